@@ -1,0 +1,43 @@
+"""Errors that a user can act on: what was got, what is allowed, what to do next.
+
+Every failure that is not a bug is one of these. The command line prints the message
+without a traceback and leaves with the class's exit code.
+"""
+
+from __future__ import annotations
+
+
+class WorkbenchError(Exception):
+    """A failure with a cure. ``got``: the fact; ``allowed``: the rule; ``next_step``: the cure."""
+
+    exit_code = 3
+
+    def __init__(self, got: str, *, allowed: str = "", next_step: str = "") -> None:
+        self.got, self.allowed, self.next_step = got, allowed, next_step
+        super().__init__(got, allowed, next_step)
+
+    def __str__(self) -> str:
+        lines = [self.got]
+        if self.allowed:
+            lines.append(f"  allowed: {self.allowed}")
+        if self.next_step:
+            lines.append(f"  next:    {self.next_step}")
+        return "\n".join(lines)
+
+
+class ConfigError(WorkbenchError):
+    """The pilot file, an override or an input file is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class StageError(WorkbenchError):
+    """A stage could not finish; what earlier stages finished is kept."""
+
+    exit_code = 3
+
+
+class GateError(WorkbenchError):
+    """Everything ran, and a gate that must hold does not."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""The pilot file: its sections, how it is read, checked and resolved."""

@@ -1,0 +1,34 @@
+"""What all sections share: unknown keys and wrong types are errors, values never change."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A mapping in the pilot file. Strict: ``"12"`` is not a number and ``1`` is not a boolean."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class InputPath:
+    """Marks a text field that names something to read.
+
+    The value is a path (relative to the pilot file that says it; to the working folder for
+    ``--set``), one of ``words``, or, where ``hub`` is allowed, ``hf:owner/name``.
+    """
+
+    def __init__(self, *words: str, hub: bool = False) -> None:
+        self.words, self.hub = words, hub
+
+
+def input_path(*words: str, hub: bool = False, **field: Any) -> Any:
+    """The annotation of a path field; see :class:`InputPath`."""
+    return Annotated[str, InputPath(*words, hub=hub), Field(min_length=1, **field)]
+
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]

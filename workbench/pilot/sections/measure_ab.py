@@ -1,0 +1,43 @@
+"""``measure_ab``: quality, latency, throughput, memory and energy in one session."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from workbench.pilot.sections.base import Count, Positive, Section, input_path
+
+
+class Meters(Section):
+    """Where energy comes from. ``auto`` uses every counter found and says why others are not."""
+
+    sources: list[Literal["auto", "nvml", "rapl", "csv"]] = Field(["auto"])
+    csv: input_path() | None = Field(  # type: ignore[valid-type]
+        None, description="power log with columns timestamp, source, watts"
+    )
+    max_gap_s: Positive = Field(3.0, description="a longer gap between samples gives no figure")
+    idle_s: Positive = Field(3.0, description="idle measured before and after the session, s")
+
+
+class MeasureAb(Section):
+    """The arms side by side, interleaved in ABBA blocks."""
+
+    arms: list[Literal["full_precision", "ternary", "post_training"]] = Field(
+        ["full_precision", "ternary", "post_training"], min_length=1
+    )
+    prompt_tokens: Count = Field(128, description="prompt of the timed requests")
+    interactive_output_tokens: list[int] = Field([1, 512], description="classes of timed requests")
+    batch_sizes: list[int] = Field([1, 4, 8], description="sequences decoded together")
+    batch_output_tokens: Count = 32
+    blocks: int = Field(4, ge=2, description="ABBA blocks; the block is the unit of the statistics")
+    quality_documents: Count = Field(64, description="held-out documents judged at most")
+    bootstrap: Count = Field(2000, description="resamples of the paired bootstrap over documents")
+    meters: Meters = Meters()
+
+    @field_validator("interactive_output_tokens", "batch_sizes")
+    @classmethod
+    def positive_and_different(cls, values: list[int]) -> list[int]:
+        if not values or min(values) < 1 or len(set(values)) != len(values):
+            raise ValueError("give one or more different whole numbers from 1")
+        return values

@@ -1,0 +1,45 @@
+"""``model``: which network, and which of its layers become ternary."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from workbench.pilot.sections.base import Positive, Section, input_path
+
+
+class Threshold(Section):
+    """When a weight becomes zero; travels in every checkpoint as the threshold version."""
+
+    rule: Literal["absmean", "absmedian", "twn", "learned"] = "absmean"
+    granularity: Literal["tensor", "row", "group128"] = "tensor"
+    rounding: Literal["half_even", "half_up", "half_away"] = "half_even"
+    eps: Positive = 1e-5
+    ratio: Positive = Field(0.75, description="of the mean magnitude, for rule twn")
+
+
+class Policy(Section):
+    """Which layers get which precision: the first pattern that matches a module's name."""
+
+    ternary: list[str] = Field(
+        ["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj", "*.gate_proj", "*.up_proj", "*.down_proj"]
+    )
+    int8: list[str] = Field([], description="e.g. lm_head and embed_tokens in the packed artefact")
+    high_precision: list[str] = Field([], description="exceptions, looked at first")
+
+
+class Model(Section):
+    """A Hugging Face causal language model whose linear layers are replaced."""
+
+    preset: str = Field("tiny-2m", description="a shape of workbench.model.presets")
+    overrides: dict[str, Any] = Field({}, description="fields of the preset's config to change")
+    checkpoint: input_path(hub=True) | None = Field(  # type: ignore[valid-type]
+        None, description="a Hugging Face model folder or hf:owner/name; null starts from scratch"
+    )
+    activations: Literal["int8", "none"] = Field(
+        "int8", description="activations of ternary layers: per-token INT8 or left as they are"
+    )
+    sub_norm: bool = Field(False, description="RMSNorm inside each ternary layer, before it")
+    threshold: Threshold = Threshold()
+    policy: Policy = Policy()

@@ -1,0 +1,36 @@
+"""``readiness``: what to find out about the machine, and the speed probe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from workbench.pilot.sections.base import Count, Section
+
+
+class Probe(Section):
+    """Full precision against random ternary weights on a real shape, before any training.
+
+    Speed and memory do not depend on what the weights are, so this is a real measurement.
+    """
+
+    enabled: bool = True
+    shape: str = Field(
+        "auto", description="a model preset, or auto: the largest that fits the free memory"
+    )
+    largest: str = Field("llama-3.2-3b", description="auto goes no further than this preset")
+    prompt_tokens: Count = Field(128, description="tokens of the prompt whose prefill is timed")
+    output_tokens: Count = Field(16, description="tokens decoded in each repetition")
+    repetitions: Count = Field(5, description="timed blocks of each arm, arms interleaved (ABBA)")
+    memory_share: float = Field(0.7, gt=0, lt=1, description="of the free memory the probe may use")
+
+
+class Readiness(Section):
+    """What the machine can do."""
+
+    bandwidth_mib: Count = Field(256, description="buffer read by the bandwidth measurement, MiB")
+    bandwidth_repetitions: Count = 7
+    threads: int = Field(0, ge=0, description="CPU threads for measurements; 0: all physical cores")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    probe: Probe = Probe()

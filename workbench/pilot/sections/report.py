@@ -1,0 +1,50 @@
+"""``report``: gates fixed before the run, tariff and power assumptions, language."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from workbench.pilot.sections.base import Positive, Section
+
+
+class Gate(Section):
+    """A rule about one metric. The interval decides: its upper end for ``at_most``, its lower
+    end for ``at_least``; a metric without an interval decides by its value."""
+
+    metric: str = Field(description="name of a metric of this run")
+    labels: dict[str, str] = {}
+    at_most: float | None = None
+    at_least: float | None = None
+    on_fail: Literal["stop", "warn"] = Field(
+        "warn", description="stop: the run exits with 4; warn: the verdict says it"
+    )
+    why: str = Field("", description="the sentence a reader of the report sees")
+
+    @model_validator(mode="after")
+    def one_side(self) -> Gate:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("a gate needs exactly one of at_most and at_least")
+        return self
+
+
+class Cost(Section):
+    """Money. Sample values are marked as such in the report until you set ``sample: false``."""
+
+    sample: bool = True
+    currency: str = "EUR"
+    tariff_per_kwh: Positive = 0.12
+    pue: float = Field(1.4, ge=1.0, description="E_facility / E_IT over a year")
+    assumed_power_w: Positive | None = Field(
+        None, description="power of the node under load, used only where no meter was found"
+    )
+    requests_per_day: Positive = 100_000.0
+
+
+class Report(Section):
+    """What the report judges by and says."""
+
+    language: Literal["en", "ru"] = "en"
+    gates: list[Gate] = []
+    cost: Cost = Cost()

@@ -1,0 +1,33 @@
+"""The pilot as one validated value. Sections are named like the stages that read them."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from workbench.pilot.sections.base import Section
+from workbench.pilot.sections.data import Data
+from workbench.pilot.sections.deploy_rollback import DeployRollback
+from workbench.pilot.sections.hybrid_plan import HybridPlan
+from workbench.pilot.sections.measure_ab import MeasureAb
+from workbench.pilot.sections.model import Model
+from workbench.pilot.sections.profile_load import ProfileLoad
+from workbench.pilot.sections.readiness import Readiness
+from workbench.pilot.sections.report import Report
+from workbench.pilot.sections.train import Train
+
+
+class Pilot(Section):
+    """Everything a pilot decides before it runs."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="folder below runs/")
+    question: str = Field(min_length=1, description="what the pilot answers, one sentence")
+    seed: int = Field(1234, ge=0)
+    readiness: Readiness = Readiness()
+    profile_load: ProfileLoad = ProfileLoad()
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    measure_ab: MeasureAb = MeasureAb()
+    hybrid_plan: HybridPlan = HybridPlan()
+    deploy_rollback: DeployRollback = DeployRollback()
+    report: Report = Report()

@@ -1,0 +1,1 @@
+"""What a run leaves on disk: metrics, tables, events, environment. No Jupyter, no Plotly."""

@@ -1,0 +1,66 @@
+"""One figure and everything needed to trust it.
+
+A metric says how it was obtained (``kind`` and ``how``), over how many observations, and
+with which interval. What could not be measured is a metric whose value is None and whose
+``reason`` says why; it is never left out and never zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+Kind = Literal["measured", "derived", "modelled", "assumed", "theoretical", "not measured"]
+"""measured: read in this run. derived: arithmetic on measured values of this run.
+modelled: a model of something measured elsewhere. assumed: declared by the user.
+theoretical: from a paper or a count of operations. not measured: value is None."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named figure.
+
+    name: snake_case with the unit at the end where it has one (``latency_ms``).
+    labels: what it is a figure of, e.g. ``{"arm": "ternary", "class": "interactive_1"}``;
+        the label ``source`` is ``trained`` or ``probe`` where both exist.
+    lo, hi: the interval at ``level`` (0.95), in the same unit.
+    """
+
+    name: str
+    value: float | None
+    unit: str
+    how: str
+    kind: Kind = "measured"
+    n: int | None = None
+    lo: float | None = None
+    hi: float | None = None
+    level: float = 0.95
+    reason: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"metric {self.name}: kind {self.kind!r}, allowed: {get_args(Kind)}")
+        if (self.value is None) != (self.kind == "not measured"):
+            raise ValueError(f"metric {self.name}: value None goes with kind 'not measured' only")
+        if self.value is None and not self.reason:
+            raise ValueError(f"metric {self.name}: a missing value needs a reason")
+        for bound in (self.value, self.lo, self.hi):
+            if bound is not None and not math.isfinite(bound):
+                raise ValueError(f"metric {self.name}: {bound} is not finite; record it as missing")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Metric:
+        return cls(**fields)
+
+    @classmethod
+    def missing(cls, name: str, unit: str, reason: str, **labels: str) -> Metric:
+        """A figure that this run could not measure, and why."""
+        return cls(name, None, unit, how="", kind="not measured", reason=reason, labels=labels)
+
+    def matches(self, name: str, labels: dict[str, str]) -> bool:
+        return self.name == name and all(self.labels.get(k) == v for k, v in labels.items())

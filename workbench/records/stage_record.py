@@ -1,0 +1,105 @@
+"""What a finished stage leaves behind, and how later stages read it.
+
+``stages/<stage>/record.json`` exists only when the stage finished; its ``key`` digests the
+stage's configuration and inputs, so a record with another key counts as not done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.errors import StageError
+from workbench.records.files import read_json, replacing, write_json
+from workbench.records.metric import Metric
+
+RECORD = "record.json"
+
+
+@dataclass
+class StageRecord:
+    """A stage's results. ``folder`` holds its tables (Parquet) and artefacts.
+
+    metrics: figures (:class:`Metric`).
+    tables: name -> Parquet file below ``folder``.
+    artefacts: name -> file or folder below ``folder`` (a checkpoint, a packed model).
+    facts: plain JSON that is neither a figure nor a table (a plan, a list of meters).
+    notes: sentences a reader must know: fallbacks taken, limits met.
+    """
+
+    stage: str
+    folder: Path
+    key: str = ""
+    started: str = ""
+    duration_s: float = 0.0
+    metrics: list[Metric] = field(default_factory=list)
+    tables: dict[str, str] = field(default_factory=dict)
+    artefacts: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, metric: Metric) -> Metric:
+        """Record one figure; the same name and labels twice is a mistake of the stage."""
+        if any(m.name == metric.name and m.labels == metric.labels for m in self.metrics):
+            raise ValueError(f"metric {metric.name} {metric.labels} was recorded already")
+        self.metrics.append(metric)
+        return metric
+
+    def measured(
+        self, name: str, value: float, unit: str, how: str, *, n: int | None = None,
+        lo: float | None = None, hi: float | None = None, **labels: str,
+    ) -> Metric:
+        """Record a figure that this run measured."""
+        return self.add(Metric(name, value, unit, how, "measured", n, lo, hi, labels=labels))
+
+    def missing(self, name: str, unit: str, reason: str, **labels: str) -> Metric:
+        """Record that a figure could not be measured, and why."""
+        return self.add(Metric.missing(name, unit, reason, **labels))
+
+    def metric(self, name: str, **labels: str) -> Metric | None:
+        """The first figure with this name whose labels include ``labels``, or None."""
+        return next((m for m in self.metrics if m.matches(name, labels)), None)
+
+    def save_table(self, name: str, frame: pd.DataFrame) -> None:
+        with replacing(self.folder / f"{name}.parquet") as partial:
+            frame.to_parquet(partial, index=False)
+        self.tables[name] = f"{name}.parquet"
+
+    def table(self, name: str) -> pd.DataFrame:
+        if name not in self.tables:
+            raise KeyError(f"{self.stage} has no table {name!r}; it has {sorted(self.tables)}")
+        return pd.read_parquet(self.folder / self.tables[name])
+
+    def artefact(self, name: str) -> Path:
+        if name not in self.artefacts:
+            raise KeyError(f"{self.stage} has no artefact {name!r}; it has {sorted(self.artefacts)}")
+        return self.folder / self.artefacts[name]
+
+    def metrics_frame(self) -> pd.DataFrame:
+        """All figures as a frame; each label becomes a column."""
+        rows = [{**m.to_json(), **m.labels} for m in self.metrics]
+        return pd.DataFrame(rows).drop(columns="labels", errors="ignore")
+
+    def save(self) -> None:
+        fields = {k: v for k, v in vars(self).items() if k not in ("folder", "metrics")}
+        write_json(
+            self.folder / RECORD, {**fields, "metrics": [m.to_json() for m in self.metrics]}
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> StageRecord | None:
+        """The record in ``folder``, or None when the stage has not finished there."""
+        if not (folder / RECORD).exists():
+            return None
+        try:
+            fields = read_json(folder / RECORD)
+            metrics = [Metric.from_json(m) for m in fields.pop("metrics")]
+            return cls(folder=folder, metrics=metrics, **fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise StageError(
+                f"{folder / RECORD} cannot be read: {error}",
+                next_step="remove that file, or run the stage again with --force",
+            ) from error
