@@ -84,13 +84,16 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return list(follow(path, None)) if path.exists() else []
 
 
-def follow(path: Path, stop: Callable[[], bool] | None) -> Iterator[dict[str, Any]]:
-    """Events from the start of the file; with ``stop``, new ones until it returns True."""
+def follow(
+    path: Path, stop: Callable[[], bool] | None, start: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Events from byte ``start`` of the file on; with ``stop``, new ones until it is True."""
     while stop and not path.exists():
         if stop():
             return
         time.sleep(0.1)
     with path.open(encoding="utf-8") as file:
+        file.seek(start)
         pending = ""
         while True:
             ending = stop is None or stop()

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from workbench.errors import ConfigError
+from workbench.pilot.problems import did_you_mean
+
 if TYPE_CHECKING:
     from workbench.stages.context import StageContext
 
@@ -19,6 +22,7 @@ class Stage:
     sections: the parts of the pilot file that decide its result; they go into its key.
     after: stages whose records it reads; their keys go into its key.
     on_machine: its result is about this machine, so the machine goes into its key as well.
+    adoptable: costly and not about speed: another run of the pilot may take over the result.
     """
 
     number: int
@@ -27,6 +31,7 @@ class Stage:
     sections: tuple[str, ...]
     after: tuple[str, ...] = ()
     on_machine: bool = True
+    adoptable: bool = False
 
     @property
     def notebook(self) -> str:
@@ -52,7 +57,13 @@ STAGES: dict[str, Stage] = {
             ("profile_load",),
             on_machine=False,
         ),
-        Stage(2, "train_qat", "does ternary train", ("data", "model", "train")),
+        Stage(
+            2,
+            "train_qat",
+            "does ternary train",
+            ("data", "model", "train"),
+            adoptable=True,
+        ),
         Stage(
             3,
             "measure_ab",
@@ -66,6 +77,7 @@ STAGES: dict[str, Stage] = {
             "what stays precise",
             ("hybrid_plan",),
             ("train_qat",),
+            adoptable=True,
         ),
         Stage(
             5,
@@ -90,3 +102,15 @@ STAGES: dict[str, Stage] = {
         ),
     )
 }
+
+
+def stage_named(text: str) -> Stage:
+    """A stage by name, notebook name or number: ``train_qat``, ``02_train_qat``, ``2``.
+
+    Raises ConfigError naming the stages there are.
+    """
+    bare = text.removesuffix(".ipynb")
+    for stage in STAGES.values():
+        if bare in (stage.name, f"{stage.number:02d}_{stage.name}", str(stage.number)):
+            return stage
+    raise ConfigError(f"stage {text}: unknown{did_you_mean(text, STAGES)}")

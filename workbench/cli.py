@@ -1,0 +1,147 @@
+"""The ``workbench`` command. Each command is a few lines over the library.
+
+Exit codes: 0 done, 2 the pilot or the command line is wrong, 3 a stage failed, 4 a gate
+that must hold failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.errors import WorkbenchError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Pilots that tell whether ternary language models pay off here.",
+)
+
+PilotFile = Annotated[Path, typer.Argument(metavar="PILOT.yaml", help="the pilot file")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a field, e.g. train.lr=3e-4"),
+]
+
+
+@app.command()
+def run(
+    pilot: PilotFile,
+    overrides: Overrides = None,
+    only: Annotated[str | None, typer.Option(help="run this stage alone")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="start at this stage")] = None,
+    force: Annotated[bool, typer.Option("--force", help="compute again what is finished")] = False,
+    notebooks: Annotated[
+        bool | None, typer.Option(help="execute the notebooks [default: if papermill is here]")
+    ] = None,
+) -> None:
+    """Run a pilot, or go on with it; the last line printed is the report's path."""
+    from workbench.pilot.resolve import resolve
+    from workbench.runner.pilot_run import raise_failed_gates, run_pilot, selected_stages
+
+    resolved = resolve(pilot, overrides or ())
+    done = run_pilot(
+        resolved, stages=selected_stages(only, first), force=force, notebooks=notebooks
+    )
+    print(done.report if done.report.exists() else done.folder)
+    raise_failed_gates(done)
+
+
+@app.command()
+def show(pilot: PilotFile, overrides: Overrides = None) -> None:
+    """Print every resolved value and where it came from."""
+    from workbench.pilot.resolve import resolve
+    from workbench.pilot.yaml_file import dump_scalar
+
+    resolved = resolve(pilot, overrides or ())
+    leaves = [(name, dump_scalar(value), source) for name, value, source in resolved.leaves()]
+    name_width = max(len(name) for name, _, _ in leaves)
+    value_width = min(40, max(len(value) for _, value, _ in leaves))
+    for name, value, source in leaves:
+        print(f"{name:{name_width}}  {value:{value_width}}  {source}")
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(metavar="STAGE", help="e.g. train_qat, 02_train_qat or 2")],
+    pilot: PilotFile,
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="compute again though finished")] = False,
+) -> None:
+    """Run one stage without any notebook (no Jupyter, papermill or Plotly needed)."""
+    from workbench.pilot.resolve import resolve
+    from workbench.runner.pilot_run import run_stage
+    from workbench.stages import stage_named
+
+    wanted = stage_named(name)
+    record = run_stage(wanted.name, resolve(pilot, overrides or ()), force=force)
+    for note in record.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(record.folder)
+
+
+@app.command()
+def runs() -> None:
+    """List the runs: name, stages finished, verdict, question."""
+    from workbench.records.run import all_runs
+    from workbench.stages import STAGES
+
+    found = all_runs()
+    if not found:
+        print("no runs yet; make pilot, or workbench run PILOT.yaml")
+    for each in found:
+        records = each.records()
+        verdict = records["report"].facts.get("verdict", {}) if "report" in records else {}
+        state = verdict.get("decision", f"{len(records)}/{len(STAGES)} stages")
+        print(f"{each.name:44}  {state:14}  {each.header['question']}")
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="two or more runs")],
+) -> None:
+    """Print two or more runs side by side: what differs, and every shared figure."""
+    from workbench.errors import ConfigError
+    from workbench.records.run import find_run
+    from workbench.report.compare import compare_text
+
+    if len(names) < 2:
+        raise ConfigError(f"compare: got {len(names)} run", allowed="two or more")
+    print(compare_text([find_run(name) for name in names]))
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="a run of workbench runs")],
+) -> None:
+    """Write report.html of a run again from its records, and print its path."""
+    from workbench.records.run import find_run
+    from workbench.report.html import write_html
+
+    print(write_html(find_run(name).folder))
+
+
+def main() -> None:
+    """Entry point: errors with a cure are printed without a traceback."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except WorkbenchError as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("workbench: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        show_usage = getattr(error, "show", None)  # what click raises for a wrong command line
+        if show_usage is None:
+            raise
+        show_usage()
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

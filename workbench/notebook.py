@@ -1,0 +1,78 @@
+"""What the notebooks call: one stage, computed or loaded, with one live block of progress.
+
+The only module of the library that knows IPython, and only when it runs inside it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.pilot.resolve import resolve
+from workbench.records.run import open_folder, open_run
+from workbench.records.stage_record import StageRecord
+from workbench.records.terminal import describe
+from workbench.stages.execute import execute
+
+REFRESH_S = 0.5
+
+
+def stage(
+    name: str,
+    pilot: str | Path,
+    overrides: Sequence[str] = (),
+    run_folder: str | Path | None = None,
+) -> StageRecord:
+    """The record of stage ``name`` of a pilot; a finished stage is loaded, not computed.
+
+    pilot: path of the pilot file, relative to the notebook. overrides: ``section.key=value``.
+    run_folder: the run to work in; None takes the newest run of this pilot or starts one.
+    """
+    _plain_errors()
+    resolved = resolve(pilot, overrides)
+    run = open_folder(Path(run_folder)) if run_folder else open_run(resolved)
+    block = LiveBlock()
+    record = execute(name, resolved, run, listener=block.show)
+    block.text(f"{name}: finished in {record.duration_s:.0f} s · run {run.name}")
+    return record
+
+
+class LiveBlock:
+    """One output that is rewritten in place, so that a stored notebook keeps a single line."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self._shown = 0.0
+
+    def show(self, event: dict[str, Any]) -> None:
+        urgent = event["kind"] != "step" or event["done"] == event["total"]
+        if urgent or time.monotonic() - self._shown > REFRESH_S:
+            self.text(describe(event))
+
+    def text(self, line: str) -> None:
+        self._shown = time.monotonic()
+        if self._handle:
+            self._handle.update({"text/plain": line}, raw=True)
+
+
+def _plain_errors() -> None:
+    """In a notebook an error of the workbench is its message, without a traceback."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell is None:
+        return
+
+    def message_only(self: Any, kind: Any, error: Any, trace: Any, tb_offset: Any = None) -> list:
+        lines = [f"{kind.__name__}: {error}"]
+        self._showtraceback(kind, error, lines)
+        return lines
+
+    shell.set_custom_exc((WorkbenchError,), message_only)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,76 @@
+"""Turns what pydantic found wrong into sentences with file, line and "did you mean"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from workbench.pilot.yaml_file import Keys
+
+_KINDS = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+
+
+def sentence(error: ErrorDetails, model: type[BaseModel]) -> tuple[Keys, str]:
+    """The keys of the value at fault, and what is wrong with it."""
+    keys = tuple(k for k in error["loc"] if not _is_union_branch(k))
+    name = ".".join(map(str, keys)) or "the pilot"
+    kind, got = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        section = section_at(model, keys[:-1])
+        allowed = list(section.model_fields) if section else []
+        return keys, f"{name}: unknown key{did_you_mean(str(keys[-1]), allowed)}"
+    if kind == "missing":
+        return keys, f"{name}: missing, and it has no default"
+    if kind in _KINDS:
+        return keys, f"{name}: got {got!r}, allowed: {_KINDS[kind]}"
+    if kind == "literal_error":
+        expected = error["ctx"]["expected"]
+        words = [w.strip(" '") for w in expected.replace(" or ", ", ").split(",")]
+        return keys, f"{name}: got {got!r}, allowed: {expected}{_close(str(got), words)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return keys, f"{name}: got {got!r}: {message[0].lower()}{message[1:]}"
+
+
+def did_you_mean(got: str, allowed: Iterable[str]) -> str:
+    """``; did you mean lr? allowed: ...`` for a name that is not one of ``allowed``."""
+    names = list(allowed)
+    return f"{_close(got, names)}; allowed: {', '.join(names)}"
+
+
+def _close(got: str, words: list[str]) -> str:
+    near = difflib.get_close_matches(got, words, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def section_at(model: type[BaseModel], keys: Keys) -> type[BaseModel] | None:
+    """The section class below ``model`` that ``keys`` lead to."""
+    here: type[BaseModel] | None = model
+    for key in keys:
+        if isinstance(key, int) or here is None:
+            continue
+        field = here.model_fields.get(key)
+        here = _section_in(field.annotation) if field else None
+    return here
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((s for a in get_args(annotation) if (s := _section_in(a))), None)
+
+
+def _is_union_branch(key: str | int) -> bool:
+    return isinstance(key, str) and ("[" in key or key in {"none", "nullable"})

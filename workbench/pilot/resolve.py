@@ -1,0 +1,221 @@
+"""From a pilot file, its base and the command line to one validated pilot.
+
+Later wins: defaults, then the file named by ``extends`` (one level), then the pilot file,
+then each ``--set``. Mappings merge key by key; lists and scalars are replaced whole. All
+problems are reported at once, and every value remembers where it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml.error import YAMLError
+
+from workbench.errors import ConfigError
+from workbench.paths import shown
+from workbench.pilot.problems import did_you_mean, section_at, sentence
+from workbench.pilot.sections.base import InputPath
+from workbench.pilot.spec import Pilot
+from workbench.pilot.yaml_file import Keys, YamlFile, parse_scalar, read_yaml
+from workbench.records.files import digest_json
+
+
+@dataclass(frozen=True)
+class ResolvedPilot:
+    """A pilot and its history.
+
+    values: every field, defaults included, as plain data.
+    sources: where each given value came from (``pilots/base.yaml:12``, ``--set``); a field
+    without an entry has its default.
+    """
+
+    pilot: Pilot
+    path: Path
+    overrides: tuple[str, ...]
+    values: dict[str, Any]
+    sources: dict[Keys, str]
+
+    @property
+    def digest(self) -> str:
+        return digest_json(self.values)
+
+    def leaves(self) -> Iterator[tuple[str, Any, str]]:
+        """(dotted name, value, source) of every field, in the order of the sections."""
+        for keys, value in _leaves(self.values, ()):
+            near = (keys[:n] for n in range(len(keys), 0, -1))
+            source = next((self.sources[k] for k in near if k in self.sources), "default")
+            yield ".".join(map(str, keys)), value, source
+
+
+def resolve(path: Path | str, overrides: Sequence[str] = ()) -> ResolvedPilot:
+    """Read and check a whole pilot.
+
+    overrides: ``section.key=value`` texts, values by YAML's rules.
+    Raises ConfigError listing every problem with file and line.
+    """
+    path = Path(path).expanduser().absolute()
+    merge = _Merge()
+    own = read_yaml(path)
+    if "extends" in own.values:
+        merge.file(_base_of(own))
+    merge.file(own)
+    for text in overrides:
+        merge.override(text)
+    merge.resolve_paths()
+
+    pilot = None
+    try:
+        pilot = Pilot.model_validate(merge.values)
+    except ValidationError as error:
+        for detail in error.errors():
+            keys, text = sentence(detail, Pilot)
+            merge.problem(keys, text)
+    if pilot is None or merge.problems:
+        raise ConfigError(
+            "\n".join(dict.fromkeys(merge.problems)),
+            next_step=f"correct the above; nothing was started (fields: workbench show {path.name})",
+        )
+    return ResolvedPilot(
+        pilot, path, tuple(overrides), pilot.model_dump(mode="json"), merge.sources
+    )
+
+
+class _Merge:
+    """The values so far, where each came from, and what is wrong with them."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.sources: dict[Keys, str] = {}
+        self.folders: dict[Keys, Path] = {}
+        self.problems: list[str] = []
+
+    def problem(self, keys: Keys, text: str) -> None:
+        near = (keys[:n] for n in range(len(keys), 0, -1))
+        where = next((self.sources[k] for k in near if k in self.sources), None)
+        self.problems.append(f"{where}: {text}" if where else text)
+
+    def file(self, file: YamlFile) -> None:
+        for keys, line in file.lines.items():
+            if keys[0] != "extends":
+                self.sources[keys] = f"{shown(file.path)}:{line}"
+                self.folders[keys] = file.path.parent
+        values = {k: v for k, v in file.values.items() if k != "extends"}
+        self.values = _merged(self.values, values)
+
+    def override(self, text: str) -> None:
+        name, equals, value_text = text.partition("=")
+        keys: Keys = tuple(name.strip().split("."))
+        if not equals or not all(keys):
+            self.problems.append(f"--set {text}: allowed: section.key=value")
+            return
+        try:
+            value = parse_scalar(value_text)
+        except YAMLError:
+            self.problems.append(f"--set {text}: the value is not valid YAML")
+            return
+        for depth in range(1, len(keys)):
+            if section_at(Pilot, keys[:depth]) is None and not _is_free_map(keys[:depth]):
+                known = section_at(Pilot, keys[: depth - 1])
+                names = list(known.model_fields) if known else []
+                unknown = did_you_mean(str(keys[depth - 1]), names)
+                self.problems.append(f"--set {text}: unknown section {keys[depth - 1]}{unknown}")
+                return
+        nested: Any = value
+        for key in reversed(keys):
+            nested = {key: nested}
+        self.values = _merged(self.values, nested)
+        self.sources[keys] = f"--set {text}"
+        self.folders[keys] = Path.cwd()
+
+    def resolve_paths(self) -> None:
+        """Make each given path absolute and insist that it exists."""
+        for keys, rule in path_fields(Pilot):
+            section: Any = self.values
+            for key in keys[:-1]:
+                section = section.get(key) if isinstance(section, dict) else None
+            value = section.get(keys[-1]) if isinstance(section, dict) else None
+            if not isinstance(value, str) or value in rule.words or not value:
+                continue
+            if value.startswith("hf:"):
+                if not rule.hub:
+                    self.problem(keys, f"{'.'.join(map(str, keys))}: takes no hf: name, got {value}")
+                continue
+            found = (self.folders[keys] / Path(value).expanduser()).resolve()
+            section[keys[-1]] = str(found)
+            if not found.exists():
+                words = "".join(f", or {w}" for w in rule.words)
+                words += ", or hf:owner/name" if rule.hub else ""
+                self.problem(
+                    keys,
+                    f"{'.'.join(map(str, keys))}: no such file or folder: {shown(found)} "
+                    f"(allowed: an existing path{words})",
+                )
+
+
+def path_fields(model: type[BaseModel], keys: Keys = ()) -> Iterator[tuple[Keys, InputPath]]:
+    """All fields of the pilot that name something to read."""
+    for name, field in model.model_fields.items():
+        here = (*keys, name)
+        rule = next((m for m in field.metadata if isinstance(m, InputPath)), None)
+        rule = rule or _path_rule(field.annotation)
+        if rule:
+            yield here, rule
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from path_fields(field.annotation, here)
+
+
+def _path_rule(annotation: Any) -> InputPath | None:
+    for part in getattr(annotation, "__metadata__", ()):
+        if isinstance(part, InputPath):
+            return part
+    return next((rule for arg in get_args(annotation) if (rule := _path_rule(arg))), None)
+
+
+def _base_of(own: YamlFile) -> YamlFile:
+    name = own.values["extends"]
+    where = f"{shown(own.path)}:{own.lines[('extends',)]}"
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: extends: got {name!r}", allowed="the name of one pilot file")
+    base_path = (own.path.parent / name).resolve()
+    if not base_path.exists():
+        raise ConfigError(
+            f"{where}: extends: no such file: {shown(base_path)}",
+            allowed="a pilot file, relative to this one",
+        )
+    base = read_yaml(base_path)
+    if "extends" in base.values:
+        raise ConfigError(
+            f"{shown(base_path)}:{base.lines[('extends',)]}: a base extends another file",
+            allowed="one level of extends",
+            next_step=f"write its values into {shown(own.path)} or into {shown(base_path)}",
+        )
+    return base
+
+
+def _is_free_map(keys: Keys) -> bool:
+    """Whether ``keys`` name a field whose own keys are up to the user (``model.overrides``)."""
+    section = section_at(Pilot, keys[:-1])
+    field = section.model_fields.get(str(keys[-1])) if section else None
+    return field is not None and getattr(field.annotation, "__origin__", None) is dict
+
+
+def _merged(under: Any, over: Any) -> Any:
+    if isinstance(under, dict) and isinstance(over, dict):
+        keys = list(under) + [k for k in over if k not in under]
+        return {
+            k: _merged(under[k], over[k]) if k in under and k in over else {**under, **over}[k]
+            for k in keys
+        }
+    return over
+
+
+def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, (*keys, key))
+    else:
+        yield keys, value

@@ -1,0 +1,114 @@
+"""YAML 1.2 with positions: plain values, and the line each of them stands on.
+
+YAML 1.1 readers take ``1e-4`` for text, ``off`` for False and ``12:30`` for 750; a pilot
+must mean what it says, so this reads 1.2 (ruamel.yaml) and refuses a key given twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
+
+from workbench.errors import ConfigError
+from workbench.paths import shown
+
+Keys = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """values: plain dicts, lists and scalars. lines: the line (from 1) of each key or item."""
+
+    path: Path
+    values: dict[str, Any]
+    lines: dict[Keys, int]
+
+
+def read_yaml(path: Path) -> YamlFile:
+    """Read one file whose top level is a mapping, or raise ConfigError with its line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{shown(path)}: no such file", next_step="check the path of the pilot file"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{shown(path)}: cannot be read: {error}", allowed="a readable UTF-8 file"
+        ) from error
+    try:
+        tree = YAML(typ="rt").load(StringIO(text))
+    except YAMLError as error:
+        raise _syntax_error(path, error) from error
+    if not isinstance(tree, CommentedMap):
+        raise ConfigError(
+            f"{shown(path)}: the top level is {_kind(tree)}",
+            allowed="a mapping of sections (name:, question:, train:, ...)",
+        )
+    lines: dict[Keys, int] = {}
+    return YamlFile(path, _plain(tree, (), lines), lines)
+
+
+def parse_scalar(text: str) -> Any:
+    """The value of ``--set key=VALUE``, by the same YAML rules as a file."""
+    return _plain(YAML(typ="rt").load(StringIO(text)), (), {})
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Plain values as block-style YAML."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    stream = StringIO()
+    yaml.dump(values, stream)
+    return stream.getvalue()
+
+
+def dump_scalar(value: Any) -> str:
+    """One value on one line, as it could stand in a pilot file."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = True
+    yaml.width = 10_000
+    stream = StringIO()
+    yaml.dump(value, stream)
+    return stream.getvalue().removesuffix("...\n").strip()
+
+
+def _plain(node: Any, keys: Keys, lines: dict[Keys, int]) -> Any:
+    if isinstance(node, CommentedMap):
+        for key in node:
+            lines[(*keys, key)] = node.lc.key(key)[0] + 1 if key in node.lc.data else 0
+        return {key: _plain(value, (*keys, key), lines) for key, value in node.items()}
+    if isinstance(node, CommentedSeq):
+        for index in range(len(node)):
+            lines[(*keys, index)] = node.lc.item(index)[0] + 1
+        return [_plain(value, (*keys, index), lines) for index, value in enumerate(node)]
+    if isinstance(node, (bool, ScalarBoolean)):
+        return bool(node)
+    for kind in (int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _syntax_error(path: Path, error: YAMLError) -> ConfigError:
+    line, problem = 0, str(error)
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 0
+        problem = error.problem or error.context or problem
+    return ConfigError(
+        f"{shown(path)}:{line}: not valid YAML: {problem.strip()}",
+        next_step="check indentation, colons, quotes and keys given twice near that line",
+    )
+
+
+def _kind(value: Any) -> str:
+    return "empty" if value is None else f"a {type(value).__name__}"

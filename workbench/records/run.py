@@ -1,0 +1,157 @@
+"""A run's folder: ``runs/<pilot>/<id>/``, found again by what the pilot says.
+
+The id is the time of the first start and a digest of the resolved pilot. The same pilot
+started again finds its folder and goes on there; a changed value makes a new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import ConfigError, StageError
+from workbench.paths import runs_root, shown
+from workbench.pilot.resolve import ResolvedPilot
+from workbench.pilot.yaml_file import dump_yaml
+from workbench.records.files import read_json, write_json, write_text
+from workbench.records.stage_record import StageRecord
+
+HEADER = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder of results. ``header``: digest, created, question, pilot_file, overrides."""
+
+    folder: Path
+    header: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """``<pilot>/<id>``, the name that ``workbench runs`` prints."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def events(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def notebooks(self) -> Path:
+        return self.folder / "notebooks"
+
+    def stage_folder(self, stage: str) -> Path:
+        return self.folder / "stages" / stage
+
+    def record(self, stage: str) -> StageRecord | None:
+        return StageRecord.load(self.stage_folder(stage))
+
+    def records(self) -> dict[str, StageRecord]:
+        """The finished stages, in the order of the roadmap."""
+        from workbench.stages import STAGES
+
+        found = {name: self.record(name) for name in STAGES}
+        return {name: record for name, record in found.items() if record}
+
+    @contextmanager
+    def lock(self, stage: str) -> Iterator[None]:
+        """One process at a time works on a stage; a second one is told so."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f".{stage}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StageError(
+                    f"{stage} of {self.name} is being worked on by another process",
+                    next_step="wait for it, or stop it, and run the same command again",
+                ) from None
+            yield
+
+
+def open_run(resolved: ResolvedPilot, *, fresh: bool = False) -> Run:
+    """The newest run of exactly this pilot, or a new one (always with ``fresh``)."""
+    siblings = runs_root() / resolved.pilot.name
+    if not fresh:
+        for run in reversed(list(_runs_in(siblings))):
+            if run.header["digest"] == resolved.digest:
+                return run
+    return _create(resolved, siblings)
+
+
+def open_folder(folder: Path) -> Run:
+    """The run in ``folder``."""
+    if not (folder / HEADER).exists():
+        raise ConfigError(
+            f"{shown(folder)} is not a run: it has no {HEADER}",
+            next_step="workbench runs lists the runs",
+        )
+    return Run(folder.resolve(), read_json(folder / HEADER))
+
+
+def all_runs() -> list[Run]:
+    """Every run below the runs folder, oldest first within its pilot."""
+    root = runs_root()
+    pilots = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    return [run for pilot in pilots for run in _runs_in(pilot)]
+
+
+def find_run(name: str) -> Run:
+    """A run by folder, by ``pilot/id``, by a unique part of that, or by pilot (its newest)."""
+    if (Path(name) / HEADER).exists():
+        return open_folder(Path(name))
+    runs = all_runs()
+    of_pilot = [run for run in runs if run.folder.parent.name == name]
+    if of_pilot:
+        return of_pilot[-1]
+    matches = [run for run in runs if name in run.name]
+    if len(matches) == 1:
+        return matches[0]
+    known = ", ".join(run.name for run in runs) or "none yet"
+    raise ConfigError(
+        f"{name}: {'no run has that name' if not matches else f'{len(matches)} runs match'}",
+        allowed=f"a run's folder, name, or a unique part of it; runs: {known}",
+        next_step="workbench runs lists them",
+    )
+
+
+def _create(resolved: ResolvedPilot, siblings: Path) -> Run:
+    identity = f"{time.strftime('%Y%m%d-%H%M%S')}-{resolved.digest[:6]}"
+    folder = siblings / identity
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        time.sleep(1.0)
+        return _create(resolved, siblings)
+    write_text(folder / "pilot.yaml", _annotated(resolved))
+    header = {
+        "digest": resolved.digest,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "question": resolved.pilot.question,
+        "pilot_file": str(resolved.path),
+        "overrides": list(resolved.overrides),
+    }
+    write_json(folder / HEADER, header)
+    return Run(folder, header)
+
+
+def _annotated(resolved: ResolvedPilot) -> str:
+    sources = "\n".join(
+        f"#   {name}: {source}" for name, _, source in resolved.leaves() if source != "default"
+    )
+    return (
+        f"# Resolved from {resolved.path.name}; every value, defaults included.\n"
+        f"# Given values and where they came from:\n{sources}\n{dump_yaml(resolved.values)}"
+    )
+
+
+def _runs_in(pilot: Path) -> Iterator[Run]:
+    for header in sorted(pilot.glob(f"*/{HEADER}")):
+        yield open_folder(header.parent)

@@ -1,0 +1,1 @@
+"""Runs the roadmap: notebooks headlessly where papermill is installed, bare stages elsewhere."""

@@ -1,0 +1,29 @@
+"""What can be known to fail before the first kernel starts, all of it at once.
+
+The fields were checked one by one when the pilot was resolved. A stage module may also have
+``check(pilot) -> list[str]``: sentences about what its inputs or a combination of fields
+make impossible.
+"""
+
+from __future__ import annotations
+
+from workbench.errors import ConfigError
+from workbench.paths import shown
+from workbench.pilot.resolve import ResolvedPilot
+from workbench.stages import STAGES
+
+
+def check_pilot(resolved: ResolvedPilot) -> None:
+    """Raise one ConfigError with every problem that the stages' own checks find."""
+    problems: list[str] = []
+    for stage in STAGES.values():
+        check = getattr(stage.module, "check", None)
+        try:
+            problems += check(resolved.pilot) if check else []
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(
+            "\n".join(f"{shown(resolved.path)}: {problem}" for problem in problems),
+            next_step="correct the above; nothing was started",
+        )

@@ -1,0 +1,131 @@
+"""One pilot from the first stage to the report.
+
+The whole pilot is validated before anything starts. Each stage's notebook is executed by
+papermill in a kernel of its own; whether the stage succeeded is read from its record, never
+from the notebook. Everything finished stays finished: the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from workbench.errors import ConfigError, GateError, StageError
+from workbench.machine.environment import describe_environment
+from workbench.paths import shown
+from workbench.pilot.resolve import ResolvedPilot
+from workbench.records.files import write_json
+from workbench.records.run import Run, open_run
+from workbench.records.stage_record import StageRecord
+from workbench.records.terminal import watching
+from workbench.runner.checks import check_pilot
+from workbench.stages import STAGES, stage_named
+from workbench.stages.execute import execute, finished, recorded_failure
+
+
+def run_pilot(
+    resolved: ResolvedPilot,
+    *,
+    stages: Sequence[str] = tuple(STAGES),
+    force: bool = False,
+    notebooks: bool | None = None,
+) -> Run:
+    """Run ``stages`` in order and return the run.
+
+    stages: names; those before them must be finished, or are among them.
+    force: compute them again. For a whole pilot that makes a new run.
+    notebooks: None executes notebooks if papermill is installed.
+    Raises ConfigError, StageError, GateError; KeyboardInterrupt also for SIGTERM.
+    """
+    if notebooks is None:
+        notebooks = importlib.util.find_spec("papermill") is not None
+    check_pilot(resolved)
+    whole = tuple(stages) == tuple(STAGES)
+    run = open_run(resolved, fresh=force and whole)
+    with _terminable(), watching(run.events):
+        write_json(run.folder / "environment.json", describe_environment())
+        for name in stages:
+            if force and not whole:
+                execute(name, resolved, run, force=True)
+            if notebooks:
+                _notebook(name, resolved, run)
+            else:
+                execute(name, resolved, run)
+        if "report" in stages:
+            _write_report(run)
+    return run
+
+
+def run_stage(name: str, resolved: ResolvedPilot, *, force: bool = False) -> StageRecord:
+    """One stage in this process, without Jupyter, papermill or Plotly."""
+    check_pilot(resolved)
+    run = open_run(resolved)
+    with _terminable(), watching(run.events):
+        write_json(run.folder / "environment.json", describe_environment())
+        return execute(name, resolved, run, force=force)
+
+
+def raise_failed_gates(run: Run) -> None:
+    """GateError if a gate that must hold does not; nothing if the report is not done."""
+    record = run.record("report")
+    stopping = record.facts.get("stopping_gates", []) if record else []
+    if stopping:
+        raise GateError(
+            "gate failed: " + "; ".join(stopping),
+            next_step=f"read the gates in {shown(run.report)}",
+        )
+
+
+def selected_stages(only: str | None, first: str | None) -> tuple[str, ...]:
+    """The stages that ``--only`` or ``--from`` name; all without them."""
+    if only and first:
+        raise ConfigError("--only and --from together", allowed="one of them")
+    if only:
+        return (stage_named(only).name,)
+    names = tuple(STAGES)
+    return names[names.index(stage_named(first).name) :] if first else names
+
+
+def _notebook(name: str, resolved: ResolvedPilot, run: Run) -> None:
+    """Execute a stage's notebook unless it shows the finished record already."""
+    from workbench.runner.papermill_run import execute_notebook
+
+    record = finished(name, resolved, run)
+    target = run.notebooks / STAGES[name].notebook
+    if record and target.exists():
+        return
+    problem = execute_notebook(STAGES[name].notebook, target, resolved, run)
+    if finished(name, resolved, run) is None:
+        raise recorded_failure(run, name) or StageError(
+            f"{name}: its kernel ended before the stage did ({problem or 'no reason given'})",
+            next_step="often the memory was full: close programs or choose a smaller preset; "
+            "the same command goes on from the last checkpoint",
+        )
+    if problem:
+        target.unlink(missing_ok=True)
+        raise StageError(
+            f"{name} finished, but its notebook did not: {problem}",
+            next_step=f"open notebooks/{STAGES[name].notebook}; the stage itself is kept",
+        )
+
+
+def _write_report(run: Run) -> None:
+    from workbench.report.html import write_html
+
+    write_html(run.folder)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM stops a run the way Ctrl-C does, so that a scheduler loses nothing either."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

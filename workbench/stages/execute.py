@@ -1,0 +1,144 @@
+"""Runs one stage of one run, or loads it when it is finished.
+
+The notebook, the batch run and ``workbench stage`` all come through here, so what counts as
+done, what is kept on failure and what a user reads is the same for all three.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import StageError, WorkbenchError
+from workbench.pilot.resolve import ResolvedPilot
+from workbench.records.events import Progress
+from workbench.records.files import read_json, write_json, write_text
+from workbench.records.run import Run
+from workbench.records.stage_record import RECORD, StageRecord
+from workbench.stages import STAGES
+from workbench.stages.adopt import adopt
+from workbench.stages.context import StageContext
+from workbench.stages.keys import stage_key
+
+FAILURE = "failure.json"
+KEY = "key.txt"
+
+
+def finished(name: str, resolved: ResolvedPilot, run: Run) -> StageRecord | None:
+    """The stage's record if it is finished for exactly this pilot, else None."""
+    record = run.record(name)
+    return record if record and record.key == stage_key(name, resolved) else None
+
+
+def execute(
+    name: str,
+    resolved: ResolvedPilot,
+    run: Run,
+    *,
+    force: bool = False,
+    listener: Callable[[dict[str, Any]], None] | None = None,
+) -> StageRecord:
+    """The record of a stage, computed only if it is not there yet (or with ``force``).
+
+    Raises StageError when the stage fails, when one before it is missing, or when another
+    process is at work on it.
+    """
+    if not force and (record := finished(name, resolved, run)):
+        return record
+    progress = Progress(run.events, name, listener)
+    with run.lock(name):
+        upstream = _upstream(name, resolved, run)
+        folder = run.stage_folder(name)
+        key = stage_key(name, resolved)
+        if not force and STAGES[name].adoptable and (record := adopt(name, key, run)):
+            progress.note(record.notes[-1])
+            return record
+        _prepare(folder, key, force)
+        record = StageRecord(name, folder, key, started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        began = time.monotonic()
+        progress.event("started", text=STAGES[name].decides)
+        try:
+            STAGES[name].run(StageContext(resolved.pilot, record, progress, upstream))
+            record.duration_s = round(time.monotonic() - began, 2)
+            record.save()
+        except BaseException as error:
+            failure = _as_failure(name, folder, error)
+            _keep_failure(folder, failure)
+            progress.event("failed", text=str(failure))
+            if isinstance(error, Exception):
+                raise failure from error
+            raise
+        (folder / FAILURE).unlink(missing_ok=True)
+        progress.event("finished", duration_s=record.duration_s)
+    return record
+
+
+def recorded_failure(run: Run, name: str) -> StageError | None:
+    """What the last attempt at a stage left behind when it failed."""
+    path = run.stage_folder(name) / FAILURE
+    if not path.exists():
+        return None
+    fields = read_json(path)
+    return StageError(fields["got"], allowed=fields["allowed"], next_step=fields["next_step"])
+
+
+def _upstream(name: str, resolved: ResolvedPilot, run: Run) -> dict[str, StageRecord]:
+    records = {before: finished(before, resolved, run) for before in STAGES[name].after}
+    absent = [before for before, record in records.items() if record is None]
+    if absent:
+        raise StageError(
+            f"{name} needs {', '.join(absent)}, not finished in {run.name}",
+            next_step=f"workbench run PILOT.yaml, or workbench stage {absent[0]} PILOT.yaml first",
+        )
+    return {before: record for before, record in records.items() if record}
+
+
+def _prepare(folder: Path, key: str, force: bool) -> None:
+    """An empty folder for a new key; the unfinished work of the same key is kept.
+
+    A finished result that no longer applies is moved aside, never deleted.
+    """
+    marker = folder / KEY
+    if (folder / RECORD).exists():
+        folder.rename(folder.with_name(f"{folder.name}.until-{time.strftime('%Y%m%d-%H%M%S')}"))
+    elif folder.exists() and (force or not marker.exists() or marker.read_text() != key):
+        folder.rename(folder.with_name(f"{folder.name}.dropped-{time.strftime('%Y%m%d-%H%M%S')}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FAILURE).unlink(missing_ok=True)
+    write_text(marker, key)
+
+
+def _as_failure(name: str, folder: Path, error: BaseException) -> WorkbenchError:
+    if isinstance(error, WorkbenchError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return StageError(f"{name} was interrupted", next_step="the same command goes on from here")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StageError(
+            f"{name}: no space left on the disk ({error.filename or folder})",
+            next_step="free some space; the same command goes on from the last whole file",
+        )
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return StageError(
+            f"{name}: out of memory: {str(error).splitlines()[0] if str(error) else 'allocation'}",
+            next_step="lower train.batch_size, data.sequence_length or the model's preset, "
+            "or close other programs, and run the same command again",
+        )
+    return StageError(
+        f"{name} failed: {type(error).__name__}: {error}",
+        next_step=f"this is a fault of the program; the traceback is in {folder / 'traceback.txt'}",
+    )
+
+
+def _keep_failure(folder: Path, failure: WorkbenchError) -> None:
+    """Best effort: with a full disk there may be no room even for the reason."""
+    try:
+        write_text(folder / "traceback.txt", traceback.format_exc())
+        fields = {k: getattr(failure, k) for k in ("got", "allowed", "next_step", "exit_code")}
+        write_json(folder / FAILURE, fields)
+    except OSError:
+        return
