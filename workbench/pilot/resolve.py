@@ -46,8 +46,9 @@ class ResolvedPilot:
     def leaves(self) -> Iterator[tuple[str, Any, str]]:
         """(dotted name, value, source) of every field, in the order of the sections."""
         for keys, value in _leaves(self.values, ()):
-            near = (keys[:n] for n in range(len(keys), 0, -1))
-            source = next((self.sources[k] for k in near if k in self.sources), "default")
+            within = (keys[:n] for n in range(len(keys), 0, -1))
+            own = (k for k in within if k == keys or section_at(Pilot, k) is None)
+            source = next((self.sources[k] for k in own if k in self.sources), "default")
             yield ".".join(map(str, keys)), value, source
 
 
@@ -128,8 +129,9 @@ class _Merge:
         for key in reversed(keys):
             nested = {key: nested}
         self.values = _merged(self.values, nested)
-        self.sources[keys] = f"--set {text}"
-        self.folders[keys] = Path.cwd()
+        for leaf, _ in _leaves(value, keys):
+            self.sources[leaf] = f"--set {text}"
+            self.folders[leaf] = Path.cwd()
 
     def resolve_paths(self) -> None:
         """Make each given path absolute and insist that it exists."""

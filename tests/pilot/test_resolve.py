@@ -1,0 +1,137 @@
+"""Pilot files: YAML 1.2, extends, overrides, and all problems at once with file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workbench.errors import ConfigError
+from workbench.pilot.resolve import path_fields, resolve
+from workbench.pilot.spec import Pilot
+
+SHIPPED = sorted((Path(__file__).parents[2] / "pilots").glob("*.yaml"))
+MINIMAL = "# Question\n# Command\nname: one\nquestion: does it resolve?\n"
+
+
+def write(folder: Path, text: str, name: str = "pilot.yaml") -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def problems(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        resolve(path, overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_pilots_resolve_and_begin_with_question_and_command(path: Path) -> None:
+    first, second = path.read_text(encoding="utf-8").splitlines()[:2]
+    assert first.startswith("# Question:")
+    assert second.startswith("# Command:")
+    assert resolve(path).pilot.name == path.stem
+
+
+def test_yaml_is_read_by_version_1_2(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "train: {lr: 1e-4}\nmodel: {overrides: {a: off, b: 12:30}}\n")
+    pilot = resolve(path).pilot
+    assert pilot.train.lr == 1e-4
+    assert pilot.model.overrides == {"a": "off", "b": "12:30"}
+
+
+def test_every_value_remembers_where_it_came_from(tmp_path: Path) -> None:
+    write(tmp_path, "name: base\nquestion: q\ntrain:\n  steps: 7\n  lr: 0.1\n", "base.yaml")
+    path = write(tmp_path, "extends: base.yaml\nname: own\ntrain:\n  lr: 0.2\n")
+    resolved = resolve(path, ["train.steps=9"])
+    sources = {name: (value, source) for name, value, source in resolved.leaves()}
+    assert sources["train.steps"] == (9, "--set train.steps=9")
+    assert sources["train.lr"][1].endswith("pilot.yaml:4")
+    assert sources["question"][1].endswith("base.yaml:2")
+    assert sources["train.batch_size"][1] == "default"
+
+
+def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        MINIMAL + "train:\n  stepz: 4\n  lr: fast\n  optimizer: 3\ndata:\n  corpus: absent.txt\n",
+    )
+    text = problems(path)
+    assert "pilot.yaml:6: train.stepz: unknown key; did you mean steps?" in text
+    assert "pilot.yaml:7: train.lr: got 'fast', allowed: a number" in text
+    assert "pilot.yaml:8: train.optimizer: got 3, allowed: text" in text
+    assert "pilot.yaml:10: data.corpus: no such file or folder" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.lr", "allowed: section.key=value"),
+        ("trian.lr=1", "did you mean train?"),
+        ("train.lr=off", "got 'off', allowed: a number"),
+        ("train.steps=0", "greater than or equal to 1"),
+        ("train.steps=2.5", "allowed: a whole number"),
+        ("readiness.device=gpu", "allowed: 'auto', 'cpu' or 'cuda'"),
+        ("train.lr=[1", "not valid YAML"),
+    ],
+)
+def test_wrong_overrides_say_what_is_allowed(tmp_path: Path, override: str, expected: str) -> None:
+    text = problems(write(tmp_path, MINIMAL), override)
+    assert override.partition("=")[0] in text
+    assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "the top level is empty"),
+        ("- a\n", "allowed: a mapping of sections"),
+        ("name: [1\n", "not valid YAML"),
+        ("name: a\nname: b\nquestion: q\n", "duplicate key"),
+        ("extends: absent.yaml\n", "pilot.yaml:1: extends: no such file"),
+        ("name: Upper Case\nquestion: q\n", "name: got 'Upper Case'"),
+        ("question: q\n", "name: missing"),
+    ],
+)
+def test_unreadable_files_name_file_and_cause(tmp_path: Path, content: str, expected: str) -> None:
+    assert expected in problems(write(tmp_path, content))
+
+
+def test_extends_goes_one_level_only(tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL, "one.yaml")
+    write(tmp_path, "extends: one.yaml\n", "two.yaml")
+    assert "allowed: one level of extends" in problems(write(tmp_path, "extends: two.yaml\n"))
+
+
+def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "base").mkdir()
+    write(tmp_path / "base", "text", "corpus.txt")
+    write(tmp_path / "base", MINIMAL + "data: {corpus: corpus.txt}\n", "base.yaml")
+    path = write(tmp_path, "extends: base/base.yaml\n")
+    monkeypatch.chdir(tmp_path / "base")
+    assert resolve(path).pilot.data.corpus == str(tmp_path / "base" / "corpus.txt")
+    assert resolve(path, ["data.corpus=corpus.txt"]).pilot.data.corpus.endswith("base/corpus.txt")
+
+
+def test_hub_names_are_no_paths(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    assert resolve(path, ["model.checkpoint=hf:a/b"]).pilot.model.checkpoint == "hf:a/b"
+    assert "takes no hf: name" in problems(path, "profile_load.trace=hf:a/b")
+
+
+def test_equal_pilots_have_equal_digests_whatever_the_way(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "train: {lr: 0.5}\n")
+    assert resolve(path).digest == resolve(path, ["train.lr=0.5"]).digest
+    assert resolve(path).digest != resolve(path, ["train.lr=0.25"]).digest
+
+
+def test_every_field_that_names_an_input_is_found() -> None:
+    names = {".".join(map(str, keys)) for keys, _ in path_fields(Pilot)}
+    assert names >= {
+        "profile_load.trace",
+        "data.corpus",
+        "data.tokenizer",
+        "model.checkpoint",
+        "measure_ab.meters.csv",
+    }
