@@ -1,0 +1,1 @@
+"""Facts about the machine: processor, memory, GPUs, compiler, versions. Nothing is measured here."""

@@ -1,0 +1,92 @@
+"""Main memory: what the machine has, and what this process may still take.
+
+In a container the kernel reports the host's memory, while the control group kills the
+process at its own limit; the smaller of the two is what counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. ``limit_bytes``: of the control group, None without one."""
+
+    total_bytes: int
+    available_bytes: int
+    limit_bytes: int | None
+
+
+def memory() -> Memory:
+    """The state at this moment; ``available`` counts caches that the system would give up."""
+    system = psutil.virtual_memory()
+    total, available, limit = int(system.total), int(system.available), None
+    for group_limit, used in cgroup_limits():
+        if group_limit < total:
+            limit = group_limit if limit is None else min(limit, group_limit)
+            available = min(available, max(0, group_limit - used))
+    return Memory(total if limit is None else limit, available, limit)
+
+
+def cgroup_limits(own: Path = OWN_CGROUP, root: Path = CGROUPS) -> list[tuple[int, int]]:
+    """(limit, used) in bytes of each control group this process is in that has a limit.
+
+    A limit of any ancestor binds, so every folder from the process's own up to the root is
+    read. ``used`` leaves out page cache that can be dropped.
+    """
+    found = []
+    for folder, limit_name, used_name, cache_name in _folders(own, root):
+        limit = _number(folder / limit_name)
+        used = _number(folder / used_name)
+        if limit is not None and used is not None:
+            found.append((limit, max(0, used - _inactive_file(folder, cache_name))))
+    return found
+
+
+def _folders(own: Path, root: Path) -> list[tuple[Path, str, str, str]]:
+    v2 = ("memory.max", "memory.current", "inactive_file")
+    v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, controllers, inner = line.split(":", 2)
+        if controllers == "":
+            base, names = root, v2
+        elif "memory" in controllers.split(","):
+            base, names = root / "memory", v1
+        else:
+            continue
+        path = base / inner.strip("/")
+        # Inside a container the path is often the host's and does not exist; the mount's
+        # root then is the container's own group.
+        while path != base:
+            folders.append((path, *names))
+            path = path.parent
+        folders.append((base, *names))
+    return folders
+
+
+def _number(path: Path) -> int | None:
+    """The file's number; None for ``max`` and for a file that is not there."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _inactive_file(folder: Path, name: str) -> int:
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[:1] == [name]), 0)
