@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     ("errors", "paths"),
-    ("pilot", "records"),
     ("machine",),
+    ("pilot", "records"),
     ("load",),
     ("data",),
     ("model", "ternary"),
@@ -96,7 +96,9 @@ for stage in STAGES.values():
 @pytest.mark.parametrize("folder", [ROOT, ROOT / "notebooks", ROOT.parent], ids=lambda p: p.name)
 def test_the_folder_kernels_does_not_shadow_a_package(folder: Path) -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
-    done = run_python("import sys; sys.path.insert(0, ''); import transformers.models.llama", folder)
+    done = run_python(
+        "import sys; sys.path.insert(0, ''); import transformers.models.llama", folder
+    )
     assert done.returncode == 0, done.stderr
 
 

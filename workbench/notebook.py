@@ -30,11 +30,16 @@ def stage(
     """The record of stage ``name`` of a pilot; a finished stage is loaded, not computed.
 
     pilot: path of the pilot file, relative to the notebook. overrides: ``section.key=value``.
-    run_folder: the run to work in; None takes the newest run of this pilot or starts one.
+    run_folder: the run to work in, whose own resolved pilot then counts; None takes the newest
+        run of this pilot or starts one.
     """
     _plain_errors()
-    resolved = resolve(pilot, overrides)
-    run = open_folder(Path(run_folder)) if run_folder else open_run(resolved)
+    if run_folder:
+        run = open_folder(Path(run_folder))
+        resolved = run.resolved()
+    else:
+        resolved = resolve(pilot, overrides)
+        run = open_run(resolved)
     block = LiveBlock()
     record = execute(name, resolved, run, listener=block.show)
     block.text(f"{name}: finished in {record.duration_s:.0f} s · run {run.name}")

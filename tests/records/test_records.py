@@ -29,7 +29,9 @@ def test_a_missing_figure_needs_a_reason_and_a_value_must_be_finite() -> None:
 
 def test_a_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     record = StageRecord("train_qat", tmp_path, key="k")
-    record.measured("loss", 1.5, "nats", "mean over 3 documents", n=3, lo=1.4, hi=1.6, arm="ternary")
+    record.measured(
+        "loss", 1.5, "nats", "mean over 3 documents", n=3, lo=1.4, hi=1.6, arm="ternary"
+    )
     record.missing("energy_j", "J", "no meter was found", arm="ternary")
     record.save_table("rows", pd.DataFrame({"step": [1, 2]}))
     record.save()

@@ -78,22 +78,45 @@ def test_a_changed_value_makes_a_new_run_that_takes_over_the_training(calls, tmp
     assert calls == ["train_qat", "train_qat"]
 
 
-def test_a_stage_whose_inputs_changed_counts_as_not_done(calls, tmp_path) -> None:
+def test_a_changed_input_file_makes_a_new_run(calls, tmp_path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("one")
-    override = f"profile_load.trace={trace}"
-    resolved = pilot(tmp_path, override)
+    resolved = pilot(tmp_path, f"profile_load.trace={trace}")
     run = open_run(resolved)
+    execute("train_qat", resolved, run)
     execute("profile_load", resolved, run)
-    from workbench.stages import keys
-
-    keys._content.cache_clear()
     trace.write_text("two")
-    assert finished("profile_load", resolved, run) is None
-    execute("profile_load", resolved, run)
-    assert calls == ["profile_load"] * 2
+    changed = open_run(resolved)
+    assert changed.folder != run.folder
+    execute("train_qat", resolved, changed)
+    execute("profile_load", resolved, changed)
+    assert calls == ["train_qat", "profile_load", "profile_load"]
+    assert run.record("profile_load").metric("figure").value == 2
+
+
+def test_a_version_that_computes_otherwise_does_not_load(calls, tmp_path, monkeypatch) -> None:
+    resolved = pilot(tmp_path)
+    run = open_run(resolved)
+    execute("train_qat", resolved, run)
+    monkeypatch.setattr("workbench.__version__", "99.0")
+    assert finished("train_qat", resolved, run) is None
+    execute("train_qat", resolved, run)
     kept = [p.name for p in run.folder.joinpath("stages").iterdir()]
+    assert calls == ["train_qat"] * 2
     assert len(kept) == 2, "the earlier result is moved aside, not deleted"
+
+
+def test_a_run_is_read_on_another_machine_but_not_gone_on_with(
+    calls, tmp_path, monkeypatch
+) -> None:
+    resolved = pilot(tmp_path)
+    run = open_run(resolved)
+    execute("train_qat", resolved, run)
+    monkeypatch.setattr("workbench.records.run.machine_digest", lambda: "another")
+    assert execute("train_qat", run.resolved(), run).metric("figure").value == 1
+    with pytest.raises(StageError, match="made on another machine"):
+        execute("hybrid_plan", run.resolved(), run)
+    assert open_run(resolved).folder != run.folder
 
 
 def test_a_stage_that_needs_another_says_which(calls, tmp_path) -> None:

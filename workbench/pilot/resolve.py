@@ -85,6 +85,20 @@ def resolve(path: Path | str, overrides: Sequence[str] = ()) -> ResolvedPilot:
     )
 
 
+def resolved_from(values: dict[str, Any], path: Path) -> ResolvedPilot:
+    """A pilot from values that were resolved before (a run's own ``pilot.yaml``); the inputs it
+    names need not exist any more."""
+    try:
+        pilot = Pilot.model_validate(values)
+    except ValidationError as error:
+        wrong = "\n".join(sentence(detail, Pilot)[1] for detail in error.errors())
+        raise ConfigError(
+            f"{shown(path)}: {wrong}",
+            next_step="the run was made by another version of the workbench; start a new one",
+        ) from error
+    return ResolvedPilot(pilot, path, (), pilot.model_dump(mode="json"), {})
+
+
 class _Merge:
     """The values so far, where each came from, and what is wrong with them."""
 
@@ -144,7 +158,9 @@ class _Merge:
                 continue
             if value.startswith("hf:"):
                 if not rule.hub:
-                    self.problem(keys, f"{'.'.join(map(str, keys))}: takes no hf: name, got {value}")
+                    self.problem(
+                        keys, f"{'.'.join(map(str, keys))}: takes no hf: name, got {value}"
+                    )
                 continue
             found = (self.folders[keys] / Path(value).expanduser()).resolve()
             section[keys[-1]] = str(found)

@@ -84,9 +84,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return list(follow(path, None)) if path.exists() else []
 
 
-def follow(
-    path: Path, stop: Callable[[], bool] | None, start: int = 0
-) -> Iterator[dict[str, Any]]:
+def follow(path: Path, stop: Callable[[], bool] | None, start: int = 0) -> Iterator[dict[str, Any]]:
     """Events from byte ``start`` of the file on; with ``stop``, new ones until it is True."""
     while stop and not path.exists():
         if stop():

@@ -1,7 +1,9 @@
 """A run's folder: ``runs/<pilot>/<id>/``, found again by what the pilot says.
 
-The id is the time of the first start and a digest of the resolved pilot. The same pilot
-started again finds its folder and goes on there; a changed value makes a new one.
+The id is the time of the first start and a digest of the resolved pilot, the content of the
+files it names, and the machine. The same pilot started again on the same machine finds its
+folder and goes on there; a changed value, a changed file or another machine makes a new one.
+A run folder can be carried to another machine to be read there.
 """
 
 from __future__ import annotations
@@ -15,18 +17,25 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ConfigError, StageError
+from workbench.machine.identity import machine_digest
 from workbench.paths import runs_root, shown
-from workbench.pilot.resolve import ResolvedPilot
-from workbench.pilot.yaml_file import dump_yaml
-from workbench.records.files import read_json, write_json, write_text
+from workbench.pilot.resolve import ResolvedPilot, path_fields, resolved_from
+from workbench.pilot.spec import Pilot
+from workbench.pilot.yaml_file import dump_yaml, read_yaml
+from workbench.records.files import digest_json, digest_path, read_json, write_json, write_text
 from workbench.records.stage_record import StageRecord
 
 HEADER = "run.json"
+PILOT = "pilot.yaml"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One folder of results. ``header``: digest, created, question, pilot_file, overrides."""
+    """One folder of results.
+
+    header: created, question, pilot_file, overrides, and the run's identity: ``digest`` (of
+    the resolved pilot), ``files`` (field -> digest of what it names), ``machine``.
+    """
 
     folder: Path
     header: dict[str, Any]
@@ -35,6 +44,16 @@ class Run:
     def name(self) -> str:
         """``<pilot>/<id>``, the name that ``workbench runs`` prints."""
         return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def is_from_here(self) -> bool:
+        """Whether this machine made the run, so that it may go on here."""
+        return self.header["machine"] == machine_digest()
+
+    def resolved(self) -> ResolvedPilot:
+        """The pilot as this run resolved it, whatever became of the pilot file."""
+        values = read_yaml(self.folder / PILOT).values
+        return resolved_from(values, self.folder / PILOT)
 
     @property
     def events(self) -> Path:
@@ -77,13 +96,14 @@ class Run:
 
 
 def open_run(resolved: ResolvedPilot, *, fresh: bool = False) -> Run:
-    """The newest run of exactly this pilot, or a new one (always with ``fresh``)."""
+    """The newest run of exactly this pilot on this machine, or a new one (with ``fresh``)."""
     siblings = runs_root() / resolved.pilot.name
+    identity = _identity(resolved)
     if not fresh:
         for run in reversed(list(_runs_in(siblings))):
-            if run.header["digest"] == resolved.digest:
+            if all(run.header.get(key) == value for key, value in identity.items()):
                 return run
-    return _create(resolved, siblings)
+    return _create(resolved, identity, siblings)
 
 
 def open_folder(folder: Path) -> Run:
@@ -122,17 +142,28 @@ def find_run(name: str) -> Run:
     )
 
 
-def _create(resolved: ResolvedPilot, siblings: Path) -> Run:
-    identity = f"{time.strftime('%Y%m%d-%H%M%S')}-{resolved.digest[:6]}"
-    folder = siblings / identity
+def _identity(resolved: ResolvedPilot) -> dict[str, Any]:
+    """What makes two runs the same run."""
+    files = {}
+    for keys, _ in path_fields(Pilot):
+        value: Any = resolved.values
+        for key in keys:
+            value = value[key]
+        if isinstance(value, str) and Path(value).is_absolute():
+            files[".".join(map(str, keys))] = digest_path(Path(value))
+    return {"digest": resolved.digest, "files": files, "machine": machine_digest()}
+
+
+def _create(resolved: ResolvedPilot, identity: dict[str, Any], siblings: Path) -> Run:
+    folder = siblings / f"{time.strftime('%Y%m%d-%H%M%S')}-{digest_json(identity)[:6]}"
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
         time.sleep(1.0)
-        return _create(resolved, siblings)
-    write_text(folder / "pilot.yaml", _annotated(resolved))
+        return _create(resolved, identity, siblings)
+    write_text(folder / PILOT, _annotated(resolved))
     header = {
-        "digest": resolved.digest,
+        **identity,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "question": resolved.pilot.question,
         "pilot_file": str(resolved.path),

@@ -49,8 +49,16 @@ class StageRecord:
         return metric
 
     def measured(
-        self, name: str, value: float, unit: str, how: str, *, n: int | None = None,
-        lo: float | None = None, hi: float | None = None, **labels: str,
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        how: str,
+        *,
+        n: int | None = None,
+        lo: float | None = None,
+        hi: float | None = None,
+        **labels: str,
     ) -> Metric:
         """Record a figure that this run measured."""
         return self.add(Metric(name, value, unit, how, "measured", n, lo, hi, labels=labels))
@@ -75,7 +83,9 @@ class StageRecord:
 
     def artefact(self, name: str) -> Path:
         if name not in self.artefacts:
-            raise KeyError(f"{self.stage} has no artefact {name!r}; it has {sorted(self.artefacts)}")
+            raise KeyError(
+                f"{self.stage} has no artefact {name!r}; it has {sorted(self.artefacts)}"
+            )
         return self.folder / self.artefacts[name]
 
     def metrics_frame(self) -> pd.DataFrame:
@@ -85,9 +95,7 @@ class StageRecord:
 
     def save(self) -> None:
         fields = {k: v for k, v in vars(self).items() if k not in ("folder", "metrics")}
-        write_json(
-            self.folder / RECORD, {**fields, "metrics": [m.to_json() for m in self.metrics]}
-        )
+        write_json(self.folder / RECORD, {**fields, "metrics": [m.to_json() for m in self.metrics]})
 
     @classmethod
     def load(cls, folder: Path) -> StageRecord | None:

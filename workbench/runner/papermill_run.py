@@ -16,9 +16,7 @@ from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.run import Run
 
 
-def execute_notebook(
-    notebook: str, target: Path, resolved: ResolvedPilot, run: Run
-) -> str | None:
+def execute_notebook(notebook: str, target: Path, resolved: ResolvedPilot, run: Run) -> str | None:
     """Execute ``notebook`` into ``target``; None, or one line about what went wrong."""
     parameters = {
         "pilot": str(resolved.path),

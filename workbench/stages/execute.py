@@ -31,7 +31,7 @@ KEY = "key.txt"
 def finished(name: str, resolved: ResolvedPilot, run: Run) -> StageRecord | None:
     """The stage's record if it is finished for exactly this pilot, else None."""
     record = run.record(name)
-    return record if record and record.key == stage_key(name, resolved) else None
+    return record if record and record.key == stage_key(name, resolved, run) else None
 
 
 def execute(
@@ -49,11 +49,16 @@ def execute(
     """
     if not force and (record := finished(name, resolved, run)):
         return record
+    if not run.is_from_here:
+        raise StageError(
+            f"{name} is not finished in {run.name}, and that run was made on another machine",
+            next_step="finish it there, or start a run of the same pilot here",
+        )
     progress = Progress(run.events, name, listener)
     with run.lock(name):
         upstream = _upstream(name, resolved, run)
         folder = run.stage_folder(name)
-        key = stage_key(name, resolved)
+        key = stage_key(name, resolved, run)
         if not force and STAGES[name].adoptable and (record := adopt(name, key, run)):
             progress.note(record.notes[-1])
             return record
