@@ -1,0 +1,207 @@
+"""Corpora: every format, the split, and what a user reads when the text is wrong."""
+
+from __future__ import annotations
+
+import builtins
+import gzip
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import zstandard
+
+from workbench.data.corpus import Corpus, read_corpus
+from workbench.data.python_corpus import python_documents
+from workbench.errors import ConfigError
+from workbench.pilot.sections.data import Data
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+
+def read(path: Path | str, seed: int = 7, **fields: object) -> Corpus:
+    return read_corpus(Data(corpus=str(path), **fields), seed)
+
+
+def texts(corpus: Corpus) -> set[str]:
+    return {d.text for d in corpus.training + corpus.heldout}
+
+
+def jsonl(rows: list[dict[str, object]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+ROWS: list[dict[str, object]] = [{"id": f"d{i}", "text": f"text é number {i}"} for i in range(40)]
+
+
+def test_default_corpus_is_text_of_three_kinds_in_a_fixed_order() -> None:
+    first, again = list(python_documents()), list(python_documents())
+    assert first == again
+    assert {"source", "docstrings"} <= {d.source for d in first}
+    assert sum(d.size_bytes for d in first) > 4_000_000
+    assert len({d.id for d in first}) == len(first)
+    assert not any("site-packages" in d.id or "/test/" in d.id for d in first)
+
+
+def test_max_bytes_bounds_the_corpus_and_samples_all_of_it() -> None:
+    corpus = read("python", max_bytes=400_000)
+    assert corpus.training_bytes + corpus.heldout_bytes <= 400_000
+    assert corpus.training_bytes + corpus.heldout_bytes > 399_990
+    names = {d.id.split("/")[1][0] for d in corpus.training}
+    assert len(names) > 8
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson"])
+def test_jsonl_packed_or_not_gives_the_same_documents(tmp_path: Path, suffix: str) -> None:
+    content = jsonl(ROWS)
+    if suffix.endswith(".gz"):
+        content = gzip.compress(content)
+    elif suffix.endswith(".zst"):
+        content = zstandard.compress(content)
+    path = tmp_path / f"corpus{suffix}"
+    path.write_bytes(content)
+    corpus = read(path)
+    assert texts(corpus) == {row["text"] for row in ROWS}
+    assert {d.id for d in corpus.heldout} <= {row["id"] for row in ROWS}
+
+
+def test_parquet_and_arrow_give_the_same_split(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    frame = pd.DataFrame(ROWS)
+    frame.to_parquet(tmp_path / "c.parquet")
+    table = pa.Table.from_pandas(frame)
+    with pa.ipc.new_stream(str(tmp_path / "c.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    parquet, arrow = read(tmp_path / "c.parquet"), read(tmp_path / "c.arrow")
+    assert [d.id for d in parquet.heldout] == [d.id for d in arrow.heldout]
+    assert texts(parquet) == texts(arrow) == {row["text"] for row in ROWS}
+
+
+def test_a_folder_takes_each_text_file_as_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.txt").write_text("first\n\nof two parts")
+    (tmp_path / "two.md").write_text("second")
+    (tmp_path / ".hidden").write_text("never read")
+    corpus = read(tmp_path)
+    assert texts(corpus) == {"first\n\nof two parts", "second"}
+    assert len(corpus.training) == len(corpus.heldout) == 1
+
+
+def test_one_text_file_is_cut_into_documents_that_join_to_the_whole(tmp_path: Path) -> None:
+    whole = "".join(f"line {i}\n" + ("\n" if i % 50 == 0 else "") for i in range(9000))
+    (tmp_path / "book.txt").write_text(whole)
+    corpus = read(tmp_path / "book.txt")
+    pieces = sorted(corpus.training + corpus.heldout, key=lambda d: int(d.id.split("#")[1]))
+    assert "".join(d.text for d in pieces) == whole
+    assert len(pieces) > 5
+
+
+def test_the_split_depends_on_the_seed_and_the_document_alone(tmp_path: Path) -> None:
+    (tmp_path / "few.jsonl").write_bytes(jsonl(ROWS[:30]))
+    (tmp_path / "more.jsonl").write_bytes(jsonl(list(reversed(ROWS))))
+    few = read(tmp_path / "few.jsonl", holdout_share=0.3)
+    more = read(tmp_path / "more.jsonl", holdout_share=0.3)
+    known = {row["id"] for row in ROWS[:30]}
+    assert {d.id for d in few.heldout} == {d.id for d in more.heldout} & known
+    other = read(tmp_path / "few.jsonl", holdout_share=0.3, seed=8)
+    assert {d.id for d in few.heldout} != {d.id for d in other.heldout}
+    assert few.digest == read(tmp_path / "few.jsonl", holdout_share=0.3).digest != other.digest
+
+
+def test_the_held_out_share_is_about_the_one_asked_for(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"text": f"t{i}"} for i in range(3000)]
+    (tmp_path / "c.jsonl").write_bytes(jsonl(rows))
+    share = len(read(tmp_path / "c.jsonl", holdout_share=0.1).heldout) / 3000
+    assert 0.08 < share < 0.12
+
+
+def test_copies_are_dropped_and_repeated_ids_told_apart(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"id": 1, "text": "a"},
+        {"id": 1, "text": "b"},
+        {"id": 2, "text": "a"},
+        {"id": 3, "text": " \n"},
+    ]
+    (tmp_path / "c.jsonl").write_bytes(jsonl(rows))
+    corpus = read(tmp_path / "c.jsonl")
+    assert corpus.copies == 1
+    assert sorted(d.id for d in corpus.training + corpus.heldout) == ["1", "1~2"]
+
+
+def test_a_cut_never_splits_a_character(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_bytes(jsonl([{"text": "abc"}, {"text": "ééééé"}]))
+    corpus = read(tmp_path / "c.jsonl", max_bytes=8)
+    assert texts(corpus) == {"abc", "éé"}
+
+
+def test_a_lone_surrogate_becomes_a_question_mark(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"text": "a\\ud800b"}\n{"text": "c"}\n')
+    assert texts(read(tmp_path / "c.jsonl")) == {"a?b", "c"}
+
+
+BAD = {
+    "missing_field.jsonl": (b'{"text": "a"}\n{"body": "x", "n": 1}\n', ["line 2", "'body', 'n'"]),
+    "not_text.jsonl": (b'{"text": 3}\n', ["line 1", "holds int", "data.text_field"]),
+    "list.json": (b"[1, 2]\n", ["line 1", "got list", "one JSON object a line"]),
+    "cut_line.jsonl": (b'{"text": "a"}\n{"text": "b', ["line 2", "middle of a line"]),
+    "cut.jsonl.gz": (gzip.compress(jsonl(ROWS))[:-20], ["truncated or damaged"]),
+    "cut.jsonl.zst": (zstandard.compress(jsonl(ROWS))[:-20], ["truncated or damaged"]),
+    "not.parquet": (b"PAR1 no", ["truncated or damaged"]),
+    "latin.txt": ("café".encode("latin-1"), ["not UTF-8", "iconv"]),
+    "empty.txt": (b"", ["0 document(s)", "at least two"]),
+    "short.txt": (b"one piece only", ["1 document(s)", "at least two"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_clear_message(tmp_path: Path, name: str) -> None:
+    content, words = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / name)
+    for word in [name, *words]:
+        assert word in str(caught.value)
+
+
+def test_a_parquet_file_without_the_column_lists_those_it_has(tmp_path: Path) -> None:
+    pd.DataFrame({"content": ["a", "b"], "n": [1, 2]}).to_parquet(tmp_path / "c.parquet")
+    with pytest.raises(ConfigError, match="'content', 'n'"):
+        read(tmp_path / "c.parquet")
+
+
+def test_a_parquet_file_with_gaps_names_the_row(tmp_path: Path) -> None:
+    pd.DataFrame({"text": ["a", None]}).to_parquet(tmp_path / "c.parquet")
+    with pytest.raises(ConfigError, match="row 2"):
+        read(tmp_path / "c.parquet")
+
+
+def test_an_empty_folder_and_an_absent_path_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no files"):
+        read(tmp_path)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        read(tmp_path / "absent.jsonl")
+
+
+def test_a_hub_data_set_without_the_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: object, **kwargs: object) -> object:
+        if name == "datasets":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"ternary-workbench\[hub\]"):
+        read("hf:owner/name")
+
+
+def test_peps_are_read_whole() -> None:
+    path = SHARED / "peps.jsonl.zst"
+    if not path.exists():
+        pytest.skip("../shared/data/peps.jsonl.zst is absent")
+    corpus = read(path)
+    assert len(corpus.training) + len(corpus.heldout) + corpus.copies == 703
+    assert 13_000_000 < corpus.training_bytes + corpus.heldout_bytes < 15_000_000

@@ -1,0 +1,128 @@
+"""A corpus: documents read once, without copies, split into those to learn and those to judge.
+
+The corpus is held in memory (``data.max_bytes`` bounds it); the tokens made from it are not.
+A document is held out when a digest of the seed and its id says so. That depends on nothing
+else, so a document stays on its side when others are added, and no part of a document is
+ever on both sides. Exact copies of a text are dropped first, or they would leak across.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.data.document import Document
+from workbench.data.hub import PREFIX, read_hub
+from workbench.data.python_corpus import python_documents
+from workbench.data.readers import read_path
+from workbench.errors import ConfigError
+from workbench.pilot.sections.data import Data
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """training, heldout: documents in corpus order. copies: exact repetitions left out.
+
+    digest: of all ids, sides and texts, to tell whether two runs saw the same corpus.
+    """
+
+    training: list[Document]
+    heldout: list[Document]
+    copies: int
+    digest: str
+
+    @property
+    def training_bytes(self) -> int:
+        return sum(document.size_bytes for document in self.training)
+
+    @property
+    def heldout_bytes(self) -> int:
+        return sum(document.size_bytes for document in self.heldout)
+
+
+def read_corpus(data: Data, seed: int) -> Corpus:
+    """Read ``data.corpus`` up to ``data.max_bytes`` and split it by document.
+
+    Raises ConfigError when it cannot be read, is empty, or has fewer than two documents.
+    """
+    seen: set[bytes] = set()
+    names: Counter[str] = Counter()
+    documents: list[Document] = []
+    room, copies = data.max_bytes, 0
+    for document in _read(data):
+        text = _cut(document.text, room)
+        if not text.strip():
+            continue
+        text_digest = hashlib.sha256(text.encode()).digest()
+        if text_digest in seen:
+            copies += 1
+            continue
+        seen.add(text_digest)
+        names[document.id] += 1
+        repeated = f"~{names[document.id]}" if names[document.id] > 1 else ""
+        documents.append(Document(document.id + repeated, document.source, text))
+        room -= documents[-1].size_bytes
+        if room <= 0:
+            break
+    _require_two(documents, data.corpus)
+    held = _heldout_ids(documents, seed, data.holdout_share)
+    return Corpus(
+        training=[d for d in documents if d.id not in held],
+        heldout=[d for d in documents if d.id in held],
+        copies=copies,
+        digest=_digest(documents, held),
+    )
+
+
+def _read(data: Data) -> Iterator[Document]:
+    if data.corpus == "python":
+        return python_documents()
+    if data.corpus.startswith(PREFIX):
+        return read_hub(data.corpus, data.split, data.text_field)
+    return read_path(Path(data.corpus), data.format, data.text_field)
+
+
+def _cut(text: str, room: int) -> str:
+    """The beginning of ``text`` that fits into ``room`` UTF-8 bytes, whole characters only.
+
+    A lone surrogate, which JSON can spell and UTF-8 cannot, becomes a question mark.
+    """
+    encoded = text.encode("utf-8", "replace")
+    return encoded[:room].decode("utf-8", "ignore")
+
+
+def _require_two(documents: list[Document], corpus: str) -> None:
+    if len(documents) < 2:
+        raise ConfigError(
+            f"corpus {corpus}: {len(documents)} document(s) with text",
+            allowed="at least two: one to learn from and one held out",
+            next_step="give more text, split it into more files or lines, or raise data.max_bytes",
+        )
+
+
+def _heldout_ids(documents: list[Document], seed: int, share: float) -> set[str]:
+    """Ids whose point in [0, 1) is below ``share``; at least one document on each side."""
+    points = {d.id: _point(seed, d.id) for d in documents}
+    held = {name for name, point in points.items() if point < share}
+    if not held:
+        held = {min(points, key=points.__getitem__)}
+    if len(held) == len(documents):
+        held.remove(max(points, key=points.__getitem__))
+    return held
+
+
+def _point(seed: int, name: str) -> float:
+    digest = hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _digest(documents: list[Document], held: set[str]) -> str:
+    total = hashlib.sha256()
+    for document in documents:
+        side = b"heldout" if document.id in held else b"training"
+        for part in (side, document.id.encode("utf-8", "replace"), document.text.encode()):
+            total.update(len(part).to_bytes(8, "big") + part)
+    return total.hexdigest()[:16]

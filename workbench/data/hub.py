@@ -1,0 +1,50 @@
+"""A data set of the Hugging Face hub, streamed; needs the optional package ``datasets``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from workbench.data.document import Document
+from workbench.data.readers import missing_field, record_text
+from workbench.errors import ConfigError
+
+PREFIX = "hf:"
+
+
+def read_hub(name: str, split: str, text_field: str) -> Iterator[Document]:
+    """The documents of ``hf:owner/name``, split ``split``, in the data set's own order.
+
+    ``hf:owner/name/config`` chooses one of several configurations.
+    Raises ConfigError when the package or the network is absent, or the name is wrong.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError(
+            f"corpus {name}: the package datasets is not installed",
+            next_step="pip install 'ternary-workbench[hub]', or give data.corpus a local file",
+        ) from None
+    owner_and_name = name.removeprefix(PREFIX).split("/")
+    config = owner_and_name[2] if len(owner_and_name) > 2 else None
+    try:
+        rows = datasets.load_dataset(
+            "/".join(owner_and_name[:2]), config, split=split, streaming=True
+        )
+        columns = rows.column_names
+        if columns and text_field not in columns:
+            raise missing_field(text_field, columns, f"corpus {name}")
+        for number, row in enumerate(rows, start=1):
+            text = record_text(row, text_field, f"corpus {name}, row {number}")
+            yield Document(str(row.get("id", f"{split}#{number}")), name, text)
+    except ConfigError:
+        raise
+    except Exception as error:  # the hub's client raises errors of half a dozen packages
+        raise ConfigError(
+            f"corpus {name} could not be read: {type(error).__name__}: {_first_line(error)}",
+            allowed="hf:owner/name or hf:owner/name/config, and a split it has",
+            next_step="check the name and the network, or download it and give its folder",
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["no reason given"])[0]

@@ -1,0 +1,215 @@
+"""Files with text to documents: plain text, JSONL (also .gz, .zst), Parquet, Arrow.
+
+A folder is read in the order of its paths, and one plain-text file in it is one document. A
+single plain-text file is cut at blank lines into documents of about ``PIECE_CHARACTERS``,
+because one document can be either learned or held out, never both.
+
+Every reader yields lazily, so that ``data.max_bytes`` also bounds what is read from disk.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workbench.data.document import Document
+from workbench.errors import ConfigError
+from workbench.paths import shown
+
+PIECE_CHARACTERS = 8192
+JSONL_SUFFIXES = {".jsonl", ".ndjson", ".json"}
+TABLE_SUFFIXES = {".parquet", ".arrow"}
+PACKED_SUFFIXES = {".gz", ".zst"}
+
+
+def read_path(path: Path, file_format: str, text_field: str) -> Iterator[Document]:
+    """The documents of a file or folder.
+
+    file_format: ``text``, ``jsonl``, ``parquet``, or ``auto``, which goes by the suffixes.
+    text_field: the key or column that holds the text; plain text has none.
+    Raises ConfigError naming the file (and line) at fault.
+    """
+    if not path.exists():
+        raise ConfigError(f"corpus {shown(path)}: no such file or folder")
+    if path.is_file():
+        yield from _read_file(path, path.name, file_format, text_field, alone=True)
+        return
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
+    if not files:
+        raise ConfigError(f"corpus {shown(path)}: the folder holds no files")
+    for file in files:
+        inner = file.relative_to(path).as_posix()
+        yield from _read_file(file, inner, file_format, text_field, alone=False)
+
+
+def record_text(record: Any, text_field: str, where: str) -> str:
+    """The text of one row or JSON object; ConfigError says where it is missing."""
+    if not isinstance(record, dict):
+        raise ConfigError(
+            f"{where}: got {type(record).__name__}",
+            allowed="one JSON object a line, with the text under " + repr(text_field),
+        )
+    if text_field not in record:
+        raise missing_field(text_field, list(record), where)
+    text = record[text_field]
+    if not isinstance(text, str):
+        raise ConfigError(
+            f"{where}: {text_field!r} holds {type(text).__name__}, not text",
+            next_step="set data.text_field to the key that holds the text",
+        )
+    return text
+
+
+def missing_field(text_field: str, available: Iterable[str], where: str) -> ConfigError:
+    return ConfigError(
+        f"{where}: no {text_field!r}",
+        allowed="one of " + ", ".join(map(repr, available)),
+        next_step="set data.text_field to the one that holds the text",
+    )
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith((".", "__pycache__")) for part in path.relative_to(root).parts)
+
+
+def _read_file(
+    path: Path, name: str, file_format: str, text_field: str, *, alone: bool
+) -> Iterator[Document]:
+    suffixes = [s.lower() for s in path.suffixes]
+    kind = file_format if file_format != "auto" else _kind(suffixes)
+    if kind == "jsonl":
+        yield from _read_jsonl(path, name, text_field)
+    elif kind == "parquet":
+        yield from _read_table(path, name, text_field)
+    else:
+        yield from _read_text(path, name, alone)
+
+
+def _kind(suffixes: list[str]) -> str:
+    last = next((s for s in reversed(suffixes) if s not in PACKED_SUFFIXES), "")
+    if last in JSONL_SUFFIXES:
+        return "jsonl"
+    return "parquet" if last in TABLE_SUFFIXES else "text"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
+    """The file as UTF-8 text, unpacked by its suffix; what is wrong becomes a ConfigError.
+
+    Arrow's streams do the unpacking because they, unlike the codecs' own readers, all tell a
+    truncated file from one that ends.
+    """
+    try:
+        with pa.input_stream(str(path)) as stream:
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"corpus {shown(path)} is not UTF-8 text: {error.reason}",
+            next_step="convert it, e.g. iconv -f LATIN1 -t UTF-8, or leave it out of the folder",
+        ) from None
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(
+            f"corpus {shown(path)} is truncated or damaged: {error}",
+            next_step="fetch or pack the file again",
+        ) from None
+
+
+def _read_text(path: Path, name: str, alone: bool) -> Iterator[Document]:
+    with _opened(path) as file:
+        if not alone:
+            yield Document(name, _folder_of(name), file.read())
+            return
+        for number, piece in enumerate(_pieces(file)):
+            yield Document(f"{name}#{number}", name, piece)
+
+
+def _folder_of(name: str) -> str:
+    """A folder's text files are grouped by their first folder, or by suffix at the top."""
+    first, _, rest = name.partition("/")
+    return first if rest else Path(name).suffix or "text"
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[str]:
+    """Cut at the first blank line after ``PIECE_CHARACTERS``; without blank lines, at twice
+    that length."""
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        piece.append(line)
+        size += len(line)
+        blank = not line.strip()
+        if (size >= PIECE_CHARACTERS and blank) or size >= 2 * PIECE_CHARACTERS:
+            yield "".join(piece)
+            piece, size = [], 0
+    if piece:
+        yield "".join(piece)
+
+
+def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"corpus {shown(path)}, line {number}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                cut = not line.endswith("\n")
+                raise ConfigError(
+                    f"{where}: not JSON: {error}",
+                    allowed="one JSON object a line",
+                    next_step="the file ends in the middle of a line: fetch it again"
+                    if cut
+                    else "mend the line, or set data.format: text",
+                ) from None
+            text = record_text(record, text_field, where)
+            yield Document(str(record.get("id", f"{name}#{number}")), name, text)
+
+
+def _read_table(path: Path, name: str, text_field: str) -> Iterator[Document]:
+    where = f"corpus {shown(path)}"
+    number = 0
+    try:
+        for batch in _batches(path, text_field, where):
+            texts = batch.column(text_field).to_pylist()
+            ids = batch.column("id").to_pylist() if "id" in batch.schema.names else None
+            for index, text in enumerate(texts):
+                number += 1
+                if not isinstance(text, str):
+                    raise ConfigError(
+                        f"{where}, row {number}: {text_field!r} holds {type(text).__name__}",
+                        next_step="set data.text_field to a column of text without gaps",
+                    )
+                label = f"{name}#{number}" if ids is None else str(ids[index])
+                yield Document(label, name, text)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(
+            f"{where} is truncated or damaged: {str(error).splitlines()[0]}",
+            next_step="fetch or write the file again",
+        ) from None
+
+
+def _batches(path: Path, text_field: str, where: str) -> Iterator[pa.RecordBatch]:
+    if path.suffix.lower() == ".arrow":
+        with pa.memory_map(str(path)) as source:
+            yield from _checked(pa.ipc.open_stream(source), text_field, where)
+        return
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if text_field not in names:
+            raise missing_field(text_field, names, where)
+        wanted = [text_field, *(["id"] if "id" in names else [])]
+        yield from file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(wanted)))
+
+
+def _checked(reader: pa.RecordBatchReader, text_field: str, where: str) -> Iterator[pa.RecordBatch]:
+    if text_field not in reader.schema.names:
+        raise missing_field(text_field, reader.schema.names, where)
+    yield from reader
