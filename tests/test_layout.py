@@ -14,8 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     ("errors", "paths"),
-    ("machine",),
-    ("pilot", "records"),
+    ("machine", "pilot", "records"),
     ("load",),
     ("data",),
     ("model", "ternary"),

@@ -91,7 +91,7 @@ def test_events_are_read_back_and_a_torn_line_is_skipped(tmp_path: Path) -> None
         file.write('{"time": 1, "stage": "train')
     events = read_events(path)
     assert events == heard
-    assert [e["kind"] for e in events][0] == "started"
+    assert events[0]["kind"] == "started"
     assert events[-1]["done"] == 100
     assert len(events) < 20, "steps that come too fast are merged"
     assert "training 100/100 steps" in describe(events[-1])

@@ -78,7 +78,7 @@ def resolve(path: Path | str, overrides: Sequence[str] = ()) -> ResolvedPilot:
     if pilot is None or merge.problems:
         raise ConfigError(
             "\n".join(dict.fromkeys(merge.problems)),
-            next_step=f"correct the above; nothing was started (fields: workbench show {path.name})",
+            next_step="correct the above; nothing was started (workbench show lists all fields)",
         )
     return ResolvedPilot(
         pilot, path, tuple(overrides), pilot.model_dump(mode="json"), merge.sources
