@@ -1,1 +1,1 @@
-"""Facts about the machine: processor, memory, GPUs, compiler, versions. Nothing is measured here."""
+"""Facts about the machine: processor, memory, GPUs, compiler, versions. Nothing is timed here."""

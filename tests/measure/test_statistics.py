@@ -1,0 +1,193 @@
+"""Known cases, and small simulations of how often an interval holds the truth."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.measure.statistics import (
+    bits_per_byte,
+    bits_per_byte_difference,
+    block_means,
+    fewest_for_quantile,
+    mean_ratio,
+    quantile,
+    share,
+    smallest_visible_effect,
+)
+
+TRIALS = 300
+SLACK = 3 * math.sqrt(0.95 * 0.05 / TRIALS)
+"""Three standard errors of a share of 0.95 over the trials of a simulation."""
+
+
+def coverage(interval, truth: float) -> float:
+    """Share of trials whose interval holds the truth; ``interval(random)`` makes one."""
+    random = np.random.default_rng(0)
+    made = [interval(random) for _ in range(TRIALS)]
+    return float(np.mean([e.lo <= truth <= e.hi for e in made]))
+
+
+def test_bits_per_byte_is_a_ratio_of_sums_not_a_mean_of_ratios():
+    nats, size = np.array([1.0] * 8 + [50.0]), np.array([1] * 8 + [100])
+    assert bits_per_byte(nats, size).value == pytest.approx(58 / 108 / math.log(2))
+
+
+def test_pairing_removes_what_is_hard_for_both_models():
+    random = np.random.default_rng(1)
+    size = random.integers(200, 5000, 60)
+    difficulty = random.gamma(4, 0.3, 60)
+    a = difficulty * size
+    b = a + (0.02 + random.normal(0, 0.005, 60)) * size
+    paired = bits_per_byte_difference(a, b, size)
+    assert paired.value == pytest.approx(0.02 / math.log(2), abs=0.002)
+    alone = bits_per_byte(b, size)
+    assert (paired.hi - paired.lo) < 0.05 * (alone.hi - alone.lo)
+    back = bits_per_byte_difference(b, a, size)
+    assert back.value == pytest.approx(-paired.value)
+
+
+def test_the_paired_bootstrap_covers_the_true_difference():
+    def one(random):
+        size = random.integers(100, 4000, 60)
+        gap = random.exponential(0.03, 60)
+        a = random.gamma(4, 0.3, 60) * size
+        return bits_per_byte_difference(a, a + gap * size, size, resamples=400, seed=1)
+
+    # A percentile-type bootstrap over 60 skewed documents covers a little under its level.
+    assert coverage(one, 0.03 / math.log(2)) > 0.95 - SLACK - 0.03
+
+
+def test_resampling_whole_sources_is_wider_when_documents_of_a_source_resemble_each_other():
+    random = np.random.default_rng(2)
+    source = np.repeat(np.arange(12), 20)
+    nats = 100 * (1 + random.normal(0, 0.3, 12)[source] + random.normal(0, 0.02, 240))
+    size = np.full(240, 100)
+    by_document = bits_per_byte(nats, size)
+    by_source = bits_per_byte(nats, size, groups=source)
+    assert by_source.n == 12
+    assert by_source.value == pytest.approx(by_document.value)
+    assert by_source.hi - by_source.lo > 2 * (by_document.hi - by_document.lo)
+
+
+def test_documents_that_carry_no_interval_say_why():
+    few = bits_per_byte_difference([1, 2, 3], [2, 3, 5], [1, 1, 1])
+    assert (few.lo, few.hi) == (None, None)
+    assert few.reason == "no interval: 3 documents, a bootstrap needs 8"
+    none = bits_per_byte([], [])
+    assert none.value is None
+    assert none.metric("bits_per_byte", "bits", "test").kind == "not measured"
+    infinite = bits_per_byte([1.0, math.inf], [1, 1])
+    assert infinite.reason == "a document's loss is not finite"
+
+
+def test_identical_models_differ_by_exactly_nothing():
+    nats = np.random.default_rng(3).gamma(4, 1, 20)
+    same = bits_per_byte_difference(nats, nats, np.full(20, 50))
+    assert (same.value, same.lo, same.hi) == (0.0, 0.0, 0.0)
+
+
+def test_a_ratio_over_blocks_cancels_the_drift_between_blocks():
+    drift = np.array([1.0, 1.5, 3.0, 0.7])
+    ratio = mean_ratio(2.0 * drift, drift)
+    assert ratio.value == pytest.approx(2.0)
+    assert (ratio.lo, ratio.hi) == pytest.approx((2.0, 2.0))
+
+
+def test_a_ratio_and_its_inverse_tell_the_same_story():
+    a, b = np.array([2.0, 2.2, 1.9]), np.array([1.0, 1.05, 0.97])
+    one, other = mean_ratio(a, b), mean_ratio(b, a)
+    assert one.value * other.value == pytest.approx(1.0)
+    assert one.lo * other.hi == pytest.approx(1.0)
+
+
+def test_the_interval_of_a_ratio_covers_the_truth():
+    def one(random):
+        drift = random.lognormal(0, 0.3, 5)
+        return mean_ratio(
+            1.3 * drift * random.lognormal(0, 0.05, 5), drift * random.lognormal(0, 0.05, 5)
+        )
+
+    assert coverage(one, 1.3) == pytest.approx(0.95, abs=SLACK)
+
+
+def test_one_block_gives_a_ratio_without_an_interval():
+    one = mean_ratio([2.0], [1.0])
+    assert (one.value, one.lo, one.reason) == (2.0, None, "no interval: a spread needs two blocks")
+
+
+def test_a_block_with_a_missing_arm_or_a_nought_is_left_out():
+    timings = pd.DataFrame(
+        {
+            "block": [0, 0, 0, 0, 1, 2, 2],
+            "arm": ["a", "b", "b", "a", "a", "a", "b"],
+            "seconds": [1.0, 2.0, 8.0, 4.0, 5.0, 0.0, 1.0],
+        }
+    )
+    means = block_means(timings)
+    assert means.index.tolist() == [0]
+    assert means.loc[0].to_dict() == pytest.approx({"a": 2.0, "b": 4.0})
+
+
+def test_the_smallest_visible_effect_is_what_an_a_a_comparison_hides():
+    def declared_different(random, effect: float) -> bool:
+        noise = random.lognormal(0, 0.02, (2, 6))
+        ratio = mean_ratio((1 + effect) * noise[0], noise[1])
+        return not ratio.lo <= 1.0 <= ratio.hi
+
+    random = np.random.default_rng(5)
+    noise = random.lognormal(0, 0.02, (2, 6))
+    visible = smallest_visible_effect(noise[0], noise[1]).value
+    assert 0.0 < visible < 0.1
+    assert np.mean([declared_different(random, 0.0) for _ in range(TRIALS)]) < 0.05 + SLACK
+    assert np.mean([declared_different(random, 3 * visible) for _ in range(TRIALS)]) > 0.9
+
+
+def test_a_favour_to_one_place_is_part_of_the_smallest_visible_effect():
+    second = np.array([1.0, 1.001, 0.999, 1.0])
+    assert smallest_visible_effect(1.05 * second, second).value >= 0.05
+
+
+def test_an_a_a_comparison_needs_two_blocks():
+    lone = smallest_visible_effect([1.0], [1.0])
+    assert lone.value is None
+    assert "two or more whole blocks, got 1" in lone.reason
+
+
+@pytest.mark.parametrize(("q", "needed"), [(0.99, 368), (0.95, 72), (0.9, 36), (0.5, 6)])
+def test_a_tail_needs_its_published_number_of_observations(q, needed):
+    assert fewest_for_quantile(q) == needed
+    short = quantile(np.arange(needed - 1), q)
+    assert short.value is not None
+    assert (short.lo, short.hi) == (None, None)
+    assert f"needs {needed}" in short.reason
+    enough = quantile(np.arange(needed), q)
+    assert enough.lo <= enough.value <= enough.hi
+
+
+def test_the_interval_of_a_median_of_twenty_lies_between_its_sixth_and_fifteenth():
+    median = quantile(np.arange(1, 21), 0.5)
+    assert (median.lo, median.value, median.hi) == (6, 10.5, 15)
+
+
+@pytest.mark.parametrize(("q", "n"), [(0.5, 15), (0.95, 200)])
+def test_the_interval_of_a_quantile_covers_the_truth_for_a_skewed_distribution(q, n):
+    truth = -math.log(1 - q)
+    covered = coverage(lambda random: quantile(random.exponential(1, n), q), truth)
+    assert covered > 0.95 - SLACK
+
+
+def test_a_share_has_wilson_s_interval():
+    some = share(8, 10)
+    assert (some.lo, some.hi) == pytest.approx((0.4902, 0.9433), abs=1e-3)
+    assert share(0, 0).value is None
+
+
+def test_an_estimate_becomes_a_metric_with_everything_it_knows():
+    metric = quantile(np.arange(100), 0.5).metric("ttft_ms", "ms", "timed", arm="ternary")
+    assert metric.value == 49.5
+    assert metric.n == 100
+    assert metric.lo < metric.value < metric.hi
+    assert metric.how == "timed; order statistics 40 and 61 of 100"
+    assert metric.labels == {"arm": "ternary"}

@@ -1,0 +1,1 @@
+"""From a request trace, or a declared stand-in, to a load profile that can be replayed."""

@@ -1,0 +1,105 @@
+"""Stage 1: the load this pilot is judged under, from a trace or a declaration.
+
+The figures of a declared load are recorded as assumed and without intervals: an interval
+would describe the random draw, not the site.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from workbench.load.arrivals import declared_trace
+from workbench.load.formats import read_trace
+from workbench.load.profile import LoadProfile
+from workbench.load.trace import CLASSES
+from workbench.measure.statistics import Estimate, mean, quantile, share
+from workbench.pilot.sections.profile_load import ProfileLoad
+from workbench.stages.context import StageContext
+
+QUANTILES = (0.5, 0.9, 0.95, 0.99)
+FEWEST_WINDOWS = 10
+"""Fewer whole windows than this say too little about how the rate varies."""
+
+
+def run(context: StageContext) -> None:
+    """Fill tables ``requests`` and ``windows``, and the figures of the load."""
+    section, record = context.pilot.profile_load, context.record
+    if section.trace:
+        trace = read_trace(Path(section.trace), section.format)
+    else:
+        trace = declared_trace(section.synthetic, context.pilot.seed)
+    profile = LoadProfile.of(trace, section.interactive_max_output_tokens)
+    context.progress.note(f"{len(profile.requests)} requests from {profile.source}")
+
+    record.notes.extend(trace.notes)
+    record.facts.update(
+        source=profile.source,
+        kind=profile.kind,
+        slo={
+            "interactive": section.interactive_slo.model_dump(),
+            "batch": section.batch_slo.model_dump(),
+        },
+    )
+    record.save_table("requests", profile.requests)
+    record.save_table("windows", profile.rate_windows(section.window_s))
+    for name, unit, how, estimate, labels in _figures(profile, section):
+        if profile.kind == "assumed":
+            estimate = replace(estimate, lo=None, hi=None, method="", reason=None)
+        record.add(estimate.metric(name, unit, how, profile.kind, **labels))
+
+
+def _figures(
+    profile: LoadProfile, section: ProfileLoad
+) -> list[tuple[str, str, str, Estimate, dict[str, str]]]:
+    """(name, unit, how, estimate, labels) of every figure."""
+    requests, source = profile.requests, profile.source
+    n = len(requests)
+    figures = [
+        ("requests", "requests", source, Estimate(float(n), None, None, n, "counted"), {}),
+        (
+            "request_rate_per_s",
+            "requests/s",
+            f"{source}: requests after the first over the time they took",
+            _rate(profile, section.window_s),
+            {},
+        ),
+        (
+            "gap_cv",
+            "",
+            f"{source}: standard deviation over mean of the gaps",
+            Estimate(
+                profile.gap_cv, None, None, n - 1, "", reason="gaps come in bursts: no interval"
+            ),
+            {},
+        ),
+    ]
+    figures += [
+        (column, "tokens", source, quantile(requests[column], q), {"quantile": f"p{100 * q:g}"})
+        for column in ("prompt_tokens", "output_tokens")
+        for q in QUANTILES
+    ]
+    figures += [
+        (
+            "class_share",
+            "",
+            f"{source}: class of the trace, else batch above "
+            f"{section.interactive_max_output_tokens} output tokens",
+            share(int((requests["class"] == name).sum()), n),
+            {"class": name},
+        )
+        for name in CLASSES
+    ]
+    return figures
+
+
+def _rate(profile: LoadProfile, window_s: float) -> Estimate:
+    """The mean rate, its interval from the whole windows as repeated observations of it."""
+    rate = Estimate(profile.rate_per_s, None, None, len(profile.requests) - 1, "")
+    windows = profile.rate_windows(window_s)
+    whole = windows[windows["start_s"] + window_s <= profile.span_s]
+    rates = whole.groupby("start_s")["rate_per_s"].sum()
+    if len(rates) < FEWEST_WINDOWS:
+        return replace(rate, reason=f"no interval: fewer than {FEWEST_WINDOWS} whole windows")
+    spread = mean(rates, "windows")
+    return replace(rate, lo=spread.lo, hi=spread.hi, n=spread.n, method=spread.method)
