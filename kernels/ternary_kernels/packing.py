@@ -1,0 +1,160 @@
+"""How packed weights lie in memory: one layout for every instruction set.
+
+Every layout cuts the matrix [N, K] (N outputs, K inputs) into *row groups* of 16 rows. One
+64-byte vector then holds 16 rows x 4 consecutive k, which is what one 512-bit ``vpdpbusd``
+(or two 256-bit ones, or four NEON ``sdot``) eats: lane r sums four products of row r, so a
+whole row group finishes without a single horizontal sum, and the activations are used in
+their natural order, four at a time, broadcast to all lanes.
+
+- ``tiles2``  [N/16, K/16, 16, 4] uint8: byte (r, b) of block kb holds the four codes of
+  k = 16*kb + 4*p + b at bits 2*p (p = 0..3). Code = w + 1, in 0..2; 3 is forbidden.
+- ``tiles5``  [N/16, K/20, 16, 4] uint8: five base-3 digits a byte, k = 20*kb + 4*p + b.
+  The stored byte is ceil(sum(digit_p * 3^(4-p)) * 256 / 243), so digit p is the carry of
+  multiplying by 3 for the (p+1)-th time: no division and no table.
+- ``tiles8``  [N/16, K/4, 16, 4] uint8: w + 128.
+- ``tiles16`` [N/16, K, 16]: bf16 or fp16 as they are.
+
+N and K are padded to whole blocks with zero weights; activations are padded with zeros, so
+the padding adds nothing to any dot product.
+
+The *portable* form for files is uint8 [N, ceil(K/4)]: element k in byte k//4 at bits 2*(k%4).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROW_GROUP = 16
+TRITS_PER_BYTE = 5
+_POWERS_OF_3 = (81, 27, 9, 3, 1)
+
+
+def check_codes(codes: Tensor) -> None:
+    """Raise unless ``codes`` is a 2-D integer tensor of 0, 1, 2."""
+    if codes.ndim != 2 or codes.shape[0] < 1 or codes.shape[1] < 1:
+        raise ValueError(
+            f"codes have shape {tuple(codes.shape)}; allowed: [N, K] with N, K >= 1. "
+            "Reshape them to one row an output."
+        )
+    if codes.dtype.is_floating_point or codes.dtype == torch.bool:
+        raise ValueError(
+            f"codes have dtype {codes.dtype}; allowed: an integer type holding w + 1. "
+            "Use from_float for float weights."
+        )
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high > 2:
+        raise ValueError(
+            f"codes span {low} to {high}; allowed: 0, 1, 2 (w + 1; the two-bit code 3 is "
+            "forbidden). The data is damaged or was packed under another convention."
+        )
+
+
+def pack_portable(codes: Tensor) -> Tensor:
+    """uint8 [N, K] codes 0..2 -> uint8 [N, ceil(K/4)], element k at bits 2*(k%4) of byte k//4.
+
+    The codes that pad the last byte are 1 (weight zero).
+    """
+    check_codes(codes)
+    c_NKp = _pad(codes.to(torch.uint8), 1, 4, value=1).unflatten(1, (-1, 4))
+    return _merge_bits(c_NKp, dim=2)
+
+
+def unpack_portable(packed: Tensor, K: int) -> Tensor:
+    """Inverse of :func:`pack_portable`: uint8 [N, ceil(K/4)] -> uint8 codes [N, K]."""
+    if packed.dtype != torch.uint8 or packed.ndim != 2:
+        raise ValueError(
+            f"packed codes are {packed.dtype} {tuple(packed.shape)}; allowed: uint8 [N, ceil(K/4)]"
+        )
+    if K < 1 or packed.shape[1] != -(-K // 4) or packed.shape[0] < 1:
+        raise ValueError(
+            f"packed codes have shape {tuple(packed.shape)}, but K = {K} needs "
+            f"[N, {-(-K // 4)}]: the data is truncated or K is wrong"
+        )
+    codes = _split_bits(packed).flatten(1)[:, :K].contiguous()
+    if bool((codes == 3).any()):
+        row = int((codes == 3).any(1).nonzero()[0])
+        raise ValueError(
+            f"row {row} holds the forbidden code 3; allowed: 0, 1, 2 (w + 1). "
+            "The data is damaged or was packed under another convention."
+        )
+    return codes
+
+
+def tile2(codes: Tensor) -> Tensor:
+    """uint8 codes [N, K] -> tiles2 [N/16, K/16, 16, 4]."""
+    check_codes(codes)
+    c = _pad(_pad(codes.to(torch.uint8), 0, ROW_GROUP, value=1), 1, 16, value=1)
+    c = c.unflatten(1, (-1, 4, 4)).unflatten(0, (-1, ROW_GROUP))  # [G, r, kb, p, b]
+    return _merge_bits(c, dim=3).transpose(1, 2).contiguous()
+
+
+def untile2(tiles: Tensor, N: int, K: int) -> Tensor:
+    """Inverse of :func:`tile2`."""
+    c = _split_bits(tiles)  # [G, kb, r, b, p]
+    return c.permute(0, 2, 1, 4, 3).flatten(2).flatten(0, 1)[:N, :K].contiguous()
+
+
+def tile5(codes: Tensor) -> Tensor:
+    """uint8 codes [N, K] -> tiles5 [N/16, K/20, 16, 4]."""
+    check_codes(codes)
+    c = _pad(_pad(codes.to(torch.uint8), 0, ROW_GROUP, value=1), 1, 20, value=1)
+    c = c.unflatten(1, (-1, 5, 4)).unflatten(0, (-1, ROW_GROUP))  # [G, r, kb, p, b]
+    value = torch.zeros((*c.shape[:3], 4), dtype=torch.int32)
+    for p, power in enumerate(_POWERS_OF_3):
+        value += c[:, :, :, p].int() * power
+    byte = (value * 256 + 242) // 243
+    return byte.to(torch.uint8).transpose(1, 2).contiguous()
+
+
+def untile5(tiles: Tensor, N: int, K: int) -> Tensor:
+    """Inverse of :func:`tile5`."""
+    rest = tiles.int()  # [G, kb, r, b]
+    digits = []
+    for _ in range(TRITS_PER_BYTE):
+        rest = rest * 3
+        digits.append((rest >> 8).to(torch.uint8))
+        rest = rest & 0xFF
+    c = torch.stack(digits, dim=3)  # [G, kb, r, p, b]
+    return c.permute(0, 2, 1, 3, 4).flatten(2).flatten(0, 1)[:N, :K].contiguous()
+
+
+def tile8(values: Tensor) -> Tensor:
+    """int8 [N, K] in -127..127 -> tiles8 [N/16, K/4, 16, 4], K padded to 16."""
+    v = _pad(_pad(values.to(torch.int8), 0, ROW_GROUP, value=0), 1, 16, value=0)
+    v = v.unflatten(1, (-1, 4)).unflatten(0, (-1, ROW_GROUP)).transpose(1, 2)
+    return (v.contiguous().view(torch.uint8)) ^ 0x80
+
+
+def untile8(tiles: Tensor, N: int, K: int) -> Tensor:
+    """Inverse of :func:`tile8`."""
+    v = (tiles ^ 0x80).view(torch.int8)
+    return v.transpose(1, 2).flatten(2).flatten(0, 1)[:N, :K].contiguous()
+
+
+def tile16(values: Tensor) -> Tensor:
+    """bf16 or fp16 [N, K] -> tiles16 [N/16, K, 16]."""
+    v = _pad(values, 0, ROW_GROUP, value=0)
+    return v.unflatten(0, (-1, ROW_GROUP)).transpose(1, 2).contiguous()
+
+
+def untile16(tiles: Tensor, N: int, K: int) -> Tensor:
+    """Inverse of :func:`tile16`."""
+    return tiles.transpose(1, 2).flatten(0, 1)[:N, :K].contiguous()
+
+
+def _pad(x: Tensor, dim: int, multiple: int, *, value: int) -> Tensor:
+    missing = -x.shape[dim] % multiple
+    if missing == 0:
+        return x
+    pad = [0, 0, 0, missing] if dim == 0 else [0, missing, 0, 0]
+    return torch.nn.functional.pad(x, pad, value=value)
+
+
+def _merge_bits(codes: Tensor, dim: int) -> Tensor:
+    a, b, c, d = codes.unbind(dim)
+    return a | (b << 2) | (c << 4) | (d << 6)
+
+
+def _split_bits(packed: Tensor) -> Tensor:
+    return torch.stack([(packed >> shift) & 3 for shift in (0, 2, 4, 6)], dim=-1)

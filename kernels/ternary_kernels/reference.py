@@ -1,0 +1,101 @@
+"""Every operation in plain PyTorch: what the native kernels are held against, bit for bit.
+
+It is also the path that runs where no compiler is. Shapes: M rows (tokens), K inputs,
+N outputs, G groups of 128 along K, H query heads, C cached positions, D head dimension.
+
+Integer dot products are exact: |code| <= 1 and |x| <= 128 keep every partial sum of a float32
+matmul an integer below 2**24 up to K = 131072; INT8 weights take float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .weights import GROUP, PackedHalf, PackedInt8, PackedTernary, PackedTernary5, PackedWeight
+
+MAX_K = 131072
+
+
+def quantize_activations(x_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """BitNet's per-token INT8: scale = 127 / clamp(absmax, 1e-5), round half to even.
+
+    Returns int8 [M, K] and the factor that undoes it, clamp(absmax, 1e-5) / 127, fp32 [M].
+    """
+    absmax_M = x_MK.abs().amax(1).clamp(min=1e-5)
+    q_MK = (x_MK * (127.0 / absmax_M)[:, None]).round().clamp(-128, 127).to(torch.int8)
+    return q_MK, absmax_M / 127.0
+
+
+def linear_int(q_MK: Tensor, weight: PackedWeight) -> Tensor:
+    """Exact int32 dot products [M, N] of INT8 activations with ternary or INT8 weights."""
+    if isinstance(weight, PackedInt8):
+        return (q_MK.double() @ _dense_int8(weight).double().T).to(torch.int32)
+    return (q_MK.float() @ _dense_int8(weight).float().T).to(torch.int32)
+
+
+def linear(x_MK: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    """float32 [M, N] = x W^T (+ bias, after the scale)."""
+    x_MK = x_MK.float()
+    if isinstance(weight, PackedHalf):
+        if weight._dense is None:
+            weight._dense = weight.dequantize()
+        y_MN = x_MK @ weight._dense.T
+    else:
+        q_MK, undo_M = quantize_activations(x_MK)
+        y_MN = scale_products(q_MK, undo_M, weight)
+    return y_MN if bias is None else y_MN + bias
+
+
+def scale_products(q_MK: Tensor, undo_M: Tensor, weight: PackedWeight) -> Tensor:
+    """Integer products times the weight's scales, then times the activation's factor."""
+    if weight.granularity != "group":
+        return (linear_int(q_MK, weight).float() * weight.scale) * undo_M[:, None]
+    total_MN = torch.zeros(q_MK.shape[0], weight.shape[0])
+    codes_NK = _dense_int8(weight)
+    for g in range(weight.scale.shape[1]):
+        part = slice(g * GROUP, (g + 1) * GROUP)
+        dot_MN = q_MK[:, part].float() @ codes_NK[:, part].float().T
+        total_MN += dot_MN * weight.scale[:, g]
+    return total_MN * undo_M[:, None]
+
+
+def rms_norm(x_MK: Tensor, weight_K: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight."""
+    y_MK = x_MK * torch.rsqrt(x_MK.square().mean(-1, keepdim=True) + eps)
+    return y_MK if weight_K is None else y_MK * weight_K
+
+
+def activate(gate: Tensor, activation: str) -> Tensor:
+    """'silu' or 'relu2' (squared ReLU)."""
+    if activation == "silu":
+        return torch.nn.functional.silu(gate)
+    return torch.relu(gate).square()
+
+
+def rotate(x_MHD: Tensor, cos_MD: Tensor, sin_MD: Tensor) -> Tensor:
+    """Rotary embedding in the half-split convention of Hugging Face's Llama."""
+    half = x_MHD.shape[-1] // 2
+    a, b = x_MHD[..., :half], x_MHD[..., half:]
+    cos, sin = cos_MD[:, None], sin_MD[:, None]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def attention(q_MHD: Tensor, k_CGD: Tensor, v_CGD: Tensor, mask_MC: Tensor) -> Tensor:
+    """Grouped-query attention; head h reads key/value head h // (H // G). Returns [M, H, D]."""
+    repeat = q_MHD.shape[1] // k_CGD.shape[1]
+    k_CHD = k_CGD.float().repeat_interleave(repeat, dim=1)
+    v_CHD = v_CGD.float().repeat_interleave(repeat, dim=1)
+    scores_HMC = torch.einsum("mhd,chd->hmc", q_MHD, k_CHD) * q_MHD.shape[-1] ** -0.5
+    weights_HMC = scores_HMC.masked_fill(~mask_MC, float("-inf")).softmax(-1)
+    return torch.einsum("hmc,chd->mhd", weights_HMC, v_CHD)
+
+
+def _dense_int8(weight: PackedWeight) -> Tensor:
+    """Unpacked int8 [N, K], kept after the first use: unpacking on every call costs more."""
+    if weight._dense is None:
+        if isinstance(weight, PackedTernary | PackedTernary5):
+            weight._dense = weight.codes().to(torch.int8) - 1
+        else:
+            weight._dense = weight.values()
+    return weight._dense

@@ -1,0 +1,309 @@
+"""Packed weights: what a linear layer keeps in memory instead of a float matrix.
+
+Four classes, one shape of interface: ``from_float`` / ``from_codes`` build, ``dequantize()``
+gives the float32 matrix back, ``shape`` is (N, K) = (outputs, inputs), ``nbytes`` counts what
+stays resident, ``state()`` / ``from_state()`` save and restore without repacking (the layout
+is the same on every machine, so a memory-mapped file can be used as it is).
+
+Bits a weight: :class:`PackedTernary` 2, :class:`PackedTernary5` 1.6, :class:`PackedInt8` 8,
+:class:`PackedHalf` 16; scales come on top (fp32: one a tensor, one a row, or one for each
+group of 128 along K). Layouts: see :mod:`ternary_kernels.packing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from . import packing
+from .memory import in_huge_pages
+
+GROUP = 128
+
+
+@dataclass(eq=False, slots=True)
+class PackedWeight:
+    """``tiles``: the kernel layout; ``row_scales``: fp32 as the kernels read them."""
+
+    shape: tuple[int, int]
+    tiles: Tensor
+    row_scales: Tensor | None
+    scale: Tensor | None
+    _dense: Tensor | None = None
+
+    kind: ClassVar[str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes resident for this weight, scales included."""
+        scales = 0 if self.row_scales is None else self.row_scales.nbytes
+        return self.tiles.nbytes + scales
+
+    @property
+    def granularity(self) -> str:
+        """'tensor', 'row', 'group' or 'none': how many scales there are."""
+        if self.scale is None:
+            return "none"
+        if self.scale.ndim == 2:
+            return "group"
+        return "tensor" if self.scale.numel() == 1 else "row"
+
+    def dequantize(self) -> Tensor:
+        """The float32 matrix [N, K] that this weight stands for."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that restore this weight with :meth:`from_state`."""
+        tensors = {"tiles": self.tiles, "shape": torch.tensor(self.shape)}
+        if self.scale is not None:
+            tensors["scale"] = self.scale
+        return tensors
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Self:
+        """Restore from :meth:`state`; the tiles are used where they lie (memory-mapped too)."""
+        N, K = (int(v) for v in state["shape"])
+        tiles, expected = state["tiles"], cls._tile_shape(N, K)
+        if tuple(tiles.shape) != expected or not tiles.is_contiguous():
+            raise ValueError(
+                f"tiles of a {cls.__name__} [{N}, {K}] have shape {tuple(tiles.shape)}; allowed: "
+                f"contiguous {expected}. The file is truncated or belongs to another shape."
+            )
+        return cls._build((N, K), tiles, state.get("scale"))
+
+    @classmethod
+    def _build(cls, shape: tuple[int, int], tiles: Tensor, scale: Tensor | None) -> Self:
+        rows = None if scale is None else _kernel_scales(scale, shape)
+        return cls(shape, tiles, rows, scale)
+
+    @staticmethod
+    def _tile_shape(N: int, K: int) -> tuple[int, ...]:
+        raise NotImplementedError
+
+
+class _Ternary(PackedWeight):
+    """What the 2-bit and the base-3 packing share."""
+
+    @classmethod
+    def from_float(cls, weight: Tensor, granularity: str = "tensor") -> Self:
+        """BitNet b1.58 absmean quantisation of a float matrix [N, K].
+
+        ``granularity``: 'tensor', 'row' or 'group' (128 along K; 2-bit packing only).
+        """
+        w = _float_matrix(weight)
+        if granularity == "tensor":
+            mean = w.abs().mean().reshape(1)
+        elif granularity == "row":
+            mean = w.abs().mean(1)
+        elif granularity == "group":
+            mean = _group_means(w.abs())
+        else:
+            raise ValueError(f"granularity {granularity!r}; allowed: 'tensor', 'row', 'group'")
+        inverse = 1.0 / mean.clamp(min=1e-5)
+        codes = (w * _spread(inverse, w.shape)).round_().clamp_(-1, 1).add_(1).to(torch.uint8)
+        return cls.from_codes(codes, 1.0 / inverse)
+
+    @classmethod
+    def from_codes(cls, codes: Tensor, scale: Tensor | float) -> Self:
+        """Pack integer codes [N, K] of 0, 1, 2 (= w + 1); weight = scale * (code - 1).
+
+        ``scale``: one number, [1], [N], [N, 1] or [N, ceil(K/128)], finite, multiplied.
+        """
+        packing.check_codes(codes)
+        N, K = codes.shape
+        return cls._build((N, K), in_huge_pages(cls._tile(codes)), _check_scale(scale, N, K))
+
+    @classmethod
+    def from_portable(cls, packed: Tensor, K: int, scale: Tensor | float) -> Self:
+        """From the interchange form uint8 [N, ceil(K/4)], element k at bits 2*(k%4)."""
+        return cls.from_codes(packing.unpack_portable(packed, K), scale)
+
+    def to_portable(self) -> Tensor:
+        """The interchange form uint8 [N, ceil(K/4)]."""
+        return packing.pack_portable(self.codes())
+
+    def codes(self) -> Tensor:
+        """uint8 codes [N, K] of 0, 1, 2."""
+        return self._untile(self.tiles, *self.shape)
+
+    def dequantize(self) -> Tensor:
+        return (self.codes().float() - 1.0) * _spread(self.scale, self.shape)
+
+
+class PackedTernary(_Ternary):
+    """Weights -1, 0, 1 in two bits each, scale a tensor, a row, or a group of 128."""
+
+    __slots__ = ()
+    kind = "ternary"
+    _tile = staticmethod(packing.tile2)
+    _untile = staticmethod(packing.untile2)
+
+    @staticmethod
+    def _tile_shape(N: int, K: int) -> tuple[int, ...]:
+        return (-(-N // 16), -(-K // 16), 16, 4)
+
+
+class PackedTernary5(_Ternary):
+    """Weights -1, 0, 1 in base 3, five a byte: 20 % fewer bytes, more arithmetic.
+
+    For machines where memory is the limit. Scale a tensor or a row.
+    """
+
+    __slots__ = ()
+    kind = "ternary5"
+    _tile = staticmethod(packing.tile5)
+    _untile = staticmethod(packing.untile5)
+
+    @classmethod
+    def _build(cls, shape: tuple[int, int], tiles: Tensor, scale: Tensor | None) -> Self:
+        if scale is not None and scale.ndim == 2:
+            raise ValueError(
+                "PackedTernary5 got one scale a group of 128; allowed: one a tensor or a row. "
+                "Use PackedTernary for group scales."
+            )
+        return super()._build(shape, tiles, scale)
+
+    @staticmethod
+    def _tile_shape(N: int, K: int) -> tuple[int, ...]:
+        return (-(-N // 16), -(-K // 20), 16, 4)
+
+
+class PackedInt8(PackedWeight):
+    """INT8 weights -127..127 with one scale a row."""
+
+    __slots__ = ()
+    kind = "int8"
+
+    @classmethod
+    def from_float(cls, weight: Tensor) -> Self:
+        """Symmetric absmax quantisation, one scale a row: scale = absmax / 127.
+
+        Works through the rows in blocks, so a large embedding needs no float32 copy of itself.
+        """
+        N, K = _check_matrix(weight).shape
+        values = torch.empty((N, K), dtype=torch.int8)
+        scale = torch.empty(N)
+        for start in range(0, N, 4096):
+            w = _float_matrix(weight[start : start + 4096])
+            s = w.abs().amax(1).clamp_(min=1e-12) / 127.0
+            scale[start : start + 4096] = s
+            values[start : start + 4096] = (w / s[:, None]).round_().clamp_(-127, 127)
+        return cls.from_codes(values, scale)
+
+    @classmethod
+    def from_codes(cls, values: Tensor, scale: Tensor | float) -> Self:
+        """int8 [N, K] in -127..127 and the scale of each row ([N], [N, 1], [1] or a number)."""
+        _check_matrix(values)
+        if values.dtype != torch.int8:
+            raise ValueError(f"INT8 weights have dtype {values.dtype}; allowed: torch.int8")
+        if bool((values == -128).any()):
+            raise ValueError(
+                "INT8 weights hold -128; allowed: -127..127 (symmetric). Clamp and rescale them."
+            )
+        N, K = values.shape
+        scale = _check_scale(scale, N, K)
+        if scale.ndim == 2:
+            raise ValueError(f"PackedInt8 got scales {tuple(scale.shape)}; allowed: one a row")
+        return cls._build((N, K), in_huge_pages(packing.tile8(values)), scale)
+
+    def values(self) -> Tensor:
+        """int8 [N, K]."""
+        return packing.untile8(self.tiles, *self.shape)
+
+    def dequantize(self) -> Tensor:
+        return self.values().float() * _spread(self.scale, self.shape)
+
+    @staticmethod
+    def _tile_shape(N: int, K: int) -> tuple[int, ...]:
+        return (-(-N // 16), 4 * -(-K // 16), 16, 4)
+
+
+class PackedHalf(PackedWeight):
+    """bf16 or fp16 weights: the full-precision arm."""
+
+    __slots__ = ()
+    kind = "half"
+
+    @classmethod
+    def from_float(cls, weight: Tensor, dtype: torch.dtype | None = None) -> Self:
+        """Keep bf16 and fp16 as they are; round float32 to ``dtype`` (default bf16)."""
+        _check_matrix(weight)
+        if dtype is None:
+            dtype = weight.dtype if weight.dtype != torch.float32 else torch.bfloat16
+        if dtype not in (torch.bfloat16, torch.float16):
+            raise ValueError(f"PackedHalf got {dtype}; allowed: torch.bfloat16, torch.float16")
+        values = weight.detach().to(dtype)
+        if not bool(values.isfinite().all()):
+            raise ValueError(
+                f"weights are not finite in {dtype}; allowed: finite values. "
+                "Use dtype=torch.bfloat16 if the range of fp16 is too small."
+            )
+        N, K = values.shape
+        return cls._build((N, K), in_huge_pages(packing.tile16(values)), None)
+
+    def dequantize(self) -> Tensor:
+        return packing.untile16(self.tiles, *self.shape).float()
+
+    @staticmethod
+    def _tile_shape(N: int, K: int) -> tuple[int, ...]:
+        return (-(-N // 16), K, 16)
+
+
+def _check_matrix(weight: Tensor) -> Tensor:
+    if weight.ndim != 2 or weight.shape[0] < 1 or weight.shape[1] < 1:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; allowed: [N, K] with N, K >= 1")
+    return weight
+
+
+def _float_matrix(weight: Tensor) -> Tensor:
+    _check_matrix(weight)
+    if not weight.dtype.is_floating_point:
+        raise ValueError(
+            f"weight has dtype {weight.dtype}; allowed: a float type. Use from_codes for codes."
+        )
+    w = weight.detach().float()
+    if not bool(w.isfinite().all()):
+        raise ValueError("weight holds NaN or Inf; allowed: finite values. Check the checkpoint.")
+    return w
+
+
+def _check_scale(scale: Tensor | float, N: int, K: int) -> Tensor:
+    s = torch.as_tensor(scale, dtype=torch.float32).detach().cpu().clone()
+    groups = -(-K // GROUP)
+    if s.numel() == 1:
+        s = s.reshape(1)
+    elif s.shape in ((N,), (N, 1)):
+        s = s.reshape(N)
+    elif s.shape != (N, groups):
+        raise ValueError(
+            f"scale has shape {tuple(s.shape)}; allowed for a weight [{N}, {K}]: one number, "
+            f"[{N}] (a row) or [{N}, {groups}] (a group of {GROUP})"
+        )
+    if not bool(s.isfinite().all()):
+        raise ValueError("scale holds NaN or Inf; allowed: finite values. Check the checkpoint.")
+    return s
+
+
+def _kernel_scales(scale: Tensor, shape: tuple[int, int]) -> Tensor:
+    """fp32 [N padded to 16] for scales a tensor or a row, [N/16, groups, 16] for groups."""
+    N = shape[0]
+    padded = -(-N // 16) * 16
+    if scale.ndim == 2:
+        rows = torch.nn.functional.pad(scale, (0, 0, 0, padded - N))
+        return rows.unflatten(0, (-1, 16)).transpose(1, 2).contiguous()
+    return torch.nn.functional.pad(scale.expand(N), (0, padded - N)).contiguous()
+
+
+def _group_means(magnitudes: Tensor) -> Tensor:
+    parts = magnitudes.split(GROUP, dim=1)
+    return torch.stack([part.mean(1) for part in parts], dim=1)
+
+
+def _spread(scale: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Scales as a tensor that broadcasts against [N, K]."""
+    if scale.ndim == 2:
+        return scale.repeat_interleave(GROUP, dim=1)[:, : shape[1]]
+    return scale[:, None]
