@@ -1,0 +1,1 @@
+"""What a run means: gates, claims, cost, verdict, and the page that shows them. No Jupyter."""

@@ -1,0 +1,52 @@
+"""Stage 6: gates, claims, cost and verdict, from the records of the stages before it.
+
+It measures nothing and needs no model: whatever it says stands in a record already. A gate
+that must hold and does not is noted in ``facts["stopping_gates"]``; the runner turns that
+into exit code 4 after everything is written.
+"""
+
+from __future__ import annotations
+
+from workbench.pilot.problems import did_you_mean
+from workbench.pilot.spec import Pilot
+from workbench.records.metric import Metric
+from workbench.report.claims import claim_rows, claims_frame
+from workbench.report.cost import cost_frame, cost_rows
+from workbench.report.gates import evaluate, gates_frame
+from workbench.report.text import Texts
+from workbench.report.verdict import decide
+from workbench.report.vocabulary import FIGURES
+from workbench.stages.context import StageContext
+
+
+def check(pilot: Pilot) -> list[str]:
+    """Gates about figures that no stage records."""
+    return [
+        f"report.gates[{place}].metric: got {gate.metric!r}{did_you_mean(gate.metric, FIGURES)}"
+        for place, gate in enumerate(pilot.report.gates)
+        if gate.metric not in FIGURES
+    ]
+
+
+def run(context: StageContext) -> None:
+    """Fill tables ``gates``, ``claims``, ``cost``, the metric ``gates_failed`` and the verdict."""
+    records, record = context.upstream, context.record
+    settings = context.pilot.report
+    results = evaluate(settings.gates, records)
+    record.save_table("gates", gates_frame(results))
+    record.save_table("claims", claims_frame(claim_rows(records)))
+    record.save_table("cost", cost_frame(cost_rows(records, settings.cost)))
+    record.add(
+        Metric(
+            "gates_failed",
+            sum(r.outcome == "fail" for r in results),
+            "gates",
+            how="gates whose interval, or value where there is none, breaks the rule",
+            kind="derived",
+            n=len(results),
+        )
+    )
+    texts = Texts()
+    record.facts["verdict"] = decide(results, records, context.pilot).to_json()
+    record.facts["stopping_gates"] = [r.sentence(texts) for r in results if r.stops]
+    context.progress.note(f"verdict: {record.facts['verdict']['decision']}")
