@@ -5,7 +5,10 @@
 # make fuzz    the native kernels under AddressSanitizer and UBSan
 # make lint    ruff, as the tests' authors run it
 
-PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name) 2>/dev/null)))
+# The first Python that runs and is new enough; or name one: make PYTHON=/path/to/python3.12 pilot
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+  "$$each" -c '$(NEW_ENOUGH)' 2>/dev/null && { echo "$$each"; break; }; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PILOT ?= pilots/quickstart.yaml
@@ -34,11 +37,11 @@ clean:
 	rm -rf .venv build *.egg-info kernels/ternary_kernels/_native
 
 .venv/bin/python:
-	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Python 3.11 or newer is needed, got: $$($(PYTHON) --version 2>&1)." \
-	       "Name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+	  echo "Python 3.11 or newer is needed; found: $$(python3 --version 2>&1 || echo none)." >&2; \
+	  echo "Install one, or name it: make PYTHON=/path/to/python3.12 pilot" >&2; exit 2; }
 	@echo "setting up .venv (once; some minutes)" >&2
-	@$(PYTHON) -m venv .venv
+	@"$(PYTHON)" -m venv .venv
 
 .venv/ready: pyproject.toml constraints.txt | .venv/bin/python
 	@$(PIP) -e '.[notebooks]'
