@@ -1,0 +1,227 @@
+"""``slots`` conversations side by side over one model, with their keys and values cached.
+
+The engine is thin on purpose: a step is one native call for all rows, so that the Python
+around it stays far below the time of a token. It is not thread-safe; a
+:class:`~workbench.engine.scheduler.Scheduler` owns one and takes requests from any thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.engine.request import FinishReason, GenerationRequest
+from workbench.engine.sampling import Sampler
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from workbench.engine.build import Tables
+
+PREFILL_CHUNK = 256
+"""Rows of one prefill step: enough to use the matrix kernels fully, few enough to stay in
+the caches."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One completion. Times: seconds after the call; ``first_token_s`` None without a token."""
+
+    tokens: list[int]
+    finish_reason: FinishReason
+    first_token_s: float | None
+    end_s: float
+
+
+class Engine:
+    """A model that is ready to run. Shapes: n rows, V vocabulary.
+
+    Make one with :meth:`load`, :meth:`from_model` or :meth:`random`.
+
+    core: the native model, or one that computes the same through ``transformers``.
+    backend: what computes, for the record. notes: fallbacks taken, with their reasons.
+    resident_bytes: growth of this process's own memory while the engine was made; None where
+    it was not observed.
+    """
+
+    def __init__(
+        self,
+        core: Any,
+        *,
+        backend: str,
+        eos_tokens: frozenset[int] = frozenset(),
+        notes: Sequence[str] = (),
+        resident_bytes: int | None = None,
+    ) -> None:
+        self.core, self.backend, self.eos_tokens = core, backend, eos_tokens
+        self.notes, self.resident_bytes = list(notes), resident_bytes
+        self.slots, self.context = core.slots, core.context
+        self.vocab_size = core.config.vocab_size
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        slots: int = 1,
+        context: int | None = None,
+        threads: int = 0,
+        tables: Tables = "auto",
+        kv_dtype: str = "float16",
+        device: str = "cpu",
+    ) -> Engine:
+        """From a packed model folder or a Hugging Face folder.
+
+        context: tokens a slot can hold; None takes all the model was made for.
+        threads: 0 takes one per physical core.
+        tables: embedding and head in ``half`` or ``int8``; ``auto``: INT8 beside ternary
+        layers when they are big, as they are stored otherwise.
+        Raises StageError for a folder that is missing, truncated or of another format.
+        """
+        from workbench.engine.build import build_from_folder
+
+        return build_from_folder(
+            folder, slots, context, threads, tables=tables, kv_dtype=kv_dtype, device=device
+        )
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module,
+        *,
+        slots: int = 1,
+        context: int | None = None,
+        threads: int = 0,
+        tables: Tables = "auto",
+        kv_dtype: str = "float16",
+        device: str = "cpu",
+    ) -> Engine:
+        """From a ``transformers`` model in memory, replaced layers included; see :meth:`load`."""
+        from workbench.engine.build import build_from_model
+
+        return build_from_model(
+            model, slots, context, threads, tables=tables, kv_dtype=kv_dtype, device=device
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that stay resident."""
+        return self.core.weight_bytes
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the cache of keys and values of all slots."""
+        return self.core.kv_bytes
+
+    def check_tokens(self, prompt: Sequence[int], output_tokens: int = 0) -> None:
+        """Raise ValueError unless the prompt is valid and fits a slot with its output."""
+        if not len(prompt):
+            raise ValueError("the prompt has no tokens; allowed: at least one. Send some text.")
+        if len(prompt) + output_tokens > self.context:
+            raise ValueError(
+                f"{len(prompt)} prompt and {output_tokens} output tokens; allowed: "
+                f"{self.context} together. Shorten one of them, or load the engine with a larger "
+                "context."
+            )
+        low, high = min(prompt), max(prompt)
+        if low < 0 or high >= self.vocab_size:
+            raise ValueError(
+                f"token {low if low < 0 else high}; allowed: 0 to {self.vocab_size - 1}. "
+                "Use the tokenizer that belongs to the model."
+            )
+
+    def step(
+        self, tokens: Sequence[int], slots: Sequence[int], want_logits: Sequence[bool] | bool
+    ) -> np.ndarray:
+        """Append rows to their slots, in order; float32 logits ``[rows wanted, V]``."""
+        filled, positions, ahead = self.core.filled, [], {}
+        for slot in slots:
+            position = ahead.get(slot)
+            if position is None:
+                position = int(filled[slot]) if 0 <= slot < self.slots else 0
+            positions.append(position)
+            ahead[slot] = position + 1
+        return self.core.forward(tokens, slots, positions, want_logits)
+
+    def prefill(self, slot: int, tokens: Sequence[int], chunk: int = PREFILL_CHUNK) -> np.ndarray:
+        """Append a prompt to a slot in pieces of ``chunk``; logits ``[V]`` after its last token."""
+        self.check_tokens(tokens)
+        last = len(tokens) - 1
+        for begin in range(0, len(tokens), chunk):
+            piece = tokens[begin : begin + chunk]
+            want = [begin + i == last for i in range(len(piece))]
+            logits = self.step(piece, [slot] * len(piece), want)
+        return logits[0]
+
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        """One more token in each of ``slots``; logits ``[n, V]``."""
+        return self.core.forward(tokens, slots, self.core.filled[list(slots)], True)
+
+    def release(self, slot: int) -> None:
+        """Forget the slot's conversation."""
+        self.core.reset(slot)
+
+    def logits(self, tokens: Sequence[int], *, slot: int = 0) -> np.ndarray:
+        """Float32 logits ``[len(tokens), V]`` of a text of its own; ``slot`` must be empty."""
+        self.check_tokens(tokens)
+        if self.core.filled[slot]:
+            raise ValueError(f"slot {slot} is in use; allowed: an empty one. Release it first.")
+        try:
+            pieces = [
+                self.step(piece, [slot] * len(piece), True)
+                for piece in (
+                    tokens[begin : begin + PREFILL_CHUNK]
+                    for begin in range(0, len(tokens), PREFILL_CHUNK)
+                )
+            ]
+        finally:
+            self.release(slot)
+        return np.concatenate(pieces)
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        *,
+        slot: int = 0,
+        on_token: Callable[[int], None] | None = None,
+    ) -> Generation:
+        """Complete one prompt in an empty slot and release it."""
+        self.check_tokens(request.prompt_tokens, request.max_tokens)
+        sampler = Sampler(request, self.eos_tokens)
+        tokens: list[int] = []
+        began, first_token_s = time.perf_counter(), None
+        try:
+            logits_V = self.prefill(slot, request.prompt_tokens)
+            while True:
+                token = sampler.choose(logits_V, len(tokens))
+                if first_token_s is None:
+                    first_token_s = time.perf_counter() - began
+                if token in sampler.ends:
+                    reason = "stop"
+                    break
+                tokens.append(token)
+                if on_token:
+                    on_token(token)
+                if len(tokens) == request.max_tokens:
+                    reason = "length"
+                    break
+                logits_V = self.decode([slot], [token])[0]
+        finally:
+            self.release(slot)
+        end_s = time.perf_counter() - began
+        return Generation(tokens, reason, first_token_s if tokens else None, end_s)
+
+    def close(self) -> None:
+        """Give the memory back; the engine cannot be used afterwards."""
+        self.core.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
