@@ -20,12 +20,16 @@ class Threshold(Section):
 
 
 class Policy(Section):
-    """Which layers get which precision: the first pattern that matches a module's name."""
+    """Which layers get which precision: shell patterns over module names. ``high_precision`` is
+    looked at first, then ``int8``, then ``ternary``; what matches nothing stays precise."""
 
     ternary: list[str] = Field(
         ["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj", "*.gate_proj", "*.up_proj", "*.down_proj"]
     )
-    int8: list[str] = Field([], description="e.g. lm_head and embed_tokens in the packed artefact")
+    int8: list[str] = Field(
+        ["*embed_tokens", "*lm_head"],
+        description="one INT8 scale a row in the packed artefact; trained in full precision",
+    )
     high_precision: list[str] = Field([], description="exceptions, looked at first")
 
 

@@ -1,0 +1,1 @@
+"""Which network: preset shapes with their arithmetic, and the Hugging Face models made of them."""

@@ -1,0 +1,171 @@
+"""From the pilot's ``model`` section to a Hugging Face model with float32 weights.
+
+Both arms start from this model; the ternary arm then has its layers replaced
+(:func:`workbench.ternary.to_ternary`). Whatever does not fit together is refused here, before
+a step is paid for: a model that silently lacks weights trains, and gives wrong numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from workbench.errors import ConfigError
+from workbench.model.presets import PRESETS
+from workbench.pilot.problems import did_you_mean
+from workbench.pilot.sections.model import Model
+
+MOST_PADDING = 1024
+"""Rows that a checkpoint's embedding may have beyond its tokenizer; more is another tokenizer."""
+
+
+def build_model(model: Model, vocab_size: int, context: int, seed: int) -> PreTrainedModel:
+    """The model of the section, with float32 weights, on the CPU, in training mode.
+
+    vocab_size: tokens of the tokenizer. context: positions the model must take, in tokens.
+    seed: of a preset's random weights; the global random state is left as it was.
+
+    Raises ConfigError for an unknown preset or override, a checkpoint that cannot be read or
+    lacks weights, and a vocabulary or context that does not fit.
+    """
+    if model.checkpoint is None:
+        return _from_preset(model, vocab_size, context, seed)
+    if model.overrides:
+        raise ConfigError(
+            f"model.overrides: {sorted(model.overrides)} with model.checkpoint {model.checkpoint}",
+            allowed="overrides change a preset; a checkpoint keeps the shape it was trained with",
+            next_step="remove model.overrides, or set model.checkpoint to null",
+        )
+    built = load_checkpoint(model.checkpoint)
+    _check_vocabulary(built.config.vocab_size, vocab_size, model.checkpoint)
+    positions = getattr(built.config, "max_position_embeddings", None)
+    if positions is not None and positions < context:
+        raise ConfigError(
+            f"model.checkpoint {model.checkpoint} takes {positions} positions, {context} are asked",
+            next_step=f"set data.sequence_length to {positions} or less",
+        )
+    return built.train()
+
+
+def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
+    """The configuration of the section's preset with its overrides; see :func:`build_model`."""
+    if model.preset not in PRESETS:
+        raise ConfigError(
+            f"model.preset {model.preset}: unknown{did_you_mean(model.preset, PRESETS)}"
+        )
+    shape = PRESETS[model.preset].with_vocab(vocab_size)
+    fields = shape.config_fields()
+    allowed = {*fields, *LlamaConfig().to_dict()} - {"model_type", "transformers_version"}
+    for name in model.overrides:
+        if name not in allowed:
+            raise ConfigError(
+                f"model.overrides.{name}: unknown{did_you_mean(name, sorted(allowed))}"
+            )
+    if (asked := model.overrides.get("vocab_size", vocab_size)) < vocab_size:
+        raise ConfigError(
+            f"model.overrides.vocab_size: got {asked}, but the tokenizer has {vocab_size} tokens",
+            allowed=f"{vocab_size} or more",
+            next_step="remove the override: the vocabulary follows the tokenizer",
+        )
+    fields |= {"max_position_embeddings": max(shape.context, context)} | model.overrides
+    if "head_dim" not in model.overrides:
+        del fields["head_dim"]
+    try:
+        return LlamaConfig(**fields)
+    except (StrictDataclassError, TypeError, ValueError, ZeroDivisionError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ConfigError(
+            f"model.overrides of {model.preset} give no model: {reason}",
+            next_step=f"the preset without overrides: {shape.describe()}",
+        ) from error
+
+
+def load_checkpoint(checkpoint: str) -> PreTrainedModel:
+    """A causal language model from a folder or ``hf:owner/name``, float32, evaluation mode.
+
+    Raises ConfigError when there is none, when the file is damaged, or when tensors are
+    missing or left over: such a model is not the one that was trained.
+    """
+    on_hub = checkpoint.startswith("hf:")
+    where = checkpoint.removeprefix("hf:") if on_hub else checkpoint
+    if not on_hub:
+        _check_folder(Path(where))
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.float32, local_files_only=not on_hub, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        cure = (
+            "check the name and the network; offline, download it where there is a network "
+            "and give the folder instead of hf:owner/name"
+            if on_hub
+            else "give the folder of a causal language model saved with save_pretrained"
+        )
+        first_line = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model.checkpoint {checkpoint} cannot be loaded: {first_line}", next_step=cure
+        ) from error
+    for kind, names in (
+        ("lacks", info["missing_keys"]),
+        ("has, beyond its architecture,", info["unexpected_keys"]),
+        ("has with another shape", [entry[0] for entry in info["mismatched_keys"]]),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
+            raise ConfigError(
+                f"model.checkpoint {checkpoint} {kind} {len(names)} tensors: {shown}",
+                next_step="give a whole checkpoint of the architecture its config.json names",
+            )
+    return model
+
+
+def _from_preset(model: Model, vocab_size: int, context: int, seed: int) -> PreTrainedModel:
+    config = preset_config(model, vocab_size, context)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+
+
+def _check_folder(folder: Path) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        what = "has no config.json" if folder.is_dir() else "is no folder"
+        raise ConfigError(
+            f"model.checkpoint {folder} {what}",
+            allowed="a Hugging Face model folder (config.json, *.safetensors) or hf:owner/name",
+        )
+    marker = folder / "ternary.json"
+    if marker.is_file() and _json(marker).get("kind") == "packed":
+        raise ConfigError(
+            f"model.checkpoint {folder} is a packed model: its master weights are gone",
+            next_step="give the master checkpoint (artefact ternary_master of train_qat)",
+        )
+    _json(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is not JSON: {error}", next_step="copy the checkpoint again"
+        ) from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds a {type(value).__name__}", allowed="a JSON object")
+    return value
+
+
+def _check_vocabulary(rows: int, tokens: int, checkpoint: str) -> None:
+    if rows < tokens or rows > tokens + MOST_PADDING:
+        raise ConfigError(
+            f"model.checkpoint {checkpoint} has {rows} rows in its embedding, "
+            f"the tokenizer has {tokens} tokens",
+            allowed=f"{tokens} to {tokens + MOST_PADDING} rows (some checkpoints are padded)",
+            next_step="set data.tokenizer to the checkpoint's own folder or hf:owner/name",
+        )

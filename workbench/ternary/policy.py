@@ -1,0 +1,90 @@
+"""Which layer gets which precision: patterns over the names of a model's modules.
+
+The lists are read from the most precise to the coarsest (``high_precision``, ``int8``,
+``ternary``), the first with a matching pattern decides, and what matches nothing stays in high
+precision: an exception always wins over the rule it is an exception to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, get_args
+
+from torch import nn
+
+from workbench.pilot.sections.model import Policy
+
+Precision = Literal["ternary", "int8", "high_precision"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+_ORDER: tuple[Precision, ...] = ("high_precision", "int8", "ternary")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """precisions: module name -> precision, for every linear layer and embedding.
+    reasons: why a module did not get what a pattern asked, or is outside the policy's reach.
+    unmatched: patterns (``ternary: *.q_proj``) that name no module of this model."""
+
+    precisions: dict[str, Precision]
+    reasons: dict[str, str]
+    unmatched: list[str]
+
+
+def resolve(policy: Policy, model: nn.Module) -> Resolved:
+    """Apply ``policy`` to the linear layers and embeddings of ``model``.
+
+    An embedding, and a layer that shares its weight with one, cannot be ternary: its reason
+    says so. Tied modules get one precision, the more precise of the two.
+    """
+    patterns = {kind: getattr(policy, kind) for kind in _ORDER}
+    precisions: dict[str, Precision] = {}
+    reasons: dict[str, str] = {}
+    modules = dict(weight_modules(model))
+    for name, module in modules.items():
+        precision = next(
+            (kind for kind in _ORDER if any(fnmatchcase(name, p) for p in patterns[kind])),
+            "high_precision",
+        )
+        if precision == "ternary" and isinstance(module, nn.Embedding):
+            precision, reasons[name] = "high_precision", "an embedding looks rows up, no product"
+        precisions[name] = precision
+    for group in tied_groups(model):
+        together = min((precisions[name] for name in group), key=_ORDER.index)
+        for name in group:
+            if precisions[name] != together:
+                others = ", ".join(n for n in group if n != name)
+                reasons[name] = f"shares its weight with {others}, which is {together}"
+                precisions[name] = together
+    for name, kind in _other_weights(model):
+        reasons[name] = f"a {kind}, not a linear layer"
+    unmatched = [
+        f"{kind}: {pattern}"
+        for kind in _ORDER
+        for pattern in patterns[kind]
+        if not any(fnmatchcase(name, pattern) for name in modules)
+    ]
+    return Resolved(precisions, reasons, unmatched)
+
+
+def weight_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The linear layers and embeddings of ``model``, by name, in the model's order."""
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding)]
+
+
+def tied_groups(model: nn.Module) -> list[list[str]]:
+    """Names of the modules that share one weight, two or more to a group."""
+    groups: dict[int, list[str]] = {}
+    for name, module in weight_modules(model):
+        groups.setdefault(id(module.weight), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _other_weights(model: nn.Module) -> list[tuple[str, str]]:
+    """Modules with a weight matrix of their own that no precision is offered for."""
+    return [
+        (name, type(module).__name__)
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.Linear | nn.Embedding)
+        and any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
+    ]

@@ -1,0 +1,182 @@
+"""The quantisers in plain PyTorch: weights to -1/0/+1, activations to per-token INT8.
+
+Shape legend: N outputs, K inputs, G = ceil(K/128) groups, C cells. A *scale* has the shape of
+its threshold's granularity: ``[1]`` (tensor), ``[N]`` (row) or ``[N, G]`` (group of 128; the
+last group is shorter when K is no multiple of 128).
+
+All arithmetic is float32 whatever the weights' dtype, and in the order that BitNet's public
+code uses (multiply by the reciprocal, divide by it again), so a checkpoint gives the same codes
+here and there. Activations always round half to even: that is what every kernel does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from workbench.ternary.threshold import GROUP, Rounding, ThresholdVersion
+
+ACTIVATION_EPS = 1e-5
+LEARNED_LEVELS = 1.5
+LEARNED_CLIP = 0.99
+
+
+def ternarize(
+    weight_NK: Tensor, threshold: ThresholdVersion, alpha: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes and scale of a weight matrix: weight is approximated by codes * scale.
+
+    alpha: the trained parameter of rule ``learned``, shaped like a scale.
+    Returns int8 [N, K] of -1, 0, 1 and the float32 scale.
+    """
+    codes, scale = _codes_and_scale(weight_NK.detach().float(), threshold, alpha)
+    return codes.to(torch.int8), scale
+
+
+def quantize_weight(
+    weight_NK: Tensor, threshold: ThresholdVersion, alpha: Tensor | None = None
+) -> Tensor:
+    """codes * scale in the weight's dtype, without a gradient."""
+    codes, scale = _codes_and_scale(weight_NK.detach().float(), threshold, alpha)
+    return codes.mul_(spread(scale, weight_NK.shape[1])).to(weight_NK.dtype)
+
+
+def learned_weight(weight_NK: Tensor, alpha: Tensor, threshold: ThresholdVersion) -> Tensor:
+    """codes * alpha/1.5 with gradients for the weight and for alpha (LSQ, scaled 1/sqrt(cell)).
+
+    A weight beyond the clip range passes no gradient to itself; alpha receives code - w/alpha
+    inside the range and the code outside.
+    """
+    cell = weight_NK.numel() // alpha.numel()
+    gradient_scale = 1.0 / math.sqrt(max(1, cell))
+    alpha = alpha.float().clamp(min=threshold.eps)
+    alpha = (alpha * gradient_scale) + (alpha * (1.0 - gradient_scale)).detach()
+    alpha = spread(alpha, weight_NK.shape[1])
+    ratio = (weight_NK.float() / alpha).clamp(-LEARNED_CLIP, LEARNED_CLIP)
+    level = round_to(ratio.detach() * LEARNED_LEVELS, threshold.rounding) / LEARNED_LEVELS
+    return ((ratio + (level - ratio).detach()) * alpha).to(weight_NK.dtype)
+
+
+def starting_alpha(weight_NK: Tensor, threshold: ThresholdVersion) -> Tensor:
+    """Where rule ``learned`` starts: max |w| of each cell."""
+    magnitude = weight_NK.detach().float().abs()
+    return per_cell(magnitude, threshold.granularity, lambda x: x.amax(-1)).clamp_(
+        min=threshold.eps
+    )
+
+
+def scale_shape(out_features: int, in_features: int, granularity: str) -> tuple[int, ...]:
+    """The shape of the scale of a layer; see the legend."""
+    return {
+        "tensor": (1,),
+        "row": (out_features,),
+        "group128": (out_features, -(-in_features // GROUP)),
+    }[granularity]
+
+
+def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-token INT8 values (as float32) [..., K] and their factor [..., 1]: x = values / factor.
+
+    factor = 127 / max(|x|, 1e-5); no clamp is needed, |x| * factor rounds to 127 at most.
+    """
+    x = x.float()
+    factor = 127.0 / x.abs().amax(-1, keepdim=True).clamp_(min=ACTIVATION_EPS)
+    return (x * factor).round_(), factor
+
+
+def fake_quantize_activations(x: Tensor, strength: Tensor | None = None) -> Tensor:
+    """x after INT8 and back, in x's dtype, with the gradient passed straight through.
+
+    strength: zero-dimensional, 0..1; x + strength * (quantised - x). None means 1.
+    """
+    with torch.no_grad():
+        values, factor = quantize_activations(x.detach())
+        values.div_(factor)
+        if strength is not None:
+            values = torch.lerp(x.detach().float(), values, strength)
+    return straight_through(x, values.to(x.dtype))
+
+
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """``value`` going forward, the identity to ``x`` going back.
+
+    Unlike x + (value - x).detach() the result is ``value`` exactly, with no temporary.
+    """
+    return _StraightThrough.apply(x, value)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def spread(scale: Tensor, columns: int) -> Tensor:
+    """A scale in a shape that broadcasts against [N, K]."""
+    if scale.ndim == 2:
+        return scale.repeat_interleave(GROUP, dim=1)[:, :columns]
+    return scale[:, None]
+
+
+def per_cell(x_NK: Tensor, granularity: str, statistic: Callable[[Tensor], Tensor]) -> Tensor:
+    """``statistic`` (over the last axis) of each cell, shaped like a scale."""
+    if granularity == "tensor":
+        return statistic(x_NK.flatten()).reshape(1)
+    if granularity == "row":
+        return statistic(x_NK)
+    whole = x_NK.shape[1] // GROUP * GROUP
+    parts = [statistic(x_NK[:, :whole].unflatten(1, (-1, GROUP)))] if whole else []
+    if whole < x_NK.shape[1]:
+        parts.append(statistic(x_NK[:, whole:])[:, None])
+    return torch.cat(parts, dim=1)
+
+
+def round_to(x: Tensor, rounding: Rounding) -> Tensor:
+    if rounding == "half_even":
+        return x.round()
+    if rounding == "half_up":
+        return (x + 0.5).floor_()
+    return (x + torch.copysign(x.new_tensor(0.5), x)).trunc_()
+
+
+def _codes_and_scale(
+    w_NK: Tensor, threshold: ThresholdVersion, alpha: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Codes as float32 [N, K] (a fresh tensor) and the scale."""
+    K, rule = w_NK.shape[1], threshold.rule
+    if rule == "least_squares":
+        raise ValueError("rule least_squares is for post-training only: use post_training")
+    if rule == "twn":
+        return _twn(w_NK, threshold)
+    if rule == "learned":
+        if alpha is None:
+            raise ValueError("rule learned needs the trained alpha of the layer")
+        inverse = LEARNED_LEVELS / alpha.detach().float().clamp(min=threshold.eps)
+    else:
+        statistic = torch.mean if rule == "absmean" else _lower_median
+        mean = per_cell(w_NK.abs(), threshold.granularity, lambda x: statistic(x, -1))
+        inverse = 1.0 / mean.clamp_(min=threshold.eps)
+    codes = round_to(w_NK * spread(inverse, K), threshold.rounding).clamp_(-1, 1)
+    return codes, 1.0 / inverse
+
+
+def _twn(w_NK: Tensor, threshold: ThresholdVersion) -> tuple[Tensor, Tensor]:
+    K, granularity = w_NK.shape[1], threshold.granularity
+    magnitude = w_NK.abs()
+    mean = per_cell(magnitude, granularity, lambda x: x.mean(-1))
+    above = (magnitude > spread(mean * threshold.ratio, K)).float()
+    total = per_cell(magnitude * above, granularity, lambda x: x.sum(-1))
+    count = per_cell(above, granularity, lambda x: x.sum(-1))
+    scale = (total / count.clamp_(min=1.0)).clamp_(min=threshold.eps)
+    return above.mul_(w_NK.sign()), scale
+
+
+def _lower_median(x: Tensor, dim: int) -> Tensor:
+    return x.median(dim).values

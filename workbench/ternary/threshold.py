@@ -1,0 +1,96 @@
+"""Which weights become -1, 0 or +1: the threshold version.
+
+Three rounding rules, several statistics and three granularities coexist in public code, and a
+checkpoint trained under one gives other numbers under another. So the whole rule is one value
+that travels in every checkpoint and artefact; loading under another is an error naming both.
+
+With s the statistic over a cell (tensor, row, or 128 inputs of a row):
+
+- ``absmean``  s = mean |w|,   code = clamp(round(w/s), -1, 1), value = code * s
+- ``absmedian`` the same with the (lower) median of |w|
+- ``twn``      code = sign(w) where |w| > ratio * mean |w|, value = code * mean of those |w|
+- ``learned``  s = alpha / 1.5 with a trained alpha (ParetoQ's SEQ; it starts at max |w|)
+- ``least_squares`` no training rule: codes and scale that minimise the squared error of the
+  weights (:mod:`workbench.ternary.post_training`)
+
+Sources: BitNet b1.58 (arXiv 2402.17764), TWN (1605.04711), LSQ (1902.08153), ParetoQ (2502.02631).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from workbench.errors import ConfigError
+from workbench.pilot.problems import did_you_mean
+from workbench.pilot.sections.model import Threshold
+
+Rule = Literal["absmean", "absmedian", "twn", "learned", "least_squares"]
+Granularity = Literal["tensor", "row", "group128"]
+Rounding = Literal["half_even", "half_up", "half_away"]
+
+GROUP = 128
+
+
+@dataclass(frozen=True)
+class ThresholdVersion:
+    """rounding: where |w/s| is exactly one half; ``half_up`` is floor(x + 0.5).
+    eps: least value of the statistic. ratio: of the mean magnitude, for ``twn`` only."""
+
+    rule: Rule = "absmean"
+    granularity: Granularity = "tensor"
+    rounding: Rounding = "half_even"
+    eps: float = 1e-5
+    ratio: float = 0.75
+
+    @property
+    def id(self) -> str:
+        """Short text such as ``absmean/tensor/half_even/eps1e-5``."""
+        rule = f"twn{self.ratio:g}" if self.rule == "twn" else self.rule
+        return (
+            f"{rule}/{self.granularity}/{self.rounding}/eps{f'{self.eps:g}'.replace('e-0', 'e-')}"
+        )
+
+    def __str__(self) -> str:
+        return self.id
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_section(cls, section: Threshold) -> ThresholdVersion:
+        return cls(**section.model_dump())
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> ThresholdVersion:
+        """Read what :meth:`to_json` wrote. ``where`` names the file in an error."""
+        names = {field.name for field in fields(cls)}
+        if not isinstance(value, dict) or set(value) != names:
+            raise ConfigError(
+                f"{where}: threshold version {value!r}",
+                allowed=f"a mapping of {', '.join(sorted(names))}",
+                next_step="the file is damaged or of another format; make the artefact again",
+            )
+        hints = get_type_hints(cls)
+        for name in ("rule", "granularity", "rounding"):
+            words = get_args(hints[name])
+            if value[name] not in words:
+                raise ConfigError(
+                    f"{where}: threshold {name} {value[name]!r}: unknown"
+                    f"{did_you_mean(str(value[name]), words)}"
+                )
+        for name in ("eps", "ratio"):
+            number = value[name]
+            if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+                raise ConfigError(
+                    f"{where}: threshold {name} {number!r}", allowed="a number above 0"
+                )
+        return cls(**value)
+
+    def require(self, expected: ThresholdVersion | None, where: str) -> None:
+        """Raise ConfigError naming both versions unless ``expected`` is None or this one."""
+        if expected is not None and expected.id != self.id:
+            raise ConfigError(
+                f"{where} has threshold version {self.id}, but {expected.id} is asked",
+                next_step="set model.threshold to the file's version, or train again under yours",
+            )
