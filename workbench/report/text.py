@@ -15,15 +15,18 @@ from workbench.records.files import read_json
 from workbench.report.numbers import number
 
 LANGUAGES = ("en", "ru")
+REPORT_TEXTS = Path(__file__).parent
 LABEL_ORDER = ("arm", "source", "class", "batch", "phase", "quantile", "precision", "threads")
 
 
 class Texts:
-    """The catalogue of one language below ``folder``."""
+    """The catalogues of one language in ``folders``, joined."""
 
-    def __init__(self, language: str = "en", folder: Path = Path(__file__).parent) -> None:
+    def __init__(self, language: str = "en", *folders: Path) -> None:
         self.language = language
-        self._texts: dict[str, str] = read_json(folder / f"text_{language}.json")
+        self._texts: dict[str, str] = {}
+        for folder in folders or (REPORT_TEXTS,):
+            self._texts |= read_json(folder / f"text_{language}.json")
 
     def __call__(self, key: str, **values: Any) -> str:
         """The text with its ``{names}`` filled in; numbers in the language's own notation."""

@@ -1,0 +1,122 @@
+"""Hybrid plan: what each layer loses when it is made coarse, and what was decided."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.figures.theme import GREY, PRECISION_COLOURS, FigureTexts, figure, why_not
+from workbench.figures.train_qat import short_name, short_names
+from workbench.records.stage_record import StageRecord
+
+MOST_LAYERS = 40
+SYMBOLS = {"ternary": "diamond", "int8": "square", "high_precision": "circle"}
+
+
+def sensitivity(record: StageRecord, language: str = "en") -> go.Figure:
+    """Quality lost when one layer alone changes its precision; the worst layers first."""
+    say = FigureTexts(language)
+    title = say("hybrid_plan.sensitivity.title")
+    if "sensitivity" not in record.tables or (rows := record.table("sensitivity")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    worst = rows.groupby("layer")["quality_loss"].max().sort_values(ascending=False)
+    shown = list(worst.index[:MOST_LAYERS])
+    drawn = figure(say, title, say("axis.quality_loss"), height=170 + 20 * len(shown))
+    for precision in _precisions(rows):
+        own = rows[(rows["precision"] == precision) & rows["layer"].isin(shown)]
+        own = own.set_index("layer").reindex(shown).dropna(subset=["quality_loss"])
+        drawn.add_scatter(
+            x=own["quality_loss"],
+            y=[short_name(name) for name in own.index],
+            mode="markers",
+            name=say.label("precision", precision),
+            marker={
+                "color": PRECISION_COLOURS.get(precision, GREY),
+                "symbol": SYMBOLS.get(precision, "x"),
+                "size": 9,
+            },
+            hovertemplate="%{y}: %{x:.4g}<extra>%{fullData.name}</extra>",
+        )
+    drawn.add_vline(x=0, line={"color": "#3F4650", "dash": "dash", "width": 1})
+    order = [short_name(name) for name in shown]
+    drawn.update_yaxes(
+        type="category", categoryorder="array", categoryarray=order[::-1], dtick=1,
+        tickfont={"size": 11},
+    )  # fmt: skip
+    drawn.update_xaxes(showgrid=True)
+    if len(worst) > len(shown):
+        drawn.add_annotation(
+            text=say("fig.worst_layers", shown=len(shown), all=len(worst)), showarrow=False,
+            x=1, y=1, xref="paper", yref="paper", xanchor="right", yanchor="bottom",
+            font={"size": 11, "color": "#6B7280"},
+        )  # fmt: skip
+    return drawn
+
+
+def plan(record: StageRecord, language: str = "en") -> go.Figure:
+    """The precision decided for each layer: blocks from left to right, kinds from the top."""
+    say = FigureTexts(language)
+    title = say("hybrid_plan.plan.title")
+    if "plan" not in record.tables or (rows := record.table("plan")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    names = pd.Series(short_names(rows["layer"])).str.split(" · ", expand=True)
+    numbered = names[0].str.isdigit()
+    block = names[0].where(numbered, "–")
+    whole = names[0].where(~numbered, say("hybrid_plan.block"))
+    kind = names[1].fillna(whole) if 1 in names else whole
+    kinds = list(dict.fromkeys(kind))
+    drawn = figure(say, title, say("axis.block_number"), height=170 + 34 * len(kinds))
+    for precision in _precisions(rows):
+        chosen = (rows["precision"] == precision).to_numpy()
+        drawn.add_scatter(
+            x=block[chosen],
+            y=kind[chosen],
+            mode="markers",
+            name=say.label("precision", precision),
+            marker={
+                "color": PRECISION_COLOURS.get(precision, GREY),
+                "symbol": SYMBOLS.get(precision, "x"),
+                "size": 17,
+                "line": {"width": 0},
+            },
+            customdata=rows.loc[chosen, ["layer", "quality_loss"]],
+            hovertemplate="%{customdata[0]}<br>%{customdata[1]:.4g}<extra>%{fullData.name}</extra>",
+        )
+    blocks = sorted({b for b in block if b.isdigit()}, key=int) + (
+        ["–"] if "–" in set(block) else []
+    )
+    drawn.update_xaxes(type="category", categoryorder="array", categoryarray=blocks)
+    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=kinds[::-1])
+    return drawn
+
+
+def sizes(record: StageRecord, language: str = "en") -> go.Figure:
+    """Bytes of the plan's layers in each precision."""
+    say = FigureTexts(language)
+    title = say("hybrid_plan.sizes.title")
+    if "plan" not in record.tables or (rows := record.table("plan")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    by = rows.groupby("precision").agg(size=("size_bytes", "sum"), layers=("layer", "size"))
+    order = [p for p in _precisions(rows) if p in by.index]
+    drawn = figure(say, title, say("axis.size_mb"), height=130 + 46 * len(order))
+    drawn.add_bar(
+        x=by.loc[order, "size"] / 1e6,
+        y=[say.label("precision", p) for p in order],
+        orientation="h",
+        marker_color=[PRECISION_COLOURS.get(p, GREY) for p in order],
+        text=[say("hybrid_plan.layers", count=int(by.loc[p, "layers"])) for p in order],
+        textposition="auto",
+        hovertemplate="%{y}: %{x:.4g} MB<extra></extra>",
+    )
+    drawn.update_yaxes(autorange="reversed", type="category")
+    drawn.update_xaxes(showgrid=True)
+    return drawn
+
+
+FIGURES = (sensitivity, plan, sizes)
+
+
+def _precisions(rows: pd.DataFrame) -> list[str]:
+    present = set(rows["precision"])
+    known = [p for p in PRECISION_COLOURS if p in present]
+    return known + sorted(present - set(known))

@@ -1,0 +1,143 @@
+"""Readiness: what the machine can do, and what the probe measured on a real shape."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from workbench.figures.theme import (
+    ARM_COLOURS,
+    ARM_SYMBOLS,
+    BLUE,
+    GREY,
+    VERMILION,
+    FigureTexts,
+    arms_in_order,
+    error_bars,
+    figure,
+    reason_for,
+    valued,
+    why_not,
+)
+from workbench.records.stage_record import StageRecord
+
+
+def bandwidth(record: StageRecord, language: str = "en") -> go.Figure:
+    """Measured read bandwidth by number of threads, with its interval."""
+    say = FigureTexts(language)
+    title = say("readiness.bandwidth.title")
+    rows = valued(record, "read_bandwidth_gbps")
+    if not rows:
+        return why_not(say, title, reason_for(record, "read_bandwidth_gbps"))
+    rows.sort(key=lambda m: int(m.labels.get("threads", 0)))
+    drawn = figure(say, title, say("axis.threads"), say("axis.bandwidth"), height=320)
+    drawn.add_bar(
+        x=[m.labels.get("threads", "?") for m in rows],
+        y=[m.value for m in rows],
+        error_y=error_bars(rows),
+        marker_color=BLUE,
+        width=0.45,
+        customdata=[m.n for m in rows],
+        hovertemplate="%{y:.3g} GB/s · n = %{customdata}<extra></extra>",
+    )
+    drawn.update_xaxes(type="category")
+    return drawn
+
+
+def fits(record: StageRecord, language: str = "en") -> go.Figure:
+    """Memory that each preset needs to serve and to train, against the free memory."""
+    say = FigureTexts(language)
+    title = say("readiness.fits.title")
+    if "fits" not in record.tables or (rows := record.table("fits")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    rows = rows.sort_values("parameters")
+    needs = (
+        ("serving_ternary_gb", "serve_ternary", VERMILION, "diamond"),
+        ("serving_full_gb", "serve_full", BLUE, "circle"),
+        ("training_gb", "train", GREY, "square"),
+    )
+    drawn = figure(say, title, say("axis.memory_gb"), height=150 + 34 * len(rows), log="x")
+    for column, name, colour, symbol in needs:
+        drawn.add_scatter(
+            x=rows[column],
+            y=rows["preset"],
+            mode="markers",
+            name=say(f"needs.{name}"),
+            marker={"color": colour, "symbol": symbol, "size": 12},
+            hovertemplate="%{y}: %{x:.3g} GB<extra>%{fullData.name}</extra>",
+        )
+    free = record.metric("memory_available_gb")
+    if free and free.value:
+        drawn.add_vline(
+            x=free.value,
+            line={"color": "#3F4650", "dash": "dash", "width": 1.5},
+            annotation={
+                "text": say("readiness.fits.free", gb=free.value),
+                "font": {"size": 12},
+                "bgcolor": "rgba(255,255,255,0.75)",
+            },
+            annotation_position="bottom right",
+        )
+    drawn.update_yaxes(type="category", showgrid=True)
+    return drawn
+
+
+def probe_speed(record: StageRecord, language: str = "en") -> go.Figure:
+    """Every timed block of the probe: decode speed of both arms in the order of measuring."""
+    say = FigureTexts(language)
+    title = say("readiness.probe_speed.title")
+    if "probe" not in record.tables or (rows := record.table("probe")).empty:
+        return why_not(say, title, reason_for(record, "decode_speedup", "decode_tokens_per_s"))
+    rows = rows[rows["phase"] == "decode"]
+    drawn = figure(say, title, say("axis.block"), say("axis.tokens_per_s"))
+    drawn.update_yaxes(rangemode="tozero")
+    for arm in arms_in_order(rows["arm"].unique()):
+        own = rows[rows["arm"] == arm]
+        drawn.add_scatter(
+            x=own["block"],
+            y=own["tokens"] / own["seconds"],
+            mode="markers",
+            name=say.label("arm", arm),
+            marker={
+                "color": ARM_COLOURS.get(arm, GREY),
+                "symbol": ARM_SYMBOLS.get(arm, "x"),
+                "size": 10,
+            },
+            hovertemplate="%{y:.3g}<extra>%{fullData.name}</extra>",
+        )
+        mean = record.metric("decode_tokens_per_s", arm=arm, source="probe")
+        if mean and mean.value is not None:
+            colour = ARM_COLOURS.get(arm, GREY)
+            drawn.add_hline(y=mean.value, line={"color": colour, "width": 1.5, "dash": "dot"})
+            if mean.lo is not None and mean.hi is not None:
+                drawn.add_hrect(
+                    y0=mean.lo, y1=mean.hi, fillcolor=colour, opacity=0.12, line_width=0
+                )
+    drawn.update_xaxes(dtick=1 if rows["block"].nunique() <= 20 else None)
+    return drawn
+
+
+def probe_gains(record: StageRecord, language: str = "en") -> go.Figure:
+    """The probe's ratios of full precision to ternary: memory, decode, prefill."""
+    say = FigureTexts(language)
+    title = say("readiness.probe_gains.title")
+    names = ("memory_ratio", "decode_speedup", "prefill_speedup")
+    rows = [m for name in names for m in valued(record, name, source="probe")]
+    if not rows:
+        return why_not(say, title, reason_for(record, *names, source="probe"))
+    drawn = figure(say, title, say("axis.gain"), height=140 + 52 * len(rows))
+    drawn.add_scatter(
+        x=[m.value for m in rows],
+        y=[say.metric(m.name) for m in rows],
+        error_x=error_bars(rows),
+        mode="markers",
+        marker={"color": VERMILION, "symbol": "diamond", "size": 13},
+        showlegend=False,
+        hovertemplate="%{y}: %{x:.3g}×<extra></extra>",
+    )
+    drawn.add_vline(x=1, line={"color": "#3F4650", "dash": "dash", "width": 1.5})
+    drawn.update_xaxes(rangemode="tozero", showgrid=True)
+    drawn.update_yaxes(autorange="reversed")
+    return drawn
+
+
+FIGURES = (probe_gains, probe_speed, bandwidth, fits)

@@ -1,0 +1,146 @@
+"""Report: gates and their limits, claims and measurements, cost."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.figures.theme import (
+    ARM_COLOURS,
+    GREY,
+    OUTCOME_COLOURS,
+    VERMILION,
+    FigureTexts,
+    figure,
+    why_not,
+)
+from workbench.records.stage_record import StageRecord
+from workbench.report.gates import labels_of
+
+OUTCOME_SYMBOLS = {"pass": "circle", "fail": "x", "not measured": "circle-open"}
+
+
+def gates(record: StageRecord, language: str = "en") -> go.Figure:
+    """How far each gate's deciding end is on the good side of its limit, in per cent of it."""
+    say = FigureTexts(language)
+    title = say("report.gates.title")
+    rows = record.table("gates") if "gates" in record.tables else pd.DataFrame()
+    if rows.empty:
+        return why_not(say, title, say("page.no_gates"))
+    names = [
+        say.figure(row.metric, labels_of(row.labels)).replace(" (", "<br>(")
+        for row in rows.itertuples()
+    ]
+    drawn = figure(say, title, say("axis.margin"), height=150 + 48 * len(rows))
+    sign = rows["side"].map({"at_most": -1.0, "at_least": 1.0})
+    scale = rows["limit"].abs().where(rows["limit"] != 0, 1.0)
+    margin = 100 * sign * (rows["decider"].astype(float) - rows["limit"]) / scale
+    for outcome, colour in OUTCOME_COLOURS.items():
+        chosen = rows["outcome"] == outcome
+        if not chosen.any():
+            continue
+        drawn.add_scatter(
+            x=margin[chosen].fillna(0.0).clip(-300, 300),
+            y=[name for name, take in zip(names, chosen, strict=True) if take],
+            mode="markers",
+            name=say(f"outcome.{outcome}"),
+            marker={"color": colour, "symbol": OUTCOME_SYMBOLS[outcome], "size": 13},
+            customdata=rows.loc[chosen, ["decider", "limit"]],
+            hovertemplate="%{customdata[0]:.4g} / %{customdata[1]:.4g}"
+            "<extra>%{fullData.name}</extra>",
+        )
+    drawn.add_vline(x=0, line={"color": "#3F4650", "dash": "dash", "width": 1.5})
+    drawn.update_xaxes(showgrid=True, ticksuffix=" %")
+    drawn.update_yaxes(
+        type="category", categoryorder="array", categoryarray=names[::-1], tickfont={"size": 12}
+    )
+    return drawn
+
+
+def claims(record: StageRecord, language: str = "en") -> go.Figure:
+    """Each claim of the literature, and this run's figures for the same quantity."""
+    say = FigureTexts(language)
+    title = say("report.claims.title")
+    rows = record.table("claims") if "claims" in record.tables else pd.DataFrame()
+    if rows.empty:
+        return why_not(say, title, say("fig.no_rows"))
+    order = [say(f"claim.{claim}.title") for claim in dict.fromkeys(rows["claim"])]
+    first = rows.drop_duplicates("claim")
+    drawn = figure(say, title, say("axis.gain"), height=150 + 54 * len(order), log="x")
+    for kind, symbol in (("measured", "line-ns-open"), ("theoretical", "circle-open")):
+        own = first[first["claimed_kind"] == kind]
+        drawn.add_scatter(
+            x=own["claimed"],
+            y=[say(f"claim.{claim}.title") for claim in own["claim"]],
+            mode="markers",
+            name=say(f"report.claims.{kind}"),
+            marker={
+                "color": "#3F4650", "symbol": symbol, "size": 18, "line": {"width": 3},
+            },
+            hovertemplate="%{x:.3g}×<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+    found = rows.dropna(subset=["measured"])
+    sources = found["labels"].map(lambda text: labels_of(text).get("source", ""))
+    for source, symbol in (("probe", "diamond"), ("trained", "square")):
+        own = found[sources == source]
+        if own.empty:
+            continue
+        drawn.add_scatter(
+            x=own["measured"],
+            y=[say(f"claim.{claim}.title") for claim in own["claim"]],
+            error_x={
+                "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
+                "array": (own["hi"] - own["measured"]).fillna(0.0),
+                "arrayminus": (own["measured"] - own["lo"]).fillna(0.0),
+            },
+            mode="markers",
+            name=say("report.claims.here", source=say.label("source", source)),
+            marker={
+                "color": VERMILION if source == "probe" else ARM_COLOURS["hybrid"],
+                "symbol": symbol, "size": 11,
+            },
+            customdata=[say.labels(labels_of(text)) for text in own["labels"]],
+            hovertemplate="%{x:.3g}× · %{customdata}<extra></extra>",
+        )  # fmt: skip
+    drawn.add_vline(x=1, line={"color": "#8A8F98", "dash": "dash", "width": 1})
+    drawn.update_xaxes(
+        showgrid=True, tickmode="array", tickvals=[0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50],
+    )  # fmt: skip
+    drawn.update_yaxes(
+        type="category", categoryorder="array", categoryarray=order[::-1], showgrid=True
+    )
+    return drawn
+
+
+def cost(record: StageRecord, language: str = "en") -> go.Figure:
+    """Cost of energy of a million output tokens in each arm, or why there is none."""
+    say = FigureTexts(language)
+    title = say("report.cost.title")
+    rows = record.table("cost") if "cost" in record.tables else pd.DataFrame()
+    rows = rows[rows["per"] == "1m_tokens"] if len(rows) else rows
+    priced = rows.dropna(subset=["value"]) if len(rows) else rows
+    if priced.empty:
+        reasons = "; ".join(dict.fromkeys(rows["reason"])) if len(rows) else say("page.cost_none")
+        return why_not(say, title, reasons)
+    currency = priced["currency"].iloc[0]
+    drawn = figure(say, title, f"{currency}", height=140 + 46 * len(priced))
+    labels = [labels_of(text) for text in priced["labels"]]
+    drawn.add_bar(
+        x=priced["value"],
+        y=[say.labels({k: v for k, v in own.items() if k != "source"}) for own in labels],
+        error_x={
+            "type": "data", "symmetric": False, "thickness": 1.5, "width": 5,
+            "array": (priced["hi"] - priced["value"]).fillna(0.0),
+            "arrayminus": (priced["value"] - priced["lo"]).fillna(0.0),
+        },
+        orientation="h",
+        marker_color=[ARM_COLOURS.get(own.get("arm", ""), GREY) for own in labels],
+        customdata=[say.get(f"kind.{kind}", kind) for kind in priced["kind"]],
+        hovertemplate="%{x:.4g} · %{customdata}<extra>%{y}</extra>",
+    )  # fmt: skip
+    drawn.update_yaxes(autorange="reversed", type="category")
+    drawn.update_xaxes(showgrid=True)
+    return drawn
+
+
+FIGURES = (gates, claims, cost)

@@ -1,0 +1,139 @@
+"""How all figures look, and the few shapes they share.
+
+One colour and one symbol per arm, everywhere, from the Okabe-Ito palette, which stays apart
+for the colour-blind. Importing this module chooses the plotly mime type as the only output
+of a notebook: it draws in JupyterLab, costs no copy of plotly.js in the file, and the
+offline export can swap it for a plain div.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io
+
+from workbench.records.metric import Metric
+from workbench.records.stage_record import StageRecord
+from workbench.report.text import REPORT_TEXTS, Texts
+
+plotly.io.renderers.default = "plotly_mimetype"
+
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, GREY = "#E69F00", "#56B4E9", "#8A8F98"
+ARM_COLOURS = {
+    "full_precision": BLUE, "ternary": VERMILION, "post_training": PURPLE, "hybrid": GREEN,
+}  # fmt: skip
+ARM_SYMBOLS = {
+    "full_precision": "circle", "ternary": "diamond", "post_training": "square", "hybrid": "cross",
+}  # fmt: skip
+CLASS_COLOURS = {"interactive": BLUE, "batch": ORANGE}
+STATE_COLOURS = {"minus": BLUE, "zero": "#C9CDD3", "plus": VERMILION}
+PRECISION_COLOURS = {"ternary": VERMILION, "int8": ORANGE, "high_precision": BLUE}
+OUTCOME_COLOURS = {"pass": GREEN, "fail": VERMILION, "not measured": GREY}
+FIGURE_TEXTS = Path(__file__).parent
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+MOST_POINTS = 4000
+"""A trace is thinned to this many points: more draws slowly and shows nothing else."""
+
+
+class FigureTexts(Texts):
+    """The figures' own sentences; arms, metrics and units come from the report's catalogue."""
+
+    def __init__(self, language: str = "en") -> None:
+        super().__init__(language, REPORT_TEXTS, FIGURE_TEXTS)
+
+
+def figure(
+    say: Texts, title: str, x: str = "", y: str = "", *, height: int = 380, log: str = ""
+) -> go.Figure:
+    """An empty figure with titles already in words. log: axes with a logarithmic scale, "xy"."""
+    drawn = go.Figure()
+    drawn.update_layout(
+        template="none",
+        title={"text": title, "x": 0, "xref": "paper", "font": {"size": 16}},
+        font={"family": FONT, "size": 13, "color": "#2B2F36"},
+        separators=", " if say.language == "ru" else ".,",
+        height=height,
+        margin={"l": 64, "r": 20, "t": 84, "b": 56},
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "title": {"text": ""}},
+        hoverlabel={"font": {"family": FONT, "size": 12}},
+        bargap=0.28,
+        bargroupgap=0.08,
+    )
+    axis = {
+        "gridcolor": "#E4E7EB", "linecolor": "#B8BDC6", "zerolinecolor": "#B8BDC6",
+        "ticks": "outside", "ticklen": 4, "tickcolor": "#B8BDC6", "automargin": True,
+        "title": {"standoff": 12},
+    }  # fmt: skip
+    drawn.update_xaxes(axis, title_text=x, showgrid=False, type="log" if "x" in log else None)
+    drawn.update_yaxes(axis, title_text=y, type="log" if "y" in log else None)
+    if log:
+        for name in log:
+            drawn.update_layout({f"{name}axis": {"dtick": 1 if name == "x" else None}})
+    return drawn
+
+
+def why_not(say: Texts, title: str, reason: str) -> go.Figure:
+    """In place of a plot: the title, and why there is nothing to draw."""
+    drawn = figure(say, title, height=180)
+    drawn.update_xaxes(visible=False)
+    drawn.update_yaxes(visible=False)
+    wrapped = "<br>".join(textwrap.wrap(reason, 60)) or say("fig.no_rows")
+    drawn.add_annotation(
+        text=f"<b>{say('page.not_measured')}</b><br>{wrapped}", showarrow=False, x=0.5, y=0.5,
+        xref="paper", yref="paper", align="center", font={"size": 13, "color": "#6B7280"},
+    )  # fmt: skip
+    return drawn
+
+
+def valued(record: StageRecord, name: str, **labels: str) -> list[Metric]:
+    """All figures of the record with this name and these labels that have a value."""
+    return [m for m in record.metrics if m.matches(name, labels) and m.value is not None]
+
+
+def reason_for(record: StageRecord, *names: str, **labels: str) -> str:
+    """The reasons recorded for figures without a value; empty if none was recorded."""
+    found = [
+        m.reason
+        for m in record.metrics
+        if m.name in names and m.matches(m.name, labels) and m.value is None and m.reason
+    ]
+    return "; ".join(dict.fromkeys(found))
+
+
+def error_bars(metrics: Sequence[Metric]) -> dict[str, object]:
+    """The intervals of ``metrics`` as plotly error bars; no bar where there is none."""
+    values = [m.value or 0.0 for m in metrics]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [0.0 if m.hi is None else m.hi - v for m, v in zip(metrics, values, strict=True)],
+        "arrayminus": [
+            0.0 if m.lo is None else v - m.lo for m, v in zip(metrics, values, strict=True)
+        ],
+        "thickness": 1.5,
+        "width": 5,
+        "color": "#3F4650",
+    }
+
+
+def thinned(rows: pd.DataFrame, most: int = MOST_POINTS) -> pd.DataFrame:
+    """Every k-th row, so that at most ``most`` remain; the last one is always kept."""
+    step = -(-len(rows) // most)
+    if step <= 1:
+        return rows
+    chosen = np.unique(np.append(np.arange(0, len(rows), step), len(rows) - 1))
+    return rows.iloc[chosen]
+
+
+def arms_in_order(names: Sequence[str]) -> list[str]:
+    """The known arms first, in their order, then any other by name."""
+    known = [arm for arm in ARM_COLOURS if arm in names]
+    return known + sorted(set(names) - set(known))

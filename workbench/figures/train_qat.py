@@ -1,0 +1,209 @@
+"""Training: the two loss curves at equal tokens, and what became of the weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.figures.theme import (
+    ARM_COLOURS,
+    ARM_SYMBOLS,
+    GREY,
+    SKY,
+    STATE_COLOURS,
+    VERMILION,
+    FigureTexts,
+    arms_in_order,
+    figure,
+    thinned,
+    why_not,
+)
+from workbench.records.stage_record import StageRecord
+from workbench.report.text import Texts
+
+MOST_LAYERS = 60
+SMOOTHED_SHARE = 0.03
+"""The running median spans this share of the steps."""
+
+
+def loss(record: StageRecord, language: str = "en") -> go.Figure:
+    """Training loss against tokens, raw and as a running median; phases shaded."""
+    say = FigureTexts(language)
+    title = say("train_qat.loss.title")
+    if "loss" not in record.tables or (rows := record.table("loss")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    drawn = figure(say, title, say("axis.tokens_million"), say("axis.loss"), height=420)
+    for arm in arms_in_order(rows["arm"].unique()):
+        own = rows[rows["arm"] == arm].sort_values("step")
+        span = max(3, round(SMOOTHED_SHARE * len(own)))
+        smooth = own["loss"].rolling(span, min_periods=1, center=True).median()
+        own = thinned(own.assign(smooth=smooth))
+        tokens, colour = own["tokens"] / 1e6, ARM_COLOURS.get(arm, GREY)
+        raw = {"color": colour, "width": 1}
+        drawn.add_scatter(
+            x=tokens, y=own["loss"], mode="lines", line=raw, opacity=0.25,
+            showlegend=False, legendgroup=arm, hoverinfo="skip",
+        )  # fmt: skip
+        drawn.add_scatter(
+            x=tokens, y=own["smooth"], mode="lines", line={"color": colour, "width": 2.5},
+            name=say.label("arm", arm), legendgroup=arm, customdata=own["step"],
+            hovertemplate="%{customdata}: %{y:.4g}<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+    _shade_phases(drawn, rows, say)
+    return drawn
+
+
+def evaluations(record: StageRecord, language: str = "en") -> go.Figure:
+    """Held-out bits per byte during training, by arm and by the weights judged."""
+    say = FigureTexts(language)
+    title = say("train_qat.evaluations.title")
+    if "evaluations" not in record.tables or (rows := record.table("evaluations")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    drawn = figure(say, title, say("axis.step"), say("axis.bits_per_byte"))
+    for arm in arms_in_order(rows["arm"].unique()):
+        for place, weights in enumerate(rows.loc[rows["arm"] == arm, "weights"].unique()):
+            own = rows[(rows["arm"] == arm) & (rows["weights"] == weights)].sort_values("step")
+            words = say.get(f"weights.{weights}", str(weights).replace("_", " "))
+            drawn.add_scatter(
+                x=own["step"],
+                y=own["bits_per_byte"],
+                mode="lines+markers",
+                name=f"{say.label('arm', arm)} · {words}",
+                line={
+                    "color": ARM_COLOURS.get(arm, GREY),
+                    "dash": ("solid", "dot", "dash")[place % 3],
+                    "width": 2,
+                },
+                marker={"symbol": ARM_SYMBOLS.get(arm, "x"), "size": 9},
+                hovertemplate="%{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
+            )
+    return drawn
+
+
+def layers(record: StageRecord, language: str = "en") -> go.Figure:
+    """Shares of -1, 0 and +1 in each ternary layer at the last step recorded."""
+    say = FigureTexts(language)
+    title = say("train_qat.layers.title")
+    if "layers" not in record.tables or (rows := record.table("layers")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    last = rows[rows["step"] == rows["step"].max()]
+    shown = last.head(MOST_LAYERS)
+    drawn = figure(say, title, say("axis.share_percent"), height=170 + 18 * len(shown))
+    for state, name in (("minus", "−1"), ("zero", "0"), ("plus", "+1")):
+        drawn.add_bar(
+            y=short_names(shown["layer"]),
+            x=100 * shown[f"share_{state}"],
+            orientation="h",
+            name=name,
+            marker_color=STATE_COLOURS[state],
+            hovertemplate="%{y}: %{x:.1f} %<extra>%{fullData.name}</extra>",
+        )
+    drawn.update_layout(barmode="stack", bargap=0.15)
+    drawn.update_yaxes(autorange="reversed", tickfont={"size": 11}, type="category", dtick=1)
+    if len(last) > len(shown):
+        _footnote(drawn, say("fig.first_layers", shown=len(shown), all=len(last)))
+    return drawn
+
+
+def flips(record: StageRecord, language: str = "en") -> go.Figure:
+    """How many weights change their ternary value, over training: median and range of layers."""
+    say = FigureTexts(language)
+    title = say("train_qat.flips.title")
+    if "layers" not in record.tables or (rows := record.table("layers")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    by_step = rows.dropna(subset=["flip_rate"]).groupby("step")["flip_rate"]
+    bands = 100 * by_step.quantile([0.0, 0.5, 1.0]).unstack()
+    if bands.empty:
+        return why_not(say, title, say("fig.no_rows"))
+    bands = thinned(bands)
+    drawn = figure(say, title, say("axis.step"), say("axis.flip_percent"), height=340)
+    drawn.add_scatter(
+        x=bands.index, y=bands[1.0], mode="lines", line={"width": 0}, showlegend=False,
+        hoverinfo="skip",
+    )  # fmt: skip
+    drawn.add_scatter(
+        x=bands.index, y=bands[0.0], mode="lines", line={"width": 0}, fill="tonexty",
+        fillcolor="rgba(213,94,0,0.18)", name=say("train_qat.flips.range"), hoverinfo="skip",
+    )  # fmt: skip
+    drawn.add_scatter(
+        x=bands.index, y=bands[0.5], mode="lines+markers" if len(bands) < 40 else "lines",
+        line={"color": VERMILION, "width": 2.5}, name=say("train_qat.flips.median"),
+        hovertemplate="%{x}: %{y:.3g} %<extra></extra>",
+    )  # fmt: skip
+    drawn.update_yaxes(rangemode="tozero")
+    return drawn
+
+
+def histograms(record: StageRecord, language: str = "en") -> go.Figure:
+    """Master weights of the middle layer recorded, at the first and at the last step."""
+    say = FigureTexts(language)
+    title = say("train_qat.histograms.title")
+    if "histograms" not in record.tables or (rows := record.table("histograms")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    names = list(dict.fromkeys(rows["layer"]))
+    layer = names[len(names) // 2]
+    kinds = [k for k in rows["kind"].unique() if "weight" in k or "master" in k]
+    own = rows[(rows["layer"] == layer) & (rows["kind"] == (kinds or [rows["kind"].iloc[0]])[0])]
+    drawn = figure(say, title, say("axis.weight"), say("axis.density"))
+    steps = sorted({int(own["step"].min()), int(own["step"].max())})
+    for step, colour in zip(steps, (SKY, VERMILION), strict=False):
+        at = own[own["step"] == step].sort_values("left")
+        width = at["right"] - at["left"]
+        density = at["count"] / (at["count"].sum() * width)
+        drawn.add_scatter(
+            x=(at["left"] + at["right"]) / 2, y=density, mode="lines", fill="tozeroy",
+            line={"color": colour, "shape": "hvh", "width": 1.8}, opacity=0.8,
+            name=say("fig.at_step", step=step), hovertemplate="%{x:.3g}: %{y:.3g}<extra></extra>",
+        )  # fmt: skip
+    _footnote(drawn, str(layer))
+    return drawn
+
+
+FIGURES = (loss, evaluations, layers, flips, histograms)
+
+
+def short_names(names: pd.Series) -> list[str]:
+    """``model.layers.3.self_attn.q_proj`` as ``3 · q_proj``; other names as they are."""
+    return [short_name(name) for name in names]
+
+
+def short_name(name: str) -> str:
+    parts = name.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    if not numbers:
+        return name
+    block, rest = parts[numbers[0]], parts[numbers[0] + 1 :]
+    return f"{block} · {rest[-1]}" if rest else block
+
+
+def _shade_phases(drawn: go.Figure, rows: pd.DataFrame, say: Texts) -> None:
+    """A band and a name for each phase of the ternary arm's training."""
+    arm = "ternary" if (rows["arm"] == "ternary").any() else rows["arm"].iloc[0]
+    own = rows[rows["arm"] == arm].sort_values("step")
+    changes = np.flatnonzero(own["phase"].to_numpy()[1:] != own["phase"].to_numpy()[:-1]) + 1
+    starts = [0, *changes.tolist()]
+    for place, (first, end) in enumerate(zip(starts, [*starts[1:], len(own)], strict=True)):
+        left = own["tokens"].iloc[first] if first else 0
+        right = own["tokens"].iloc[min(end, len(own) - 1)]
+        phase = str(own["phase"].iloc[first])
+        drawn.add_vrect(
+            x0=left / 1e6,
+            x1=right / 1e6,
+            fillcolor="#6B7280",
+            opacity=(0.0, 0.08)[place % 2],
+            line_width=0,
+            layer="below",
+            annotation={
+                "text": say.get(f"train_phase.{phase}", phase.replace("_", " ")),
+                "font": {"size": 11, "color": "#6B7280"},
+            },
+            annotation_position="top left",
+        )
+
+
+def _footnote(drawn: go.Figure, text: str) -> None:
+    drawn.add_annotation(
+        text=text, showarrow=False, x=1, y=1, xref="paper", yref="paper", yanchor="bottom",
+        xanchor="right", font={"size": 11, "color": "#6B7280"},
+    )  # fmt: skip

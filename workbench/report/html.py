@@ -1,0 +1,77 @@
+"""``report.html``: one file that answers the pilot's question, offline.
+
+The verdict comes first and can be read without knowing the field; what stands behind it
+follows, down to the package versions. The page carries its styles, its figures and one copy
+of plotly.js, and a content security policy that forbids it any request.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from workbench.pilot.yaml_file import read_yaml
+from workbench.records.files import read_json, write_text
+from workbench.records.run import open_folder
+from workbench.report import views
+from workbench.report.plotly_page import plotly_installed, plotly_js, stage_figures, templates
+from workbench.report.text import Texts
+from workbench.stages import STAGES
+
+
+def write_html(run_folder: Path | str, language: str | None = None) -> Path:
+    """Write ``report.html`` of a run from its records, and return its path.
+
+    language: ``en`` or ``ru``; None takes the pilot's ``report.language``. A run that is not
+    finished gives a page as well, which says what is missing. Raises ConfigError when the
+    folder holds no run.
+    """
+    run = open_folder(Path(run_folder))
+    records = run.records()
+    pilot = read_yaml(run.folder / "pilot.yaml").values
+    settings: dict[str, Any] = pilot["report"]
+    texts = Texts(language or settings["language"])
+    environment_file = run.folder / "environment.json"
+    environment = read_json(environment_file) if environment_file.exists() else {}
+    drawing = plotly_installed()
+    report = records.get("report")
+
+    stages = []
+    for name in STAGES:
+        if name == "report":
+            continue
+        view = views.stage_view(name, records.get(name), texts)
+        record = records.get(name) if drawing else None
+        view["figures"] = stage_figures(record, texts.language) if record else []
+        stages.append(view)
+
+    page = (
+        templates()
+        .get_template("report.html")
+        .render(
+            t=texts,
+            run=run,
+            pilot=pilot,
+            verdict=views.verdict_view(records, texts),
+            tiles=views.headlines(records, texts),
+            gates=views.gate_rows(report, texts) if report else [],
+            claims=views.claim_groups(report, texts) if report else [],
+            claim_figures=(
+                stage_figures(report, texts.language, ("claims",)) if report and drawing else []
+            ),
+            tables=views.result_tables(records, texts),
+            missing=views.missing_rows(records, texts),
+            cost=settings["cost"],
+            costs=(
+                views.cost_rows(report, settings["cost"]["requests_per_day"], texts)
+                if report
+                else []
+            ),
+            stages=stages,
+            environment=views.environment_view(run, environment, texts),
+            pilot_text=(run.folder / "pilot.yaml").read_text(encoding="utf-8"),
+            plotly_js=plotly_js() if drawing else "",
+        )
+    )
+    write_text(run.report, page)
+    return run.report

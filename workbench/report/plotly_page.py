@@ -1,0 +1,106 @@
+"""Figures inside a page that needs no network: a div and its JSON, plotly.js inlined once.
+
+Plotly's own HTML output asks a CDN for the library or repeats 4.9 MB in every figure. Here
+the page carries the library once, each figure is plain JSON in a ``script`` that no browser
+executes, and ``templates/figures.js`` draws them all, in the colours of the page's theme.
+Without plotly installed the page is written all the same, without figures.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from workbench.records.stage_record import StageRecord
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """One figure of a page. spec: its JSON, safe inside ``<script>``; error: why it is not
+    drawn, with spec empty then."""
+
+    id: str
+    title: str
+    read: str
+    spec: Markup = Markup("")
+    error: str = ""
+
+
+def plotly_installed() -> bool:
+    return importlib.util.find_spec("plotly") is not None
+
+
+def plotly_js() -> Markup:
+    """The library's source, to be inlined exactly once."""
+    offline = importlib.import_module("plotly.offline")
+    return Markup(_no_end_tag(offline.get_plotlyjs()))
+
+
+def stage_figures(
+    record: StageRecord, language: str, names: tuple[str, ...] = ()
+) -> list[PageFigure]:
+    """All figures of a stage (or those in ``names``), drawn from its record.
+
+    A figure that cannot be drawn is one sentence in its place: the page must come out.
+    """
+    module = importlib.import_module(f"workbench.figures.{record.stage}")
+    theme = importlib.import_module("workbench.figures.theme")
+    say = theme.FigureTexts(language)
+    figures = []
+    for draw in module.FIGURES:
+        name = draw.__name__
+        if names and name not in names:
+            continue
+        key, place = f"{record.stage}.{name}", f"figure-{record.stage}-{name}"
+        head = (place, say(f"{key}.title"), say(f"{key}.read"))
+        try:
+            figures.append(
+                PageFigure(*head, figure_spec(json.loads(draw(record, language).to_json())))
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            why = say("page.figure_failed", error=f"{type(error).__name__}: {error}")
+            figures.append(PageFigure(*head, error=why))
+    return figures
+
+
+def figure_spec(figure: dict[str, Any], *, keep_title: bool = False) -> Markup:
+    """A figure's plotly JSON for a ``script`` element; the page writes the title itself."""
+    layout = dict(figure.get("layout", {}))
+    if not keep_title and "title" in layout:
+        layout.pop("title")
+        layout["margin"] = {**layout.get("margin", {}), "t": 40}
+    text = json.dumps({"data": figure.get("data", []), "layout": layout}, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+@lru_cache(maxsize=1)
+def templates() -> Environment:
+    """The templates, with everything escaped that is not marked as safe."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["asset"] = _asset
+    return environment
+
+
+def _asset(name: str) -> Markup:
+    """A stylesheet or script of the templates folder, to be inlined."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def _no_end_tag(source: str) -> str:
+    return source.replace("</script", "<\\/script")

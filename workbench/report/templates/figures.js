@@ -1,0 +1,42 @@
+// Draws every figure of the page from the JSON beside it, in the colours of the theme.
+(() => {
+  "use strict";
+  // The figures' own light colours and what they become on a dark page.
+  const DARK = {
+    "#2B2F36": "#D9DEE6", "#3F4650": "#AEB6C2", "#6B7280": "#9AA3B0", "#111827": "#F2F4F7",
+    "#E4E7EB": "#2E343D", "#B8BDC6": "#4A5260", "#C9CDD3": "#5B6472", "#0072B2": "#4A9FDB",
+    "rgba(255,255,255,0.75)": "rgba(23,26,32,0.75)",
+  };
+  const KNOWN = new RegExp(Object.keys(DARK).map((c) => c.replace(/[().]/g, "\\$&")).join("|"), "g");
+  const media = window.matchMedia("(prefers-color-scheme: dark)");
+  const root = document.documentElement;
+  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : media.matches);
+
+  function spec(box, onDark) {
+    const text = document.getElementById(box.dataset.figure).textContent;
+    const figure = JSON.parse(onDark ? text.replace(KNOWN, (c) => DARK[c]) : text);
+    figure.layout.paper_bgcolor = figure.layout.plot_bgcolor = "rgba(0,0,0,0)";
+    return figure;
+  }
+
+  const options = {
+    responsive: true, displaylogo: false, showTips: false,
+    modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
+  };
+
+  function draw(onDark = dark()) {
+    for (const box of document.querySelectorAll("[data-figure]")) {
+      const figure = spec(box, onDark);
+      Plotly.react(box, figure.data, figure.layout, options);
+    }
+  }
+
+  draw();
+  media.addEventListener("change", () => draw());
+  window.addEventListener("beforeprint", () => draw(false));
+  window.addEventListener("afterprint", () => draw());
+  document.getElementById("theme")?.addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    draw();
+  });
+})();

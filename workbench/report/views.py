@@ -1,0 +1,345 @@
+"""What the report's page shows, as plain rows of text: every number already in words.
+
+The templates hold the order of the sections and nothing else; what is shown, to how many
+digits, and in which language is decided here.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.paths import PROJECT
+from workbench.records.metric import Metric
+from workbench.records.run import Run
+from workbench.records.stage_record import StageRecord
+from workbench.report.gates import labels_of
+from workbench.report.numbers import duration, number, with_interval
+from workbench.report.text import Texts
+from workbench.report.vocabulary import FIGURES, better
+from workbench.stages import STAGES
+
+Records = Mapping[str, StageRecord]
+RESULT_THEMES = ("quality", "latency", "throughput", "memory", "energy", "hybrid", "rollback")
+HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("readiness", "memory_ratio", {"arm": "ternary", "source": "probe"}),
+    ("readiness", "decode_speedup", {"source": "probe"}),
+    ("measure_ab", "quality_gap_bits_per_byte", {"arm": "ternary"}),
+    ("measure_ab", "energy_j_per_token", {"arm": "ternary"}),
+    ("deploy_rollback", "lost_requests", {}),
+    ("deploy_rollback", "rollback_first_token_s", {}),
+)
+"""The figures a manager asks for first: stage, metric, labels."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a table. mark: the letter of its "how" below the table."""
+
+    of: str
+    value: str
+    interval: str
+    n: str
+    kind: str
+    kind_name: str
+    mark: str = ""
+
+
+@dataclass
+class Group:
+    """A metric and its rows."""
+
+    title: str
+    unit: str
+    better: str
+    rows: list[Row] = field(default_factory=list)
+
+
+@dataclass
+class Table:
+    """Groups of rows and the footnotes that say how each was obtained."""
+
+    title: str = ""
+    groups: list[Group] = field(default_factory=list)
+    hows: dict[str, str] = field(default_factory=dict)
+
+
+def metric_table(metrics: Iterable[Metric], texts: Texts, title: str = "") -> Table:
+    """Measured figures grouped by name, in the order of the contract."""
+    known = list(FIGURES)
+    ordered = sorted(
+        (m for m in metrics if m.value is not None),
+        key=lambda m: (known.index(m.name) if m.name in FIGURES else len(known), m.name),
+    )
+    table, marks = Table(title), {}
+    for metric in ordered:
+        group_title = texts.metric(metric.name)
+        if not table.groups or table.groups[-1].title != group_title:
+            unit = texts.unit(metric.unit)
+            table.groups.append(Group(group_title, unit, better(metric.name)))
+        mark = marks.setdefault(metric.how, _letters(len(marks))) if metric.how else ""
+        table.groups[-1].rows.append(_row(metric, texts, mark))
+    table.hows = {mark: how for how, mark in marks.items()}
+    return table
+
+
+def result_tables(records: Records, texts: Texts) -> list[Table]:
+    """One table a theme: quality, latency, throughput, memory, energy, hybrid, rollback."""
+    metrics = [m for record in records.values() for m in record.metrics]
+    tables = [
+        metric_table(
+            (m for m in metrics if m.name in FIGURES and FIGURES[m.name].theme == theme),
+            texts,
+            texts(f"theme.{theme}"),
+        )
+        for theme in RESULT_THEMES
+    ]
+    return [table for table in tables if table.groups]
+
+
+def headlines(records: Records, texts: Texts) -> list[dict[str, str]]:
+    """The tiles under the verdict."""
+    tiles = []
+    for stage, name, labels in HEADLINES:
+        metric = records[stage].metric(name, **labels) if stage in records else None
+        if metric is None:
+            continue
+        tile = {"title": texts.metric(name), "of": texts.labels(metric.labels)}
+        if metric.value is None:
+            tile |= {"value": texts("kind.not measured"), "unit": "", "note": metric.reason or ""}
+        else:
+            value, interval = with_interval(metric.value, metric.lo, metric.hi, texts.language)
+            tile |= {"value": value, "unit": texts.unit(metric.unit), "note": interval}
+        tiles.append(tile | {"missing": "yes" if metric.value is None else ""})
+    return tiles
+
+
+def gate_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
+    rows = []
+    for row in record.table("gates").to_dict("records"):
+        value, interval = _valued(row, "value", texts)
+        rows.append(
+            {
+                "title": texts.metric(row["metric"]),
+                "of": texts.labels(labels_of(row["labels"])),
+                "rule": texts(f"page.{row['side']}", limit=row["limit"]),
+                "unit": texts.unit(row["unit"]),
+                "why": row["why"],
+                "must": texts("page.must_hold") if row["on_fail"] == "stop" else "",
+                "value": value,
+                "interval": interval,
+                "decider": "" if _empty(row["decider"]) else _fine(row, texts),
+                "outcome": row["outcome"],
+                "outcome_name": texts(f"outcome.{row['outcome']}"),
+                "reason": _reason(row, texts),
+            }
+        )
+    return rows
+
+
+def claim_groups(record: StageRecord, texts: Texts) -> list[dict[str, Any]]:
+    """Each claim with the figures of this run beside it."""
+    groups: dict[str, dict[str, Any]] = {}
+    for row in record.table("claims").to_dict("records"):
+        key = row["claim"]
+        group = groups.setdefault(
+            key,
+            {
+                "title": texts(f"claim.{key}.title"),
+                "claimed": number(row["claimed"], texts.language),
+                "theoretical": row["claimed_kind"] == "theoretical",
+                "source": row["source"],
+                "conditions": texts(f"claim.{key}.conditions"),
+                "behind": texts(f"claim.{key}.behind"),
+                "rows": [],
+            },
+        )
+        value, interval = _valued(row, "measured", texts)
+        group["rows"].append(
+            {
+                "of": texts.figure(row["metric"], labels_of(row["labels"]))
+                if row["metric"]
+                else "",
+                "value": value,
+                "interval": interval,
+                "unit": texts.unit(row["unit"]),
+                "n": "" if _empty(row["n"]) else f"{row['n']:.0f}",
+                "kind": row["kind"],
+                "kind_name": texts(f"kind.{row['kind']}"),
+                "reason": _reason(row, texts),
+            }
+        )
+    return list(groups.values())
+
+
+def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> list[dict[str, str]]:
+    rows = []
+    for row in record.table("cost").to_dict("records"):
+        value, interval = _valued(row, "value", texts)
+        joules = row["energy_j"]
+        rows.append(
+            {
+                "of": texts(f"cost.{row['per']}", requests=requests_per_day),
+                "labels": texts.labels(labels_of(row["labels"])),
+                "value": value,
+                "interval": interval,
+                "currency": row["currency"],
+                "energy": "" if _empty(joules) else f"{number(joules / 3.6e6, texts.language)}",
+                "kind": row["kind"],
+                "kind_name": texts(f"kind.{row['kind']}"),
+                "how": row["how"] or row["reason"],
+            }
+        )
+    return rows
+
+
+def missing_rows(records: Records, texts: Texts) -> list[dict[str, str]]:
+    """Figures without a value, those of one stage with one reason in one row."""
+    together: dict[tuple[str, str, str], list[str]] = {}
+    for stage, record in records.items():
+        for metric in record.metrics:
+            if metric.value is None:
+                key = (stage, metric.name, metric.reason or "")
+                together.setdefault(key, []).append(texts.labels(metric.labels))
+    return [
+        {
+            "stage": texts(f"stage.{stage}"),
+            "title": texts.metric(name),
+            "of": " · ".join(label for label in labels if label),
+            "reason": reason,
+        }
+        for (stage, name, reason), labels in together.items()
+    ]
+
+
+def verdict_view(records: Records, texts: Texts) -> dict[str, Any]:
+    """Decision, reasons and caveats in the page's language."""
+    report = records.get("report")
+    if report is None:
+        done = texts("verdict.no_report", done=len(records), all=len(STAGES))
+        return {"decision": "undecided", "name": texts("decision.undecided"),
+                "reasons": [done], "caveats": []}  # fmt: skip
+    verdict = report.facts["verdict"]
+    return {
+        "decision": verdict["decision"],
+        "name": texts(f"decision.{verdict['decision']}"),
+        "reasons": [_sentence(s, texts) for s in verdict["reasons"]],
+        "caveats": [_sentence(s, texts) for s in verdict["caveats"]],
+    }
+
+
+def environment_view(run: Run, environment: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+    """Where the run was made, and the command that makes it again."""
+    machine = environment.get("machine") or {}
+    cpu, memory = machine.get("cpu") or {}, machine.get("memory") or {}
+    git = environment.get("git") or {}
+    unknown = texts("page.unknown")
+    rows: list[tuple[str, str]] = [(texts("page.created"), run.header.get("created", unknown))]
+    commit = git.get("commit")
+    dirty = f" ({texts('page.dirty')})" if commit and git.get("dirty") else ""
+    rows.append(
+        (texts("page.commit"), f"{commit}{dirty}" if commit else git.get("reason", unknown))
+    )
+    if cpu:
+        cores = texts("page.cores", cores=cpu["cores"], usable=cpu["usable_cores"])
+        rows.append((texts("page.processor"), f"{cpu['model']} · {cores}"))
+        rows.append((texts("page.features"), ", ".join(cpu["features"]) or texts("page.none")))
+    if memory:
+        gb = {k: memory[f"{k}_bytes"] / 1e9 for k in ("total", "available")}
+        rows.append((texts("page.memory"), texts("page.memory_of", **gb)))
+    gpus = [gpu["name"] for gpu in machine.get("gpus") or []]
+    no_gpu = machine.get("no_torch_gpu_because")
+    absent = texts("page.none") + (f" ({no_gpu})" if no_gpu else "")
+    rows.append((texts("page.gpus"), ", ".join(gpus) or absent))
+    compiler = machine.get("compiler")
+    if isinstance(compiler, dict):
+        rows.append((texts("page.compiler"), " ".join(str(v) for v in compiler.values() if v)))
+    rows.append((texts("page.system"), environment.get("system", unknown)))
+    rows.append((texts("page.python"), environment.get("python", unknown)))
+    return {
+        "rows": rows,
+        "command": command_of(run),
+        "packages": environment.get("packages") or {},
+        "version": environment.get("workbench", unknown),
+    }
+
+
+def command_of(run: Run) -> str:
+    """The command that repeats the run, the pilot's path relative to the checkout."""
+    path = Path(run.header.get("pilot_file", "PILOT.yaml"))
+    shown = path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
+    sets = [part for text in run.header.get("overrides", []) for part in ("--set", text)]
+    return shlex.join(["workbench", "run", str(shown), *sets])
+
+
+def stage_view(name: str, record: StageRecord | None, texts: Texts) -> dict[str, Any]:
+    """One section of "stage by stage", without its figures."""
+    view: dict[str, Any] = {
+        "name": name,
+        "title": texts(f"stage.{name}"),
+        "decides": texts(f"decides.{name}"),
+        "finished": record is not None,
+    }
+    if record:
+        view["took"] = texts("page.took", time=duration(record.duration_s, texts.language))
+        view["notes"] = list(dict.fromkeys(record.notes))
+        view["table"] = metric_table(record.metrics, texts)
+        view["count"] = sum(m.value is not None for m in record.metrics)
+    return view
+
+
+def _row(metric: Metric, texts: Texts, mark: str) -> Row:
+    value, interval = with_interval(metric.value or 0.0, metric.lo, metric.hi, texts.language)
+    return Row(
+        of=texts.labels(metric.labels),
+        value=value,
+        interval=interval,
+        n="" if metric.n is None else number(metric.n, texts.language),
+        kind=metric.kind,
+        kind_name=texts(f"kind.{metric.kind}"),
+        mark=mark,
+    )
+
+
+def _sentence(sentence: Mapping[str, Any], texts: Texts) -> str:
+    values = dict(sentence["values"])
+    if "unit" in values:
+        values["unit"] = texts.unit(values["unit"])
+    text = texts(sentence["code"], **values)
+    return text[0].upper() + text[1:]
+
+
+def _valued(row: Mapping[str, Any], column: str, texts: Texts) -> tuple[str, str]:
+    """(value, interval) in words; "not measured" where there is no value."""
+    if _empty(row[column]):
+        return texts("kind.not measured"), ""
+    lo, hi = (None if _empty(row[end]) else row[end] for end in ("lo", "hi"))
+    return with_interval(row[column], lo, hi, texts.language)
+
+
+def _fine(row: Mapping[str, Any], texts: Texts) -> str:
+    """The deciding end, to the digits its interval is shown with."""
+    lo, hi = (None if _empty(row[end]) else row[end] for end in ("lo", "hi"))
+    if lo is None or hi is None:
+        return number(row["decider"], texts.language)
+    return with_interval(row["decider"], lo, hi, texts.language)[0]
+
+
+def _reason(row: Mapping[str, Any], texts: Texts) -> str:
+    return texts(f"reason.{row['reason_code']}") if row["reason_code"] else row["reason"]
+
+
+def _empty(value: Any) -> bool:
+    return value is None or pd.isna(value)
+
+
+def _letters(place: int) -> str:
+    """a, b, ... z, aa, ab, ..."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    head = _letters(place // 26 - 1) if place >= 26 else ""
+    return head + letters[place % 26]
