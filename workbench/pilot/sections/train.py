@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workbench.pilot.sections.base import Count, Positive, Section, Share
 
 
 class Warmup(Section):
-    """Phase 1: full precision (threshold strength 0)."""
+    """Phase 1 of the ternary arm: full precision (threshold strength 0)."""
 
     share: Share = Field(0.2, description="of all steps")
-    weight_decay: float = Field(0.1, ge=0)
-    lr_factor: Positive = 1.0
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's, 1/step at learning rate 1")
+    lr_factor: Positive = Field(1.0, description="times ternary_lr")
 
 
 class ThresholdOn(Section):
-    """Phase 2: the threshold's strength goes from 0 to 1."""
+    """Phase 2 of the ternary arm: the threshold's strength goes from 0 to 1."""
 
     share: Share = Field(0.2, description="of all steps")
-    ramp: Literal["linear", "exponential", "sigmoid", "none"] = "linear"
+    ramp: Literal["linear", "exponential", "sigmoid", "none"] = Field(
+        "linear", description="shape of the way from 0 to 1; none: 1 from the first step on"
+    )
     weight_decay: float = Field(0.1, ge=0)
-    lr_factor: Positive = 1.0
+    lr_factor: Positive = Field(1.0, description="times ternary_lr")
     quantised_lr_factor: Positive = Field(1.0, description="extra factor for quantised weights")
 
 
 class Finetune(Section):
-    """Phase 3: strength 1, master weights still learn; the remaining steps."""
+    """Phase 3 of the ternary arm: strength 1, master weights still learn; the remaining steps."""
 
     weight_decay: float = Field(0.0, ge=0)
-    lr_factor: Positive = 1.0
+    lr_factor: Positive = Field(1.0, description="times ternary_lr")
     quantised_lr_factor: Positive = Field(1.0, description="extra factor for quantised weights")
 
 
@@ -43,8 +45,10 @@ class Train(Section):
     gradient_accumulation: Count = 1
     lr: Positive = Field(1e-3, description="peak learning rate of the full-precision arm")
     ternary_lr: Positive | None = Field(None, description="of the ternary arm; null: same as lr")
-    lr_warmup_share: Share = 0.05
+    lr_warmup_share: Share = Field(0.05, description="of all steps, linear from 0")
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_final_factor: Share = Field(0.0, description="last learning rate as a share of the peak")
+    weight_decay: float = Field(0.1, ge=0, description="of the full-precision arm, throughout")
     betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
     grad_clip: Positive = 1.0
     warmup: Warmup = Warmup()
@@ -57,3 +61,9 @@ class Train(Section):
     gradient_checkpointing: bool = False
     compile: bool = False
     optimizer: str = Field("adamw_torch", description="a transformers.Trainer optimizer name")
+
+    @model_validator(mode="after")
+    def phases_fit(self) -> Train:
+        if self.warmup.share + self.threshold.share > 1:
+            raise ValueError("warmup.share and threshold.share must not exceed 1 together")
+        return self

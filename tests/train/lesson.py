@@ -1,0 +1,53 @@
+"""A training small enough for tests: a model of a few thousand weights on generated text."""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from workbench.data.document import Document
+from workbench.data.tokenizer import document_start, encode, train_tokenizer
+from workbench.model.build import build_model
+from workbench.pilot.sections.model import Model
+from workbench.pilot.sections.train import Train
+from workbench.ternary import ThresholdVersion, to_ternary
+from workbench.train.arm import Lesson
+from workbench.train.quality import excerpts
+from workbench.train.schedule import Arm
+
+SEED = 11
+SEQUENCE_LENGTH = 16
+DOCUMENTS = [
+    Document(f"d{i}", "test", f"def f{i}(x):\n    return x + {i * i % 97}  # sum {i}\n" * 4)
+    for i in range(40)
+]
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+MODEL = Model(preset="tiny-1m", overrides=SHAPE)
+
+
+def make_lesson(**train: object) -> Lesson:
+    tokenizer = train_tokenizer(DOCUMENTS, 300)
+    lists = encode(tokenizer, [d.text for d in DOCUMENTS])
+    ids = [token for tokens in lists for token in (document_start(tokenizer), *tokens)]
+    settings = {"steps": 24, "batch_size": 2, "save_every": 5, "evaluations": 6} | train
+    return Lesson(
+        train=Train(**settings),
+        seed=SEED,
+        tokens=np.asarray(ids, np.uint16),
+        sequence_length=SEQUENCE_LENGTH,
+        tokenizer=tokenizer,
+        excerpts=excerpts(DOCUMENTS, 40, 4),
+    )
+
+
+def make_model(arm: Arm, lesson: Lesson) -> PreTrainedModel:
+    model = build_model(MODEL, len(lesson.tokenizer), SEQUENCE_LENGTH, SEED)
+    if arm == "ternary":
+        to_ternary(model, MODEL.policy, ThresholdVersion.from_section(MODEL.threshold))
+    return model

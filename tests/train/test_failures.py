@@ -1,0 +1,123 @@
+"""What a user reads when a training breaks, and that nothing whole is lost then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from workbench.errors import ConfigError, StageError
+from workbench.records.events import Progress, read_events
+from workbench.train.arm import Lesson, train_arm
+from workbench.train.checkpoints import last_whole
+from workbench.train.space import disk_full_is_said
+from workbench.train.telemetry import Telemetry
+
+
+def train(small: SimpleNamespace, lesson: Lesson, folder: Path, arm: str = "ternary") -> None:
+    progress = Progress(folder / "events.jsonl", "train_qat")
+    train_arm(arm, small.make_model(arm, lesson), lesson, folder, progress)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The eighth optimizer step sees a gradient that is not a number."""
+    from workbench.train.trainer import ArmTrainer
+
+    real = ArmTrainer.training_step
+
+    def step(self: ArmTrainer, *args: object) -> torch.Tensor:
+        loss = real(self, *args)
+        if self.state.global_step == 7:
+            next(p for p in self.model.parameters() if p.grad is not None).grad[0] = torch.nan
+        return loss
+
+    monkeypatch.setattr(ArmTrainer, "training_step", step)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(
+    ("arm", "phase", "field"),
+    [
+        ("ternary", "threshold (strength", "train.ternary_lr"),
+        ("full_precision", "full_precision", "train.lr"),
+    ],
+)
+def test_a_gradient_that_is_not_finite_stops_with_the_last_good_checkpoint(
+    small: SimpleNamespace, tmp_path: Path, arm: str, phase: str, field: str
+) -> None:
+    with pytest.raises(StageError) as caught:
+        train(small, small.make_lesson(), tmp_path, arm)
+    message = str(caught.value)
+    for word in (arm, "step 8", phase, f"lower {field} (now 0.001)", "checkpoint-5"):
+        assert word in message
+    assert last_whole(tmp_path / "checkpoints") == (tmp_path / "checkpoints" / "checkpoint-5", 5)
+    rows = Telemetry(tmp_path / "telemetry", 10**9).frame("loss")
+    assert rows["step"].tolist() == list(range(1, 8))
+
+
+def test_an_exploding_learning_rate_is_a_stage_error_too(
+    small: SimpleNamespace, tmp_path: Path
+) -> None:
+    lesson = small.make_lesson(lr=1e30, lr_warmup_share=0.0, evaluations=1)
+    with pytest.raises(StageError, match=r"broke at step \d+.*learning rate \S+e\+(29|30)"):
+        train(small, lesson, tmp_path)
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "trainer_state.json"])
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="/dev/full is Linux's")
+def test_a_full_disk_is_named_and_the_checkpoint_before_stays(
+    small: SimpleNamespace, tmp_path: Path, file: str
+) -> None:
+    broken = tmp_path / "checkpoints" / "checkpoint-10"
+    progress = Progress(tmp_path / "events.jsonl", "train_qat")
+
+    def fill_the_disk(event: dict[str, object]) -> None:
+        if not broken.exists():
+            broken.mkdir(parents=True)
+            (broken / file).symlink_to("/dev/full")
+
+    progress.listener = fill_the_disk
+    lesson = small.make_lesson()
+    with pytest.raises(StageError, match="no space left on the disk"):
+        train_arm("ternary", small.make_model("ternary", lesson), lesson, tmp_path, progress)
+    train(small, lesson, tmp_path)
+    assert any("goes on from step 5" in e.get("text", "") for e in read_events(progress.path))
+
+
+def test_the_writer_of_the_weights_has_its_own_words_for_a_full_disk(tmp_path: Path) -> None:
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(StageError, match="no space left"), disk_full_is_said(tmp_path):
+        raise SafetensorError(text)
+    with pytest.raises(RuntimeError, match="another"), disk_full_is_said(tmp_path):
+        raise RuntimeError("another fault")
+
+
+def test_too_little_space_is_said_before_the_first_step(
+    small: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(total=1, used=1, free=1000)
+    monkeypatch.setattr("workbench.train.space.shutil.disk_usage", lambda _: free)
+    with pytest.raises(StageError, match=r"checkpoints of .* parameters need .* are free"):
+        train(small, small.make_lesson(), tmp_path)
+
+
+def test_an_unknown_optimizer_lists_those_there_are(small: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="adamw_torch_fused"):
+        train(small, small.make_lesson(optimizer="adamw_torhc"), tmp_path)
+
+
+def test_a_corpus_shorter_than_one_step_is_refused(small: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="too short"):
+        train(small, small.make_lesson(batch_size=4000), tmp_path)
+
+
+def test_training_prints_nothing(
+    small: SimpleNamespace, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(small, small.make_lesson(steps=6), tmp_path)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")

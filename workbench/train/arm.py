@@ -1,0 +1,124 @@
+"""One arm from its first step, or its last whole checkpoint, to its final weights.
+
+``folder`` keeps all that a later attempt needs: ``checkpoints/``, the rows of ``telemetry/``
+and, once the arm is done, ``final.safetensors``, after which the checkpoints are removed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from workbench.data.dataset import PackedSequences
+from workbench.pilot.sections.train import Train
+from workbench.records.events import Progress
+from workbench.records.files import replacing
+from workbench.ternary import bit_linears, set_reuse, set_strength
+from workbench.train.callbacks import CheckpointCallback, PhaseCallback, RecordCallback
+from workbench.train.checkpoints import last_whole
+from workbench.train.judge import Judge
+from workbench.train.layers import LayerWatch
+from workbench.train.quiet import quiet_transformers
+from workbench.train.schedule import Arm, Schedule
+from workbench.train.space import disk_full_is_said, require_space
+from workbench.train.telemetry import Telemetry
+from workbench.train.trainer import ArmTrainer, training_arguments
+
+FINAL = "final.safetensors"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What both arms have in common.
+
+    tokens: all training tokens, one dimension. sequence_length: of the training sequences and
+    of the windows that judge. excerpts: held-out text, columns id, source, text.
+    """
+
+    train: Train
+    seed: int
+    tokens: np.ndarray
+    sequence_length: int
+    tokenizer: PreTrainedTokenizerBase
+    excerpts: pd.DataFrame
+
+
+def train_arm(
+    arm: Arm, model: PreTrainedModel, lesson: Lesson, folder: Path, progress: Progress
+) -> Judge:
+    """Train ``model`` in place; its strength afterwards is 1 (the baseline has none).
+
+    Returns the judge, whose telemetry holds the tables loss, evaluations, layers, histograms.
+    Raises StageError for a loss that is not finite and for a full disk; the last whole
+    checkpoint stays, and the next call with the same folder goes on from it.
+    """
+    final, checkpoints = folder / FINAL, folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    start = last_whole(checkpoints)
+    done = lesson.train.steps if final.exists() else start[1] if start else 0
+    judge = _judge(arm, lesson, Telemetry(folder / "telemetry", done))
+    if final.exists():
+        safetensors.torch.load_model(model, final)
+    else:
+        if start:
+            progress.note(f"{arm}: goes on from step {done} of {lesson.train.steps}")
+        with quiet_transformers(), disk_full_is_said(folder):
+            require_space(model, folder)
+            _run(arm, model, lesson, judge, start, checkpoints, progress)
+            with replacing(final) as partial:
+                safetensors.torch.save_model(model, str(partial))
+    shutil.rmtree(checkpoints)
+    set_strength(model, 1.0)
+    return judge
+
+
+def _judge(arm: Arm, lesson: Lesson, telemetry: Telemetry) -> Judge:
+    is_ternary = arm == "ternary"
+    return Judge(
+        tokenizer=lesson.tokenizer,
+        excerpts=lesson.excerpts,
+        context=lesson.sequence_length,
+        telemetry=telemetry,
+        weights=("ternary", "master") if is_ternary else ("master",),
+        layers=LayerWatch() if is_ternary else None,
+    )
+
+
+def _run(
+    arm: Arm,
+    model: PreTrainedModel,
+    lesson: Lesson,
+    judge: Judge,
+    start: tuple[Path, int] | None,
+    checkpoints: Path,
+    progress: Progress,
+) -> None:
+    train, schedule = lesson.train, Schedule(lesson.train, arm)
+    arguments = training_arguments(train, checkpoints, lesson.seed)
+    batch = arguments.train_batch_size * arguments.world_size * train.gradient_accumulation
+    sequences = PackedSequences(
+        lesson.tokens, lesson.sequence_length, train.steps * batch, lesson.seed, at_least=batch
+    )
+    if train.gradient_checkpointing:
+        _recompute_activations(model)
+    set_reuse(model, train.gradient_accumulation > 1)
+    quantised = [layer.weight for _, layer in bit_linears(model)]
+    trainer = ArmTrainer(model, arguments, sequences, schedule, quantised)
+    trainer.add_callback(PhaseCallback(schedule))
+    trainer.add_callback(RecordCallback(trainer, judge, progress))
+    trainer.add_callback(CheckpointCallback(judge))
+    if start and judge.layers:
+        judge.layers.load(start[0])
+    trainer.train(resume_from_checkpoint=str(start[0]) if start else None)
+
+
+def _recompute_activations(model: PreTrainedModel) -> None:
+    """``transformers`` 5.20 gave the method a new name and warns at the old one."""
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)()

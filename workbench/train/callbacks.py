@@ -1,0 +1,142 @@
+"""What happens around a step: the phase set, the step recorded and judged, the checkpoint sealed.
+
+The Trainer calls ``on_step_begin`` before the first forward pass of a step, ``on_log`` after
+it (``logging_steps`` is 1) and only then saves, so every row of a step is on disk before the
+step's checkpoint, and a step whose loss is not finite raises before it can be saved.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from workbench.errors import StageError
+from workbench.records.events import Progress
+from workbench.ternary import forget_quantised, set_strength
+from workbench.train.checkpoints import last_whole, mark_whole
+from workbench.train.judge import Judge
+from workbench.train.schedule import Moment, Schedule
+from workbench.train.trainer import ArmTrainer
+
+
+class PhaseCallback(TrainerCallback):
+    """Sets the threshold's strength and the weight decay of the step about to be made.
+
+    The quantised weights are made once a step: kept for its micro-batches, then forgotten.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **parts: Any,
+    ) -> None:
+        moment = self.schedule.at(state.global_step)
+        set_strength(parts["model"], moment.strength)
+        forget_quantised(parts["model"])
+        for group in parts["optimizer"].param_groups:
+            if group["decays"]:
+                group["weight_decay"] = moment.weight_decay
+
+
+class RecordCallback(TrainerCallback):
+    """Writes a row a step, reports progress, stops at a loss that is not finite, and has the
+    model judged after the steps that are to be evaluated.
+
+    Row: step, tokens (so far), phase, strength, lr, loss (nats per token), grad_norm (before
+    clipping), seconds (of the step, evaluation and saving not counted), batch (CRC-32 of the
+    token ids).
+    """
+
+    def __init__(self, trainer: ArmTrainer, judge: Judge, progress: Progress) -> None:
+        self.trainer, self.judge, self.progress = trainer, judge, progress
+        self.schedule = trainer.schedule
+        self._judged = set(self.schedule.evaluation_steps)
+        last = judge.telemetry.last("loss")
+        self._tokens = last["tokens"] if last else 0
+        self._began = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        self.trainer.tokens = self.trainer.batch_crc = 0
+        self._began = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **parts: Any,
+    ) -> None:
+        if "loss" not in logs:  # the summary after the last step
+            return
+        seconds = time.perf_counter() - self._began
+        moment = self.schedule.at(state.global_step - 1)
+        loss, grad_norm = logs["loss"], logs["grad_norm"]
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise self._not_finite(
+                state.global_step, loss, grad_norm, moment, Path(args.output_dir)
+            )
+        self._tokens += self.trainer.tokens
+        row = {
+            "step": state.global_step,
+            "tokens": self._tokens,
+            "phase": moment.phase,
+            "strength": moment.strength,
+            "lr": moment.lr,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "seconds": seconds,
+            "batch": self.trainer.batch_crc,
+        }
+        self.judge.telemetry.add("loss", [row])
+        text = f"{moment.phase}, loss {loss:.3f}"
+        self.progress.step(
+            f"train {self.schedule.arm}", state.global_step, args.max_steps, "steps", text
+        )
+        if state.global_step in self._judged:
+            self.judge(parts["model"], state.global_step)
+
+    def _not_finite(
+        self, step: int, loss: float, grad_norm: float, moment: Moment, checkpoints: Path
+    ) -> StageError:
+        arm = self.schedule.arm
+        field = "train.ternary_lr" if arm == "ternary" else "train.lr"
+        kept = last_whole(checkpoints)
+        return StageError(
+            f"training of {arm} broke at step {step}, phase {moment.phase} "
+            f"(strength {moment.strength:.2f}, learning rate {moment.lr:.2e}): "
+            f"loss {loss}, gradient norm {grad_norm}",
+            allowed="a finite loss and gradient norm",
+            next_step=f"lower {field} (now {self.schedule.peak_lr:g}) or train.grad_clip, lengthen "
+            "train.lr_warmup_share or train.threshold.share"
+            + ("; train.precision: float32 also helps" if self.trainer.args.bf16 else "")
+            + f". Kept: {kept[0] if kept else 'nothing, no checkpoint was due yet'}",
+        )
+
+
+class CheckpointCallback(TrainerCallback):
+    """Adds to a checkpoint what the Trainer does not know of, and then the marker."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if self.judge.layers:
+            self.judge.layers.save(folder)
+        self.judge.telemetry.sync()
+        mark_whole(folder)

@@ -1,0 +1,58 @@
+"""What is looked at during training: held-out loss and, for the ternary arm, its layers.
+
+The ternary arm is judged twice: as it will be used (``ternary``, strength 1) and by its
+master weights (``master``, strength 0). While the threshold ramps up neither is the model
+that was just trained; together they show what the threshold costs and how it is repaid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from workbench.ternary import set_strength
+from workbench.train.layers import LayerWatch
+from workbench.train.quality import bits_per_byte, document_losses
+from workbench.train.telemetry import Telemetry
+
+STRENGTH_OF = {"ternary": 1.0, "master": 0.0}
+
+
+@dataclass
+class Judge:
+    """Called after some steps; adds rows to ``evaluations``, ``layers`` and ``histograms``.
+
+    excerpts: columns id, source, text. context: tokens of a window.
+    weights: the kinds of weights to judge, of ``STRENGTH_OF``.
+    layers: None for the arm without ternary layers.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    excerpts: pd.DataFrame
+    context: int
+    telemetry: Telemetry
+    weights: tuple[str, ...]
+    layers: LayerWatch | None = None
+
+    def __call__(self, model: torch.nn.Module, step: int) -> None:
+        for weights in self.weights:
+            losses = self.losses(model, weights)
+            row = {
+                "step": step,
+                "weights": weights,
+                "loss": float(losses["nats"].sum() / losses["tokens"].sum()),
+                "bits_per_byte": bits_per_byte(losses),
+            }
+            self.telemetry.add("evaluations", [row])
+        if self.layers:
+            layers, histograms = self.layers.look(model, step)
+            self.telemetry.add("layers", layers)
+            self.telemetry.add("histograms", histograms)
+
+    def losses(self, model: torch.nn.Module, weights: str) -> pd.DataFrame:
+        """The loss of each excerpt; the model is left at the strength of ``weights``."""
+        set_strength(model, STRENGTH_OF[weights])
+        return document_losses(model, self.tokenizer, self.excerpts, self.context)

@@ -1,0 +1,98 @@
+"""The three phases as pure functions of the step.
+
+Strength, learning rate and weight decay of any step follow from the pilot alone, so nothing
+about the schedule has to be saved: a training that goes on at step s asks for step s.
+
+The ternary arm goes through ``warmup`` (strength 0), ``threshold`` (strength from 0 to 1) and
+``finetune`` (strength 1). The baseline has one phase, ``full_precision``: a recipe made for
+ternary weights would handicap it.
+
+Ramps, with t from 0 to 1 over the phase: linear t; exponential (e^(kt) - 1)/(e^k - 1), late;
+sigmoid, a logistic curve of slope k stretched to end exactly at 0 and 1; none, 1 at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from workbench.pilot.sections.train import Train
+
+Arm = Literal["full_precision", "ternary"]
+EXPONENTIAL_K = 5.0
+SIGMOID_K = 10.0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What holds during one optimizer step.
+
+    strength: share of the quantised weight in the forward pass, 0 to 1.
+    lr, quantised_lr: learning rates of precise and of quantised parameters.
+    """
+
+    phase: str
+    strength: float
+    lr: float
+    quantised_lr: float
+    weight_decay: float
+
+
+class Schedule:
+    """The plan of one arm; steps count from 0."""
+
+    def __init__(self, train: Train, arm: Arm) -> None:
+        self.train, self.arm = train, arm
+        self.warmup_end = round(train.warmup.share * train.steps)
+        self.threshold_end = self.warmup_end + round(train.threshold.share * train.steps)
+        ternary_lr = train.ternary_lr or train.lr
+        self.peak_lr = ternary_lr if arm == "ternary" else train.lr
+
+    def at(self, step: int) -> Moment:
+        train, lr = self.train, self.peak_lr * self.shape(step)
+        if self.arm == "full_precision":
+            return Moment("full_precision", 0.0, lr, lr, train.weight_decay)
+        if step < self.warmup_end:
+            lr *= train.warmup.lr_factor
+            return Moment("warmup", 0.0, lr, lr, train.warmup.weight_decay)
+        if step < self.threshold_end:
+            name, phase, strength = "threshold", train.threshold, self._ramp(step)
+        else:
+            name, phase, strength = "finetune", train.finetune, 1.0
+        lr *= phase.lr_factor
+        return Moment(name, strength, lr, lr * phase.quantised_lr_factor, phase.weight_decay)
+
+    def shape(self, step: int) -> float:
+        """Learning rate over its peak: a linear start, then the declared way down.
+
+        The first step of the start and the last step of all are above zero.
+        """
+        train = self.train
+        start = round(train.lr_warmup_share * train.steps)
+        if step < start:
+            return (step + 1) / start
+        way = (step - start) / max(1, train.steps - start)
+        if train.lr_schedule == "constant":
+            return 1.0
+        down = 1 - way if train.lr_schedule == "linear" else (1 + math.cos(math.pi * way)) / 2
+        return train.lr_final_factor + (1 - train.lr_final_factor) * down
+
+    def _ramp(self, step: int) -> float:
+        """Strength in phase 2; its last step has strength 1."""
+        t = (step - self.warmup_end + 1) / (self.threshold_end - self.warmup_end)
+        match self.train.threshold.ramp:
+            case "linear":
+                return t
+            case "exponential":
+                return math.expm1(EXPONENTIAL_K * t) / math.expm1(EXPONENTIAL_K)
+            case "sigmoid":
+                half = math.tanh(SIGMOID_K / 4)  # the logistic curve, as a tanh around t = 1/2
+                return (1 + math.tanh(SIGMOID_K * (t - 0.5) / 2) / half) / 2
+        return 1.0
+
+    @property
+    def evaluation_steps(self) -> list[int]:
+        """Numbers of finished steps after which the arm is judged; the last is the end."""
+        steps, count = self.train.steps, min(self.train.evaluations, self.train.steps)
+        return [round(steps * (index + 1) / count) for index in range(count)]

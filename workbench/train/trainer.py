@@ -1,0 +1,153 @@
+"""``transformers.Trainer`` with this project's batches, parameter groups and schedule.
+
+Only public methods are overridden. What a step needs to know it asks of the
+:class:`~workbench.train.schedule.Schedule`, so a resumed training differs in nothing from one
+that was never stopped.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from workbench.errors import ConfigError
+from workbench.pilot.sections.train import Train
+from workbench.train.schedule import Schedule
+
+KEPT_CHECKPOINTS = 2
+"""The newest may be half written when the process is killed; the one before it is whole."""
+LEARNED_SCALE = ".alpha"
+
+
+def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArguments:
+    """The Trainer's settings: offline, silent, float32 or bfloat16, on CUDA or else on the CPU.
+
+    Apple's GPU is not used: the CPU is what the promise of equal bits was tested on.
+    """
+    if train.optimizer not in {name.value for name in OptimizerNames}:
+        raise ConfigError(
+            f"train.optimizer: got {train.optimizer!r}",
+            allowed=", ".join(sorted(name.value for name in OptimizerNames)),
+        )
+    on_cuda = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=train.steps,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation,
+        learning_rate=1.0,  # the schedule gives absolute rates
+        adam_beta1=train.betas[0],
+        adam_beta2=train.betas[1],
+        max_grad_norm=train.grad_clip,
+        optim=train.optimizer,
+        bf16=train.precision == "bfloat16",
+        torch_compile=train.compile,
+        save_strategy="steps",
+        save_steps=train.save_every,
+        save_total_limit=KEPT_CHECKPOINTS,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed % 2**32,
+        use_cpu=not on_cuda,
+        dataloader_pin_memory=on_cuda,
+        remove_unused_columns=False,
+    )
+
+
+class ArmTrainer(Trainer):
+    """Trains one arm.
+
+    quantised: the parameters that become ternary; they have their own learning rate.
+    tokens, batch_crc: tokens of the last optimizer step, and the CRC-32 of their ids.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        arguments: TrainingArguments,
+        sequences: Dataset[dict[str, torch.Tensor]],
+        schedule: Schedule,
+        quantised: list[torch.nn.Parameter],
+    ) -> None:
+        super().__init__(model=model, args=arguments, train_dataset=sequences)
+        self.remove_callback(PrinterCallback)
+        self.schedule = schedule
+        self._quantised = {id(parameter) for parameter in quantised}
+        self.tokens, self.batch_crc = 0, 0
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The sequences in their own order, which is the training order."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Groups: quantised weights, other matrices, and norms, biases and learned scales,
+        which do not decay."""
+        if self.optimizer is None:
+            cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if not {"params", "model", "optimizer_dict"}.isdisjoint(settings):
+                raise ConfigError(
+                    f"train.optimizer: {self.args.optim.value} chooses its parameters itself",
+                    allowed="an optimizer that takes parameter groups, e.g. adamw_torch",
+                )
+            groups = [g for g in self._groups(model or self.model) if g["params"]]
+            self.optimizer = cls(groups, **settings)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LambdaLR:
+        if self.lr_scheduler is None:
+            optimizer = optimizer or self.optimizer
+            rates = [_rate(self.schedule, g["quantised"]) for g in optimizer.param_groups]
+            self.lr_scheduler = LambdaLR(optimizer, rates)
+        return self.lr_scheduler
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        ids = inputs["input_ids"]
+        self.tokens += ids.numel() * self.args.world_size
+        self.batch_crc = zlib.crc32(ids.cpu().numpy().tobytes(), self.batch_crc)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _groups(self, model: torch.nn.Module) -> list[dict[str, Any]]:
+        quantised, matrices, small = [], [], []
+        for name, parameter in model.named_parameters():
+            if id(parameter) in self._quantised:
+                quantised.append(parameter)
+            elif parameter.ndim < 2 or name.endswith(LEARNED_SCALE):
+                small.append(parameter)
+            else:
+                matrices.append(parameter)
+        return [
+            {"params": quantised, "quantised": True, "decays": True},
+            {"params": matrices, "quantised": False, "decays": True},
+            {"params": small, "quantised": False, "decays": False, "weight_decay": 0.0},
+        ]
+
+
+def _rate(schedule: Schedule, quantised: bool) -> Callable[[int], float]:
+    def rate(step: int) -> float:
+        moment = schedule.at(step)
+        return moment.quantised_lr if quantised else moment.lr
+
+    return rate
