@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from workbench.machine.cpu import cpu, parse_cpuinfo, quota_cores
+from workbench.errors import ConfigError
+from workbench.machine.cpu import cpu, measurement_threads, parse_cpuinfo, quota_cores
 
 X86 = """processor\t: 0
 vendor_id\t: GenuineIntel
@@ -54,3 +55,10 @@ def test_a_container_s_quota_is_read_from_both_versions_of_control_groups(tmp_pa
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert quota_cores(tmp_path) == cores
+
+
+def test_a_measurement_takes_all_usable_cores_unless_told_and_never_more_than_there_are():
+    assert measurement_threads(0) == cpu().usable_cores
+    assert measurement_threads(1) == 1
+    with pytest.raises(ConfigError, match=r"readiness\.threads is 100000"):
+        measurement_threads(100_000)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from workbench.errors import ConfigError
+
 CPUINFO = Path("/proc/cpuinfo")
 
 FEATURES = {
@@ -99,6 +101,21 @@ def quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
         return limit / period if limit > 0 and period > 0 else None
     except (OSError, ValueError):
         return None
+
+
+def measurement_threads(asked: int) -> int:
+    """Threads for a measurement: ``asked`` (``readiness.threads``), or with 0 all usable cores.
+
+    Raises ConfigError for more threads than the processor has, because they would take turns.
+    """
+    here = cpu()
+    if asked > here.logical_cores:
+        raise ConfigError(
+            f"readiness.threads is {asked}; this processor runs {here.logical_cores} at once",
+            allowed=f"0 (all {here.usable_cores} usable cores) to {here.logical_cores}",
+            next_step="lower readiness.threads",
+        )
+    return asked or here.usable_cores
 
 
 def _usable(physical: int, logical: int) -> int:

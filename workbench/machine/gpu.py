@@ -100,5 +100,12 @@ def torch_gpu() -> tuple[str | None, str]:
     return None, "torch finds no CUDA device"
 
 
+def torch_gpu_memory() -> tuple[int, int]:
+    """(free, total) bytes of torch's GPU 0; only where :func:`torch_gpu` names one."""
+    import torch
+
+    return torch.cuda.mem_get_info(0)
+
+
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from workbench.pilot.sections.base import Count, Positive, Section, input_path
 
@@ -12,12 +12,22 @@ from workbench.pilot.sections.base import Count, Positive, Section, input_path
 class Meters(Section):
     """Where energy comes from. ``auto`` uses every counter found and says why others are not."""
 
-    sources: list[Literal["auto", "nvml", "rapl", "csv"]] = Field(["auto"])
+    sources: list[Literal["auto", "nvml", "rapl", "csv"]] = Field(
+        ["auto"], description="meters to use; an empty list meters nothing"
+    )
     csv: input_path() | None = Field(  # type: ignore[valid-type]
-        None, description="power log with columns timestamp, source, watts"
+        None,
+        description="power log that grows while the pilot runs, with columns timestamp (Unix "
+        "seconds, or date and time with offset), source and watts; its sources are summed",
     )
     max_gap_s: Positive = Field(3.0, description="a longer gap between samples gives no figure")
     idle_s: Positive = Field(3.0, description="idle measured before and after the session, s")
+
+    @model_validator(mode="after")
+    def log_is_named(self) -> Meters:
+        if "csv" in self.sources and self.csv is None:
+            raise ValueError("the source csv needs the path of the power log in csv")
+        return self
 
 
 class MeasureAb(Section):

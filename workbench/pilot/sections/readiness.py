@@ -15,7 +15,7 @@ class Probe(Section):
     Speed and memory do not depend on what the weights are, so this is a real measurement.
     """
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="false skips the probe; its figures are then missing")
     shape: str = Field(
         "auto", description="a model preset, or auto: the largest that fits the free memory"
     )
@@ -29,8 +29,16 @@ class Probe(Section):
 class Readiness(Section):
     """What the machine can do."""
 
-    bandwidth_mib: Count = Field(256, description="buffer read by the bandwidth measurement, MiB")
-    bandwidth_repetitions: Count = 7
-    threads: int = Field(0, ge=0, description="CPU threads for measurements; 0: all physical cores")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    bandwidth_mib: Count = Field(
+        256, description="buffer that the bandwidth measurement reads, MiB; several last caches"
+    )
+    bandwidth_repetitions: Count = Field(
+        7, description="timed reads for each number of threads; an interval needs 6"
+    )
+    threads: int = Field(
+        0, ge=0, description="CPU threads for measurements; 0: all usable physical cores"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="what computes; auto: the GPU that torch can use, else the CPU"
+    )
     probe: Probe = Probe()

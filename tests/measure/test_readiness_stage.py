@@ -1,0 +1,80 @@
+import pytest
+
+from workbench.errors import ConfigError
+from workbench.model.presets import PRESETS
+from workbench.pilot.spec import Pilot
+from workbench.records.events import Progress
+from workbench.records.stage_record import StageRecord
+from workbench.stages import readiness
+from workbench.stages.context import StageContext
+
+
+def pilot(**sections) -> Pilot:
+    quick = {"bandwidth_mib": 8, "bandwidth_repetitions": 6, "probe": {"enabled": False}}
+    given = {"name": "test", "question": "can it run?", "readiness": quick}
+    return Pilot.model_validate(given | sections)
+
+
+def finished(tmp_path, chosen: Pilot) -> StageRecord:
+    record = StageRecord("readiness", tmp_path / "stage")
+    readiness.run(
+        StageContext(chosen, record, Progress(tmp_path / "events.jsonl", "readiness"), {})
+    )
+    record.save()
+    return StageRecord.load(record.folder)
+
+
+def test_the_stage_measures_this_machine_and_ends_with_a_verdict(tmp_path):
+    record = finished(tmp_path, pilot())
+    one = record.metric("read_bandwidth_gbps", threads="1")
+    assert one.lo <= one.value <= one.hi
+    assert one.n == 6
+    assert record.metric("memory_available_gb").value > 0
+    bandwidth = record.table("bandwidth")
+    assert set(bandwidth.loc[bandwidth["threads"] == "1", "repetition"]) == set(range(6))
+    meters = record.facts["meters"]
+    assert {m.split()[0] for m in meters["found"]} | set(meters["missing"]) >= {"nvml", "rapl"}
+    assert record.facts["machine"]["cpu"]["cores"] >= 1
+    verdict = record.facts["verdict"]
+    assert any("Largest preset that fits" in sentence for sentence in verdict)
+    assert any(sentence.startswith("Energy can") for sentence in verdict)
+
+
+def test_a_probe_that_was_switched_off_leaves_reasons_and_no_figures(tmp_path):
+    record = finished(tmp_path, pilot())
+    for name in ("decode_speedup", "prefill_speedup", "memory_ratio"):
+        metric = record.metric(name, source="probe", arm="ternary")
+        assert metric.value is None
+        assert metric.reason == "readiness.probe.enabled is false"
+
+
+def test_what_fits_grows_with_the_memory_and_with_fewer_bits():
+    little = readiness.fits_table(pilot(), 2 * 10**9)
+    much = readiness.fits_table(pilot(), 40 * 10**9)
+    assert list(little["preset"]) == list(much["preset"])
+    assert set(little["preset"]) == set(PRESETS)
+    assert little["parameters"].is_monotonic_increasing
+    for column in ("trains_here", "serves_full_here", "serves_ternary_here"):
+        assert (much[column] >= little[column]).all()
+        assert much[column].sum() > little[column].sum()
+    assert (little["serves_ternary_here"] >= little["serves_full_here"]).all()
+    fits = little[little["trains_here"]]
+    assert (fits["training_gb"] <= 2 * readiness.USABLE).all()
+
+
+def test_training_needs_more_memory_with_more_tokens_a_step():
+    small = readiness.fits_table(pilot(train={"batch_size": 1}), 10**9)
+    large = readiness.fits_table(pilot(train={"batch_size": 64}), 10**9)
+    assert (large["training_gb"] > small["training_gb"]).all()
+    assert large["serving_full_gb"].equals(small["serving_full_gb"])
+
+
+def test_a_model_that_does_not_fit_is_said_in_the_verdict(tmp_path):
+    verdict = finished(tmp_path, pilot(model={"preset": "llama-3-70b"})).facts["verdict"]
+    assert any("does not fit here: llama-3-70b needs about" in sentence for sentence in verdict)
+
+
+def test_a_gpu_that_is_not_there_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(readiness, "torch_gpu", lambda: (None, "torch finds no CUDA device"))
+    with pytest.raises(ConfigError, match=r"readiness\.device is cuda, but torch finds no CUDA"):
+        finished(tmp_path, pilot(readiness={"device": "cuda"}))

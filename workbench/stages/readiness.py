@@ -1,0 +1,215 @@
+"""Stage 0: what this machine can do, and whether the pilot is worth starting here.
+
+Facts of the machine, read bandwidth and peak of INT8 products as measured, the meters that
+answer, and which shapes fit; then the speed probe on a real shape. It ends with sentences
+that a person can decide by: what fits, which rows of the report can be measured here, and
+which cannot, with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from workbench.errors import ConfigError
+from workbench.machine.cpu import measurement_threads
+from workbench.machine.describe import describe_machine
+from workbench.machine.gpu import torch_gpu, torch_gpu_memory
+from workbench.machine.memory import memory
+from workbench.measure.bandwidth import gpu_read_bandwidth_gbps, read_bandwidth_gbps
+from workbench.measure.meters import MissingMeter, find_meters
+from workbench.measure.statistics import quantile
+from workbench.model.presets import PRESETS, Shape
+from workbench.pilot.spec import Pilot
+from workbench.stages.context import StageContext
+
+GB = 1e9
+USABLE = 0.9
+"""Share of the free memory that an estimate may fill: the estimates leave out allocator slack
+and the key-value cache."""
+
+PROBE_FIGURES = {
+    "decode_tokens_per_s": "tokens/s",
+    "prefill_tokens_per_s": "tokens/s",
+    "model_memory_mb": "MB",
+    "decode_speedup": "x",
+    "prefill_speedup": "x",
+    "memory_ratio": "x",
+}
+
+
+class Device(NamedTuple):
+    """What computes. ``free_bytes``: memory that a model can take there."""
+
+    name: str
+    text: str
+    free_bytes: int
+
+
+def run(context: StageContext) -> None:
+    """Fill the tables ``bandwidth``, ``fits`` and ``probe``, the figures and the verdict."""
+    pilot, record = context.pilot, context.record
+    machine = describe_machine()
+    device = _device(pilot.readiness.device)
+    record.facts.update(machine=machine, device=device.name)
+    record.measured(
+        "memory_available_gb",
+        memory().available_bytes / GB,
+        "GB",
+        "free main memory, at most what the control group leaves",
+    )
+    if device.name == "cuda":
+        record.measured(
+            "gpu_memory_available_gb", device.free_bytes / GB, "GB", "free memory of torch's GPU 0"
+        )
+
+    context.progress.note("measuring memory bandwidth")
+    _bandwidth(context, device)
+    meters, missing = _meters(context)
+    fits = fits_table(pilot, device.free_bytes)
+    record.save_table("fits", fits)
+    record.facts["verdict"] = [
+        _about_machine(machine, device),
+        *_about_sizes(pilot, fits),
+        _about_meters(meters, missing),
+    ]
+    if not pilot.readiness.probe.enabled:
+        _leave_out_probe(context, "readiness.probe.enabled is false")
+
+
+def fits_table(pilot: Pilot, free_bytes: int) -> pd.DataFrame:
+    """One row a preset, smallest first; columns as in docs/design.md.
+
+    Training is that of the ternary arm with the pilot's batch, sequence and precision; serving
+    is weights alone, bf16 in full precision.
+    """
+    room = USABLE * free_bytes
+    rows = []
+    for name, shape in sorted(PRESETS.items(), key=lambda item: item[1].parameters):
+        training = _training_bytes(pilot, shape)
+        full, ternary = shape.serving_bytes_full(), shape.serving_bytes_ternary()
+        rows.append(
+            {
+                "preset": name,
+                "parameters": shape.parameters,
+                "training_gb": training / GB,
+                "serving_full_gb": full / GB,
+                "serving_ternary_gb": ternary / GB,
+                "trains_here": training <= room,
+                "serves_full_here": full <= room,
+                "serves_ternary_here": ternary <= room,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _device(asked: str) -> Device:
+    name, reason = torch_gpu()
+    if asked == "cuda" and name is None:
+        raise ConfigError(
+            f"readiness.device is cuda, but {reason}",
+            allowed="cuda where torch can use a GPU; auto, cpu",
+            next_step="install a torch with CUDA and its driver, or set readiness.device to auto",
+        )
+    if name is None or asked == "cpu":
+        text = "the CPU computes" if name else f"no GPU ({reason})"
+        return Device("cpu", text, memory().available_bytes)
+    free, total = torch_gpu_memory()
+    return Device("cuda", f"{name} with {free / GB:.1f} of {total / GB:.1f} GB free", free)
+
+
+def _bandwidth(context: StageContext, device: Device) -> None:
+    section, record = context.pilot.readiness, context.record
+    size_mib, repetitions = section.bandwidth_mib, section.bandwidth_repetitions
+    rows: list[dict[str, Any]] = []
+
+    def keep(name: str, where: str, values: list[float], how: str, **labels: str) -> None:
+        rows.extend(
+            {"device": where, **labels, "repetition": i, "gbps": v} for i, v in enumerate(values)
+        )
+        record.add(quantile(values, 0.5).metric(name, "GB/s", f"median, {how}", **labels))
+
+    for threads in sorted({1, measurement_threads(section.threads)}):
+        values, how = read_bandwidth_gbps(threads, size_mib, repetitions)
+        keep("read_bandwidth_gbps", "cpu", values, how, threads=str(threads))
+    if device.name == "cuda":
+        values, how = gpu_read_bandwidth_gbps(size_mib, repetitions)
+        keep("gpu_read_bandwidth_gbps", "cuda", values, how)
+    record.save_table("bandwidth", pd.DataFrame(rows))
+
+
+def _meters(context: StageContext) -> tuple[list[str], list[MissingMeter]]:
+    """(what can be read, what is missing); every meter that is found is read once."""
+    meters, missing = find_meters(context.pilot.measure_ab.meters)
+    found = []
+    for meter in meters:
+        try:
+            scopes = {sample.channel.scope: sample.channel.kind for sample in meter.read()}
+        except OSError as error:
+            missing.append(MissingMeter(meter.source, str(error)))
+            continue
+        finally:
+            meter.close()
+        found += [f"{meter.source} {scope} ({kind})" for scope, kind in scopes.items()]
+    context.record.facts["meters"] = {
+        "found": found,
+        "missing": {meter.source: meter.reason for meter in missing},
+    }
+    return found, missing
+
+
+def _leave_out_probe(context: StageContext, reason: str) -> None:
+    for name, unit in PROBE_FIGURES.items():
+        context.record.missing(name, unit, reason, arm="ternary", source="probe")
+
+
+def _training_bytes(pilot: Pilot, shape: Shape) -> int:
+    return shape.training_bytes(
+        pilot.train.batch_size,
+        pilot.data.sequence_length,
+        bytes_per_value=4 if pilot.train.precision == "float32" else 2,
+    )
+
+
+def _about_machine(machine: dict[str, Any], device: Device) -> str:
+    processor, main = machine["cpu"], machine["memory"]
+    return (
+        f"{processor['model']}, {processor['cores']} cores, {main['total_bytes'] / GB:.1f} GB "
+        f"of memory ({main['available_bytes'] / GB:.1f} GB free); {device.text}."
+    )
+
+
+def _about_sizes(pilot: Pilot, fits: pd.DataFrame) -> list[str]:
+    def largest(column: str) -> str:
+        names = fits.loc[fits[column], "preset"]
+        return names.iloc[-1] if len(names) else "none of the presets"
+
+    sentences = [
+        f"Largest preset that fits: {largest('trains_here')} to train (batch "
+        f"{pilot.train.batch_size} x {pilot.data.sequence_length} tokens), "
+        f"{largest('serves_full_here')} to serve in full precision, "
+        f"{largest('serves_ternary_here')} to serve as ternary."
+    ]
+    if pilot.model.checkpoint:
+        sentences.append("The pilot's own model is a checkpoint; its size is not judged here.")
+    elif (row := fits[fits["preset"] == pilot.model.preset]).any(axis=None):
+        need = f"{pilot.model.preset} needs about {row['training_gb'].item():.3g} GB to train"
+        sentences.append(
+            f"The pilot's model fits: {need}."
+            if row["trains_here"].item()
+            else f"The pilot's model does not fit here: {need}. Choose a smaller model.preset, "
+            "a smaller train.batch_size, or another machine."
+        )
+    return sentences
+
+
+def _about_meters(found: list[str], missing: list[MissingMeter]) -> str:
+    reasons = "; ".join(f"{meter.source}: {meter.reason}" for meter in missing)
+    if found:
+        lacking = f" Not read: {reasons}." if reasons else ""
+        return f"Energy can be measured here: {', '.join(found)}.{lacking}"
+    return (
+        f"Energy cannot be measured here ({reasons}); its rows will say so. A power log of a "
+        "wall meter can stand in: measure_ab.meters.csv."
+    )
