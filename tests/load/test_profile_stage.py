@@ -1,5 +1,6 @@
 import pytest
 
+from workbench.errors import ConfigError
 from workbench.load.profile import LoadProfile
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
@@ -49,6 +50,15 @@ def test_a_trace_is_recorded_as_measured_with_its_tables_and_slos(tmp_path):
     assert record.facts["slo"]["interactive"]["ttft_ms"] == 500.0
     profile = LoadProfile.from_record(record)
     assert (profile.source, profile.kind, profile.rate_per_s) == ("log.jsonl", "measured", 2.0)
+
+
+def test_a_bad_trace_is_known_before_anything_starts(tmp_path):
+    trace = tmp_path / "log.csv"
+    trace.write_text("")
+    bad = {"name": "test", "question": "?", "profile_load": {"trace": str(trace)}}
+    with pytest.raises(ConfigError, match="is empty"):
+        profile_load.check(Pilot.model_validate(bad))
+    assert profile_load.check(Pilot.model_validate(bad | {"profile_load": {}})) == []
 
 
 def test_a_short_trace_gives_no_interval_for_a_tail(tmp_path):

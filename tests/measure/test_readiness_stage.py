@@ -74,6 +74,24 @@ def test_a_model_that_does_not_fit_is_said_in_the_verdict(tmp_path):
     assert any("does not fit here: llama-3-70b needs about" in sentence for sentence in verdict)
 
 
+def test_all_that_this_machine_lacks_is_known_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(readiness, "torch_gpu", lambda: (None, "torch finds no CUDA device"))
+    log = tmp_path / "power.csv"
+    log.write_text("time,W\n")
+    asked = pilot(
+        readiness={"device": "cuda", "threads": 10**6, "probe": {"shape": "lama-3-70b"}},
+        measure_ab={"meters": {"csv": str(log)}},
+    )
+    problems = readiness.check(asked)
+    for problem, words in zip(
+        problems,
+        ("did you mean llama-3-70b", "torch finds no CUDA", "readiness.threads", "time, W"),
+        strict=True,
+    ):
+        assert words in problem
+    assert readiness.check(pilot()) == []
+
+
 def test_a_gpu_that_is_not_there_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(readiness, "torch_gpu", lambda: (None, "torch finds no CUDA device"))
     with pytest.raises(ConfigError, match=r"readiness\.device is cuda, but torch finds no CUDA"):

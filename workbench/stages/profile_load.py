@@ -12,9 +12,10 @@ from pathlib import Path
 from workbench.load.arrivals import declared_trace
 from workbench.load.formats import read_trace
 from workbench.load.profile import LoadProfile
-from workbench.load.trace import CLASSES
+from workbench.load.trace import CLASSES, Trace
 from workbench.measure.statistics import Estimate, mean, quantile, share
 from workbench.pilot.sections.profile_load import ProfileLoad
+from workbench.pilot.spec import Pilot
 from workbench.stages.context import StageContext
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
@@ -22,13 +23,16 @@ FEWEST_WINDOWS = 10
 """Fewer whole windows than this say too little about how the rate varies."""
 
 
+def check(pilot: Pilot) -> list[str]:
+    """Raises ConfigError for a trace that cannot be read, before any stage has started."""
+    _trace(pilot)
+    return []
+
+
 def run(context: StageContext) -> None:
     """Fill tables ``requests`` and ``windows``, and the figures of the load."""
     section, record = context.pilot.profile_load, context.record
-    if section.trace:
-        trace = read_trace(Path(section.trace), section.format)
-    else:
-        trace = declared_trace(section.synthetic, context.pilot.seed)
+    trace = _trace(context.pilot)
     profile = LoadProfile.of(trace, section.interactive_max_output_tokens)
     context.progress.note(f"{len(profile.requests)} requests from {profile.source}")
 
@@ -47,6 +51,13 @@ def run(context: StageContext) -> None:
         if profile.kind == "assumed":
             estimate = replace(estimate, lo=None, hi=None, method="", reason=None)
         record.add(estimate.metric(name, unit, how, profile.kind, **labels))
+
+
+def _trace(pilot: Pilot) -> Trace:
+    section = pilot.profile_load
+    if section.trace:
+        return read_trace(Path(section.trace), section.format)
+    return declared_trace(section.synthetic, pilot.seed)
 
 
 def _figures(

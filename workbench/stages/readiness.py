@@ -8,6 +8,7 @@ which cannot, with the reason.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -19,8 +20,10 @@ from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.machine.memory import memory
 from workbench.measure.bandwidth import gpu_read_bandwidth_gbps, read_bandwidth_gbps
 from workbench.measure.meters import MissingMeter, find_meters
+from workbench.measure.meters.csv_log import CsvMeter
 from workbench.measure.statistics import quantile
 from workbench.model.presets import PRESETS, Shape
+from workbench.pilot.problems import did_you_mean
 from workbench.pilot.spec import Pilot
 from workbench.stages.context import StageContext
 
@@ -45,6 +48,29 @@ class Device(NamedTuple):
     name: str
     text: str
     free_bytes: int
+
+
+def check(pilot: Pilot) -> list[str]:
+    """What this pilot asks of a machine and this machine does not have."""
+    probe, log = pilot.readiness.probe, pilot.measure_ab.meters.csv
+    problems = [
+        f"readiness.probe.{field}: {name}: unknown{did_you_mean(name, allowed)}"
+        for field, name, allowed in (
+            ("shape", probe.shape, ("auto", *PRESETS)),
+            ("largest", probe.largest, tuple(PRESETS)),
+        )
+        if name not in allowed
+    ]
+    for look in (
+        lambda: _device(pilot.readiness.device),
+        lambda: measurement_threads(pilot.readiness.threads),
+        lambda: CsvMeter(Path(log)) if log else None,
+    ):
+        try:
+            look()
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems
 
 
 def run(context: StageContext) -> None:
