@@ -19,9 +19,13 @@ from workbench.engine.request import FinishReason, GenerationRequest
 from workbench.engine.sampling import Sampler
 
 if TYPE_CHECKING:
-    from torch import nn
+    from typing import Unpack
 
-    from workbench.engine.build import Tables
+    from torch import nn
+    from transformers import PretrainedConfig
+
+    from workbench.engine.build import SetupFields
+    from workbench.engine.random_weights import Precision
 
 PREFILL_CHUNK = 256
 """Rows of one prefill step: enough to use the matrix kernels fully, few enough to stay in
@@ -45,8 +49,6 @@ class Engine:
 
     core: the native model, or one that computes the same through ``transformers``.
     backend: what computes, for the record. notes: fallbacks taken, with their reasons.
-    resident_bytes: growth of this process's own memory while the engine was made; None where
-    it was not observed.
     """
 
     def __init__(
@@ -56,57 +58,47 @@ class Engine:
         backend: str,
         eos_tokens: frozenset[int] = frozenset(),
         notes: Sequence[str] = (),
-        resident_bytes: int | None = None,
     ) -> None:
         self.core, self.backend, self.eos_tokens = core, backend, eos_tokens
-        self.notes, self.resident_bytes = list(notes), resident_bytes
+        self.notes = list(notes)
         self.slots, self.context = core.slots, core.context
         self.vocab_size = core.config.vocab_size
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        slots: int = 1,
-        context: int | None = None,
-        threads: int = 0,
-        tables: Tables = "auto",
-        kv_dtype: str = "float16",
-        device: str = "cpu",
-    ) -> Engine:
+    def load(cls, folder: Path, **setup: Unpack[SetupFields]) -> Engine:
         """From a packed model folder or a Hugging Face folder.
 
-        context: tokens a slot can hold; None takes all the model was made for.
-        threads: 0 takes one per physical core.
-        tables: embedding and head in ``half`` or ``int8``; ``auto``: INT8 beside ternary
-        layers when they are big, as they are stored otherwise.
-        Raises StageError for a folder that is missing, truncated or of another format.
+        slots: conversations side by side (1). context: tokens a slot can hold; None: what the
+        model was made for, 4096 at most. threads: 0: one per physical core.
+        tables: precision of embedding and head; ``auto``: INT8 beside ternary layers when they
+        are big, as they are stored otherwise. kv_dtype: ``float16``, ``bfloat16``, ``float32``.
+        device: ``cpu`` (the kernels) or ``cuda`` (through transformers).
+        Raises StageError for a folder that is missing, truncated or of another format, and for
+        a context the model was not made for.
         """
-        from workbench.engine.build import build_from_folder
+        from workbench.engine.build import Setup, from_folder
 
-        return build_from_folder(
-            folder, slots, context, threads, tables=tables, kv_dtype=kv_dtype, device=device
-        )
+        return from_folder(Path(folder), Setup(**setup))
 
     @classmethod
-    def from_model(
-        cls,
-        model: nn.Module,
-        *,
-        slots: int = 1,
-        context: int | None = None,
-        threads: int = 0,
-        tables: Tables = "auto",
-        kv_dtype: str = "float16",
-        device: str = "cpu",
-    ) -> Engine:
+    def from_model(cls, model: nn.Module, **setup: Unpack[SetupFields]) -> Engine:
         """From a ``transformers`` model in memory, replaced layers included; see :meth:`load`."""
-        from workbench.engine.build import build_from_model
+        from workbench.engine.build import Setup, from_model
 
-        return build_from_model(
-            model, slots, context, threads, tables=tables, kv_dtype=kv_dtype, device=device
-        )
+        return from_model(model, Setup(**setup))
+
+    @classmethod
+    def random(
+        cls, config: PretrainedConfig, precision: Precision, **setup: Unpack[SetupFields]
+    ) -> Engine:
+        """A model of this shape whose weights mean nothing, for measuring speed and memory.
+
+        precision: ``half``, ``int8`` or ``ternary`` linear layers. Speed does not depend on
+        the weights' values; see :mod:`workbench.engine.random_weights`.
+        """
+        from workbench.engine.build import Setup, random_model
+
+        return random_model(config, precision, Setup(**setup))
 
     @property
     def weight_bytes(self) -> int:
@@ -160,7 +152,8 @@ class Engine:
 
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """One more token in each of ``slots``; logits ``[n, V]``."""
-        return self.core.forward(tokens, slots, self.core.filled[list(slots)], True)
+        every = np.ones(len(tokens), dtype=bool)
+        return self.core.forward(tokens, slots, self.core.filled[list(slots)], every)
 
     def release(self, slot: int) -> None:
         """Forget the slot's conversation."""

@@ -1,0 +1,143 @@
+"""From a folder or a model to an engine: native kernels where they fit, transformers elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypedDict
+
+import torch
+from ternary_kernels import PackedWeight, llama
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from workbench.engine.architecture import NotForKernels, eos_tokens, kernel_config
+from workbench.engine.engine import Engine
+from workbench.engine.modules import ModelSource
+from workbench.engine.random_weights import Precision, random_weights
+from workbench.engine.transformers_core import TransformersCore
+from workbench.engine.weights import FolderSource, Source, Tables, collect_weights
+from workbench.errors import StageError
+from workbench.machine.cpu import measurement_threads
+
+LONGEST_CONTEXT = 4096
+"""Taken when no context is asked for: some models were made for 131,072 tokens, whose cache
+would be larger than the model."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How to run a model; see :meth:`Engine.load`."""
+
+    slots: int = 1
+    context: int | None = None
+    threads: int = 0
+    tables: Tables = "auto"
+    kv_dtype: str = "float16"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class SetupFields(TypedDict, total=False):
+    """The fields of :class:`Setup` as keyword arguments."""
+
+    slots: int
+    context: int | None
+    threads: int
+    tables: Tables
+    kv_dtype: str
+    device: Literal["cpu", "cuda"]
+
+
+def from_folder(folder: Path, setup: Setup) -> Engine:
+    """See :meth:`Engine.load`."""
+    config = _read_config(folder)
+    return _build(config, lambda: FolderSource(folder, config), lambda: _load_model(folder), setup)
+
+
+def from_model(model: nn.Module, setup: Setup) -> Engine:
+    """See :meth:`Engine.from_model`."""
+    return _build(model.config, lambda: ModelSource(model), lambda: model, setup)
+
+
+def random_model(config: PretrainedConfig, precision: Precision, setup: Setup) -> Engine:
+    """See :meth:`Engine.random`."""
+    shape = kernel_config(config)
+    weights = random_weights(shape, precision, tied=config.tie_word_embeddings)
+    return _native(shape, weights, _with_context(config, setup), frozenset())
+
+
+def _native(
+    shape: llama.LlamaConfig,
+    weights: dict[str, PackedWeight | Tensor],
+    setup: Setup,
+    eos: frozenset[int],
+) -> Engine:
+    threads = measurement_threads(setup.threads)
+    torch.set_num_threads(threads)
+    core = llama.create(shape, weights, setup.slots, setup.context, setup.kv_dtype)
+    return Engine(core, backend=f"ternary_kernels, {threads} threads", eos_tokens=eos)
+
+
+def _build(
+    config: PretrainedConfig,
+    source: Callable[[], Source],
+    model: Callable[[], nn.Module],
+    setup: Setup,
+) -> Engine:
+    setup = _with_context(config, setup)
+    try:
+        if setup.device != "cpu":
+            raise NotForKernels(f"the kernels run on the CPU, and {setup.device} is asked")
+        shape = kernel_config(config)
+        weights = collect_weights(
+            shape, config.model_type, config.tie_word_embeddings, source(), setup.tables
+        )
+    except NotForKernels as reason:
+        return _through_transformers(model(), setup, str(reason))
+    return _native(shape, weights, setup, eos_tokens(config))
+
+
+def _through_transformers(model: nn.Module, setup: Setup, reason: str) -> Engine:
+    torch.set_num_threads(measurement_threads(setup.threads))
+    core = TransformersCore(model, setup.slots, setup.context, setup.device)
+    note = f"runs through transformers on {setup.device}, not through the kernels: {reason}"
+    return Engine(
+        core,
+        backend=f"transformers on {setup.device}",
+        eos_tokens=eos_tokens(model.config),
+        notes=[note],
+    )
+
+
+def _with_context(config: PretrainedConfig, setup: Setup) -> Setup:
+    longest = getattr(config, "max_position_embeddings", None) or LONGEST_CONTEXT
+    context = min(longest, LONGEST_CONTEXT) if setup.context is None else setup.context
+    if context > longest:
+        raise StageError(
+            f"a context of {context} tokens",
+            allowed=f"at most {longest}: the model was made for that many positions",
+            next_step="ask for fewer prompt and output tokens, or train with a longer context",
+        )
+    return Setup(**{**vars(setup), "context": context})
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise StageError(
+            f"{folder} has no config.json",
+            allowed="a packed model folder or a Hugging Face model folder",
+            next_step="give the folder that the training or hybrid stage wrote",
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(
+            f"{folder}/config.json cannot be used: {str(error).splitlines()[0]}",
+            allowed="the configuration of a transformers causal language model",
+            next_step="make the model folder again",
+        ) from error
+
+
+def _load_model(folder: Path) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)

@@ -1,0 +1,56 @@
+"""The weights of a model in memory, replaced layers included, in the kernels' packing."""
+
+from __future__ import annotations
+
+import torch
+from ternary_kernels import PackedHalf, PackedInt8, PackedTernary, PackedWeight
+from torch import Tensor, nn
+
+from workbench.engine.architecture import NotForKernels
+from workbench.ternary import BitLinear
+from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
+
+
+class ModelSource:
+    """Reads a ``transformers`` model module by module; see :class:`~.weights.Source`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def linear(self, module: str, shape: tuple[int, int], *, as_int8: bool = False) -> PackedWeight:
+        layer = self._model.get_submodule(module)
+        if getattr(layer, "norm", None) is not None:
+            raise NotForKernels(f"{module} has a norm inside (model.sub_norm)")
+        if isinstance(layer, BitLinear) and layer.strength > 0:
+            if layer.strength < 1:
+                raise NotForKernels(f"{module} is between precise and ternary")
+            require_int8_activations(layer.activations, module)
+            codes, scale = layer.ternarized()
+            return PackedTernary.from_codes(codes + 1, scale)
+        if isinstance(layer, PackedTernaryLinear):
+            require_int8_activations(layer.activations, module)
+            return PackedTernary.from_portable(layer.codes, layer.in_features, layer.scale)
+        if isinstance(layer, Int8Linear):
+            require_int8_activations(layer.activations, module)
+            return PackedInt8.from_codes(layer.int8, layer.scale)
+        if isinstance(layer, Int8Embedding):
+            return PackedInt8.from_codes(layer.int8, layer.scale)
+        if not isinstance(layer, nn.Linear | nn.Embedding):
+            raise NotForKernels(f"{module} is a {type(layer).__name__}")
+        kind = PackedInt8 if as_int8 else PackedHalf
+        return kind.from_float(layer.weight)
+
+    def vector(self, name: str) -> Tensor | None:
+        module, _, attribute = name.rpartition(".")
+        try:
+            value = getattr(self._model.get_submodule(module), attribute, None)
+        except AttributeError:
+            return None
+        return None if value is None else value.detach().float()
+
+
+def require_int8_activations(activations: str, where: str) -> None:
+    """The kernels multiply codes with per-token INT8 activations and know nothing else."""
+    if activations != "int8":
+        raise NotForKernels(f"{where} leaves its activations as they are (model.activations)")
