@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,8 +35,7 @@ class Trace:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One request as it stands in the log; ``line`` is the line it ends on."""
 
     line: int
@@ -113,12 +112,10 @@ def as_trace(log: Log, seconds: Callable[[pd.Series], np.ndarray], times: str) -
 def _times(log: Log, seconds: Callable[[pd.Series], np.ndarray], allowed: str) -> np.ndarray:
     name = log.names[0]
     time_s = seconds(pd.Series([row.time for row in log.rows], dtype="str"))
-    for row, value in zip(log.rows, time_s, strict=True):
-        if not np.isfinite(value):
-            raise log.error(row.line, f"{name} {row.time!r} is not a time", allowed)
-    if (time_s < 0).any():
-        row = log.rows[int(np.argmax(time_s < 0))]
-        raise log.error(row.line, f"{name} {row.time!r} is negative", allowed)
+    for wrong, fault in ((~np.isfinite(time_s), "is not a time"), (time_s < 0, "is negative")):
+        if wrong.any():
+            row = log.rows[int(np.argmax(wrong))]
+            raise log.error(row.line, f"{name} {row.time!r} {fault}", allowed)
     back = np.diff(time_s) < 0
     if back.any():
         after = int(np.argmax(back)) + 1
