@@ -223,3 +223,14 @@ class BitLinear(NormedLinear):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if self.alpha is not None and f"{prefix}alpha" in state_dict:
             self._alpha_started = bool(state_dict[f"{prefix}alpha"].any())
+
+
+def precise_twin(layer: nn.Linear) -> nn.Linear:
+    """A plain (or normed) linear layer over the very parameters of ``layer``."""
+    norm = getattr(layer, "norm", None)
+    kind = nn.Linear if norm is None else NormedLinear
+    twin = kind(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+    twin.weight, twin.bias = layer.weight, layer.bias
+    if norm is not None:
+        twin.norm = norm
+    return twin.train(layer.training)

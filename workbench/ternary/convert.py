@@ -15,7 +15,7 @@ from torch import nn
 
 from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
-from workbench.ternary.bitlinear import Activations, BitLinear, NormedLinear
+from workbench.ternary.bitlinear import Activations, BitLinear, precise_twin
 from workbench.ternary.policy import Precision, resolve
 from workbench.ternary.threshold import ThresholdVersion
 
@@ -92,23 +92,12 @@ def to_ternary(
 def to_full_precision(model: AnyModel) -> AnyModel:
     """The inverse of :func:`to_ternary`, in place: plain linear layers with the master weights.
 
-    A layer with an RMSNorm inside keeps it (:class:`NormedLinear`): without it the network
+    A layer with an RMSNorm inside keeps it (``NormedLinear``): without it the network
     would be another one.
     """
     for name, layer in bit_linears(model):
         model.set_submodule(name, precise_twin(layer), strict=True)
     return model
-
-
-def precise_twin(layer: nn.Linear) -> nn.Linear:
-    """A plain (or normed) linear layer over the very parameters of ``layer``."""
-    norm = getattr(layer, "norm", None)
-    kind = nn.Linear if norm is None else NormedLinear
-    twin = kind(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-    twin.weight, twin.bias = layer.weight, layer.bias
-    if norm is not None:
-        twin.norm = norm
-    return twin.train(layer.training)
 
 
 def bit_linears(model: nn.Module) -> list[tuple[str, BitLinear]]:

@@ -22,6 +22,7 @@ from workbench.ternary.threshold import GROUP, Rounding, ThresholdVersion
 ACTIVATION_EPS = 1e-5
 LEARNED_LEVELS = 1.5
 LEARNED_CLIP = 0.99
+INT8_BLOCK = 4096
 
 
 def ternarize(
@@ -180,3 +181,19 @@ def _twn(w_NK: Tensor, threshold: ThresholdVersion) -> tuple[Tensor, Tensor]:
 
 def _lower_median(x: Tensor, dim: int) -> Tensor:
     return x.median(dim).values
+
+
+def quantize_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [N, K] in -127..127 and the float32 scale [N] of each row: absmax / 127.
+
+    In blocks of rows, so that a large embedding needs no float32 copy of itself.
+    """
+    N, K = weight_NK.shape
+    values = torch.empty((N, K), dtype=torch.int8, device=weight_NK.device)
+    scale = torch.empty(N, device=weight_NK.device)
+    for start in range(0, N, INT8_BLOCK):
+        rows = slice(start, start + INT8_BLOCK)
+        w = weight_NK[rows].detach().float()
+        scale[rows] = w.abs().amax(1).clamp_(min=1e-12) / 127.0
+        values[rows] = (w / scale[rows, None]).round_().clamp_(-127, 127).to(torch.int8)
+    return values, scale

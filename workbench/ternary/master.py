@@ -1,0 +1,89 @@
+"""Master checkpoints: a ternary model as it trains, to go on training or to pack differently.
+
+A Hugging Face folder with the master weights under their usual names, so that any tool can read
+it, and ``ternary.json`` beside it with the threshold version and the layers, so that ours
+rebuilds the same ternary model and refuses to do so under another threshold.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from workbench.errors import ConfigError
+from workbench.ternary.bitlinear import BitLinear
+from workbench.ternary.convert import bit_linears
+from workbench.ternary.folder import replacing_folder
+from workbench.ternary.manifest import FORMAT, NAME, read_json_object
+from workbench.ternary.threshold import ThresholdVersion
+
+WEIGHTS = "model.safetensors"
+
+
+def save_master(
+    model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Write a model with BitLinears; an existing folder is replaced only by a whole one."""
+    layers = bit_linears(model)
+    versions = {layer.threshold.id: layer.threshold for _, layer in layers}
+    if len(versions) != 1:
+        raise ConfigError(
+            f"a master checkpoint with threshold versions {sorted(versions) or 'none'}",
+            allowed="a model with ternary layers under one threshold version",
+        )
+    first = layers[0][1]
+    value = {
+        "format": FORMAT,
+        "kind": "master",
+        "threshold": first.threshold.to_json(),
+        "threshold_id": first.threshold.id,
+        "activations": first.activations,
+        "sub_norm": first.norm is not None,
+        "layers": [name for name, _ in layers],
+    }
+    with replacing_folder(folder) as partial:
+        model.config.save_pretrained(partial)
+        if model.can_generate():
+            model.generation_config.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        (partial / NAME).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        safetensors.torch.save_model(model, str(partial / WEIGHTS), metadata={"format": "pt"})
+
+
+def load_master(folder: Path, *, expect: ThresholdVersion | None = None) -> PreTrainedModel:
+    """The ternary model (BitLinears at strength 1, float32, evaluation mode) of such a folder.
+
+    expect: the threshold version the caller needs. Raises ConfigError when the folder has
+    another, is no master checkpoint, or lacks tensors.
+    """
+    path = folder / NAME
+    value = read_json_object(path)
+    if value.get("kind") != "master" or value.get("format") != FORMAT:
+        raise ConfigError(
+            f"{path}: kind {value.get('kind')!r}, format {value.get('format')!r}",
+            allowed=f"kind 'master', format {FORMAT}",
+            next_step="give the folder of ternary master weights",
+        )
+    threshold = ThresholdVersion.from_json(value.get("threshold"), str(path))
+    threshold.require(expect, str(folder))
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_config(config)
+        for name in value["layers"]:
+            linear = model.get_submodule(name)
+            layer = BitLinear.from_linear(
+                linear, threshold, value["activations"], value["sub_norm"]
+            )
+            model.set_submodule(name, layer, strict=True)
+        safetensors.torch.load_model(model, folder / WEIGHTS)
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"{folder} cannot be loaded: {str(error).splitlines()[0]}",
+            next_step="the folder is damaged or incomplete; run the training stage again",
+        ) from error
+    return model.eval()

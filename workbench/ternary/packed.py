@@ -1,0 +1,351 @@
+"""Packed model folders: written whole or not at all, read with every doubt raised.
+
+The format is in docs/design.md. Ternary codes, INT8 values and their scales are what the model
+computes with; of the rest, matrices in high precision are stored as bf16, norms and biases as
+they are. Tied modules are stored once, under the first's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from ternary_kernels.packing import unpack_portable
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
+
+from workbench.errors import ConfigError
+from workbench.pilot.problems import did_you_mean
+from workbench.ternary.bitlinear import Activations, NormedLinear
+from workbench.ternary.folder import replacing_folder
+from workbench.ternary.manifest import LayerEntry, Manifest
+from workbench.ternary.packed_layers import (
+    Int8Embedding,
+    Int8Linear,
+    Packed,
+    PackedTernaryLinear,
+    pack_layer,
+)
+from workbench.ternary.policy import PRECISIONS, Precision
+from workbench.ternary.quantize import scale_shape
+from workbench.ternary.threshold import ThresholdVersion
+
+WEIGHTS = "model.safetensors"
+
+
+def save_packed(
+    model: PreTrainedModel,
+    folder: Path,
+    precisions: Mapping[str, Precision],
+    threshold: ThresholdVersion,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Write ``model`` to ``folder`` with the layers of ``precisions`` packed; others stay precise.
+
+    ``model`` may hold BitLinears, plain linear layers and layers that are packed already; it is
+    not changed. An existing folder is replaced only when the new one is whole on the disk.
+
+    Raises ConfigError for a name that is no linear layer or embedding, a BitLinear with another
+    threshold version, tied modules with two precisions, and weights that are not finite.
+    """
+    modules = _packable(model)
+    manifest = _plan(modules, precisions, threshold)
+    tensors: dict[str, Tensor] = {}
+    for name in modules.keys() - manifest.later_of_ties():
+        _require_finite(name, modules[name])
+        precision = manifest.layers[name].precision
+        form = pack_layer(modules[name], precision, threshold, manifest.activations)
+        for key, value in form.state_dict().items():
+            dtype = torch.bfloat16 if key == "weight" else value.dtype
+            tensors[f"{name}.{key}"] = value.to("cpu", dtype).contiguous()
+    owned = tuple(f"{name}." for name in modules)
+    for key, value in model.state_dict().items():
+        if not key.startswith(owned):
+            tensors[key] = value.to("cpu").contiguous()
+    with replacing_folder(folder) as partial:
+        model.config.save_pretrained(partial)
+        if model.can_generate():
+            model.generation_config.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        manifest.write(partial)
+        save_file(dict(sorted(tensors.items())), partial / WEIGHTS, metadata={"format": "pt"})
+
+
+def load_packed(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    expect: ThresholdVersion | None = None,
+) -> PreTrainedModel:
+    """The model of a packed folder, on the CPU, in evaluation mode.
+
+    dtype: of computation, and of what the file keeps in high precision. expect: the threshold
+    version the caller needs; None takes the file's.
+
+    Raises ConfigError naming the file or tensor for anything missing, left over, truncated, of
+    another shape, or with a forbidden code or scale.
+    """
+    manifest = Manifest.read(folder)
+    manifest.threshold.require(expect, str(folder))
+    tensors = _read_tensors(folder)
+    model = _skeleton(folder, manifest, dtype)
+    scales = {f"{name}.scale" for name in manifest.layers}
+    found = {
+        key: value.to(dtype) if value.is_floating_point() and key not in scales else value
+        for key, value in tensors.items()
+    }
+    shared = tuple(f"{name}." for name in manifest.later_of_ties())
+    wanted = {k: v for k, v in model.state_dict().items() if not (shared and k.startswith(shared))}
+    _require_same_tensors(folder, wanted, found)
+    if problems := content_problems(manifest, tensors):
+        raise _damaged(folder, problems[0])
+    model.load_state_dict(found, strict=False, assign=True)
+    for first, *others in manifest.tied:
+        for other in others:
+            _share(model.get_submodule(first), model.get_submodule(other))
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class TernaryCheck:
+    """What the file itself proves. shares: ternary layer -> shares of -1, 0, +1."""
+
+    folder: Path
+    threshold: ThresholdVersion
+    shares: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def __str__(self) -> str:
+        if self.problems:
+            return f"{self.folder}: NOT ternary\n" + "\n".join(f"  {p}" for p in self.problems)
+        return f"{self.folder}: {len(self.shares)} layers hold only -1, 0, +1 ({self.threshold})"
+
+
+def check_ternary(folder: Path) -> TernaryCheck:
+    """Prove on the file that every ternary layer holds codes 0, 1, 2 and finite scales only.
+
+    A bad tensor is a problem in the result; a file that cannot be read raises ConfigError.
+    """
+    manifest, tensors = Manifest.read(folder), _read_tensors(folder)
+    problems = content_problems(manifest, tensors)
+    if not manifest.named("ternary"):
+        problems.append("no layer is ternary")
+    check = TernaryCheck(folder, manifest.threshold, problems=problems)
+    if check.ok:
+        for name in manifest.named("ternary"):
+            columns = manifest.layers[name].in_features
+            codes = unpack_portable(tensors[f"{name}.codes"], columns).flatten()
+            counts = torch.stack([(codes == code).sum() for code in (0, 1, 2)])
+            check.shares[name] = tuple((counts / codes.numel()).tolist())
+    return check
+
+
+def content_problems(manifest: Manifest, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with the packed tensors themselves; each sentence starts with a name."""
+    problems = []
+    for name, entry in manifest.layers.items():
+        if entry.precision == "high_precision" or name in manifest.later_of_ties():
+            continue
+        N, K = entry.out_features, entry.in_features
+        if entry.precision == "ternary":
+            kind, dtype, shape = "codes", torch.uint8, (N, -(-K // 4))
+            scale_like = scale_shape(N, K, manifest.threshold.granularity)
+        else:
+            kind, dtype, shape = "int8", torch.int8, (N, K)
+            scale_like = (N,)
+        values, scale = tensors.get(f"{name}.{kind}"), tensors.get(f"{name}.scale")
+        if values is None or scale is None:
+            problems.append(f"{name}.{kind if values is None else 'scale'} is missing")
+        elif (values.dtype, tuple(values.shape)) != (dtype, shape):
+            problems.append(
+                f"{name}.{kind} is {values.dtype} {list(values.shape)}, not {dtype} {list(shape)}"
+            )
+        elif kind == "codes" and (row := _row_with_code_3(values)) is not None:
+            problems.append(f"{name}.codes holds the forbidden code 3 in row {row}")
+        elif kind == "int8" and int(values.min()) < -127:
+            problems.append(f"{name}.int8 holds -128, which is outside -127 to 127")
+        elif scale.dtype != torch.float32 or tuple(scale.shape) != scale_like:
+            problems.append(
+                f"{name}.scale is {scale.dtype} {list(scale.shape)}, "
+                f"not {torch.float32} {list(scale_like)}"
+            )
+        elif not bool((scale.isfinite() & (scale > 0)).all()):
+            problems.append(f"{name}.scale holds a value that is not finite and above 0")
+    return problems
+
+
+def _plan(
+    modules: Mapping[str, nn.Module],
+    precisions: Mapping[str, Precision],
+    threshold: ThresholdVersion,
+) -> Manifest:
+    for name, precision in precisions.items():
+        if name not in modules:
+            raise ConfigError(f"precision of {name}: no such layer{did_you_mean(name, modules)}")
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision of {name}: {precision!r}", allowed=", ".join(PRECISIONS))
+    layers = {}
+    for name, module in modules.items():
+        precision = precisions.get(name, "high_precision")
+        _require_possible(name, module, precision, threshold)
+        sub_norm = getattr(module, "norm", None) is not None
+        layers[name] = LayerEntry(precision, *_shape(module), sub_norm)
+    forms = {m.activations for m in modules.values() if hasattr(m, "activations")}
+    if len(forms) > 1:
+        raise ConfigError(
+            f"layers with activations {sorted(forms)}", allowed="the same in all layers"
+        )
+    activations: Activations = forms.pop() if forms else "int8"
+    return Manifest(threshold, activations, layers, _tied(modules, layers))
+
+
+def _require_possible(
+    name: str, module: nn.Module, precision: Precision, threshold: ThresholdVersion
+) -> None:
+    if isinstance(module, Packed):
+        its = "ternary" if isinstance(module, PackedTernaryLinear) else "int8"
+        if precision != its:
+            raise ConfigError(f"{name} is packed as {its} and cannot become {precision}")
+    elif precision == "ternary":
+        if isinstance(module, nn.Embedding):
+            raise ConfigError(f"{name} is an embedding", allowed="int8 or high_precision")
+        if (own := getattr(module, "threshold", None)) is not None:
+            own.require(threshold, name)
+
+
+def _tied(modules: Mapping[str, nn.Module], layers: Mapping[str, LayerEntry]) -> list[list[str]]:
+    groups: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        matrix = getattr(module, "weight", None)
+        matrix = getattr(module, "int8", None) if matrix is None else matrix
+        if matrix is not None:
+            groups.setdefault(id(matrix), []).append(name)
+    tied = [group for group in groups.values() if len(group) > 1]
+    for group in tied:
+        kinds = {layers[name].precision for name in group}
+        if len(kinds) > 1 or kinds == {"ternary"}:
+            each = ", ".join(f"{name} {layers[name].precision}" for name in group)
+            raise ConfigError(
+                f"modules that share one weight: {each}",
+                allowed="one precision for all of them, int8 or high_precision",
+                next_step="give their patterns in model.policy the same list",
+            )
+    return tied
+
+
+def _skeleton(folder: Path, manifest: Manifest, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its packed layers, without memory for weights."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"config.json: {str(error).splitlines()[0]}") from error
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    modules = _packable(model)
+    for name, entry in manifest.layers.items():
+        if name not in modules or _shape(modules[name]) != (entry.out_features, entry.in_features):
+            raise _damaged(
+                folder,
+                f"ternary.json has {name} [{entry.out_features}, {entry.in_features}], "
+                "which the model of config.json has not",
+            )
+        empty = _empty(modules[name], entry, manifest, dtype)
+        model.set_submodule(name, empty, strict=True)
+    return model
+
+
+def _empty(
+    layer: nn.Module, entry: LayerEntry, manifest: Manifest, dtype: torch.dtype
+) -> nn.Module:
+    """What ``entry`` says in the place of ``layer``, its tensors on the device meta."""
+    N, K = entry.out_features, entry.in_features
+    with torch.device("meta"):
+        if entry.precision == "int8" and isinstance(layer, nn.Embedding):
+            return Int8Embedding(torch.empty((N, K), dtype=torch.int8), torch.empty(N), dtype)
+        if isinstance(layer, nn.Embedding):
+            return layer
+        normed = NormedLinear(K, N, layer.bias is not None, sub_norm=entry.sub_norm, dtype=dtype)
+        if entry.precision == "high_precision":
+            return normed if entry.sub_norm else layer
+        rest = {"activations": manifest.activations, "bias": normed.bias, "norm": normed.norm}
+        if entry.precision == "int8":
+            return Int8Linear(torch.empty((N, K), dtype=torch.int8), torch.empty(N), **rest)
+        codes = torch.empty((N, -(-K // 4)), dtype=torch.uint8)
+        scale = torch.empty(scale_shape(N, K, manifest.threshold.granularity))
+        return PackedTernaryLinear(codes, scale, K, **rest)
+
+
+def _require_same_tensors(
+    folder: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> None:
+    for says, names in (
+        ("lacks", sorted(wanted.keys() - found.keys())),
+        ("holds, beyond its model,", sorted(found.keys() - wanted.keys())),
+    ):
+        if names:
+            raise _damaged(folder, f"{says} {len(names)} tensors: {', '.join(names[:3])}")
+    for name, like in wanted.items():
+        got = found[name]
+        if got.shape != like.shape or got.dtype != like.dtype:
+            raise _damaged(
+                folder,
+                f"{name} is {got.dtype} {list(got.shape)}, not {like.dtype} {list(like.shape)}",
+            )
+
+
+def _share(first: nn.Module, other: nn.Module) -> None:
+    if isinstance(other, Packed):
+        other.int8, other.scale = first.int8, first.scale
+    else:
+        other.weight = first.weight
+
+
+def _row_with_code_3(codes: Tensor) -> int | None:
+    both_bits = (codes & (codes >> 1)) & 0b01010101
+    rows = both_bits.any(1).nonzero()
+    return int(rows[0]) if len(rows) else None
+
+
+def _packable(model: nn.Module) -> dict[str, nn.Module]:
+    kinds = (nn.Linear, nn.Embedding, PackedTernaryLinear, Int8Linear, Int8Embedding)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, nn.Embedding | Int8Embedding):
+        return module.num_embeddings, module.embedding_dim
+    return module.out_features, module.in_features
+
+
+def _require_finite(name: str, module: nn.Module) -> None:
+    for key, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ConfigError(
+                f"{name}.{key} holds values that are not finite",
+                next_step="take the last good checkpoint of the training",
+            )
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder, f"{WEIGHTS} cannot be read: {error}") from error
+
+
+def _damaged(folder: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"{folder}: {what}", next_step="the folder is damaged or incomplete; pack the model again"
+    )

@@ -1,0 +1,174 @@
+"""Layers for evaluation that hold what the packed file holds: codes and scales.
+
+They compute through PyTorch on any device: the weights are unpacked once, at the first call,
+and kept, so a packed model here is exact but not small. Small and fast is the decode engine
+(:mod:`workbench.engine`), which runs the same files on the native kernels.
+
+Shape legend: N outputs, K inputs. The state of each layer has the names of the file format in
+docs/design.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from ternary_kernels.packing import pack_portable, unpack_portable
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from workbench.ternary.bitlinear import Activations, BitLinear, precise_twin
+from workbench.ternary.policy import Precision
+from workbench.ternary.quantize import (
+    fake_quantize_activations,
+    quantize_int8,
+    scale_shape,
+    spread,
+    ternarize,
+)
+from workbench.ternary.threshold import Granularity, ThresholdVersion
+
+
+class _PackedLinear(nn.Module):
+    """What packed linear layers share: the way from x [..., K] to y [..., N]."""
+
+    in_features: int
+    out_features: int
+
+    def __init__(self, activations: Activations, bias: Tensor | None, norm: nn.Module | None):
+        super().__init__()
+        self.activations = activations
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        self.norm = norm
+        self._dense: Tensor | None = None
+
+    def dequantize(self) -> Tensor:
+        """The float32 matrix [N, K] that the packed weights stand for."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activations == "int8":
+            x = fake_quantize_activations(x)
+        if self._dense is None or (self._dense.dtype, self._dense.device) != (x.dtype, x.device):
+            self._dense = self.dequantize().to(x.device, x.dtype)
+        return F.linear(x, self._dense, None if self.bias is None else self.bias.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"activations={self.activations}"
+        )
+
+
+class PackedTernaryLinear(_PackedLinear):
+    """codes: uint8 [N, ceil(K/4)], code w + 1 of input k in byte k//4 at bits 2*(k%4).
+    scale: float32 [1], [N] or [N, ceil(K/128)], multiplied."""
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        in_features: int,
+        *,
+        activations: Activations = "int8",
+        bias: Tensor | None = None,
+        norm: nn.Module | None = None,
+    ) -> None:
+        super().__init__(activations, bias, norm)
+        self.in_features, self.out_features = in_features, codes.shape[0]
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def from_values(cls, values: Tensor, scale: Tensor, **rest) -> PackedTernaryLinear:
+        """From int8 [N, K] of -1, 0, 1 and a scale; ``rest``: activations, bias, norm."""
+        codes = pack_portable((values + 1).to(torch.uint8))
+        return cls(codes, scale.float().contiguous(), values.shape[1], **rest)
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], granularity: Granularity, **rest) -> PackedTernaryLinear:
+        """A layer without content (device meta), to be filled from a file."""
+        (N, K), meta = shape, torch.device("meta")
+        codes = torch.empty((N, -(-K // 4)), dtype=torch.uint8, device=meta)
+        return cls(codes, torch.empty(scale_shape(N, K, granularity), device=meta), K, **rest)
+
+    def values(self) -> Tensor:
+        """int8 [N, K] of -1, 0, 1."""
+        return unpack_portable(self.codes, self.in_features).to(torch.int8) - 1
+
+    def dequantize(self) -> Tensor:
+        return self.values().float() * spread(self.scale, self.in_features)
+
+
+class Int8Linear(_PackedLinear):
+    """int8: int8 [N, K]. scale: float32 [N], multiplied."""
+
+    def __init__(
+        self,
+        int8: Tensor,
+        scale: Tensor,
+        *,
+        activations: Activations = "int8",
+        bias: Tensor | None = None,
+        norm: nn.Module | None = None,
+    ) -> None:
+        super().__init__(activations, bias, norm)
+        self.out_features, self.in_features = int8.shape
+        self.register_buffer("int8", int8)
+        self.register_buffer("scale", scale)
+
+    def dequantize(self) -> Tensor:
+        return self.int8.float() * self.scale[:, None]
+
+
+class Int8Embedding(nn.Module):
+    """Rows of int8 [vocabulary, hidden] times their float32 scale; gives ``dtype``."""
+
+    def __init__(self, int8: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = int8.shape
+        self.dtype = dtype
+        self.register_buffer("int8", int8)
+        self.register_buffer("scale", scale)
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor) -> Tensor:
+        return (self.int8[ids].float() * self.scale[ids][..., None]).to(self.dtype)
+
+    def dequantize(self) -> Tensor:
+        return self.int8.float() * self.scale[:, None]
+
+
+Packed = PackedTernaryLinear | Int8Linear | Int8Embedding
+
+
+@torch.no_grad()
+def pack_layer(
+    layer: nn.Module,
+    precision: Precision,
+    threshold: ThresholdVersion,
+    activations: Activations = "int8",
+) -> nn.Module:
+    """A copy of ``layer`` in ``precision``; the layer itself is left as it is.
+
+    A :class:`BitLinear` becomes ternary under its own threshold, a plain linear layer under
+    ``threshold``. In high precision both give their (master) weights, unquantised, as they are.
+    An embedding can be INT8 or high precision.
+    """
+    if isinstance(layer, Packed):
+        return layer
+    if isinstance(layer, nn.Embedding):
+        if precision == "ternary":
+            raise ValueError("an embedding cannot be ternary; allowed: int8, high_precision")
+        if precision == "int8":
+            return Int8Embedding(*quantize_int8(layer.weight), dtype=layer.weight.dtype)
+        return layer
+    rest = {"activations": activations, "bias": layer.bias, "norm": getattr(layer, "norm", None)}
+    if precision == "int8":
+        return Int8Linear(*quantize_int8(layer.weight), **rest)
+    if precision == "ternary":
+        is_trained = isinstance(layer, BitLinear)
+        pair = layer.ternarized() if is_trained else ternarize(layer.weight, threshold)
+        return PackedTernaryLinear.from_values(*pair, **rest)
+    return precise_twin(layer)
