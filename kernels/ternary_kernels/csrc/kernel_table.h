@@ -1,0 +1,109 @@
+// What one instruction set offers: a table of functions over plain pointers.
+//
+// Names: M rows of activations, N outputs, K inputs; a row group is 16 rows of a weight.
+// Layouts: see packing.py. Functions work on one row or one item; the thread team hands out
+// the items (team.h), so a kernel never knows how many threads there are.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace tk {
+
+enum Kind : int32_t { kTernary = 0, kTernary5 = 1, kInt8 = 2, kBf16 = 3, kF16 = 4 };
+enum FloatType : int32_t { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
+enum Mode : int32_t {
+  kStore = 0,     // out = y + bias
+  kAdd = 1,       // out += y + bias                (residual stream)
+  kGateSilu = 2,  // out = silu(y) * (y2 + bias2)   (gate and up of the same rows)
+  kGateRelu2 = 3, // out = relu(y)^2 * (y2 + bias2)
+};
+
+constexpr int kGroupK = 128;  // columns that share a scale, where scales are by group
+constexpr int kLanes = 16;
+
+inline int row_groups(int N) { return (N + kLanes - 1) / kLanes; }
+inline int k_groups(int K) { return (K + kGroupK - 1) / kGroupK; }
+// Bytes between rows of INT8 activations: whole vectors, and zeros past the longest block.
+inline ptrdiff_t q_stride(int K) { return (K + 63) / 64 * 64 + 64; }
+// int32 between rows of sums: the whole row's first, then one for each 128 columns.
+inline ptrdiff_t sums_stride(int K) { return 1 + k_groups(K); }
+
+struct Weight {
+  Kind kind;
+  int32_t N, K;
+  int32_t grouped;  // 1: scales are [N/16, groups, 16], else [N padded]
+  const void* tiles;
+  const float* scales;
+
+  bool is_float() const { return kind == kBf16 || kind == kF16; }
+};
+
+// M rows of activations: as floats, as INT8 with their sums, or both.
+struct Acts {
+  int32_t M;
+  const float* x;
+  ptrdiff_t x_stride;
+  const int8_t* q;       // stride q_stride(K)
+  const float* undo;     // [M]: absmax / 127
+  const int32_t* sums;   // stride sums_stride(K)
+};
+
+// One linear layer, or gate and up together when `second` is set (same N and K then).
+struct Linear {
+  const Weight* first;
+  const Weight* second;
+  const float* first_bias;
+  const float* second_bias;
+  Mode mode;
+  float* out;
+  ptrdiff_t out_stride;
+};
+
+// One query tile of attention over a slot's cache in one layer and KV head.
+constexpr int kMaxQueries = 12;
+struct AttentionTile {
+  int32_t queries, head_dim, context;
+  float scale;
+  const float* q[kMaxQueries];
+  float* out[kMaxQueries];
+  int32_t begin[kMaxQueries], end[kMaxQueries];  // positions seen
+  FloatType type;
+  const void* keys;    // [context/16, head_dim, 16]: sixteen positions side by side
+  const void* values;  // [context, head_dim padded to 16]
+};
+
+struct Kernels {
+  const char* name;
+  int row_groups_per_item;
+
+  // Bytes of scratch that linear_item needs for a weight.
+  size_t (*linear_scratch)(const Weight& w);
+  // Items of `linear_item` in a Linear: each makes 16 * row_groups_per_item columns of out.
+  int (*linear_items)(const Linear& linear);
+  void (*linear_item)(const Linear& linear, const Acts& acts, int item, void* scratch);
+  // The exact integer products of one item, [M, N] at `out`.
+  void (*linear_int_item)(const Weight& w, const Acts& acts, int item, int32_t* out,
+                          void* scratch);
+
+  // RMSNorm of a row (weight may be null) or a copy where eps < 0. y may be x.
+  void (*norm_row)(const float* x, const float* weight, float eps, int K, float* y);
+  // Per-token INT8. False if the row holds NaN or Inf.
+  bool (*quantize_row)(const float* x, int K, int8_t* q, float* undo, int32_t* sums);
+  bool (*finite_row)(const float* x, int K);
+  // Rotary embedding in place; cos and sin are [D/2].
+  void (*rotate_head)(float* x, const float* cos, const float* sin, int D);
+  // A row of an embedding as floats, times its scale for INT8.
+  void (*embed_row)(const Weight& w, int row, float* out);
+
+  void (*store_key)(void* keys, FloatType type, int position, int D, const float* key);
+  void (*store_value)(void* values, FloatType type, int position, int D, const float* value);
+  size_t (*attention_scratch)(int head_dim, int context);
+  void (*attend)(const AttentionTile& tile, void* scratch);
+
+  // Micro-benchmarks: the sum of all bytes as 64-bit words; dot products in registers.
+  uint64_t (*read_all)(const void* data, size_t bytes);
+  // Runs `rounds` rounds and returns multiply-adds done.
+  uint64_t (*dot_peak)(uint64_t rounds, int32_t* sink);
+};
+
+}  // namespace tk

@@ -1,0 +1,333 @@
+// Linear layers: tiles over row groups and rows of activations, scales, bias, epilogue.
+//
+// An item is R row groups of one weight (or one of gate and one of up, so that the activation
+// function needs no second pass). Its rows of activations are walked in the largest register
+// tiles that fit: 12, 8, 6, 4, 3, 2, 1. Up to kMaxRows rows the weights are unpacked in
+// registers on the way; beyond, two-bit and base-3 weights are unpacked once into a panel of
+// bytes that stays in the second-level cache while all rows pass over it.
+#pragma once
+#include "tiles.h"
+
+namespace TK_NS {
+
+using tk::Acts;
+using tk::Linear;
+using tk::Weight;
+
+constexpr int kMaxGroups = 2;  // row groups in an item, at most
+
+inline int blocks_of(const Weight& w) { return w.kind == tk::kTernary5 ? (w.K + 19) / 20 : (w.K + 15) / 16; }
+inline size_t group_bytes(const Weight& w) {
+  switch (w.kind) {
+    case tk::kTernary:
+    case tk::kTernary5: return static_cast<size_t>(blocks_of(w)) * 64;
+    case tk::kInt8: return static_cast<size_t>(blocks_of(w)) * 256;
+    default: return static_cast<size_t>(w.K) * 32;
+  }
+}
+inline const uint8_t* group_tiles(const Weight& w, int group) {
+  return static_cast<const uint8_t*>(w.tiles) + group_bytes(w) * static_cast<size_t>(group);
+}
+// Bytes of one row group unpacked to a byte a code, in whole blocks of 16 k.
+inline size_t panel_bytes(const Weight& w) {
+  const int words = blocks_of(w) * (w.kind == tk::kTernary5 ? 5 : 4);
+  return static_cast<size_t>((words + 3) / 4) * 256;
+}
+
+// A source of weights for the tiles: packed as they lie, or an unpacked panel.
+enum class Source { kCodes2, kCodes5, kSmallBytes, kInt8, kBf16, kF16 };
+
+template <Source s, int R, int M>
+inline void run_tile(const uint8_t* const (&w)[R], int blocks, const void* x, ptrdiff_t x_stride,
+                     void* out) {
+  constexpr int U = M == 1 ? 4 : M <= 3 ? 2 : 1;
+  if constexpr (s == Source::kBf16 || s == Source::kF16) {
+    HalfTile<s == Source::kBf16 ? tk::kBf16 : tk::kF16, R, M, U> tile;
+    tile.run(w, blocks, static_cast<const float*>(x), x_stride, static_cast<float*>(out));
+  } else {
+    const auto* q = static_cast<const int8_t*>(x);
+    auto* sums = static_cast<int32_t*>(out);
+    if constexpr (s == Source::kCodes2) {
+      IntTile<Codes2, R, M, U> tile;
+      tile.run(w, blocks, q, x_stride, sums);
+    } else if constexpr (s == Source::kCodes5) {
+      IntTile<Codes5, R, M, U> tile;
+      tile.run(w, blocks, q, x_stride, sums);
+    } else {
+      IntTile<Bytes<s == Source::kSmallBytes>, R, M, U> tile;
+      tile.run(w, blocks, q, x_stride, sums);
+    }
+  }
+}
+
+template <Source s, int R>
+void run_rows(const uint8_t* const (&w)[R], int blocks, const void* x, ptrdiff_t x_stride, int M,
+              void* out) {
+  switch (M) {
+    case 1: return run_tile<s, R, 1>(w, blocks, x, x_stride, out);
+    case 2: return run_tile<s, R, 2>(w, blocks, x, x_stride, out);
+    case 3: return run_tile<s, R, 3>(w, blocks, x, x_stride, out);
+    case 4: return run_tile<s, R, 4>(w, blocks, x, x_stride, out);
+  }
+  if constexpr (kMaxRows > 4) {
+    switch (M) {
+      case 6: return run_tile<s, R, 6>(w, blocks, x, x_stride, out);
+      case 8: return run_tile<s, R, 8>(w, blocks, x, x_stride, out);
+      case 12: return run_tile<s, R, 12>(w, blocks, x, x_stride, out);
+    }
+  }
+}
+
+// The largest tile height that M rows fill.
+inline int tile_rows(int M) {
+  if (M >= kMaxRows) return kMaxRows;
+  return M >= 8 ? 8 : M >= 6 ? 6 : M >= 4 ? 4 : M;
+}
+
+template <int R>
+void run_source(Source s, const uint8_t* const (&w)[R], int blocks, const void* x,
+                ptrdiff_t x_stride, int M, void* out) {
+  switch (s) {
+    case Source::kCodes2: return run_rows<Source::kCodes2, R>(w, blocks, x, x_stride, M, out);
+    case Source::kCodes5: return run_rows<Source::kCodes5, R>(w, blocks, x, x_stride, M, out);
+    case Source::kSmallBytes: return run_rows<Source::kSmallBytes, R>(w, blocks, x, x_stride, M, out);
+    case Source::kInt8: return run_rows<Source::kInt8, R>(w, blocks, x, x_stride, M, out);
+    case Source::kBf16: return run_rows<Source::kBf16, R>(w, blocks, x, x_stride, M, out);
+    case Source::kF16: return run_rows<Source::kF16, R>(w, blocks, x, x_stride, M, out);
+  }
+}
+
+template <int p>
+inline void store_planes2(C v, uint8_t* out) {
+  if constexpr (p < 4) {
+    store_codes(out + 64 * p, plane<p>(v));
+    store_planes2<p + 1>(v, out);
+  }
+}
+
+inline void unpack_panel(const Weight& w, int group, uint8_t* panel) {
+  const uint8_t* tiles = group_tiles(w, group);
+  const int blocks = blocks_of(w);
+  uint8_t* out = panel;
+  for (int b = 0; b < blocks; ++b) {
+    C v = load_codes(tiles + 64 * static_cast<size_t>(b));
+    if (w.kind == tk::kTernary) {
+      store_planes2<0>(v, out);
+      out += 256;
+    } else {
+      for (int p = 0; p < 5; ++p, out += 64) store_codes(out, next_trit(v));
+    }
+  }
+  // The activations are zero past K; the bytes they meet must only be defined.
+  const size_t used = static_cast<size_t>(out - panel);
+  __builtin_memset(out, 0, panel_bytes(w) - used);
+}
+
+// R row groups of weights (of one kind and K), ready for tiles of rows.
+template <int R>
+struct Operand {
+  Source source;
+  const uint8_t* w[R];
+  const float* scales[R];
+  int blocks, K, zero;
+  bool grouped;
+
+  Operand(const Weight* const (&weights)[R], const int (&groups)[R], int M, uint8_t* scratch) {
+    const Weight& first = *weights[0];
+    K = first.K;
+    grouped = first.grouped != 0;
+    blocks = first.is_float() ? K : blocks_of(first);
+    zero = first.kind == tk::kInt8 ? kInt8Zero : 1;
+    const bool panel = M > kMaxRows && (first.kind == tk::kTernary || first.kind == tk::kTernary5);
+    if (panel) {
+      source = Source::kSmallBytes;
+      blocks = static_cast<int>(panel_bytes(first) / 256);
+    } else {
+      constexpr Source by_kind[] = {Source::kCodes2, Source::kCodes5, Source::kInt8,
+                                    Source::kBf16, Source::kF16};
+      source = by_kind[first.kind];
+    }
+    for (int r = 0; r < R; ++r) {
+      const Weight& weight = *weights[r];
+      w[r] = group_tiles(weight, groups[r]);
+      if (panel) {
+        uint8_t* own = scratch + static_cast<size_t>(r) * panel_bytes(weight);
+        unpack_panel(weight, groups[r], own);
+        w[r] = own;
+      }
+      const int per_group = grouped ? tk::k_groups(K) : 1;
+      scales[r] = weight.scales + static_cast<size_t>(groups[r]) * per_group * 16;
+    }
+  }
+
+  // Exact dot products of rows m0 .. m0 + M over the blocks [begin, end), to out[m][r][16].
+  void dots(const Acts& acts, int m0, int M, int begin, int end, int sum_index, int32_t* out) const {
+    const ptrdiff_t stride = tk::q_stride(K);
+    const int planes = source == Source::kCodes5 ? 5 : 4;
+    const size_t block_bytes = source == Source::kCodes2 || source == Source::kCodes5 ? 64 : 256;
+    const uint8_t* from[R];
+    for (int r = 0; r < R; ++r) from[r] = w[r] + block_bytes * static_cast<size_t>(begin);
+    const int8_t* q = acts.q + m0 * stride + 4 * planes * begin;
+    run_source<R>(source, from, end - begin, q, stride, M, out);
+    for (int m = 0; m < M; ++m) {
+      const int32_t sum = acts.sums[(m0 + m) * tk::sums_stride(K) + sum_index];
+      // Unsigned: the product may wrap where the result does not (INT8 at large K).
+      const I excess = iset1(static_cast<int32_t>(static_cast<uint32_t>(sum) * static_cast<uint32_t>(zero)));
+      for (int r = 0; r < R; ++r) {
+        int32_t* lane = out + (m * R + r) * 16;
+        istore(lane, isub(iload(lane), excess));
+      }
+    }
+  }
+
+  // Scaled products of rows m0 .. m0 + M to y[m][r][16].
+  void products(const Acts& acts, int m0, int M, float* y) const {
+    if (source == Source::kBf16 || source == Source::kF16) {
+      run_source<R>(source, w, K, acts.x + m0 * acts.x_stride, acts.x_stride, M, y);
+      return;
+    }
+    alignas(64) int32_t sums[kMaxRows * R * 16];
+    if (!grouped) {
+      dots(acts, m0, M, 0, blocks, 0, sums);
+      for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r) {
+          const int at = (m * R + r) * 16;
+          store(y + at, mul(mul(to_float(iload(sums + at)), load(scales[r])),
+                            set1(acts.undo[m0 + m])));
+        }
+      return;
+    }
+    constexpr int kStep = tk::kGroupK / 16;
+    for (int at = 0; at < M * R * 16; at += 16) store(y + at, set1(0.0f));
+    for (int g = 0; g * kStep < blocks; ++g) {
+      dots(acts, m0, M, g * kStep, least(blocks, (g + 1) * kStep), 1 + g, sums);
+      for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r) {
+          const int at = (m * R + r) * 16;
+          const F part = mul(to_float(iload(sums + at)), load(scales[r] + 16 * g));
+          store(y + at, add(load(y + at), part));
+        }
+    }
+    for (int m = 0; m < M; ++m)
+      for (int r = 0; r < R; ++r) {
+        const int at = (m * R + r) * 16;
+        store(y + at, mul(load(y + at), set1(acts.undo[m0 + m])));
+      }
+  }
+};
+
+inline void write_lanes(float* out, F y, int lanes) {
+  if (lanes == 16) return store(out, y);
+  alignas(64) float part[16];
+  store(part, y);
+  for (int i = 0; i < lanes; ++i) out[i] = part[i];
+}
+
+inline F silu(F x) { return div(x, add(set1(1.0f), exp(sub(set1(0.0f), x)))); }
+
+// One row group of one row: bias, activation, residual, store.
+inline void finish(const Linear& linear, int m, int group, F y, F y2) {
+  const int column = group * 16, lanes = least(16, linear.first->N - column);
+  if (linear.first_bias) y = add(y, load_n(linear.first_bias + column, lanes));
+  float* out = linear.out + m * linear.out_stride + column;
+  switch (linear.mode) {
+    case tk::kStore: break;
+    case tk::kAdd: y = add(load_n(out, lanes), y); break;
+    case tk::kGateSilu:
+    case tk::kGateRelu2: {
+      if (linear.second_bias) y2 = add(y2, load_n(linear.second_bias + column, lanes));
+      const F positive = vmax(y, set1(0.0f));
+      y = mul(linear.mode == tk::kGateSilu ? silu(y) : mul(positive, positive), y2);
+      break;
+    }
+  }
+  write_lanes(out, y, lanes);
+}
+
+template <int R>
+void linear_groups(const Linear& linear, const Acts& acts, int group, uint8_t* scratch) {
+  const Weight* weights[R];
+  int groups[R];
+  for (int r = 0; r < R; ++r) weights[r] = linear.first, groups[r] = group + r;
+  const Operand<R> operand(weights, groups, acts.M, scratch);
+  alignas(64) float y[kMaxRows * R * 16];
+  for (int m0 = 0, M; m0 < acts.M; m0 += M) {
+    M = tile_rows(acts.M - m0);
+    operand.products(acts, m0, M, y);
+    for (int m = 0; m < M; ++m)
+      for (int r = 0; r < R; ++r)
+        finish(linear, m0 + m, group + r, load(y + (m * R + r) * 16), set1(0.0f));
+  }
+}
+
+// Gate and up: the same rows of both. Side by side in one tile where they are of one kind.
+inline void gated_group(const Linear& linear, const Acts& acts, int group, uint8_t* scratch) {
+  const Weight *gate = linear.first, *up = linear.second;
+  alignas(64) float y[kMaxRows * 2 * 16], y2[kMaxRows * 16];
+  if (gate->kind == up->kind && gate->grouped == up->grouped && kRowGroups == 2) {
+    const Operand<2> both({gate, up}, {group, group}, acts.M, scratch);
+    for (int m0 = 0, M; m0 < acts.M; m0 += M) {
+      M = tile_rows(acts.M - m0);
+      both.products(acts, m0, M, y);
+      for (int m = 0; m < M; ++m)
+        finish(linear, m0 + m, group, load(y + m * 32), load(y + m * 32 + 16));
+    }
+    return;
+  }
+  const Operand<1> first({gate}, {group}, acts.M, scratch);
+  const Operand<1> second({up}, {group}, acts.M, scratch + panel_bytes(*gate));
+  for (int m0 = 0, M; m0 < acts.M; m0 += M) {
+    M = tile_rows(acts.M - m0);
+    first.products(acts, m0, M, y);
+    second.products(acts, m0, M, y2);
+    for (int m = 0; m < M; ++m)
+      finish(linear, m0 + m, group, load(y + m * 16), load(y2 + m * 16));
+  }
+}
+
+int linear_items(const Linear& linear) {
+  const int groups = tk::row_groups(linear.first->N);
+  return linear.second ? groups : (groups + kRowGroups - 1) / kRowGroups;
+}
+
+void linear_item(const Linear& linear, const Acts& acts, int item, void* scratch) {
+  auto* bytes = static_cast<uint8_t*>(scratch);
+  if (linear.second) return gated_group(linear, acts, item, bytes);
+  const int group = item * kRowGroups;
+  if (kRowGroups > 1 && group + kRowGroups <= tk::row_groups(linear.first->N))
+    return linear_groups<kRowGroups>(linear, acts, group, bytes);
+  linear_groups<1>(linear, acts, group, bytes);
+}
+
+template <int R>
+void int_groups(const Weight& w, const Acts& acts, int group, int32_t* out, uint8_t* scratch) {
+  const Weight* weights[R];
+  int groups[R];
+  for (int r = 0; r < R; ++r) weights[r] = &w, groups[r] = group + r;
+  const Operand<R> operand(weights, groups, acts.M, scratch);
+  alignas(64) int32_t sums[kMaxRows * R * 16];
+  for (int m0 = 0, M; m0 < acts.M; m0 += M) {
+    M = tile_rows(acts.M - m0);
+    operand.dots(acts, m0, M, 0, operand.blocks, 0, sums);
+    for (int m = 0; m < M; ++m)
+      for (int r = 0; r < R; ++r) {
+        const int column = (group + r) * 16, lanes = least(16, w.N - column);
+        __builtin_memcpy(out + static_cast<size_t>(m0 + m) * w.N + column,
+                         sums + (m * R + r) * 16, static_cast<size_t>(lanes) * sizeof(int32_t));
+      }
+  }
+}
+
+void linear_int_item(const Weight& w, const Acts& acts, int item, int32_t* out, void* scratch) {
+  auto* bytes = static_cast<uint8_t*>(scratch);
+  const int group = item * kRowGroups;
+  if (kRowGroups > 1 && group + kRowGroups <= tk::row_groups(w.N))
+    return int_groups<kRowGroups>(w, acts, group, out, bytes);
+  int_groups<1>(w, acts, group, out, bytes);
+}
+
+size_t linear_scratch(const Weight& w) {
+  return w.kind <= tk::kTernary5 ? kMaxGroups * panel_bytes(w) : 0;
+}
+
+}  // namespace TK_NS

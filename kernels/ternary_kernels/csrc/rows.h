@@ -1,0 +1,101 @@
+// Work on one row: RMSNorm, INT8 quantisation, rotary embedding, embedding look-up.
+#pragma once
+#include "linear.h"
+
+namespace TK_NS {
+
+// Sixteen lanes of x at k, or what is left of a row of K.
+inline F load_at(const float* x, int k, int K) {
+  return k + 16 <= K ? load(x + k) : load_n(x + k, K - k);
+}
+
+void norm_row(const float* x, const float* weight, float eps, int K, float* y) {
+  F squares[2] = {set1(0.0f), set1(0.0f)};
+  for (int k = 0; k < K; k += 16) {
+    const F v = load_at(x, k, K);
+    F& sum = squares[(k >> 4) & 1];
+    sum = fma(v, v, sum);
+  }
+  const float mean = hsum(add(squares[0], squares[1])) / static_cast<float>(K);
+  const F inverse = set1(1.0f / __builtin_sqrtf(mean + eps));
+  for (int k = 0; k < K; k += 16) {
+    F v = mul(load_at(x, k, K), inverse);
+    if (weight) v = mul(v, load_at(weight, k, K));
+    write_lanes(y + k, v, least(16, K - k));
+  }
+}
+
+// NaN and Inf have the largest magnitudes of all bit patterns, so one integer maximum finds
+// both the absmax and the trouble.
+constexpr int32_t kInfinityBits = 0x7f800000;
+
+inline int32_t absmax_bits(const float* x, int K) {
+  I most = izero();
+  for (int k = 0; k < K; k += 16) most = imax(most, magnitude_bits(load_at(x, k, K)));
+  return hmax(most);
+}
+
+bool finite_row(const float* x, int K) { return absmax_bits(x, K) < kInfinityBits; }
+
+bool quantize_row(const float* x, int K, int8_t* q, float* undo, int32_t* sums) {
+  const int32_t bits = absmax_bits(x, K);
+  if (bits >= kInfinityBits) return false;
+  float absmax;
+  __builtin_memcpy(&absmax, &bits, 4);
+  absmax = absmax < 1e-5f ? 1e-5f : absmax;
+  *undo = absmax / 127.0f;
+  const F scale = set1(127.0f / absmax);
+  int32_t total = 0;
+  for (int g = 0; g * tk::kGroupK < K; ++g) {
+    I sum = izero();
+    for (int k = g * tk::kGroupK; k < least(K, (g + 1) * tk::kGroupK); k += 16) {
+      const I code = to_int(mul(load_at(x, k, K), scale));
+      store_int8(q + k, code);
+      sum = iadd(sum, code);
+    }
+    sums[1 + g] = hsum(sum);
+    total += sums[1 + g];
+  }
+  sums[0] = total;
+  const ptrdiff_t written = (K + 15) / 16 * 16;
+  __builtin_memset(q + written, 0, static_cast<size_t>(tk::q_stride(K) - written));
+  return true;
+}
+
+void rotate_head(float* x, const float* cos, const float* sin, int D) {
+  const int half = D / 2;
+  int i = 0;
+  for (; i + 16 <= half; i += 16) {
+    const F a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);
+    store(x + i, sub(mul(a, c), mul(b, s)));
+    store(x + half + i, add(mul(b, c), mul(a, s)));
+  }
+  for (; i < half; ++i) {
+    const float a = x[i], b = x[half + i];
+    x[i] = a * cos[i] - b * sin[i];
+    x[half + i] = b * cos[i] + a * sin[i];
+  }
+}
+
+void embed_row(const Weight& w, int row, float* out) {
+  const uint8_t* tiles = group_tiles(w, row / 16);
+  const int lane = row % 16;
+  if (w.kind == tk::kInt8) {
+    const float scale = w.scales[row];
+    for (int k = 0; k < w.K; ++k) {
+      const int code = tiles[static_cast<size_t>(k / 4) * 64 + static_cast<size_t>(lane * 4 + k % 4)];
+      out[k] = static_cast<float>(code - 128) * scale;
+    }
+    return;
+  }
+  const auto* halves = reinterpret_cast<const uint16_t*>(tiles);
+  alignas(64) uint16_t gathered[16] = {};
+  for (int k = 0; k < w.K; k += 16) {
+    const int lanes = least(16, w.K - k);
+    for (int i = 0; i < lanes; ++i) gathered[i] = halves[static_cast<size_t>(k + i) * 16 + static_cast<size_t>(lane)];
+    const F v = w.kind == tk::kBf16 ? load_bf16(gathered) : load_f16(gathered);
+    write_lanes(out + k, v, lanes);
+  }
+}
+
+}  // namespace TK_NS

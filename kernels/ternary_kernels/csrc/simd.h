@@ -1,0 +1,57 @@
+// One vocabulary of sixteen-lane vectors; the file compiled decides what they are made of.
+//
+// F, I: 16 floats, 16 int32.        C: 64 unsigned bytes = 16 rows x 4 consecutive k.
+// A: 4 signed activations, the same for all rows.
+// dot_codes(acc, w, x): acc[row] += sum of four w * x for codes 0..2 (or, where kInPlacePlanes,
+// codes shifted by 2, 4 or 6 bits); dot_int8 the same for signed weights stored with 128 added,
+// whose sum is too large by kInt8Zero * sum(x).
+//
+// Everything sits in a namespace of its own for each instruction set, and nothing here calls an
+// inline function of the standard library: the linker keeps one copy of each of those, and it
+// must not be the one compiled for a processor that the machine does not have.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(TK_SIMD_AVX512)
+#include "simd_avx512.h"
+#elif defined(TK_SIMD_AVX2)
+#include "simd_avx2.h"
+#elif defined(TK_SIMD_NEON)
+#include "simd_neon.h"
+#else
+#include "simd_plain.h"
+#endif
+
+#if defined(__clang__)
+#define TK_UNROLL _Pragma("unroll")
+#else
+#define TK_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace TK_NS {
+
+template <class T>
+inline T least(T a, T b) { return a < b ? a : b; }
+template <class T>
+inline T largest(T a, T b) { return a > b ? a : b; }
+
+// exp(x), relative error below 2e-7: 2^n times a polynomial on [-ln2/2, ln2/2].
+inline F exp(F x) {
+  x = vmin(vmax(x, set1(-87.0f)), set1(88.0f));
+  const I n = to_int(mul(x, set1(1.44269504f)));
+  const F k = to_float(n);
+  // ln 2 in two parts, so that the remainder keeps its low bits.
+  F r = fma(k, set1(-0.693359375f), x);
+  r = fma(k, set1(2.12194440e-4f), r);
+  F p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = fma(p, mul(r, r), add(r, set1(1.0f)));
+  return scale_by_power_of_2(p, n);
+}
+
+}  // namespace TK_NS

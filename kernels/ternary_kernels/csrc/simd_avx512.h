@@ -1,0 +1,110 @@
+// Sixteen lanes in one 512-bit register, AVX-512 with VNNI.
+//
+// The vocabulary that every simd_*.h defines (F: 16 floats, I: 16 int32, C: 64 codes of 16
+// rows x 4 k, A: 4 activations broadcast to all rows) is listed in simd.h.
+#pragma once
+#include <immintrin.h>
+
+namespace TK_NS {
+
+using F = __m512;
+using I = __m512i;
+using C = __m512i;
+using A = __m512i;
+
+// Register budget of the tiles: row groups side by side, and rows of activations.
+constexpr int kRowGroups = 2;
+constexpr int kMaxRows = 12;
+// vpdpbusd takes any unsigned byte: two-bit codes stay where they lie in the byte, and signed
+// bytes enter with 128 added.
+constexpr bool kInPlacePlanes = true;
+constexpr int kInt8Zero = 128;
+
+inline F load(const float* p) { return _mm512_loadu_ps(p); }
+inline F load_n(const float* p, int n) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+inline void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+inline F set1(float v) { return _mm512_set1_ps(v); }
+inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F div(F a, F b) { return _mm512_div_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+inline F vmax(F a, F b) { return _mm512_max_ps(a, b); }
+inline F vmin(F a, F b) { return _mm512_min_ps(a, b); }
+inline float hsum(F v) { return _mm512_reduce_add_ps(v); }
+inline float hmax(F v) { return _mm512_reduce_max_ps(v); }
+inline F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+inline I to_int(F v) { return _mm512_cvtps_epi32(v); }  // nearest, ties to even
+inline F scale_by_power_of_2(F v, I n) {
+  return mul(v, _mm512_castsi512_ps(
+                    _mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23)));
+}
+
+inline I izero() { return _mm512_setzero_si512(); }
+inline I iset1(int32_t v) { return _mm512_set1_epi32(v); }
+inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+inline I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
+template <int n>
+inline I ishr(I v) { return _mm512_srai_epi32(v, n); }
+inline I iload(const int32_t* p) { return _mm512_loadu_si512(p); }
+inline void istore(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+inline int32_t hsum(I v) { return _mm512_reduce_add_epi32(v); }
+inline I magnitude_bits(F v) {
+  return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
+}
+inline I imax(I a, I b) { return _mm512_max_epi32(a, b); }
+inline int32_t hmax(I v) { return _mm512_reduce_max_epi32(v); }
+inline void store_int8(int8_t* p, I v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(v));
+}
+
+inline F load_bf16(const uint16_t* p) {
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+inline F load_f16(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_f16(uint16_t* p, F v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline void store_bf16(uint16_t* p, F v) {
+  const I bits = _mm512_castps_si512(v);
+  const I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const I rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+
+inline C load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline void store_codes(uint8_t* p, C v) { _mm512_storeu_si512(p, v); }
+template <int p>
+inline C plane_in_place(C v) {
+  return _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(3 << (2 * p))));
+}
+template <int p>
+inline C plane(C v) {
+  return _mm512_and_si512(_mm512_srli_epi16(v, 2 * p), _mm512_set1_epi8(3));
+}
+// The carry of 3 * byte is the next base-3 digit: floor(0.75 * byte) / 64. avg rounds up, so
+// two of them with zero give ceil(byte / 4), and the difference rounds down, as it must.
+inline C next_trit(C& rest) {
+  const C zero = _mm512_setzero_si512();
+  const C quarter = _mm512_avg_epu8(_mm512_avg_epu8(rest, zero), zero);
+  const C three_quarters = _mm512_sub_epi8(rest, quarter);
+  const C digit = _mm512_and_si512(_mm512_srli_epi16(three_quarters, 6), _mm512_set1_epi8(3));
+  rest = _mm512_add_epi8(rest, _mm512_add_epi8(rest, rest));
+  return digit;
+}
+inline A broadcast4(const int8_t* p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, 4);
+  return _mm512_set1_epi32(word);
+}
+inline I dot_codes(I acc, C w, A x) { return _mm512_dpbusd_epi32(acc, w, x); }
+inline I dot_int8(I acc, C w, A x) { return _mm512_dpbusd_epi32(acc, w, x); }
+
+}  // namespace TK_NS

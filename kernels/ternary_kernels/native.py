@@ -1,0 +1,211 @@
+"""The native library's C interface (csrc/abi.h) in ctypes, and its life: build, load, force.
+
+Importing this module starts nothing. :func:`library` builds and loads on first use and returns
+``None`` where that fails, having said why once; everything else asks it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import threading
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_uint64, c_void_p
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .weights import PackedWeight
+
+log = logging.getLogger("ternary_kernels")
+
+_lock = threading.Lock()
+_loaded: _Loaded | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Which code computes: for the run's record.
+
+    ``name`` 'native' or 'torch'; ``isa`` the instruction set ('' for torch); ``reason`` why the
+    native library is not used ('' if it is); ``threads`` of the native team or of torch.
+    """
+
+    name: str
+    isa: str
+    reason: str
+    threads: int
+
+
+@dataclass
+class _Loaded:
+    lib: ctypes.CDLL | None
+    reason: str
+
+
+class Weight(ctypes.Structure):
+    """tk::Weight."""
+
+    _fields_ = (
+        ("kind", c_int32),
+        ("N", c_int32),
+        ("K", c_int32),
+        ("grouped", c_int32),
+        ("tiles", c_void_p),
+        ("scales", c_void_p),
+    )
+
+
+class Layer(ctypes.Structure):
+    """TkLayer."""
+
+    _fields_ = (
+        ("linears", Weight * 7),
+        ("biases", c_void_p * 7),
+        ("attn_norm", c_void_p),
+        ("ffn_norm", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("attn_sub_norm", c_void_p),
+        ("ffn_sub_norm", c_void_p),
+    )
+
+
+class Llama(ctypes.Structure):
+    """TkLlama."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("hidden", "inter", "layers", "heads", "kv_heads")),
+        *((name, c_int32) for name in ("head_dim", "vocab", "slots", "context", "kv_type")),
+        *((name, c_int32) for name in ("gate_mode", "window")),
+        ("eps", c_float),
+        ("rope_scaling", c_float),
+        ("inv_freq", c_void_p),
+        ("embed", Weight),
+        ("head", Weight),
+        ("norm", c_void_p),
+        ("layer", POINTER(Layer)),
+    )
+
+
+_KINDS = {"ternary": 0, "ternary5": 1, "int8": 2}
+MODES = {"silu": 2, "relu2": 3}
+
+_SIGNATURES: dict[str, tuple] = {
+    "tk_isa": (c_char_p,),
+    "tk_available_isas": (c_char_p, c_int),
+    "tk_force_isa": (c_int, c_char_p),
+    "tk_set_threads": (None, c_int),
+    "tk_threads": (c_int,),
+    "tk_quantize": (c_int, c_void_p, c_int, c_int, c_void_p, c_float, c_void_p, c_void_p),
+    "tk_linear_int": (None, POINTER(Weight), c_void_p, c_int, c_void_p),
+    "tk_linears": (c_int, c_void_p, c_int, c_void_p, c_int, c_void_p, c_float, c_void_p, c_void_p),
+    "tk_gated": (
+        *(c_int, POINTER(Weight), POINTER(Weight), c_void_p, c_int, c_void_p, c_float),
+        *(c_void_p, c_void_p, c_int, c_void_p),
+    ),
+    "tk_llama_create": (c_void_p, POINTER(Llama)),
+    "tk_llama_free": (None, c_void_p),
+    "tk_llama_kv_bytes": (c_uint64, c_void_p),
+    "tk_llama_forward": (
+        *(c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_void_p),
+    ),
+    "tk_read_all": (c_uint64, c_void_p, c_uint64),
+    "tk_dot_peak": (c_uint64, c_uint64),
+}
+
+
+def library() -> ctypes.CDLL | None:
+    """The loaded library, or None where pure torch must do (announced once, with the reason)."""
+    global _loaded
+    if _loaded is None:
+        with _lock:
+            if _loaded is None:
+                _loaded = _load()
+    return _loaded.lib
+
+
+def backend() -> Backend:
+    """What computes in this process."""
+    lib = library()
+    if lib is None:
+        return Backend("torch", "", _loaded.reason, torch.get_num_threads())
+    return Backend("native", lib.tk_isa().decode(), "", lib.tk_threads())
+
+
+def available_isas() -> list[str]:
+    """Instruction sets that this machine can run, best first; empty without the library."""
+    lib = library()
+    names: list[str] = []
+    while lib is not None and (name := lib.tk_available_isas(len(names))):
+        names.append(name.decode())
+    return names
+
+
+def force_isa(name: str) -> None:
+    """Compute with this instruction set from now on (tests, comparisons)."""
+    lib = library()
+    if lib is None or lib.tk_force_isa(name.encode()):
+        raise ValueError(
+            f"instruction set {name!r} is not available; allowed here: "
+            f"{', '.join(available_isas()) or 'none (no native library)'}"
+        )
+
+
+def set_threads(threads: int) -> None:
+    """Size of the native thread team (and of torch's, where torch computes)."""
+    if threads < 1:
+        raise ValueError(f"threads = {threads}; allowed: at least 1")
+    lib = library()
+    if lib is None:
+        torch.set_num_threads(threads)
+    else:
+        lib.tk_set_threads(threads)
+
+
+def weight_struct(weight: PackedWeight) -> Weight:
+    """A view of the packed weight for C; the weight must outlive it."""
+    if weight.kind == "half":
+        kind = 3 if weight.tiles.dtype == torch.bfloat16 else 4
+    else:
+        kind = _KINDS[weight.kind]
+    scales = 0 if weight.row_scales is None else weight.row_scales.data_ptr()
+    grouped = int(weight.granularity == "group")
+    return Weight(kind, *weight.shape, grouped, weight.tiles.data_ptr(), scales)
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """The address of a tensor's data; None for no tensor."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _load() -> _Loaded:
+    # Here, so that `python -m ternary_kernels.build` does not find itself imported already.
+    from . import build
+
+    wanted = os.environ.get("TERNARY_KERNELS_BACKEND", "")
+    if wanted == "torch":
+        return _without("TERNARY_KERNELS_BACKEND=torch")
+    if wanted not in ("", "native"):
+        raise ValueError(f"TERNARY_KERNELS_BACKEND={wanted!r}; allowed: 'native', 'torch'")
+    try:
+        lib = ctypes.CDLL(os.environ.get("TERNARY_KERNELS_LIBRARY") or str(build.build()))
+        for name, (result, *arguments) in _SIGNATURES.items():
+            function = getattr(lib, name)
+            function.restype, function.argtypes = result, arguments
+    except (build.BuildError, OSError, AttributeError) as error:
+        return _without(str(error))
+    isa = os.environ.get("TERNARY_KERNELS_ISA", "")
+    if isa and lib.tk_force_isa(isa.encode()):
+        raise ValueError(
+            f"TERNARY_KERNELS_ISA={isa!r} is not available on this machine; unset it, or name one "
+            "of avx512vnni, avxvnni, avx2, neon, plain that the processor has"
+        )
+    lib.tk_set_threads(torch.get_num_threads())
+    return _Loaded(lib, "")
+
+
+def _without(reason: str) -> _Loaded:
+    log.warning("native kernels are not used, PyTorch computes instead: %s", reason)
+    return _Loaded(None, reason)
