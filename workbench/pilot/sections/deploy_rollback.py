@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
-from workbench.pilot.sections.base import Count, Positive, Section
+from workbench.pilot.sections.base import Count, Positive, Section, Share
+
+
+class Rule(Section):
+    """When the server goes back to full precision by itself; it never goes forward by itself."""
+
+    window: Count = Field(50, description="latest requests of the hybrid arm that are looked at")
+    fewest: Count = Field(10, description="requests before the rule says anything")
+    max_error_share: Share = Field(0.05, description="failed requests in the window, at most")
+    ttft_s: Positive | None = Field(
+        None, description="a first token later than this after the arrival is slow, s"
+    )
+    max_slow_share: Share = Field(0.10, description="slow requests in the window, at most")
 
 
 class DeployRollback(Section):
@@ -26,5 +40,13 @@ class DeployRollback(Section):
     max_output_tokens: Count = Field(
         64, description="longer outputs of the trace are cut, and said"
     )
-    host: str = "127.0.0.1"
+    hold_s: Positive = Field(
+        30.0, description="after a rollback the hybrid's share may not grow for so long, s"
+    )
+    rollback_rule: Rule | None = Field(
+        None, description="an automatic rollback besides the ordered one; null: none"
+    )
+    host: Literal["127.0.0.1", "::1"] = Field(
+        "127.0.0.1", description="the rehearsal stays on this machine"
+    )
     port: int = Field(0, ge=0, le=65535, description="0 takes a free one")

@@ -1,0 +1,176 @@
+"""A server in a thread, over schedulers that answer from a script instead of a model."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+import uvicorn
+
+from workbench.data.document import Document
+from workbench.data.tokenizer import encode, train_tokenizer
+from workbench.engine.request import GenerationRequest
+from workbench.serve.app import make_app
+from workbench.serve.generate import Service
+from workbench.serve.router import Arm, Route, Router
+
+CONTEXT = 64
+
+
+@dataclass(eq=False)
+class ScriptedHandle:
+    """What the router holds of a request."""
+
+    request: GenerationRequest
+    on_token: Callable[[int], None]
+    on_done: Callable[[ScriptedHandle], None]
+    finish_reason: str | None = None
+    error: str | None = None
+    cancelled: bool = False
+    given: int = 0
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class ScriptedScheduler:
+    """Answers every request with the same tokens, round and round, one a step.
+
+    gate: no token comes while it is closed. broken: the error that requests end with.
+    fail_after: tokens before that error.
+    """
+
+    def __init__(self, script: Sequence[int], step_s: float = 0.002) -> None:
+        self.script, self.step_s = list(script), step_s
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken: str | None = None
+        self.fail_after = 0
+        self.seen: list[ScriptedHandle] = []
+        self._running: list[ScriptedHandle] = []
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread.start()
+
+    def submit(self, request, on_token, on_done) -> ScriptedHandle:
+        handle = ScriptedHandle(request, on_token, on_done)
+        self.seen.append(handle)
+        self._running.append(handle)
+        return handle
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._closing.wait(self.step_s):
+            for handle in list(self._running):
+                self._step(handle)
+
+    def _step(self, handle: ScriptedHandle) -> None:
+        if handle.cancelled:
+            return self._end(handle, "cancelled")
+        if self.broken and handle.given >= self.fail_after:
+            handle.error = self.broken
+            return self._end(handle, "error")
+        if not self.gate.is_set():
+            return None
+        handle.on_token(self.script[handle.given % len(self.script)])
+        handle.given += 1
+        if handle.given >= handle.request.max_tokens:
+            self._end(handle, "length")
+        return None
+
+    def _end(self, handle: ScriptedHandle, reason: str) -> None:
+        self._running.remove(handle)
+        handle.finish_reason = reason
+        handle.on_done(handle)
+
+
+@dataclass
+class Served:
+    """A running server. schedulers: arm -> its script."""
+
+    address: str
+    service: Service
+    schedulers: dict[str, ScriptedScheduler]
+    client: httpx.Client
+    tokenizer: object = field(repr=False)
+
+    def complete(self, **fields) -> httpx.Response:
+        return self.client.post("/v1/completions", json={"prompt": "def", **fields})
+
+    def until(self, holds: Callable[[], bool], timeout_s: float = 5.0) -> None:
+        limit = time.monotonic() + timeout_s
+        while not holds():
+            assert time.monotonic() < limit, "it never happened"
+            time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    text = "def f(x):\n    return x  # café, 日本語, 😀\n" * 40
+    return train_tokenizer([Document("one", "test", text)], 400)
+
+
+@pytest.fixture
+def serve(tokenizer) -> Iterator[Callable[..., Served]]:
+    """Starts servers with the arms full_precision (says "A") and hybrid (says "B")."""
+    with ExitStack() as stack:
+        yield lambda **options: _start(stack, tokenizer, **options)
+
+
+@pytest.fixture(scope="module")
+def plain(tokenizer) -> Iterator[Served]:
+    """One server for tests that leave it as it is."""
+    with ExitStack() as stack:
+        yield _start(stack, tokenizer)
+
+
+def _start(
+    stack: ExitStack,
+    tokenizer,
+    *,
+    slots: int = 2,
+    texts: dict[str, str] | None = None,
+    step_s: float = 0.002,
+    **router,
+) -> Served:
+    texts = {"full_precision": "A", "hybrid": "B", **(texts or {})}
+    schedulers = {
+        name: ScriptedScheduler(encode(tokenizer, [text])[0], step_s)
+        for name, text in texts.items()
+    }
+    arms = [Arm(name, scheduler, slots) for name, scheduler in schedulers.items()]
+    options = {"fallback": "full_precision", "route": Route("hybrid"), **router}
+    service = Service(Router(arms, **options), tokenizer, "pilot", CONTEXT, len(tokenizer))
+    address = stack.enter_context(_listening(service))
+    client = stack.enter_context(httpx.Client(base_url=address, trust_env=False))
+    for scheduler in schedulers.values():
+        stack.callback(scheduler.close)
+    return Served(address, service, schedulers, client, tokenizer)
+
+
+class _listening:
+    def __init__(self, service: Service) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(make_app(service), log_level="warning", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
+        )
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(5)
+        self._socket.close()

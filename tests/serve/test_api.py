@@ -1,0 +1,264 @@
+"""The HTTP contract: what OpenAI's clients and benchmark clients rely on."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+
+def events(answer: httpx.Response) -> list[dict]:
+    """The chunks of a stream; asserts its framing."""
+    lines = [line for line in answer.text.split("\n\n") if line]
+    assert all(line.startswith("data: ") and "\n" not in line for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def error(answer: httpx.Response) -> dict:
+    body = answer.json()["error"]
+    assert {"message", "type", "code"} <= set(body)
+    assert body["message"]
+    return body
+
+
+def test_a_completion_says_who_gave_it(serve) -> None:
+    answer = serve().complete(max_tokens=5, temperature=0, top_p=0.9, seed=3, min_tokens=2)
+    body = answer.json()
+    assert answer.status_code == 200
+    assert answer.headers["x-workbench-arm"] == body["system_fingerprint"] == "hybrid"
+    assert body["object"] == "text_completion" and body["model"] == "pilot"
+    assert body["choices"] == [
+        {"index": 0, "text": "BBBBB", "logprobs": None, "finish_reason": "length"}
+    ]
+    assert body["usage"]["completion_tokens"] == 5
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + 5
+
+
+def test_fields_reach_the_engine(serve) -> None:
+    served = serve()
+    served.complete(
+        prompt=[5, 6, 7],
+        max_completion_tokens=4,
+        min_tokens=3,
+        ignore_eos=True,
+        temperature=0.5,
+        top_p=0.25,
+        seed=9,
+    )
+    asked = served.schedulers["hybrid"].seen[0].request
+    assert asked.prompt_tokens == (5, 6, 7)
+    assert (asked.max_tokens, asked.min_tokens, asked.ignore_eos) == (4, 3, True)
+    assert (asked.temperature, asked.top_p, asked.seed) == (0.5, 0.25, 9)
+
+
+def test_a_text_prompt_stands_behind_the_document_start(serve, tokenizer) -> None:
+    served = serve()
+    served.complete(prompt=["def f"], max_tokens=1)
+    tokens = served.schedulers["hybrid"].seen[0].request.prompt_tokens
+    assert tokens[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(tokens[1:]) == "def f"
+
+
+def test_a_stream_has_a_chunk_a_token_and_the_counts_last(serve) -> None:
+    answer = serve().complete(max_tokens=3, stream=True, stream_options={"include_usage": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-workbench-arm"] == "hybrid"
+    *tokens, last, counts = events(answer)
+    assert [chunk["choices"][0]["text"] for chunk in tokens] == ["B", "B", "B"]
+    assert all(chunk["choices"][0]["finish_reason"] is None for chunk in tokens)
+    assert all(chunk["usage"] is None for chunk in [*tokens, last])
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert counts["choices"] == [] and counts["usage"]["completion_tokens"] == 3
+    assert len({chunk["id"] for chunk in [*tokens, last, counts]}) == 1
+
+
+def test_a_stream_without_the_option_has_no_counts(serve) -> None:
+    chunks = events(serve().complete(max_tokens=2, stream=True))
+    assert all("usage" not in chunk and chunk["choices"] for chunk in chunks)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat(serve, tokenizer, stream: bool) -> None:
+    served = serve()
+    answer = served.client.post(
+        "/v1/chat/completions",
+        json={
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            ],
+            "max_completion_tokens": 2,
+            "stream": stream,
+        },
+    )
+    asked = served.schedulers["hybrid"].seen[0].request
+    said = tokenizer.decode(asked.prompt_tokens[1:])
+    assert said == "system: Be brief.\nuser: Hi\nassistant:"
+    if stream:
+        first, second, last = (chunk["choices"][0] for chunk in events(answer))
+        assert first["delta"] == {"role": "assistant", "content": "B"}
+        assert second["delta"] == {"content": "B"}
+        assert last["finish_reason"] == "length"
+    else:
+        body = answer.json()
+        assert body["object"] == "chat.completion"
+        assert body["choices"][0]["message"] == {"role": "assistant", "content": "BB"}
+
+
+def test_a_chat_without_a_length_takes_the_rest_of_the_context(serve) -> None:
+    served = serve()
+    answer = served.client.post(
+        "/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}]}
+    )
+    assert answer.json()["usage"]["total_tokens"] == served.service.context
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(serve, stream: bool) -> None:
+    served = serve(texts={"hybrid": "return x # end"})
+    answer = served.complete(max_tokens=40, stop=["x #", "never"], stream=stream)
+    if stream:
+        choices = [chunk["choices"][0] for chunk in events(answer)]
+        text, reason = "".join(c["text"] for c in choices), choices[-1]["finish_reason"]
+    else:
+        choice = answer.json()["choices"][0]
+        text, reason = choice["text"], choice["finish_reason"]
+    assert (text, reason) == ("return ", "stop")
+    served.until(lambda: served.service.router.running == 0)
+    assert served.schedulers["hybrid"].seen[0].finish_reason == "cancelled"
+
+
+def test_models_have_an_id_and_a_root(plain) -> None:
+    cards = plain.client.get("/v1/models").json()["data"]
+    assert [card["id"] for card in cards] == ["pilot", "full_precision", "hybrid"]
+    assert all(card["root"] == card["id"] for card in cards)
+
+
+def test_an_arm_as_model_pins_the_request(serve) -> None:
+    answer = serve().complete(model="full_precision", max_tokens=1)
+    assert answer.headers["x-workbench-arm"] == "full_precision"
+    assert answer.json()["choices"][0]["text"] == "A"
+
+
+def test_health_and_metrics(serve) -> None:
+    served = serve()
+    served.complete(max_tokens=3)
+    served.client.post("/workbench/route", json={"arm": "full_precision"})
+    health = served.client.get("/health").json()
+    assert health["status"] == "ok" and health["resident_bytes"] > 0
+    text = served.client.get("/metrics").text
+    assert 'vllm:generation_tokens_total{model_name="pilot"} 3.0' in text
+    assert 'vllm:num_requests_running{model_name="pilot"} 0.0' in text
+    assert 'vllm:time_to_first_token_seconds_count{model_name="pilot"} 1.0' in text
+    assert 'workbench_requests_total{arm="hybrid",finish_reason="length"} 1.0' in text
+    switches = 'workbench_switches_total{from_arm="hybrid",to_arm="full_precision"} 1.0'
+    assert switches in text
+    assert 'workbench_route_weight{arm="full_precision"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "says"),
+    [
+        ({"max_tokens": 0}, "invalid_value", "max_tokens"),
+        ({"max_tokens": "5"}, "invalid_value", "max_tokens"),
+        ({"max_tokens": True}, "invalid_value", "max_tokens"),
+        ({"max_tokens": 5, "min_tokens": 6}, "invalid_value", "min_tokens (6)"),
+        ({"max_tokens": 1000}, "context_length_exceeded", "64 together"),
+        ({"temperature": -1}, "invalid_value", "temperature"),
+        ({"temperature": 2.5}, "invalid_value", "temperature"),
+        ({"top_p": 0}, "invalid_value", "top_p"),
+        ({"stop": ""}, "invalid_value", "stop"),
+        ({"stop": [1]}, "invalid_value", "stop"),
+        ({"seed": 2**70}, "invalid_value", "seed"),
+        ({"stream_options": {"include_usage": True}}, "invalid_value", "stream: true"),
+        ({"n": 2}, "unsupported_parameter", "n is not supported"),
+        ({"logprobs": 5}, "unsupported_parameter", "logprobs"),
+        ({"prompt": None}, "missing_required_parameter", "prompt"),
+        ({"prompt": []}, "invalid_value", "prompt"),
+        ({"prompt": ["a", "b"]}, "invalid_value", "one prompt"),
+        ({"prompt": [1, -2]}, "invalid_value", "prompt"),
+        ({"prompt": [1, 100_000]}, "invalid_value", "token 100000"),
+        ({"prompt": 7}, "invalid_value", "prompt"),
+    ],
+)
+def test_wrong_fields_are_named(plain, fields: dict, code: str, says: str) -> None:
+    answer = plain.complete(**fields)
+    assert answer.status_code == 400
+    said = error(answer)
+    assert said["code"] == code and says in said["message"]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"n": 1}, {"logprobs": None}, {"user": "me"}, {"echo": False}, {"max_tokens": None}]
+)
+def test_fields_that_ask_for_nothing_are_taken(plain, fields: dict) -> None:
+    assert plain.complete(**fields).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"\xff", "application/json", 400),
+        (b"[" * 100_000, "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b'{"prompt": "a", "temperature": NaN}', "application/json", 400),
+        (b'{"prompt": "a"}', "text/plain", 415),
+    ],
+)
+def test_bad_bodies_are_errors_of_the_client(plain, content, kind, status) -> None:
+    answer = plain.client.post("/v1/completions", content=content, headers={"content-type": kind})
+    assert answer.status_code == status
+    error(answer)
+
+
+def test_a_body_without_end_is_refused(serve, monkeypatch) -> None:
+    monkeypatch.setattr("workbench.serve.app.MOST_BODY_BYTES", 1000)
+    assert serve().complete(prompt="a" * 2000).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/v1/completions", 405), ("DELETE", "/health", 405)],
+)
+def test_wrong_paths_and_methods(plain, method: str, path: str, status: int) -> None:
+    answer = plain.client.request(method, path)
+    assert answer.status_code == status
+    error(answer)
+
+
+def test_an_unknown_model(plain) -> None:
+    answer = plain.complete(model="gpt-9")
+    assert answer.status_code == 404
+    assert error(answer)["code"] == "model_not_found"
+
+
+def test_a_failing_engine_is_a_500(serve) -> None:
+    served = serve()
+    served.schedulers["hybrid"].broken = "out of memory"
+    for stream in (False, True):
+        answer = served.complete(stream=stream)
+        assert answer.status_code == 500
+        assert "out of memory" in error(answer)["message"]
+
+
+def test_a_failure_in_a_stream_is_said_in_the_stream(serve) -> None:
+    served = serve()
+    served.schedulers["hybrid"].broken, served.schedulers["hybrid"].fail_after = "lost it", 2
+    *tokens, last = events(served.complete(max_tokens=5, stream=True))
+    assert [chunk["choices"][0]["text"] for chunk in tokens] == ["B", "B"]
+    assert "lost it" in last["error"]["message"]
+
+
+def test_text_in_many_bytes_comes_whole(serve) -> None:
+    text = "naïve 日本語 🧪 Ω Приве́т 🫠"
+    served = serve(texts={"hybrid": text})
+    count = len(served.schedulers["hybrid"].script)
+    assert count > len(text), "the script must cut characters"
+    chunks = events(served.complete(max_tokens=count, stream=True))
+    pieces = [chunk["choices"][0]["text"] for chunk in chunks]
+    assert "".join(pieces) == text
+    assert len(pieces) == count + 1
+    assert "\ufffd" not in "".join(pieces)

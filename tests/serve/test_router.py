@@ -1,0 +1,207 @@
+"""The way back under load: nothing is lost, everything finishes on its own weights."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from workbench.serve.rollback_rule import RollbackRule
+from workbench.serve.router import Route
+
+LETTER = {"full_precision": "A", "hybrid": "B"}
+
+
+def route(served, **order) -> httpx.Response:
+    return served.client.post("/workbench/route", json=order)
+
+
+def test_in_flight_requests_finish_on_their_own_arm(serve) -> None:
+    served = serve(slots=2)
+    for scheduler in served.schedulers.values():
+        scheduler.gate.clear()
+    with ThreadPoolExecutor(5) as pool:
+        early = [pool.submit(served.complete, max_tokens=20) for _ in range(2)]
+        served.until(lambda: served.service.router.running == 2)
+        waiting = [pool.submit(served.complete, max_tokens=20) for _ in range(2)]
+        served.until(lambda: served.service.router.waiting == 2)
+        assert route(served, arm="full_precision").status_code == 200
+        # The queue is kept and goes to the arm that is routed to now, at once.
+        assert served.service.router.waiting == 0
+        assert served.service.router.arms["full_precision"].running == 2
+        for scheduler in served.schedulers.values():
+            scheduler.gate.set()
+        assert {f.result().json()["choices"][0]["text"] for f in early} == {"B" * 20}
+        assert {f.result().json()["choices"][0]["text"] for f in waiting} == {"A" * 20}
+
+
+def test_switching_under_concurrent_load_loses_nothing(serve) -> None:
+    served = serve(slots=3, step_s=0.001, hold_s=0.001, queue=1000)
+    stop = threading.Event()
+
+    def swing() -> None:
+        arms = ["full_precision", "hybrid"]
+        while not stop.wait(0.01):
+            assert route(served, arm=arms[0], force=True).status_code == 200
+            arms.reverse()
+
+    async def load() -> list[tuple[str, str, str]]:
+        async with httpx.AsyncClient(
+            base_url=served.address, trust_env=False, timeout=30
+        ) as client:
+
+            async def one(number: int) -> tuple[str, str, str]:
+                await asyncio.sleep(0.005 * number)
+                body = {"prompt": "x", "max_tokens": 12, "stream": bool(number % 2)}
+                answer = await client.post("/v1/completions", json=body)
+                assert answer.status_code == 200
+                if body["stream"]:
+                    lines = answer.text.split("\n\n")
+                    assert lines[-2] == "data: [DONE]"
+                    parsed = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+                    text = "".join(chunk["choices"][0]["text"] for chunk in parsed)
+                    says = {chunk["system_fingerprint"] for chunk in parsed}
+                else:
+                    text, says = (
+                        answer.json()["choices"][0]["text"],
+                        {answer.json()["system_fingerprint"]},
+                    )
+                assert says == {answer.headers["x-workbench-arm"]}
+                return answer.headers["x-workbench-arm"], text, str(answer.status_code)
+
+            return await asyncio.gather(*(one(i) for i in range(120)))
+
+    swinging = threading.Thread(target=swing)
+    swinging.start()
+    answers = asyncio.run(load())
+    stop.set()
+    swinging.join()
+    assert len(served.service.router.switches) > 10
+    assert {arm for arm, _, _ in answers} == set(LETTER)
+    assert all(text == LETTER[arm] * 12 for arm, text, _ in answers)
+    assert served.service.router.running == served.service.router.waiting == 0
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_back(serve) -> None:
+    served = serve(slots=1, queue=1)
+    served.schedulers["hybrid"].gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        taken = [pool.submit(served.complete, max_tokens=1) for _ in range(2)]
+        served.until(lambda: served.service.router.waiting == 1)
+        refused = served.complete(max_tokens=1, stream=True)
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "queue_full"
+        served.schedulers["hybrid"].gate.set()
+        assert [future.result().status_code for future in taken] == [200, 200]
+
+
+def test_a_canary_gets_its_share_in_every_stretch(serve) -> None:
+    served = serve(route=Route("full_precision"), slots=8)
+    assert route(served, arm="hybrid", weight=0.25).status_code == 200
+    arms = [served.complete(max_tokens=1).headers["x-workbench-arm"] for _ in range(40)]
+    for begin in range(0, 40, 20):
+        assert arms[begin : begin + 20].count("hybrid") in (4, 5, 6)
+
+
+def test_growing_again_soon_after_a_rollback_is_refused(serve) -> None:
+    served = serve(hold_s=60.0)
+    assert route(served, arm="full_precision").status_code == 200
+    held = route(served, arm="hybrid")
+    assert held.status_code == 409
+    assert 1 <= int(held.headers["retry-after"]) <= 60
+    assert held.json()["error"]["code"] == "route_held"
+    assert route(served, arm="hybrid", weight=0.1, force=True).status_code == 200
+    assert route(served, arm="hybrid", weight=0.5).status_code == 409
+    state = route(served, arm="full_precision").json()
+    assert state["arm"] == "full_precision", "the way back is never held"
+    assert [s["to_arm"] for s in state["switches"]] == ["full_precision", "hybrid"] * 1 + [
+        "full_precision"
+    ]
+
+
+def test_the_same_route_again_is_no_switch(serve) -> None:
+    served = serve()
+    assert route(served, arm="hybrid").json()["switches"] == []
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"arm": "ternary"},
+        {"arm": "hybrid", "weight": 1.5},
+        {"arm": "hybrid", "weight": "1"},
+        {"weight": 0.5},
+        {"arm": "hybrid", "wait": 1},
+        {"arm": "hybrid", "force": 1},
+    ],
+)
+def test_wrong_orders_change_nothing(plain, order: dict) -> None:
+    answer = plain.client.post("/workbench/route", json=order)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+    state = plain.client.get("/workbench/route").json()
+    assert (state["arm"], state["switches"]) == ("hybrid", [])
+
+
+def test_the_route_is_changed_from_this_machine_only(serve, monkeypatch) -> None:
+    monkeypatch.setattr("workbench.serve.app._is_loopback", lambda host: False)
+    answer = route(serve(), arm="full_precision")
+    assert answer.status_code == 403
+
+
+def test_a_client_that_leaves_frees_its_slot_and_its_place(serve) -> None:
+    served = serve(slots=1, step_s=0.01)
+    router = served.service.router
+    with served.client.stream(
+        "POST", "/v1/completions", json={"prompt": "x", "max_tokens": 60, "stream": True}
+    ) as streaming:
+        lines = streaming.iter_lines()
+        assert next(lines)
+        with pytest.raises(httpx.ReadTimeout):  # leaves while it waits in the queue
+            served.client.post(
+                "/v1/completions", json={"prompt": "x", "max_tokens": 60}, timeout=0.1
+            )
+        served.until(lambda: router.waiting == 0)
+        assert router.running == 1
+    served.until(lambda: router.running == 0)
+    (started,) = served.schedulers["hybrid"].seen
+    assert started.finish_reason == "cancelled" and started.given < 60
+    # One that is not streamed, while it runs.
+    with pytest.raises(httpx.ReadTimeout):
+        served.client.post("/v1/completions", json={"prompt": "x", "max_tokens": 60}, timeout=0.1)
+    served.until(lambda: router.running == 0)
+    assert served.schedulers["hybrid"].seen[-1].finish_reason == "cancelled"
+
+
+def test_the_rule_goes_back_by_itself_and_stays_there(serve) -> None:
+    rule = RollbackRule(window=20, fewest=5, max_error_share=0.2)
+    served = serve(rule=rule)
+    served.schedulers["hybrid"].broken = "wrong answer"
+    statuses = [served.complete(max_tokens=1).status_code for _ in range(8)]
+    assert statuses == [500] * 5 + [200] * 3
+    (switch,) = served.service.router.switches
+    assert switch.to_arm == "full_precision"
+    assert switch.reason == "rule: 5 of the last 5 requests failed"
+
+
+def test_the_rule_counts_slow_first_tokens() -> None:
+    judge = RollbackRule(window=10, fewest=4, ttft_s=1.0, max_slow_share=0.3).judge()
+    assert [judge.observe(True, t) for t in (0.1, 2.0, 0.1, 0.1)] == [None] * 4
+    assert judge.observe(True, None) == "rule: 2 of the last 5 first tokens came after 1 s"
+
+
+def test_a_scheduler_that_refuses_fails_that_request_alone(serve) -> None:
+    served = serve(slots=1)
+
+    def refuse(request, on_token, on_done):
+        raise RuntimeError("the scheduler is closed")
+
+    served.schedulers["hybrid"].submit = refuse
+    assert served.complete().status_code == 500
+    assert served.complete(model="full_precision").status_code == 200
+    assert served.service.router.running == 0

@@ -1,0 +1,80 @@
+"""The shape of answers: OpenAI's objects for texts and chats, whole or as SSE chunks.
+
+One chunk a token, also when its text is still empty (half a character, the beginning of a stop
+text), so that a client's gaps between chunks are gaps between tokens; then one chunk with the
+finish reason and what text was held back. The first chunk therefore marks the first token.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+DONE = "data: [DONE]\n\n"
+
+
+def sse(value: dict[str, Any]) -> str:
+    """One server-sent event. JSON escapes line breaks, so it is always a single line."""
+    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all parts of one answer share. arm: which precision gave it.
+
+    counts: the client asked for a last chunk with the token counts; then the others carry a
+    null ``usage``.
+    """
+
+    model: str
+    arm: str
+    chat: bool
+    counts: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def whole(self, text: str, finish_reason: str, counts: dict[str, int]) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        if self.chat:
+            content: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
+        else:
+            content = {"text": text}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
+        return self._object("chat.completion", [choice], usage=counts)
+
+    def chunk(self, text: str, *, first: bool, finish_reason: str | None = None) -> dict[str, Any]:
+        """One piece of a stream."""
+        if self.chat:
+            delta = {"role": "assistant", "content": text} if first else {"content": text}
+            content: dict[str, Any] = {"delta": delta}
+        else:
+            content = {"text": text}
+        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
+        more = {"usage": None} if self.counts else {}
+        return self._object("chat.completion.chunk", [choice], **more)
+
+    def counts_chunk(self, counts: dict[str, int]) -> dict[str, Any]:
+        """The last chunk: no choices, the token counts."""
+        return self._object("chat.completion.chunk", [], usage=counts)
+
+    def _object(self, chat_object: str, choices: list[Any], **more: Any) -> dict[str, Any]:
+        return {
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}",
+            "object": chat_object if self.chat else "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.arm,
+            "choices": choices,
+            **more,
+        }

@@ -1,0 +1,185 @@
+"""The HTTP side: paths, bodies, errors in OpenAI's form, and the local door to the route."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import psutil
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route as Path
+
+from workbench.serve.generate import Service, chat, complete
+from workbench.serve.router import RouteHeld, Router
+from workbench.serve.wire import ApiError, parse
+
+MOST_BODY_BYTES = 16 * 2**20
+Endpoint = Callable[[Service, Request, Any], Awaitable[Response]]
+
+
+def make_app(service: Service) -> Starlette:
+    """The application over one service."""
+    endpoints = [
+        ("/v1/completions", "POST", partial(_generate, service, complete)),
+        ("/v1/chat/completions", "POST", partial(_generate, service, chat)),
+        ("/v1/models", "GET", partial(_models, service)),
+        ("/health", "GET", partial(_health, service)),
+        ("/metrics", "GET", partial(_metrics, service)),
+        ("/workbench/route", "GET", partial(_show_route, service)),
+        ("/workbench/route", "POST", partial(_set_route, service)),
+    ]
+    return Starlette(
+        routes=[Path(path, endpoint, methods=[method]) for path, method, endpoint in endpoints],
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            ClientDisconnect: _client_gone,
+            Exception: _fault,
+        },
+    )
+
+
+async def _generate(service: Service, endpoint: Endpoint, request: Request) -> Response:
+    return await endpoint(service, request, await _json_body(request))
+
+
+async def _models(service: Service, request: Request) -> Response:
+    names = [service.model, *service.router.arms]
+    cards = [
+        {
+            "id": name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "workbench",
+            "root": name,
+            "parent": None,
+            "max_model_len": service.context,
+        }
+        for name in names
+    ]
+    return JSONResponse({"object": "list", "data": cards})
+
+
+async def _health(service: Service, request: Request) -> Response:
+    resident = psutil.Process().memory_info().rss
+    running = {arm.name: arm.running for arm in service.router.arms.values()}
+    waiting = service.router.waiting
+    return JSONResponse(
+        {"status": "ok", "resident_bytes": resident, "running": running, "waiting": waiting}
+    )
+
+
+async def _metrics(service: Service, request: Request) -> Response:
+    media = "text/plain; version=1.0.0; charset=utf-8"
+    return Response(service.metrics.text(), media_type=media)
+
+
+class RouteOrder(BaseModel):
+    """POST /workbench/route. weight: share of the requests; force: in spite of the hold."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    arm: str
+    weight: float = Field(1.0, ge=0.0, le=1.0)
+    reason: str = Field("ordered", min_length=1, max_length=200)
+    force: bool = False
+
+
+async def _show_route(service: Service, request: Request) -> Response:
+    return JSONResponse(_route_state(service.router))
+
+
+async def _set_route(service: Service, request: Request) -> Response:
+    client = request.client.host if request.client else ""
+    if not _is_loopback(client):
+        raise ApiError(
+            403,
+            "the route is changed from this machine only (over a loopback address)",
+            kind="permission_error",
+            code="not_local",
+        )
+    order = parse(RouteOrder, await _json_body(request))
+    try:
+        service.router.switch(order.arm, order.weight, reason=order.reason, force=order.force)
+    except ValueError as error:
+        raise ApiError(400, str(error), param="arm") from None
+    except RouteHeld as held:
+        raise ApiError(
+            409,
+            f"{held}, or send force: true",
+            kind="conflict_error",
+            code="route_held",
+            headers={"Retry-After": str(math.ceil(held.left_s))},
+        ) from None
+    return JSONResponse(_route_state(service.router))
+
+
+def _route_state(router: Router) -> dict[str, Any]:
+    return {
+        "arm": router.route.arm,
+        "weight": router.route.weight,
+        "fallback": router.fallback,
+        "arms": list(router.arms),
+        "switches": [asdict(switch) for switch in router.switches],
+    }
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _json_body(request: Request) -> Any:
+    """The decoded body. A browser page of another origin cannot send this content type
+    without asking first, which guards the local door."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        got = kind or "none"
+        message = f"content type {got}; allowed: application/json"
+        raise ApiError(415, message, code="unsupported_media_type")
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MOST_BODY_BYTES:
+            message = f"the body is longer than the {MOST_BODY_BYTES >> 20} MiB that are allowed"
+            raise ApiError(413, message, code="body_too_large", headers={"connection": "close"})
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown path or wrong method, in the same form."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return await _api_error(
+        request, ApiError(error.status_code, message, code=code, headers=dict(error.headers or {}))
+    )
+
+
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    """A bug: the log has the traceback, the client gets the form it knows."""
+    message = f"fault of the server: {type(error).__name__}"
+    fault = ApiError(500, message, kind="server_error", code="internal_error")
+    return await _api_error(request, fault)

@@ -1,0 +1,232 @@
+"""One request from its body to its answer, whole or as a stream of server-sent events.
+
+A request waits for its first token before the answer's head is sent. So an engine that fails
+early is an honest 500, and the head can name the arm (``x-workbench-arm``). A client that goes
+away at any moment, in the queue included, frees its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+from transformers import PreTrainedTokenizerBase
+
+from workbench.serve import prompts
+from workbench.serve.answers import DONE, Form, sse, usage
+from workbench.serve.metrics import Metrics
+from workbench.serve.router import QueueFull, Router, Ticket
+from workbench.serve.text import StopTexts, TextStream
+from workbench.serve.wire import ApiError, ChatRequest, CompletionRequest, Generation, parse
+
+ARM_HEADER = "x-workbench-arm"
+Value = TypeVar("Value")
+
+
+@dataclass
+class Service:
+    """What the endpoints work on.
+
+    model: the name under which the route answers; an arm's own name, as ``model``, pins a
+    request to that arm. context: tokens a request may have, prompt and output together.
+    """
+
+    router: Router
+    tokenizer: PreTrainedTokenizerBase
+    model: str
+    context: int
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.router, self.model)
+
+    def pinned(self, model: str | None) -> str | None:
+        """The arm that a request's ``model`` asks for; None leaves it to the route."""
+        if model is None or model == self.model:
+            return None
+        if model in self.router.arms:
+            return model
+        names = ", ".join([self.model, *self.router.arms])
+        raise ApiError(
+            404,
+            f"model {model!r}; allowed: {names}",
+            kind="not_found_error",
+            code="model_not_found",
+            param="model",
+        )
+
+
+async def complete(service: Service, request: Request, body: Any) -> Response:
+    """POST /v1/completions with a decoded body. Raises ApiError."""
+    fields = parse(CompletionRequest, body)
+    return await _answer(service, request, fields, prompts.completion_tokens)
+
+
+async def chat(service: Service, request: Request, body: Any) -> Response:
+    """POST /v1/chat/completions with a decoded body. Raises ApiError."""
+    fields = parse(ChatRequest, body)
+    return await _answer(service, request, fields, prompts.chat_tokens)
+
+
+async def _answer(
+    service: Service,
+    request: Request,
+    fields: Generation,
+    tokenise: Callable[[PreTrainedTokenizerBase, Any], list[int]],
+) -> Response:
+    pinned = service.pinned(fields.model)
+    wanted = prompts.generation_request(
+        fields,
+        tokenise(service.tokenizer, fields),
+        context=service.context,
+        vocab_size=service.vocab_size,
+    )
+    try:
+        ticket = service.router.submit(wanted, pinned)
+    except QueueFull as full:
+        raise ApiError(
+            429,
+            f"{full}; try again later",
+            kind="rate_limit_error",
+            code="queue_full",
+            headers={"Retry-After": str(max(1, math.ceil(full.retry_after_s)))},
+        ) from None
+    output = _Output(service, ticket, fields.stop_texts)
+    try:
+        await _unless_gone(request, output.begin())
+        form = Form(
+            model=fields.model or service.model,
+            arm=ticket.arm or "none",
+            chat=isinstance(fields, ChatRequest),
+            counts=fields.include_usage,
+        )
+        headers = {ARM_HEADER: form.arm}
+        if fields.stream:
+            return _Stream(output, form, {**headers, "cache-control": "no-cache"})
+        text = await _unless_gone(request, output.rest())
+    except BaseException:
+        service.router.cancel(ticket)
+        raise
+    return JSONResponse(form.whole(text, output.finish_reason, output.usage), headers=headers)
+
+
+class _Output:
+    """The text of one ticket, piece by piece: one piece a token, then what was held back."""
+
+    def __init__(self, service: Service, ticket: Ticket, stops: tuple[str, ...]) -> None:
+        decode = partial(
+            service.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        self._router, self._ticket = service.router, ticket
+        self._text, self._stops = TextStream(decode), StopTexts(stops)
+        self._pieces = self._read()
+        self._first: str | None = None
+
+    async def begin(self) -> None:
+        """Wait for the first token. Raises ApiError 500 when the request failed before it."""
+        self._first = await anext(self._pieces, None)
+        self.check()
+
+    def check(self) -> None:
+        if self._ticket.finish_reason == "error":
+            raise ApiError(
+                500,
+                f"arm {self._ticket.arm}: {self._ticket.error or 'the engine failed'}",
+                kind="server_error",
+                code="engine_failed",
+            )
+        if self._ticket.finish_reason == "cancelled" and not self._stops.found:
+            raise ApiError(503, "the server is closing", kind="server_error", code="server_closing")
+
+    async def rest(self) -> str:
+        """All of the text. Raises ApiError when the request failed on the way."""
+        text = "".join([piece async for piece in self.pieces()]) + self.held_back()
+        self.check()
+        return text
+
+    async def pieces(self) -> AsyncIterator[str]:
+        if self._first is not None:
+            yield self._first
+        async for piece in self._pieces:
+            yield piece
+
+    def held_back(self) -> str:
+        """After the last piece: text that waited for a further token."""
+        return self._stops.push(self._text.flush()) + self._stops.flush()
+
+    async def _read(self) -> AsyncIterator[str]:
+        async for token in self._ticket.stream():
+            yield self._stops.push(self._text.push(token))
+            if self._stops.found:
+                self.cancel()
+                return
+
+    def cancel(self) -> None:
+        """The rest is not wanted; nothing happens when there is none."""
+        self._router.cancel(self._ticket)
+
+    @property
+    def finish_reason(self) -> str:
+        return "stop" if self._stops.found else self._ticket.finish_reason or "stop"
+
+    @property
+    def usage(self) -> dict[str, int]:
+        return usage(len(self._ticket.request.prompt_tokens), self._ticket.tokens)
+
+
+async def _events(output: _Output, form: Form) -> AsyncIterator[str]:
+    """The chunks of a stream, in order."""
+    first = True
+    try:
+        async for piece in output.pieces():
+            yield sse(form.chunk(piece, first=first))
+            first = False
+        output.check()
+        last = form.chunk(output.held_back(), first=first, finish_reason=output.finish_reason)
+        yield sse(last)
+        if form.counts:
+            yield sse(form.counts_chunk(output.usage))
+    except ApiError as error:
+        yield sse(error.body())
+    yield DONE
+
+
+class _Stream(StreamingResponse):
+    """A stream whose request ends when the client leaves, even before the first chunk."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, output: _Output, form: Form, headers: dict[str, str]) -> None:
+        super().__init__(_events(output, form), headers=headers)
+        self._output = output
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._output.cancel()
+
+
+async def _unless_gone(request: Request, work: Awaitable[Value]) -> Value:
+    """The result of ``work``; raises ClientDisconnect as soon as the client is gone."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            continue
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        for task in (working, leaving):
+            task.cancel()

@@ -1,0 +1,251 @@
+"""The server's process: load the arms, warm them, listen, drain on SIGTERM.
+
+``serve_run`` is what ``workbench serve`` calls. A stage starts the same thing as a process of
+its own, ``python -m workbench.serve.main SPEC READY PARENT``: the client that measures must
+not share the interpreter lock with the engines, and a crash must not take the stage along.
+That process ends by itself when its parent does, however the parent ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.errors import ConfigError, StageError, WorkbenchError
+from workbench.paths import shown
+from workbench.serve.spec import ArmReady, Ready, ServeSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from workbench.engine.scheduler import Scheduler
+
+DRAIN_S = 60
+"""Answers under way at SIGTERM may take this long; then they are cut."""
+WARM_TOKENS = 4
+
+
+def serve_run(
+    folders: Sequence[Path],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    slots: int = 4,
+    queue: int = 256,
+    threads: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    folders: one run folder (its full-precision model is the fallback, its hybrid the route),
+        or model folders, packed or Hugging Face: the first is the fallback, the last the route.
+    Raises ConfigError or StageError with what is wrong; nothing is served then.
+    """
+    arms = arms_of(folders)
+    names = list(arms)
+    spec = ServeSpec(
+        arms,
+        fallback=names[0],
+        route=names[-1],
+        host=host,
+        port=port,
+        slots=slots,
+        queue=queue,
+        threads=threads,
+        device=device,
+    )
+
+    def announce(ready: Ready) -> None:
+        print(f"serving {', '.join(names)} on http://{ready.host}:{ready.port}/v1", flush=True)
+
+    serve(spec, announce)
+
+
+def arms_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """Names and model folders; see :func:`serve_run`."""
+    from workbench.records.run import HEADER, open_folder
+
+    if len(folders) == 1 and (folders[0] / HEADER).exists():
+        run = open_folder(folders[0])
+        arms = {}
+        for arm, stage in (("full_precision", "train_qat"), ("hybrid", "hybrid_plan")):
+            record = run.record(stage)
+            if record is None:
+                raise StageError(
+                    f"{run.name} has no finished {stage}, which makes the arm {arm}",
+                    next_step="finish that run with workbench run, or name model folders",
+                )
+            arms[arm] = record.artefact(arm)
+        return arms
+    for folder in folders:
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"{shown(folder)} is neither a run nor a model folder",
+                allowed="a run's folder, or folders with config.json, weights and tokenizer",
+                next_step="workbench runs lists the runs",
+            )
+    arms = {folder.resolve().name: folder for folder in folders}
+    if not folders or len(arms) < len(folders):
+        raise ConfigError(
+            f"{len(folders)} folders with {len(arms)} different names",
+            allowed="one or more model folders whose last parts differ: they name the arms",
+        )
+    return arms
+
+
+def serve(spec: ServeSpec, announce: Callable[[Ready], None]) -> None:
+    """Load, warm, listen; returns when the server was told to stop and has drained."""
+    import psutil
+    import uvicorn
+
+    from workbench.serve.app import Service, make_app
+    from workbench.serve.router import Arm, Route, Router
+
+    listener = _listen(spec.host, spec.port)
+    with ExitStack() as open_things:
+        open_things.callback(listener.close)
+        tokenizer = _shared_tokenizer(spec.arms)
+        context = _shared_context(spec)
+        loaded = {}
+        for name, folder in spec.arms.items():
+            loaded[name] = _load_arm(folder, spec, context)
+            open_things.callback(loaded[name].close)
+        vocab_size = min(arm.scheduler.engine.vocab_size for arm in loaded.values())
+        router = Router(
+            [Arm(name, arm.scheduler, spec.slots) for name, arm in loaded.items()],
+            fallback=spec.fallback,
+            route=Route(spec.route),
+            queue=spec.queue,
+            hold_s=spec.hold_s,
+            rule=spec.rule,
+        )
+        service = Service(router, tokenizer, spec.model, context, vocab_size)
+        config = uvicorn.Config(
+            make_app(service),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=DRAIN_S,
+            timeout_keep_alive=75,
+        )
+        host, port = listener.getsockname()[:2]
+        resident = psutil.Process().memory_info().rss
+        arms = {name: arm.ready for name, arm in loaded.items()}
+        announce(Ready(host, port, context, vocab_size, resident, arms))
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@dataclass
+class _LoadedArm:
+    scheduler: Scheduler
+    ready: ArmReady
+
+    def close(self) -> None:
+        self.scheduler.close()
+        self.scheduler.engine.close()
+
+
+def _load_arm(folder: Path, spec: ServeSpec, context: int) -> _LoadedArm:
+    """The arm, warm: it has answered a request, so no first user pays for caches and pages."""
+    import psutil
+
+    from workbench.engine.engine import Engine
+    from workbench.engine.request import GenerationRequest
+    from workbench.engine.scheduler import Scheduler
+
+    before = psutil.Process().memory_info().rss
+    engine = Engine.load(
+        folder, slots=spec.slots, context=context, threads=spec.threads, device=spec.device
+    )
+    scheduler = Scheduler(engine, queue_limit=spec.slots)
+    tokens = min(WARM_TOKENS, context // 2)
+    warm = GenerationRequest((0,) * tokens, max_tokens=tokens, ignore_eos=True)
+    for handle in [scheduler.submit(warm) for _ in range(spec.slots)]:
+        handle.wait()
+        if handle.error:
+            raise StageError(
+                f"{shown(folder)} was loaded, and its first request failed: {handle.error}",
+                next_step="check the model folder; the log of the server says more",
+            )
+    grown = psutil.Process().memory_info().rss - before
+    ready = ArmReady(engine.backend, engine.weight_bytes, engine.kv_bytes, grown, engine.notes)
+    return _LoadedArm(scheduler, ready)
+
+
+def _shared_tokenizer(arms: dict[str, Path]) -> PreTrainedTokenizerBase:
+    """The tokenizer of all arms: a prompt is encoded before its arm is known."""
+    from workbench.data.tokenizer import load_tokenizer
+
+    tokenizers = {name: load_tokenizer(str(folder)) for name, folder in arms.items()}
+    (first, tokenizer), *others = tokenizers.items()
+    for name, other in others:
+        if other.get_vocab() != tokenizer.get_vocab():
+            raise ConfigError(
+                f"the arms {first} and {name} have different tokenizers",
+                allowed="arms of one training, which share their tokenizer",
+                next_step="serve them with two servers",
+            )
+    return tokenizer
+
+
+def _shared_context(spec: ServeSpec) -> int:
+    """Tokens that a request may have in every arm."""
+    from transformers import AutoConfig
+
+    from workbench.engine.build import LONGEST_CONTEXT
+
+    longest = LONGEST_CONTEXT if spec.context is None else spec.context
+    for folder in spec.arms.values():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        longest = min(longest, getattr(config, "max_position_embeddings", None) or longest)
+    return longest
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a port in use is said before minutes of loading."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            allowed="an address of this machine and a free port; 0 takes a free one",
+            next_step="choose another port",
+        ) from None
+    return listener
+
+
+def _end_with_parent(parent: int) -> None:
+    """A thread that ends this process when ``parent`` has ended, even by SIGKILL: the process
+    then has another parent. Its only client was that parent, so there is nothing to drain."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent-watchdog", daemon=True).start()
+
+
+def _child(spec_path: str, ready_path: str, parent: str) -> None:
+    _end_with_parent(int(parent))
+    try:
+        serve(ServeSpec.load(Path(spec_path)), lambda ready: ready.save(Path(ready_path)))
+    except WorkbenchError as error:
+        print(f"workbench serve: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])

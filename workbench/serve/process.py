@@ -1,0 +1,124 @@
+"""A server as a child process: started, watched, and gone when the block ends."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from workbench.errors import StageError
+from workbench.paths import shown
+from workbench.serve.spec import Ready, ServeSpec
+
+START_S = 600.0
+"""A large model takes minutes to read."""
+STOP_S = 10.0
+TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A server that answers. ``log``: what it printed."""
+
+    process: subprocess.Popen[bytes]
+    ready: Ready
+    log: Path
+
+    @property
+    def address(self) -> str:
+        host = f"[{self.ready.host}]" if ":" in self.ready.host else self.ready.host
+        return f"http://{host}:{self.ready.port}"
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the process at this moment. Raises StageError when it has ended."""
+        try:
+            return psutil.Process(self.process.pid).memory_info().rss
+        except psutil.Error:
+            self.check()
+            raise
+
+    def check(self) -> None:
+        """Raise StageError with the end of the log if the server has ended."""
+        if (code := self.process.poll()) is not None:
+            raise _ended(code, self.log)
+
+
+@contextmanager
+def server_process(spec: ServeSpec, folder: Path) -> Iterator[ServerProcess]:
+    """Start a server, wait until it answers, and stop it when the block ends.
+
+    folder: takes ``serve.json``, ``ready.json`` and ``server.log``.
+    Raises StageError with the end of its log when it ends before it answers.
+    """
+    spec_path, ready_path, log = (
+        folder / name for name in ("serve.json", "ready.json", "server.log")
+    )
+    ready_path.unlink(missing_ok=True)
+    spec.save(spec_path)
+    command = [sys.executable, "-m", "workbench.serve.main"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, str(spec_path), str(ready_path), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    try:
+        yield ServerProcess(process, _wait_ready(process, ready_path, log), log)
+    finally:
+        _stop(process)
+
+
+def _wait_ready(process: subprocess.Popen[bytes], ready_path: Path, log: Path) -> Ready:
+    limit = time.monotonic() + START_S
+    while time.monotonic() < limit:
+        if (code := process.poll()) is not None:
+            raise _ended(code, log)
+        if ready_path.exists():
+            ready = Ready.load(ready_path)
+            if _answers(ready):
+                return ready
+        time.sleep(0.05)
+    raise StageError(
+        f"the server did not answer within {START_S:.0f} s",
+        next_step=f"read {shown(log)}; a smaller preset loads faster",
+    )
+
+
+def _answers(ready: Ready) -> bool:
+    connection = http.client.HTTPConnection(ready.host, ready.port, timeout=5)
+    with closing(connection), suppress(OSError, http.client.HTTPException):
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+
+
+def _ended(code: int, log: Path) -> StageError:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    memory = " (often: the memory was full)" if code == -9 else ""
+    tail = "\n    ".join(lines) or "(it printed nothing)"
+    return StageError(
+        f"the server {how}{memory}; the end of its log:\n    {tail}",
+        next_step=f"the whole log is {shown(log)}; the same command starts the stage again",
+    )

@@ -1,0 +1,283 @@
+"""Which precision answers a request, and how to change that without losing one.
+
+All arms are warm: each has an engine, a scheduler and a KV cache of its own, nothing is shared
+between precisions. There is one queue, here, and not one in each arm: a request is given to an
+arm only when that arm has a free slot. So a switch takes effect for everything that has not
+started, the queue is kept, and what has started finishes on its own weights.
+
+- A route is an arm and its share of the requests; the rest goes to the fallback. Which share a
+  request falls into follows a golden-ratio sequence, so every stretch of requests has the
+  right mixture, not only the long run.
+- Hysteresis: the way back is always open at once; a larger share for a candidate is refused
+  for ``hold_s`` after its share was lowered, so two rules cannot swing against each other.
+- Everything runs on one event loop; schedulers call in from their threads through
+  ``call_soon_threadsafe``. A freed slot therefore waits for the loop, at most a step of the
+  other requests; the alternative, a lock held across calls into a scheduler, can deadlock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from workbench.engine.request import FinishReason, GenerationRequest
+from workbench.serve.rollback_rule import RollbackRule
+
+GOLDEN = (5**0.5 - 1) / 2
+
+
+class Handle(Protocol):
+    """What a scheduler gives for a request; the last two are set when it has ended."""
+
+    finish_reason: FinishReason | None
+    error: str | None
+
+    def cancel(self) -> None: ...
+
+
+class Scheduler(Protocol):
+    """The part of :class:`workbench.engine.scheduler.Scheduler` that the router needs."""
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        on_token: Callable[[int], None] | None = None,
+        on_done: Callable[[Handle], None] | None = None,
+    ) -> Handle: ...
+
+
+class QueueFull(Exception):
+    """As many requests wait as may wait. ``retry_after_s``: when to try again."""
+
+    def __init__(self, waiting: int, retry_after_s: float) -> None:
+        super().__init__(f"{waiting} requests wait already, which is the limit")
+        self.retry_after_s = retry_after_s
+
+
+class RouteHeld(Exception):
+    """A larger share was asked for too soon after a rollback."""
+
+    def __init__(self, left_s: float) -> None:
+        super().__init__(f"the share was lowered lately; it may grow again in {left_s:.1f} s")
+        self.left_s = left_s
+
+
+@dataclass(eq=False)
+class Arm:
+    """One precision. slots: requests its scheduler runs together."""
+
+    name: str
+    scheduler: Scheduler
+    slots: int
+    running: int = 0
+
+
+@dataclass(frozen=True)
+class Route:
+    """``weight`` of the requests go to ``arm``, the others to the fallback."""
+
+    arm: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A change of the route. ``time_s``: ``time.monotonic()`` of this machine."""
+
+    time_s: float
+    from_arm: str
+    to_arm: str
+    weight: float
+    reason: str
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request on its way through the router. Times are ``time.monotonic()`` seconds.
+
+    position: in [0, 1); it goes to the route's arm when below its weight.
+    pinned: an arm the client asked for, whatever the route. arm: set when it starts.
+    """
+
+    request: GenerationRequest
+    position: float
+    pinned: str | None
+    arrived_s: float
+    arm: str | None = None
+    started_s: float | None = None
+    first_token_s: float | None = None
+    ended_s: float | None = None
+    tokens: int = 0
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    handle: Handle | None = None
+    events: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
+
+    async def stream(self) -> AsyncIterator[int]:
+        """Output tokens as they come; afterwards ``finish_reason`` is set."""
+        while (token := await self.events.get()) is not None:
+            yield token
+
+
+class Router:
+    """Use it from one event loop only.
+
+    arms: all warm. fallback: where the way back leads. route: where requests go at first.
+    queue: requests that may wait. on_finished, on_switch: told of each, in the loop.
+    """
+
+    def __init__(
+        self,
+        arms: Iterable[Arm],
+        *,
+        fallback: str,
+        route: Route,
+        queue: int = 256,
+        hold_s: float = 30.0,
+        rule: RollbackRule | None = None,
+    ) -> None:
+        self.arms = {arm.name: arm for arm in arms}
+        for name in (fallback, route.arm):
+            if name not in self.arms:
+                raise ValueError(f"arm {name!r}; allowed: {', '.join(self.arms)}")
+        self.fallback, self.route, self.queue, self.hold_s = fallback, route, queue, hold_s
+        self.switches: list[Switch] = []
+        self.on_finished: Callable[[Ticket], None] = lambda ticket: None
+        self.on_switch: Callable[[Switch], None] = lambda switch: None
+        self._rule = rule
+        self._judge = rule.judge() if rule else None
+        self._waiting: deque[Ticket] = deque()
+        self._position = 0.0
+        self._held_until = 0.0
+        self._ends_s: deque[float] = deque(maxlen=32)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return sum(arm.running for arm in self.arms.values())
+
+    def submit(self, request: GenerationRequest, pinned: str | None = None) -> Ticket:
+        """Start a request, or let it wait. Raises QueueFull."""
+        self._position = (self._position + GOLDEN) % 1.0
+        ticket = Ticket(request, self._position, pinned, time.monotonic())
+        arm = self._arm_for(ticket)
+        if arm.running >= arm.slots and len(self._waiting) >= self.queue:
+            raise QueueFull(len(self._waiting), self._time_to_drain_s())
+        self._waiting.append(ticket)
+        self._dispatch()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """The client is gone or has enough. A slot is free when the scheduler says so."""
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+            self._finish(ticket, "cancelled", None)
+        elif ticket.handle and not ticket.finish_reason:
+            ticket.handle.cancel()
+
+    def switch(
+        self, arm: str, weight: float = 1.0, *, reason: str = "ordered", force: bool = False
+    ) -> Switch | None:
+        """Change the route; None when it is so already.
+
+        force: although the arm's share was lowered less than ``hold_s`` ago.
+        Raises ValueError for an unknown arm or weight, RouteHeld when it is too soon.
+        """
+        if arm not in self.arms:
+            raise ValueError(f"arm {arm!r}; allowed: {', '.join(self.arms)}")
+        if not 0.0 <= weight <= 1.0:
+            raise ValueError(f"weight {weight}; allowed: 0 to 1")
+        target = Route(arm, 1.0 if arm == self.fallback else weight)
+        if target == self.route:
+            return None
+        now = time.monotonic()
+        if self._grows(target):
+            if now < self._held_until and not force:
+                raise RouteHeld(self._held_until - now)
+        else:
+            self._held_until = now + self.hold_s
+        switch = Switch(now, self.route.arm, target.arm, target.weight, reason)
+        self.route = target
+        self._judge = self._rule.judge() if self._rule else None
+        self.switches.append(switch)
+        self.on_switch(switch)
+        self._dispatch()
+        return switch
+
+    def _grows(self, target: Route) -> bool:
+        if target.arm == self.fallback:
+            return False
+        return target.arm != self.route.arm or target.weight > self.route.weight
+
+    def _arm_for(self, ticket: Ticket) -> Arm:
+        if ticket.pinned:
+            return self.arms[ticket.pinned]
+        chosen = ticket.position < self.route.weight
+        return self.arms[self.route.arm if chosen else self.fallback]
+
+    def _dispatch(self) -> None:
+        """Start what can start, in order of arrival; nobody waits for another arm's slot."""
+        kept: deque[Ticket] = deque()
+        tickets, self._waiting = self._waiting, kept
+        for ticket in tickets:
+            arm = self._arm_for(ticket)
+            if arm.running < arm.slots:
+                self._start(ticket, arm)
+            else:
+                kept.append(ticket)
+
+    def _start(self, ticket: Ticket, arm: Arm) -> None:
+        loop = asyncio.get_running_loop()
+        call_soon = loop.call_soon_threadsafe
+        ticket.arm, ticket.started_s = arm.name, time.monotonic()
+        arm.running += 1
+        try:
+            ticket.handle = arm.scheduler.submit(
+                ticket.request,
+                partial(call_soon, self._token, ticket),
+                partial(call_soon, self._done, ticket, arm),
+            )
+        except (ValueError, RuntimeError) as error:
+            arm.running -= 1
+            # Later, because an end may change the route while the queue is being walked.
+            loop.call_soon(self._finish, ticket, "error", f"{type(error).__name__}: {error}")
+
+    def _token(self, ticket: Ticket, token: int) -> None:
+        ticket.tokens += 1
+        if ticket.first_token_s is None:
+            ticket.first_token_s = time.monotonic()
+        ticket.events.put_nowait(token)
+
+    def _done(self, ticket: Ticket, arm: Arm, handle: Handle) -> None:
+        arm.running -= 1
+        self._finish(ticket, handle.finish_reason or "error", handle.error)
+        self._dispatch()
+
+    def _finish(self, ticket: Ticket, reason: FinishReason, error: str | None) -> None:
+        ticket.finish_reason, ticket.error = reason, error
+        ticket.ended_s = time.monotonic()
+        ticket.events.put_nowait(None)
+        if reason != "cancelled":
+            self._ends_s.append(ticket.ended_s)
+        self.on_finished(ticket)
+        judged = self._judge and ticket.arm == self.route.arm != self.fallback
+        if judged and not ticket.pinned and reason != "cancelled":
+            first = ticket.first_token_s
+            ttft_s = None if first is None else first - ticket.arrived_s
+            if verdict := self._judge.observe(reason != "error", ttft_s):
+                self.switch(self.fallback, reason=verdict)
+
+    def _time_to_drain_s(self) -> float:
+        """Seconds until the queue is empty at the rate of the latest ends; 1 if unknown."""
+        if len(self._ends_s) < 2:
+            return 1.0
+        rate = (len(self._ends_s) - 1) / max(self._ends_s[-1] - self._ends_s[0], 1e-3)
+        return len(self._waiting) / rate
