@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from transformers.training_args import OptimizerNames
 
 from workbench.errors import ConfigError
+from workbench.pilot.problems import did_you_mean
 from workbench.pilot.sections.train import Train
 from workbench.train.schedule import Schedule
 
@@ -27,16 +28,19 @@ KEPT_CHECKPOINTS = 2
 LEARNED_SCALE = ".alpha"
 
 
+def require_optimizer(name: str) -> None:
+    """ConfigError unless ``transformers.Trainer`` knows an optimizer of that name."""
+    known = sorted(optimizer.value for optimizer in OptimizerNames)
+    if name not in known:
+        raise ConfigError(f"train.optimizer {name}: unknown{did_you_mean(name, known)}")
+
+
 def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArguments:
     """The Trainer's settings: offline, silent, float32 or bfloat16, on CUDA or else on the CPU.
 
     Apple's GPU is not used: the CPU is what the promise of equal bits was tested on.
     """
-    if train.optimizer not in {name.value for name in OptimizerNames}:
-        raise ConfigError(
-            f"train.optimizer: got {train.optimizer!r}",
-            allowed=", ".join(sorted(name.value for name in OptimizerNames)),
-        )
+    require_optimizer(train.optimizer)
     on_cuda = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),

@@ -1,0 +1,258 @@
+"""Stage 2: a full-precision baseline and a ternary model at equal tokens.
+
+Corpus -> tokenizer -> tokens -> the two arms -> what later stages need of them: the trained
+models, the same baseline ternarised without training, and the held-out text. Everything made
+on the way stays in the stage's folder, so a killed stage goes on where it stopped.
+
+Both arms start from the same weights, see the same batches and are judged on the same text.
+That is checked on what happened (digests of the weights and of every batch), not assumed.
+"""
+
+from __future__ import annotations
+
+import gc
+import zlib
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from workbench.data.corpus import Corpus, read_corpus
+from workbench.data.dataset import write_tokens
+from workbench.data.document import documents_frame
+from workbench.data.tokenizer import changes_text, load_tokenizer, make_tokenizer
+from workbench.errors import StageError
+from workbench.measure.statistics import bits_per_byte
+from workbench.model.build import build_model, preset_config
+from workbench.pilot.sections.model import Model
+from workbench.pilot.spec import Pilot
+from workbench.stages.context import StageContext
+from workbench.ternary import ThresholdVersion, to_ternary
+from workbench.ternary.folder import replacing_folder
+from workbench.ternary.master import save_master
+from workbench.ternary.packed import save_packed
+from workbench.ternary.post_training import ternarize_post_training
+from workbench.train.arm import Lesson, train_arm
+from workbench.train.judge import Judge
+from workbench.train.quality import document_losses, excerpts
+from workbench.train.quiet import quiet_transformers
+from workbench.train.trainer import require_optimizer
+
+TOKENIZER = "tokenizer"
+CALIBRATION_SEQUENCES = 16
+"""Training sequences that weigh the errors of post-training ternarisation."""
+
+
+def check(pilot: Pilot) -> list[str]:
+    """Raises ConfigError for what cannot be trained, before any stage has started."""
+    data, model = pilot.data, pilot.model
+    require_optimizer(pilot.train.optimizer)
+    tokens = len(load_tokenizer(data.tokenizer)) if data.tokenizer else data.vocab_size
+    if model.checkpoint is None:
+        preset_config(model, tokens, data.sequence_length)
+    return []
+
+
+def run(context: StageContext) -> None:
+    """Fill the tables, artefacts and figures of ``train_qat`` (docs/design.md)."""
+    pilot, record = context.pilot, context.record
+    corpus = read_corpus(pilot.data, pilot.seed)
+    tokenizer = _tokenizer(context, corpus)
+    lesson = _lesson(context, corpus, tokenizer)
+    record.save_table("heldout", documents_frame(corpus.heldout))
+
+    losses: dict[str, pd.DataFrame] = {}
+    baseline = _train_baseline(context, lesson, losses)
+    ternary = _train_ternary(context, lesson, losses)
+    _require_equal(context, baseline, ternary)
+
+    arms = {"full_precision": baseline, "ternary": ternary}
+    for table in ("loss", "evaluations"):
+        frames = [judge.telemetry.frame(table).assign(arm=arm) for arm, judge in arms.items()]
+        record.save_table(table, pd.concat(frames, ignore_index=True))
+    for table in ("layers", "histograms"):
+        record.save_table(table, ternary.telemetry.frame(table))
+    _record_figures(context, arms, losses)
+
+
+def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """The pilot's tokenizer, kept in the stage's folder from the first attempt on."""
+    folder, record = context.folder / TOKENIZER, context.record
+    if not folder.exists():
+        made = make_tokenizer(context.pilot.data, corpus.training)
+        with replacing_folder(folder) as partial:
+            made.save_pretrained(partial)
+    record.artefacts[TOKENIZER] = TOKENIZER
+    tokenizer = load_tokenizer(str(folder))
+    if changes_text(tokenizer, [document.text for document in corpus.heldout[:8]]):
+        record.notes.append(
+            "the tokenizer does not give every text back unchanged: bits per byte compare arms "
+            "of this run, not models with other tokenizers"
+        )
+    return tokenizer
+
+
+def _lesson(context: StageContext, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Lesson:
+    pilot = context.pilot
+    tokens = write_tokens(
+        context.folder / "tokens.npy", tokenizer, corpus.training, context.progress
+    )
+    length = pilot.data.sequence_length
+    characters = sum(len(document.text) for document in corpus.training)
+    piece = max(1, length * characters // len(tokens))
+    context.progress.note(
+        f"{len(corpus.training)} documents to learn from ({corpus.training_bytes / 1e6:.1f} MB, "
+        f"{len(tokens):,} tokens), {len(corpus.heldout)} held out"
+    )
+    context.record.facts["corpus"] = {
+        "name": pilot.data.corpus,
+        "digest": corpus.digest,
+        "training_documents": len(corpus.training),
+        "training_bytes": corpus.training_bytes,
+        "training_tokens": len(tokens),
+        "heldout_documents": len(corpus.heldout),
+        "heldout_bytes": corpus.heldout_bytes,
+        "copies_left_out": corpus.copies,
+        "vocabulary": len(tokenizer),
+    }
+    return Lesson(
+        train=pilot.train,
+        seed=pilot.seed,
+        tokens=tokens,
+        sequence_length=length,
+        tokenizer=tokenizer,
+        excerpts=excerpts(corpus.heldout, piece, pilot.train.eval_sequences),
+    )
+
+
+def _train_baseline(
+    context: StageContext, lesson: Lesson, losses: dict[str, pd.DataFrame]
+) -> Judge:
+    """The full-precision arm, and the same weights made ternary without training."""
+    section, record = context.pilot.model, context.record
+    model = _fresh_model(context, section, lesson, "full_precision")
+    judge = train_arm(
+        "full_precision", model, lesson, context.folder / "full_precision_arm", context.progress
+    )
+    losses["full_precision"] = judge.losses(model, "master")
+    _save_model(model, context.folder / "full_precision", lesson.tokenizer)
+
+    ids_BT = torch.from_numpy(
+        lesson.tokens[: CALIBRATION_SEQUENCES * lesson.sequence_length].astype("int64")
+    )
+    ids_BT = ids_BT[: len(ids_BT) // lesson.sequence_length * lesson.sequence_length]
+    report = ternarize_post_training(
+        model,
+        section.policy,
+        activations=section.activations,
+        calibration=ids_BT.view(-1, lesson.sequence_length).to(model.device).split(4),
+    )
+    losses["post_training"] = document_losses(
+        model, lesson.tokenizer, lesson.excerpts, lesson.sequence_length
+    )
+    save_packed(
+        model,
+        context.folder / "post_training",
+        report.precisions,
+        report.threshold,
+        lesson.tokenizer,
+    )
+    record.artefacts |= {name: name for name in ("full_precision", "post_training")}
+    return judge
+
+
+def _train_ternary(context: StageContext, lesson: Lesson, losses: dict[str, pd.DataFrame]) -> Judge:
+    section, record = context.pilot.model, context.record
+    gc.collect()  # the baseline's weights and optimizer may take half of the memory
+    model = _fresh_model(context, section, lesson, "ternary")
+    threshold = ThresholdVersion.from_section(section.threshold)
+    report = to_ternary(model, section.policy, threshold, section.activations, section.sub_norm)
+    context.progress.note(str(report))
+    record.facts["conversion"] = {
+        "threshold": threshold.id,
+        "ternary_layers": len(report.named("ternary")),
+        "ternary_parameters": report.ternary_parameters,
+        "parameters": report.parameters,
+        "not_converted": report.reasons,
+        "unmatched_patterns": report.unmatched,
+    }
+    judge = train_arm("ternary", model, lesson, context.folder / "ternary_arm", context.progress)
+    losses["ternary"] = judge.losses(model, "ternary")
+    save_master(model, context.folder / "ternary_master", lesson.tokenizer)
+    save_packed(model, context.folder / "ternary", report.precisions, threshold, lesson.tokenizer)
+    record.artefacts |= {name: name for name in ("ternary_master", "ternary")}
+    return judge
+
+
+def _fresh_model(
+    context: StageContext, section: Model, lesson: Lesson, arm: str
+) -> PreTrainedModel:
+    """The model both arms start from; the digest of its weights goes into the facts."""
+    with quiet_transformers():
+        model = build_model(
+            section, len(lesson.tokenizer), lesson.sequence_length, context.pilot.seed
+        )
+    total = 0
+    for parameter in model.parameters():
+        total = zlib.crc32(parameter.detach().contiguous().numpy(), total)
+    context.record.facts.setdefault("initial_weights_crc32", {})[arm] = total
+    return model
+
+
+def _save_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    with quiet_transformers(), replacing_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+
+def _require_equal(context: StageContext, baseline: Judge, ternary: Judge) -> None:
+    """Equal tokens, batches and initial weights, or the comparison means nothing."""
+    one, other = (judge.telemetry.frame("loss") for judge in (baseline, ternary))
+    weights = context.record.facts["initial_weights_crc32"]
+    equal = {
+        "tokens": one["tokens"].equals(other["tokens"]),
+        "batches": one["batch"].equals(other["batch"]),
+        "initial_weights": len(set(weights.values())) == 1,
+    }
+    context.record.facts["arms_equal"] = equal
+    if not all(equal.values()):
+        raise StageError(
+            f"the arms were not trained alike: {equal}",
+            allowed="the same tokens, batches and initial weights in both arms",
+            next_step="run the stage again with --force",
+        )
+
+
+def _record_figures(
+    context: StageContext, arms: dict[str, Judge], losses: dict[str, pd.DataFrame]
+) -> None:
+    record = context.record
+    for arm, frame in losses.items():
+        documents = [name.rpartition("@")[0] for name in frame["id"]]
+        estimate = bits_per_byte(frame["nats"], frame["bytes"], groups=documents)
+        how = f"{len(frame)} excerpts of held-out documents, after the last step"
+        record.add(estimate.metric("final_bits_per_byte", "bits/byte", how, arm=arm))
+    for arm, judge in arms.items():
+        rows = judge.telemetry.frame("loss")
+        seconds, tokens = float(rows["seconds"].sum()), int(rows["tokens"].iloc[-1])
+        how = "sum over the steps, forward to update; evaluations and checkpoints not counted"
+        record.measured("training_time_s", seconds, "s", how, n=len(rows), arm=arm)
+        record.measured(
+            "training_tokens_per_s", tokens / seconds, "tokens/s", how, n=len(rows), arm=arm
+        )
+        record.missing(
+            "training_energy_j",
+            "J",
+            "no meter runs beside the training; measure_ab meters the trained arms",
+            arm=arm,
+        )
+    how = "counted in the batches, the same for both arms"
+    record.measured("training_tokens", tokens, "tokens", how, n=len(rows))
+    bars = arms["ternary"].telemetry.frame("histograms")
+    last = bars[(bars["step"] == bars["step"].max()) & (bars["kind"] == "ternary")]
+    zeros = last.loc[last["left"] == -0.5, "count"].sum()
+    total = int(last["count"].sum())
+    record.measured(
+        "share_zero", zeros / total, "share", "weights with code 0 in all ternary layers", n=total
+    )
