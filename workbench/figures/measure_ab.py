@@ -17,6 +17,7 @@ from workbench.figures.theme import (
     reason_for,
     valued,
     why_not,
+    wrapped,
 )
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
@@ -35,7 +36,7 @@ def quality(record: StageRecord, language: str = "en") -> go.Figure:
         own = [m for m in rows if m.labels.get("arm", "") == arm]
         drawn.add_scatter(
             x=[m.value for m in own],
-            y=[say.label("arm", arm)] * len(own),
+            y=[wrapped(say.label("arm", arm))] * len(own),
             error_x=error_bars(own),
             mode="markers",
             marker=_marker(arm, 13),
@@ -61,9 +62,10 @@ def speed(record: StageRecord, language: str = "en") -> go.Figure:
         own = [m for m in rows if m.labels.get("arm", "") == arm]
         drawn.add_scatter(
             x=[m.value for m in own],
-            y=[say.label("class", m.labels.get("class", "")) for m in own],
+            y=[wrapped(say.label("class", m.labels.get("class", ""))) for m in own],
             error_x=error_bars(own),
             mode="markers",
+            orientation="h",
             name=say.label("arm", arm),
             marker=_marker(arm, 12),
             customdata=[m.n for m in own],
@@ -135,7 +137,7 @@ def _bars(record: StageRecord, name: str, key: str, axis: str, language: str) ->
         own = [m for m in rows if m.labels.get("arm", "") == arm]
         drawn.add_bar(
             x=[m.value for m in own],
-            y=[_name(say, m) for m in own],
+            y=[wrapped(_name(say, m)) for m in own],
             error_x=error_bars(own),
             orientation="h",
             marker_color=ARM_COLOURS.get(arm, GREY),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import plotly.graph_objects as go
 
 from workbench.figures.theme import (
@@ -17,6 +19,7 @@ from workbench.figures.theme import (
     reason_for,
     valued,
     why_not,
+    wrapped,
 )
 from workbench.records.stage_record import StageRecord
 
@@ -67,15 +70,17 @@ def fits(record: StageRecord, language: str = "en") -> go.Figure:
         )
     free = record.metric("memory_available_gb")
     if free and free.value:
-        drawn.add_vline(
-            x=free.value,
-            line={"color": "#3F4650", "dash": "dash", "width": 1.5},
-            annotation={
-                "text": say("readiness.fits.free", gb=free.value),
-                "font": {"size": 12},
-                "bgcolor": "rgba(255,255,255,0.75)",
-            },
-            annotation_position="bottom right",
+        drawn.add_vline(x=free.value, line={"color": "#3F4650", "dash": "dash", "width": 1.5})
+        drawn.add_annotation(
+            text=say("readiness.fits.free", gb=free.value),
+            x=math.log10(free.value),  # on a logarithmic axis annotations count in decades
+            y=0,
+            yref="paper",
+            yanchor="bottom",
+            xanchor="left",
+            showarrow=False,
+            font={"size": 12},
+            bgcolor="rgba(255,255,255,0.75)",
         )
     drawn.update_yaxes(type="category", showgrid=True)
     return drawn
@@ -127,7 +132,7 @@ def probe_gains(record: StageRecord, language: str = "en") -> go.Figure:
     drawn = figure(say, title, say("axis.gain"), height=140 + 52 * len(rows))
     drawn.add_scatter(
         x=[m.value for m in rows],
-        y=[say.metric(m.name) for m in rows],
+        y=[wrapped(say.metric(m.name)) for m in rows],
         error_x=error_bars(rows),
         mode="markers",
         marker={"color": VERMILION, "symbol": "diamond", "size": 13},

@@ -12,7 +12,9 @@ from workbench.figures.theme import (
     VERMILION,
     FigureTexts,
     figure,
+    interval_bars,
     why_not,
+    wrapped,
 )
 from workbench.records.stage_record import StageRecord
 from workbench.report.gates import labels_of
@@ -28,8 +30,7 @@ def gates(record: StageRecord, language: str = "en") -> go.Figure:
     if rows.empty:
         return why_not(say, title, say("page.no_gates"))
     names = [
-        say.figure(row.metric, labels_of(row.labels)).replace(" (", "<br>(")
-        for row in rows.itertuples()
+        wrapped(say.figure(row.metric, labels_of(row.labels)), 34) for row in rows.itertuples()
     ]
     drawn = figure(say, title, say("axis.margin"), height=150 + 48 * len(rows))
     sign = rows["side"].map({"at_most": -1.0, "at_least": 1.0})
@@ -64,14 +65,14 @@ def claims(record: StageRecord, language: str = "en") -> go.Figure:
     rows = record.table("claims") if "claims" in record.tables else pd.DataFrame()
     if rows.empty:
         return why_not(say, title, say("fig.no_rows"))
-    order = [say(f"claim.{claim}.title") for claim in dict.fromkeys(rows["claim"])]
+    order = [wrapped(say(f"claim.{claim}.title")) for claim in dict.fromkeys(rows["claim"])]
     first = rows.drop_duplicates("claim")
     drawn = figure(say, title, say("axis.gain"), height=150 + 54 * len(order), log="x")
     for kind, symbol in (("measured", "line-ns-open"), ("theoretical", "circle-open")):
         own = first[first["claimed_kind"] == kind]
         drawn.add_scatter(
             x=own["claimed"],
-            y=[say(f"claim.{claim}.title") for claim in own["claim"]],
+            y=[wrapped(say(f"claim.{claim}.title")) for claim in own["claim"]],
             mode="markers",
             name=say(f"report.claims.{kind}"),
             marker={
@@ -87,12 +88,8 @@ def claims(record: StageRecord, language: str = "en") -> go.Figure:
             continue
         drawn.add_scatter(
             x=own["measured"],
-            y=[say(f"claim.{claim}.title") for claim in own["claim"]],
-            error_x={
-                "type": "data", "symmetric": False, "thickness": 1.5, "width": 4,
-                "array": (own["hi"] - own["measured"]).fillna(0.0),
-                "arrayminus": (own["measured"] - own["lo"]).fillna(0.0),
-            },
+            y=[wrapped(say(f"claim.{claim}.title")) for claim in own["claim"]],
+            error_x=_bars(own, "measured"),
             mode="markers",
             name=say("report.claims.here", source=say.label("source", source)),
             marker={
@@ -127,12 +124,8 @@ def cost(record: StageRecord, language: str = "en") -> go.Figure:
     labels = [labels_of(text) for text in priced["labels"]]
     drawn.add_bar(
         x=priced["value"],
-        y=[say.labels({k: v for k, v in own.items() if k != "source"}) for own in labels],
-        error_x={
-            "type": "data", "symmetric": False, "thickness": 1.5, "width": 5,
-            "array": (priced["hi"] - priced["value"]).fillna(0.0),
-            "arrayminus": (priced["value"] - priced["lo"]).fillna(0.0),
-        },
+        y=[wrapped(say.labels({k: v for k, v in own.items() if k != "source"})) for own in labels],
+        error_x=_bars(priced, "value"),
         orientation="h",
         marker_color=[ARM_COLOURS.get(own.get("arm", ""), GREY) for own in labels],
         customdata=[say.get(f"kind.{kind}", kind) for kind in priced["kind"]],
@@ -144,3 +137,12 @@ def cost(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (gates, claims, cost)
+
+
+def _bars(rows: pd.DataFrame, column: str) -> dict[str, object]:
+    """Error bars of a table's rows; a row without an interval gets none."""
+    ends = [
+        [None if pd.isna(distance) else float(distance) for distance in distances]
+        for distances in (rows["hi"] - rows[column], rows[column] - rows["lo"])
+    ]
+    return interval_bars(*ends)

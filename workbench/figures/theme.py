@@ -59,10 +59,19 @@ def figure(
         font={"family": FONT, "size": 13, "color": "#2B2F36"},
         separators=", " if say.language == "ru" else ".,",
         height=height,
-        margin={"l": 64, "r": 20, "t": 84, "b": 56},
+        margin={"l": 64, "r": 20, "t": 96, "b": 56},
         paper_bgcolor="white",
         plot_bgcolor="white",
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "title": {"text": ""}},
+        legend={
+            # Both in the container's measure: mixed with "paper" a wide legend eats the plot.
+            "orientation": "h",
+            "xref": "container",
+            "yref": "container",
+            "x": 0,
+            "y": 1 - 44 / height,
+            "yanchor": "top",
+            "traceorder": "normal",
+        },
         hoverlabel={"font": {"family": FONT, "size": 12}},
         bargap=0.28,
         bargroupgap=0.08,
@@ -70,13 +79,14 @@ def figure(
     axis = {
         "gridcolor": "#E4E7EB", "linecolor": "#B8BDC6", "zerolinecolor": "#B8BDC6",
         "ticks": "outside", "ticklen": 4, "tickcolor": "#B8BDC6", "automargin": True,
-        "title": {"standoff": 12},
+        "title": {"standoff": 10, "font": {"size": 13}},
     }  # fmt: skip
-    drawn.update_xaxes(axis, title_text=x, showgrid=False, type="log" if "x" in log else None)
-    drawn.update_yaxes(axis, title_text=y, type="log" if "y" in log else None)
-    if log:
-        for name in log:
-            drawn.update_layout({f"{name}axis": {"dtick": 1 if name == "x" else None}})
+    drawn.update_xaxes(axis, title_text=x, showgrid=False, zeroline=False)
+    drawn.update_yaxes(axis, title_text=y)
+    if "x" in log:
+        drawn.update_xaxes(type="log", dtick=1)
+    if "y" in log:
+        drawn.update_yaxes(type="log", dtick="D2", minor={"ticks": ""})
     return drawn
 
 
@@ -85,9 +95,9 @@ def why_not(say: Texts, title: str, reason: str) -> go.Figure:
     drawn = figure(say, title, height=180)
     drawn.update_xaxes(visible=False)
     drawn.update_yaxes(visible=False)
-    wrapped = "<br>".join(textwrap.wrap(reason, 60)) or say("fig.no_rows")
+    why = wrapped(reason, 60) or say("fig.no_rows")
     drawn.add_annotation(
-        text=f"<b>{say('page.not_measured')}</b><br>{wrapped}", showarrow=False, x=0.5, y=0.5,
+        text=f"<b>{say('page.not_measured')}</b><br>{why}", showarrow=False, x=0.5, y=0.5,
         xref="paper", yref="paper", align="center", font={"size": 13, "color": "#6B7280"},
     )  # fmt: skip
     return drawn
@@ -110,18 +120,30 @@ def reason_for(record: StageRecord, *names: str, **labels: str) -> str:
 
 def error_bars(metrics: Sequence[Metric]) -> dict[str, object]:
     """The intervals of ``metrics`` as plotly error bars; no bar where there is none."""
-    values = [m.value or 0.0 for m in metrics]
+    above = [None if m.hi is None or m.value is None else m.hi - m.value for m in metrics]
+    below = [None if m.lo is None or m.value is None else m.value - m.lo for m in metrics]
+    return interval_bars(above, below)
+
+
+def interval_bars(
+    above: Sequence[float | None], below: Sequence[float | None]
+) -> dict[str, object]:
+    """Plotly error bars from the distances to both ends; None draws nothing."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": [0.0 if m.hi is None else m.hi - v for m, v in zip(metrics, values, strict=True)],
-        "arrayminus": [
-            0.0 if m.lo is None else v - m.lo for m, v in zip(metrics, values, strict=True)
-        ],
+        "visible": any(x is not None for x in (*above, *below)),
+        "array": list(above),
+        "arrayminus": list(below),
         "thickness": 1.5,
         "width": 5,
         "color": "#3F4650",
     }
+
+
+def wrapped(text: str, width: int = 22) -> str:
+    """A long name of a category on several lines, so that it leaves room for the plot."""
+    return "<br>".join(textwrap.wrap(text, width))
 
 
 def thinned(rows: pd.DataFrame, most: int = MOST_POINTS) -> pd.DataFrame:

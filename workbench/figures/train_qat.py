@@ -101,6 +101,7 @@ def layers(record: StageRecord, language: str = "en") -> go.Figure:
         )
     drawn.update_layout(barmode="stack", bargap=0.15)
     drawn.update_yaxes(autorange="reversed", tickfont={"size": 11}, type="category", dtick=1)
+    drawn.update_xaxes(range=[0, 100])
     if len(last) > len(shown):
         _footnote(drawn, say("fig.first_layers", shown=len(shown), all=len(last)))
     return drawn
@@ -197,6 +198,7 @@ def _shade_phases(drawn: go.Figure, rows: pd.DataFrame, say: Texts) -> None:
             annotation={
                 "text": say.get(f"train_phase.{phase}", phase.replace("_", " ")),
                 "font": {"size": 11, "color": "#6B7280"},
+                "yshift": -14 * (place % 2),  # names of short phases would run into each other
             },
             annotation_position="top left",
         )

@@ -1,7 +1,9 @@
 """Numbers as a reader wants them: as many digits as the figure deserves, and no more.
 
-A figure with an interval shows two significant digits of the interval's half width; one
-without shows three significant digits; whole numbers stay whole.
+The interval decides the digits of its figure: its half width is shown with two significant
+digits where it starts with 1 or 2 and with one above, the rule of the Particle Data Group.
+A figure without an interval shows three significant digits, fewer where it was given with
+fewer, and whole numbers stay whole.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ def number(value: float, language: str = "en") -> str:
         mantissa, exponent = f"{value:.1e}".split("e")
         power = str(int(exponent)).translate(SUPERSCRIPTS)
         return _localised(mantissa, language) + f"×10{power}"
-    return _localised(f"{value:,.{max(0, 2 - size)}f}", language)
+    decimals = max(0, 2 - size)
+    while decimals and round(value, decimals - 1) == value:
+        decimals -= 1
+    return _localised(f"{value:,.{decimals}f}", language)
 
 
 def with_interval(
@@ -34,7 +39,9 @@ def with_interval(
     half_width = (ends[1] - ends[0]) / 2
     if half_width <= 0 or half_width < abs(value) * 1e-9:
         return number(value, language), f"[{number(value, language)}]"
-    decimals = min(9, max(0, 1 - math.floor(math.log10(half_width))))
+    place = math.floor(math.log10(half_width))
+    digits = 2 if half_width / 10.0**place < 3 else 1
+    decimals = min(9, max(0, digits - 1 - place))
     shown = [_localised(f"{x:,.{decimals}f}", language) for x in (value, *ends)]
     low = shown[1] if lo is not None else f"{MINUS}∞"
     high = shown[2] if hi is not None else "∞"

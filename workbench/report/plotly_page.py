@@ -27,12 +27,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 @dataclass(frozen=True)
 class PageFigure:
     """One figure of a page. spec: its JSON, safe inside ``<script>``; error: why it is not
-    drawn, with spec empty then."""
+    drawn, with no spec then."""
 
     id: str
     title: str
     read: str
-    spec: Markup = Markup("")
+    spec: Markup | None = None
     error: str = ""
 
 
@@ -78,7 +78,7 @@ def figure_spec(figure: dict[str, Any], *, keep_title: bool = False) -> Markup:
     layout = dict(figure.get("layout", {}))
     if not keep_title and "title" in layout:
         layout.pop("title")
-        layout["margin"] = {**layout.get("margin", {}), "t": 40}
+        layout["legend"] = {**layout.get("legend", {}), "y": 1}
     text = json.dumps({"data": figure.get("data", []), "layout": layout}, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))
 

@@ -19,6 +19,11 @@ REPORT_TEXTS = Path(__file__).parent
 LABEL_ORDER = ("arm", "source", "class", "batch", "phase", "quantile", "precision", "threads")
 
 
+def label_place(name: str) -> tuple[int, str]:
+    """Sorts labels into the order in which they are read."""
+    return (LABEL_ORDER.index(name) if name in LABEL_ORDER else len(LABEL_ORDER), name)
+
+
 class Texts:
     """The catalogues of one language in ``folders``, joined."""
 
@@ -54,8 +59,7 @@ class Texts:
         return known or pattern.format(value=value)
 
     def labels(self, labels: dict[str, str]) -> str:
-        order = {name: place for place, name in enumerate(LABEL_ORDER)}
-        names = sorted(labels, key=lambda name: (order.get(name, len(order)), name))
+        names = sorted(labels, key=label_place)
         return ", ".join(self.label(name, labels[name]) for name in names)
 
     def figure(self, name: str, labels: dict[str, str]) -> str:

@@ -20,11 +20,13 @@ from workbench.records.run import Run
 from workbench.records.stage_record import StageRecord
 from workbench.report.gates import labels_of
 from workbench.report.numbers import duration, number, with_interval
-from workbench.report.text import Texts
+from workbench.report.text import Texts, label_place
 from workbench.report.vocabulary import FIGURES, better
 from workbench.stages import STAGES
 
 Records = Mapping[str, StageRecord]
+ARMS = ("full_precision", "ternary", "post_training", "hybrid")
+PHASES = ("before", "switch", "after")
 RESULT_THEMES = ("quality", "latency", "throughput", "memory", "energy", "hybrid", "rollback")
 HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("readiness", "memory_ratio", {"arm": "ternary", "source": "probe"}),
@@ -74,7 +76,11 @@ def metric_table(metrics: Iterable[Metric], texts: Texts, title: str = "") -> Ta
     known = list(FIGURES)
     ordered = sorted(
         (m for m in metrics if m.value is not None),
-        key=lambda m: (known.index(m.name) if m.name in FIGURES else len(known), m.name),
+        key=lambda m: (
+            known.index(m.name) if m.name in FIGURES else len(known),
+            m.name,
+            _place(m.labels),
+        ),
     )
     table, marks = Table(title), {}
     for metric in ordered:
@@ -90,15 +96,14 @@ def metric_table(metrics: Iterable[Metric], texts: Texts, title: str = "") -> Ta
 
 def result_tables(records: Records, texts: Texts) -> list[Table]:
     """One table a theme: quality, latency, throughput, memory, energy, hybrid, rollback."""
-    metrics = [m for record in records.values() for m in record.metrics]
-    tables = [
-        metric_table(
-            (m for m in metrics if m.name in FIGURES and FIGURES[m.name].theme == theme),
-            texts,
-            texts(f"theme.{theme}"),
-        )
-        for theme in RESULT_THEMES
-    ]
+    themed: dict[str, list[Metric]] = {theme: [] for theme in RESULT_THEMES}
+    for stage, record in records.items():
+        for metric in record.metrics:
+            theme = FIGURES[metric.name].theme if metric.name in FIGURES else "other"
+            # Latencies of the replay belong to the rollback, not beside the A/B measurement.
+            theme = "rollback" if (stage, theme) == ("deploy_rollback", "latency") else theme
+            themed.get(theme, []).append(metric)
+    tables = [metric_table(found, texts, texts(f"theme.{t}")) for t, found in themed.items()]
     return [table for table in tables if table.groups]
 
 
@@ -162,9 +167,7 @@ def claim_groups(record: StageRecord, texts: Texts) -> list[dict[str, Any]]:
         value, interval = _valued(row, "measured", texts)
         group["rows"].append(
             {
-                "of": texts.figure(row["metric"], labels_of(row["labels"]))
-                if row["metric"]
-                else "",
+                "of": _claim_figure(row, texts),
                 "value": value,
                 "interval": interval,
                 "unit": texts.unit(row["unit"]),
@@ -178,10 +181,14 @@ def claim_groups(record: StageRecord, texts: Texts) -> list[dict[str, Any]]:
 
 
 def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> list[dict[str, str]]:
-    rows = []
+    """Costs that have a value, then one row for each reason why others have none."""
+    rows, absent = [], {}
     for row in record.table("cost").to_dict("records"):
+        if _empty(row["value"]):
+            name = texts(f"cost.{row['per']}", requests=requests_per_day)
+            absent.setdefault(row["reason"], {})[name] = None
+            continue
         value, interval = _valued(row, "value", texts)
-        joules = row["energy_j"]
         rows.append(
             {
                 "of": texts(f"cost.{row['per']}", requests=requests_per_day),
@@ -189,28 +196,36 @@ def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> lis
                 "value": value,
                 "interval": interval,
                 "currency": row["currency"],
-                "energy": "" if _empty(joules) else f"{number(joules / 3.6e6, texts.language)}",
+                "energy": number(row["energy_j"] / 3.6e6, texts.language),
                 "kind": row["kind"],
                 "kind_name": texts(f"kind.{row['kind']}"),
-                "how": row["how"] or row["reason"],
+                "how": row["how"],
             }
         )
+    for reason, names in absent.items():
+        rows.append(
+            {
+                "of": ", ".join(names), "labels": "", "value": texts("kind.not measured"),
+                "interval": "", "currency": "", "energy": "", "kind": "not measured",
+                "kind_name": texts("kind.not measured"), "how": reason,
+            }
+        )  # fmt: skip
     return rows
 
 
 def missing_rows(records: Records, texts: Texts) -> list[dict[str, str]]:
     """Figures without a value, those of one stage with one reason in one row."""
-    together: dict[tuple[str, str, str], list[str]] = {}
+    together: dict[tuple[str, str, str], list[dict[str, str]]] = {}
     for stage, record in records.items():
         for metric in record.metrics:
             if metric.value is None:
                 key = (stage, metric.name, metric.reason or "")
-                together.setdefault(key, []).append(texts.labels(metric.labels))
+                together.setdefault(key, []).append(metric.labels)
     return [
         {
             "stage": texts(f"stage.{stage}"),
             "title": texts.metric(name),
-            "of": " · ".join(label for label in labels if label),
+            "of": _spread(labels, texts),
             "reason": reason,
         }
         for (stage, name, reason), labels in together.items()
@@ -306,6 +321,24 @@ def _row(metric: Metric, texts: Texts, mark: str) -> Row:
     )
 
 
+def _spread(labels: list[dict[str, str]], texts: Texts) -> str:
+    """What many figures are of, each label's values named once."""
+    names = sorted({name for own in labels for name in own}, key=label_place)
+    values = [dict.fromkeys(own[name] for own in labels if name in own) for name in names]
+    return " · ".join(
+        ", ".join(texts.label(name, value) for value in known)
+        for name, known in zip(names, values, strict=True)
+    )
+
+
+def _claim_figure(row: Mapping[str, Any], texts: Texts) -> str:
+    """The figure beside a claim; that it is ternary goes without saying."""
+    if not row["metric"]:
+        return ""
+    labels = {k: v for k, v in labels_of(row["labels"]).items() if k != "arm"}
+    return texts.figure(row["metric"], labels)
+
+
 def _sentence(sentence: Mapping[str, Any], texts: Texts) -> str:
     values = dict(sentence["values"])
     if "unit" in values:
@@ -336,6 +369,24 @@ def _reason(row: Mapping[str, Any], texts: Texts) -> str:
 
 def _empty(value: Any) -> bool:
     return value is None or pd.isna(value)
+
+
+def _place(labels: Mapping[str, str]) -> tuple[Any, ...]:
+    """Sorts figures of one metric: under the same conditions the arms stand together."""
+
+    def counted(value: str) -> tuple[int, str]:
+        digits = "".join(c for c in value if c.isdigit())
+        return int(digits or 0), value
+
+    phase, arm = labels.get("phase", ""), labels.get("arm", "")
+    return (
+        labels.get("source", ""),
+        counted(labels.get("class", "")),
+        counted(labels.get("batch", "")),
+        PHASES.index(phase) if phase in PHASES else len(PHASES),
+        counted(labels.get("quantile", "")),
+        ARMS.index(arm) if arm in ARMS else len(ARMS),
+    )
 
 
 def _letters(place: int) -> str:

@@ -12,9 +12,22 @@
   const root = document.documentElement;
   const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : media.matches);
 
+  // Rows that the legend will need: plotly gives each entry the width of the longest.
+  function legendRows(figure, width) {
+    const names = figure.data.filter((t) => t.name && t.showlegend !== false).map((t) => t.name);
+    if (names.length < 2 || figure.layout.showlegend === false) return 0;
+    const columns = Math.max(1, Math.floor(width / (60 + 7 * Math.max(...names.map((n) => n.length)))));
+    return Math.ceil(names.length / columns);
+  }
+
   function spec(box, onDark) {
     const text = document.getElementById(box.dataset.figure).textContent;
     const figure = JSON.parse(onDark ? text.replace(KNOWN, (c) => DARK[c]) : text);
+    if (!figure.layout.title) {
+      const top = 14 + 20 * legendRows(figure, box.clientWidth);
+      figure.layout.height += top - figure.layout.margin.t;
+      figure.layout.margin.t = top;
+    }
     figure.layout.paper_bgcolor = figure.layout.plot_bgcolor = "rgba(0,0,0,0)";
     return figure;
   }
@@ -27,7 +40,10 @@
   function draw(onDark = dark()) {
     for (const box of document.querySelectorAll("[data-figure]")) {
       const figure = spec(box, onDark);
-      Plotly.react(box, figure.data, figure.layout, options);
+      // One figure that cannot be drawn must not take the others with it.
+      Promise.resolve()
+        .then(() => Plotly.react(box, figure.data, figure.layout, options))
+        .catch((error) => console.error(box.id, error));
     }
   }
 
