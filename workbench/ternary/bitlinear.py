@@ -41,6 +41,7 @@ class _Kept(NamedTuple):
     version: int
     pointer: int
     strength: float
+    inference: bool
     value: Tensor
 
 
@@ -195,8 +196,10 @@ class BitLinear(NormedLinear):
         if torch.compiler.is_compiling() or not (self.reuse or not self.training):
             return self._quantise()
         weight = self.weight
-        state = (weight._version, weight.data_ptr(), self._strength)
-        if self._kept is None or self._kept[:3] != state:
+        # What was made in inference mode cannot take part in a backward pass.
+        inference = torch.is_inference_mode_enabled()
+        state = (weight._version, weight.data_ptr(), self._strength, inference)
+        if self._kept is None or self._kept[:4] != state:
             self._kept = _Kept(*state, self._quantise())
         return self._kept.value
 
