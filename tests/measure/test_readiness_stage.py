@@ -35,6 +35,7 @@ def test_the_stage_measures_this_machine_and_ends_with_a_verdict(tmp_path):
     meters = record.facts["meters"]
     assert {m.split()[0] for m in meters["found"]} | set(meters["missing"]) >= {"nvml", "rapl"}
     assert record.facts["machine"]["cpu"]["cores"] >= 1
+    assert record.facts["kernels"]["name"] in ("native", "torch")
     verdict = record.facts["verdict"]
     assert any("Largest preset that fits" in sentence for sentence in verdict)
     assert any(sentence.startswith("Energy can") for sentence in verdict)

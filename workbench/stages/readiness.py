@@ -8,10 +8,12 @@ which cannot, with the reason.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import ternary_kernels
 
 from workbench.errors import ConfigError
 from workbench.machine.cpu import measurement_threads
@@ -90,6 +92,10 @@ def run(context: StageContext) -> None:
             "gpu_memory_available_gb", device.free_bytes / GB, "GB", "free memory of torch's GPU 0"
         )
 
+    kernels = ternary_kernels.backend()
+    record.facts["kernels"] = asdict(kernels)
+    if kernels.reason:
+        record.notes.append(f"native kernels are not used: {kernels.reason}")
     context.progress.note("measuring memory bandwidth")
     _bandwidth(context, device)
     meters, missing = _meters(context)
@@ -98,6 +104,7 @@ def run(context: StageContext) -> None:
     record.facts["verdict"] = [
         _about_machine(machine, device),
         *_about_sizes(pilot, fits),
+        _about_speed(device, kernels),
         _about_meters(meters, missing),
     ]
     if not pilot.readiness.probe.enabled:
@@ -228,6 +235,23 @@ def _about_sizes(pilot: Pilot, fits: pd.DataFrame) -> list[str]:
             "a smaller train.batch_size, or another machine."
         )
     return sentences
+
+
+def _about_speed(device: Device, kernels: ternary_kernels.Backend) -> str:
+    if device.name == "cuda":
+        return (
+            "Quality, latency, throughput and memory can be measured here, on the GPU through "
+            "transformers; the native kernels run on CPUs only."
+        )
+    if kernels.name == "native":
+        return (
+            "Quality, latency, throughput and memory can be measured here, with native kernels "
+            f"for {kernels.isa}."
+        )
+    return (
+        f"Quality and memory can be measured here. Latency and throughput are those of PyTorch, "
+        f"not of ternary kernels ({kernels.reason}): do not judge speed by them."
+    )
 
 
 def _about_meters(found: list[str], missing: list[MissingMeter]) -> str:
