@@ -1,0 +1,248 @@
+"""Packed folders: the same numbers back, proof on the file, and an error for every damage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from workbench.errors import ConfigError
+from workbench.pilot.sections.model import Policy
+from workbench.ternary import ThresholdVersion, bit_linears, to_ternary
+from workbench.ternary.master import load_master, save_master
+from workbench.ternary.packed import check_ternary, load_packed, save_packed
+from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
+from workbench.ternary.quantize import ternarize
+
+Q0 = "model.layers.0.self_attn.q_proj"
+VERSION = ThresholdVersion()
+NO_INT8 = Policy(int8=[])
+
+
+@torch.no_grad()
+def logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    return model(ids).logits
+
+
+def packed(model, folder: Path, policy: Policy = NO_INT8, version=VERSION, **choices) -> Path:
+    report = to_ternary(model, policy, version, **choices)
+    save_packed(model, folder, report.precisions, version)
+    return folder
+
+
+def change(folder: Path, edit) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("activations", ["int8", "none"])
+@pytest.mark.parametrize("rule", ["absmean", "twn", "learned"])
+def test_convert_pack_load_generate(model, ids, tmp_path, rule, activations) -> None:
+    for name, parameter in model.named_parameters():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            parameter.data = parameter.data.bfloat16().float()  # what the file keeps of them
+    version = ThresholdVersion(rule, "group128")
+    packed(model, tmp_path / "p", version=version, activations=activations, sub_norm=True)
+    loaded = load_packed(tmp_path / "p", expect=version)
+    assert sum(isinstance(m, PackedTernaryLinear) for m in loaded.modules()) == 14
+    torch.testing.assert_close(logits(loaded, ids), logits(model, ids), rtol=1e-4, atol=1e-5)
+    options = {"max_new_tokens": 5, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    assert torch.equal(loaded.generate(ids, **options), model.generate(ids, **options))
+
+
+def test_int8_tables_stay_close_and_stay_tied(llama, ids, tmp_path) -> None:
+    packed(llama, tmp_path / "p", Policy())
+    loaded = load_packed(tmp_path / "p")
+    embedding, head = loaded.model.embed_tokens, loaded.lm_head
+    assert isinstance(embedding, Int8Embedding) and isinstance(head, Int8Linear)
+    assert head.int8 is embedding.int8
+    expected = logits(llama, ids)
+    assert (logits(loaded, ids) - expected).norm() < 0.03 * expected.norm()
+    tensors = load_file(tmp_path / "p" / "model.safetensors")
+    assert not any(name.startswith("lm_head") for name in tensors)
+
+
+def test_the_file_is_what_the_design_says(llama, tmp_path) -> None:
+    weight = llama.get_submodule(Q0).weight.detach().clone()
+    folder = packed(llama, tmp_path / "p", Policy())
+    tensors = load_file(folder / "model.safetensors")
+    codes, scale = ternarize(weight, VERSION)
+    stored = tensors[f"{Q0}.codes"]
+    assert stored.dtype == torch.uint8 and stored.shape == (48, 12)
+    for k in (0, 1, 5, 47):
+        column = (stored[:, k // 4] >> (2 * (k % 4))) & 3
+        assert torch.equal(column.to(torch.int8) - 1, codes[:, k])
+    assert torch.equal(tensors[f"{Q0}.scale"], scale)
+    assert tensors["model.embed_tokens.int8"].shape == (97, 48)
+    manifest = json.loads((folder / "ternary.json").read_text())
+    assert manifest["threshold_id"] == VERSION.id
+    assert manifest["layers"][Q0] == {
+        "precision": "ternary", "out_features": 48, "in_features": 48, "sub_norm": False,
+    }  # fmt: skip
+    assert (folder / "config.json").exists()
+
+
+def test_packing_changes_nothing_in_the_model(llama, ids, tmp_path) -> None:
+    report = to_ternary(llama, Policy(), VERSION)
+    before, state = logits(llama, ids), {k: v.clone() for k, v in llama.state_dict().items()}
+    save_packed(llama, tmp_path / "p", report.precisions, VERSION)
+    assert torch.equal(logits(llama, ids), before)
+    assert all(torch.equal(v, state[k]) for k, v in llama.state_dict().items())
+    assert len(bit_linears(llama)) == 14
+
+
+def test_a_mixture_keeps_each_layer_as_asked(llama, ids, tmp_path) -> None:
+    precisions = to_ternary(llama, NO_INT8, VERSION, sub_norm=True).precisions
+    up, down = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"
+    save_packed(llama, tmp_path / "p", {**precisions, up: "int8", down: "high_precision"}, VERSION)
+    loaded = load_packed(tmp_path / "p")
+    master = llama.get_submodule(down).weight.detach()
+    assert torch.equal(loaded.get_submodule(down).weight, master.bfloat16().float())
+    assert isinstance(loaded.get_submodule(up), Int8Linear)
+    assert loaded.get_submodule(down).norm is not None
+    assert logits(loaded, ids).isfinite().all()
+
+
+def test_the_check_proves_a_good_file(llama, tmp_path) -> None:
+    folder = packed(llama, tmp_path / "p")
+    check = check_ternary(folder)
+    assert check.ok and len(check.shares) == 14
+    codes, _ = ternarize(llama.get_submodule(Q0).weight, VERSION)
+    shares = [float((codes == code).float().mean()) for code in (-1, 0, 1)]
+    assert check.shares[Q0] == pytest.approx(shares)
+    assert "14 layers hold only -1, 0, +1" in str(check)
+
+
+def forbidden_code(tensors) -> None:
+    tensors[f"{Q0}.codes"][7, 3] |= 0b00110000
+
+
+def bad_scale(tensors) -> None:
+    tensors[f"{Q0}.scale"][0] = float("nan")
+
+
+def short_codes(tensors) -> None:
+    tensors[f"{Q0}.codes"] = tensors[f"{Q0}.codes"][:40].contiguous()
+
+
+def no_scale(tensors) -> None:
+    del tensors[f"{Q0}.scale"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (forbidden_code, rf"{Q0}\.codes holds the forbidden code 3 in row 7"),
+        (bad_scale, rf"{Q0}\.scale holds a value that is not finite"),
+        (short_codes, rf"{Q0}\.codes is torch.uint8 \[40, 12\]"),
+        (no_scale, rf"{Q0}\.scale"),
+    ],
+)
+def test_a_bad_tensor_is_named_by_the_check_and_refused_on_loading(
+    llama, tmp_path, edit, message
+) -> None:
+    folder = packed(llama, tmp_path / "p")
+    change(folder, edit)
+    check = check_ternary(folder)
+    assert not check.ok and Q0 in str(check)
+    with pytest.raises(ConfigError, match=message):
+        load_packed(folder)
+
+
+def test_left_over_and_misshapen_tensors_are_refused(llama, tmp_path) -> None:
+    folder = packed(llama, tmp_path / "p")
+    change(folder, lambda tensors: tensors.update(surplus=torch.ones(1)))
+    with pytest.raises(ConfigError, match="beyond its model, 1 tensors: surplus"):
+        load_packed(folder)
+    change(folder, lambda t: (t.pop("surplus"), t.update({"model.norm.weight": torch.ones(7)})))
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight is torch.float32 \[7\]"):
+        load_packed(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -1])
+def test_a_truncated_file_is_named(llama, tmp_path, keep) -> None:
+    path = packed(llama, tmp_path / "p") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    for read in (load_packed, check_ternary):
+        with pytest.raises(ConfigError, match=r"p: model\.safetensors cannot be read"):
+            read(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "holds a list"),
+        ('{"kind": "packed", "format": 99}', "format 99"),
+        ('{"kind": "packed", "format": 1, "threshold": {}}', "threshold version"),
+    ],
+)
+def test_a_damaged_manifest_is_named(llama, tmp_path, text, message) -> None:
+    folder = packed(llama, tmp_path / "p")
+    (folder / "ternary.json").write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_packed(folder)
+    assert "ternary.json" in str(error.value)
+
+
+def test_another_threshold_version_is_refused_by_both_names(llama, tmp_path) -> None:
+    folder = packed(llama, tmp_path / "p")
+    other = ThresholdVersion(rounding="half_away")
+    with pytest.raises(ConfigError, match=rf"{VERSION.id}, but {other.id}"):
+        load_packed(folder, expect=other)
+    with pytest.raises(ConfigError, match=rf"{VERSION.id}, but {other.id}"):
+        save_packed(llama, tmp_path / "q", {Q0: "ternary"}, other)
+    assert not (tmp_path / "q").exists()
+
+
+def test_nothing_is_overwritten_when_writing_fails(llama, tmp_path, monkeypatch) -> None:
+    folder = packed(llama, tmp_path / "p")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    precisions = {name: "ternary" for name, _ in bit_linears(llama)}
+
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("workbench.ternary.packed.save_file", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_packed(llama, folder, precisions, VERSION)
+    llama.get_submodule(Q0).weight.data[0, 0] = float("nan")
+    with pytest.raises(ConfigError, match=rf"{Q0}\.weight holds values that are not finite"):
+        save_packed(llama, folder, precisions, VERSION)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["p"]
+
+
+@pytest.mark.parametrize(
+    ("precisions", "message"),
+    [
+        ({"model.layers.0.self_attn.qproj": "ternary"}, "did you mean"),
+        ({Q0: "int4"}, "'int4'"),
+        ({"model.embed_tokens": "ternary", "lm_head": "ternary"}, "is an embedding"),
+        ({"model.embed_tokens": "int8"}, "lm_head high_precision"),
+    ],
+)
+def test_impossible_precisions_are_refused(llama, tmp_path, precisions, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        save_packed(llama, tmp_path / "p", precisions, VERSION)
+
+
+@pytest.mark.parametrize("rule", ["absmean", "learned"])
+def test_a_master_checkpoint_comes_back_exactly(model, ids, tmp_path, rule) -> None:
+    version = ThresholdVersion(rule, "row")
+    to_ternary(model, Policy(), version, sub_norm=True)
+    save_master(model, tmp_path / "m")
+    loaded = load_master(tmp_path / "m", expect=version)
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+    with pytest.raises(ConfigError, match=f"{version.id}, but {VERSION.id}"):
+        load_master(tmp_path / "m", expect=VERSION)
+    with pytest.raises(ConfigError, match="kind 'master'"):
+        load_packed(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_master(tmp_path / "m")
