@@ -97,7 +97,7 @@ def why_not(say: Texts, title: str, reason: str) -> go.Figure:
     drawn.update_yaxes(visible=False)
     why = wrapped(reason, 60) or say("fig.no_rows")
     drawn.add_annotation(
-        text=f"<b>{say('page.not_measured')}</b><br>{why}", showarrow=False, x=0.5, y=0.5,
+        text=f"<b>{say('kind.not measured')}</b><br>{why}", showarrow=False, x=0.5, y=0.5,
         xref="paper", yref="paper", align="center", font={"size": 13, "color": "#6B7280"},
     )  # fmt: skip
     return drawn

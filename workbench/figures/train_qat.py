@@ -161,7 +161,7 @@ def histograms(record: StageRecord, language: str = "en") -> go.Figure:
     return drawn
 
 
-FIGURES = (loss, evaluations, layers, flips, histograms)
+FIGURES = (loss, evaluations, flips, histograms, layers)
 
 
 def short_names(names: pd.Series) -> list[str]:

@@ -1,0 +1,108 @@
+"""Runs side by side: every shared figure against the first run, and quality against speed."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from workbench.figures.theme import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    FigureTexts,
+    figure,
+    why_not,
+    wrapped,
+)
+from workbench.report.compare import Comparison
+from workbench.report.gates import labels_of
+
+MOST_ROWS = 40
+SYMBOLS = {"better": "triangle-up", "worse": "triangle-down", "neither": "circle", "same": "circle"}
+COLOURS = {"better": GREEN, "worse": VERMILION, "neither": BLUE, "same": GREY}
+RUN_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+
+
+def ratios(found: Comparison, language: str = "en") -> go.Figure:
+    """Ratio of the last run to the first for the figures that moved most."""
+    say = FigureTexts(language)
+    title = say("compare.ratios.title")
+    rows = found.figures
+    rows = rows[(rows["state"] != "only in some") & (rows["ratio"] > 0)]
+    if rows.empty:
+        return why_not(say, title, say("compare.no_shared"))
+    moved = rows["ratio"].map(lambda r: max(r, 1 / r)).sort_values(ascending=False)
+    shown = rows.loc[moved.index[:MOST_ROWS]]
+    drawn = figure(say, title, say("axis.ratio"), height=170 + 30 * len(shown), log="x")
+    verdicts = [_verdict(row) for row in shown.to_dict("records")]
+    names = [
+        wrapped(say.figure(m, labels_of(t)), 40)
+        for m, t in zip(shown["metric"], shown["labels"], strict=True)
+    ]
+    for verdict, colour in COLOURS.items():
+        chosen = [place for place, own in enumerate(verdicts) if own == verdict]
+        if not chosen:
+            continue
+        drawn.add_scatter(
+            x=shown["ratio"].iloc[chosen],
+            y=[names[place] for place in chosen],
+            mode="markers",
+            name=say(f"compare.{verdict}"),
+            marker={"color": colour, "symbol": SYMBOLS[verdict], "size": 11},
+            customdata=shown["because"].iloc[chosen],
+            hovertemplate="%{x:.3g}× · %{customdata}<extra>%{fullData.name}</extra>",
+        )
+    drawn.add_vline(x=1, line={"color": "#3F4650", "dash": "dash", "width": 1.5})
+    drawn.update_xaxes(dtick="D2", showgrid=True)
+    drawn.update_yaxes(
+        type="category", categoryorder="array", categoryarray=names[::-1], dtick=1,
+        tickfont={"size": 11},
+    )  # fmt: skip
+    return drawn
+
+
+def quality_speed(found: Comparison, language: str = "en") -> go.Figure:
+    """Each run's ternary arm: quality lost against decode speed-up at the real shape."""
+    say = FigureTexts(language)
+    title = say("compare.quality_speed.title")
+    gap = _values(found, "quality_gap_bits_per_byte", arm="ternary")
+    speed = _values(found, "decode_speedup", source="probe")
+    if gap is None or speed is None:
+        return why_not(say, title, say("compare.no_shared"))
+    drawn = figure(say, title, say("axis.speedup"), say("axis.gap"))
+    for place, name in enumerate(found.runs):
+        drawn.add_scatter(
+            x=[speed[name]],
+            y=[gap[name]],
+            mode="markers",
+            name=name,
+            marker={"size": 14, "color": RUN_COLOURS[place % len(RUN_COLOURS)]},
+            hovertemplate="%{x:.3g}×, %{y:.3g}<extra>%{fullData.name}</extra>",
+        )
+    drawn.add_vline(x=1, line={"color": "#8A8F98", "dash": "dash", "width": 1})
+    drawn.add_hline(y=0, line={"color": "#8A8F98", "dash": "dash", "width": 1})
+    return drawn
+
+
+FIGURES = (ratios, quality_speed)
+
+
+def _verdict(row: dict[str, object]) -> str:
+    if row["state"] in ("same", "within intervals"):
+        return "same"
+    if row["better"] == "neither":
+        return "neither"
+    return "better" if (row["ratio"] > 1) == (row["better"] == "higher") else "worse"  # type: ignore[operator]
+
+
+def _values(found: Comparison, name: str, **labels: str) -> dict[str, float] | None:
+    """The first figure of that name and labels, by run; None where a run has none."""
+    for row in found.figures.to_dict("records"):
+        own = labels_of(row["labels"])
+        fits = all(own.get(key) == value for key, value in labels.items())
+        if row["metric"] == name and fits and row["state"] != "only in some":
+            return {run: row[run] for run in found.runs}
+    return None
