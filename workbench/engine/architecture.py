@@ -8,6 +8,8 @@ reason, and the engine then runs the model through ``transformers``.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from ternary_kernels.llama import LlamaConfig
 from transformers import PretrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -70,6 +72,17 @@ def eos_tokens(config: PretrainedConfig) -> frozenset[int]:
     """The tokens that end a text; none, one or several in the wild."""
     eos = config.eos_token_id
     return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
+
+
+def require_int8_activations(activations: str, where: str) -> None:
+    """The kernels multiply codes with per-token INT8 activations and know nothing else."""
+    if activations != "int8":
+        raise NotForKernels(f"{where} leaves its activations as they are (model.activations)")
+
+
+def refuse_norm_inside(where: str) -> NoReturn:
+    """The kernels have norms where the families above have them, not in front of each layer."""
+    raise NotForKernels(f"{where} has a norm inside (model.sub_norm)")
 
 
 def _sliding_window(config: PretrainedConfig) -> int:

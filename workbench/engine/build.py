@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 import torch
-from ternary_kernels import PackedWeight, llama
+from ternary_kernels import PackedWeight, backend, llama, set_threads
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
@@ -20,6 +20,10 @@ from workbench.engine.transformers_core import TransformersCore
 from workbench.engine.weights import FolderSource, Source, Tables, collect_weights
 from workbench.errors import StageError
 from workbench.machine.cpu import measurement_threads
+from workbench.ternary.manifest import NAME as MANIFEST
+from workbench.ternary.manifest import Manifest, read_json_object
+from workbench.ternary.master import load_master
+from workbench.ternary.packed import load_packed
 
 LONGEST_CONTEXT = 4096
 """Taken when no context is asked for: some models were made for 131,072 tokens, whose cache
@@ -52,7 +56,17 @@ class SetupFields(TypedDict, total=False):
 def from_folder(folder: Path, setup: Setup) -> Engine:
     """See :meth:`Engine.load`."""
     config = _read_config(folder)
-    return _build(config, lambda: FolderSource(folder, config), lambda: _load_model(folder), setup)
+    layout = folder / MANIFEST
+    if layout.exists() and read_json_object(layout).get("kind") == "master":
+        return from_model(load_master(folder), setup)
+    manifest = Manifest.read(folder) if layout.exists() else None
+
+    def model() -> nn.Module:
+        if manifest:
+            return load_packed(folder)
+        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+
+    return _build(config, lambda: FolderSource(folder, config, manifest), model, setup)
 
 
 def from_model(model: nn.Module, setup: Setup) -> Engine:
@@ -73,10 +87,14 @@ def _native(
     setup: Setup,
     eos: frozenset[int],
 ) -> Engine:
-    threads = measurement_threads(setup.threads)
-    torch.set_num_threads(threads)
+    set_threads(measurement_threads(setup.threads))
     core = llama.create(shape, weights, setup.slots, setup.context, setup.kv_dtype)
-    return Engine(core, backend=f"ternary_kernels, {threads} threads", eos_tokens=eos)
+    computes = backend()
+    notes = []
+    if computes.reason:
+        notes.append(f"the kernels compute in PyTorch, slower by far: {computes.reason}")
+    name = " ".join(filter(None, ("ternary_kernels", computes.name, computes.isa)))
+    return Engine(core, backend=f"{name}, {computes.threads} threads", eos_tokens=eos, notes=notes)
 
 
 def _build(
@@ -137,7 +155,3 @@ def _read_config(folder: Path) -> PretrainedConfig:
             allowed="the configuration of a transformers causal language model",
             next_step="make the model folder again",
         ) from error
-
-
-def _load_model(folder: Path) -> nn.Module:
-    return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)

@@ -6,7 +6,11 @@ import torch
 from ternary_kernels import PackedHalf, PackedInt8, PackedTernary, PackedWeight
 from torch import Tensor, nn
 
-from workbench.engine.architecture import NotForKernels
+from workbench.engine.architecture import (
+    NotForKernels,
+    refuse_norm_inside,
+    require_int8_activations,
+)
 from workbench.ternary import BitLinear
 from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
 
@@ -21,7 +25,7 @@ class ModelSource:
     def linear(self, module: str, shape: tuple[int, int], *, as_int8: bool = False) -> PackedWeight:
         layer = self._model.get_submodule(module)
         if getattr(layer, "norm", None) is not None:
-            raise NotForKernels(f"{module} has a norm inside (model.sub_norm)")
+            refuse_norm_inside(module)
         if isinstance(layer, BitLinear) and layer.strength > 0:
             if layer.strength < 1:
                 raise NotForKernels(f"{module} is between precise and ternary")
@@ -48,9 +52,3 @@ class ModelSource:
         except AttributeError:
             return None
         return None if value is None else value.detach().float()
-
-
-def require_int8_activations(activations: str, where: str) -> None:
-    """The kernels multiply codes with per-token INT8 activations and know nothing else."""
-    if activations != "int8":
-        raise NotForKernels(f"{where} leaves its activations as they are (model.activations)")

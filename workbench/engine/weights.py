@@ -7,7 +7,6 @@ are stored in: two-bit codes, INT8, or half precision (float32 is rounded to bf1
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,9 +18,16 @@ from ternary_kernels.llama import LlamaConfig
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from workbench.engine.architecture import FAMILY_NORMS, LINEARS, NORMS
+from workbench.engine.architecture import (
+    FAMILY_NORMS,
+    LINEARS,
+    NORMS,
+    refuse_norm_inside,
+    require_int8_activations,
+)
 from workbench.engine.bitnet_checkpoint import BitnetCheckpoint
 from workbench.errors import StageError
+from workbench.ternary.manifest import Manifest, read_json_object
 
 Tables = Literal["auto", "half", "int8"]
 """Precision of embedding and head. ``auto``: INT8 beside ternary layers when they are big,
@@ -76,8 +82,13 @@ def collect_weights(
 class FolderSource:
     """Reads a packed model folder or a Hugging Face folder with safetensors files."""
 
-    def __init__(self, folder: Path, config: PretrainedConfig) -> None:
-        """Raises StageError when a file is missing, damaged or truncated."""
+    def __init__(
+        self, folder: Path, config: PretrainedConfig, manifest: Manifest | None = None
+    ) -> None:
+        """manifest: of a packed folder. Raises StageError when a file is missing, damaged or
+        truncated, NotForKernels when the packed layers compute what the kernels do not."""
+        if manifest:
+            _require_kernel_layers(manifest)
         self._folder = folder
         self._files = {
             name: file for path in _weight_files(folder) for file, names in [_open(path)]
@@ -139,15 +150,12 @@ class FolderSource:
             raise _damaged(self._folder, error) from error
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold an object. Raises StageError when it does not."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(value, dict):
-        raise _damaged(path, "it is no JSON object")
-    return value
+def _require_kernel_layers(manifest: Manifest) -> None:
+    for name, entry in manifest.layers.items():
+        if entry.sub_norm:
+            refuse_norm_inside(name)
+        if entry.precision != "high_precision":
+            require_int8_activations(manifest.activations, name)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -1,0 +1,289 @@
+"""The speed probe: full precision against random ternary weights on a real shape.
+
+Both models are in memory at once and take turns block by block; which one begins alternates
+(ABBA), so that a drift of the clock rate falls on both. A block gives one ratio, and the
+interval is over blocks. ``auto`` takes the largest preset whose two models fit the free memory
+and whose measurement fits the time: a short trial on a small preset tells how long a parameter
+takes here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from ternary_kernels import backend
+from transformers import LlamaConfig
+
+from workbench.engine.engine import Engine
+from workbench.engine.random_weights import Precision
+from workbench.errors import StageError
+from workbench.machine.memory import memory
+from workbench.measure.memory_use import memory_growth
+from workbench.measure.statistics import mean_ratio
+from workbench.model.presets import PRESETS, Shape
+from workbench.pilot.sections.readiness import Probe
+from workbench.records.metric import Metric
+from workbench.records.stage_record import StageRecord
+
+if TYPE_CHECKING:
+    from workbench.stages.context import StageContext
+
+ARMS: dict[str, Precision] = {"full_precision": "half", "ternary": "ternary"}
+BUDGET_S = 120.0
+FEWEST_BLOCKS = 2
+"""A spread needs two."""
+TRIAL_PARAMETERS = 150_000_000
+"""The trial takes the largest preset below this: beyond most caches, and built in a second."""
+TRIAL_OUTPUT_TOKENS = 4
+SHORTEST_TURN_S = 0.2
+"""A shorter turn is repeated within its block, or an interruption of a millisecond shows."""
+MOST_REPEATS = 50
+BUILD_BYTES_PER_S = 0.5e9
+"""A cautious rate of filling memory with random weights, for the estimate of the time alone."""
+MB, GB = 1e6, 1e9
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """One turn of an arm: its prompt, then its output tokens."""
+
+    prefill: float
+    decode: float
+
+    @property
+    def total(self) -> float:
+        return self.prefill + self.decode
+
+
+def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
+    """Fill table ``probe`` and the figures with ``source=probe``.
+
+    budget_s: time for everything, models included; past it fewer blocks are measured than
+    ``readiness.probe.repetitions`` asks, never under two, and the record says so. The CPU
+    computes, whatever ``readiness.device`` is: the kernels are for CPUs.
+
+    Raises StageError when ``readiness.probe.shape`` names a preset that does not fit.
+    """
+    section, record = context.pilot.readiness.probe, context.record
+    threads, began = context.pilot.readiness.threads, time.monotonic()
+    context.progress.note("speed probe: choosing a shape")
+    name, reason = _choose(section, threads, budget_s)
+    if name is None:
+        _all_missing(record, reason)
+        return
+    if reason:
+        _say(context, reason)
+    if context.pilot.readiness.device == "cuda":
+        _say(context, "the speed probe runs on the CPU: the engine's kernels are for CPUs")
+    context.progress.note(f"speed probe: building {name} twice, {reason or 'all of it fits'}")
+    with _both_arms(name, section, threads) as (engines, resident):
+        rows = _blocks(context, engines, began + budget_s)
+        turns = pd.DataFrame(rows)
+        record.save_table("probe", turns)
+        if (done := turns["block"].nunique()) < section.repetitions:
+            _say(
+                context,
+                f"speed probe: {done} of {section.repetitions} blocks, because its time of "
+                f"{budget_s:.0f} s was used up; the intervals are wider for it",
+            )
+        _record_speed(record, turns, name, next(iter(engines.values())).backend)
+        _record_memory(record, engines, resident, name)
+
+
+def _choose(section: Probe, threads: int, budget_s: float) -> tuple[str | None, str]:
+    """A preset and, where it is not simply the wanted one, why; None when none fits."""
+    free = int(section.memory_share * memory().available_bytes)
+    if section.shape != "auto":
+        if (needed := _needed_bytes(PRESETS[section.shape], section)) > free:
+            raise StageError(
+                f"readiness.probe.shape {section.shape} needs {needed / GB:.1f} GB for both arms",
+                allowed=f"{free / GB:.1f} GB: {section.memory_share:.0%} of the free memory",
+                next_step="set readiness.probe.shape to auto or a smaller preset",
+            )
+        return section.shape, ""
+    largest = PRESETS[section.largest].parameters
+    candidates = sorted(
+        (shape.parameters, name) for name, shape in PRESETS.items() if shape.parameters <= largest
+    )
+    fitting = [name for _, name in candidates if _needed_bytes(PRESETS[name], section) <= free]
+    if not fitting:
+        return None, f"no preset fits {free / GB:.2f} GB, {section.memory_share:.0%} of free memory"
+    small = [name for name in fitting if PRESETS[name].parameters <= TRIAL_PARAMETERS]
+    if not small or small[-1] == fitting[-1]:
+        chosen = fitting[-1]
+    else:
+        s_per_parameter = _trial(small[-1], section, threads)
+        in_time = [
+            name
+            for name in fitting
+            if _expected_s(PRESETS[name], s_per_parameter, section) <= budget_s
+        ]
+        chosen = in_time[-1] if in_time else fitting[0]
+    if chosen == section.largest:
+        return chosen, ""
+    limit = "the free memory" if chosen == fitting[-1] else f"a measurement of {budget_s:.0f} s"
+    return chosen, f"speed probe: {chosen} is the largest preset that fits {limit}"
+
+
+def _needed_bytes(shape: Shape, section: Probe) -> int:
+    """Both arms side by side with their caches."""
+    full, ternary = shape.serving_bytes_full(), shape.serving_bytes_ternary()
+    if backend().name == "torch":
+        # PyTorch keeps a float32 copy of bf16 and an INT8 copy of codes, and makes a float64
+        # copy of the INT8 head in each step.
+        full += 4 * shape.parameters
+        ternary += shape.linear_parameters + 9 * shape.vocabulary_parameters
+    positions = section.prompt_tokens + section.output_tokens
+    return full + ternary + 2 * positions * shape.kv_bytes_per_token()
+
+
+def _trial(name: str, section: Probe, threads: int) -> float:
+    """Seconds a parameter of one block with a short output, on a small preset."""
+    with _both_arms(name, section, threads) as (engines, _):
+        prompt = _prompt(engines, section)
+        turns = [_turn(engine, prompt, TRIAL_OUTPUT_TOKENS) for engine in engines.values()]
+    per_token = sum(turn.decode for turn in turns) / TRIAL_OUTPUT_TOKENS
+    block_s = sum(turn.prefill for turn in turns) + per_token * section.output_tokens
+    return block_s / PRESETS[name].parameters
+
+
+def _expected_s(shape: Shape, s_per_parameter: float, section: Probe) -> float:
+    """Time of the fewest blocks and a warm-up of one, models included."""
+    build_s = (shape.serving_bytes_full() + shape.serving_bytes_ternary()) / BUILD_BYTES_PER_S
+    return build_s + (FEWEST_BLOCKS + 1) * s_per_parameter * shape.parameters
+
+
+@contextmanager
+def _both_arms(
+    name: str, section: Probe, threads: int
+) -> Iterator[tuple[dict[str, Engine], dict[str, int]]]:
+    """The two engines, warm, and the memory that each took; closed afterwards."""
+    config = LlamaConfig(**PRESETS[name].config_fields())
+    engines: dict[str, Engine] = {}
+    resident: dict[str, int] = {}
+    try:
+        for arm, precision in ARMS.items():
+            with memory_growth() as growth:
+                engines[arm] = Engine.random(
+                    config,
+                    precision,
+                    context=section.prompt_tokens + section.output_tokens,
+                    threads=threads,
+                )
+                _turn(engines[arm], list(range(8)), 2)
+            resident[arm] = growth.size_bytes
+        yield engines, resident
+    finally:
+        for engine in engines.values():
+            engine.close()
+
+
+def _blocks(
+    context: StageContext, engines: dict[str, Engine], deadline: float
+) -> list[dict[str, object]]:
+    """Rows of table ``probe``: the arms in turn, the order reversed from block to block."""
+    section = context.pilot.readiness.probe
+    prompt = _prompt(engines, section)
+    rows: list[dict[str, object]] = []
+    quickest_s = min(_turn(engine, prompt[:8], 2).total for engine in engines.values())
+    quickest_s *= (len(prompt) + section.output_tokens) / 10
+    repeats = max(1, min(MOST_REPEATS, round(SHORTEST_TURN_S / quickest_s)))
+    began = time.monotonic()
+    for block in range(section.repetitions):
+        context.progress.step("speed probe", block, section.repetitions, "blocks")
+        now = time.monotonic()
+        if block >= FEWEST_BLOCKS and now + (now - began) / block > deadline:
+            return rows
+        order = list(engines) if block % 2 == 0 else list(reversed(engines))
+        for place, arm in enumerate(order):
+            turns = [_turn(engines[arm], prompt, section.output_tokens) for _ in range(repeats)]
+            prefill, decode = sum(t.prefill for t in turns), sum(t.decode for t in turns)
+            fed, out = repeats * len(prompt), repeats * section.output_tokens
+            at = {"block": block, "order": place, "arm": arm}
+            rows += [
+                {**at, "phase": "prefill", "seconds": prefill, "tokens": fed},
+                {**at, "phase": "decode", "seconds": decode, "tokens": out},
+            ]
+    context.progress.step("speed probe", section.repetitions, section.repetitions, "blocks")
+    return rows
+
+
+def _turn(engine: Engine, prompt: list[int], output_tokens: int) -> Seconds:
+    """Prefill a prompt and decode greedily, choosing the tokens included."""
+    began = time.perf_counter()
+    token = int(engine.prefill(0, prompt).argmax())
+    prefilled = time.perf_counter()
+    for _ in range(output_tokens):
+        token = int(engine.decode([0], [token])[0].argmax())
+    ended = time.perf_counter()
+    engine.release(0)
+    return Seconds(prefilled - began, ended - prefilled)
+
+
+def _prompt(engines: dict[str, Engine], section: Probe) -> list[int]:
+    vocab_size = min(engine.vocab_size for engine in engines.values())
+    return np.random.default_rng(0).integers(0, vocab_size, section.prompt_tokens).tolist()
+
+
+def _record_speed(record: StageRecord, turns: pd.DataFrame, name: str, computes: str) -> None:
+    labels = {"source": "probe", "shape": name}
+    for phase in ("decode", "prefill"):
+        of_phase = turns[turns["phase"] == phase]
+        seconds = of_phase.pivot(index="block", columns="arm", values="seconds")
+        tokens = int(of_phase["tokens"].iloc[0])
+        for arm in ARMS:
+            how = f"{tokens} tokens a block, one sequence, random weights, {computes}"
+            rate = mean_ratio(np.full(len(seconds), tokens), seconds[arm])
+            record.add(rate.metric(f"{phase}_tokens_per_s", "tokens/s", how, arm=arm, **labels))
+        ratio = mean_ratio(seconds["full_precision"], seconds["ternary"])
+        how = f"bf16 over ternary seconds for {tokens} tokens, in turn (ABBA), {computes}"
+        record.add(ratio.metric(f"{phase}_speedup", "x", how, arm="ternary", **labels))
+
+
+def _record_memory(
+    record: StageRecord, engines: dict[str, Engine], resident: dict[str, int], name: str
+) -> None:
+    labels = {"source": "probe", "shape": name}
+    for arm, engine in engines.items():
+        record.measured(
+            "model_memory_mb",
+            engine.weight_bytes / MB,
+            "MB",
+            "bytes of all weights in memory, embedding, head and scales included, counted; with "
+            f"cache and buffers the process grew by {resident[arm] / MB:.0f} MB (unique set size)",
+            arm=arm,
+            **labels,
+        )
+    full, ternary = engines["full_precision"], engines["ternary"]
+    grown = resident["full_precision"] / max(1, resident["ternary"])
+    record.add(
+        Metric(
+            "memory_ratio",
+            full.weight_bytes / ternary.weight_bytes,
+            "x",
+            f"bytes of the weights, bf16 over ternary; growth of the process: {grown:.2f} x",
+            "derived",
+            labels={"arm": "ternary", **labels},
+        )
+    )
+
+
+def _all_missing(record: StageRecord, reason: str) -> None:
+    for name in ("decode_tokens_per_s", "prefill_tokens_per_s"):
+        for arm in ARMS:
+            record.missing(name, "tokens/s", reason, arm=arm, source="probe")
+    for arm in ARMS:
+        record.missing("model_memory_mb", "MB", reason, arm=arm, source="probe")
+    for name in ("decode_speedup", "prefill_speedup", "memory_ratio"):
+        record.missing(name, "x", reason, arm="ternary", source="probe")
+
+
+def _say(context: StageContext, text: str) -> None:
+    context.progress.note(text)
+    context.record.notes.append(text)
