@@ -20,7 +20,8 @@ from workbench.figures.theme import (
 from workbench.report.compare import Comparison
 from workbench.report.gates import labels_of
 
-MOST_ROWS = 40
+MOST_ROWS = 25
+TICKS = (0.01, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 100)
 SYMBOLS = {"better": "triangle-up", "worse": "triangle-down", "neither": "circle", "same": "circle"}
 COLOURS = {"better": GREEN, "worse": VERMILION, "neither": BLUE, "same": GREY}
 RUN_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
@@ -39,7 +40,7 @@ def ratios(found: Comparison, language: str = "en") -> go.Figure:
     drawn = figure(say, title, say("axis.ratio"), height=170 + 30 * len(shown), log="x")
     verdicts = [_verdict(row) for row in shown.to_dict("records")]
     names = [
-        wrapped(say.figure(m, labels_of(t)), 40)
+        wrapped(say.figure(m, labels_of(t)), 64)
         for m, t in zip(shown["metric"], shown["labels"], strict=True)
     ]
     for verdict, colour in COLOURS.items():
@@ -56,7 +57,7 @@ def ratios(found: Comparison, language: str = "en") -> go.Figure:
             hovertemplate="%{x:.3g}× · %{customdata}<extra>%{fullData.name}</extra>",
         )
     drawn.add_vline(x=1, line={"color": "#3F4650", "dash": "dash", "width": 1.5})
-    drawn.update_xaxes(dtick="D2", showgrid=True)
+    drawn.update_xaxes(tickmode="array", tickvals=TICKS, showgrid=True)
     drawn.update_yaxes(
         type="category", categoryorder="array", categoryarray=names[::-1], dtick=1,
         tickfont={"size": 11},

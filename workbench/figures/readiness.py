@@ -25,16 +25,23 @@ from workbench.records.stage_record import StageRecord
 
 
 def bandwidth(record: StageRecord, language: str = "en") -> go.Figure:
-    """Measured read bandwidth by number of threads, with its interval."""
+    """Measured read bandwidth by number of threads, and of the GPU where there is one."""
     say = FigureTexts(language)
     title = say("readiness.bandwidth.title")
     rows = valued(record, "read_bandwidth_gbps")
     if not rows:
         return why_not(say, title, reason_for(record, "read_bandwidth_gbps"))
     rows.sort(key=lambda m: int(m.labels.get("threads", 0)))
-    drawn = figure(say, title, say("axis.threads"), say("axis.bandwidth"), height=320)
+    gpu = valued(record, "gpu_read_bandwidth_gbps")
+    drawn = figure(
+        say, title, say("axis.threads"), say("axis.bandwidth"), height=320, log="y" if gpu else ""
+    )
+    names = [m.labels.get("threads", "?") for m in rows] + [say("readiness.bandwidth.gpu")] * len(
+        gpu
+    )
+    rows += gpu
     drawn.add_bar(
-        x=[m.labels.get("threads", "?") for m in rows],
+        x=names,
         y=[m.value for m in rows],
         error_y=error_bars(rows),
         marker_color=BLUE,
@@ -68,11 +75,12 @@ def fits(record: StageRecord, language: str = "en") -> go.Figure:
             marker={"color": colour, "symbol": symbol, "size": 12},
             hovertemplate="%{y}: %{x:.3g} GB<extra>%{fullData.name}</extra>",
         )
-    free = record.metric("memory_available_gb")
+    gpu = record.metric("gpu_memory_available_gb")
+    free = gpu or record.metric("memory_available_gb")
     if free and free.value:
         drawn.add_vline(x=free.value, line={"color": "#3F4650", "dash": "dash", "width": 1.5})
         drawn.add_annotation(
-            text=say("readiness.fits.free", gb=free.value),
+            text=say("readiness.fits.gpu" if gpu else "readiness.fits.free", gb=free.value),
             x=math.log10(free.value),  # on a logarithmic axis annotations count in decades
             y=0,
             yref="paper",

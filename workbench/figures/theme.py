@@ -55,7 +55,7 @@ def figure(
     drawn = go.Figure()
     drawn.update_layout(
         template="none",
-        title={"text": title, "x": 0, "xref": "paper", "font": {"size": 16}},
+        title={"text": title, "x": 0, "xref": "container", "pad": {"l": 6}, "font": {"size": 16}},
         font={"family": FONT, "size": 13, "color": "#2B2F36"},
         separators=", " if say.language == "ru" else ".,",
         height=height,

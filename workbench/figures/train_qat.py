@@ -137,15 +137,18 @@ def flips(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 def histograms(record: StageRecord, language: str = "en") -> go.Figure:
-    """Master weights of the middle layer recorded, at the first and at the last step."""
+    """Master weights of all ternary layers, at the first and at the last step.
+
+    They are in units of each layer's scale, so the bins are the same in all layers.
+    """
     say = FigureTexts(language)
     title = say("train_qat.histograms.title")
     if "histograms" not in record.tables or (rows := record.table("histograms")).empty:
         return why_not(say, title, say("fig.no_rows"))
-    names = list(dict.fromkeys(rows["layer"]))
-    layer = names[len(names) // 2]
-    kinds = [k for k in rows["kind"].unique() if "weight" in k or "master" in k]
-    own = rows[(rows["layer"] == layer) & (rows["kind"] == (kinds or [rows["kind"].iloc[0]])[0])]
+    master = rows[rows["kind"] == "master"]
+    own = master.groupby(["step", "left", "right"], as_index=False)["count"].sum()
+    if own.empty:
+        return why_not(say, title, say("fig.no_rows"))
     drawn = figure(say, title, say("axis.weight"), say("axis.density"))
     steps = sorted({int(own["step"].min()), int(own["step"].max())})
     for step, colour in zip(steps, (SKY, VERMILION), strict=False):
@@ -157,7 +160,6 @@ def histograms(record: StageRecord, language: str = "en") -> go.Figure:
             line={"color": colour, "shape": "hvh", "width": 1.8}, opacity=0.8,
             name=say("fig.at_step", step=step), hovertemplate="%{x:.3g}: %{y:.3g}<extra></extra>",
         )  # fmt: skip
-    _footnote(drawn, str(layer))
     return drawn
 
 

@@ -37,7 +37,7 @@ def with_interval(
         return number(value, language), ""
     ends = [value if end is None else end for end in (lo, hi)]
     half_width = (ends[1] - ends[0]) / 2
-    if half_width <= 0 or half_width < abs(value) * 1e-9:
+    if half_width <= 0 or half_width < abs(value) * 1e-12:
         return number(value, language), f"[{number(value, language)}]"
     place = math.floor(math.log10(half_width))
     digits = 2 if half_width / 10.0**place < 3 else 1

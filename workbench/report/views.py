@@ -302,6 +302,8 @@ def stage_view(name: str, record: StageRecord | None, texts: Texts) -> dict[str,
     }
     if record:
         view["took"] = texts("page.took", time=duration(record.duration_s, texts.language))
+        said = record.facts.get("verdict")
+        view["conclusions"] = said if isinstance(said, list) else []
         view["notes"] = list(dict.fromkeys(record.notes))
         view["table"] = metric_table(record.metrics, texts)
         view["count"] = sum(m.value is not None for m in record.metrics)

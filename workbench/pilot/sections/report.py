@@ -18,7 +18,9 @@ class Gate(Section):
     at_most: float | None = None
     at_least: float | None = None
     on_fail: Literal["stop", "warn"] = Field(
-        "warn", description="stop: the run exits with 4; warn: the verdict says it"
+        "warn",
+        description="stop: the run exits with 4 if the gate breaks or could not be measured; "
+        "warn: the verdict says it",
     )
     why: str = Field("", description="the sentence a reader of the report sees")
 

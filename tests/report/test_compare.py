@@ -1,0 +1,93 @@
+"""Runs side by side: what differs, and what the difference is put down to."""
+
+from __future__ import annotations
+
+import pytest
+
+from workbench.errors import ConfigError
+from workbench.figures import compare as figures
+from workbench.records.files import read_json, write_json
+from workbench.report.compare import compare, compare_runs, compare_text
+
+
+def row(found, metric: str, **labels: str):
+    chosen = found.figures[found.figures["metric"] == metric]
+    for name, value in labels.items():
+        chosen = chosen[chosen["labels"].str.contains(f"{name}={value}")]
+    return chosen.iloc[0]
+
+
+def change_environment(run, **fields) -> None:
+    path = run.folder / "environment.json"
+    write_json(path, {**read_json(path), **fields})
+
+
+def test_a_run_beside_a_copy_of_itself_is_the_same(make_run) -> None:
+    run, other = make_run(), make_run(seed=99)
+    found = compare([run, other])
+    assert found.settings["setting"].tolist() == ["seed"]
+    assert not found.surroundings["differs"].any()
+    same = row(found, "memory_ratio", source="probe")
+    assert (same["state"], same["ratio"], same["because"]) == ("same", 1.0, "")
+    near = row(found, "decode_speedup")
+    assert near["state"] == "within intervals"
+    assert near[run.name] != near[other.name]
+
+
+def test_a_difference_is_put_down_to_what_differs(make_run) -> None:
+    run, other = make_run(), make_run(assumed_power_w=200.0)
+    found = compare([run, other])
+    assert found.settings["setting"].tolist() == ["report.cost.assumed_power_w"]
+    record = other.record("readiness")
+    record.metrics = [m for m in record.metrics if m.name != "memory_available_gb"]
+    record.measured("memory_available_gb", 99.0, "GB", "operating system")
+    record.save()
+    assert row(compare([run, other]), "memory_available_gb")["because"] == "repetition"
+    change_environment(other, machine_digest="another")
+    found = compare([run, other])
+    free = row(found, "memory_available_gb")
+    assert (free["state"], free["because"]) == ("differs", "machine")
+    assert free["ratio"] == pytest.approx(99.0 / 6.2)
+    assert found.surroundings.set_index("what").loc["machine", "differs"]
+
+
+def test_changed_settings_reach_the_stages_that_depend_on_them(make_run) -> None:
+    run, other = make_run(), make_run(language="ru", energy=True)
+    found = compare([run, other])
+    assert found.settings["setting"].tolist() == ["report.language"]
+    energy = row(found, "energy_j_per_token", arm="ternary")
+    assert energy["state"] == "only in some"
+    gates = row(found, "gates_failed")
+    assert gates["state"] == "same"
+
+
+def test_the_text_shows_runs_settings_and_figures(make_run) -> None:
+    run, other = make_run(), make_run(seed=99)
+    text = compare_text([run, other])
+    assert f"A = {run.name}" in text and f"B = {other.name}" in text
+    assert "seed     1234  99" in text
+    assert "machine and software: the same" in text
+    assert "within intervals  configuration" in text
+    assert "figures are in some of the runs only" in text
+
+
+def test_unfinished_runs_can_be_compared(make_run) -> None:
+    found = compare([make_run(), make_run(seed=3, stages=("readiness",))])
+    alone = found.figures[found.figures["stage"] == "measure_ab"]
+    assert set(alone["state"]) == {"only in some"}
+
+
+def test_names_are_resolved_and_two_are_needed(make_run) -> None:
+    run, other = make_run(), make_run(seed=5)
+    assert compare_runs([run.name, other.name]).runs == (run.name, other.name)
+    assert set(compare_runs().runs) == {run.name, other.name}
+    with pytest.raises(ConfigError, match="two or more different runs"):
+        compare_runs([run.name, run.name])
+
+
+@pytest.mark.parametrize("draw", figures.FIGURES, ids=lambda f: f.__name__)
+def test_comparisons_are_drawn(make_run, draw) -> None:
+    runs = [make_run(), make_run(seed=2), make_run(seed=3)]
+    assert len(draw(compare(runs)).data) > 0
+    unfinished = compare([runs[0], make_run(seed=4, stages=("hybrid_plan",))])
+    assert draw(unfinished).layout.title.text

@@ -1,0 +1,85 @@
+"""Every figure of every stage: drawn from whole records, honest about empty ones."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import plotly.graph_objects as go
+import plotly.io
+import pytest
+
+from workbench.figures.theme import ARM_COLOURS, MOST_POINTS
+from workbench.records.stage_record import StageRecord
+from workbench.report.text import LANGUAGES
+from workbench.stages import STAGES
+
+MODULES = {name: importlib.import_module(f"workbench.figures.{name}") for name in STAGES}
+DRAWERS = [
+    pytest.param(name, draw, id=f"{name}.{draw.__name__}")
+    for name, module in MODULES.items()
+    for draw in module.FIGURES
+]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(("name", "draw"), DRAWERS)
+def test_a_whole_record_is_drawn(shared_run, name: str, draw, language: str) -> None:
+    drawn = draw(shared_run.record(name), language)
+    assert isinstance(drawn, go.Figure)
+    assert len(drawn.data) > 0
+    assert drawn.layout.title.text
+    titles = [drawn.layout.xaxis.title.text, drawn.layout.yaxis.title.text]
+    assert any(titles)
+    assert "undefined" not in drawn.to_json()
+
+
+@pytest.mark.parametrize(("name", "draw"), DRAWERS)
+def test_an_empty_record_gives_a_reason_in_place_of_a_plot(name: str, draw, tmp_path: Path) -> None:
+    drawn = draw(StageRecord(name, tmp_path), "en")
+    assert len(drawn.data) == 0
+    assert "not measured" in drawn.layout.annotations[0].text
+
+
+def test_the_recorded_reason_is_shown(make_run) -> None:
+    drawn = MODULES["measure_ab"].energy(make_run().record("measure_ab"))
+    assert "RAPL is not readable" in drawn.layout.annotations[0].text
+
+
+def test_an_arm_has_one_colour_everywhere(shared_run) -> None:
+    names = {"full precision": "full_precision", "ternary": "ternary", "hybrid": "hybrid"}
+    seen = 0
+    for name, module in MODULES.items():
+        if name == "hybrid_plan":
+            continue  # there "ternary" is a precision of a layer
+        for draw in module.FIGURES:
+            for trace in draw(shared_run.record(name)).data:
+                if trace.name in names:
+                    colour = (trace.marker.color or trace.line.color) if trace.marker else None
+                    colour = colour or trace.line.color
+                    assert colour == ARM_COLOURS[names[trace.name]]
+                    seen += 1
+    assert seen >= 10
+
+
+def test_intervals_are_error_bars_and_a_missing_one_draws_none(tmp_path: Path) -> None:
+    record = StageRecord("measure_ab", tmp_path)
+    record.measured("model_memory_mb", 10.0, "MB", "counted", arm="full_precision")
+    record.measured("model_memory_mb", 4.0, "MB", "counted", lo=3.0, hi=6.0, arm="ternary")
+    full, ternary = MODULES["measure_ab"].memory(record).data
+    assert not full.error_x.visible
+    assert (ternary.error_x.array[0], ternary.error_x.arrayminus[0]) == (2.0, 1.0)
+
+
+def test_long_training_is_thinned(make_run) -> None:
+    record = make_run().record("train_qat")
+    rows = record.table("loss")
+    longer = rows.loc[rows.index.repeat(40)].reset_index(drop=True)
+    longer["step"] = longer.groupby("arm").cumcount()
+    record.save_table("loss", longer)
+    for trace in MODULES["train_qat"].loss(record).data:
+        assert len(trace.x) <= MOST_POINTS + 1
+
+
+def test_notebooks_store_the_plotly_mime_type_alone() -> None:
+    assert plotly.io.renderers.default == "plotly_mimetype"

@@ -1,0 +1,51 @@
+"""The last stage: tables, verdict, and the gates that end a run with exit code 4."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from workbench.errors import GateError
+from workbench.runner.pilot_run import raise_failed_gates
+
+BROKEN = """
+    - {metric: decode_speedup, labels: {source: probe}, at_least: 9.0, on_fail: stop}
+    - {metric: memory_ratio, labels: {arm: ternary, source: probe}, at_least: 9.0}
+"""
+
+
+def test_tables_metric_and_verdict_are_recorded(shared_run) -> None:
+    record = shared_run.record("report")
+    assert set(record.tables) == {"gates", "claims", "cost"}
+    assert record.table("gates")["outcome"].tolist() == ["pass"] * 5
+    assert record.metric("gates_failed").value == 0
+    verdict = record.facts["verdict"]
+    assert verdict["decision"] == "go"
+    assert record.facts["stopping_gates"] == []
+    assert [c["code"] for c in verdict["caveats"]] == [
+        "caveat.trained", "caveat.probe", "caveat.assumed_load",
+    ]  # fmt: skip
+
+
+def test_a_broken_gate_that_must_hold_stops_the_run(make_run) -> None:
+    run = make_run(gates=BROKEN)
+    record = run.record("report")
+    assert record.facts["verdict"]["decision"] == "no go"
+    assert record.metric("gates_failed").value == 2
+    (stopping,) = record.facts["stopping_gates"]
+    assert stopping.startswith("Decode speed-up (probe):")
+    with pytest.raises(GateError, match="allowed at least 9") as caught:
+        raise_failed_gates(run)
+    assert caught.value.exit_code == 4
+
+
+def test_the_stage_and_the_page_need_no_plotly_and_no_jupyter() -> None:
+    code = (
+        "import sys; import workbench.stages.report, workbench.report.html;"
+        "bad = {'plotly', 'IPython', 'papermill', 'nbformat'} & set(sys.modules);"
+        "sys.exit(f'imported: {bad}' if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
