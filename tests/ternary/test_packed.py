@@ -12,10 +12,15 @@ from torch import nn
 
 from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
-from workbench.ternary import ThresholdVersion, bit_linears, to_ternary
+from workbench.ternary import ThresholdVersion, bit_linears, packed_layers, to_ternary
 from workbench.ternary.master import load_master, save_master
 from workbench.ternary.packed import check_ternary, load_packed, save_packed
-from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
+from workbench.ternary.packed_layers import (
+    Int8Embedding,
+    Int8Linear,
+    PackedTernaryLinear,
+    pack_layer,
+)
 from workbench.ternary.quantize import ternarize
 
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -50,9 +55,27 @@ def test_convert_pack_load_generate(model, ids, tmp_path, rule, activations) -> 
     packed(model, tmp_path / "p", version=version, activations=activations, sub_norm=True)
     loaded = load_packed(tmp_path / "p", expect=version)
     assert sum(isinstance(m, PackedTernaryLinear) for m in loaded.modules()) == 14
-    torch.testing.assert_close(logits(loaded, ids), logits(model, ids), rtol=1e-4, atol=1e-5)
+    expected, got = logits(model, ids), logits(loaded, ids)
+    # With INT8 activations a last bit of float32 now and then moves a value by a whole step.
+    allowed = 1e-2 if activations == "int8" else 1e-5
+    assert (got - expected).norm() < allowed * expected.norm()
     options = {"max_new_tokens": 5, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     assert torch.equal(loaded.generate(ids, **options), model.generate(ids, **options))
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group128"])
+@pytest.mark.parametrize("shape", [(1, 1), (17, 5), (40, 300)])
+def test_native_and_torch_paths_agree(monkeypatch, granularity, shape) -> None:
+    torch.manual_seed(8)
+    linear = nn.Linear(shape[1], shape[0])
+    version = ThresholdVersion(granularity=granularity)
+    x = torch.randn(2, 3, shape[1])
+    for precision in ("ternary", "int8"):
+        native = pack_layer(linear, precision, version)(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(packed_layers, "_runs_natively", lambda *_: False)
+            plain = pack_layer(linear, precision, version)(x)
+        torch.testing.assert_close(native, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_int8_tables_stay_close_and_stay_tied(llama, ids, tmp_path) -> None:

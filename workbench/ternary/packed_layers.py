@@ -1,8 +1,9 @@
 """Layers for evaluation that hold what the packed file holds: codes and scales.
 
-They compute through PyTorch on any device: the weights are unpacked once, at the first call,
-and kept, so a packed model here is exact but not small. Small and fast is the decode engine
-(:mod:`workbench.engine`), which runs the same files on the native kernels.
+On a CPU with the native kernels a product runs on the packed weights. Elsewhere (a GPU, no
+compiler, unquantised activations) the weights are unpacked at the first call and kept: the same
+numbers up to float32 rounding, but not small. Whole models run faster in the decode engine
+(:mod:`workbench.engine`), which reads the same files; these layers serve any architecture.
 
 Shape legend: N outputs, K inputs. The state of each layer has the names of the file format in
 docs/design.md.
@@ -10,7 +11,9 @@ docs/design.md.
 
 from __future__ import annotations
 
+import ternary_kernels
 import torch
+from ternary_kernels import PackedInt8, PackedTernary
 from ternary_kernels.packing import pack_portable, unpack_portable
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -38,6 +41,7 @@ class _PackedLinear(nn.Module):
         self.activations = activations
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.norm = norm
+        self._native: PackedTernary | PackedInt8 | None = None
         self._dense: Tensor | None = None
 
     def dequantize(self) -> Tensor:
@@ -48,11 +52,19 @@ class _PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.norm is not None:
             x = self.norm(x)
+        if _runs_natively(x, self.activations):
+            if self._native is None:
+                self._native = self._to_native()
+            return ternary_kernels.linear(x, self._native, self.bias).to(x.dtype)
         if self.activations == "int8":
             x = fake_quantize_activations(x)
         if self._dense is None or (self._dense.dtype, self._dense.device) != (x.dtype, x.device):
             self._dense = self.dequantize().to(x.device, x.dtype)
         return F.linear(x, self._dense, None if self.bias is None else self.bias.to(x.dtype))
+
+    def _to_native(self) -> PackedTernary | PackedInt8:
+        """The same weights in the layout of the kernels."""
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         return (
@@ -100,6 +112,9 @@ class PackedTernaryLinear(_PackedLinear):
     def dequantize(self) -> Tensor:
         return self.values().float() * spread(self.scale, self.in_features)
 
+    def _to_native(self) -> PackedTernary:
+        return PackedTernary.from_portable(self.codes, self.in_features, self.scale)
+
 
 class Int8Linear(_PackedLinear):
     """int8: int8 [N, K]. scale: float32 [N], multiplied."""
@@ -120,6 +135,9 @@ class Int8Linear(_PackedLinear):
 
     def dequantize(self) -> Tensor:
         return self.int8.float() * self.scale[:, None]
+
+    def _to_native(self) -> PackedInt8:
+        return PackedInt8.from_codes(self.int8, self.scale)
 
 
 class Int8Embedding(nn.Module):
@@ -172,3 +190,11 @@ def pack_layer(
         pair = layer.ternarized() if is_trained else ternarize(layer.weight, threshold)
         return PackedTernaryLinear.from_values(*pair, **rest)
     return precise_twin(layer)
+
+
+def _runs_natively(x: Tensor, activations: Activations) -> bool:
+    return (
+        activations == "int8"
+        and x.device.type == "cpu"
+        and ternary_kernels.backend().name == "native"
+    )
