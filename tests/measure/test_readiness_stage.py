@@ -1,4 +1,5 @@
 import pytest
+import ternary_kernels
 
 from workbench.errors import ConfigError
 from workbench.model.presets import PRESETS
@@ -39,6 +40,23 @@ def test_the_stage_measures_this_machine_and_ends_with_a_verdict(tmp_path):
     verdict = record.facts["verdict"]
     assert any("Largest preset that fits" in sentence for sentence in verdict)
     assert any(sentence.startswith("Energy can") for sentence in verdict)
+
+
+def test_the_peak_of_int8_products_is_measured_or_has_a_reason(tmp_path):
+    peak = finished(tmp_path, pilot()).metric("int8_peak_gmacs", threads="1")
+    assert (peak.value is None) == bool(peak.reason)
+    assert (peak.value is None) == (ternary_kernels.backend().name == "torch")
+
+
+def test_the_probe_s_result_is_part_of_the_verdict(tmp_path):
+    probe = {"shape": "tiny-1m", "prompt_tokens": 8, "output_tokens": 2, "repetitions": 2}
+    quick = {"bandwidth_mib": 8, "bandwidth_repetitions": 2, "probe": probe}
+    record = finished(tmp_path, pilot(readiness=quick))
+    speedup = record.metric("decode_speedup", source="probe", arm="ternary")
+    assert speedup.value > 0
+    assert set(record.table("probe")["arm"]) == {"full_precision", "ternary"}
+    sentence = f"ternary decodes {speedup.value:.2f} times"
+    assert any("tiny-1m" in text and sentence in text for text in record.facts["verdict"])
 
 
 def test_a_probe_that_was_switched_off_leaves_reasons_and_no_figures(tmp_path):

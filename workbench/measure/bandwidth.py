@@ -1,10 +1,13 @@
-"""How fast this machine reads memory, measured: the ceiling of every decode step.
+"""How fast this machine reads memory and multiplies INT8, measured: the two ceilings of speed.
 
 A decode step reads each weight once, so tokens per second cannot exceed bandwidth over bytes
-of the model; the ratio of two models' bytes bounds their speedup. The buffer must be several
-times the last cache. Where the native kernels are built their own reader is timed, because
-it reads as the kernels do; else torch sums the buffer, which is a lower bound: on a core that
-adds more slowly than it reads, the sum is what is timed.
+of the model; the ratio of two models' bytes bounds their speedup. A long prefill reuses each
+weight for many tokens and is bounded by the dot products instead.
+
+The native kernels' own loops are timed where they are built: a plain read in the order the
+kernels read, and dot products on registers alone. Without them torch sums the buffer, which is
+a lower bound: on a core that adds more slowly than it reads, the sum is what is timed. The
+buffer must be several times the last cache.
 """
 
 from __future__ import annotations
@@ -12,19 +15,34 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
+import ternary_kernels
 import torch
+from ternary_kernels.memory import in_huge_pages
+from ternary_kernels.native import library
 
 MIB = 2**20
 WARM_UP = 2
+SHORTEST_S = 0.02
+"""A repetition of the INT8 peak lasts at least this long, against the clock's steps and the
+start of the threads."""
 
 
 def read_bandwidth_gbps(threads: int, buffer_mib: int, repetitions: int) -> tuple[list[float], str]:
     """(GB/s of each repetition, how it was read) with ``threads`` CPU threads."""
-    buffer = torch.ones(buffer_mib * MIB // 4, dtype=torch.float32)
-    with torch_threads(threads):
-        seconds = _timed(buffer.sum, repetitions)
-    how = f"torch sums {buffer_mib} MiB of float32 (a lower bound)"
+    # Where weights lie: in huge pages, so that translating addresses costs the same.
+    buffer = in_huge_pages(torch.ones(buffer_mib * MIB // 4, dtype=torch.float32))
+    native = library()
+    with computing_threads(threads):
+        if native is None:
+            how = f"torch sums {buffer_mib} MiB of float32 (a lower bound)"
+            seconds = _timed(buffer.sum, repetitions)
+        else:
+            isa = ternary_kernels.backend().isa
+            how = f"plain read of {buffer_mib} MiB in native code for {isa}"
+            address, size = buffer.data_ptr(), buffer.nbytes
+            seconds = _timed(lambda: native.tk_read_all(address, size), repetitions)
     return [buffer.nbytes / s / 1e9 for s in seconds], how
 
 
@@ -40,15 +58,36 @@ def gpu_read_bandwidth_gbps(buffer_mib: int, repetitions: int) -> tuple[list[flo
     return [buffer.nbytes / s / 1e9 for s in seconds], f"torch sums {buffer_mib} MiB on the GPU"
 
 
+def int8_peak_gmacs(threads: int, repetitions: int) -> tuple[list[float], str]:
+    """(10^9 multiply-adds a second of each repetition, how) with ``threads`` CPU threads.
+
+    Raises OSError with the reason where the native kernels are not built: torch has no INT8
+    dot product whose speed would say anything about them.
+    """
+    native = library()
+    if native is None:
+        raise OSError(f"needs the native kernels: {ternary_kernels.backend().reason}")
+    with computing_threads(threads):
+        rounds = 1 << 12
+        while _timed(partial(native.tk_dot_peak, rounds), 1)[0] < SHORTEST_S:
+            rounds *= 2
+        products = native.tk_dot_peak(rounds)
+        seconds = _timed(partial(native.tk_dot_peak, rounds), repetitions)
+    how = f"dot products on registers in native code for {ternary_kernels.backend().isa}"
+    return [products / s / 1e9 for s in seconds], how
+
+
 @contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """torch computes with ``threads`` threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+def computing_threads(threads: int) -> Iterator[None]:
+    """torch and the native kernels compute with ``threads`` threads inside the block."""
+    before = torch.get_num_threads(), ternary_kernels.backend().threads
     try:
+        torch.set_num_threads(threads)
+        ternary_kernels.set_threads(threads)
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        ternary_kernels.set_threads(before[1])
 
 
 def _timed(work: Callable[[], object], repetitions: int) -> list[float]:

@@ -15,18 +15,24 @@ from typing import Any, NamedTuple
 import pandas as pd
 import ternary_kernels
 
+from workbench.engine.probe import run_probe
 from workbench.errors import ConfigError
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.describe import describe_machine
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.machine.memory import memory
-from workbench.measure.bandwidth import gpu_read_bandwidth_gbps, read_bandwidth_gbps
+from workbench.measure.bandwidth import (
+    gpu_read_bandwidth_gbps,
+    int8_peak_gmacs,
+    read_bandwidth_gbps,
+)
 from workbench.measure.meters import MissingMeter, find_meters
 from workbench.measure.meters.csv_log import CsvMeter
 from workbench.measure.statistics import quantile
 from workbench.model.presets import PRESETS, Shape
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.spec import Pilot
+from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 
 GB = 1e9
@@ -34,13 +40,15 @@ USABLE = 0.9
 """Share of the free memory that an estimate may fill: the estimates leave out allocator slack
 and the key-value cache."""
 
+BOTH = ("full_precision", "ternary")
 PROBE_FIGURES = {
-    "decode_tokens_per_s": "tokens/s",
-    "prefill_tokens_per_s": "tokens/s",
-    "model_memory_mb": "MB",
-    "decode_speedup": "x",
-    "prefill_speedup": "x",
-    "memory_ratio": "x",
+    # name: (unit, arms that have it)
+    "decode_tokens_per_s": ("tokens/s", BOTH),
+    "prefill_tokens_per_s": ("tokens/s", BOTH),
+    "model_memory_mb": ("MB", BOTH),
+    "decode_speedup": ("x", ("ternary",)),
+    "prefill_speedup": ("x", ("ternary",)),
+    "memory_ratio": ("x", ("ternary",)),
 }
 
 
@@ -96,19 +104,23 @@ def run(context: StageContext) -> None:
     record.facts["kernels"] = asdict(kernels)
     if kernels.reason:
         record.notes.append(f"native kernels are not used: {kernels.reason}")
-    context.progress.note("measuring memory bandwidth")
+    context.progress.note("measuring memory bandwidth and INT8 peak")
     _bandwidth(context, device)
+    _int8_peak(context)
     meters, missing = _meters(context)
     fits = fits_table(pilot, device.free_bytes)
     record.save_table("fits", fits)
+    if pilot.readiness.probe.enabled:
+        run_probe(context)
+    else:
+        _leave_out_probe(context, "readiness.probe.enabled is false")
     record.facts["verdict"] = [
         _about_machine(machine, device),
         *_about_sizes(pilot, fits),
         _about_speed(device, kernels),
+        _about_probe(record),
         _about_meters(meters, missing),
     ]
-    if not pilot.readiness.probe.enabled:
-        _leave_out_probe(context, "readiness.probe.enabled is false")
 
 
 def fits_table(pilot: Pilot, free_bytes: int) -> pd.DataFrame:
@@ -172,6 +184,18 @@ def _bandwidth(context: StageContext, device: Device) -> None:
     record.save_table("bandwidth", pd.DataFrame(rows))
 
 
+def _int8_peak(context: StageContext) -> None:
+    section, record = context.pilot.readiness, context.record
+    for threads in sorted({1, measurement_threads(section.threads)}):
+        name, unit, labels = "int8_peak_gmacs", "GMAC/s", {"threads": str(threads)}
+        try:
+            values, how = int8_peak_gmacs(threads, section.bandwidth_repetitions)
+        except OSError as error:
+            record.missing(name, unit, str(error), **labels)
+            continue
+        record.add(quantile(values, 0.5).metric(name, unit, f"median, {how}", **labels))
+
+
 def _meters(context: StageContext) -> tuple[list[str], list[MissingMeter]]:
     """(what can be read, what is missing); every meter that is found is read once."""
     meters, missing = find_meters(context.pilot.measure_ab.meters)
@@ -193,8 +217,9 @@ def _meters(context: StageContext) -> tuple[list[str], list[MissingMeter]]:
 
 
 def _leave_out_probe(context: StageContext, reason: str) -> None:
-    for name, unit in PROBE_FIGURES.items():
-        context.record.missing(name, unit, reason, arm="ternary", source="probe")
+    for name, (unit, arms) in PROBE_FIGURES.items():
+        for arm in arms:
+            context.record.missing(name, unit, reason, arm=arm, source="probe")
 
 
 def _training_bytes(pilot: Pilot, shape: Shape) -> int:
@@ -251,6 +276,25 @@ def _about_speed(device: Device, kernels: ternary_kernels.Backend) -> str:
     return (
         f"Quality and memory can be measured here. Latency and throughput are those of PyTorch, "
         f"not of ternary kernels ({kernels.reason}): do not judge speed by them."
+    )
+
+
+def _about_probe(record: StageRecord) -> str:
+    decode, held = (
+        record.metric(name, arm="ternary", source="probe")
+        for name in ("decode_speedup", "memory_ratio")
+    )
+    if decode is None or decode.value is None:
+        return f"No speed probe: {decode.reason if decode else 'it left no figure'}."
+    interval = "" if decode.lo is None else f" ({decode.lo:.2f} to {decode.hi:.2f})"
+    memory_text = (
+        ""
+        if held is None or held.value is None
+        else (f" and its weights take {held.value:.2f} times less memory")
+    )
+    return (
+        f"Speed probe, {decode.labels.get('shape', 'real shape')}: ternary decodes "
+        f"{decode.value:.2f} times{interval} as fast as bf16{memory_text}."
     )
 
 
