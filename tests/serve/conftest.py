@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,9 +16,14 @@ import uvicorn
 from workbench.data.document import Document
 from workbench.data.tokenizer import encode, train_tokenizer
 from workbench.engine.request import GenerationRequest
+from workbench.model.build import build_model
+from workbench.pilot.sections.model import Model
 from workbench.serve.app import make_app
 from workbench.serve.generate import Service
+from workbench.serve.main import listen
 from workbench.serve.router import Arm, Route, Router
+from workbench.ternary.packed import save_packed
+from workbench.ternary.post_training import ternarize_post_training
 
 CONTEXT = 64
 
@@ -119,6 +124,22 @@ def tokenizer():
     return train_tokenizer([Document("one", "test", text)], 400)
 
 
+@pytest.fixture(scope="session")
+def arms(tokenizer, tmp_path_factory) -> dict[str, Path]:
+    """A full-precision model and another one, ternary, so that their answers differ."""
+    folder = tmp_path_factory.mktemp("arms")
+    section = Model(preset="tiny-1m")
+    for seed, name in enumerate(("full_precision", "hybrid")):
+        model = build_model(section, len(tokenizer), 128, seed)
+        if name == "full_precision":
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+        else:
+            made = ternarize_post_training(model, section.policy)
+            save_packed(model, folder / name, made.precisions, made.threshold, tokenizer)
+    return {name: folder / name for name in ("full_precision", "hybrid")}
+
+
 @pytest.fixture
 def serve(tokenizer) -> Iterator[Callable[..., Served]]:
     """Starts servers with the arms full_precision (says "A") and hybrid (says "B")."""
@@ -159,7 +180,7 @@ def _start(
 
 class _listening:
     def __init__(self, service: Service) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = listen("127.0.0.1", 0)
         config = uvicorn.Config(make_app(service), log_level="warning", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(

@@ -110,7 +110,7 @@ def serve(spec: ServeSpec, announce: Callable[[Ready], None]) -> None:
     from workbench.serve.app import Service, make_app
     from workbench.serve.router import Arm, Route, Router
 
-    listener = _listen(spec.host, spec.port)
+    listener = listen(spec.host, spec.port)
     with ExitStack() as open_things:
         open_things.callback(listener.close)
         tokenizer = _shared_tokenizer(spec.arms)
@@ -209,10 +209,12 @@ def _shared_context(spec: ServeSpec) -> int:
     return longest
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A bound socket, so that a port in use is said before minutes of loading."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio switches Nagle's delay off only for sockets that name their protocol; with it every
+    # first token of a stream would wait 40 ms for the client's acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

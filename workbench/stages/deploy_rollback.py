@@ -29,8 +29,8 @@ from workbench.serve.spec import ServeSpec
 from workbench.stages.context import StageContext
 
 FALLBACK, CANDIDATE = "full_precision", "hybrid"
-MIB = 2**20
-TEXT_BYTES = 2 * MIB
+MB = 1e6
+TEXT_CHARACTERS = 2_000_000
 """Held-out text that prompts are cut from."""
 CAPACITY_SHARE, CAPACITY_LEAST_S, CAPACITY_MOST_S = 0.05, 0.5, 10.0
 """Time for each arm's measurement of capacity, as a share of the replay, and its limits."""
@@ -110,8 +110,8 @@ def _load(context: StageContext, server: ServerProcess) -> Load:
     tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
     texts, size = [], 0
     for text in trained.table("heldout")["text"]:
-        texts.append(text[: TEXT_BYTES - size])
-        if (size := size + len(texts[-1])) >= TEXT_BYTES:
+        texts.append(text[: TEXT_CHARACTERS - size])
+        if (size := size + len(texts[-1])) >= TEXT_CHARACTERS:
             break
     pool = [token for ids in encode(tokenizer, texts) for token in ids]
     output = min(section.max_output_tokens, server.ready.context // 2)
@@ -219,13 +219,13 @@ async def _capacity(context: StageContext, client: LoadClient, load: Load, arm: 
 
 def _record_server(context: StageContext, server: ServerProcess, replayed: Replayed) -> None:
     record, arms = context.record, server.ready.arms
-    parts = ", ".join(f"{name} {arm.resident_bytes / MIB:.0f}" for name, arm in arms.items())
+    parts = ", ".join(f"{name} {arm.resident_bytes / MB:.0f}" for name, arm in arms.items())
     record.measured(
         "memory_both_arms_mb",
-        replayed.peak_bytes / MIB,
-        "MiB",
+        replayed.peak_bytes / MB,
+        "MB",
         "largest resident set of the server process during the replay, runtime included; "
-        f"growth by loading and warming, MiB: {parts}",
+        f"growth by loading and warming, MB: {parts}",
     )
     for name, arm in arms.items():
         record.measured(

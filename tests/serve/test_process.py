@@ -1,0 +1,201 @@
+"""The real thing: two tiny models in a server process of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from workbench.engine.engine import Engine
+from workbench.engine.request import GenerationRequest
+from workbench.errors import ConfigError, StageError
+from workbench.load.profile import PlannedRequest
+from workbench.records.files import read_json
+from workbench.serve.main import arms_of, listen
+from workbench.serve.process import server_process
+from workbench.serve.replay import load_client
+from workbench.serve.spec import ServeSpec
+
+PROMPT = list(range(5, 25))
+
+
+def spec(arms: dict[str, Path], **changes) -> ServeSpec:
+    fields = {"fallback": "full_precision", "route": "hybrid", "slots": 2, "threads": 1}
+    return ServeSpec(arms, **{**fields, "context": 128, "hold_s": 0.01, **changes})
+
+
+@pytest.fixture(scope="module")
+def server(arms, tmp_path_factory):
+    with server_process(spec(arms), tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def expected(folder: Path, count: int) -> str:
+    from workbench.data.tokenizer import load_tokenizer
+
+    request = GenerationRequest(tuple(PROMPT), count, min_tokens=count, ignore_eos=True)
+    with Engine.load(folder, context=128, threads=1) as engine:
+        tokens = engine.generate(request).tokens
+    return load_tokenizer(str(folder)).decode(tokens, skip_special_tokens=True)
+
+
+def asked(count: int) -> dict:
+    fields = {"prompt": PROMPT, "max_tokens": count, "min_tokens": count, "ignore_eos": True}
+    return {**fields, "temperature": 0}
+
+
+def test_answers_under_swinging_routes_are_those_of_their_own_weights(arms, server) -> None:
+    """Greedy answers are known in advance, so a cache or weights of the other arm would show."""
+    count = 40
+    texts = {name: expected(folder, count) for name, folder in arms.items()}
+    assert texts["full_precision"] != texts["hybrid"]
+
+    with httpx.Client(base_url=server.address, trust_env=False, timeout=30) as client:
+
+        def one(number: int) -> tuple[str, str]:
+            if number % 4 == 0:
+                arm = ("full_precision", "hybrid")[number // 4 % 2]
+                order = {"arm": arm, "force": True}
+                assert client.post("/workbench/route", json=order).status_code == 200
+            body = client.post("/v1/completions", json=asked(count)).json()
+            return body["system_fingerprint"], body["choices"][0]["text"]
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(one, range(48)))
+    assert {arm for arm, _ in answers} == set(texts)
+    assert all(text == texts[arm] for arm, text in answers)
+
+
+def test_both_arms_are_loaded_and_warm_before_it_answers(server) -> None:
+    assert set(server.ready.arms) == {"full_precision", "hybrid"}
+    ternary, full = server.ready.arms["hybrid"], server.ready.arms["full_precision"]
+    assert 0 < ternary.weight_bytes < full.weight_bytes
+    assert server.resident_bytes > 50 * 2**20
+
+
+def test_a_replay_keeps_its_times_and_forces_its_lengths(server) -> None:
+    schedule = [
+        PlannedRequest(i, 0.02 * i, 4 + i, 1 + i % 5, "interactive", False) for i in range(20)
+    ]
+
+    async def play():
+        async with load_client(server.address) as client:
+            client.start()
+            return await client.replay(schedule, lambda planned: PROMPT[:1] * planned.prompt_tokens)
+
+    outcomes = asyncio.run(play())
+    assert [o.id for o in outcomes] == list(range(20))
+    for planned, outcome in zip(schedule, outcomes, strict=True):
+        assert (outcome.status, outcome.error) == ("ok", None)
+        assert outcome.output_tokens == planned.output_tokens
+        assert outcome.intended_s == planned.intended_s <= outcome.sent_s
+        assert outcome.sent_s < outcome.first_token_s <= outcome.last_token_s <= outcome.end_s
+
+
+def test_sigterm_lets_the_answers_finish(arms, tmp_path) -> None:
+    with (
+        server_process(spec(arms), tmp_path) as server,
+        httpx.Client(base_url=server.address, trust_env=False, timeout=30) as client,
+        client.stream("POST", "/v1/completions", json={**asked(100), "stream": True}) as answer,
+    ):
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
+        server.process.send_signal(signal.SIGTERM)
+        rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert len(rest) == 100 + 1  # 99 tokens, the finish reason, the end
+        server.process.wait(10)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.address}/health", trust_env=False)
+
+
+def test_no_server_outlives_a_killed_parent(arms, tmp_path) -> None:
+    """SIGKILL gives the parent no chance to clean up."""
+    spec(arms).save(tmp_path / "given.json")
+    code = """
+import sys, time
+from pathlib import Path
+from workbench.serve.process import server_process
+from workbench.serve.spec import ServeSpec
+with server_process(ServeSpec.load(Path(sys.argv[1])), Path(sys.argv[2])) as server:
+    print(server.process.pid, flush=True)
+    time.sleep(60)
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "given.json"), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    child = psutil.Process(int(parent.stdout.readline()))
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    limit = time.monotonic() + 5
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < limit, "the server outlived its parent"
+        time.sleep(0.05)
+
+
+def test_a_server_that_cannot_start_says_why(arms, tmp_path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in arms["hybrid"].iterdir():
+        (broken / file.name).write_bytes(
+            file.read_bytes()[: 1000 if "safetensors" in file.name else None]
+        )
+    with (
+        pytest.raises(StageError) as caught,
+        server_process(spec({**arms, "hybrid": broken}), tmp_path),
+    ):
+        pass
+    assert "end of its log" in caught.value.got and "broken" in caught.value.got
+    assert "Traceback" not in caught.value.got
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+            listen("127.0.0.1", port)
+
+
+def test_the_listener_does_not_wait_for_acknowledgements() -> None:
+    """asyncio sets TCP_NODELAY only where the protocol is named; else tokens wait 40 ms."""
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
+
+
+def test_a_replay_stays_on_this_machine() -> None:
+    async def enter() -> None:
+        async with load_client("http://192.0.2.1:80"):
+            pass
+
+    with pytest.raises(ValueError, match="loopback"):
+        asyncio.run(enter())
+
+
+def test_arms_are_named_by_their_folders(arms, tmp_path) -> None:
+    assert arms_of(list(arms.values())) == arms
+    with pytest.raises(ConfigError, match="neither a run nor a model folder"):
+        arms_of([tmp_path])
+    with pytest.raises(ConfigError, match="different names"):
+        arms_of([arms["hybrid"], arms["hybrid"]])
+
+
+def test_a_spec_comes_back_from_its_file(arms, tmp_path) -> None:
+    from workbench.serve.rollback_rule import RollbackRule
+
+    given = spec(arms, rule=RollbackRule(window=7, ttft_s=0.5))
+    given.save(tmp_path / "spec.json")
+    assert ServeSpec.load(tmp_path / "spec.json") == given
+    assert read_json(tmp_path / "spec.json")["rule"]["window"] == 7

@@ -1,0 +1,140 @@
+"""The stage: a rollback under load with nothing lost, and everything recorded."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from workbench.errors import ConfigError, StageError
+from workbench.pilot.resolve import resolve
+from workbench.records.events import Progress, read_events
+from workbench.records.stage_record import StageRecord
+from workbench.serve.replay import LoadClient
+from workbench.stages import deploy_rollback, profile_load
+from workbench.stages.context import StageContext
+
+
+def context(folder: Path, arms: dict[str, Path], *overrides: str) -> StageContext:
+    """The stage before it runs, after real records of the stages it reads."""
+    path = folder / "pilot.yaml"
+    path.write_text("name: trial\nquestion: does the way back work?\n")
+    short = ("deploy_rollback.duration_s=2.0", "deploy_rollback.max_output_tokens=12")
+    pilot = resolve(path, (*short, "readiness.device=cpu", *overrides)).pilot
+
+    def record(name: str, where: Path) -> StageRecord:
+        where.mkdir(parents=True, exist_ok=True)
+        return StageRecord(name, where)
+
+    root = arms["hybrid"].parent
+    trained = record("train_qat", folder / "train_qat")
+    trained.artefacts = {
+        "full_precision": str(arms["full_precision"]),
+        "tokenizer": str(arms["full_precision"]),
+    }
+    text = "def f(x):\n    return x\n" * 50
+    trained.save_table("heldout", pd.DataFrame({"id": ["a"], "source": ["s"], "text": [text]}))
+    planned = record("hybrid_plan", root)
+    planned.artefacts = {"hybrid": "hybrid"}
+    load = record("profile_load", folder / "profile_load")
+    events = folder / "events.jsonl"
+    profile_load.run(StageContext(pilot, load, Progress(events, "profile_load"), {}))
+    upstream = {"train_qat": trained, "hybrid_plan": planned, "profile_load": load}
+    own = record("deploy_rollback", folder / "deploy_rollback")
+    return StageContext(pilot, own, Progress(events, "deploy_rollback"), upstream)
+
+
+def test_a_rollback_under_load_loses_nothing(arms, tmp_path) -> None:
+    stage = context(tmp_path, arms)
+    deploy_rollback.run(stage)
+    record = stage.record
+    requests, switches = record.table("requests"), record.table("switches")
+
+    assert list(switches.columns) == ["time_s", "from_arm", "to_arm", "reason"]
+    (switch,) = switches.itertuples()
+    assert (switch.from_arm, switch.to_arm) == ("hybrid", "full_precision")
+    assert 0.0 < switch.time_s < 2.0
+
+    assert set(requests["status"]) == {"ok"}
+    assert set(requests["arm"]) == {"hybrid", "full_precision"}
+    assert (requests["output_tokens"] == requests["wanted_tokens"]).all()
+    assert requests["output_tokens"].max() == 12
+    late = requests[requests["sent_s"] > switch.time_s + 0.1]
+    assert set(late["arm"]) == {"full_precision"}
+
+    assert record.metric("lost_requests").value == record.metric("truncated_requests").value == 0
+    assert 0 < record.metric("rollback_first_token_s").value < 2
+    assert record.metric("memory_both_arms_mb").value > 50
+    assert record.metric("goodput_per_s").value > 0
+    for name in ("ttft_ms", "e2e_ms"):
+        for phase in ("before", "switch", "after"):
+            assert record.metric(name, phase=phase, quantile="p99")
+        assert record.metric(name, phase="before", quantile="p50").value > 0
+    assert record.metric("capacity_per_s", arm="hybrid").value > 0
+    for class_ in ("interactive", "batch"):
+        assert record.metric("slo_met_share", **{"class": class_})
+    assert any(note.startswith("cut to the limits") for note in record.notes)
+    kinds = {event["kind"] for event in read_events(tmp_path / "events.jsonl")}
+    assert {"note", "step"} <= kinds
+    assert not _servers(), "the server must be gone"
+
+
+def test_the_same_seed_asks_for_the_same_requests(arms, tmp_path) -> None:
+    stage = context(tmp_path, arms, "deploy_rollback.speedup=3.0")
+    load = deploy_rollback.Load(
+        deploy_rollback.LoadProfile.from_record(stage.need("profile_load")),
+        deploy_rollback.LengthLimits(20, 5),
+        list(range(100)),
+        seed=7,
+    )
+    assert load.sample(4) == load.sample(4)
+    planned = load.sample(4)[2]
+    assert load.prompt(planned) == load.prompt(planned)
+    assert len(load.prompt(planned)) == planned.prompt_tokens <= 20
+
+
+def test_a_prompt_may_be_longer_than_the_text(arms, tmp_path) -> None:
+    stage = context(tmp_path, arms)
+    profile = deploy_rollback.LoadProfile.from_record(stage.need("profile_load"))
+    load = deploy_rollback.Load(profile, deploy_rollback.LengthLimits(50, 5), [1, 2, 3], seed=7)
+    planned = deploy_rollback.PlannedRequest(0, 0.0, 50, 5, "batch", False)
+    assert len(load.prompt(planned)) == 50
+
+
+def test_a_server_that_dies_under_load_fails_the_stage_with_its_log(
+    arms, tmp_path, monkeypatch
+) -> None:
+    async def kill(client: LoadClient, arm: str, reason: str) -> float:
+        (server,) = _servers()
+        os.kill(server.pid, signal.SIGKILL)
+        return 0.0
+
+    monkeypatch.setattr(LoadClient, "switch", kill)
+    with pytest.raises(StageError, match="killed by signal 9") as caught:
+        deploy_rollback.run(
+            context(
+                tmp_path,
+                arms,
+                "deploy_rollback.duration_s=10.0",
+                "deploy_rollback.rollback_at=0.05",
+            )
+        )
+    assert "server.log" in caught.value.next_step
+
+
+def test_the_rehearsal_is_not_opened_to_the_network(arms, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"deploy_rollback\.host"):
+        context(tmp_path, arms, "deploy_rollback.host=0.0.0.0")
+
+
+def _servers() -> list[psutil.Process]:
+    children = psutil.Process().children()
+    return [
+        child
+        for child in children
+        if child.status() != psutil.STATUS_ZOMBIE and "workbench.serve.main" in child.cmdline()
+    ]
