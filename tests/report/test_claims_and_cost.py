@@ -16,7 +16,7 @@ def by_claim(rows):
 def test_each_claim_has_this_runs_figures_or_a_reason(make_run) -> None:
     rows = by_claim(claim_rows(make_run().records()))
     sources = [r.labels for r in rows["memory_3b"]]
-    assert sources == ["arm=ternary source=probe", "arm=ternary source=trained"]
+    assert sources == ["arm=ternary shape=bitnet-700m source=probe", "arm=ternary source=trained"]
     assert rows["memory_3b"][0].measured == 2.93
     assert rows["latency_70b"][0].measured is None
     assert rows["latency_70b"][0].reason_code == "no_70b"

@@ -35,7 +35,7 @@ def test_a_broken_gate_that_must_hold_stops_the_run(make_run) -> None:
     assert record.facts["verdict"]["decision"] == "no go"
     assert record.metric("gates_failed").value == 2
     (stopping,) = record.facts["stopping_gates"]
-    assert stopping.startswith("Decode speed-up (probe):")
+    assert stopping.startswith("Decode speed-up (ternary, probe, bitnet-700m):")
     with pytest.raises(GateError, match="allowed at least 9") as caught:
         raise_failed_gates(run)
     assert caught.value.exit_code == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.theme import (
@@ -17,6 +18,9 @@ from workbench.figures.theme import (
 )
 from workbench.records.stage_record import StageRecord
 
+MOST_BARS = 300
+"""More windows than this are averaged in groups: a bar must stay wider than a pixel."""
+
 
 def rate(record: StageRecord, language: str = "en") -> go.Figure:
     """Requests per second over time, classes stacked."""
@@ -24,21 +28,27 @@ def rate(record: StageRecord, language: str = "en") -> go.Figure:
     title = say("profile_load.rate.title")
     if "windows" not in record.tables or (rows := record.table("windows")).empty:
         return why_not(say, title, say("fig.no_rows"))
-    long = rows["start_s"].max() > 2 * 3600
+    starts = np.sort(rows["start_s"].unique())
+    window_s = float(starts[1] - starts[0]) if len(starts) > 1 else _only_window_s(rows)
+    together = -(-len(starts) // MOST_BARS)
+    long = starts[-1] > 2 * 3600
     scale, axis = (3600, "axis.time_h") if long else (60, "axis.time_min")
     drawn = figure(say, title, say(axis), say("axis.requests_per_s"))
     for name in sorted(rows["class"].unique(), reverse=True):
         own = rows[rows["class"] == name].sort_values("start_s")
-        drawn.add_scatter(
+        own = own.groupby(np.arange(len(own)) // together).agg(
+            {"start_s": "min", "rate_per_s": "mean"}
+        )
+        drawn.add_bar(
             x=own["start_s"] / scale,
             y=own["rate_per_s"],
+            offset=0,
+            width=0.96 * together * window_s / scale,
             name=say.label("class", name),
-            stackgroup="rate",
-            mode="lines",
-            line={"shape": "hv", "width": 1.2, "color": CLASS_COLOURS.get(name, GREY)},
+            marker_color=CLASS_COLOURS.get(name, GREY),
             hovertemplate="%{y:.3g}/s<extra>%{fullData.name}</extra>",
         )
-    drawn.update_yaxes(rangemode="tozero")
+    drawn.update_layout(barmode="stack")
     return drawn
 
 
@@ -95,3 +105,9 @@ def shapes(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (rate, lengths, shapes)
+
+
+def _only_window_s(rows: pd.DataFrame) -> float:
+    """Length of a lone window, from its number of requests and their rate."""
+    busy = rows[rows["rate_per_s"] > 0].iloc[:1]
+    return float((busy["requests"] / busy["rate_per_s"]).sum()) or 60.0

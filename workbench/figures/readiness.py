@@ -90,6 +90,7 @@ def fits(record: StageRecord, language: str = "en") -> go.Figure:
             font={"size": 12},
             bgcolor="rgba(255,255,255,0.75)",
         )
+    drawn.update_xaxes(dtick=1)
     drawn.update_yaxes(type="category", showgrid=True)
     return drawn
 

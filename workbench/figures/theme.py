@@ -84,7 +84,7 @@ def figure(
     drawn.update_xaxes(axis, title_text=x, showgrid=False, zeroline=False)
     drawn.update_yaxes(axis, title_text=y)
     if "x" in log:
-        drawn.update_xaxes(type="log", dtick=1)
+        drawn.update_xaxes(type="log", dtick="D2")
     if "y" in log:
         drawn.update_yaxes(type="log", dtick="D2", minor={"ticks": ""})
     return drawn

@@ -52,6 +52,7 @@ def write_html(run_folder: Path | str, language: str | None = None) -> Path:
             t=texts,
             run=run,
             pilot=pilot,
+            judged=report is not None,
             verdict=views.verdict_view(records, texts),
             tiles=views.headlines(records, texts),
             gates=views.gate_rows(report, texts) if report else [],

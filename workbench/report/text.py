@@ -16,7 +16,17 @@ from workbench.report.numbers import number
 
 LANGUAGES = ("en", "ru")
 REPORT_TEXTS = Path(__file__).parent
-LABEL_ORDER = ("arm", "source", "class", "batch", "phase", "quantile", "precision", "threads")
+LABEL_ORDER = (
+    "arm",
+    "source",
+    "shape",
+    "class",
+    "batch",
+    "phase",
+    "quantile",
+    "precision",
+    "threads",
+)
 
 
 def label_place(name: str) -> tuple[int, str]:

@@ -74,8 +74,9 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     if trained and trained.value:
         model = pilot.model.checkpoint or pilot.model.preset
         found.append(Sentence("caveat.trained", {"model": model, "tokens": trained.value}))
-    if "readiness" in records and _has(records["readiness"], "decode_speedup"):
-        found.append(Sentence("caveat.probe"))
+    probe = records["readiness"].metric("decode_speedup") if "readiness" in records else None
+    if probe and probe.value:
+        found.append(Sentence("caveat.probe", {"shape": probe.labels.get("shape", "")}))
     if "profile_load" in records and records["profile_load"].facts.get("kind") == "assumed":
         found.append(Sentence("caveat.assumed_load"))
     if "measure_ab" in records and not _has(records["measure_ab"], "energy_j_per_token"):

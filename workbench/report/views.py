@@ -236,7 +236,7 @@ def verdict_view(records: Records, texts: Texts) -> dict[str, Any]:
     """Decision, reasons and caveats in the page's language."""
     report = records.get("report")
     if report is None:
-        done = texts("verdict.no_report", done=len(records), all=len(STAGES))
+        done = _capital(texts("verdict.no_report", done=len(records), all=len(STAGES)))
         return {"decision": "undecided", "name": texts("decision.undecided"),
                 "reasons": [done], "caveats": []}  # fmt: skip
     verdict = report.facts["verdict"]
@@ -345,7 +345,10 @@ def _sentence(sentence: Mapping[str, Any], texts: Texts) -> str:
     values = dict(sentence["values"])
     if "unit" in values:
         values["unit"] = texts.unit(values["unit"])
-    text = texts(sentence["code"], **values)
+    return _capital(texts(sentence["code"], **values))
+
+
+def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
