@@ -11,12 +11,13 @@ class Activations {
   Activations(int rows, int max_K)
       : normed_(static_cast<size_t>(rows) * static_cast<size_t>(max_K)),
         q_(static_cast<size_t>(rows) * static_cast<size_t>(q_stride(max_K))),
+        packed_(q_.size()),
         undo_(static_cast<size_t>(rows)),
         sums_(static_cast<size_t>(rows) * static_cast<size_t>(sums_stride(max_K))) {}
 
-  // Row m of K floats: norm (eps < 0: none), then INT8 unless only floats are asked for.
+  // Row m of M, of K floats: norm (eps < 0: none), then INT8 unless only floats are asked for.
   // False if the row holds NaN or Inf.
-  bool prepare(const Kernels& k, int m, const float* x, int K, const float* norm, float eps,
+  bool prepare(const Kernels& k, int m, int M, const float* x, int K, const float* norm, float eps,
                bool quantize, bool floats) {
     const float* row = x;
     if (eps >= 0 || floats) {
@@ -26,20 +27,33 @@ class Activations {
       row = own;
     }
     if (!quantize) return k.finite_row(row, K);
-    return k.quantize_row(row, K, q_.data() + m * q_stride(K), undo_.data() + m,
-                          sums_.data() + m * sums_stride(K));
+    if (!k.quantize_row(row, K, q_.data() + m * q_stride(K), undo_.data() + m,
+                        sums_.data() + m * sums_stride(K)))
+      return false;
+    if (M > k.tile_rows && m < M / k.tile_rows * k.tile_rows) pack(m, k.tile_rows, K);
+    return true;
   }
 
-  Acts view(int M, int K) const {
-    return {M, normed_.data(), K, q_.data(), undo_.data(), sums_.data()};
+  // What the kernels read, once all M rows are prepared.
+  Acts view(const Kernels& k, int M, int K) const {
+    const int8_t* packed = M > k.tile_rows ? packed_.data() : nullptr;
+    return {M, normed_.data(), K, q_.data(), packed, undo_.data(), sums_.data()};
   }
   int8_t* q() { return q_.data(); }
   float* undo() { return undo_.data(); }
   int32_t* sums() { return sums_.data(); }
 
  private:
+  // Row m's words of four k to its place in its tile.
+  void pack(int m, int tile, int K) {
+    const ptrdiff_t words = q_stride(K) / 4;
+    const int8_t* from = q_.data() + m * words * 4;
+    int8_t* to = packed_.data() + (m / tile * tile) * words * 4 + (m % tile) * 4;
+    for (ptrdiff_t w = 0; w < words; ++w) __builtin_memcpy(to + w * tile * 4, from + w * 4, 4);
+  }
+
   std::vector<float> normed_;
-  std::vector<int8_t> q_;
+  std::vector<int8_t> q_, packed_;
   std::vector<float> undo_;
   std::vector<int32_t> sums_;
 };

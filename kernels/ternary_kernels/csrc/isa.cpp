@@ -47,7 +47,7 @@ uint64_t dot_peak(uint64_t rounds, int32_t* sink) {
 extern const tk::Kernels TK_TABLE;
 const tk::Kernels TK_TABLE = {
     TK_TEXT(TK_NAME),
-    TK_NS::kRowGroups,
+    TK_NS::kMaxRows,
     TK_NS::linear_scratch,
     TK_NS::linear_items,
     TK_NS::linear_item,

@@ -44,6 +44,7 @@ struct Acts {
   const float* x;
   ptrdiff_t x_stride;
   const int8_t* q;       // stride q_stride(K)
+  const int8_t* packed;  // null, or whole tiles of q: [M/T][q_stride/4][T][4], T = tile_rows
   const float* undo;     // [M]: absmax / 127
   const int32_t* sums;   // stride sums_stride(K)
 };
@@ -74,7 +75,7 @@ struct AttentionTile {
 
 struct Kernels {
   const char* name;
-  int row_groups_per_item;
+  int tile_rows;  // rows of activations in the largest register tile
 
   // Bytes of scratch that linear_item needs for a weight.
   size_t (*linear_scratch)(const Weight& w);

@@ -6,6 +6,8 @@
 // registers on the way; beyond, two-bit and base-3 weights are unpacked once into a panel of
 // bytes that stays in the second-level cache while all rows pass over it.
 #pragma once
+#include <type_traits>
+
 #include "tiles.h"
 
 namespace TK_NS {
@@ -37,43 +39,55 @@ inline size_t panel_bytes(const Weight& w) {
 // A source of weights for the tiles: packed as they lie, or an unpacked panel.
 enum class Source { kCodes2, kCodes5, kSmallBytes, kInt8, kBf16, kF16 };
 
-template <Source s, int R, int M>
-inline void run_tile(const uint8_t* const (&w)[R], int blocks, const void* x, ptrdiff_t x_stride,
-                     void* out) {
+// Weights of R row groups; `skip`: see tiles.h.
+template <int R>
+struct Stretch {
+  const uint8_t* w[R];
+  int blocks;
+  ptrdiff_t skip;
+};
+
+// Rows of activations for a tile: INT8 or float; packed: see IntTile.
+struct Rows {
+  const void* x;
+  ptrdiff_t stride;
+  bool packed;
+};
+
+template <Source s, int R, int M, bool packed = false>
+inline void run_tile(const Stretch<R>& from, const Rows& rows, void* out) {
   constexpr int U = M == 1 ? 4 : M <= 3 ? 2 : 1;
   if constexpr (s == Source::kBf16 || s == Source::kF16) {
     HalfTile<s == Source::kBf16 ? tk::kBf16 : tk::kF16, R, M, U> tile;
-    tile.run(w, blocks, static_cast<const float*>(x), x_stride, static_cast<float*>(out));
+    tile.run(from.w, from.blocks, from.skip, static_cast<const float*>(rows.x), rows.stride,
+             static_cast<float*>(out));
   } else {
-    const auto* q = static_cast<const int8_t*>(x);
-    auto* sums = static_cast<int32_t*>(out);
-    if constexpr (s == Source::kCodes2) {
-      IntTile<Codes2, R, M, U> tile;
-      tile.run(w, blocks, q, x_stride, sums);
-    } else if constexpr (s == Source::kCodes5) {
-      IntTile<Codes5, R, M, U> tile;
-      tile.run(w, blocks, q, x_stride, sums);
-    } else {
-      IntTile<Bytes<s == Source::kSmallBytes>, R, M, U> tile;
-      tile.run(w, blocks, q, x_stride, sums);
-    }
+    using Loader = std::conditional_t<
+        s == Source::kCodes2, Codes2,
+        std::conditional_t<s == Source::kCodes5, Codes5, Bytes<s == Source::kSmallBytes>>>;
+    IntTile<Loader, R, M, U, packed>::run(from.w, from.blocks, from.skip,
+                                          static_cast<const int8_t*>(rows.x), rows.stride,
+                                          static_cast<int32_t*>(out));
   }
 }
 
 template <Source s, int R>
-void run_rows(const uint8_t* const (&w)[R], int blocks, const void* x, ptrdiff_t x_stride, int M,
-              void* out) {
+void run_rows(const Stretch<R>& from, const Rows& rows, int M, void* out) {
   switch (M) {
-    case 1: return run_tile<s, R, 1>(w, blocks, x, x_stride, out);
-    case 2: return run_tile<s, R, 2>(w, blocks, x, x_stride, out);
-    case 3: return run_tile<s, R, 3>(w, blocks, x, x_stride, out);
-    case 4: return run_tile<s, R, 4>(w, blocks, x, x_stride, out);
+    case 1: return run_tile<s, R, 1>(from, rows, out);
+    case 2: return run_tile<s, R, 2>(from, rows, out);
+    case 3: return run_tile<s, R, 3>(from, rows, out);
+    case 4:
+      if (kMaxRows == 4 && rows.packed) return run_tile<s, R, 4, true>(from, rows, out);
+      return run_tile<s, R, 4>(from, rows, out);
   }
   if constexpr (kMaxRows > 4) {
     switch (M) {
-      case 6: return run_tile<s, R, 6>(w, blocks, x, x_stride, out);
-      case 8: return run_tile<s, R, 8>(w, blocks, x, x_stride, out);
-      case 12: return run_tile<s, R, 12>(w, blocks, x, x_stride, out);
+      case 6: return run_tile<s, R, 6>(from, rows, out);
+      case 8: return run_tile<s, R, 8>(from, rows, out);
+      case 12:
+        if (rows.packed) return run_tile<s, R, 12, true>(from, rows, out);
+        return run_tile<s, R, 12>(from, rows, out);
     }
   }
 }
@@ -85,15 +99,14 @@ inline int tile_rows(int M) {
 }
 
 template <int R>
-void run_source(Source s, const uint8_t* const (&w)[R], int blocks, const void* x,
-                ptrdiff_t x_stride, int M, void* out) {
+void run_source(Source s, const Stretch<R>& from, const Rows& rows, int M, void* out) {
   switch (s) {
-    case Source::kCodes2: return run_rows<Source::kCodes2, R>(w, blocks, x, x_stride, M, out);
-    case Source::kCodes5: return run_rows<Source::kCodes5, R>(w, blocks, x, x_stride, M, out);
-    case Source::kSmallBytes: return run_rows<Source::kSmallBytes, R>(w, blocks, x, x_stride, M, out);
-    case Source::kInt8: return run_rows<Source::kInt8, R>(w, blocks, x, x_stride, M, out);
-    case Source::kBf16: return run_rows<Source::kBf16, R>(w, blocks, x, x_stride, M, out);
-    case Source::kF16: return run_rows<Source::kF16, R>(w, blocks, x, x_stride, M, out);
+    case Source::kCodes2: return run_rows<Source::kCodes2, R>(from, rows, M, out);
+    case Source::kCodes5: return run_rows<Source::kCodes5, R>(from, rows, M, out);
+    case Source::kSmallBytes: return run_rows<Source::kSmallBytes, R>(from, rows, M, out);
+    case Source::kInt8: return run_rows<Source::kInt8, R>(from, rows, M, out);
+    case Source::kBf16: return run_rows<Source::kBf16, R>(from, rows, M, out);
+    case Source::kF16: return run_rows<Source::kF16, R>(from, rows, M, out);
   }
 }
 
@@ -131,10 +144,13 @@ struct Operand {
   const float* scales[R];
   int blocks, K, zero;
   bool grouped;
+  ptrdiff_t skip;
 
   Operand(const Weight* const (&weights)[R], const int (&groups)[R], int M, uint8_t* scratch) {
     const Weight& first = *weights[0];
     K = first.K;
+    // Row groups of one weight stand one after the other, and so do the items' pairs of them.
+    skip = R == 2 && weights[0] == weights[1] ? static_cast<ptrdiff_t>(group_bytes(first)) : 0;
     grouped = first.grouped != 0;
     blocks = first.is_float() ? K : blocks_of(first);
     zero = first.kind == tk::kInt8 ? kInt8Zero : 1;
@@ -165,10 +181,14 @@ struct Operand {
     const ptrdiff_t stride = tk::q_stride(K);
     const int planes = source == Source::kCodes5 ? 5 : 4;
     const size_t block_bytes = source == Source::kCodes2 || source == Source::kCodes5 ? 64 : 256;
-    const uint8_t* from[R];
-    for (int r = 0; r < R; ++r) from[r] = w[r] + block_bytes * static_cast<size_t>(begin);
-    const int8_t* q = acts.q + m0 * stride + 4 * planes * begin;
-    run_source<R>(source, from, end - begin, q, stride, M, out);
+    const bool packed = M == kMaxRows && acts.packed != nullptr;
+    Stretch<R> from;
+    for (int r = 0; r < R; ++r) from.w[r] = w[r] + block_bytes * static_cast<size_t>(begin);
+    from.blocks = end - begin;
+    from.skip = end == blocks ? skip : 0;
+    const ptrdiff_t k = 4 * planes * begin;
+    const int8_t* q = packed ? acts.packed + m0 * stride + k * kMaxRows : acts.q + m0 * stride + k;
+    run_source<R>(source, from, {q, stride, packed}, M, out);
     for (int m = 0; m < M; ++m) {
       const int32_t sum = acts.sums[(m0 + m) * tk::sums_stride(K) + sum_index];
       // Unsigned: the product may wrap where the result does not (INT8 at large K).
@@ -183,7 +203,11 @@ struct Operand {
   // Scaled products of rows m0 .. m0 + M to y[m][r][16].
   void products(const Acts& acts, int m0, int M, float* y) const {
     if (source == Source::kBf16 || source == Source::kF16) {
-      run_source<R>(source, w, K, acts.x + m0 * acts.x_stride, acts.x_stride, M, y);
+      Stretch<R> from;
+      for (int r = 0; r < R; ++r) from.w[r] = w[r];
+      from.blocks = K;
+      from.skip = skip;
+      run_source<R>(source, from, {acts.x + m0 * acts.x_stride, acts.x_stride, false}, M, y);
       return;
     }
     alignas(64) int32_t sums[kMaxRows * R * 16];

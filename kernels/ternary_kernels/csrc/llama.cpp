@@ -182,13 +182,13 @@ class Model {
     const bool floats = spec_.head.is_float();
     worker.for_each(wanted, 1, [&](int j) {
       const float* x = row(x_, wanted_[static_cast<size_t>(j)], spec_.hidden);
-      if (!acts_->prepare(k, j, x, spec_.hidden, spec_.norm, spec_.eps, !floats, floats)) fail(-1);
+      if (!acts_->prepare(k, j, wanted, x, spec_.hidden, spec_.norm, spec_.eps, !floats, floats)) fail(-1);
     });
     const Linear out = {&spec_.head, nullptr, nullptr, nullptr, kStore, logits, spec_.vocab};
     const int items = k.linear_items(out);
     void* scratch = worker.scratch(k.linear_scratch(spec_.head));
     worker.for_each(items, portion_of(items, worker.threads()), [&](int item) {
-      k.linear_item(out, acts_->view(wanted, spec_.hidden), item, scratch);
+      k.linear_item(out, acts_->view(k, wanted, spec_.hidden), item, scratch);
     });
   }
 
@@ -199,7 +199,7 @@ class Model {
     for (const Weight* w : readers) (w->is_float() ? floats : quantize) = true;
     worker.for_each(rows_, 1, [&](int m) {
       const float* from = x.data() + static_cast<size_t>(m) * static_cast<size_t>(K);
-      if (!acts_->prepare(k, m, from, K, norm, eps, quantize, floats)) fail(where);
+      if (!acts_->prepare(k, m, rows_, from, K, norm, eps, quantize, floats)) fail(where);
     });
   }
 
@@ -213,7 +213,7 @@ class Model {
         if (w) scratch = std::max(scratch, k.linear_scratch(*w));
     }
     void* memory = worker.scratch(scratch);
-    const Acts acts = acts_->view(rows_, K);
+    const Acts acts = acts_->view(k, rows_, K);
     worker.for_each(items, portion_of(items, worker.threads()), [&](int item) {
       int j = 0;
       while (item >= ends[j]) ++j;

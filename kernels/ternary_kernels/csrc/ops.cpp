@@ -16,7 +16,7 @@ int prepare_rows(Worker& worker, const Kernels& k, Activations& acts, const floa
                  const float* norm, float eps, bool quantize, bool floats,
                  std::atomic<int>& bad_row) {
   worker.for_each(M, 1, [&](int m) {
-    if (acts.prepare(k, m, x + static_cast<ptrdiff_t>(m) * K, K, norm, eps, quantize, floats)) return;
+    if (acts.prepare(k, m, M, x + static_cast<ptrdiff_t>(m) * K, K, norm, eps, quantize, floats)) return;
     int seen = bad_row.load();
     while ((seen == 0 || -seen - 1 > m) && !bad_row.compare_exchange_weak(seen, -(m + 1))) {
     }
@@ -76,12 +76,14 @@ TK_API void tk_linear_int(const Weight* w, const int8_t* q, int M, int32_t* out)
     acts.sums()[m * sums_stride(K)] = sum;
     __builtin_memcpy(acts.q() + m * q_stride(K), row, static_cast<size_t>(K));
   }
+  Acts view = acts.view(k, M, K);
+  view.packed = nullptr;
   Linear shape{};
   shape.first = w;
   Team::instance().run([&](Worker& worker) {
     void* memory = worker.scratch(k.linear_scratch(*w));
     worker.for_each(k.linear_items(shape), 1, [&](int item) {
-      k.linear_int_item(*w, acts.view(M, K), item, out, memory);
+      k.linear_int_item(*w, view, item, out, memory);
     });
   });
 }
@@ -99,7 +101,7 @@ TK_API int tk_linears(const Weight* const* weights, int count, const float* x, i
     if (prepare_rows(worker, k, acts, x, M, K, norm, eps, quantize, floats, bad)) return;
     for (int i = 0; i < count; ++i)
       run_linear(worker, k, {weights[i], nullptr, biases[i], nullptr, kStore, outs[i], weights[i]->N},
-                 acts.view(M, K));
+                 acts.view(k, M, K));
   });
   return bad;
 }
@@ -116,7 +118,7 @@ TK_API int tk_gated(const Weight* gate, const Weight* up, const float* x, int M,
   Team::instance().run([&](Worker& worker) {
     if (prepare_rows(worker, k, acts, x, M, K, norm, eps, quantize, floats, bad)) return;
     run_linear(worker, k, {gate, up, gate_bias, up_bias, static_cast<Mode>(mode), out, gate->N},
-               acts.view(M, K));
+               acts.view(k, M, K));
   });
   return bad;
 }

@@ -15,8 +15,17 @@
 
 namespace TK_NS {
 
-// Lines ahead that a streaming read asks for: the hardware prefetcher stops at page borders.
+// How far ahead a streaming read asks: the hardware prefetcher stops at page borders. Near the
+// end of a row group the next bytes wanted are those of the next item, `skip` bytes further on.
 constexpr int kPrefetchBytes = 4096;
+
+// Tiles of more rows compute for longer than a line takes to arrive.
+constexpr int kStreamRows = 4;
+
+template <int bytes>
+inline void prefetch(const uint8_t* p) {
+  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + line);
+}
 
 struct Codes2 {
   static constexpr int kPlanes = 4, kBlockBytes = 64;
@@ -32,60 +41,67 @@ struct Bytes {
   static constexpr bool kSmallCodes = small;
 };
 
-template <class Loader, int R, int M, int U>
+// The sums of a tile are locals of one function: as members or behind helpers that take them by
+// reference, GCC keeps copying them between registers and loses a third of the speed.
+//
+// INT8 activations: rows at a stride, or (kPacked, prefill) the M words of each four k side by
+// side, so that a tile reads one stream from the cache instead of M.
+template <class Loader, int R, int M, int U, bool kPacked>
 struct IntTile {
+  static constexpr ptrdiff_t kWordBytes = kPacked ? 4 * M : 4;
   static constexpr bool kInPlace = kInPlacePlanes && U == 4 && Loader::kPlanes == 4 &&
                                    Loader::kBlockBytes == 64;
-  I acc[R][M][U];
 
+  // Plane p of a block; `rest` is what the planes before left of it.
   template <int p>
-  inline void plane_step(const C (&w)[R], const int8_t* x, ptrdiff_t x_stride) {
-    TK_UNROLL for (int m = 0; m < M; ++m) {
-      const A a = broadcast4(x + m * x_stride + 4 * p);
-      TK_UNROLL for (int r = 0; r < R; ++r) {
-        I& sum = acc[r][m][p % U];
-        sum = Loader::kSmallCodes ? dot_codes(sum, w[r], a) : dot_int8(sum, w[r], a);
-      }
-    }
-  }
-
-  template <int p>
-  inline void step(C (&v)[R], const uint8_t* const (&w)[R], const int8_t* x, ptrdiff_t x_stride) {
-    if constexpr (p < Loader::kPlanes) {
-      C codes[R];
-      TK_UNROLL for (int r = 0; r < R; ++r) {
-        if constexpr (Loader::kBlockBytes == 256) codes[r] = load_codes(w[r] + 64 * p);
-        else if constexpr (Loader::kPlanes == 5) codes[r] = next_trit(v[r]);
-        else if constexpr (kInPlace) codes[r] = plane_in_place<p>(v[r]);
-        else codes[r] = plane<p>(v[r]);
-      }
-      plane_step<p>(codes, x, x_stride);
-      step<p + 1>(v, w, x, x_stride);
-    }
+  static inline C codes(const uint8_t* w, C& rest) {
+    if constexpr (Loader::kBlockBytes == 256) return load_codes(w + 64 * p);
+    else if constexpr (p >= Loader::kPlanes) return rest;
+    else if constexpr (Loader::kPlanes == 5) return next_trit(rest);
+    else if constexpr (kInPlace) return plane_in_place<p>(rest);
+    else return plane<p>(rest);
   }
 
   // `blocks` blocks of weights from w[r] on, activations from x on; sums to out[m][r][16].
-  inline void run(const uint8_t* const (&weights)[R], int blocks, const int8_t* x,
-                  ptrdiff_t x_stride, int32_t* out) {
-    for (int r = 0; r < R; ++r)
-      for (int m = 0; m < M; ++m)
-        for (int u = 0; u < U; ++u) acc[r][m][u] = izero();
+  static inline void run(const uint8_t* const (&weights)[R], int blocks, ptrdiff_t skip,
+                         const int8_t* x, ptrdiff_t x_stride, int32_t* out) {
+    I acc[R][M][U];
+    TK_UNROLL for (int r = 0; r < R; ++r)
+      TK_UNROLL for (int m = 0; m < M; ++m)
+        TK_UNROLL for (int u = 0; u < U; ++u) acc[r][m][u] = izero();
     const uint8_t* w[R];
     TK_UNROLL for (int r = 0; r < R; ++r) w[r] = weights[r];
+    const int turn = blocks - kPrefetchBytes / Loader::kBlockBytes;
+    ptrdiff_t ahead = kPrefetchBytes;
     for (int b = 0; b < blocks; ++b) {
-      C v[R];
+      if (M <= kStreamRows && b == turn) ahead += skip;
+      C rest[R];
       TK_UNROLL for (int r = 0; r < R; ++r) {
-        if constexpr (Loader::kBlockBytes == 64) v[r] = load_codes(w[r]);
-        if constexpr (M == 1)
-          for (int line = 0; line < Loader::kBlockBytes; line += 64)
-            __builtin_prefetch(w[r] + kPrefetchBytes + line);
+        if constexpr (Loader::kBlockBytes == 64) rest[r] = load_codes(w[r]);
+        if constexpr (M <= kStreamRows) prefetch<Loader::kBlockBytes>(w[r] + ahead);
       }
-      step<0>(v, w, x, x_stride);
+#define TK_PLANE(p)                                                                   \
+  if constexpr (p < Loader::kPlanes) {                                                \
+    C v[R];                                                                           \
+    TK_UNROLL for (int r = 0; r < R; ++r) v[r] = codes<p>(w[r], rest[r]);             \
+    TK_UNROLL for (int m = 0; m < M; ++m) {                                           \
+      const A a = broadcast4(x + m * (kPacked ? 4 : x_stride) + p * kWordBytes);      \
+      TK_UNROLL for (int r = 0; r < R; ++r)                                           \
+        acc[r][m][p % U] = Loader::kSmallCodes ? dot_codes(acc[r][m][p % U], v[r], a) \
+                                               : dot_int8(acc[r][m][p % U], v[r], a); \
+    }                                                                                 \
+  }
+      TK_PLANE(0)
+      TK_PLANE(1)
+      TK_PLANE(2)
+      TK_PLANE(3)
+      TK_PLANE(4)
+#undef TK_PLANE
       TK_UNROLL for (int r = 0; r < R; ++r) w[r] += Loader::kBlockBytes;
-      x += 4 * Loader::kPlanes;
+      x += Loader::kPlanes * kWordBytes;
     }
-    for (int m = 0; m < M; ++m)
-      for (int r = 0; r < R; ++r) istore(out + (m * R + r) * 16, total(acc[r][m]));
+    TK_UNROLL for (int m = 0; m < M; ++m)
+      TK_UNROLL for (int r = 0; r < R; ++r) istore(out + (m * R + r) * 16, total(acc[r][m]));
   }
 
   static inline I total(const I (&sums)[U]) {
@@ -93,7 +109,7 @@ struct IntTile {
       return iadd(iadd(sums[0], ishr<2>(sums[1])), iadd(ishr<4>(sums[2]), ishr<6>(sums[3])));
     } else {
       I sum = sums[0];
-      for (int u = 1; u < U; ++u) sum = iadd(sum, sums[u]);
+      TK_UNROLL for (int u = 1; u < U; ++u) sum = iadd(sum, sums[u]);
       return sum;
     }
   }
@@ -118,22 +134,23 @@ struct HalfTile {
     }
   }
 
-  inline void run(const uint8_t* const (&weights)[R], int K, const float* x, ptrdiff_t x_stride,
-                  float* out) {
+  inline void run(const uint8_t* const (&weights)[R], int K, ptrdiff_t skip, const float* x,
+                  ptrdiff_t x_stride, float* out) {
     for (int r = 0; r < R; ++r)
       for (int m = 0; m < M; ++m)
         for (int u = 0; u < U; ++u) acc[r][m][u] = set1(0.0f);
     const uint16_t* w[R];
     TK_UNROLL for (int r = 0; r < R; ++r)
       w[r] = reinterpret_cast<const uint16_t*>(weights[r]);
+    const int turn = (K - kPrefetchBytes / 32) / 4 * 4;
+    ptrdiff_t ahead = kPrefetchBytes;
     int k = 0;
     for (; k + 4 <= K; k += 4) {
+      if (M <= kStreamRows && k == turn) ahead += skip;
       TK_UNROLL for (int u = 0; u < 4; ++u) step(u, w, x, x_stride);
       TK_UNROLL for (int r = 0; r < R; ++r) {
-        if constexpr (M == 1) {
-          __builtin_prefetch(reinterpret_cast<const char*>(w[r]) + kPrefetchBytes);
-          __builtin_prefetch(reinterpret_cast<const char*>(w[r]) + kPrefetchBytes + 64);
-        }
+        if constexpr (M <= kStreamRows)
+          prefetch<128>(reinterpret_cast<const uint8_t*>(w[r]) + ahead);
         w[r] += 64;
       }
       x += 4;

@@ -1,0 +1,43 @@
+"""Ternary inference and training on GPUs with Triton, from the one packed copy of the weights.
+
+=====================  ==================================================================
+inference              :func:`linear`, :func:`linear_weight_only`, :func:`to_device`
+activations            :func:`quantize` (with RMSNorm), :func:`quantize_gated`
+weights                :func:`pack_weights`, :func:`pack_codes`, :func:`unpack_weights`,
+                       :func:`unpack_codes`
+training               :class:`QATLinear`, :func:`keep_fresh`, :func:`qat_linear`
+=====================  ==================================================================
+
+>>> weight = to_device(PackedTernary.from_float(matrix), "cuda")
+>>> y = linear(x, weight)                       # any number of rows, any K and N
+>>> rows = quantize(x, norm_weight=gain)        # RMSNorm and INT8 in one kernel ...
+>>> q, k = linear(rows, w_q), linear(rows, w_k)     # ... for several layers
+
+Every kernel runs on NVIDIA GPUs from sm_80 and, for tests, on a CPU under
+``TRITON_INTERPRET=1`` (set before the first import). :mod:`ternary_kernels.reference` and
+:mod:`ternary_kernels.packing` hold the readable references; :mod:`.layout` the idea.
+"""
+
+from __future__ import annotations
+
+from .linear import linear, linear_weight_only, to_device
+from .pack import pack_codes, pack_weights, unpack_codes, unpack_weights
+from .qat import QATLinear, keep_fresh, qat_layers, qat_linear
+from .quantize import QuantizedRows, quantize, quantize_gated
+
+__all__ = [
+    "QATLinear",
+    "QuantizedRows",
+    "keep_fresh",
+    "linear",
+    "linear_weight_only",
+    "pack_codes",
+    "pack_weights",
+    "qat_layers",
+    "qat_linear",
+    "quantize",
+    "quantize_gated",
+    "to_device",
+    "unpack_codes",
+    "unpack_weights",
+]

@@ -1,0 +1,197 @@
+"""Training with ternary weights: INT8 tensor cores forward, straight-through backward.
+
+    y  = Q8(norm(x)) Q3(W)^T + bias              forward, on the packed weights
+    dW = dy^T Q8(norm(x)),   dx = norm'(dy Q3(W))     both quantisers pass their gradient on
+
+The master weights W change once an optimizer step, so Q3(W) is computed once a step
+(:func:`keep_fresh`), not once a forward pass: micro-batches, checkpointed recomputation and the
+backward pass read the same packed copy. Kept for the backward pass: the INT8 activations (half
+of bf16; with a norm also x itself), never a dense copy of W; the two gradient products run in
+bf16 by cuBLAS on matrices unpacked just before.
+
+Nothing waits for the device and no shape depends on data. The layer is one operator of
+torch.library with fake kernel and autograd formula: ``torch.compile`` traces through it,
+``torch.utils.checkpoint`` recomputes it, a CUDA graph captures it (the packed buffers keep
+their addresses).
+
+Operations: forward 2 M N K in INT8, backward 4 M N K in bf16, so against three bf16 products the
+bound is 1.2x at twice the bf16 rate: the rest of this layer must cost under that. Bytes beside
+the products, for each element: x 2 + 1 (quantise), 1 + 2 (dequantise), W 2.25 (unpack).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .linear import linear_int8
+from .pack import GRANULARITIES, ROUNDINGS, pack_weights, unpack
+from .quantize import dequantize_rows, quantize_rows, rms_norm_backward
+
+
+@torch.library.custom_op("ternary_gpu::qat_linear", mutates_args=())
+def _qat_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, eps: float,
+    tiles: Tensor, row_scales: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(y, q, undo, rstd) of x [M, K]; the last three are kept for the backward pass."""
+    N, K = weight.shape
+    q, undo, sums, rstd = quantize_rows(x, norm_weight, eps, "none")
+    y = linear_int8(q, undo, sums, tiles, row_scales, bias, N, K, x.dtype)
+    return y, q, undo, rstd
+
+
+@_qat_linear.register_fake
+def _(x, weight, bias, norm_weight, eps, tiles, row_scales):
+    q, undo, _, rstd = quantize_rows(x, norm_weight, eps, "none")
+    return x.new_empty((x.shape[0], weight.shape[0])), q, undo, rstd
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, weight, bias, norm_weight, _, tiles, row_scales = inputs
+    _, q, undo, rstd = output
+    ctx.mark_non_differentiable(q, undo, rstd)
+    ctx.save_for_backward(
+        q, undo, tiles, row_scales, *((x, norm_weight, rstd) if norm_weight is not None else ())
+    )
+    ctx.shape, ctx.x_dtype, ctx.weight_dtype = weight.shape, x.dtype, weight.dtype
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _backward(ctx, dy, *_):
+    q, undo, tiles, row_scales, *norm = ctx.saved_tensors
+    (N, K), needs = ctx.shape, ctx.needs_input_grad
+    dx = dweight = dbias = dnorm = None
+    if needs[1]:
+        used = dequantize_rows(q, undo, K, dy.dtype)
+        dweight = (dy.T @ used).to(ctx.weight_dtype)
+    if needs[2]:
+        dbias = dy.sum(0).to(ctx.bias_dtype)
+    if needs[0] or needs[3]:
+        dx = dy @ unpack(tiles, row_scales, N, K, dy.dtype)
+        if norm:
+            dx, dnorm = rms_norm_backward(dx, *norm)
+            dnorm = dnorm.to(norm[1].dtype)
+    return dx, dweight, dbias, dnorm, None, None, None
+
+
+_qat_linear.register_autograd(_backward, setup_context=_keep)
+
+
+def qat_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tiles: Tensor,
+    row_scales: Tensor,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """y [..., N] in x's dtype; gradients for x, weight, bias and norm_weight.
+
+    x [..., K]. weight [N, K]: master weights, only their gradient is used. tiles, row_scales:
+    of ``pack_weights(weight)``, as old as the caller answers for. norm_weight [K]: RMSNorm first.
+    """
+    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; "
+            "allowed: [..., K] and [N, K]"
+        )
+    y = _qat_linear(x.flatten(0, -2), weight, bias, norm_weight, eps, tiles, row_scales)[0]
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+class QATLinear(nn.Linear):
+    """A linear layer whose forward pass is ternary; see the module's text.
+
+    granularity: 'tensor', 'row' or 'group' (128 inputs); rounding, threshold_eps: as in
+    :func:`pack_weights`. sub_norm: an RMSNorm of its own before the quantiser.
+    Call :func:`keep_fresh` once, after the optimizer exists.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        granularity: str = "tensor",
+        rounding: str = "half_even",
+        threshold_eps: float = 1e-5,
+        sub_norm: bool = False,
+        norm_eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if granularity not in GRANULARITIES or rounding not in ROUNDINGS:
+            raise ValueError(
+                f"granularity {granularity!r}, rounding {rounding!r}; allowed: "
+                f"{tuple(GRANULARITIES)} and {tuple(ROUNDINGS)}"
+            )
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self.granularity, self.rounding = granularity, rounding
+        self.threshold_eps, self.norm_eps = threshold_eps, norm_eps
+        self.norm_weight = (
+            nn.Parameter(torch.ones(in_features, device=device, dtype=dtype)) if sub_norm else None
+        )
+        self.register_buffer("tiles", None, persistent=False)
+        self.register_buffer("row_scales", None, persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module.refresh(only_kept=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.tiles is None:
+            raise RuntimeError(
+                "QATLinear has no quantised weights yet. "
+                "Call keep_fresh(model, optimizer), or refresh() after each change of the weights."
+            )
+        return qat_linear(
+            x, self.weight, self.bias, self.tiles, self.row_scales,
+            norm_weight=self.norm_weight, eps=self.norm_eps,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def refresh(self, only_kept: bool = False) -> None:
+        """Quantise the master weights again, into the same buffers once they exist.
+
+        only_kept: do nothing while the layer has no quantised weights.
+        """
+        if only_kept and self.tiles is None:
+            return
+        packed = pack_weights(
+            self.weight, self.granularity, rounding=self.rounding, eps=self.threshold_eps
+        )
+        if self.tiles is None or self.tiles.device != packed.tiles.device:
+            self.tiles, self.row_scales = packed.tiles, packed.row_scales
+        else:
+            self.tiles.copy_(packed.tiles)
+            self.row_scales.copy_(packed.row_scales)
+
+    def _apply(self, function, recurse: bool = True) -> QATLinear:
+        # A change of dtype or device would also round the scales: make them anew instead.
+        kept, self.tiles, self.row_scales = self.tiles is not None, None, None
+        super()._apply(function, recurse)
+        if kept:
+            self.refresh()
+        return self
+
+
+def qat_layers(model: nn.Module) -> Iterator[QATLinear]:
+    """Every QATLinear of a model."""
+    return (module for module in model.modules() if isinstance(module, QATLinear))
+
+
+def keep_fresh(model: nn.Module, optimizer: torch.optim.Optimizer):
+    """Quantise the weights now and after each optimizer step; the hook's handle comes back."""
+
+    def refresh(*_: object) -> None:
+        for layer in qat_layers(model):
+            layer.refresh()
+
+    for layer in qat_layers(model):
+        checks.runnable(layer.weight, "the model's weights")
+    refresh()
+    return optimizer.register_step_post_hook(refresh)
