@@ -232,7 +232,9 @@ def _measure_ab(record: StageRecord, draw: np.random.Generator, energy: bool) ->
             if arm != "full_precision":
                 ratio = SPEED[arm] / batch**0.25
                 _around(record, draw, "throughput_ratio", ratio, "x", **trained, batch=str(batch))
-        _energy(record, energy, "energy_j_per_token", 0.06 / SPEED[arm], "J", **trained)
+        for name in CLASSES:
+            _energy(record, energy, "energy_j_per_token", 0.06 / SPEED[arm], "J", **trained,
+                    **{"class": name})  # fmt: skip
         if arm != "full_precision":
             gap = bits[arm] - bits["full_precision"]
             record.measured("quality_gap_bits_per_byte", gap, "bits/byte", "paired bootstrap",
@@ -248,8 +250,8 @@ def _hybrid_plan(record: StageRecord, draw: np.random.Generator, energy: bool) -
     for place, name in enumerate(_layer_names()):
         loss = float(draw.exponential(0.004)) * (3 if place in (0, 27) else 1)
         for precision, share, size in (("ternary", 1.0, 20_000), ("int8", 0.04, 70_000)):
-            rows.append({"layer": name, "precision": precision, "quality_loss": share * loss,
-                         "size_bytes": size})  # fmt: skip
+            rows.append({"base": "full_precision", "layer": name, "precision": precision,
+                         "quality_loss": share * loss, "size_bytes": size})  # fmt: skip
         choice = "high_precision" if loss > 0.012 else "int8" if loss > 0.006 else "ternary"
         size = {"ternary": 20_000, "int8": 70_000, "high_precision": 260_000}[choice]
         plan.append({"layer": name, "precision": choice, "size_bytes": size, "quality_loss": loss})

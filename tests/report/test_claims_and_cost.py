@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from workbench.pilot.sections.report import Cost
@@ -38,10 +40,22 @@ def test_claims_without_any_record_say_so() -> None:
 
 
 def test_the_energy_ratio_joins_opposite_ends(make_run) -> None:
-    (ratio,) = energy_ratio(make_run(energy=True).records())
+    ratio, other = energy_ratio(make_run(energy=True).records())
+    assert (ratio.labels["class"], other.labels["class"]) == ("interactive_1", "interactive_512")
     assert ratio.kind == "derived"
     assert ratio.value == pytest.approx(1.9)
     assert (ratio.lo, ratio.hi) == pytest.approx((1.9 * 0.9 / 1.1, 1.9 * 1.1 / 0.9))
+
+
+def test_a_ratio_of_modelled_energies_stays_a_model(make_run) -> None:
+    records = make_run(energy=True).records()
+    record = records["measure_ab"]
+    record.metrics = [
+        replace(m, kind="modelled") if m.name == "energy_j_per_token" else m for m in record.metrics
+    ]
+    assert {m.kind for m in energy_ratio(records)} == {"modelled"}
+    tokens = [r for r in cost_rows(records, Cost()) if r.per == "1m_tokens"]
+    assert {r.kind for r in tokens} == {"modelled"}
 
 
 def test_metered_energy_becomes_money(make_run) -> None:

@@ -19,6 +19,7 @@ from workbench.figures.theme import (
 )
 from workbench.report.compare import Comparison
 from workbench.report.gates import labels_of
+from workbench.report.numbers import number
 
 MOST_ROWS = 25
 TICKS = (0.01, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 100)
@@ -57,7 +58,9 @@ def ratios(found: Comparison, language: str = "en") -> go.Figure:
             hovertemplate="%{x:.3g}× · %{customdata}<extra>%{fullData.name}</extra>",
         )
     drawn.add_vline(x=1, line={"color": "#3F4650", "dash": "dash", "width": 1.5})
-    drawn.update_xaxes(tickmode="array", tickvals=TICKS, showgrid=True)
+    drawn.update_xaxes(
+        tickvals=TICKS, ticktext=[number(tick, language) for tick in TICKS], showgrid=True
+    )
     drawn.update_yaxes(
         type="category", categoryorder="array", categoryarray=names[::-1], dtick=1,
         tickfont={"size": 11},

@@ -97,7 +97,7 @@ def in_flight(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 def phases(record: StageRecord, language: str = "en") -> go.Figure:
-    """First token and whole answer before, during and after the switch."""
+    """First token and whole answer before, during and after the switch: middle and tail."""
     say = FigureTexts(language)
     title = say("deploy_rollback.phases.title")
     rows = [m for name in ("ttft_ms", "e2e_ms") for m in valued(record, name)]
@@ -105,7 +105,8 @@ def phases(record: StageRecord, language: str = "en") -> go.Figure:
     if not rows:
         return why_not(say, title, reason_for(record, "ttft_ms", "e2e_ms"))
     drawn = figure(say, title, "", say("axis.ms"), log="y")
-    quantiles = list(dict.fromkeys(m.labels.get("quantile", "") for m in rows))
+    known = list(dict.fromkeys(m.labels.get("quantile", "") for m in rows))
+    quantiles = list(dict.fromkeys([known[0], known[-1]]))
     styles = {"ttft_ms": (BLUE, "circle"), "e2e_ms": (VERMILION, "diamond")}
     for name, (colour, symbol) in styles.items():
         for place, quantile in enumerate(quantiles):

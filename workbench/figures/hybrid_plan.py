@@ -14,13 +14,16 @@ SYMBOLS = {"ternary": "diamond", "int8": "square", "high_precision": "circle"}
 
 
 def sensitivity(record: StageRecord, language: str = "en") -> go.Figure:
-    """Quality lost when one layer alone changes its precision; the worst layers first."""
+    """What one layer in another precision does to quality; the strongest effects first."""
     say = FigureTexts(language)
     title = say("hybrid_plan.sensitivity.title")
     if "sensitivity" not in record.tables or (rows := record.table("sensitivity")).empty:
         return why_not(say, title, say("fig.no_rows"))
-    worst = rows.groupby("layer")["quality_loss"].max().sort_values(ascending=False)
-    shown = list(worst.index[:MOST_LAYERS])
+    rows = rows[rows["quality_loss"] != 0]  # 0 is the base itself, by definition
+    if rows.empty:
+        return why_not(say, title, say("fig.no_rows"))
+    strength = rows["quality_loss"].abs().groupby(rows["layer"]).max().sort_values(ascending=False)
+    shown = list(strength.index[:MOST_LAYERS])
     drawn = figure(say, title, say("axis.quality_loss"), height=170 + 20 * len(shown))
     for precision in _precisions(rows):
         own = rows[(rows["precision"] == precision) & rows["layer"].isin(shown)]
@@ -44,9 +47,12 @@ def sensitivity(record: StageRecord, language: str = "en") -> go.Figure:
         tickfont={"size": 11},
     )  # fmt: skip
     drawn.update_xaxes(showgrid=True)
-    if len(worst) > len(shown):
+    notes = [say("hybrid_plan.base", arm=say.label("arm", str(b))) for b in _bases(rows)]
+    if len(strength) > len(shown):
+        notes.append(say("fig.strongest_layers", shown=len(shown), all=len(strength)))
+    if notes:
         drawn.add_annotation(
-            text=say("fig.worst_layers", shown=len(shown), all=len(worst)), showarrow=False,
+            text=" · ".join(notes), showarrow=False,
             x=1, y=1, xref="paper", yref="paper", xanchor="right", yanchor="bottom",
             font={"size": 11, "color": "#6B7280"},
         )  # fmt: skip
@@ -114,6 +120,10 @@ def sizes(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (sensitivity, plan, sizes)
+
+
+def _bases(rows: pd.DataFrame) -> list[str]:
+    return list(rows["base"].unique()) if "base" in rows else []
 
 
 def _precisions(rows: pd.DataFrame) -> list[str]:

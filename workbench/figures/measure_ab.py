@@ -71,9 +71,10 @@ def speed(record: StageRecord, language: str = "en") -> go.Figure:
             customdata=[m.n for m in own],
             hovertemplate="%{x:.3g}× · n = %{customdata}<extra>%{fullData.name}</extra>",
         )
-    effects = [m.value for m in valued(record, "smallest_visible_effect")]
-    if effects:
-        widest = max(e for e in effects if e is not None)
+    effects = valued(record, "smallest_visible_effect")
+    seen = [m.value or 0.0 for m in effects if m.labels.get("class") in classes]
+    if seen:
+        widest = max(seen)
         drawn.add_vrect(
             x0=1 - widest, x1=1 + widest, fillcolor="#6B7280", opacity=0.15, line_width=0
         )

@@ -11,6 +11,7 @@ from workbench.figures.theme import (
     ARM_SYMBOLS,
     BLUE,
     GREY,
+    LOG_TICKS,
     VERMILION,
     FigureTexts,
     arms_in_order,
@@ -22,6 +23,7 @@ from workbench.figures.theme import (
     wrapped,
 )
 from workbench.records.stage_record import StageRecord
+from workbench.report.numbers import number
 
 
 def bandwidth(record: StageRecord, language: str = "en") -> go.Figure:
@@ -90,7 +92,8 @@ def fits(record: StageRecord, language: str = "en") -> go.Figure:
             font={"size": 12},
             bgcolor="rgba(255,255,255,0.75)",
         )
-    drawn.update_xaxes(dtick=1)
+    decades = LOG_TICKS[::3]
+    drawn.update_xaxes(tickvals=decades, ticktext=[number(gb, say.language) for gb in decades])
     drawn.update_yaxes(type="category", showgrid=True)
     return drawn
 

@@ -101,7 +101,7 @@ def claims(record: StageRecord, language: str = "en") -> go.Figure:
         )  # fmt: skip
     drawn.add_vline(x=1, line={"color": "#8A8F98", "dash": "dash", "width": 1})
     drawn.update_xaxes(
-        showgrid=True, tickmode="array", tickvals=[0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50],
+        showgrid=True,
     )  # fmt: skip
     drawn.update_yaxes(
         type="category", categoryorder="array", categoryarray=order[::-1], showgrid=True

@@ -19,6 +19,7 @@ import plotly.io
 
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
+from workbench.report.numbers import number
 from workbench.report.text import REPORT_TEXTS, Texts
 
 plotly.io.renderers.default = "plotly_mimetype"
@@ -35,6 +36,7 @@ CLASS_COLOURS = {"interactive": BLUE, "batch": ORANGE}
 STATE_COLOURS = {"minus": BLUE, "zero": "#C9CDD3", "plus": VERMILION}
 PRECISION_COLOURS = {"ternary": VERMILION, "int8": ORANGE, "high_precision": BLUE}
 OUTCOME_COLOURS = {"pass": GREEN, "fail": VERMILION, "not measured": GREY}
+LOG_TICKS = [round(m * 10.0**e, 9) for e in range(-4, 8) for m in (1, 2, 5)]
 FIGURE_TEXTS = Path(__file__).parent
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 MOST_POINTS = 4000
@@ -55,7 +57,16 @@ def figure(
     drawn = go.Figure()
     drawn.update_layout(
         template="none",
-        title={"text": title, "x": 0, "xref": "container", "pad": {"l": 6}, "font": {"size": 16}},
+        title={
+            "text": title,
+            "x": 0,
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "xref": "container",
+            "pad": {"l": 6, "t": 12},
+            "font": {"size": 16},
+        },
         font={"family": FONT, "size": 13, "color": "#2B2F36"},
         separators=", " if say.language == "ru" else ".,",
         height=height,
@@ -83,10 +94,12 @@ def figure(
     }  # fmt: skip
     drawn.update_xaxes(axis, title_text=x, showgrid=False, zeroline=False)
     drawn.update_yaxes(axis, title_text=y)
+    ticks = {"type": "log", "tickmode": "array", "tickvals": LOG_TICKS}
+    ticks["ticktext"] = [number(value, say.language) for value in LOG_TICKS]
     if "x" in log:
-        drawn.update_xaxes(type="log", dtick="D2")
+        drawn.update_xaxes(ticks)
     if "y" in log:
-        drawn.update_yaxes(type="log", dtick="D2", minor={"ticks": ""})
+        drawn.update_yaxes(ticks)
     return drawn
 
 

@@ -69,34 +69,38 @@ def claims_frame(rows: list[ClaimRow]) -> pd.DataFrame:
 
 
 def energy_ratio(records: Records) -> list[Metric]:
-    """Energy per token of full precision over ternary, where both were metered.
+    """Energy per token of full precision over ternary, for each class metered in both arms.
 
-    The interval joins the opposite ends of the two intervals: wider than need be, never
-    narrower.
+    Where nothing was metered, the first figure that is missing, with its reason.
     """
     found = _named("measure_ab", "energy_j_per_token")(records)
-    arms = {m.labels.get("arm"): m for m in found}
-    full, ternary = arms.get("full_precision"), arms.get("ternary")
-    missing = [m for m in (ternary, full) if m is not None and m.value is None]
-    if missing:
-        return missing[:1]
-    if full is None or ternary is None or not ternary.value or full.value is None:
-        return []
+    full = {_condition(m): m for m in found if m.labels.get("arm") == "full_precision"}
+    ternary = {_condition(m): m for m in found if m.labels.get("arm") == "ternary"}
+    pairs = [(full[condition], ternary[condition]) for condition in full if condition in ternary]
+    ratios = [_over(a, b) for a, b in pairs if a.value is not None and b.value]
+    return ratios or [m for m in found if m.value is None][:1]
+
+
+def _over(full: Metric, ternary: Metric) -> Metric:
+    """The ratio of two figures. Its interval joins their opposite ends: wider than need be,
+    never narrower."""
     bounded = None not in (full.lo, full.hi, ternary.lo, ternary.hi)
     positive = bounded and min(full.lo, ternary.lo) > 0  # type: ignore[type-var]
-    return [
-        Metric(
-            "energy_ratio",
-            full.value / ternary.value,
-            "x",
-            how="energy_j_per_token of full_precision over that of ternary, same session",
-            kind="derived",
-            n=min((m.n for m in (full, ternary) if m.n is not None), default=None),
-            lo=full.lo / ternary.hi if positive else None,  # type: ignore[operator]
-            hi=full.hi / ternary.lo if positive else None,  # type: ignore[operator]
-            labels={"arm": "ternary", "source": "trained"},
-        )
-    ]
+    return Metric(
+        "energy_ratio",
+        full.value / ternary.value,  # type: ignore[operator]
+        "x",
+        how="energy_j_per_token of full_precision over that of ternary, same session",
+        kind="modelled" if "modelled" in (full.kind, ternary.kind) else "derived",
+        n=min((m.n for m in (full, ternary) if m.n is not None), default=None),
+        lo=full.lo / ternary.hi if positive else None,  # type: ignore[operator]
+        hi=full.hi / ternary.lo if positive else None,  # type: ignore[operator]
+        labels=dict(ternary.labels),
+    )
+
+
+def _condition(metric: Metric) -> str:
+    return label_text({k: v for k, v in metric.labels.items() if k != "arm"})
 
 
 def _named(stage: str, name: str, **labels: str) -> Callable[[Records], list[Metric]]:

@@ -66,13 +66,13 @@ def _energies(
         for metric in _all(measured, "energy_j_per_request"):
             time = measured.metric("latency_ms", **metric.labels)
             yield "1k_requests", 1e3, _modelled(metric, time, 1e-3, cost)
-        for metric in _all(measured, "energy_j_per_token"):
-            speeds = _all(measured, "decode_tokens_per_s", **metric.labels)
-            if metric.value is not None or cost.assumed_power_w is None or not speeds:
-                yield "1m_tokens", 1e6, metric
-                continue
-            for speed in speeds:
-                yield "1m_tokens", 1e6, _modelled_by_rate(metric, speed, cost.assumed_power_w)
+        per_token = _all(measured, "energy_j_per_token")
+        rates = [m for m in _all(measured, "decode_tokens_per_s") if m.value]
+        modelled = cost.assumed_power_w is not None and not any(m.value for m in per_token)
+        if modelled and rates:
+            yield from (("1m_tokens", 1e6, _by_rate(m, cost.assumed_power_w)) for m in rates)
+        else:
+            yield from (("1m_tokens", 1e6, m) for m in per_token)
     if trained:
         for metric in _all(trained, "training_energy_j"):
             time = trained.metric("training_time_s", **metric.labels)
@@ -98,19 +98,17 @@ def _modelled(energy: Metric, time: Metric | None, seconds: float, cost: Cost) -
     )
 
 
-def _modelled_by_rate(energy: Metric, speed: Metric, power_w: float) -> Metric:
-    """Assumed power over measured tokens per second."""
-    if not speed.value:
-        return replace(energy, labels=dict(speed.labels))
+def _by_rate(speed: Metric, power_w: float) -> Metric:
+    """Energy of a token: assumed power over measured tokens per second."""
     return replace(
-        energy,
+        speed,
+        name="energy_j_per_token",
+        unit="J",
         value=power_w / speed.value,
         lo=power_w / speed.hi if speed.hi else None,
         hi=power_w / speed.lo if speed.lo and speed.lo > 0 else None,
         kind="modelled",
         how=f"assumed {power_w:g} W over measured {speed.name}",
-        reason=None,
-        labels=dict(speed.labels),
     )
 
 

@@ -61,9 +61,9 @@ class Texts:
 
     def label(self, label: str, value: str) -> str:
         """One label's value in words: ``ternary``, ``batch 8``, ``interactive, 512 tokens``."""
-        tokens = re.fullmatch(r"interactive_(\d+)", value) if label == "class" else None
-        if tokens:
-            return self("label.interactive_tokens", tokens=int(tokens[1]))
+        counted = re.fullmatch(r"(interactive|batch)_(\d+)", value) if label == "class" else None
+        if counted:
+            return self(f"label.class_{counted[1]}", count=int(counted[2]))
         known = self.get(f"{label}.{value}", "")
         pattern = self.get(f"label.{label}", "{value}")
         return known or pattern.format(value=value)

@@ -55,6 +55,7 @@ FIGURES: dict[str, Figure] = {
     "throughput_ratio": Figure("throughput", "higher"),
     "model_memory_mb": Figure("memory", "lower"),
     "memory_ratio": Figure("memory", "higher"),
+    "gpu_memory_both_arms_mb": Figure("memory", "lower"),
     "memory_both_arms_mb": Figure("memory", "lower"),
     "energy_j_per_token": Figure("energy", "lower"),
     "energy_j_per_request": Figure("energy", "lower"),
