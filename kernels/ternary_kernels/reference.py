@@ -23,6 +23,7 @@ def quantize_activations(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     Returns int8 [M, K] and the factor that undoes it, clamp(absmax, 1e-5) / 127, fp32 [M].
     """
     absmax_M = x_MK.abs().amax(1).clamp(min=1e-5)
+    # PyTorch computes 127 / t as reciprocal(t) * 127, in BitNet's own code too.
     q_MK = (x_MK * (127.0 / absmax_M)[:, None]).round().clamp(-128, 127).to(torch.int8)
     return q_MK, absmax_M / 127.0
 

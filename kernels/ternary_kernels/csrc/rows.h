@@ -44,7 +44,8 @@ bool quantize_row(const float* x, int K, int8_t* q, float* undo, int32_t* sums) 
   __builtin_memcpy(&absmax, &bits, 4);
   absmax = absmax < 1e-5f ? 1e-5f : absmax;
   *undo = absmax / 127.0f;
-  const F scale = set1(127.0f / absmax);
+  // Two roundings, as PyTorch takes them for 127 / absmax: the codes must be the same to the bit.
+  const F scale = set1((1.0f / absmax) * 127.0f);
   int32_t total = 0;
   for (int g = 0; g * tk::kGroupK < K; ++g) {
     I sum = izero();

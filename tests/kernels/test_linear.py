@@ -1,0 +1,164 @@
+"""Native linear layers equal the PyTorch reference bit for bit, on every instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import ternary_kernels as tk
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ternary_kernels import reference
+
+UGLY = [
+    (1, 1, 1),
+    (2, 1, 17),
+    (1, 17, 1),
+    (3, 33, 15),
+    (5, 16, 129),
+    (7, 100, 300),
+    (12, 31, 1023),
+    (13, 47, 128),
+    (29, 65, 2049),
+    (1, 4999, 61),
+    (4, 3, 5000),
+    (40, 97, 257),
+]
+KINDS = ("tensor", "row", "group", "base3", "int8")
+
+
+@pytest.fixture(params=tk.available_isas())
+def isa(request):
+    before = tk.backend().isa
+    tk.force_isa(request.param)
+    yield request.param
+    tk.force_isa(before)
+
+
+def exact_weight(kind: str, N: int, K: int, seed: int) -> tk.PackedWeight:
+    g = torch.Generator().manual_seed(seed)
+    if kind == "int8":
+        values = torch.randint(-127, 128, (N, K), generator=g).to(torch.int8)
+        return tk.PackedInt8.from_codes(values, torch.rand(N, generator=g))
+    codes = torch.randint(0, 3, (N, K), generator=g)
+    shape = {"tensor": (1,), "row": (N,), "group": (N, -(-K // 128)), "base3": (N,)}[kind]
+    cls = tk.PackedTernary5 if kind == "base3" else tk.PackedTernary
+    return cls.from_codes(codes, torch.rand(shape, generator=g) + 0.1)
+
+
+def assert_equal(M: int, N: int, K: int, kind: str, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed + 1)
+    weight = exact_weight(kind, N, K, seed)
+    q = torch.randint(-128, 128, (M, K), generator=g).to(torch.int8)
+    assert torch.equal(tk.linear_int(q, weight), reference.linear_int(q, weight))
+    x, bias = torch.randn(M, K, generator=g) * 5, torch.randn(N, generator=g)
+    assert torch.equal(tk.linear(x, weight, bias), reference.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ugly_shapes(isa, kind):
+    for seed, (M, N, K) in enumerate(UGLY):
+        assert_equal(M, N, K, kind, seed)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    M=st.integers(1, 40),
+    N=st.integers(1, 5000),
+    K=st.integers(1, 5000),
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 1000),
+)
+def test_random_shapes(isa, M, N, K, kind, seed):
+    # The product is capped so that the slowest instruction set stays within the suite's time.
+    N = min(N, max(1, 3_000_000 // (M * K)))
+    assert_equal(M, N, K, kind, seed)
+
+
+@pytest.mark.parametrize("code", [0, 2])
+@pytest.mark.parametrize("value", [-128, 127])
+def test_no_overflow_at_the_extremes(isa, code, value):
+    K = 100_001
+    q = torch.full((1, K), value, dtype=torch.int8)
+    codes = torch.full((17, K), code)
+    for cls in (tk.PackedTernary, tk.PackedTernary5):
+        out = tk.linear_int(q, cls.from_codes(codes, 1.0))
+        assert bool((out == (code - 1) * value * K).all())
+    int8 = tk.PackedInt8.from_codes(((codes - 1) * 127).to(torch.int8), 1.0)
+    assert bool((tk.linear_int(q, int8) == (code - 1) * 127 * value * K).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_weights(isa, dtype):
+    g = torch.Generator().manual_seed(0)
+    for M, N, K in UGLY:
+        weight = tk.PackedHalf.from_float(torch.randn(N, K, generator=g), dtype)
+        x = torch.randn(M, K, generator=g)
+        exact = x.double() @ weight.dequantize().double().T
+        bound = (x.abs().double() @ weight.dequantize().abs().double().T) * 2**-20
+        assert bool(((tk.linear(x, weight).double() - exact).abs() <= bound + 1e-30).all())
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    weight, x = exact_weight("row", 1000, 777, 0), torch.randn(19, 777)
+    before, results = tk.backend().threads, []
+    for threads in (1, 2, 5):
+        tk.set_threads(threads)
+        results.append(tk.linear(x, weight))
+    tk.set_threads(before)
+    assert all(torch.equal(r, results[0]) for r in results)
+
+
+def test_activations_are_quantised_as_bitnet_does(isa):
+    x = torch.tensor([[0.5, 1.5, 2.5, -127.0], [0.0, 0.0, 0.0, 0.0]])
+    q, undo = tk.quantize(x)
+    assert q.tolist() == [[0, 2, 2, -127], [0, 0, 0, 0]]  # ties to even
+    assert torch.equal(undo, torch.tensor([1.0, 1e-5 / 127.0]))
+
+
+def test_norm_is_fused_with_quantisation(isa):
+    g = torch.Generator().manual_seed(0)
+    for K in (1, 15, 16, 100, 1000):
+        x, norm = torch.randn(5, K, generator=g), torch.rand(K, generator=g) + 0.5
+        q, undo = tk.quantize(x, norm, 1e-5)
+        expected = reference.rms_norm(x, norm, 1e-5)
+        # The sum of squares may round differently: at most one code up or down.
+        assert float((q * undo[:, None] - expected).abs().max()) <= float(undo.max()) * 0.501
+
+
+@pytest.mark.parametrize("activation", ["silu", "relu2"])
+@pytest.mark.parametrize("kinds", [("row", "row"), ("row", "int8"), ("group", "tensor")])
+def test_gated_pair(isa, activation, kinds):
+    for M, N, K in UGLY:
+        gate, up = (exact_weight(kind, N, K, seed) for seed, kind in enumerate(kinds))
+        x = torch.randn(M, K, generator=torch.Generator().manual_seed(M))
+        expected = reference.activate(reference.linear(x, gate), activation)
+        expected *= reference.linear(x, up)
+        torch.testing.assert_close(
+            tk.gated(x, gate, up, activation), expected, rtol=2e-6, atol=1e-6
+        )
+
+
+def test_several_weights_share_one_activation(isa):
+    weights = [exact_weight("row", 48, 100, 0), exact_weight("int8", 17, 100, 1)]
+    half = tk.PackedHalf.from_float(torch.randn(5, 100))
+    x, biases = torch.randn(3, 100), [torch.randn(48), None, torch.randn(5)]
+    outs = tk.linears(x, [*weights, half], biases)
+    for out, weight, bias in zip(outs[:2], weights, biases[:2], strict=True):
+        assert torch.equal(out, reference.linear(x, weight, bias))
+    torch.testing.assert_close(outs[2], reference.linear(x, half, biases[2]))
+
+
+def test_inputs_of_any_type_and_stride():
+    weight = exact_weight("row", 20, 64, 0)
+    x = torch.randn(64, 6)
+    assert torch.equal(tk.linear(x.T, weight), reference.linear(x.T, weight))
+    bf16 = torch.randn(2, 3, 64).to(torch.bfloat16)
+    out = tk.linear(bf16, weight)
+    assert out.shape == (2, 3, 20)
+    assert torch.equal(out.flatten(0, 1), reference.linear(bf16.flatten(0, 1), weight))
+    assert tk.linear(torch.empty(0, 64), weight).shape == (0, 20)

@@ -1,0 +1,101 @@
+"""Each packing restores what went in, and says clearly what it does not take."""
+
+from __future__ import annotations
+
+import pytest
+import ternary_kernels as tk
+import torch
+from ternary_kernels import packing
+
+SHAPES = [(1, 1), (17, 33), (16, 16), (5, 300), (130, 21)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("cls", [tk.PackedTernary, tk.PackedTernary5])
+def test_ternary_round_trip(cls, shape):
+    codes = torch.randint(0, 3, shape, dtype=torch.uint8)
+    weight = cls.from_codes(codes, torch.rand(shape[0]))
+    assert torch.equal(weight.codes(), codes)
+    again = cls.from_portable(weight.to_portable(), shape[1], weight.scale)
+    assert torch.equal(again.tiles, weight.tiles)
+    restored = cls.from_state(weight.state())
+    assert torch.equal(restored.dequantize(), weight.dequantize())
+    assert weight.nbytes == weight.tiles.nbytes + weight.row_scales.nbytes
+
+
+def test_every_base_3_byte_unpacks():
+    codes = torch.cartesian_prod(*[torch.arange(3)] * 5)  # all 243 bytes
+    # Digit p of a byte is element 4 * p + b of its block of 20: put every byte at b = 0.
+    rows = torch.ones((243, 20), dtype=torch.int64)
+    rows[:, ::4] = codes
+    weight = tk.PackedTernary5.from_codes(rows, 1.0)
+    q = torch.eye(20, dtype=torch.int8)
+    for isa in tk.available_isas():
+        tk.force_isa(isa)
+        assert torch.equal(tk.linear_int(q, weight).T, (rows - 1).int()), isa
+    if tk.available_isas():
+        tk.force_isa(tk.available_isas()[0])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_and_half_round_trip(shape):
+    values = torch.randint(-127, 128, shape).to(torch.int8)
+    weight = tk.PackedInt8.from_codes(values, torch.rand(shape[0]))
+    assert torch.equal(weight.values(), values)
+    assert torch.equal(tk.PackedInt8.from_state(weight.state()).values(), values)
+    for dtype in (torch.bfloat16, torch.float16):
+        floats = torch.randn(shape).to(dtype)
+        half = tk.PackedHalf.from_float(floats)
+        assert torch.equal(half.dequantize(), floats.float())
+
+
+def test_absmean_quantisation_follows_bitnet():
+    w = torch.randn(40, 300)
+    inverse = 1.0 / w.abs().mean().clamp(min=1e-5)
+    expected = (w * inverse).round().clamp(-1, 1) / inverse
+    torch.testing.assert_close(tk.PackedTernary.from_float(w).dequantize(), expected)
+    row = tk.PackedTernary.from_float(w, "row")
+    group = tk.PackedTernary.from_float(w, "group")
+    assert (row.granularity, group.granularity) == ("row", "group")
+    assert group.scale.shape == (40, 3)
+    torch.testing.assert_close(group.scale[:, 2], w[:, 256:].abs().mean(1))
+
+
+def test_bits_a_weight():
+    w = torch.randn(1600, 1600)
+    two, three = tk.PackedTernary.from_float(w), tk.PackedTernary5.from_float(w)
+    assert two.tiles.nbytes * 8 == 2 * w.numel()
+    assert three.tiles.nbytes * 8 == 1.6 * w.numel()
+    assert tk.PackedInt8.from_float(w).tiles.nbytes == w.numel()
+    assert tk.PackedHalf.from_float(w).tiles.nbytes == 2 * w.numel()
+
+
+def test_the_forbidden_code_is_refused():
+    packed = packing.pack_portable(torch.randint(0, 3, (4, 9)))
+    packed[2, 1] |= 0b1100
+    with pytest.raises(ValueError, match=r"row 2 holds the forbidden code 3"):
+        tk.PackedTernary.from_portable(packed, 9, 1.0)
+    with pytest.raises(ValueError, match=r"allowed: 0, 1, 2"):
+        tk.PackedTernary.from_codes(torch.tensor([[0, 3]]), 1.0)
+
+
+def test_truncated_and_wrong_data_are_refused():
+    packed = packing.pack_portable(torch.randint(0, 3, (4, 9)))
+    with pytest.raises(ValueError, match="truncated or K is wrong"):
+        tk.PackedTernary.from_portable(packed[:, :-1], 9, 1.0)
+    state = tk.PackedTernary.from_codes(torch.randint(0, 3, (40, 90)), 1.0).state()
+    state["tiles"] = state["tiles"][:-1]
+    with pytest.raises(ValueError, match="truncated or belongs to another shape"):
+        tk.PackedTernary.from_state(state)
+    with pytest.raises(ValueError, match="scale has shape"):
+        tk.PackedTernary.from_codes(torch.ones(4, 9, dtype=torch.int64), torch.rand(5))
+    with pytest.raises(ValueError, match="scale holds NaN"):
+        tk.PackedTernary.from_codes(torch.ones(4, 9, dtype=torch.int64), float("nan"))
+    with pytest.raises(ValueError, match="weight holds NaN or Inf"):
+        tk.PackedTernary.from_float(torch.tensor([[1.0, float("nan")]]))
+    with pytest.raises(ValueError, match="symmetric"):
+        tk.PackedInt8.from_codes(torch.tensor([[-128]], dtype=torch.int8), 1.0)
+    with pytest.raises(ValueError, match="one a tensor or a row"):
+        tk.PackedTernary5.from_float(torch.randn(4, 300), "group")
+    with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
+        tk.PackedHalf.from_float(torch.tensor([[1e6]]), torch.float16)
