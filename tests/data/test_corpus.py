@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import gzip
 import json
 from pathlib import Path
@@ -186,16 +185,32 @@ def test_an_empty_folder_and_an_absent_path_are_named(tmp_path: Path) -> None:
 def test_a_hub_data_set_without_the_package_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: object, **kwargs: object) -> object:
-        if name == "datasets":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("workbench.data.hub.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"ternary-workbench\[hub\]"):
         read("hf:owner/name")
+
+
+def test_a_hub_data_set_out_of_reach_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra hub is not installed")
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(ConfigError, match="Couldn't reach the Hub") as caught:
+        read("hf:owner/name")
+    assert "give its folder" in str(caught.value)
+
+
+def test_a_hub_data_set_gives_documents_and_names_its_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="the extra hub is not installed")
+    rows = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    assert texts(read("hf:owner/name")) == {row["text"] for row in ROWS}
+    with pytest.raises(ConfigError, match="'id', 'text'"):
+        read("hf:owner/name", text_field="body")
 
 
 def test_peps_are_read_whole() -> None:

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, StageError
+from workbench.pilot.sections.model import Threshold
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
@@ -177,6 +179,23 @@ def test_other_thresholds_and_sub_norm_go_through(
     record = run_stage(Pilot(**pilot.model_dump() | {"model": model}), tmp_path / "run")
     assert check_ternary(record.artefact("ternary")).ok
     assert rule in record.facts["conversion"]["threshold"]
+
+
+def test_evaluations_in_the_warm_up_do_not_start_learned_scales(
+    small: SimpleNamespace, tmp_path: Path
+) -> None:
+    pilot = make_pilot(
+        small, tmp_path, steps=6, evaluations=3, threshold={"share": 0.0}, warmup={"share": 1.0}
+    )
+    pilot = pilot.model_copy(
+        update={
+            "model": pilot.model.model_copy(update={"threshold": Threshold(rule="learned")}),
+        }
+    )
+    run_stage(pilot, tmp_path / "run")
+    weights = safetensors.torch.load_file(tmp_path / "run" / "ternary_arm" / "final.safetensors")
+    scales = [value for name, value in weights.items() if name.endswith(".alpha")]
+    assert scales and not any(scale.any() for scale in scales)
 
 
 def test_arms_that_differ_are_refused(

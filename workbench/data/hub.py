@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 
 from workbench.data.document import Document
@@ -17,13 +18,9 @@ def read_hub(name: str, split: str, text_field: str) -> Iterator[Document]:
     ``hf:owner/name/config`` chooses one of several configurations.
     Raises ConfigError when the package or the network is absent, or the name is wrong.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise ConfigError(
-            f"corpus {name}: the package datasets is not installed",
-            next_step="pip install 'ternary-workbench[hub]', or give data.corpus a local file",
-        ) from None
+    require_datasets(name)
+    import datasets
+
     owner_and_name = name.removeprefix(PREFIX).split("/")
     config = owner_and_name[2] if len(owner_and_name) > 2 else None
     try:
@@ -44,6 +41,15 @@ def read_hub(name: str, split: str, text_field: str) -> Iterator[Document]:
             allowed="hf:owner/name or hf:owner/name/config, and a split it has",
             next_step="check the name and the network, or download it and give its folder",
         ) from None
+
+
+def require_datasets(name: str) -> None:
+    """ConfigError unless the optional package that reads ``name`` is installed."""
+    if importlib.util.find_spec("datasets") is None:
+        raise ConfigError(
+            f"corpus {name}: the package datasets is not installed",
+            next_step="pip install 'ternary-workbench[hub]', or give data.corpus a local file",
+        )
 
 
 def _first_line(error: Exception) -> str:

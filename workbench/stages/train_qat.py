@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from workbench.data.corpus import Corpus, read_corpus
 from workbench.data.dataset import write_tokens
 from workbench.data.document import documents_frame
+from workbench.data.hub import PREFIX, require_datasets
 from workbench.data.tokenizer import changes_text, load_tokenizer, make_tokenizer
 from workbench.errors import StageError
 from workbench.measure.statistics import bits_per_byte
@@ -48,6 +49,8 @@ def check(pilot: Pilot) -> list[str]:
     """Raises ConfigError for what cannot be trained, before any stage has started."""
     data, model = pilot.data, pilot.model
     require_optimizer(pilot.train.optimizer)
+    if data.corpus.startswith(PREFIX):
+        require_datasets(data.corpus)
     tokens = len(load_tokenizer(data.tokenizer)) if data.tokenizer else data.vocab_size
     if model.checkpoint is None:
         preset_config(model, tokens, data.sequence_length)

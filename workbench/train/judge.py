@@ -48,7 +48,10 @@ class Judge:
             }
             self.telemetry.add("evaluations", [row])
         if self.layers:
+            training = model.training
+            model.eval()  # a look in training mode would start learned scales before their time
             layers, histograms = self.layers.look(model, step)
+            model.train(training)
             self.telemetry.add("layers", layers)
             self.telemetry.add("histograms", histograms)
 
