@@ -11,6 +11,8 @@ from functools import partial
 from typing import Any
 
 import psutil
+import torch
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -70,17 +72,21 @@ async def _models(service: Service, request: Request) -> Response:
 
 
 async def _health(service: Service, request: Request) -> Response:
-    resident = psutil.Process().memory_info().rss
-    running = {arm.name: arm.running for arm in service.router.arms.values()}
-    waiting = service.router.waiting
+    """``gpu_bytes``: the most that torch has held on its GPU so far; None without one."""
+    on_gpu = torch.cuda.is_initialized()
     return JSONResponse(
-        {"status": "ok", "resident_bytes": resident, "running": running, "waiting": waiting}
+        {
+            "status": "ok",
+            "resident_bytes": psutil.Process().memory_info().rss,
+            "gpu_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+            "running": {arm.name: arm.running for arm in service.router.arms.values()},
+            "waiting": service.router.waiting,
+        }
     )
 
 
 async def _metrics(service: Service, request: Request) -> Response:
-    media = "text/plain; version=1.0.0; charset=utf-8"
-    return Response(service.metrics.text(), media_type=media)
+    return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 class RouteOrder(BaseModel):

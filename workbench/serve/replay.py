@@ -138,6 +138,12 @@ class LoadClient:
         rows = answer.json()["switches"]
         return [{**row, "time_s": row["time_s"] - self.origin_s} for row in rows]
 
+    async def gpu_bytes(self) -> int | None:
+        """The most that the server has held on its GPU; None without one."""
+        answer = await self._http.get("/health")
+        answer.raise_for_status()
+        return answer.json()["gpu_bytes"]
+
     async def _stream(self, outcome: Outcome, body: bytes) -> None:
         async with self._http.stream("POST", "/v1/completions", content=body) as answer:
             outcome.arm = answer.headers.get("x-workbench-arm")

@@ -34,6 +34,8 @@ TEXT_CHARACTERS = 2_000_000
 """Held-out text that prompts are cut from."""
 CAPACITY_SHARE, CAPACITY_LEAST_S, CAPACITY_MOST_S = 0.05, 0.5, 10.0
 """Time for each arm's measurement of capacity, as a share of the replay, and its limits."""
+ORDER_LEAD_S = 0.02
+"""Ahead of the request that it is meant for; two connections of one client keep no order."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Replayed:
     speedup: float
     schedule: list[PlannedRequest]
     peak_bytes: int
+    gpu_bytes: int | None
 
 
 def run(context: StageContext) -> None:
@@ -172,9 +175,10 @@ async def _play(
         load.profile, section.duration_s, speedup, context.pilot.seed, load.limits
     )
     middle_s = section.rollback_at * section.duration_s
-    # The order falls on a request that is due, so that the time to the fallback's first token
-    # is the switch's and not a gap of the load.
-    order_s = min((p.intended_s for p in schedule), key=lambda due: abs(due - middle_s))
+    # The order goes out just before a request is due, so that the time to the fallback's first
+    # token is that of the switch and not of a gap in the load.
+    nearest_s = min((p.intended_s for p in schedule), key=lambda due: abs(due - middle_s))
+    order_s = nearest_s - ORDER_LEAD_S
     ended, peak_bytes = 0, server.resident_bytes
 
     def on_end(outcome: Outcome) -> None:
@@ -190,7 +194,8 @@ async def _play(
     client.start()
     _, outcomes = await asyncio.gather(order(), client.replay(schedule, load.prompt, on_end))
     switches = await client.switches()
-    return Replayed(outcomes, switches, capacity_per_s, speedup, schedule, peak_bytes)
+    gpu_bytes = await client.gpu_bytes()
+    return Replayed(outcomes, switches, capacity_per_s, speedup, schedule, peak_bytes, gpu_bytes)
 
 
 async def _capacity(context: StageContext, client: LoadClient, load: Load, arm: str) -> float:
@@ -227,6 +232,13 @@ def _record_server(context: StageContext, server: ServerProcess, replayed: Repla
         "largest resident set of the server process during the replay, runtime included; "
         f"growth by loading and warming, MB: {parts}",
     )
+    if replayed.gpu_bytes is not None:
+        record.measured(
+            "gpu_memory_both_arms_mb",
+            replayed.gpu_bytes / MB,
+            "MB",
+            "the most that torch held on the server's GPU until the end of the replay",
+        )
     for name, arm in arms.items():
         record.measured(
             "capacity_per_s",
