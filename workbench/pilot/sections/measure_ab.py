@@ -15,7 +15,7 @@ class Meters(Section):
     sources: list[Literal["auto", "nvml", "rapl", "csv"]] = Field(
         ["auto"], description="meters to use; an empty list meters nothing"
     )
-    csv: input_path() | None = Field(  # type: ignore[valid-type]
+    csv: input_path(live=True) | None = Field(  # type: ignore[valid-type]
         None,
         description="power log that grows while the pilot runs, with columns timestamp (Unix "
         "seconds, or date and time with offset), source and watts; its sources are summed",
@@ -34,16 +34,28 @@ class MeasureAb(Section):
     """The arms side by side, interleaved in ABBA blocks."""
 
     arms: list[Literal["full_precision", "ternary", "post_training"]] = Field(
-        ["full_precision", "ternary", "post_training"], min_length=1
+        ["full_precision", "ternary", "post_training"],
+        description="what is compared; full_precision, which the ratios refer to, always",
     )
-    prompt_tokens: Count = Field(128, description="prompt of the timed requests")
-    interactive_output_tokens: list[int] = Field([1, 512], description="classes of timed requests")
+    prompt_tokens: Count = Field(128, description="prompt of every timed request, tokens")
+    interactive_output_tokens: list[int] = Field(
+        [1, 512], description="output tokens of each class of requests that run alone"
+    )
     batch_sizes: list[int] = Field([1, 4, 8], description="sequences decoded together")
-    batch_output_tokens: Count = 32
+    batch_output_tokens: Count = Field(32, description="tokens each sequence of a batch decodes")
     blocks: int = Field(4, ge=2, description="ABBA blocks; the block is the unit of the statistics")
-    quality_documents: Count = Field(64, description="held-out documents judged at most")
+    quality_documents: Count = Field(
+        64, description="excerpts of held-out documents judged at most, from as many documents"
+    )
     bootstrap: Count = Field(2000, description="resamples of the paired bootstrap over documents")
     meters: Meters = Meters()
+
+    @field_validator("arms")
+    @classmethod
+    def with_the_baseline(cls, arms: list[str]) -> list[str]:
+        if "full_precision" not in arms or len(set(arms)) != len(arms):
+            raise ValueError("give full_precision and the arms to compare with it, each once")
+        return arms
 
     @field_validator("interactive_output_tokens", "batch_sizes")
     @classmethod

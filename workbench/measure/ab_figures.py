@@ -1,0 +1,160 @@
+"""From the tables of an A/B session to its figures.
+
+Speeds are made per block, and ratios within a block; the interval is over blocks. Quality
+differences are made per excerpt and resampled by document. An arm's figures carry
+``source=trained``, because its weights are those of this pilot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from workbench.measure.latency import LoadClass
+from workbench.measure.quality import documents_of
+from workbench.measure.session import AGAIN, block_seconds
+from workbench.measure.statistics import (
+    bits_per_byte,
+    bits_per_byte_difference,
+    mean,
+    mean_ratio,
+    smallest_visible_effect,
+)
+from workbench.records.metric import Kind, Metric
+
+MB = 1e6
+SOURCE = {"source": "trained"}
+Classes = Sequence[LoadClass]
+
+
+def quality_figures(
+    quality: pd.DataFrame, baseline: str, resamples: int, seed: int
+) -> Iterator[Metric]:
+    """``bits_per_byte`` of each arm and how much worse each is than the baseline."""
+    arms = {arm: rows.reset_index(drop=True) for arm, rows in quality.groupby("arm", sort=False)}
+    for arm, rows in arms.items():
+        how = f"{len(rows)} held-out excerpts through the engine"
+        settings = {"groups": documents_of(rows["id"]), "resamples": resamples, "seed": seed}
+        estimate = bits_per_byte(rows["nats"], rows["bytes"], **settings)
+        yield estimate.metric("bits_per_byte", "bits/byte", how, arm=arm, **SOURCE)
+        if arm == baseline:
+            continue
+        gap = bits_per_byte_difference(
+            arms[baseline]["nats"], rows["nats"], rows["bytes"], **settings
+        )
+        how = f"{arm} minus {baseline} on the same {len(rows)} excerpts; positive is worse"
+        yield gap.metric("quality_gap_bits_per_byte", "bits/byte", how, arm=arm, **SOURCE)
+
+
+def latency_figures(
+    blocks: pd.DataFrame, baseline: str, classes: Classes, computes: str
+) -> Iterator[Metric]:
+    """Time to the first token, time per token after it, whole latency, and the ratio."""
+    for wanted in classes:
+        if wanted.batch is not None:
+            continue
+        parts = {
+            name: block_seconds(blocks, wanted.name, phase)
+            for name, phase in (
+                ("ttft_ms", "prefill"), ("tpot_ms", "decode"), ("latency_ms", "request")
+            )
+        }  # fmt: skip
+        how = (
+            f"{wanted.prompt_tokens} prompt and {wanted.output_tokens} output tokens, one request "
+            f"at a time, mean of a block; {computes}"
+        )
+        for arm in _arms(blocks):
+            labels = {"arm": arm, "class": wanted.name, **SOURCE}
+            for name, seconds in parts.items():
+                if name == "tpot_ms" and wanted.output_tokens == 1:
+                    why = "undefined for a request of one output token"
+                    yield Metric.missing(name, "ms", why, **labels)
+                    continue
+                per = wanted.output_tokens - 1 if name == "tpot_ms" else 1
+                yield mean(1e3 * seconds[arm] / per).metric(name, "ms", how, **labels)
+            if arm != baseline:
+                yield _ratio("speedup", parts["latency_ms"], baseline, arm, labels)
+
+
+def throughput_figures(
+    blocks: pd.DataFrame, baseline: str, classes: Classes, computes: str
+) -> Iterator[Metric]:
+    """Tokens a second of all sequences of a batch together, and the ratio to the baseline."""
+    for wanted in classes:
+        if wanted.batch is None:
+            continue
+        seconds = block_seconds(blocks, wanted.name, "decode")
+        how = (
+            f"{wanted.batch} sequences decoded together, {wanted.output_tokens} tokens each after "
+            f"{wanted.prompt_tokens}, prefill not counted; {computes}"
+        )
+        for arm in _arms(blocks):
+            labels = {"arm": arm, "batch": str(wanted.batch), **SOURCE}
+            tokens = np.full(len(seconds), wanted.output_tokens)
+            rate = mean_ratio(tokens, seconds[arm])
+            yield rate.metric("decode_tokens_per_s", "tokens/s", how, **labels)
+            if arm != baseline:
+                yield _ratio("throughput_ratio", seconds, baseline, arm, labels)
+
+
+def visible_effects(blocks: pd.DataFrame, baseline: str, classes: Classes) -> Iterator[Metric]:
+    """The baseline against itself: below this difference the session sees nothing."""
+    for wanted in classes:
+        phase = "request" if wanted.batch is None else "decode"
+        seconds = block_seconds(blocks, wanted.name, phase)
+        effect = smallest_visible_effect(seconds[baseline], seconds[AGAIN])
+        how = f"{baseline} in two places of each block"
+        labels = {"class": wanted.name, **SOURCE}
+        yield effect.metric("smallest_visible_effect", "share", how, **labels)
+
+
+def memory_figures(sizes: Mapping[str, tuple[int, int]], baseline: str) -> Iterator[Metric]:
+    """sizes: arm -> (bytes of the weights, growth of the memory when it was loaded)."""
+    for arm, (weights, resident) in sizes.items():
+        labels = {"arm": arm, **SOURCE}
+        how = (
+            "bytes of all weights in memory, embedding, head and scales included, counted; with "
+            f"its cache and buffers memory grew by {resident / MB:.1f} MB"
+        )
+        yield Metric("model_memory_mb", weights / MB, "MB", how, "measured", labels=labels)
+        if arm != baseline:
+            how = f"bytes of the weights of {baseline} over those of {arm}"
+            ratio = sizes[baseline][0] / weights
+            yield Metric("memory_ratio", ratio, "x", how, "derived", labels=labels)
+
+
+def energy_figures(blocks: pd.DataFrame, classes: Classes) -> Iterator[Metric]:
+    """Energy of a request and of an output token, means over blocks; or why there is none."""
+    whole = blocks[blocks["phase"] == "request"]
+    for wanted in classes:
+        for arm in _arms(blocks):
+            turns = whole[(whole["class"] == wanted.name) & (whole["arm"] == arm)]
+            labels = {"arm": arm, "class": wanted.name, **SOURCE}
+            lacking = turns[turns["energy_j"].isna()]
+            for name, per in (
+                ("energy_j_per_request", "sequences"), ("energy_j_per_token", "tokens")
+            ):  # fmt: skip
+                if len(lacking):
+                    reason = str(lacking["energy_how"].iloc[0])
+                    if len(lacking) < len(turns):
+                        reason = f"{len(lacking)} of {len(turns)} turns: {reason}"
+                    yield Metric.missing(name, "J", reason, **labels)
+                    continue
+                sums = turns.groupby("block")[["energy_j", per]].sum()
+                how = f"{turns['energy_how'].iloc[0]}; prompt and output, mean of a block"
+                kind: Kind = "modelled" if "modelled" in set(turns["energy_kind"]) else "measured"
+                estimate = mean(sums["energy_j"] / sums[per])
+                yield estimate.metric(name, "J", how, kind, **labels)
+
+
+def _arms(blocks: pd.DataFrame) -> list[str]:
+    return [arm for arm in blocks["arm"].unique() if arm != AGAIN]
+
+
+def _ratio(
+    name: str, seconds: pd.DataFrame, baseline: str, arm: str, labels: dict[str, str]
+) -> Metric:
+    how = f"seconds of {baseline} over seconds of {arm}, within blocks"
+    return mean_ratio(seconds[baseline], seconds[arm]).metric(name, "x", how, **labels)

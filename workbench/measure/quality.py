@@ -1,0 +1,77 @@
+"""Held-out quality of an arm as it is served: computed through the engine, not the trainer.
+
+What is judged, how it is cut into windows and how the loss is counted is what the training
+used (:mod:`workbench.train.quality`); only the arithmetic is the engine's. So a difference to
+the training's own figure is the price of the artefact: packing, half precision, kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutput
+
+from workbench.engine.engine import Engine
+from workbench.train.quality import document_losses, excerpts
+
+EXCERPT_WINDOWS = 4
+"""Length of an excerpt in training sequences: long enough for most of its tokens to have a
+past, short enough that many documents are judged."""
+
+
+class EngineModel(nn.Module):
+    """An engine in the place of a ``transformers`` model. Its slot 0 must be empty.
+
+    Shapes: B sequences, T tokens, V vocabulary.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+        # Says where input belongs: the engine takes token ids on the CPU.
+        self.device_marker = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, input_ids: torch.Tensor) -> CausalLMOutput:
+        """``input_ids`` [B, T] -> ``logits`` float32 [B, T, V]."""
+        rows = [self._engine.logits(ids_T) for ids_T in input_ids.tolist()]
+        return CausalLMOutput(logits=torch.from_numpy(np.stack(rows)))
+
+
+def judged_excerpts(
+    heldout: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, context: int, count: int
+) -> pd.DataFrame:
+    """At most ``count`` excerpts of the held-out documents, in the documents' order.
+
+    heldout: columns id, source, text. context: tokens of a training sequence.
+    Returns columns id (``<document>@<first character>``), source, text.
+    """
+    documents = list(heldout.itertuples(index=False))
+    sample = "".join(document.text[:2000] for document in documents[:32])
+    characters_per_token = len(sample) / max(1, len(tokenizer(sample)["input_ids"]))
+    characters = max(1, round(EXCERPT_WINDOWS * context * characters_per_token))
+    return excerpts(documents, characters, count)
+
+
+def documents_of(excerpt_ids: pd.Series) -> list[str]:
+    """The document of each excerpt: pieces of one document are no independent observations."""
+    return [name.rpartition("@")[0] for name in excerpt_ids]
+
+
+def engine_losses(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    judged: pd.DataFrame,
+    context: int,
+    report: Callable[[int], None],
+) -> pd.DataFrame:
+    """Columns id, source, nats, bytes of each excerpt; ``report`` hears how many are done."""
+    model, frames = EngineModel(engine), []
+    for begin in range(0, len(judged), 8):
+        frames.append(document_losses(model, tokenizer, judged[begin : begin + 8], context))
+        report(min(begin + 8, len(judged)))
+    return pd.concat(frames, ignore_index=True)[["id", "source", "nats", "bytes"]]

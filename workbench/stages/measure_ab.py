@@ -1,0 +1,236 @@
+"""Stage 3: quality, latency, throughput, memory and energy of the arms, in one session.
+
+All arms are in memory at once and do the same work in turn; quality is judged through the
+same engine that is timed. Finished blocks and judged arms are kept in the stage's folder, so a
+killed stage goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from workbench.data.tokenizer import encode, load_tokenizer
+from workbench.engine.engine import Engine
+from workbench.errors import StageError
+from workbench.machine.gpu import torch_gpu
+from workbench.machine.memory import memory
+from workbench.measure.ab_figures import (
+    energy_figures,
+    latency_figures,
+    memory_figures,
+    quality_figures,
+    throughput_figures,
+    visible_effects,
+)
+from workbench.measure.latency import LoadClass, Prompt
+from workbench.measure.memory_use import memory_growth
+from workbench.measure.meters import EnergySession, find_meters
+from workbench.measure.quality import engine_losses, judged_excerpts
+from workbench.measure.session import Session
+from workbench.model.build import preset_config
+from workbench.pilot.sections.measure_ab import MeasureAb
+from workbench.pilot.spec import Pilot
+from workbench.records.files import replacing
+from workbench.records.stage_record import StageRecord
+from workbench.stages.context import StageContext
+
+BASELINE = "full_precision"
+PROMPTS = 16
+"""Different prompts of the timed requests, or as many as the largest batch."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """resident_bytes: growth of the memory when the arm was loaded, its cache included."""
+
+    engine: Engine
+    resident_bytes: int
+
+
+def check(pilot: Pilot) -> list[str]:
+    """Requests that the model could not hold, before it is trained."""
+    if pilot.model.checkpoint:
+        return []
+    config = preset_config(pilot.model, pilot.data.vocab_size, pilot.data.sequence_length)
+    needed, longest = _context(pilot.measure_ab), config.max_position_embeddings
+    if needed <= longest:
+        return []
+    return [
+        f"measure_ab: {pilot.measure_ab.prompt_tokens} prompt and "
+        f"{needed - pilot.measure_ab.prompt_tokens} output tokens; allowed: {longest} together, "
+        f"the positions of {pilot.model.preset}; lower measure_ab.prompt_tokens or the outputs, "
+        "or raise model.overrides.max_position_embeddings"
+    ]
+
+
+def run(context: StageContext) -> None:
+    """Fill the tables ``blocks``, ``quality`` and ``power`` and the figures of the arms."""
+    section, record = context.pilot.measure_ab, context.record
+    trained = context.need("train_qat")
+    tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
+    heldout = trained.table("heldout")
+    with _loaded_arms(context, trained) as arms:
+        engines = {name: arm.engine for name, arm in arms.items()}
+        sizes = {a: (arm.engine.weight_bytes, arm.resident_bytes) for a, arm in arms.items()}
+        blocks = _timed(context, engines, _prompts(heldout, tokenizer, section))
+        quality = _judged(context, engines, heldout, tokenizer)
+    record.save_table("blocks", blocks)
+    record.save_table("quality", quality)
+
+    classes = _classes(section)
+    computes = ", ".join(sorted({engine.backend for engine in engines.values()}))
+    for metric in (
+        *quality_figures(quality, BASELINE, section.bootstrap, context.pilot.seed),
+        *latency_figures(blocks, BASELINE, classes, computes),
+        *throughput_figures(blocks, BASELINE, classes, computes),
+        *visible_effects(blocks, BASELINE, classes),
+        *memory_figures(sizes, BASELINE),
+        *energy_figures(blocks, classes),
+    ):
+        record.add(metric)
+
+
+@contextmanager
+def _loaded_arms(context: StageContext, trained: StageRecord) -> Iterator[dict[str, Arm]]:
+    """The arms in memory side by side, the baseline first; closed afterwards."""
+    section, readiness = context.pilot.measure_ab, context.pilot.readiness
+    gpu, _ = torch_gpu()
+    device = "cuda" if gpu and readiness.device != "cpu" else "cpu"
+    names = sorted(section.arms, key=lambda arm: arm != BASELINE)
+    folders = {name: trained.artefact(name) for name in names}
+    if device == "cpu":
+        _require_memory(folders)
+    arms: dict[str, Arm] = {}
+    try:
+        for name, folder in folders.items():
+            context.progress.note(f"loading {name}")
+            with memory_growth(device) as growth:
+                engine = Engine.load(
+                    folder,
+                    slots=max(section.batch_sizes),
+                    context=max(_context(section), context.pilot.data.sequence_length),
+                    threads=readiness.threads,
+                    device=device,
+                )
+            arms[name] = Arm(engine, growth.size_bytes)
+            for note in engine.notes:
+                _say(context, f"{name}: {note}")
+        yield arms
+    finally:
+        for arm in arms.values():
+            arm.engine.close()
+
+
+def _require_memory(folders: dict[str, Path]) -> None:
+    """float32 weights on disk become bf16 in memory, so the files are a cautious estimate."""
+    sizes = {
+        name: sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        for name, folder in folders.items()
+    }
+    free = memory().available_bytes
+    if sum(sizes.values()) > free:
+        each = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in sizes.items())
+        raise StageError(
+            f"the arms do not fit into memory side by side: {each}",
+            allowed=f"{free / 1e9:.1f} GB, which is free now",
+            next_step="close other programs, or leave an arm out of measure_ab.arms",
+        )
+
+
+def _timed(
+    context: StageContext, engines: dict[str, Engine], prompts: list[Prompt]
+) -> pd.DataFrame:
+    section, record = context.pilot.measure_ab, context.record
+    found, missing = find_meters(section.meters)
+    meters = EnergySession(found, missing, section.meters.max_gap_s, section.meters.idle_s)
+    record.facts["meters"] = {
+        "found": [meter.source for meter in found],
+        "missing": {meter.source: meter.reason for meter in missing},
+    }
+    with meters:
+        session = Session(context.folder / "session", engines, _classes(section), prompts, meters)
+        if done := session.finished():
+            _say(context, f"the session was interrupted after {done} blocks and went on later")
+        blocks = session.run(
+            section.blocks,
+            lambda done, total: context.progress.step("arms in turn", done, total, "turns"),
+        )
+        record.save_table("power", session.samples())
+    return blocks
+
+
+def _judged(
+    context: StageContext,
+    engines: dict[str, Engine],
+    heldout: pd.DataFrame,
+    tokenizer: PreTrainedTokenizerBase,
+) -> pd.DataFrame:
+    """Table ``quality``; an arm that was judged before an interruption is not judged again."""
+    length = context.pilot.data.sequence_length
+    judged = judged_excerpts(heldout, tokenizer, length, context.pilot.measure_ab.quality_documents)
+    frames = []
+    for arm, engine in engines.items():
+        path = context.folder / "session" / f"quality-{arm}.parquet"
+        if not path.exists():
+            losses = engine_losses(
+                engine,
+                tokenizer,
+                judged,
+                length,
+                lambda done, arm=arm: context.progress.step(
+                    f"judging {arm}", done, len(judged), "excerpts"
+                ),
+            )
+            with replacing(path) as partial:
+                losses.assign(arm=arm).to_parquet(partial, index=False)
+        frames.append(pd.read_parquet(path))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _classes(section: MeasureAb) -> list[LoadClass]:
+    prompt = section.prompt_tokens
+    return [
+        *(LoadClass.interactive(prompt, out) for out in section.interactive_output_tokens),
+        *(
+            LoadClass.batched(prompt, section.batch_output_tokens, batch)
+            for batch in section.batch_sizes
+        ),
+    ]
+
+
+def _context(section: MeasureAb) -> int:
+    """Tokens that the longest timed sequence takes."""
+    return section.prompt_tokens + max(
+        *section.interactive_output_tokens, section.batch_output_tokens
+    )
+
+
+def _prompts(
+    heldout: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, section: MeasureAb
+) -> list[Prompt]:
+    """Consecutive pieces of the held-out text, all of the same length."""
+    count, length = max(PROMPTS, *section.batch_sizes), section.prompt_tokens
+    stream: list[int] = []
+    for text in heldout["text"]:
+        stream += encode(tokenizer, [text])[0]
+        if len(stream) >= count * length:
+            break
+    found = len(stream) // length
+    if found < 1:
+        raise StageError(
+            f"the held-out text has {len(stream)} tokens",
+            allowed=f"at least {length}, the length of a timed prompt",
+            next_step="lower measure_ab.prompt_tokens, or give a larger corpus",
+        )
+    return [tuple(stream[i * length : (i + 1) * length]) for i in range(min(found, count))]
+
+
+def _say(context: StageContext, text: str) -> None:
+    context.progress.note(text)
+    context.record.notes.append(text)
