@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = [
     ("errors", "paths"),
-    ("machine", "pilot", "records"),
+    ("machine", "pilot", "records", "roadmap"),
     ("load",),
     ("data",),
     ("model", "ternary"),
@@ -22,8 +22,8 @@ ORDER = [
     ("engine", "measure"),
     ("hybrid",),
     ("serve",),
-    ("stages",),
     ("figures", "report"),
+    ("stages",),
     ("notebook", "runner", "bench"),
     ("cli",),
 ]
@@ -83,7 +83,7 @@ class Refuse:
         if name.partition(".")[0] in {HEAVY!r}:
             raise ImportError(name + " must not be needed")
 sys.meta_path.insert(0, Refuse())
-from workbench.stages import STAGES
+from workbench.roadmap import STAGES
 import workbench.cli, workbench.runner.pilot_run
 for stage in STAGES.values():
     assert callable(stage.run), stage

@@ -74,8 +74,8 @@ def stage(
 ) -> None:
     """Run one stage without any notebook (no Jupyter, papermill or Plotly needed)."""
     from workbench.pilot.resolve import resolve
+    from workbench.roadmap import stage_named
     from workbench.runner.pilot_run import run_stage
-    from workbench.stages import stage_named
 
     wanted = stage_named(name)
     record = run_stage(wanted.name, resolve(pilot, overrides or ()), force=force)
@@ -88,7 +88,7 @@ def stage(
 def runs() -> None:
     """List the runs: name, stages finished, verdict, question."""
     from workbench.records.run import all_runs
-    from workbench.stages import STAGES
+    from workbench.roadmap import STAGES
 
     found = all_runs()
     if not found:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench.errors import ConfigError
+from workbench.pilot.reference import reference
 from workbench.pilot.resolve import path_fields, resolve
 from workbench.pilot.spec import Pilot
 
@@ -135,3 +136,14 @@ def test_every_field_that_names_an_input_is_found() -> None:
         "model.checkpoint",
         "measure_ab.meters.csv",
     }
+
+
+def test_the_reference_of_fields_is_up_to_date() -> None:
+    written = (Path(__file__).parents[2] / "docs" / "fields.md").read_text(encoding="utf-8")
+    assert written == reference(), "run: python -m workbench.pilot.reference > docs/fields.md"
+
+
+def test_every_field_says_what_it_means() -> None:
+    rows = [line for line in reference().splitlines() if line.startswith("| `")]
+    mute = [row for row in rows if row.endswith("|  |")]
+    assert not mute, "give these a description in workbench/pilot/sections"

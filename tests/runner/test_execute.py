@@ -14,7 +14,7 @@ from workbench.errors import ConfigError, StageError
 from workbench.pilot.resolve import ResolvedPilot, resolve
 from workbench.records.events import read_events
 from workbench.records.run import all_runs, find_run, open_run
-from workbench.stages import stage_named
+from workbench.roadmap import stage_named
 from workbench.stages.execute import execute, finished, recorded_failure
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from workbench.records.run import Run, open_folder
-from workbench.stages import STAGES
+from workbench.roadmap import STAGES
 
 ROOT = Path(__file__).parents[2]
 PILOT = ROOT / "pilots" / "smoke.yaml"

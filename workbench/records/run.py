@@ -24,6 +24,7 @@ from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import dump_yaml, read_yaml
 from workbench.records.files import digest_json, digest_path, read_json, write_json, write_text
 from workbench.records.stage_record import StageRecord
+from workbench.roadmap import STAGES
 
 HEADER = "run.json"
 PILOT = "pilot.yaml"
@@ -75,8 +76,6 @@ class Run:
 
     def records(self) -> dict[str, StageRecord]:
         """The finished stages, in the order of the roadmap."""
-        from workbench.stages import STAGES
-
         found = {name: self.record(name) for name in STAGES}
         return {name: record for name, record in found.items() if record}
 
@@ -145,7 +144,9 @@ def find_run(name: str) -> Run:
 def _identity(resolved: ResolvedPilot) -> dict[str, Any]:
     """What makes two runs the same run."""
     files = {}
-    for keys, _ in path_fields(Pilot):
+    for keys, rule in path_fields(Pilot):
+        if rule.live:
+            continue
         value: Any = resolved.values
         for key in keys:
             value = value[key]

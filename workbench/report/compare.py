@@ -23,7 +23,7 @@ from workbench.records.run import Run, all_runs, find_run
 from workbench.report.gates import label_text
 from workbench.report.numbers import number, with_interval
 from workbench.report.vocabulary import better
-from workbench.stages import STAGES
+from workbench.roadmap import STAGES
 
 SOFTWARE = ("workbench", "python", "torch", "transformers", "numpy")
 

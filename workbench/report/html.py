@@ -16,7 +16,7 @@ from workbench.records.run import open_folder
 from workbench.report import views
 from workbench.report.plotly_page import plotly_installed, plotly_js, stage_figures, templates
 from workbench.report.text import Texts
-from workbench.stages import STAGES
+from workbench.roadmap import STAGES
 
 
 def write_html(run_folder: Path | str, language: str | None = None) -> Path:

@@ -22,7 +22,7 @@ from workbench.report.gates import labels_of
 from workbench.report.numbers import duration, number, with_interval
 from workbench.report.text import Texts, label_place
 from workbench.report.vocabulary import FIGURES, better
-from workbench.stages import STAGES
+from workbench.roadmap import STAGES
 
 Records = Mapping[str, StageRecord]
 ARMS = ("full_precision", "ternary", "post_training", "hybrid")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from workbench.errors import ConfigError
 from workbench.paths import shown
 from workbench.pilot.resolve import ResolvedPilot
-from workbench.stages import STAGES
+from workbench.roadmap import STAGES
 
 
 def check_pilot(resolved: ResolvedPilot) -> None:

@@ -20,8 +20,8 @@ from workbench.records.files import write_json
 from workbench.records.run import Run, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import watching
+from workbench.roadmap import STAGES, stage_named
 from workbench.runner.checks import check_pilot
-from workbench.stages import STAGES, stage_named
 from workbench.stages.execute import execute, finished, recorded_failure
 
 

@@ -19,7 +19,7 @@ from workbench.records.events import Progress
 from workbench.records.files import read_json, write_json, write_text
 from workbench.records.run import Run
 from workbench.records.stage_record import RECORD, StageRecord
-from workbench.stages import STAGES
+from workbench.roadmap import STAGES
 from workbench.stages.adopt import adopt
 from workbench.stages.context import StageContext
 from workbench.stages.keys import stage_key

@@ -11,7 +11,7 @@ import workbench
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.files import digest_json
 from workbench.records.run import Run
-from workbench.stages import STAGES
+from workbench.roadmap import STAGES
 
 
 def stage_key(name: str, resolved: ResolvedPilot, run: Run) -> str:

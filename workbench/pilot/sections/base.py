@@ -17,16 +17,17 @@ class InputPath:
     """Marks a text field that names something to read.
 
     The value is a path (relative to the pilot file that says it; to the working folder for
-    ``--set``), one of ``words``, or, where ``hub`` is allowed, ``hf:owner/name``.
+    ``--set``), one of ``words``, or, where ``hub`` is allowed, ``hf:owner/name``. A ``live``
+    file grows while the pilot runs (a power log), so its content does not identify the run.
     """
 
-    def __init__(self, *words: str, hub: bool = False) -> None:
-        self.words, self.hub = words, hub
+    def __init__(self, *words: str, hub: bool = False, live: bool = False) -> None:
+        self.words, self.hub, self.live = words, hub, live
 
 
-def input_path(*words: str, hub: bool = False, **field: Any) -> Any:
+def input_path(*words: str, hub: bool = False, live: bool = False, **field: Any) -> Any:
     """The annotation of a path field; see :class:`InputPath`."""
-    return Annotated[str, InputPath(*words, hub=hub), Field(min_length=1, **field)]
+    return Annotated[str, InputPath(*words, hub=hub, live=live), Field(min_length=1, **field)]
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

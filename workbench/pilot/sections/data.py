@@ -17,7 +17,9 @@ class Data(Section):
         description="python (the installed Python's own documentation and source), a file or "
         "folder of text, JSONL (also .zst) or Parquet, or hf:owner/name",
     )
-    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
+    format: Literal["auto", "text", "jsonl", "parquet"] = Field(
+        "auto", description="of the corpus; auto tells it from the file's ending"
+    )
     text_field: str = Field("text", description="column or key that holds a document's text")
     split: str = Field("train", description="split of a Hugging Face data set")
     max_bytes: Count = Field(16_000_000, description="UTF-8 bytes taken at most")

@@ -12,10 +12,16 @@ from workbench.pilot.sections.base import Positive, Section, input_path
 class Threshold(Section):
     """When a weight becomes zero; travels in every checkpoint as the threshold version."""
 
-    rule: Literal["absmean", "absmedian", "twn", "learned"] = "absmean"
-    granularity: Literal["tensor", "row", "group128"] = "tensor"
-    rounding: Literal["half_even", "half_up", "half_away"] = "half_even"
-    eps: Positive = 1e-5
+    rule: Literal["absmean", "absmedian", "twn", "learned"] = Field(
+        "absmean", description="what the threshold and the scale are made from"
+    )
+    granularity: Literal["tensor", "row", "group128"] = Field(
+        "tensor", description="weights that share one scale"
+    )
+    rounding: Literal["half_even", "half_up", "half_away"] = Field(
+        "half_even", description="where a scaled weight lies halfway"
+    )
+    eps: Positive = Field(1e-5, description="least scale, so that a layer of zeros divides nothing")
     ratio: Positive = Field(0.75, description="of the mean magnitude, for rule twn")
 
 
@@ -24,7 +30,8 @@ class Policy(Section):
     looked at first, then ``int8``, then ``ternary``; what matches nothing stays precise."""
 
     ternary: list[str] = Field(
-        ["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj", "*.gate_proj", "*.up_proj", "*.down_proj"]
+        ["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj", "*.gate_proj", "*.up_proj", "*.down_proj"],
+        description="trained with ternary weights",
     )
     int8: list[str] = Field(
         ["*embed_tokens", "*lm_head"],

@@ -14,9 +14,9 @@ class Gate(Section):
     end for ``at_least``; a metric without an interval decides by its value."""
 
     metric: str = Field(description="name of a metric of this run")
-    labels: dict[str, str] = {}
-    at_most: float | None = None
-    at_least: float | None = None
+    labels: dict[str, str] = Field({}, description="which of the figures with that name")
+    at_most: float | None = Field(None, description="passes up to here, in the metric's unit")
+    at_least: float | None = Field(None, description="passes from here on")
     on_fail: Literal["stop", "warn"] = Field(
         "warn",
         description="stop: the run exits with 4 if the gate breaks or could not be measured; "
@@ -34,19 +34,19 @@ class Gate(Section):
 class Cost(Section):
     """Money. Sample values are marked as such in the report until you set ``sample: false``."""
 
-    sample: bool = True
-    currency: str = "EUR"
-    tariff_per_kwh: Positive = 0.12
+    sample: bool = Field(True, description="whether tariff and PUE are samples, not your own")
+    currency: str = Field("EUR", description="of the tariff")
+    tariff_per_kwh: Positive = Field(0.12, description="price of a kWh at the meter")
     pue: float = Field(1.4, ge=1.0, description="E_facility / E_IT over a year")
     assumed_power_w: Positive | None = Field(
         None, description="power of the node under load, used only where no meter was found"
     )
-    requests_per_day: Positive = 100_000.0
+    requests_per_day: Positive = Field(100_000.0, description="for the cost of a day")
 
 
 class Report(Section):
     """What the report judges by and says."""
 
-    language: Literal["en", "ru"] = "en"
-    gates: list[Gate] = []
+    language: Literal["en", "ru"] = Field("en", description="of report.html")
+    gates: list[Gate] = Field([], description="fixed before the run")
     cost: Cost = Cost()

@@ -24,7 +24,7 @@ class ThresholdOn(Section):
     ramp: Literal["linear", "exponential", "sigmoid", "none"] = Field(
         "linear", description="shape of the way from 0 to 1; none: 1 from the first step on"
     )
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's, in this phase")
     lr_factor: Positive = Field(1.0, description="times ternary_lr")
     quantised_lr_factor: Positive = Field(1.0, description="extra factor for quantised weights")
 
@@ -32,7 +32,7 @@ class ThresholdOn(Section):
 class Finetune(Section):
     """Phase 3 of the ternary arm: strength 1, master weights still learn; the remaining steps."""
 
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, in this phase")
     lr_factor: Positive = Field(1.0, description="times ternary_lr")
     quantised_lr_factor: Positive = Field(1.0, description="extra factor for quantised weights")
 
@@ -40,17 +40,19 @@ class Finetune(Section):
 class Train(Section):
     """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` sequences."""
 
-    steps: Count = 300
+    steps: Count = Field(300, description="optimizer steps of each arm")
     batch_size: Count = Field(8, description="sequences a step and device")
-    gradient_accumulation: Count = 1
+    gradient_accumulation: Count = Field(1, description="batches whose gradients make one step")
     lr: Positive = Field(1e-3, description="peak learning rate of the full-precision arm")
     ternary_lr: Positive | None = Field(None, description="of the ternary arm; null: same as lr")
     lr_warmup_share: Share = Field(0.05, description="of all steps, linear from 0")
-    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="from the peak to lr_final_factor"
+    )
     lr_final_factor: Share = Field(0.0, description="last learning rate as a share of the peak")
     weight_decay: float = Field(0.1, ge=0, description="of the full-precision arm, throughout")
-    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
-    grad_clip: Positive = 1.0
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="of Adam")
+    grad_clip: Positive = Field(1.0, description="largest norm of the whole gradient")
     warmup: Warmup = Warmup()
     threshold: ThresholdOn = ThresholdOn()
     finetune: Finetune = Finetune()
@@ -58,8 +60,8 @@ class Train(Section):
     eval_sequences: Count = Field(32, description="held-out sequences of each evaluation")
     save_every: Count = Field(50, description="steps between checkpoints")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the computation")
-    gradient_checkpointing: bool = False
-    compile: bool = False
+    gradient_checkpointing: bool = Field(False, description="less memory, a third more work")
+    compile: bool = Field(False, description="train under torch.compile")
     optimizer: str = Field("adamw_torch", description="a transformers.Trainer optimizer name")
 
     @model_validator(mode="after")

@@ -1,0 +1,124 @@
+"""The roadmap: which stages there are, what decides their results, and in which order.
+
+Each is a module ``workbench.stages.<name>`` with ``run(context)``; none needs Jupyter or Plotly.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from workbench.errors import ConfigError
+from workbench.pilot.problems import did_you_mean
+
+if TYPE_CHECKING:
+    from workbench.stages.context import StageContext
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the roadmap.
+
+    sections: the parts of the pilot file that decide its result; they go into its key.
+    after: stages whose records it reads; their keys go into its key.
+    on_machine: its result is about this machine, so the machine goes into its key as well.
+    adoptable: costly and not about speed: another run of the pilot may take over the result.
+    """
+
+    number: int
+    name: str
+    decides: str
+    sections: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    on_machine: bool = True
+    adoptable: bool = False
+
+    @property
+    def notebook(self) -> str:
+        return f"{self.number:02d}_{self.name}.ipynb"
+
+    @property
+    def module(self) -> ModuleType:
+        return importlib.import_module(f"workbench.stages.{self.name}")
+
+    @property
+    def run(self) -> Callable[[StageContext], None]:
+        return self.module.run
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            0,
+            "readiness",
+            "is the pilot worth starting here",
+            ("readiness", "model", "data", "train", "measure_ab"),
+        ),
+        Stage(
+            1,
+            "profile_load",
+            'what "representative" means',
+            ("profile_load",),
+            on_machine=False,
+        ),
+        Stage(
+            2,
+            "train_qat",
+            "does ternary train",
+            ("data", "model", "train"),
+            adoptable=True,
+        ),
+        Stage(
+            3,
+            "measure_ab",
+            "what is gained, what is lost",
+            ("readiness", "measure_ab"),
+            ("train_qat",),
+        ),
+        Stage(
+            4,
+            "hybrid_plan",
+            "what stays precise",
+            ("hybrid_plan",),
+            ("train_qat",),
+            adoptable=True,
+        ),
+        Stage(
+            5,
+            "deploy_rollback",
+            "can it run, and be taken back",
+            ("readiness", "deploy_rollback"),
+            ("profile_load", "train_qat", "hybrid_plan"),
+        ),
+        Stage(
+            6,
+            "report",
+            "go or no go",
+            ("report",),
+            (
+                "readiness",
+                "profile_load",
+                "train_qat",
+                "measure_ab",
+                "hybrid_plan",
+                "deploy_rollback",
+            ),
+        ),
+    )
+}
+
+
+def stage_named(text: str) -> Stage:
+    """A stage by name, notebook name or number: ``train_qat``, ``02_train_qat``, ``2``.
+
+    Raises ConfigError naming the stages there are.
+    """
+    bare = text.removesuffix(".ipynb")
+    for stage in STAGES.values():
+        if bare in (stage.name, f"{stage.number:02d}_{stage.name}", str(stage.number)):
+            return stage
+    raise ConfigError(f"stage {text}: unknown{did_you_mean(text, STAGES)}")
