@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from workbench.paths import NOTEBOOKS
-from workbench.stages import STAGES
+from workbench.roadmap import STAGES
 
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 STAGE_FILES = {stage.notebook: stage.name for stage in STAGES.values()}
