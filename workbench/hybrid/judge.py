@@ -1,0 +1,64 @@
+"""Bits per byte of one model after another on the same text, each judged once for good.
+
+Every result is a line on the disk before the next model is judged, so a killed stage repeats
+one evaluation at most.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from workbench.errors import StageError
+from workbench.hybrid.base import Assignment, Base
+from workbench.records.files import digest_json, write_text
+from workbench.train.quality import bits_per_byte, document_losses
+
+
+@dataclass
+class Judge:
+    """texts: columns id, source, text. context: tokens of a window. path: results so far."""
+
+    tokenizer: PreTrainedTokenizerBase
+    texts: pd.DataFrame
+    context: int
+    path: Path
+    known: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines(True) if self.path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        if whole != lines:
+            write_text(self.path, "".join(whole))
+        for line in whole:
+            row = json.loads(line)
+            self.known[row["key"]] = row["bits_per_byte"]
+
+    def __call__(self, base: Base, assignment: Assignment) -> float:
+        """Bits per byte of ``base`` with ``assignment``. StageError for a loss not finite."""
+        changed = {u: p for u, p in assignment.items() if p != base.own}
+        key = digest_json({"base": base.name, "changed": changed})
+        if key not in self.known:
+            with base.exchanged(changed) as model:
+                losses = document_losses(model, self.tokenizer, self.texts, self.context)
+            if not np.isfinite(losses["nats"]).all():
+                raise StageError(
+                    f"{base.name} with {changed or 'nothing changed'}: a loss that is not finite",
+                    next_step="look at the loss of that arm in train_qat: it has diverged",
+                )
+            value = bits_per_byte(losses)
+            self._keep({"key": key, "base": base.name, "changed": changed, "bits_per_byte": value})
+        return self.known[key]
+
+    def _keep(self, row: dict) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.known[row["key"]] = row["bits_per_byte"]

@@ -1,0 +1,58 @@
+"""What each layer alone costs: the quality lost when only it changes its precision.
+
+    quality_loss(unit, precision) = bits per byte(base with that unit in that precision)
+                                    - bits per byte(base as it was trained)
+
+A negative loss is quality recovered. Losses of single layers do not add up exactly; they only
+order the steps of a plan, and every plan is measured as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workbench.hybrid.base import Base
+from workbench.hybrid.judge import Judge
+from workbench.records.events import Progress
+from workbench.ternary.policy import Precision
+
+
+@dataclass(frozen=True)
+class Option:
+    """One unit in one precision. quality_loss: bits per byte; 0 as the base was trained.
+    measured: False for the base's own precision, where the loss is 0 by definition."""
+
+    unit: str
+    precision: Precision
+    quality_loss: float
+    size_bytes: int
+    measured: bool = True
+
+
+def measure_options(
+    base: Base, judge: Judge, precisions: Sequence[Precision], progress: Progress
+) -> list[Option]:
+    """Every unit in every allowed precision.
+
+    For a ternary base INT8 is measured only where the unrounded master weights recover
+    something (or may not be used): rounding them to INT8 cannot help where they do not.
+    """
+    trained = judge(base, {})
+    options = []
+    for unit in progress.each(f"sensitivity of {base.name}", base.units, "layers"):
+        losses: dict[Precision, float] = {}
+        for precision in sorted(precisions, key=("high_precision", "int8", "ternary").index):
+            if precision == base.own:
+                options.append(
+                    Option(unit, precision, 0.0, base.size_bytes(unit, precision), False)
+                )
+            elif not (
+                base.own == "ternary"
+                and precision == "int8"
+                and losses.get("high_precision", -1.0) >= 0
+            ):
+                losses[precision] = judge(base, {unit: precision}) - trained
+                size = base.size_bytes(unit, precision)
+                options.append(Option(unit, precision, losses[precision], size))
+    return options

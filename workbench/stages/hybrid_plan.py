@@ -1,0 +1,275 @@
+"""Stage 4: which layers stay precise, under a budget of quality and size.
+
+Two bases are tried (:mod:`workbench.hybrid.base`): the precise arm with layers lowered, and the
+ternary arm with layers raised. For each: the loss of every layer alone, then the smallest plan
+within ``max_quality_loss``, measured as a whole. The better of the two is packed, and judged
+once more, as a file, on held-out text that had no part in choosing it.
+
+All losses are against the full-precision arm. Sizes count the layers that the policy made
+ternary; embedding and head are the same in every plan.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from workbench.data.document import Document
+from workbench.data.tokenizer import load_tokenizer
+from workbench.errors import StageError
+from workbench.hybrid.base import Base, units_of
+from workbench.hybrid.judge import Judge
+from workbench.hybrid.plan import Found, coarsest_within, descent
+from workbench.hybrid.sensitivity import Option, measure_options
+from workbench.measure.statistics import bits_per_byte_difference
+from workbench.model.build import load_checkpoint
+from workbench.records.metric import Metric
+from workbench.records.stage_record import StageRecord
+from workbench.stages.context import StageContext
+from workbench.ternary.manifest import Manifest
+from workbench.ternary.master import load_master
+from workbench.ternary.packed import load_packed, save_packed
+from workbench.ternary.packed_layers import pack_layer
+from workbench.ternary.policy import PRECISIONS, Precision
+from workbench.train.quality import document_losses, excerpts
+from workbench.train.quiet import quiet_transformers
+
+HYBRID = "hybrid"
+RESULTS = "evaluations.jsonl"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The best plan of one base."""
+
+    base: str
+    options: list[Option]
+    plan: Found
+    size_ratio: float
+
+
+def run(context: StageContext) -> None:
+    """Fill the tables, artefact and figures of ``hybrid_plan`` (docs/design.md)."""
+    trained = context.need("train_qat")
+    tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
+    choosing, judging = _texts(context, trained, tokenizer)
+    judge = Judge(tokenizer, choosing, context.pilot.data.sequence_length, context.folder / RESULTS)
+    names = ["full_precision"]
+    if "ternary" in context.pilot.hybrid_plan.precisions:
+        names.append("ternary")
+    candidates: list[Candidate] = []
+    reference = 0.0
+    for name in names:
+        base = _open_base(context, trained, name)
+        if name == "full_precision":
+            reference = judge(base, {})
+        candidates.append(_best_plan(context, base, judge, reference))
+        del base
+        gc.collect()  # one of the models at a time
+    chosen = min(candidates, key=_preference)
+    _record_tables(context, candidates, chosen)
+    _pack(context, trained, chosen, tokenizer)
+    _record_figures(context, trained, chosen, tokenizer, judging)
+
+
+def _texts(
+    context: StageContext, trained: StageRecord, tokenizer: PreTrainedTokenizerBase
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Pieces of held-out text to choose by and, apart from them, to judge the choice by."""
+    heldout = trained.table("heldout")
+    documents = [
+        Document(**row)
+        for row in heldout[["id", "source", "text"]].to_dict("records")
+        if row["text"].strip()
+    ]
+    if not documents:
+        raise StageError(
+            "train_qat held out no text to judge layers by",
+            next_step="raise data.holdout_share or give more text",
+        )
+    sample = "".join(document.text[:2000] for document in documents[:64])
+    characters = len(sample) / len(tokenizer(sample, verbose=False)["input_ids"])
+    piece = max(1, int(context.pilot.data.sequence_length * characters))
+    count = context.pilot.hybrid_plan.sequences
+    choosing = excerpts(documents[::2], piece, count)
+    if len(documents) == 1:
+        context.record.notes.append(
+            "one held-out document: the plan is judged on the text it was chosen by"
+        )
+        return choosing, choosing
+    return choosing, excerpts(documents[1::2], piece, count)
+
+
+def _open_base(context: StageContext, trained: StageRecord, name: str) -> Base:
+    manifest = Manifest.read(trained.artefact("ternary"))
+    units = units_of(manifest.named("ternary"), context.pilot.hybrid_plan.granularity)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with quiet_transformers():
+        if name == "ternary":
+            model = load_master(trained.artefact("ternary_master"), expect=manifest.threshold)
+            model = model.to(device)
+
+            def raised(layer: str, precision: Precision) -> torch.nn.Module:
+                return pack_layer(
+                    model.get_submodule(layer), precision, manifest.threshold, manifest.activations
+                )
+
+            return Base("ternary", model, "ternary", units, raised, manifest.threshold)
+        model = load_checkpoint(str(trained.artefact("full_precision"))).to(device)
+        lowered_folder = trained.artefact("post_training")
+        threshold = Manifest.read(lowered_folder).threshold
+        post_training = load_packed(lowered_folder).to(device)
+
+    def lowered(layer: str, precision: Precision) -> torch.nn.Module:
+        if precision == "ternary":
+            return post_training.get_submodule(layer)
+        return pack_layer(model.get_submodule(layer), precision, threshold, manifest.activations)
+
+    return Base("full_precision", model, "high_precision", units, lowered, threshold)
+
+
+def _best_plan(context: StageContext, base: Base, judge: Judge, reference: float) -> Candidate:
+    section, progress = context.pilot.hybrid_plan, context.progress
+    options = measure_options(base, judge, section.precisions, progress)
+    found = coarsest_within(
+        descent(options, base_is_precise=base.own != "ternary"),
+        lambda assignment: judge(base, assignment) - reference,
+        section.max_quality_loss,
+    )
+    ratio = base.size_ratio(found.assignment)
+    progress.note(
+        f"from {base.name}: {found.quality_loss:+.4f} bits/byte against full precision at "
+        f"{ratio:.2f} of the size"
+    )
+    return Candidate(base.name, options, found, ratio)
+
+
+def _preference(candidate: Candidate) -> tuple[bool, float, float]:
+    """Within the quality limit first; then the smaller one, or else the better one."""
+    plan = candidate.plan
+    if plan.within:
+        return False, candidate.size_ratio, plan.quality_loss
+    return True, plan.quality_loss, candidate.size_ratio
+
+
+def _record_tables(context: StageContext, candidates: list[Candidate], chosen: Candidate) -> None:
+    record, section = context.record, context.pilot.hybrid_plan
+    rows = pd.DataFrame(
+        [
+            {
+                "base": candidate.base,
+                "layer": option.unit,
+                "precision": option.precision,
+                "quality_loss": option.quality_loss,
+                "size_bytes": option.size_bytes,
+            }
+            for candidate in candidates
+            for option in candidate.options
+            if option.measured
+        ],
+        columns=["base", "layer", "precision", "quality_loss", "size_bytes"],
+    )
+    of_chosen = rows["base"] == chosen.base
+    record.save_table("sensitivity", rows[of_chosen])
+    record.save_table("sensitivity_other_base", rows[~of_chosen])
+    planned = [o for o in chosen.options if chosen.plan.assignment[o.unit] == o.precision]
+    record.save_table(
+        "plan",
+        pd.DataFrame(
+            [
+                {
+                    "layer": option.unit,
+                    "precision": option.precision,
+                    "size_bytes": option.size_bytes,
+                    "quality_loss": option.quality_loss,
+                }
+                for option in planned
+            ]
+        ),
+    )
+    record.save_table(
+        "candidates",
+        pd.DataFrame(
+            [
+                {
+                    "base": c.base,
+                    "quality_loss": c.plan.quality_loss,
+                    "size_ratio": c.size_ratio,
+                    "within_quality": c.plan.within,
+                    "within_size": c.size_ratio <= section.max_size_ratio,
+                    "chosen": c is chosen,
+                }
+                for c in candidates
+            ]
+        ),
+    )
+
+
+def _pack(
+    context: StageContext,
+    trained: StageRecord,
+    chosen: Candidate,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    base = _open_base(context, trained, chosen.base)
+    entries = Manifest.read(trained.artefact("ternary")).layers
+    precisions = {name: entry.precision for name, entry in entries.items()}
+    for unit, precision in chosen.plan.assignment.items():
+        precisions |= dict.fromkeys(base.units[unit], precision)
+    with base.exchanged(chosen.plan.assignment) as model, quiet_transformers():
+        save_packed(model, context.folder / HYBRID, precisions, base.threshold, tokenizer)
+    context.record.artefacts[HYBRID] = HYBRID
+
+
+def _record_figures(
+    context: StageContext,
+    trained: StageRecord,
+    chosen: Candidate,
+    tokenizer: PreTrainedTokenizerBase,
+    judging: pd.DataFrame,
+) -> None:
+    record, section = context.record, context.pilot.hybrid_plan
+
+    def judged(model: PreTrainedModel) -> pd.DataFrame:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        length = context.pilot.data.sequence_length
+        return document_losses(model.to(device), tokenizer, judging, length)
+
+    with quiet_transformers():
+        precise = judged(load_checkpoint(str(trained.artefact("full_precision"))))
+        hybrid = judged(load_packed(record.artefact(HYBRID)))
+    documents = [name.rpartition("@")[0] for name in judging["id"]]
+    loss = bits_per_byte_difference(
+        precise["nats"], hybrid["nats"], precise["bytes"], groups=documents
+    )
+    how = f"packed plan against full precision, {len(judging)} held-out pieces not used to choose"
+    record.add(loss.metric("hybrid_quality_loss_bits_per_byte", "bits/byte", how))
+    size_how = "bytes of the planned linear layers, scales included, over their bytes in bf16"
+    record.add(Metric("hybrid_size_ratio", chosen.size_ratio, "ratio", size_how, "derived"))
+    manifest = Manifest.read(record.artefact(HYBRID))
+    planned = set(Manifest.read(trained.artefact("ternary")).named("ternary"))
+    for precision in PRECISIONS:
+        count = len(planned & set(manifest.named(precision)))
+        how = "planned linear layers of that precision"
+        record.add(
+            Metric("layers", count, "layers", how, "derived", labels={"precision": precision})
+        )
+    missed = []
+    if not chosen.plan.within:
+        missed.append(
+            f"quality: no measured plan keeps max_quality_loss {section.max_quality_loss:g} "
+            f"bits/byte; the best loses {chosen.plan.quality_loss:.4f}"
+        )
+    if chosen.size_ratio > section.max_size_ratio:
+        missed.append(
+            f"size: the plan, chosen for quality first, has {chosen.size_ratio:.3f} of the size, "
+            f"max_size_ratio is {section.max_size_ratio:g}"
+        )
+    record.facts |= {"base": chosen.base, "missed": missed, "threshold": manifest.threshold.id}
+    record.notes += [f"the budget is missed in {text}" for text in missed]
+    if chosen.base == "ternary" and set(chosen.plan.assignment.values()) == {"ternary"}:
+        record.notes.append("the plan is the trained ternary model itself: no layer is raised")
