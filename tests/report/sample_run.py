@@ -18,7 +18,8 @@ from workbench.records.files import write_json
 from workbench.records.metric import Metric
 from workbench.records.run import Run, open_run
 from workbench.records.stage_record import StageRecord
-from workbench.roadmap import STAGES, report
+from workbench.roadmap import STAGES
+from workbench.stages import report
 from workbench.stages.context import StageContext
 
 ARMS = ("full_precision", "ternary", "post_training")

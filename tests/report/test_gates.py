@@ -12,7 +12,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.report.gates import evaluate, gates_frame, label_text, labels_of
 from workbench.report.text import Texts
 from workbench.report.verdict import decide
-from workbench.roadmap import report as stage
+from workbench.stages import report as stage
 
 PILOT = Pilot(name="trial", question="does it hold?")
 

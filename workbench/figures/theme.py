@@ -105,7 +105,8 @@ def figure(
 
 def why_not(say: Texts, title: str, reason: str) -> go.Figure:
     """In place of a plot: the title, and why there is nothing to draw."""
-    drawn = figure(say, title, height=180)
+    drawn = figure(say, title, height=230)
+    drawn.update_layout(margin={"l": 20, "b": 20})
     drawn.update_xaxes(visible=False)
     drawn.update_yaxes(visible=False)
     why = wrapped(reason, 60) or say("fig.no_rows")

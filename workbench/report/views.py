@@ -139,6 +139,7 @@ def gate_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
                 "value": value,
                 "interval": interval,
                 "decider": "" if _empty(row["decider"]) else _fine(row, texts),
+                "by_value": texts("page.by_value") if row["decided_by"] == "value" else "",
                 "outcome": row["outcome"],
                 "outcome_name": texts(f"outcome.{row['outcome']}"),
                 "reason": _reason(row, texts),
