@@ -21,6 +21,11 @@ def runnable(tensor: Tensor, name: str) -> None:
     )
 
 
+def matrix(x: Tensor) -> Tensor:
+    """x [..., K] as [M, K]; a view where x allows one."""
+    return x.flatten(0, -2) if x.ndim > 1 else x[None]
+
+
 def rows(x: Tensor, name: str) -> None:
     """Raise unless x is a float matrix [M, K] that the kernels can read."""
     if x.ndim != 2 or x.shape[1] < 1:

@@ -90,8 +90,9 @@ def load_codes(tile_ptr, owned, kb_left, BN: tl.constexpr, EVEN: tl.constexpr):
     """int8 [BN, 128]: the codes of BN rows and one group of 128 inputs, in interleaved order.
 
     tile_ptr: [BN/16, 1] pointers to the group's 512 bytes; owned [BN/16]: which exist. Loaded as
-    they lie, 16 bytes a thread; the permutation only renames registers. kb_left: blocks of 16 inputs that are left
-    from here (EVEN: always eight). What is masked reads as code 0 and meets activations of 0.
+    they lie, 16 bytes a thread; the permutation only renames registers. kb_left: blocks of 16
+    inputs that are left from here (EVEN: always eight). What is masked reads as code 0 and
+    meets activations of 0.
     """
     at = tl.arange(0, 512)[None, :]
     if EVEN:

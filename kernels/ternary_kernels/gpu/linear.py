@@ -101,7 +101,7 @@ def linear_weight_only(x: Tensor, weight: PackedTernary, bias: Tensor | None = N
     """y [..., N] = x W^T (+ bias) with x [..., K] in bfloat16 or float16 as it is."""
     N, K = checks.packed(weight).shape
     _check_width(x, K)
-    y = linear_half(x.flatten(0, -2), weight.tiles, weight.row_scales, bias, N)
+    y = linear_half(checks.matrix(x), weight.tiles, weight.row_scales, bias, N)
     return y.view(*x.shape[:-1], N)
 
 

@@ -173,6 +173,8 @@ def absmean(weight: Tensor, granularity: str = "tensor", eps: float = 1e-5) -> T
         raise ValueError(
             f"granularity {granularity!r}; allowed: {', '.join(map(repr, GRANULARITIES))}"
         )
+    if granularity == "group" and K <= GROUP:
+        granularity = "row"
     sums = abs_sums(weight, granularity == "group")
     if granularity == "tensor":
         mean = (sums.sum() / (N * K)).reshape(1)
@@ -182,7 +184,8 @@ def absmean(weight: Tensor, granularity: str = "tensor", eps: float = 1e-5) -> T
         widths = torch.full((sums.shape[1],), float(GROUP), device=sums.device)
         widths[-1] = K - GROUP * (sums.shape[1] - 1)
         mean = sums / widths
-    return 1.0 / mean.clamp(min=eps)
+    inverse = 1.0 / mean.clamp(min=eps)
+    return inverse.reshape(1) if inverse.numel() == 1 else inverse
 
 
 def pack_weights(
@@ -203,17 +206,15 @@ def pack_weights(
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding {rounding!r}; allowed: {', '.join(map(repr, ROUNDINGS))}")
     checks.rows(weight, "weight")
+    weight = weight.detach()
     N, K = weight.shape
     if inverse is None:
         inverse = absmean(weight, granularity, eps)
-    elif tuple(inverse.shape) not in ((1,), (N,), (N, -(-K // GROUP))):
-        raise ValueError(
-            f"inverse has shape {tuple(inverse.shape)}; allowed: [1], [{N}], [{N}, {-(-K // GROUP)}]"
-        )
     else:
+        _check_scale_shape(inverse, "inverse", N, K)
         inverse = inverse.detach().to(weight.device, torch.float32).contiguous()
     scale = 1.0 / inverse
-    tiles = pack(weight.detach(), inverse, rounding)
+    tiles = pack(weight, inverse, rounding)
     return PackedTernary((N, K), tiles, _kernel_scales(scale, (N, K)), scale)
 
 
@@ -224,10 +225,7 @@ def pack_codes(codes: Tensor, scale: Tensor | float) -> PackedTernary:
     checks.runnable(codes, "codes")
     scale = torch.as_tensor(scale, dtype=torch.float32, device=codes.device)
     scale = scale.reshape(1) if scale.numel() == 1 else scale.clone()
-    if tuple(scale.shape) not in ((1,), (N,), (N, -(-K // GROUP))):
-        raise ValueError(
-            f"scale has shape {tuple(scale.shape)}; allowed: [1], [{N}], [{N}, {-(-K // GROUP)}]"
-        )
+    _check_scale_shape(scale, "scale", N, K)
     tiles = pack(codes.to(torch.uint8), None, "half_even")
     return PackedTernary((N, K), tiles, _kernel_scales(scale, (N, K)), scale)
 
@@ -242,3 +240,9 @@ def unpack_codes(weight: PackedTernary) -> Tensor:
     """uint8 codes 0, 1, 2 [N, K] of a packed weight, on its device."""
     N, K = checks.packed(weight).shape
     return unpack(weight.tiles, None, N, K, torch.uint8)
+
+
+def _check_scale_shape(scale: Tensor, name: str, N: int, K: int) -> None:
+    allowed = ((1,), (N,), (N, -(-K // GROUP)))
+    if tuple(scale.shape) not in allowed:
+        raise ValueError(f"{name} has shape {tuple(scale.shape)}; allowed: {allowed}")

@@ -101,7 +101,7 @@ def qat_linear(
             f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; "
             "allowed: [..., K] and [N, K]"
         )
-    y = _qat_linear(x.flatten(0, -2), weight, bias, norm_weight, eps, tiles, row_scales)[0]
+    y = _qat_linear(checks.matrix(x), weight, bias, norm_weight, eps, tiles, row_scales)[0]
     return y.view(*x.shape[:-1], weight.shape[0])
 
 

@@ -253,7 +253,7 @@ def quantize(x: Tensor, norm_weight: Tensor | None = None, eps: float = 1e-5) ->
 
     Not differentiable by itself: training goes through :func:`ternary_kernels.gpu.qat_linear`.
     """
-    return QuantizedRows(*quantize_rows(x.flatten(0, -2), norm_weight, eps, "none")[:3])
+    return QuantizedRows(*quantize_rows(checks.matrix(x), norm_weight, eps, "none")[:3])
 
 
 def quantize_gated(
@@ -269,4 +269,4 @@ def quantize_gated(
         raise ValueError(
             f"gate_up has shape {tuple(gate_up.shape)}; allowed: [..., 2K], gate then up"
         )
-    return QuantizedRows(*quantize_rows(gate_up.flatten(0, -2), norm_weight, eps, activation)[:3])
+    return QuantizedRows(*quantize_rows(checks.matrix(gate_up), norm_weight, eps, activation)[:3])

@@ -1,0 +1,102 @@
+"""Every kernel, in the configurations that real shapes select, compiled without a GPU.
+
+Compiled for sm_90 (H100, H200) and sm_80 (A100); no variant may spill registers, and the tensor
+cores and wide loads that the kernels are written for must be in the machine code.
+"""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET is set: nothing to compile", allow_module_level=True)
+
+from ternary_kernels import PackedTernary
+from ternary_kernels.gpu import linear, linear_weight_only, pack_weights, quantize, quantize_gated
+from ternary_kernels.gpu.ahead import compile_for, recorded
+from ternary_kernels.gpu.pack import unpack_weights
+from ternary_kernels.gpu.quantize import dequantize_rows, rms_norm_backward
+
+# The least shared memory a program may use: 163 KB on sm_80, 227 KB on sm_90, 99 KB on sm_86.
+SHARED_LIMIT = 99 * 1024 + 8 * 1024
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def weight_like(N, K, granularity):
+    """A packed weight of the right shapes; its values are never looked at."""
+    tiles = torch.empty(-(-N // 16), -(-K // 16), 16, 4, dtype=torch.uint8)
+    shape = {"row": (N,), "group": (N, -(-K // 128))}[granularity]
+    return PackedTernary._build((N, K), tiles, torch.ones(shape))
+
+
+def products(M, N, K, granularity, bias=None):
+    weight, x = weight_like(N, K, granularity), torch.empty(M, K, dtype=torch.bfloat16)
+    linear(x, weight, bias)
+    if M in (16, 4096):
+        linear_weight_only(x, weight, bias)
+
+
+def compile_products(capability, cases):
+    with recorded() as launches:
+        for M, N, K, granularity, biased in cases:
+            products(M, N, K, granularity, torch.empty(N) if biased else None)
+    reports = compile_for(capability, launches)
+    print(*reports, sep="\n")
+    assert not [str(r) for r in reports if r.stack_bytes]
+    assert not [str(r) for r in reports if r.shared_bytes > SHARED_LIMIT]
+    integer, half = ("IGMMA", "HGMMA") if capability == 90 else ("IMMA", "HMMA")
+    for r in reports:
+        if r.kernel == "int8_kernel":
+            assert r.instructions[integer] and r.instructions["LDGSTS"], str(r)
+        if r.kernel == "half_kernel":
+            assert r.instructions[half], str(r)
+        if r.kernel == "gemv_kernel":
+            assert r.instructions["IDP"] >= 64, str(r)  # dp4a
+
+
+def test_the_main_products_for_sm_90():
+    compile_products(90, [(M, 8192, 8192, "row", False) for M in (1, 64, 4096)])
+
+
+def test_the_main_products_for_sm_80():
+    compile_products(80, [(1, 8192, 8192, "row", False), (128, 8192, 8192, "row", False)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [90, 80])
+def test_all_products(capability):
+    cases = [(M, 8192, 8192, g, False) for M in (1, 16, 64, 128, 4096) for g in ("row", "group")]
+    cases += [(1, 3200, 8640, "row", True), (16, 3201, 8700, "row", True)]
+    compile_products(capability, cases)
+
+
+@pytest.mark.slow
+def test_the_rest_for_sm_90():
+    x = torch.empty(4096, 3200, dtype=torch.bfloat16)
+    gain = torch.empty(3200, dtype=torch.bfloat16)
+    with recorded() as launches:
+        rows = quantize(x, gain)
+        quantize(torch.empty(1, 20480, dtype=torch.bfloat16))
+        for activation in ("silu", "relu2"):
+            quantize_gated(
+                torch.empty(1, 2 * 8640, dtype=torch.bfloat16), activation, gain.new_empty(8640)
+            )
+        dequantize_rows(rows.q, rows.undo, 3200, torch.bfloat16)
+        rms_norm_backward(x, x, gain, torch.empty(4096))
+        for granularity in ("tensor", "row", "group"):
+            packed = pack_weights(torch.empty(8640, 3200), granularity)
+            unpack_weights(packed)
+        pack_weights(gain.new_empty(8640, 3200))
+    reports = compile_for(90, launches)
+    print(*reports, sep="\n")
+    assert {r.kernel for r in reports} >= {
+        "quantize_rows_kernel", "dequantize_rows_kernel", "rms_norm_dx_kernel",
+        "rms_norm_dw_kernel", "abs_sums_kernel", "pack_kernel", "unpack_kernel",
+    }  # fmt: skip
+    assert not [str(r) for r in reports if r.stack_bytes]
