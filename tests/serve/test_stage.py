@@ -15,7 +15,7 @@ from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress, read_events
 from workbench.records.stage_record import StageRecord
 from workbench.serve.replay import LoadClient
-from workbench.roadmap import deploy_rollback, profile_load
+from workbench.stages import deploy_rollback, profile_load
 from workbench.stages.context import StageContext
 
 
