@@ -95,19 +95,22 @@ class Shape:
 
         16 bytes a parameter (float32 weight, gradient, two Adam moments)
         + for the ternary arm a quantised copy of the linear weights in the computing precision
-        + per token and block what the backward pass keeps: 12 hidden + 2 KV + 4 FFN values, and
-          6 hidden + 1 FFN more of quantised activations in the ternary arm
-        + per token the logits, their float32 copy and its gradient: 3 x 4 bytes a vocabulary row.
+        + per token and block what the backward pass keeps: 8 hidden + 2 KV + 4 FFN values, and
+          4 hidden more in the ternary arm, where each product has its own quantised input
+        + per token the logits, their log-probabilities and the gradient: 3 x 4 bytes a row of
+          the vocabulary.
+
+        The counts are those that PyTorch's saved tensors show for Llama with fused attention.
 
         batch: sequences of one micro-batch. sequence: tokens. bytes_per_value: 4 for float32
         computing, 2 for bf16.
         """
         tokens = batch * sequence
-        kept = 12 * self.hidden + 2 * self.kv_heads * self.head_dim + 4 * self.ffn
+        kept = 8 * self.hidden + 2 * self.kv_heads * self.head_dim + 4 * self.ffn
         states = ADAM_BYTES * self.parameters
         if ternary:
             states += bytes_per_value * self.linear_parameters
-            kept += 6 * self.hidden + self.ffn
+            kept += 4 * self.hidden
         blocks = tokens * self.layers * kept * bytes_per_value
         return states + blocks + tokens * self.vocab * 12
 
