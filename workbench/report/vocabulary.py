@@ -53,6 +53,8 @@ FIGURES: dict[str, Figure] = {
     "decode_tokens_per_s": Figure("throughput", "higher"),
     "prefill_tokens_per_s": Figure("throughput", "higher"),
     "throughput_ratio": Figure("throughput", "higher"),
+    "accelerators_needed_fluid": Figure("throughput", "lower"),
+    "accelerators_needed": Figure("throughput", "lower"),
     "model_memory_mb": Figure("memory", "lower"),
     "memory_ratio": Figure("memory", "higher"),
     "gpu_memory_both_arms_mb": Figure("memory", "lower"),

@@ -12,6 +12,7 @@ from workbench.pilot.spec import Pilot
 from workbench.records.metric import Metric
 from workbench.report.claims import claim_rows, claims_frame
 from workbench.report.cost import cost_frame, cost_rows
+from workbench.report.fleet import fleet_metrics
 from workbench.report.gates import evaluate, gates_frame
 from workbench.report.text import Texts
 from workbench.report.verdict import decide
@@ -46,6 +47,8 @@ def run(context: StageContext) -> None:
             n=len(results),
         )
     )
+    for metric in fleet_metrics(records, settings.cost.accelerators):
+        record.add(metric)
     texts = Texts()
     record.facts["verdict"] = decide(results, records, context.pilot).to_json()
     record.facts["stopping_gates"] = [r.sentence(texts) for r in results if r.stops]

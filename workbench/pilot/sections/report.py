@@ -41,6 +41,9 @@ class Cost(Section):
     assumed_power_w: Positive | None = Field(
         None, description="power of the node under load, used only where no meter was found"
     )
+    accelerators: int | None = Field(
+        None, ge=1, description="that carry the load today in full precision; null leaves it out"
+    )
     requests_per_day: Positive = Field(100_000.0, description="for the cost of a day")
 
 

@@ -20,11 +20,12 @@
     return Math.ceil(names.length / columns);
   }
 
-  function spec(box, onDark) {
+  function spec(box, onDark, width) {
     const text = document.getElementById(box.dataset.figure).textContent;
     const figure = JSON.parse(onDark ? text.replace(KNOWN, (c) => DARK[c]) : text);
+    figure.layout.width = width;
     if (!figure.layout.title) {
-      const top = 14 + 20 * legendRows(figure, box.clientWidth);
+      const top = 14 + 20 * legendRows(figure, width);
       figure.layout.height += top - figure.layout.margin.t;
       figure.layout.margin.t = top;
     }
@@ -33,13 +34,14 @@
   }
 
   const options = {
-    responsive: true, displaylogo: false, showTips: false,
+    displaylogo: false, showTips: false,
     modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
   };
 
-  function draw(onDark = dark()) {
+  function draw(onDark = dark(), printed = null) {
     for (const box of document.querySelectorAll("[data-figure]")) {
-      const figure = spec(box, onDark);
+      const figure = spec(box, onDark, printed ?? box.clientWidth);
+      box.style.height = `${figure.layout.height}px`;
       // One figure that cannot be drawn must not take the others with it.
       Promise.resolve()
         .then(() => Plotly.react(box, figure.data, figure.layout, options))
@@ -48,8 +50,16 @@
   }
 
   draw();
+  let width = window.innerWidth, later = 0;
+  window.addEventListener("resize", () => {
+    if (window.innerWidth === width) return;
+    width = window.innerWidth;
+    clearTimeout(later);
+    later = setTimeout(() => draw(), 150);
+  });
   media.addEventListener("change", () => draw());
-  window.addEventListener("beforeprint", () => draw(false));
+  // Paper is laid out after this event, so its width is not known yet: that of A4 with margins.
+  window.addEventListener("beforeprint", () => draw(false, 660));
   window.addEventListener("afterprint", () => draw());
   document.getElementById("theme")?.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
