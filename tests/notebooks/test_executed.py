@@ -43,7 +43,7 @@ def test_an_executed_notebook_is_exported_and_drawn_offline(executed, browser) -
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(page_file.as_uri())
     page.wait_for_function(
-        "document.querySelectorAll('.js-plotly-plot > .plot-container').length === 2",
+        "() => document.querySelectorAll('.js-plotly-plot > .plot-container').length === 2",
         timeout=30_000,
     )
     assert requests == [page_file.as_uri()]
