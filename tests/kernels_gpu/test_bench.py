@@ -1,0 +1,42 @@
+"""The GPU benchmark: refused without a GPU, and its whole path rehearsed on the interpreter."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+
+from workbench.bench.gpu import REHEARSAL, bench_gpu
+from workbench.bench.gpu_clock import median
+from workbench.errors import ConfigError
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match=r"bench gpu: torch.*\n.*CUDA device.*\n.*--rehearse"):
+        bench_gpu(out=tmp_path / "rows.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rehearsal_refuses_a_file(tmp_path):
+    with pytest.raises(ConfigError, match="writes no file"):
+        bench_gpu(rehearse=True, out=tmp_path / "rows.jsonl")
+
+
+def test_the_rehearsal_runs_every_case():
+    lines: list[str] = []
+    rows = bench_gpu(rehearse=True, say=lines.append)
+    assert len(lines) == len(rows) + 1  # the environment comes first
+    assert {row.device for row in rows} == {REHEARSAL}
+    assert {row.name for row in rows} >= {
+        "copy", "int_mm", "matmul", "product", "linear", "rms_norm+quantize", "silu*up+quantize",
+        "relu2*up+quantize", "quantize+pack", "unpack", "qat_layer", "first_call",
+    }  # fmt: skip
+    assert all(row.value > 0 and not row.note for row in rows)
+    for row in rows:
+        assert (row.ratio_bf16 is not None) == ("x ternary" in row.precision), row
+
+
+def test_the_median_is_bounded_by_order_statistics():
+    value, lo, hi = median([float(n) for n in range(25)])
+    assert value == 12 and (lo, hi) == (7, 17)
+    assert median([2.0, 4.0]) == (3.0, 2.0, 4.0)
