@@ -13,6 +13,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PILOT ?= pilots/quickstart.yaml
 
+# Threads that wait must not starve those that work; see workbench/__init__.py.
+export OMP_WAIT_POLICY ?= passive
+
 .PHONY: pilot test lab smoke fuzz lint clean
 
 pilot: .venv/ready

@@ -5,4 +5,10 @@ pilot, records -> load -> data -> model, ternary -> train -> engine -> measure
 -> hybrid -> serve -> report -> runner -> cli.
 """
 
+import os
+
+# OpenMP's threads spin while they wait, which starves everybody on a busy machine: training a
+# small model took 3.6 times as long there (docs/log.md). Read once, when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 __version__ = "0.1.0"
