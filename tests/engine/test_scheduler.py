@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -25,7 +26,7 @@ def engine() -> Iterator[Engine]:
     model = AutoModelForCausalLM.from_config(CONFIG)
     with torch.no_grad():
         model.lm_head.weight.mul_(20.0)
-    with Engine.from_model(model, slots=3, kv_dtype="float32") as made:
+    with Engine.from_model(model, slots=3, kv_dtype="float32", threads=1) as made:
         yield made
 
 
@@ -103,14 +104,20 @@ def test_the_end_token_ends_unless_it_is_ignored(engine: Engine) -> None:
 
 
 def test_a_full_queue_refuses_and_a_cancelled_request_frees_its_slot(engine: Engine) -> None:
-    hold = threading.Event()
+    submitted, hold = threading.Event(), threading.Event()
+
+    def hold_once_all_run(token: int) -> None:
+        submitted.wait(10)
+        if scheduler.running == 3:
+            hold.wait(10)
+
     with Scheduler(engine, queue_limit=2) as scheduler:
         running = [
-            scheduler.submit(make_request(i, max_tokens=50), lambda _: hold.wait(10) and None)
-            for i in range(3)
+            scheduler.submit(make_request(i, max_tokens=50), hold_once_all_run) for i in range(3)
         ]
-        while scheduler.running < 3 or scheduler.waiting:
-            pass
+        submitted.set()
+        while scheduler.running < 3:
+            time.sleep(0.001)
         waiting = [scheduler.submit(make_request(i)) for i in range(2)]
         with pytest.raises(QueueFull, match="2 requests wait; allowed: 2"):
             scheduler.submit(make_request(9))

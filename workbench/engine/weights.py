@@ -122,7 +122,10 @@ class FolderSource:
         try:
             packed = pack()
         except ValueError as error:
-            raise StageError(f"{self._folder}: {module}: {error}") from error
+            raise StageError(
+                f"{self._folder}: {module}: {error}",
+                next_step="make the model folder again; the stage that wrote it can be run again",
+            ) from error
         if packed.shape != shape:
             raise StageError(
                 f"{self._folder}: {module} is {list(packed.shape)}",

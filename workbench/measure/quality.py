@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 
+from workbench.data.tokenizer import encode
 from workbench.engine.engine import Engine
 from workbench.train.quality import document_losses, excerpts
 
@@ -52,7 +53,7 @@ def judged_excerpts(
     """
     documents = list(heldout.itertuples(index=False))
     sample = "".join(document.text[:2000] for document in documents[:32])
-    characters_per_token = len(sample) / max(1, len(tokenizer(sample)["input_ids"]))
+    characters_per_token = len(sample) / max(1, len(encode(tokenizer, [sample])[0]))
     characters = max(1, round(EXCERPT_WINDOWS * context * characters_per_token))
     return excerpts(documents, characters, count)
 

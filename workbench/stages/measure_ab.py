@@ -75,10 +75,11 @@ def run(context: StageContext) -> None:
     trained = context.need("train_qat")
     tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
     heldout = trained.table("heldout")
+    prompts = _prompts(heldout, tokenizer, section)
     with _loaded_arms(context, trained) as arms:
         engines = {name: arm.engine for name, arm in arms.items()}
         sizes = {a: (arm.engine.weight_bytes, arm.resident_bytes) for a, arm in arms.items()}
-        blocks = _timed(context, engines, _prompts(heldout, tokenizer, section))
+        blocks = _timed(context, engines, prompts)
         quality = _judged(context, engines, heldout, tokenizer)
     record.save_table("blocks", blocks)
     record.save_table("quality", quality)

@@ -1,0 +1,99 @@
+"""The speed probe: what it chooses, what it records, and what it does without room or time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from workbench.engine import probe
+from workbench.engine.engine import Engine
+from workbench.engine.probe import run_probe
+from workbench.errors import StageError
+from workbench.machine.memory import Memory
+from workbench.model.presets import PRESETS
+from workbench.pilot.spec import Pilot
+from workbench.records.events import Progress
+from workbench.records.stage_record import StageRecord
+from workbench.stages.context import StageContext
+
+
+def make_context(folder: Path, **section) -> StageContext:
+    section = {"prompt_tokens": 16, "output_tokens": 4, "repetitions": 3, **section}
+    pilot = Pilot(name="probe", question="How fast?", readiness={"probe": section, "threads": 1})
+    record = StageRecord("readiness", folder)
+    return StageContext(pilot, record, Progress(folder / "events.jsonl", "readiness"), {})
+
+
+def test_it_measures_both_arms_in_turn(tmp_path: Path) -> None:
+    context = make_context(tmp_path, largest="tiny-1m")
+    run_probe(context)
+    turns = context.record.table("probe")
+    assert list(turns.columns) == ["block", "order", "arm", "phase", "seconds", "tokens"]
+    order = turns[turns["phase"] == "decode"].groupby("block")["arm"].agg(list).tolist()
+    forth = ["full_precision", "ternary"]
+    assert order == [forth, forth[::-1], forth]
+    for name in ("decode_speedup", "prefill_speedup"):
+        metric = context.record.metric(name, source="probe", shape="tiny-1m")
+        assert metric.n == 3 and metric.lo < metric.value < metric.hi
+    sizes = {
+        arm: context.record.metric("model_memory_mb", arm=arm, source="probe").value
+        for arm in ("full_precision", "ternary")
+    }
+    assert sizes["full_precision"] * 1e6 == pytest.approx(2 * PRESETS["tiny-1m"].parameters, 0.01)
+    ratio = context.record.metric("memory_ratio", arm="ternary", source="probe").value
+    assert ratio == pytest.approx(sizes["full_precision"] / sizes["ternary"])
+    assert not context.record.notes
+
+
+def test_too_little_time_means_fewer_blocks_and_it_is_said(tmp_path: Path) -> None:
+    context = make_context(tmp_path, shape="tiny-1m", repetitions=50)
+    run_probe(context, budget_s=0.0)
+    assert context.record.table("probe")["block"].nunique() == 2
+    assert "2 of 50 blocks" in context.record.notes[0]
+
+
+def free(monkeypatch: pytest.MonkeyPatch, size_bytes: int) -> None:
+    monkeypatch.setattr(probe, "memory", lambda: Memory(size_bytes, size_bytes, None))
+
+
+def test_auto_takes_what_fits_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free(monkeypatch, 10_000_000)
+    context = make_context(tmp_path)
+    run_probe(context)
+    shape = context.record.metric("decode_speedup").labels["shape"]
+    needed = PRESETS[shape].serving_bytes_full() + PRESETS[shape].serving_bytes_ternary()
+    assert needed < 7_000_000
+    assert f"{shape} is the largest preset that fits the free memory" in context.record.notes[0]
+
+
+def test_where_nothing_fits_the_figures_are_missing_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 1_000_000)
+    context = make_context(tmp_path)
+    run_probe(context)
+    reasons = {metric.reason for metric in context.record.metrics}
+    assert reasons == {"no preset fits 0.00 GB, 70% of free memory"}
+    assert context.record.metric("decode_speedup", arm="ternary").value is None
+
+
+def test_a_named_shape_that_does_not_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, 10_000_000)
+    with pytest.raises(StageError, match=r"bitnet-3b needs .* GB for both arms"):
+        run_probe(make_context(tmp_path, shape="bitnet-3b"))
+
+
+@pytest.mark.parametrize("precision", ["half", "int8", "ternary"])
+def test_random_models_of_ragged_shapes_run(precision: str) -> None:
+    config = LlamaConfig(
+        vocab_size=1003, hidden_size=72, intermediate_size=101, num_hidden_layers=2,
+        num_attention_heads=6, num_key_value_heads=3, max_position_embeddings=32,
+    )  # fmt: skip
+    with Engine.random(config, precision, threads=1) as engine:
+        logits = engine.logits(list(range(30)))
+        assert logits.shape == (30, 1003)
+        assert 0.01 < logits.std() < 100

@@ -1,0 +1,340 @@
+"""The A/B session: turns, kills, energy, figures; and the stage over real small artefacts."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from workbench.data.document import Document, documents_frame
+from workbench.data.tokenizer import load_tokenizer, train_tokenizer
+from workbench.engine.engine import Engine
+from workbench.errors import StageError
+from workbench.measure import session
+from workbench.measure.ab_figures import latency_figures, quality_figures, visible_effects
+from workbench.measure.latency import LoadClass, take_turn
+from workbench.measure.meters import EnergySession, MissingMeter
+from workbench.measure.meters.sample import Channel, Sample
+from workbench.measure.quality import documents_of, engine_losses, judged_excerpts
+from workbench.measure.session import AGAIN, COLUMNS, Session, block_seconds
+from workbench.pilot.sections.model import Policy
+from workbench.pilot.spec import Pilot
+from workbench.records.events import Progress
+from workbench.records.stage_record import StageRecord
+from workbench.stages import measure_ab
+from workbench.stages.context import StageContext
+from workbench.ternary import ThresholdVersion, to_ternary
+from workbench.ternary.packed import save_packed
+from workbench.train.quality import document_losses
+
+CONFIG = LlamaConfig(
+    vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+)  # fmt: skip
+CLASSES = [
+    LoadClass.interactive(8, 1),
+    LoadClass.interactive(8, 5),
+    LoadClass.batched(8, 3, 2),
+]
+PROMPTS = [tuple(range(i, i + 8)) for i in range(4)]
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "SHORTEST_TURN_S", dict.fromkeys(session.SHORTEST_TURN_S, 0.02))
+
+
+@pytest.fixture
+def engines() -> Iterator[dict[str, Engine]]:
+    made = {
+        "full_precision": Engine.random(CONFIG, "half", slots=2, threads=1),
+        "ternary": Engine.random(CONFIG, "ternary", slots=2, threads=1),
+    }
+    yield made
+    for engine in made.values():
+        engine.close()
+
+
+class ConstantPower:
+    """A meter that always reads 10 W."""
+
+    source = "rapl"
+
+    def read(self) -> list[Sample]:
+        channel = Channel("rapl", "package-0", "power", "measured")
+        return [Sample(channel, time.monotonic(), time.time(), 10.0)]
+
+    def close(self) -> None:
+        pass
+
+
+def no_meters() -> EnergySession:
+    return EnergySession([], [MissingMeter("rapl", "there is none")])
+
+
+def test_arms_take_turns_mirrored_and_the_first_moves_on(
+    engines: dict[str, Engine], tmp_path: Path
+) -> None:
+    seen = []
+    with no_meters() as meters:
+        blocks = Session(tmp_path, engines, CLASSES, PROMPTS, meters).run(
+            2, lambda done, total: seen.append((done, total))
+        )
+    assert list(blocks.columns) == COLUMNS
+    assert seen == [(i, 36) for i in range(1, 37)]
+    order = blocks[blocks["phase"] == "request"].groupby(["block", "class"])["arm"].agg(list)
+    forth = ["full_precision", "ternary", AGAIN]
+    assert order[0, "batch_2"] == forth + forth[::-1]
+    assert order[1, "batch_2"] == ["ternary", AGAIN, "full_precision"] * 1 + [
+        "full_precision", AGAIN, "ternary"
+    ]  # fmt: skip
+    rows = blocks[blocks["class"] == "interactive_5"].set_index("phase")
+    per_request = rows["tokens"] / rows["sequences"]
+    assert set(per_request["prefill"]) == {8} and set(per_request["decode"]) == {4}
+    batch = blocks[blocks["class"] == "batch_2"]
+    assert set(batch.loc[batch["phase"] == "decode", "tokens"] / batch["sequences"].min()) == {3}
+    assert (blocks["energy_j"].isna()).all()
+    whole = blocks[blocks["phase"] == "request"]
+    assert whole["energy_how"].unique() == ["no_meter: rapl: there is none"]
+
+
+def test_the_work_of_a_turn_is_the_same_whatever_the_model_says(
+    engines: dict[str, Engine],
+) -> None:
+    """The end token is ignored: lengths are forced."""
+    engine = engines["ternary"]
+    engine.eos_tokens = frozenset(range(300))
+    spans = {s.phase: s for s in take_turn(engine, CLASSES[1], PROMPTS, 3)}
+    assert (spans["request"].tokens, spans["request"].sequences) == (15, 3)
+    assert spans["prefill"].seconds + spans["decode"].seconds == pytest.approx(
+        spans["request"].seconds
+    )
+    assert not engine.core.filled.any()
+
+
+def test_a_killed_session_goes_on_with_the_block_it_was_in(
+    engines: dict[str, Engine], tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill_in_third(done: int, total: int) -> None:
+        if done == 2 * 18 + 5:
+            raise Killed
+
+    with no_meters() as meters, pytest.raises(Killed):
+        Session(tmp_path, engines, CLASSES, PROMPTS, meters).run(4, kill_in_third)
+    kept = {path.name: path.read_bytes() for path in tmp_path.glob("block-*.json")}
+    assert sorted(kept) == ["block-000.json", "block-001.json"]
+    repeats = (tmp_path / "repeats.json").read_bytes()
+    with no_meters() as meters:
+        resumed = Session(tmp_path, engines, CLASSES, PROMPTS, meters)
+        assert resumed.finished() == 2
+        blocks = resumed.run(4, lambda done, total: None)
+    assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
+    assert (tmp_path / "repeats.json").read_bytes() == repeats
+    assert blocks.groupby("block").size().nunique() == 1
+    assert sorted(blocks["block"].unique()) == [0, 1, 2, 3]
+
+
+def test_energy_is_that_of_each_turn_and_survives_a_kill(
+    engines: dict[str, Engine], tmp_path: Path
+) -> None:
+    def meters() -> EnergySession:
+        return EnergySession([ConstantPower()], idle_s=0.05, interval_s=0.005)
+
+    began = time.monotonic()
+    with meters() as first:
+        Session(tmp_path, engines, CLASSES[1:2], PROMPTS, first).run(1, lambda *_: None)
+    with meters() as second:
+        resumed = Session(tmp_path, engines, CLASSES[1:2], PROMPTS, second)
+        blocks = resumed.run(2, lambda *_: None)
+        samples = resumed.samples()
+    whole = blocks[blocks["phase"] == "request"]
+    assert (whole["energy_j"] > 0.999 * 10.0 * whole["seconds"]).all()
+    assert whole["energy_j"].sum() < 10.0 * (time.monotonic() - began)
+    assert set(whole["energy_kind"]) == {"measured"}
+    assert blocks.loc[blocks["phase"] != "request", "energy_j"].isna().all()
+    assert samples["wall_s"].is_monotonic_increasing and set(samples["value"]) == {10.0}
+
+
+def block_table(seconds: dict[str, list[float]], phases=("prefill", "decode", "request")):
+    rows = [
+        {
+            "block": block, "order": 0, "arm": arm, "class": "interactive_5", "batch": 1,
+            "phase": phase, "seconds": 2 * value, "tokens": 10, "sequences": 2,
+        }
+        for arm, values in seconds.items()
+        for block, value in enumerate(values)
+        for phase in phases
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_figures_are_made_within_blocks() -> None:
+    """A machine that slows down fourfold changes the latencies and not the ratio."""
+    drift = np.array([1.0, 2.0, 4.0])
+    noise = np.array([1.0, 1.01, 0.99])
+    blocks = block_table(
+        {
+            "full_precision": (0.3 * drift).tolist(),
+            "ternary": (0.1 * drift * noise).tolist(),
+            AGAIN: (0.3 * drift * np.array([1.02, 0.98, 1.0])).tolist(),
+        }
+    )
+    metrics = {
+        (m.name, m.labels.get("arm")): m
+        for m in latency_figures(blocks, "full_precision", CLASSES[1:2], "here")
+    }
+    speedup = metrics["speedup", "ternary"]
+    assert speedup.value == pytest.approx(3.0, rel=1e-3)
+    assert 2.9 < speedup.lo < 3.0 < speedup.hi < 3.1
+    assert metrics["latency_ms", "ternary"].value == pytest.approx(233.1, abs=0.5)
+    assert metrics["tpot_ms", "full_precision"].value == pytest.approx(700 / 4)
+    assert ("speedup", "full_precision") not in metrics
+    assert not any(arm == AGAIN for _, arm in metrics)
+    (effect,) = visible_effects(blocks, "full_precision", CLASSES[1:2])
+    assert 0.02 < effect.value < 0.08
+    assert list(block_seconds(blocks, "interactive_5", "request")["ternary"]) == pytest.approx(
+        (0.1 * drift * noise).tolist()
+    )
+
+
+def test_a_request_of_one_token_has_no_time_per_token() -> None:
+    blocks = block_table({"full_precision": [0.1, 0.2]}, phases=("prefill", "request"))
+    blocks["class"] = "interactive_1"
+    found = list(latency_figures(blocks, "full_precision", CLASSES[:1], "here"))
+    (tpot,) = [m for m in found if m.name == "tpot_ms"]
+    assert tpot.value is None and "one output token" in tpot.reason
+
+
+def test_quality_is_compared_on_the_same_excerpts() -> None:
+    rng = np.random.default_rng(0)
+    size_bytes = rng.integers(500, 1500, 40)
+    hard = rng.uniform(0.5, 2.0, 40)
+    frames = [
+        pd.DataFrame(
+            {
+                "id": [f"d{i // 2}@{i % 2}" for i in range(40)], "source": "x", "arm": arm,
+                "nats": np.log(2) * size_bytes * (hard + worse), "bytes": size_bytes,
+            }
+        )
+        for arm, worse in (("full_precision", 0.0), ("ternary", 0.05))
+    ]  # fmt: skip
+    metrics = {
+        (m.name, m.labels["arm"]): m
+        for m in quality_figures(pd.concat(frames), "full_precision", 500, 0)
+    }
+    gap = metrics["quality_gap_bits_per_byte", "ternary"]
+    assert (gap.value, gap.n) == (pytest.approx(0.05), 20)
+    assert gap.hi - gap.lo < 1e-6
+    whole = metrics["bits_per_byte", "ternary"]
+    assert whole.hi - whole.lo > 0.1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> StageRecord:
+    """A record of ``train_qat`` over an untrained model: small, and real in every format."""
+    folder = tmp_path_factory.mktemp("train_qat")
+    record = StageRecord("train_qat", folder)
+    words = ["the", "tongues", "of", "men", "and", "angels", "sounding", "brass", "or", "cymbal"]
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(words, 60)) for _ in range(12)]
+    documents = [Document(f"d{i}", "test", text) for i, text in enumerate(texts)]
+    tokenizer = train_tokenizer(documents, 300)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    record.save_table("heldout", documents_frame(documents))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG)
+    model.save_pretrained(folder / "full_precision")
+    report = to_ternary(model, Policy(), ThresholdVersion())
+    save_packed(model, folder / "ternary", report.precisions, ThresholdVersion())
+    record.artefacts = {name: name for name in ("tokenizer", "full_precision", "ternary")}
+    return record
+
+
+def make_context(folder: Path, trained: StageRecord, **section) -> StageContext:
+    fields = {
+        "arms": ["full_precision", "ternary"], "prompt_tokens": 8, "blocks": 2,
+        "interactive_output_tokens": [1, 4], "batch_sizes": [1, 2], "batch_output_tokens": 3,
+        "quality_documents": 9, "bootstrap": 100,
+    }  # fmt: skip
+    pilot = Pilot(
+        name="ab",
+        question="?",
+        readiness={"threads": 1},
+        measure_ab={**fields, **section},
+        data={"sequence_length": 16},
+    )
+    record = StageRecord("measure_ab", folder)
+    progress = Progress(folder / "events.jsonl", "measure_ab")
+    return StageContext(pilot, record, progress, {"train_qat": trained})
+
+
+def test_the_stage_measures_everything_it_promises(trained: StageRecord, tmp_path: Path) -> None:
+    context = make_context(tmp_path, trained)
+    measure_ab.run(context)
+    record = context.record
+    assert set(record.tables) == {"blocks", "quality", "power"}
+    quality = record.table("quality")
+    assert quality.groupby("arm").size().to_dict() == {"full_precision": 9, "ternary": 9}
+    # An untrained model knows nothing: about log2(300) bits a token.
+    per_byte = record.metric("bits_per_byte", arm="full_precision", source="trained")
+    assert 1.0 < per_byte.value < 9.0 and per_byte.lo is not None
+    names = {metric.name for metric in record.metrics}
+    assert names == {
+        "bits_per_byte", "quality_gap_bits_per_byte", "ttft_ms", "tpot_ms", "latency_ms",
+        "speedup", "decode_tokens_per_s", "throughput_ratio", "smallest_visible_effect",
+        "model_memory_mb", "memory_ratio", "energy_j_per_request", "energy_j_per_token",
+    }  # fmt: skip
+    assert record.metric("memory_ratio", arm="ternary").value > 1.5
+    energy = record.metric("energy_j_per_token", arm="ternary")
+    assert energy.value is None and "no_meter" in energy.reason
+
+    again = make_context(tmp_path, trained)
+    measure_ab.run(again)
+    assert again.record.table("blocks").equals(record.table("blocks")), "nothing measured twice"
+    assert "interrupted after 2 blocks" in again.record.notes[0]
+
+
+def test_quality_is_the_same_bits_every_time_and_that_of_transformers(
+    trained: StageRecord,
+) -> None:
+    tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
+    judged = judged_excerpts(trained.table("heldout"), tokenizer, 16, 9)
+    assert len(set(documents_of(judged["id"]))) == 9
+    reports: list[int] = []
+    losses = []
+    for arm in ("full_precision", "ternary", "ternary"):
+        with Engine.load(trained.artefact(arm), threads=1) as engine:
+            losses.append(engine_losses(engine, tokenizer, judged, 16, reports.append))
+    assert reports == [8, 9] * 3
+    assert losses[1].equals(losses[2])
+    model = AutoModelForCausalLM.from_pretrained(trained.artefact("full_precision"))
+    wanted = document_losses(model, tokenizer, judged, 16)
+    np.testing.assert_allclose(losses[0]["nats"], wanted["nats"], rtol=1e-3)
+
+
+def test_requests_beyond_the_context_are_refused_before_anything_runs(
+    trained: StageRecord, tmp_path: Path
+) -> None:
+    pilot = Pilot(name="ab", question="?", measure_ab={"interactive_output_tokens": [4000]})
+    (problem,) = measure_ab.check(pilot)
+    assert "128 prompt and 4000 output tokens; allowed: 1024 together" in problem
+    with pytest.raises(StageError, match="a context of 108 tokens"):
+        measure_ab.run(make_context(tmp_path, trained, interactive_output_tokens=[100]))
+
+
+def test_too_little_text_for_a_prompt_is_said(trained: StageRecord, tmp_path: Path) -> None:
+    short = StageRecord("train_qat", tmp_path, artefacts={"tokenizer": "tokenizer"})
+    shutil.copytree(trained.artefact("tokenizer"), tmp_path / "tokenizer")
+    short.save_table("heldout", documents_frame([Document("d", "test", "a")]))
+    with pytest.raises(StageError, match="held-out text has 1 tokens"):
+        measure_ab.run(make_context(tmp_path, short, arms=["full_precision"]))
