@@ -5,7 +5,7 @@
 
 #include <chrono>
 
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -13,16 +13,28 @@ namespace tk {
 namespace {
 
 constexpr auto kSpinBeforeSleep = std::chrono::microseconds(200);
-// A barrier's wait lasts microseconds; longer means that the processor is shared.
+// A step's last portion takes microseconds; longer means that its thread was interrupted.
 constexpr int kSpinsBeforeYield = 4000;
 
 inline void relax() {
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
 }
+
+template <class Condition>
+void spin_until(const Condition& met) {
+  for (int spins = 0; !met(); ++spins) {
+    relax();
+    if (spins >= kSpinsBeforeYield) std::this_thread::yield();
+  }
+}
+
+inline uint32_t high(uint64_t word) { return static_cast<uint32_t>(word >> 32); }
+inline uint32_t low(uint64_t word) { return static_cast<uint32_t>(word); }
+inline uint64_t join(uint32_t high, uint64_t low) { return static_cast<uint64_t>(high) << 32 | low; }
 
 Team* the_team = nullptr;
 std::once_flag made;
@@ -44,9 +56,8 @@ void Team::resize(int threads) {
   if (threads == size()) return;
   dismiss();
   scratch_.resize(static_cast<size_t>(threads));
-  for (Counter& counter : counters_) counter.next = 0;
-  // The ticket is read here: a member that starts late must not miss the next call.
-  const unsigned seen = ticket_.load();
+  // The call number is read here: a member that starts late must not take an old call for new.
+  const uint32_t seen = high(door_.load());
   for (int id = 1; id < threads; ++id)
     members_.emplace_back([this, id, seen] { serve(id, seen); });
 }
@@ -55,7 +66,7 @@ void Team::dismiss() {
   leaving_ = true;
   {
     const std::lock_guard<std::mutex> guard(bed_);
-    ++ticket_;
+    door_ = join(high(door_) + 1, 0);
   }
   alarm_.notify_all();
   for (std::thread& member : members_) member.join();
@@ -66,51 +77,72 @@ void Team::dismiss() {
 void Team::start(Body body, const void* argument) {
   body_ = body;
   argument_ = argument;
-  ticket_.fetch_add(1);
-  if (asleep_.load() > 0) {
-    // Taking the lock orders this after a member's last look at the ticket.
+  first_step_ = high(next_.load());
+  door_ = join(high(door_) + 1, kOpen);
+  if (asleep_ > 0) {
+    // Taking the lock orders this after a member's last look at the door.
     { const std::lock_guard<std::mutex> guard(bed_); }
     alarm_.notify_all();
   }
-  Worker worker(*this, 0);
+  Worker worker(*this, 0, first_step_);
   body(argument, worker);
-  // Nobody may still look at the body or a counter when the next call sets them.
-  barrier();
-  for (Counter& counter : counters_) counter.next.store(0, std::memory_order_relaxed);
+  door_ &= ~kOpen;
+  spin_until([&] { return low(door_.load(std::memory_order_acquire)) == 0; });
 }
 
-void Team::serve(int id, unsigned seen) {
+void Team::serve(int id, uint32_t seen) {
   for (;;) {
     const auto since = std::chrono::steady_clock::now();
-    for (int spins = 0; ticket_.load(std::memory_order_acquire) == seen; ++spins) {
+    for (int spins = 0; high(door_.load(std::memory_order_acquire)) == seen; ++spins) {
       relax();
-      if (spins % 64 != 63 || std::chrono::steady_clock::now() - since < kSpinBeforeSleep) continue;
-      std::unique_lock<std::mutex> lock(bed_);
-      ++asleep_;
-      alarm_.wait(lock, [&] { return ticket_.load() != seen; });
-      --asleep_;
+      if (spins % 64 == 63 && std::chrono::steady_clock::now() - since > kSpinBeforeSleep)
+        sleep_until_called(seen);
     }
-    ++seen;
-    if (leaving_) return;
-    Worker worker(*this, id);
+    if (!enter(seen)) {
+      if (leaving_) return;
+      continue;
+    }
+    Worker worker(*this, id, first_step_);
     body_(argument_, worker);
-    barrier();
+    door_.fetch_sub(1, std::memory_order_release);
   }
 }
 
-void Team::barrier() {
-  const int all = size();
-  if (all == 1) return;
-  const unsigned round = round_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == all - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    round_.store(round + 1, std::memory_order_release);
-    return;
-  }
-  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-    relax();
-    if (spins >= kSpinsBeforeYield) std::this_thread::yield();
-  }
+void Team::sleep_until_called(uint32_t seen) {
+  std::unique_lock<std::mutex> lock(bed_);
+  ++asleep_;
+  alarm_.wait(lock, [&] { return high(door_.load()) != seen; });
+  --asleep_;
+}
+
+// Through the door, if it is still open; either way the call counts as seen.
+bool Team::enter(uint32_t& seen) {
+  uint64_t door = door_.load(std::memory_order_acquire);
+  do {
+    seen = high(door);
+    if (!(door & kOpen)) return false;
+  } while (!door_.compare_exchange_weak(door, door + 1, std::memory_order_acq_rel));
+  return true;
+}
+
+// The first item of a portion of this step, or -1 if none is left.
+int Team::claim(uint32_t step, int items, int portion) {
+  uint64_t word = next_.load(std::memory_order_acquire);
+  do {
+    if (high(word) != step || low(word) >= static_cast<uint32_t>(items)) return -1;
+  } while (!next_.compare_exchange_weak(word, word + static_cast<uint32_t>(portion),
+                                        std::memory_order_acq_rel));
+  return static_cast<int>(low(word));
+}
+
+void Team::complete(uint32_t step, int items, int count) {
+  if (done_.fetch_add(count, std::memory_order_acq_rel) + count < items) return;
+  done_.store(0, std::memory_order_relaxed);
+  next_.store(join(step + 1, 0), std::memory_order_release);
+}
+
+void Team::await_end(uint32_t step) {
+  spin_until([&] { return high(next_.load(std::memory_order_acquire)) != step; });
 }
 
 int Worker::threads() const { return team_.size(); }

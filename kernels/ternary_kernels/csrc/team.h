@@ -1,15 +1,17 @@
 // The library's own team of threads.
 //
-// A call enters the team once and all threads run the same function to its end; between the
-// steps of a model they meet at a spinning barrier, which costs a fraction of a microsecond
-// where waking a sleeping thread costs tens. Between calls the others spin for a short while
-// (the next token is near) and then sleep. Work is handed out in small portions by a shared
-// counter, so a thread that the system interrupts delays nobody for long; which thread computes
-// a portion never changes its result.
+// A call opens a door; the threads of the team that come in time run the same function beside
+// the caller and walk through its steps. A step is a list of items, handed out in portions, and
+// is over when its *items* are done, not when all threads have arrived: a thread that the system
+// holds up between portions delays nobody, so on a busy machine a team is hardly slower than
+// its caller alone. Waiting spins (a fraction of a microsecond, where waking a sleeping thread
+// costs tens); between calls the others spin for a short while, since the next token is near,
+// and then sleep. Which thread computes an item never changes its result.
 #pragma once
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
+#include <cstdint>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -21,9 +23,10 @@ class Team;
 // A thread's view of the team inside run().
 class Worker {
  public:
-  Worker(Team& team, int id) : team_(team), id_(id) {}
+  Worker(Team& team, int id, uint32_t first_step) : team_(team), id_(id), step_(first_step) {}
 
-  // Calls f(i) for each i in [0, items), `portion` at a time, and waits for all threads.
+  // Calls f(i) for each i in [0, items), `portion` at a time; returns when all are done. All
+  // threads must come by the same steps with the same items.
   template <class F>
   void for_each(int items, int portion, const F& f);
 
@@ -34,7 +37,7 @@ class Worker {
  private:
   Team& team_;
   int id_;
-  unsigned step_ = 0;
+  uint32_t step_;
 };
 
 class Team {
@@ -44,7 +47,8 @@ class Team {
   int size() const { return static_cast<int>(members_.size()) + 1; }
   void resize(int threads);
 
-  // Runs f(worker) on all threads, the caller's included. One call at a time; others wait.
+  // Runs f(worker) on the caller's thread and on those of the team that come while it lasts.
+  // One call at a time; others wait.
   template <class F>
   void run(const F& f) {
     const std::lock_guard<std::mutex> guard(entry_);
@@ -54,45 +58,49 @@ class Team {
  private:
   friend class Worker;
   using Body = void (*)(const void*, Worker&);
-  static constexpr int kCounters = 4;
 
   Team() = default;
   void start(Body body, const void* argument);
-  void serve(int id, unsigned seen);
-  void barrier();
+  void serve(int id, uint32_t seen);
+  void sleep_until_called(uint32_t seen);
+  bool enter(uint32_t& seen);
   void dismiss();
+
+  int claim(uint32_t step, int items, int portion);
+  void complete(uint32_t step, int items, int count);
+  void await_end(uint32_t step);
 
   std::mutex entry_;
   std::vector<std::thread> members_;
   std::vector<std::vector<unsigned char>> scratch_{1};
 
-  // What the members wait for: a new ticket. The mutex guards their falling asleep alone.
-  std::atomic<unsigned> ticket_{0};
-  std::atomic<bool> leaving_{false};
+  // High half: number of the call. Low half: open flag and how many members are inside.
+  static constexpr uint64_t kOpen = 1u << 31;
+  alignas(64) std::atomic<uint64_t> door_{0};
+  Body body_ = nullptr;
+  const void* argument_ = nullptr;
+  uint32_t first_step_ = 0;
+  bool leaving_ = false;
+
   std::atomic<int> asleep_{0};
   std::mutex bed_;
   std::condition_variable alarm_;
-  Body body_ = nullptr;
-  const void* argument_ = nullptr;
 
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> round_{0};
-  struct alignas(64) Counter {
-    std::atomic<int> next{0};
-  };
-  Counter counters_[kCounters];
+  // High half: the step in progress. Low half: its next item.
+  alignas(64) std::atomic<uint64_t> next_{0};
+  alignas(64) std::atomic<int> done_{0};
 };
 
 template <class F>
 void Worker::for_each(int items, int portion, const F& f) {
-  std::atomic<int>& next = team_.counters_[step_ % Team::kCounters].next;
-  for (int i; (i = next.fetch_add(portion, std::memory_order_relaxed)) < items;)
-    for (int j = i; j < items && j < i + portion; ++j) f(j);
-  // The counter of two steps ahead was last used two steps ago, and all threads have met since.
-  if (id_ == 0)
-    team_.counters_[(step_ + 2) % Team::kCounters].next.store(0, std::memory_order_relaxed);
-  ++step_;
-  team_.barrier();
+  if (items <= 0) return;
+  const uint32_t step = step_++;
+  for (int from; (from = team_.claim(step, items, portion)) >= 0;) {
+    const int to = items - from < portion ? items : from + portion;
+    for (int i = from; i < to; ++i) f(i);
+    team_.complete(step, items, to - from);
+  }
+  team_.await_end(step);
 }
 
 }  // namespace tk

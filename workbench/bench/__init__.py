@@ -1,0 +1,1 @@
+"""Benchmarks: `workbench bench cpu`, rows as data with the roofline beside each."""

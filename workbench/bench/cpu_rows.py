@@ -1,0 +1,81 @@
+"""One row of the CPU benchmark, and how a row is measured and shown."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure of the benchmark.
+
+    value: the median of ``n`` runs; lo, hi: their extremes (of five runs: a 94 % interval of
+    the median). roofline_pct: of what the limit measured around this very row allows; None
+    where there is none. limit: that limit in words.
+    """
+
+    name: str
+    engine: str
+    precision: str
+    threads: int
+    value: float
+    lo: float
+    hi: float
+    unit: str
+    n: int
+    roofline_pct: float | None = None
+    limit: str = ""
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps({k: _rounded(v) for k, v in asdict(self).items()})
+
+    def as_text(self) -> str:
+        """One line of the table."""
+        roofline = "" if self.roofline_pct is None else f"{self.roofline_pct:5.0f} %"
+        spread = f"{self.lo:.4g} to {self.hi:.4g}"
+        return (
+            f"{self.name:24} {self.engine:16} {self.precision:8} {self.threads:3} "
+            f"{self.value:10.4g} {self.unit:10} {spread:20} {roofline:8} {self.limit}"
+        )
+
+
+HEADER = (
+    f"{'what':24} {'engine':16} {'weights':8} {'thr':3} {'median':>10} {'unit':10} "
+    f"{'from .. to':20} {'of limit':8} limit"
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one token costs, for the roofline: bytes read, or integer multiply-adds."""
+
+    bytes_per_token: float = 0.0
+    macs_per_token: float = 0.0
+
+
+def rates(run: Callable[[], int], repeats: int) -> list[float]:
+    """Tokens a second of each of ``repeats`` runs; ``run`` returns the tokens it made."""
+    found = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        tokens = run()
+        found.append(tokens / (time.perf_counter() - begin))
+    return found
+
+
+def row(
+    name: str, engine: str, precision: str, threads: int, values: Iterable[float], unit: str
+) -> Row:
+    """A row without a roofline."""
+    values = sorted(values)
+    middle = statistics.median(values)
+    return Row(name, engine, precision, threads, middle, values[0], values[-1], unit, len(values))
+
+
+def _rounded(value: object) -> object:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
