@@ -19,8 +19,8 @@ from ternary_kernels.gpu.ahead import compile_for, recorded
 from ternary_kernels.gpu.pack import unpack_weights
 from ternary_kernels.gpu.quantize import dequantize_rows, rms_norm_backward
 
-# The least shared memory a program may use: 163 KB on sm_80, 227 KB on sm_90, 99 KB on sm_86.
-SHARED_LIMIT = 99 * 1024 + 8 * 1024
+# What a program may use on sm_86 and sm_89, which have least: 163 KB on sm_80, 227 KB on sm_90.
+SHARED_LIMIT = 99 * 1024
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +70,8 @@ def test_the_main_products_for_sm_80():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [90, 80])
-def test_all_products(capability):
-    cases = [(M, 8192, 8192, g, False) for M in (1, 16, 64, 128, 4096) for g in ("row", "group")]
+def test_group_scales_and_odd_shapes(capability):
+    cases = [(M, 8192, 8192, "group", False) for M in (1, 16, 64, 4096)]
     cases += [(1, 3200, 8640, "row", True), (16, 3201, 8700, "row", True)]
     compile_products(capability, cases)
 

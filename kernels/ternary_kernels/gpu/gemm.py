@@ -17,8 +17,9 @@ Bytes: N K / 4 + M K + 2 M N (+ 8 S M N for S > 1 partial sums), operations 2 M 
 0.44 instructions a weight and tile of rows. Floors (4.3 TB/s, 1500 TOPS INT8): 8192 x 8192 with
 16 rows 4.0 us, 64 rows 4.2 us, 128 rows 11.5 us of tensor cores, 4096 rows 367 us.
 
-``half_kernel`` is the weight-only variant: bf16 or fp16 activations as they are, the codes
-widened in registers, sums in float32, on the half-precision tensor cores.
+``half_kernel`` is the weight-only variant: bf16 or fp16 activations, not rounded to INT8
+(only put into interleaved order, one small copy), the codes widened in registers, sums in
+float32, on the half-precision tensor cores.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import GROUP, OPTIONS, dot_half, load_codes, natural, widen
+from .layout import GROUP, OPTIONS, dot_half, load_codes, widen
 
 SUMS_AT_ONCE = tl.constexpr(16)
 
@@ -109,11 +110,11 @@ def int8_kernel(
 
 @triton.jit
 def half_kernel(
-    x_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr, M, N, K, KB, G, groups_each, SPLITS,
+    x_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr,
+    M, N, KB, G, groups_each, SPLITS,
     GROUPED: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """EVEN: K is a multiple of 128."""
     tile_m, tile_n, split = _program(M, N, SPLITS, BM, BN)
     m = tile_m * BM + tl.arange(0, BM)
     n = tile_n * BN + tl.arange(0, BN)
@@ -121,9 +122,7 @@ def half_kernel(
     owned = owner < tl.cdiv(N, 16)
     w_row = w_ptr + (owner.to(tl.int64) * KB * 64)[:, None]
     row = tl.minimum(m, M - 1).to(tl.int64)
-    # Runs of four inputs, said because the compiler cannot see it through the permutation.
-    k = tl.max_contiguous(tl.multiple_of(natural(tl.arange(0, 128)), 4), 4)
-    x_row = x_ptr + row[None, :] * K + k[:, None]
+    x_row = x_ptr + row[None, :] * (G * 128) + tl.arange(0, 128)[:, None]
     begin = split * groups_each
     end = tl.minimum(begin + groups_each, G)
     total = tl.zeros((BN, BM), tl.float32)
@@ -131,10 +130,7 @@ def half_kernel(
     for g in range(begin, end):
         codes = load_codes(w_row + g * 512, owned, KB - g * 8, BN, EVEN)
         w = widen(codes, x_ptr.dtype.element_ty)
-        if EVEN:
-            x = tl.load(x_row + g * 128)
-        else:
-            x = tl.load(x_row + g * 128, mask=(g * 128 + k < K)[:, None], other=0.0)
+        x = tl.load(x_row + g * 128)
         if GROUPED:
             scale = tl.load(scale_row + g * 16, mask=n < N, other=0.0)
             total += dot_half(w, x, tl.zeros((BN, BM), tl.float32)) * scale[:, None]
@@ -201,14 +197,14 @@ def plan(
 
 def launch_gemm(
     x: Tensor, undo: Tensor | None, sums: Tensor | None, tiles: Tensor, row_scales: Tensor,
-    bias: Tensor | None, y: Tensor, K: int,
+    bias: Tensor | None, y: Tensor,
 ) -> None:  # fmt: skip
-    """Fill y [M, N] from quantised rows (undo given) or from half-precision x [M, K]."""
-    (M, N), KB, G = y.shape, tiles.shape[1], -(-K // GROUP)
+    """Fill y [M, N] from quantised rows (undo given) or half-precision x, both interleaved."""
+    (M, N), KB, G = y.shape, tiles.shape[1], x.shape[1] // GROUP
     int8, grouped = undo is not None, row_scales.ndim == 3
     BM, BN, splits, warps, stages = plan(M, N, G, y.device, grouped)
-    if not int8:
-        stages = 3  # twice the bytes a stage: 106 KB of shared memory at most
+    if not int8:  # operands of twice the bytes: fewer at a time, in registers and shared memory
+        BM, stages = min(BM, 64), 3
     groups_each = -(-G // splits)
     splits = -(-G // groups_each)
     exact = torch.int32 if int8 and not grouped else torch.float32
@@ -223,8 +219,8 @@ def launch_gemm(
         )  # fmt: skip
     else:
         half_kernel[grid](
-            x, tiles, row_scales, bias, y, partial, M, N, K, KB, G, groups_each, splits,
-            SPLIT=splits > 1, EVEN=K % GROUP == 0, **flags, **options,
+            x, tiles, row_scales, bias, y, partial, M, N, KB, G, groups_each, splits,
+            SPLIT=splits > 1, EVEN=KB % 8 == 0, **flags, **options,
         )  # fmt: skip
     if splits > 1:
         add_splits_kernel[(M * -(-N // 1024),)](

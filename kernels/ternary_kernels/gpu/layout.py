@@ -148,10 +148,3 @@ def interleaved(k):
     """Where the value of input k stands in a row of quantised activations."""
     inside = k % 128
     return k - inside + ((inside // 4) % 4) * 32 + (inside // 16) * 4 + inside % 4
-
-
-@triton.jit
-def natural(position):
-    """The input k whose value stands at this position: the inverse of :func:`interleaved`."""
-    inside = position % 128
-    return position - inside + ((inside // 4) % 8) * 16 + (inside // 32) * 4 + inside % 4
