@@ -145,8 +145,11 @@ def test_a_killed_session_goes_on_with_the_block_it_was_in(
 
 
 def test_energy_is_that_of_each_turn_and_survives_a_kill(
-    engines: dict[str, Engine], tmp_path: Path
+    engines: dict[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Long enough for three samples on a machine that has other things to do.
+    monkeypatch.setattr(session, "SHORTEST_TURN_S", dict.fromkeys(session.SHORTEST_TURN_S, 0.3))
+
     def meters() -> EnergySession:
         return EnergySession([ConstantPower()], idle_s=0.05, interval_s=0.005)
 
@@ -301,7 +304,7 @@ def test_the_stage_measures_everything_it_promises(trained: StageRecord, tmp_pat
     again = make_context(tmp_path, trained)
     measure_ab.run(again)
     assert again.record.table("blocks").equals(record.table("blocks")), "nothing measured twice"
-    assert "interrupted after 2 blocks" in again.record.notes[0]
+    assert "interrupted after 2 blocks" in " ".join(again.record.notes)
 
 
 def test_quality_is_the_same_bits_every_time_and_that_of_transformers(

@@ -62,9 +62,12 @@ def from_folder(folder: Path, setup: Setup) -> Engine:
     manifest = Manifest.read(folder) if layout.exists() else None
 
     def model() -> nn.Module:
+        # Full precision is bf16 where the hardware multiplies it, and float32 is a safe
+        # fallback on a CPU, where bf16 may be emulated.
+        dtype = torch.float32 if setup.device == "cpu" else torch.bfloat16
         if manifest:
-            return load_packed(folder)
-        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+            return load_packed(folder, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
     return _build(config, lambda: FolderSource(folder, config, manifest), model, setup)
 

@@ -55,8 +55,11 @@ class TransformersCore:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of parameters and buffers; shared ones count once."""
+        """Bytes of parameters and buffers, and of what packed layers keep unpacked; shared ones
+        count once."""
+        unpacked = [getattr(module, "_dense", None) for module in self.model.modules()]
         tensors = [*self.model.parameters(), *self.model.buffers()]
+        tensors += [dense for dense in unpacked if dense is not None]
         return sum({t.data_ptr(): t.nbytes for t in tensors}.values())
 
     @property
