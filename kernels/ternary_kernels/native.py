@@ -51,7 +51,7 @@ class Weight(ctypes.Structure):
         ("kind", c_int32),
         ("N", c_int32),
         ("K", c_int32),
-        ("grouped", c_int32),
+        ("scaling", c_int32),
         ("tiles", c_void_p),
         ("scales", c_void_p),
     )
@@ -90,6 +90,7 @@ class Llama(ctypes.Structure):
 
 
 _KINDS = {"ternary": 0, "ternary5": 1, "int8": 2}
+_SCALINGS = {"none": 0, "row": 0, "group": 1, "tensor": 2}
 MODES = {"silu": 2, "relu2": 3}
 
 _SIGNATURES: dict[str, tuple] = {
@@ -171,8 +172,8 @@ def weight_struct(weight: PackedWeight) -> Weight:
     else:
         kind = _KINDS[weight.kind]
     scales = 0 if weight.row_scales is None else weight.row_scales.data_ptr()
-    grouped = int(weight.granularity == "group")
-    return Weight(kind, *weight.shape, grouped, weight.tiles.data_ptr(), scales)
+    scaling = _SCALINGS[weight.granularity]
+    return Weight(kind, *weight.shape, scaling, weight.tiles.data_ptr(), scales)
 
 
 def pointer(tensor: Tensor | None) -> int | None:

@@ -72,7 +72,8 @@ class PackedWeight:
                 f"tiles of a {cls.__name__} [{N}, {K}] have shape {tuple(tiles.shape)}; allowed: "
                 f"contiguous {expected}. The file is truncated or belongs to another shape."
             )
-        return cls._build((N, K), tiles, state.get("scale"))
+        scale = state.get("scale")
+        return cls._build((N, K), tiles, None if scale is None else _check_scale(scale, N, K))
 
     @classmethod
     def _build(cls, shape: tuple[int, int], tiles: Tensor, scale: Tensor | None) -> Self:
@@ -194,6 +195,11 @@ class PackedInt8(PackedWeight):
         return cls.from_codes(values, scale)
 
     @classmethod
+    def _build(cls, shape: tuple[int, int], tiles: Tensor, scale: Tensor | None) -> Self:
+        # One scale a row, always: a look-up in an embedding takes the row's own.
+        return super()._build(shape, tiles, scale.expand(shape[0]).contiguous())
+
+    @classmethod
     def from_codes(cls, values: Tensor, scale: Tensor | float) -> Self:
         """int8 [N, K] in -127..127 and the scale of each row ([N], [N, 1], [1] or a number)."""
         _check_matrix(values)
@@ -288,13 +294,15 @@ def _check_scale(scale: Tensor | float, N: int, K: int) -> Tensor:
 
 
 def _kernel_scales(scale: Tensor, shape: tuple[int, int]) -> Tensor:
-    """fp32 [N padded to 16] for scales a tensor or a row, [N/16, groups, 16] for groups."""
+    """fp32 [16] for one scale, [N padded to 16] for rows, [N/16, groups, 16] for groups."""
+    if scale.numel() == 1:
+        return scale.expand(16).contiguous()
     N = shape[0]
     padded = -(-N // 16) * 16
     if scale.ndim == 2:
         rows = torch.nn.functional.pad(scale, (0, 0, 0, padded - N))
         return rows.unflatten(0, (-1, 16)).transpose(1, 2).contiguous()
-    return torch.nn.functional.pad(scale.expand(N), (0, padded - N)).contiguous()
+    return torch.nn.functional.pad(scale, (0, padded - N)).contiguous()
 
 
 def _group_means(magnitudes: Tensor) -> Tensor:

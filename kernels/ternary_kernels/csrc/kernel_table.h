@@ -10,6 +10,8 @@
 namespace tk {
 
 enum Kind : int32_t { kTernary = 0, kTernary5 = 1, kInt8 = 2, kBf16 = 3, kF16 = 4 };
+// How many scales: [N padded to 16], [N/16, groups, 16], or one sixteen times.
+enum Scaling : int32_t { kByRow = 0, kByGroup = 1, kByTensor = 2 };
 enum FloatType : int32_t { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 enum Mode : int32_t {
   kStore = 0,     // out = y + bias
@@ -31,7 +33,7 @@ inline ptrdiff_t sums_stride(int K) { return 1 + k_groups(K); }
 struct Weight {
   Kind kind;
   int32_t N, K;
-  int32_t grouped;  // 1: scales are [N/16, groups, 16], else [N padded]
+  Scaling scaling;
   const void* tiles;
   const float* scales;
 

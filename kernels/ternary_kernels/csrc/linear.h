@@ -151,7 +151,7 @@ struct Operand {
     K = first.K;
     // Row groups of one weight stand one after the other, and so do the items' pairs of them.
     skip = R == 2 && weights[0] == weights[1] ? static_cast<ptrdiff_t>(group_bytes(first)) : 0;
-    grouped = first.grouped != 0;
+    grouped = first.scaling == tk::kByGroup;
     blocks = first.is_float() ? K : blocks_of(first);
     zero = first.kind == tk::kInt8 ? kInt8Zero : 1;
     const bool panel = M > kMaxRows && (first.kind == tk::kTernary || first.kind == tk::kTernary5);
@@ -171,8 +171,8 @@ struct Operand {
         unpack_panel(weight, groups[r], own);
         w[r] = own;
       }
-      const int per_group = grouped ? tk::k_groups(K) : 1;
-      scales[r] = weight.scales + static_cast<size_t>(groups[r]) * per_group * 16;
+      const int vectors = grouped ? tk::k_groups(K) : weight.scaling == tk::kByRow ? 1 : 0;
+      scales[r] = weight.scales + static_cast<ptrdiff_t>(groups[r]) * vectors * 16;
     }
   }
 
@@ -288,7 +288,7 @@ void linear_groups(const Linear& linear, const Acts& acts, int group, uint8_t* s
 inline void gated_group(const Linear& linear, const Acts& acts, int group, uint8_t* scratch) {
   const Weight *gate = linear.first, *up = linear.second;
   alignas(64) float y[kMaxRows * 2 * 16], y2[kMaxRows * 16];
-  if (gate->kind == up->kind && gate->grouped == up->grouped && kRowGroups == 2) {
+  if (gate->kind == up->kind && (gate->scaling == tk::kByGroup) == (up->scaling == tk::kByGroup) && kRowGroups == 2) {
     const Operand<2> both({gate, up}, {group, group}, acts.M, scratch);
     for (int m0 = 0, M; m0 < acts.M; m0 += M) {
       M = tile_rows(acts.M - m0);
