@@ -35,9 +35,10 @@ def make_lesson(**train: object) -> Lesson:
     tokenizer = train_tokenizer(DOCUMENTS, 300)
     lists = encode(tokenizer, [d.text for d in DOCUMENTS])
     ids = [token for tokens in lists for token in (document_start(tokenizer), *tokens)]
-    settings = {"steps": 24, "batch_size": 2, "save_every": 5, "evaluations": 6} | train
+    settings = {"steps": 24, "batch_size": 2, "save_every": 5, "evaluations": 6, "lr": 1e-3}
+    phases = {"warmup": {"share": 0.2}, "threshold": {"share": 0.2}}
     return Lesson(
-        train=Train(**settings),
+        train=Train(**settings | phases | train),
         seed=SEED,
         tokens=np.asarray(ids, np.uint16),
         sequence_length=SEQUENCE_LENGTH,

@@ -13,7 +13,8 @@ from workbench.train.schedule import Schedule
 
 
 def plan(arm: str = "ternary", **fields: object) -> Schedule:
-    return Schedule(Train(**{"steps": 100, "lr_schedule": "constant"} | fields), arm)
+    phases = {"warmup": Warmup(share=0.2), "threshold": ThresholdOn(share=0.2)}
+    return Schedule(Train(**{"steps": 100, "lr_schedule": "constant"} | phases | fields), arm)
 
 
 def test_phases_cover_all_steps_in_their_shares() -> None:
@@ -48,8 +49,8 @@ def test_rates_and_decay_are_those_of_the_phase_and_the_arm() -> None:
         "ternary_lr": 4e-3,
         "lr_warmup_share": 0.0,
         "weight_decay": 0.05,
-        "warmup": Warmup(lr_factor=0.5, weight_decay=0.2),
-        "threshold": ThresholdOn(quantised_lr_factor=3.0, weight_decay=0.1),
+        "warmup": Warmup(share=0.2, lr_factor=0.5, weight_decay=0.2),
+        "threshold": ThresholdOn(share=0.2, quantised_lr_factor=3.0, weight_decay=0.1),
         "finetune": Finetune(lr_factor=0.25, quantised_lr_factor=2.0),
     }
     ternary = plan(**fields)

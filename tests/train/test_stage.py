@@ -18,7 +18,7 @@ from workbench.pilot.sections.model import Threshold
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
-from workbench.roadmap import train_qat
+from workbench.stages import train_qat
 from workbench.stages.context import StageContext
 from workbench.ternary.packed import check_ternary, load_packed
 from workbench.train.quality import bits_per_byte, document_losses, excerpts

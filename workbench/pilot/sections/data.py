@@ -27,5 +27,5 @@ class Data(Section):
     tokenizer: input_path(hub=True) | None = Field(  # type: ignore[valid-type]
         None, description="a tokenizer's folder or hf:owner/name; null trains byte-level BPE"
     )
-    vocab_size: int = Field(4096, ge=257, description="of the trained byte-level BPE")
-    sequence_length: int = Field(256, ge=8, description="tokens of a training sequence")
+    vocab_size: int = Field(2048, ge=257, description="of the trained byte-level BPE")
+    sequence_length: int = Field(128, ge=8, description="tokens of a training sequence")

@@ -12,7 +12,7 @@ from workbench.pilot.sections.base import Count, Positive, Section, Share
 class Warmup(Section):
     """Phase 1 of the ternary arm: full precision (threshold strength 0)."""
 
-    share: Share = Field(0.2, description="of all steps")
+    share: Share = Field(0.1, description="of all steps")
     weight_decay: float = Field(0.1, ge=0, description="AdamW's, 1/step at learning rate 1")
     lr_factor: Positive = Field(1.0, description="times ternary_lr")
 
@@ -20,7 +20,7 @@ class Warmup(Section):
 class ThresholdOn(Section):
     """Phase 2 of the ternary arm: the threshold's strength goes from 0 to 1."""
 
-    share: Share = Field(0.2, description="of all steps")
+    share: Share = Field(0.1, description="of all steps")
     ramp: Literal["linear", "exponential", "sigmoid", "none"] = Field(
         "linear", description="shape of the way from 0 to 1; none: 1 from the first step on"
     )
@@ -38,27 +38,31 @@ class Finetune(Section):
 
 
 class Train(Section):
-    """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` sequences."""
+    """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` sequences.
 
-    steps: Count = Field(300, description="optimizer steps of each arm")
-    batch_size: Count = Field(8, description="sequences a step and device")
+    The defaults suit a few million parameters and steps of about 500 tokens (docs/log.md says
+    what was tried). Steps of 100,000 tokens and more want betas [0.9, 0.95].
+    """
+
+    steps: Count = Field(2400, description="optimizer steps of each arm")
+    batch_size: Count = Field(4, description="sequences a step and device")
     gradient_accumulation: Count = Field(1, description="batches whose gradients make one step")
-    lr: Positive = Field(1e-3, description="peak learning rate of the full-precision arm")
+    lr: Positive = Field(2e-3, description="peak learning rate of the full-precision arm")
     ternary_lr: Positive | None = Field(None, description="of the ternary arm; null: same as lr")
-    lr_warmup_share: Share = Field(0.05, description="of all steps, linear from 0")
+    lr_warmup_share: Share = Field(0.1, description="of all steps, linear from 0")
     lr_schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="from the peak to lr_final_factor"
     )
     lr_final_factor: Share = Field(0.0, description="last learning rate as a share of the peak")
     weight_decay: float = Field(0.1, ge=0, description="of the full-precision arm, throughout")
-    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2, description="of Adam")
+    betas: list[float] = Field([0.9, 0.995], min_length=2, max_length=2, description="of Adam")
     grad_clip: Positive = Field(1.0, description="largest norm of the whole gradient")
     warmup: Warmup = Warmup()
     threshold: ThresholdOn = ThresholdOn()
     finetune: Finetune = Finetune()
     evaluations: Count = Field(6, description="evaluations of each arm, evenly spread")
     eval_sequences: Count = Field(32, description="held-out sequences of each evaluation")
-    save_every: Count = Field(50, description="steps between checkpoints")
+    save_every: Count = Field(200, description="steps between checkpoints")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the computation")
     gradient_checkpointing: bool = Field(False, description="less memory, a third more work")
     compile: bool = Field(False, description="train under torch.compile")
