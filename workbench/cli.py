@@ -21,6 +21,9 @@ app = typer.Typer(
     help="Pilots that tell whether ternary language models pay off here.",
 )
 
+bench = typer.Typer(no_args_is_help=True, help="Measure the kernels on this machine.")
+app.add_typer(bench, name="bench")
+
 PilotFile = Annotated[Path, typer.Argument(metavar="PILOT.yaml", help="the pilot file")]
 Overrides = Annotated[
     list[str] | None,
@@ -123,6 +126,49 @@ def report(
     from workbench.report.html import write_html
 
     print(write_html(find_run(name).folder))
+
+
+@app.command()
+def serve(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN|MODEL...", help="a run's folder, or model folders"),
+    ],
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
+    slots: Annotated[int, typer.Option(help="requests decoded together in each arm")] = 4,
+    queue: Annotated[int, typer.Option(help="requests that may wait")] = 256,
+    threads: Annotated[int, typer.Option(help="0: all usable cores")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Serve full precision and the hybrid behind one OpenAI-compatible address."""
+    from workbench.serve.main import serve_run
+
+    serve_run(folders, host, port, slots=slots, queue=queue, threads=threads, device=device)
+
+
+@bench.command("cpu")
+def bench_cpu(
+    shape: Annotated[str, typer.Option(help="a shape of workbench.bench.cpu")] = "llama-3.2-3b",
+    threads: Annotated[int, typer.Option(help="threads of every engine")] = 2,
+    peers: Annotated[bool, typer.Option("--peers", help="llama.cpp beside it")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+) -> None:
+    """Decode and prefill of the native kernels, with the roofline beside every row."""
+    from workbench.bench.cpu import bench_cpu
+
+    bench_cpu(shape, threads, peers=peers, as_json=as_json)
+
+
+@bench.command("gpu")
+def bench_gpu(
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="tiny, without a GPU")] = False,
+    out: Annotated[Path | None, typer.Option(help="file that takes the rows")] = None,
+) -> None:
+    """The Triton kernels against bf16, as JSON lines."""
+    from workbench.bench.gpu import bench_gpu
+
+    bench_gpu(rehearse=rehearse, out=out)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def execute_with(notebook: str, target: Path, parameters: dict[str, object]) -> 
                 parameters=parameters,
                 cwd=str(NOTEBOOKS),
                 kernel_name="python3",
-                extra_arguments=["--log-level=ERROR"],  # to the kernel: no start-up advice
+                extra_arguments=["--log-level=CRITICAL"],  # to the kernel: no start-up advice
                 progress_bar=False,
                 log_output=False,
             )

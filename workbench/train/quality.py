@@ -66,8 +66,11 @@ def document_losses(
 
 
 def bits_per_byte(losses: pd.DataFrame) -> float:
-    """Total bits over total bytes of all documents (longer documents weigh more)."""
-    return float(losses["nats"].sum() / math.log(2) / losses["bytes"].sum())
+    """Total bits over total bytes of all documents (longer documents weigh more).
+
+    NaN if any loss is: a diverged model must not look better for the documents it failed on.
+    """
+    return float(losses["nats"].sum(skipna=False) / math.log(2) / losses["bytes"].sum())
 
 
 def excerpts(documents: Sequence[Document], characters: int, count: int) -> pd.DataFrame:
