@@ -5,7 +5,7 @@ from workbench.load.profile import LoadProfile
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
-from workbench.roadmap import profile_load
+from workbench.stages import profile_load
 from workbench.stages.context import StageContext
 
 

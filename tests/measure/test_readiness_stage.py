@@ -6,7 +6,7 @@ from workbench.model.presets import PRESETS
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
-from workbench.roadmap import readiness
+from workbench.stages import readiness
 from workbench.stages.context import StageContext
 
 
