@@ -34,8 +34,7 @@ TK_API int tk_quantize(const float* x, int M, int K, const float* norm, float ep
 TK_API void tk_linear_int(const tk::Weight* w, const int8_t* q, int M, int32_t* out);
 // `count` weights over one activation; norm may be null; eps < 0: no norm.
 TK_API int tk_linears(const tk::Weight* const* weights, int count, const float* x, int M,
-                      const float* norm, float eps, const float* const* biases,
-                      float* const* outs);
+                      const float* norm, float eps, const float* const* biases, float* const* outs);
 TK_API int tk_gated(const tk::Weight* gate, const tk::Weight* up, const float* x, int M,
                     const float* norm, float eps, const float* gate_bias, const float* up_bias,
                     int mode, float* out);

@@ -22,8 +22,10 @@ class Activations {
     const float* row = x;
     if (eps >= 0 || floats) {
       float* own = normed_.data() + static_cast<ptrdiff_t>(m) * K;
-      if (eps >= 0) k.norm_row(x, norm, eps, K, own);
-      else __builtin_memcpy(own, x, static_cast<size_t>(K) * sizeof(float));
+      if (eps >= 0)
+        k.norm_row(x, norm, eps, K, own);
+      else
+        __builtin_memcpy(own, x, static_cast<size_t>(K) * sizeof(float));
       row = own;
     }
     if (!quantize) return k.finite_row(row, K);

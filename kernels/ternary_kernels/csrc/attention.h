@@ -12,6 +12,9 @@ namespace TK_NS {
 
 using tk::AttentionTile;
 
+// Rows of values asked for in advance: half a page and more for heads of 128.
+constexpr int kValueRowsAhead = 16;
+
 template <tk::FloatType type>
 struct Stored;
 template <>
@@ -36,7 +39,8 @@ struct Stored<tk::kBfloat16> {
 template <tk::FloatType type>
 void store_key_as(void* keys, int position, int D, const float* key) {
   using T = typename Stored<type>::T;
-  T* block = static_cast<T*>(keys) + static_cast<size_t>(position / 16) * static_cast<size_t>(D) * 16 + position % 16;
+  T* block = static_cast<T*>(keys) +
+             static_cast<size_t>(position / 16) * static_cast<size_t>(D) * 16 + position % 16;
   alignas(64) T narrow[16];
   for (int d = 0; d < D; d += 16) {
     const int lanes = least(16, D - d);
@@ -48,7 +52,8 @@ void store_key_as(void* keys, int position, int D, const float* key) {
 template <tk::FloatType type>
 void store_value_as(void* values, int position, int D, const float* value) {
   const int stride = (D + 15) / 16 * 16;
-  auto* row = static_cast<typename Stored<type>::T*>(values) + static_cast<size_t>(position) * static_cast<size_t>(stride);
+  auto* row = static_cast<typename Stored<type>::T*>(values) +
+              static_cast<size_t>(position) * static_cast<size_t>(stride);
   for (int d = 0; d < D; d += 16) Stored<type>::put(row + d, load_at(value, d, D));
 }
 
@@ -66,16 +71,19 @@ void score_blocks(const AttentionTile& tile, int j0, int first, int last, float*
   constexpr int U = n <= 2 ? 4 : n <= 4 ? 2 : 1;  // independent sums: enough to hide the latency
   const int D = tile.head_dim;
   for (int block = first; block < last; ++block) {
-    const auto* k = static_cast<const typename S::T*>(tile.keys) + static_cast<size_t>(block) * static_cast<size_t>(D) * 16;
+    const auto* k = static_cast<const typename S::T*>(tile.keys) +
+                    static_cast<size_t>(block) * static_cast<size_t>(D) * 16;
     F acc[n][U];
     for (int j = 0; j < n; ++j)
       for (int u = 0; u < U; ++u) acc[j][u] = set1(0.0f);
     int d = 0;
     for (; d + U <= D; d += U) {
+      // The next block's lines: a block is a page, and the hardware prefetcher stops there.
+      prefetch<U * 16 * sizeof(*k)>(reinterpret_cast<const uint8_t*>(k + (D + d) * 16));
       TK_UNROLL for (int u = 0; u < U; ++u) {
         const F key = S::get(k + (d + u) * 16);
-        TK_UNROLL for (int j = 0; j < n; ++j)
-          acc[j][u] = fma(key, set1(tile.q[j0 + j][d + u]), acc[j][u]);
+        TK_UNROLL for (int j = 0; j < n; ++j) acc[j][u] =
+            fma(key, set1(tile.q[j0 + j][d + u]), acc[j][u]);
       }
     }
     for (; d < D; ++d)
@@ -116,12 +124,14 @@ void weigh_values(const AttentionTile& tile, int j0, int d, int from, int to, co
                   size_t stride, const float* inverse) {
   using S = Stored<type>;
   const int D = tile.head_dim, row = (D + 15) / 16 * 16;
-  const auto* v = static_cast<const typename S::T*>(tile.values) + static_cast<size_t>(from) * static_cast<size_t>(row) + d;
+  const auto* v = static_cast<const typename S::T*>(tile.values) +
+                  static_cast<size_t>(from) * static_cast<size_t>(row) + d;
   F acc[n][V];
   for (int j = 0; j < n; ++j)
     for (int i = 0; i < V; ++i) acc[j][i] = set1(0.0f);
   const float* s = scores + static_cast<size_t>(j0) * stride;
   for (int c = from; c < to; ++c, v += row) {
+    prefetch<V * 16 * sizeof(*v)>(reinterpret_cast<const uint8_t*>(v + kValueRowsAhead * row));
     F value[V];
     TK_UNROLL for (int i = 0; i < V; ++i) value[i] = S::get(v + 16 * i);
     TK_UNROLL for (int j = 0; j < n; ++j) {
@@ -146,7 +156,8 @@ void attend_some(const AttentionTile& tile, int j0, float* scores) {
   score_blocks<type, n>(tile, j0, from / 16, (to + 15) / 16, scores, stride);
   float inverse[tk::kMaxQueries];
   for (int j = j0; j < j0 + n; ++j)
-    inverse[j] = softmax(scores + static_cast<size_t>(j) * stride, from, tile.begin[j], tile.end[j], to);
+    inverse[j] =
+        softmax(scores + static_cast<size_t>(j) * stride, from, tile.begin[j], tile.end[j], to);
   constexpr int V = n <= 4 ? 4 : 2;
   int d = 0;
   for (; d + 16 * V <= tile.head_dim; d += 16 * V)
@@ -159,37 +170,55 @@ template <tk::FloatType type>
 void attend_as(const AttentionTile& tile, float* scores) {
   for (int j = 0, n; j < tile.queries; j += n) {
     n = tile.queries - j;
-    if (kMaxRows > 4 && n >= 12) { n = 12; attend_some<type, kMaxRows>(tile, j, scores); }
-    else if (kMaxRows > 4 && n >= 6) { n = 6; attend_some<type, kMaxRows / 2>(tile, j, scores); }
-    else if (n >= 4) { n = 4; attend_some<type, 4>(tile, j, scores); }
-    else if (n == 3) attend_some<type, 3>(tile, j, scores);
-    else if (n == 2) attend_some<type, 2>(tile, j, scores);
-    else attend_some<type, 1>(tile, j, scores);
+    if (kMaxRows > 4 && n >= 12) {
+      n = 12;
+      attend_some<type, kMaxRows>(tile, j, scores);
+    } else if (kMaxRows > 4 && n >= 6) {
+      n = 6;
+      attend_some<type, kMaxRows / 2>(tile, j, scores);
+    } else if (n >= 4) {
+      n = 4;
+      attend_some<type, 4>(tile, j, scores);
+    } else if (n == 3)
+      attend_some<type, 3>(tile, j, scores);
+    else if (n == 2)
+      attend_some<type, 2>(tile, j, scores);
+    else
+      attend_some<type, 1>(tile, j, scores);
   }
 }
 
 void attend(const AttentionTile& tile, void* scratch) {
   auto* scores = static_cast<float*>(scratch);
   switch (tile.type) {
-    case tk::kFloat32: return attend_as<tk::kFloat32>(tile, scores);
-    case tk::kFloat16: return attend_as<tk::kFloat16>(tile, scores);
-    case tk::kBfloat16: return attend_as<tk::kBfloat16>(tile, scores);
+    case tk::kFloat32:
+      return attend_as<tk::kFloat32>(tile, scores);
+    case tk::kFloat16:
+      return attend_as<tk::kFloat16>(tile, scores);
+    case tk::kBfloat16:
+      return attend_as<tk::kBfloat16>(tile, scores);
   }
 }
 
 void store_key(void* keys, tk::FloatType type, int position, int D, const float* key) {
   switch (type) {
-    case tk::kFloat32: return store_key_as<tk::kFloat32>(keys, position, D, key);
-    case tk::kFloat16: return store_key_as<tk::kFloat16>(keys, position, D, key);
-    case tk::kBfloat16: return store_key_as<tk::kBfloat16>(keys, position, D, key);
+    case tk::kFloat32:
+      return store_key_as<tk::kFloat32>(keys, position, D, key);
+    case tk::kFloat16:
+      return store_key_as<tk::kFloat16>(keys, position, D, key);
+    case tk::kBfloat16:
+      return store_key_as<tk::kBfloat16>(keys, position, D, key);
   }
 }
 
 void store_value(void* values, tk::FloatType type, int position, int D, const float* value) {
   switch (type) {
-    case tk::kFloat32: return store_value_as<tk::kFloat32>(values, position, D, value);
-    case tk::kFloat16: return store_value_as<tk::kFloat16>(values, position, D, value);
-    case tk::kBfloat16: return store_value_as<tk::kBfloat16>(values, position, D, value);
+    case tk::kFloat32:
+      return store_value_as<tk::kFloat32>(values, position, D, value);
+    case tk::kFloat16:
+      return store_value_as<tk::kFloat16>(values, position, D, value);
+    case tk::kBfloat16:
+      return store_value_as<tk::kBfloat16>(values, position, D, value);
   }
 }
 

@@ -42,7 +42,8 @@ Features features() {
   if (a >= 1) __get_cpuid_count(7, 1, &a71, &b, &c, &d);
   f.avx2 = ymm && fma && f16c && bit(b7, 5);
   f.avxvnni = f.avx2 && bit(a71, 4);
-  f.avx512vnni = f.avx2 && zmm && bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31) && bit(c7, 11);
+  f.avx512vnni =
+      f.avx2 && zmm && bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31) && bit(c7, 11);
   return f;
 }
 #elif defined(__aarch64__)

@@ -46,21 +46,9 @@ uint64_t dot_peak(uint64_t rounds, int32_t* sink) {
 
 extern const tk::Kernels TK_TABLE;
 const tk::Kernels TK_TABLE = {
-    TK_TEXT(TK_NAME),
-    TK_NS::kMaxRows,
-    TK_NS::linear_scratch,
-    TK_NS::linear_items,
-    TK_NS::linear_item,
-    TK_NS::linear_int_item,
-    TK_NS::norm_row,
-    TK_NS::quantize_row,
-    TK_NS::finite_row,
-    TK_NS::rotate_head,
-    TK_NS::embed_row,
-    TK_NS::store_key,
-    TK_NS::store_value,
-    TK_NS::attention_scratch,
-    TK_NS::attend,
-    TK_NS::read_all,
+    TK_TEXT(TK_NAME),   TK_NS::kMaxRows,          TK_NS::linear_scratch, TK_NS::linear_items,
+    TK_NS::linear_item, TK_NS::linear_int_item,   TK_NS::norm_row,       TK_NS::quantize_row,
+    TK_NS::finite_row,  TK_NS::rotate_head,       TK_NS::embed_row,      TK_NS::store_key,
+    TK_NS::store_value, TK_NS::attention_scratch, TK_NS::attend,         TK_NS::read_all,
     TK_NS::dot_peak,
 };

@@ -14,10 +14,10 @@ enum Kind : int32_t { kTernary = 0, kTernary5 = 1, kInt8 = 2, kBf16 = 3, kF16 = 
 enum Scaling : int32_t { kByRow = 0, kByGroup = 1, kByTensor = 2 };
 enum FloatType : int32_t { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 enum Mode : int32_t {
-  kStore = 0,     // out = y + bias
-  kAdd = 1,       // out += y + bias                (residual stream)
-  kGateSilu = 2,  // out = silu(y) * (y2 + bias2)   (gate and up of the same rows)
-  kGateRelu2 = 3, // out = relu(y)^2 * (y2 + bias2)
+  kStore = 0,      // out = y + bias
+  kAdd = 1,        // out += y + bias                (residual stream)
+  kGateSilu = 2,   // out = silu(y) * (y2 + bias2)   (gate and up of the same rows)
+  kGateRelu2 = 3,  // out = relu(y)^2 * (y2 + bias2)
 };
 
 constexpr int kGroupK = 128;  // columns that share a scale, where scales are by group
@@ -85,8 +85,7 @@ struct Kernels {
   int (*linear_items)(const Linear& linear);
   void (*linear_item)(const Linear& linear, const Acts& acts, int item, void* scratch);
   // The exact integer products of one item, [M, N] at `out`.
-  void (*linear_int_item)(const Weight& w, const Acts& acts, int item, int32_t* out,
-                          void* scratch);
+  void (*linear_int_item)(const Weight& w, const Acts& acts, int item, int32_t* out, void* scratch);
 
   // RMSNorm of a row (weight may be null) or a copy where eps < 0. y may be x.
   void (*norm_row)(const float* x, const float* weight, float eps, int K, float* y);

@@ -18,13 +18,18 @@ using tk::Weight;
 
 constexpr int kMaxGroups = 2;  // row groups in an item, at most
 
-inline int blocks_of(const Weight& w) { return w.kind == tk::kTernary5 ? (w.K + 19) / 20 : (w.K + 15) / 16; }
+inline int blocks_of(const Weight& w) {
+  return w.kind == tk::kTernary5 ? (w.K + 19) / 20 : (w.K + 15) / 16;
+}
 inline size_t group_bytes(const Weight& w) {
   switch (w.kind) {
     case tk::kTernary:
-    case tk::kTernary5: return static_cast<size_t>(blocks_of(w)) * 64;
-    case tk::kInt8: return static_cast<size_t>(blocks_of(w)) * 256;
-    default: return static_cast<size_t>(w.K) * 32;
+    case tk::kTernary5:
+      return static_cast<size_t>(blocks_of(w)) * 64;
+    case tk::kInt8:
+      return static_cast<size_t>(blocks_of(w)) * 256;
+    default:
+      return static_cast<size_t>(w.K) * 32;
   }
 }
 inline const uint8_t* group_tiles(const Weight& w, int group) {
@@ -74,17 +79,22 @@ inline void run_tile(const Stretch<R>& from, const Rows& rows, void* out) {
 template <Source s, int R>
 void run_rows(const Stretch<R>& from, const Rows& rows, int M, void* out) {
   switch (M) {
-    case 1: return run_tile<s, R, 1>(from, rows, out);
-    case 2: return run_tile<s, R, 2>(from, rows, out);
-    case 3: return run_tile<s, R, 3>(from, rows, out);
+    case 1:
+      return run_tile<s, R, 1>(from, rows, out);
+    case 2:
+      return run_tile<s, R, 2>(from, rows, out);
+    case 3:
+      return run_tile<s, R, 3>(from, rows, out);
     case 4:
       if (kMaxRows == 4 && rows.packed) return run_tile<s, R, 4, true>(from, rows, out);
       return run_tile<s, R, 4>(from, rows, out);
   }
   if constexpr (kMaxRows > 4) {
     switch (M) {
-      case 6: return run_tile<s, R, 6>(from, rows, out);
-      case 8: return run_tile<s, R, 8>(from, rows, out);
+      case 6:
+        return run_tile<s, R, 6>(from, rows, out);
+      case 8:
+        return run_tile<s, R, 8>(from, rows, out);
       case 12:
         if (rows.packed) return run_tile<s, R, 12, true>(from, rows, out);
         return run_tile<s, R, 12>(from, rows, out);
@@ -101,12 +111,18 @@ inline int tile_rows(int M) {
 template <int R>
 void run_source(Source s, const Stretch<R>& from, const Rows& rows, int M, void* out) {
   switch (s) {
-    case Source::kCodes2: return run_rows<Source::kCodes2, R>(from, rows, M, out);
-    case Source::kCodes5: return run_rows<Source::kCodes5, R>(from, rows, M, out);
-    case Source::kSmallBytes: return run_rows<Source::kSmallBytes, R>(from, rows, M, out);
-    case Source::kInt8: return run_rows<Source::kInt8, R>(from, rows, M, out);
-    case Source::kBf16: return run_rows<Source::kBf16, R>(from, rows, M, out);
-    case Source::kF16: return run_rows<Source::kF16, R>(from, rows, M, out);
+    case Source::kCodes2:
+      return run_rows<Source::kCodes2, R>(from, rows, M, out);
+    case Source::kCodes5:
+      return run_rows<Source::kCodes5, R>(from, rows, M, out);
+    case Source::kSmallBytes:
+      return run_rows<Source::kSmallBytes, R>(from, rows, M, out);
+    case Source::kInt8:
+      return run_rows<Source::kInt8, R>(from, rows, M, out);
+    case Source::kBf16:
+      return run_rows<Source::kBf16, R>(from, rows, M, out);
+    case Source::kF16:
+      return run_rows<Source::kF16, R>(from, rows, M, out);
   }
 }
 
@@ -159,8 +175,8 @@ struct Operand {
       source = Source::kSmallBytes;
       blocks = static_cast<int>(panel_bytes(first) / 256);
     } else {
-      constexpr Source by_kind[] = {Source::kCodes2, Source::kCodes5, Source::kInt8,
-                                    Source::kBf16, Source::kF16};
+      constexpr Source by_kind[] = {Source::kCodes2, Source::kCodes5, Source::kInt8, Source::kBf16,
+                                    Source::kF16};
       source = by_kind[first.kind];
     }
     for (int r = 0; r < R; ++r) {
@@ -177,7 +193,8 @@ struct Operand {
   }
 
   // Exact dot products of rows m0 .. m0 + M over the blocks [begin, end), to out[m][r][16].
-  void dots(const Acts& acts, int m0, int M, int begin, int end, int sum_index, int32_t* out) const {
+  void dots(const Acts& acts, int m0, int M, int begin, int end, int sum_index,
+            int32_t* out) const {
     const ptrdiff_t stride = tk::q_stride(K);
     const int planes = source == Source::kCodes5 ? 5 : 4;
     const size_t block_bytes = source == Source::kCodes2 || source == Source::kCodes5 ? 64 : 256;
@@ -192,7 +209,8 @@ struct Operand {
     for (int m = 0; m < M; ++m) {
       const int32_t sum = acts.sums[(m0 + m) * tk::sums_stride(K) + sum_index];
       // Unsigned: the product may wrap where the result does not (INT8 at large K).
-      const I excess = iset1(static_cast<int32_t>(static_cast<uint32_t>(sum) * static_cast<uint32_t>(zero)));
+      const I excess =
+          iset1(static_cast<int32_t>(static_cast<uint32_t>(sum) * static_cast<uint32_t>(zero)));
       for (int r = 0; r < R; ++r) {
         int32_t* lane = out + (m * R + r) * 16;
         istore(lane, isub(iload(lane), excess));
@@ -216,8 +234,8 @@ struct Operand {
       for (int m = 0; m < M; ++m)
         for (int r = 0; r < R; ++r) {
           const int at = (m * R + r) * 16;
-          store(y + at, mul(mul(to_float(iload(sums + at)), load(scales[r])),
-                            set1(acts.undo[m0 + m])));
+          store(y + at,
+                mul(mul(to_float(iload(sums + at)), load(scales[r])), set1(acts.undo[m0 + m])));
         }
       return;
     }
@@ -255,8 +273,11 @@ inline void finish(const Linear& linear, int m, int group, F y, F y2) {
   if (linear.first_bias) y = add(y, load_n(linear.first_bias + column, lanes));
   float* out = linear.out + m * linear.out_stride + column;
   switch (linear.mode) {
-    case tk::kStore: break;
-    case tk::kAdd: y = add(load_n(out, lanes), y); break;
+    case tk::kStore:
+      break;
+    case tk::kAdd:
+      y = add(load_n(out, lanes), y);
+      break;
     case tk::kGateSilu:
     case tk::kGateRelu2: {
       if (linear.second_bias) y2 = add(y2, load_n(linear.second_bias + column, lanes));
@@ -288,7 +309,8 @@ void linear_groups(const Linear& linear, const Acts& acts, int group, uint8_t* s
 inline void gated_group(const Linear& linear, const Acts& acts, int group, uint8_t* scratch) {
   const Weight *gate = linear.first, *up = linear.second;
   alignas(64) float y[kMaxRows * 2 * 16], y2[kMaxRows * 16];
-  if (gate->kind == up->kind && (gate->scaling == tk::kByGroup) == (up->scaling == tk::kByGroup) && kRowGroups == 2) {
+  if (gate->kind == up->kind && (gate->scaling == tk::kByGroup) == (up->scaling == tk::kByGroup) &&
+      kRowGroups == 2) {
     const Operand<2> both({gate, up}, {group, group}, acts.M, scratch);
     for (int m0 = 0, M; m0 < acts.M; m0 += M) {
       M = tile_rows(acts.M - m0);
@@ -304,8 +326,7 @@ inline void gated_group(const Linear& linear, const Acts& acts, int group, uint8
     M = tile_rows(acts.M - m0);
     first.products(acts, m0, M, y);
     second.products(acts, m0, M, y2);
-    for (int m = 0; m < M; ++m)
-      finish(linear, m0 + m, group, load(y + m * 16), load(y2 + m * 16));
+    for (int m = 0; m < M; ++m) finish(linear, m0 + m, group, load(y + m * 16), load(y2 + m * 16));
   }
 }
 
@@ -336,8 +357,8 @@ void int_groups(const Weight& w, const Acts& acts, int group, int32_t* out, uint
     for (int m = 0; m < M; ++m)
       for (int r = 0; r < R; ++r) {
         const int column = (group + r) * 16, lanes = least(16, w.N - column);
-        __builtin_memcpy(out + static_cast<size_t>(m0 + m) * w.N + column,
-                         sums + (m * R + r) * 16, static_cast<size_t>(lanes) * sizeof(int32_t));
+        __builtin_memcpy(out + static_cast<size_t>(m0 + m) * w.N + column, sums + (m * R + r) * 16,
+                         static_cast<size_t>(lanes) * sizeof(int32_t));
       }
   }
 }

@@ -34,15 +34,20 @@ class Cache {
         heads_(static_cast<size_t>(m.kv_heads)),
         layers_(static_cast<size_t>(m.layers)),
         bytes_(static_cast<size_t>(m.slots) * layers_ * heads_ * (keys_ + values_)) {
-    void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* memory =
+        mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     data_ = static_cast<char*>(memory);
+#ifdef MADV_HUGEPAGE
+    madvise(memory, bytes_, MADV_HUGEPAGE);
+#endif
   }
   ~Cache() { munmap(data_, bytes_); }
   Cache(const Cache&) = delete;
 
   char* keys(int slot, int layer, int head) const {
-    const size_t at = (static_cast<size_t>(slot) * layers_ + static_cast<size_t>(layer)) * heads_ + static_cast<size_t>(head);
+    const size_t at = (static_cast<size_t>(slot) * layers_ + static_cast<size_t>(layer)) * heads_ +
+                      static_cast<size_t>(head);
     return data_ + at * (keys_ + values_);
   }
   char* values(int slot, int layer, int head) const { return keys(slot, layer, head) + keys_; }
@@ -50,7 +55,9 @@ class Cache {
 
  private:
   static size_t row_blocks(const TkLlama& m) { return static_cast<size_t>(m.context + 15) / 16; }
-  static size_t padded_dim(const TkLlama& m) { return static_cast<size_t>(m.head_dim + 15) / 16 * 16; }
+  static size_t padded_dim(const TkLlama& m) {
+    return static_cast<size_t>(m.head_dim + 15) / 16 * 16;
+  }
   static size_t item_bytes(const TkLlama& m) { return m.kv_type == kFloat32 ? 4 : 2; }
 
   size_t keys_, values_, heads_, layers_, bytes_;
@@ -119,8 +126,10 @@ class Model {
     const int most = std::max(1, kMaxQueries / queries_per_kv());
     runs_.clear();
     for (int m = 0; m < rows_; ++m) {
-      if (m > 0 && slots_[m] == slots_[m - 1] && runs_.back().count < most) ++runs_.back().count;
-      else runs_.push_back({m, 1});
+      if (m > 0 && slots_[m] == slots_[m - 1] && runs_.back().count < most)
+        ++runs_.back().count;
+      else
+        runs_.push_back({m, 1});
     }
   }
 
@@ -139,7 +148,8 @@ class Model {
 
   void attention_block(Worker& worker, const Kernels& k, int i) {
     const TkLayer& layer = layers_[static_cast<size_t>(i)];
-    prepare(worker, k, x_, spec_.hidden, layer.attn_norm, spec_.eps, {&layer.linears[kQ], &layer.linears[kK], &layer.linears[kV]}, 1 + 4 * i);
+    prepare(worker, k, x_, spec_.hidden, layer.attn_norm, spec_.eps,
+            {&layer.linears[kQ], &layer.linears[kK], &layer.linears[kV]}, 1 + 4 * i);
     float* outs[] = {q_.data(), k_.data(), v_.data()};
     Linear linears[3];
     for (int j = 0; j < 3; ++j) {
@@ -156,24 +166,34 @@ class Model {
     void* scratch = worker.scratch(k.attention_scratch(spec_.head_dim, spec_.context));
     worker.for_each(static_cast<int>(runs_.size()) * spec_.kv_heads * splits, 1, [&](int item) {
       const int split = item % splits, head = item / splits % spec_.kv_heads;
-      attend(k, i, runs_[static_cast<size_t>(item / splits / spec_.kv_heads)], head, split * per_tile, scratch);
+      attend(k, i, runs_[static_cast<size_t>(item / splits / spec_.kv_heads)], head,
+             split * per_tile, scratch);
     });
 
     const Weight& o = layer.linears[kO];
-    prepare(worker, k, mixed_, heads_width(), layer.attn_sub_norm, layer.attn_sub_norm ? spec_.eps : -1.0f, {&o}, 2 + 4 * i);
+    prepare(worker, k, mixed_, heads_width(), layer.attn_sub_norm,
+            layer.attn_sub_norm ? spec_.eps : -1.0f, {&o}, 2 + 4 * i);
     const Linear out = {&o, nullptr, layer.biases[kO], nullptr, kAdd, x_.data(), spec_.hidden};
     multiply(worker, k, &out, 1, heads_width());
   }
 
   void feed_forward(Worker& worker, const Kernels& k, int i) {
     const TkLayer& layer = layers_[static_cast<size_t>(i)];
-    const Weight &gate = layer.linears[kGate], &up = layer.linears[kUp], &down = layer.linears[kDown];
+    const Weight &gate = layer.linears[kGate], &up = layer.linears[kUp],
+                 &down = layer.linears[kDown];
     prepare(worker, k, x_, spec_.hidden, layer.ffn_norm, spec_.eps, {&gate, &up}, 3 + 4 * i);
-    const Linear inner = {&gate, &up, layer.biases[kGate], layer.biases[kUp],
-                          static_cast<Mode>(spec_.gate_mode), inner_.data(), spec_.inter};
+    const Linear inner = {&gate,
+                          &up,
+                          layer.biases[kGate],
+                          layer.biases[kUp],
+                          static_cast<Mode>(spec_.gate_mode),
+                          inner_.data(),
+                          spec_.inter};
     multiply(worker, k, &inner, 1, spec_.hidden);
-    prepare(worker, k, inner_, spec_.inter, layer.ffn_sub_norm, layer.ffn_sub_norm ? spec_.eps : -1.0f, {&down}, 4 + 4 * i);
-    const Linear out = {&down, nullptr, layer.biases[kDown], nullptr, kAdd, x_.data(), spec_.hidden};
+    prepare(worker, k, inner_, spec_.inter, layer.ffn_sub_norm,
+            layer.ffn_sub_norm ? spec_.eps : -1.0f, {&down}, 4 + 4 * i);
+    const Linear out = {&down, nullptr,   layer.biases[kDown], nullptr,
+                        kAdd,  x_.data(), spec_.hidden};
     multiply(worker, k, &out, 1, spec_.inter);
   }
 
@@ -182,7 +202,8 @@ class Model {
     const bool floats = spec_.head.is_float();
     worker.for_each(wanted, 1, [&](int j) {
       const float* x = row(x_, wanted_[static_cast<size_t>(j)], spec_.hidden);
-      if (!acts_->prepare(k, j, wanted, x, spec_.hidden, spec_.norm, spec_.eps, !floats, floats)) fail(-1);
+      if (!acts_->prepare(k, j, wanted, x, spec_.hidden, spec_.norm, spec_.eps, !floats, floats))
+        fail(-1);
     });
     const Linear out = {&spec_.head, nullptr, nullptr, nullptr, kStore, logits, spec_.vocab};
     const int items = k.linear_items(out);
@@ -193,8 +214,9 @@ class Model {
   }
 
   // Norm and quantise all rows of x for the weights that read them.
-  void prepare(Worker& worker, const Kernels& k, const std::vector<float>& x, int K, const float* norm,
-               float eps, std::initializer_list<const Weight*> readers, int where) {
+  void prepare(Worker& worker, const Kernels& k, const std::vector<float>& x, int K,
+               const float* norm, float eps, std::initializer_list<const Weight*> readers,
+               int where) {
     bool quantize = false, floats = false;
     for (const Weight* w : readers) (w->is_float() ? floats : quantize) = true;
     worker.for_each(rows_, 1, [&](int m) {

@@ -16,7 +16,8 @@ int prepare_rows(Worker& worker, const Kernels& k, Activations& acts, const floa
                  const float* norm, float eps, bool quantize, bool floats,
                  std::atomic<int>& bad_row) {
   worker.for_each(M, 1, [&](int m) {
-    if (acts.prepare(k, m, M, x + static_cast<ptrdiff_t>(m) * K, K, norm, eps, quantize, floats)) return;
+    if (acts.prepare(k, m, M, x + static_cast<ptrdiff_t>(m) * K, K, norm, eps, quantize, floats))
+      return;
     int seen = bad_row.load();
     while ((seen == 0 || -seen - 1 > m) && !bad_row.compare_exchange_weak(seen, -(m + 1))) {
     }
@@ -55,11 +56,11 @@ TK_API int tk_quantize(const float* x, int M, int K, const float* norm, float ep
   const Kernels& k = kernels();
   Activations acts(M, K);
   std::atomic<int> bad{0};
-  Team::instance().run([&](Worker& worker) {
-    prepare_rows(worker, k, acts, x, M, K, norm, eps, true, false, bad);
-  });
+  Team::instance().run(
+      [&](Worker& worker) { prepare_rows(worker, k, acts, x, M, K, norm, eps, true, false, bad); });
   for (int m = 0; m < M; ++m) {
-    __builtin_memcpy(q + static_cast<ptrdiff_t>(m) * K, acts.q() + m * q_stride(K), static_cast<size_t>(K));
+    __builtin_memcpy(q + static_cast<ptrdiff_t>(m) * K, acts.q() + m * q_stride(K),
+                     static_cast<size_t>(K));
     undo[m] = acts.undo()[m];
   }
   return bad;
@@ -82,9 +83,8 @@ TK_API void tk_linear_int(const Weight* w, const int8_t* q, int M, int32_t* out)
   shape.first = w;
   Team::instance().run([&](Worker& worker) {
     void* memory = worker.scratch(k.linear_scratch(*w));
-    worker.for_each(k.linear_items(shape), 1, [&](int item) {
-      k.linear_int_item(*w, view, item, out, memory);
-    });
+    worker.for_each(k.linear_items(shape), 1,
+                    [&](int item) { k.linear_int_item(*w, view, item, out, memory); });
   });
 }
 
@@ -100,15 +100,15 @@ TK_API int tk_linears(const Weight* const* weights, int count, const float* x, i
   Team::instance().run([&](Worker& worker) {
     if (prepare_rows(worker, k, acts, x, M, K, norm, eps, quantize, floats, bad)) return;
     for (int i = 0; i < count; ++i)
-      run_linear(worker, k, {weights[i], nullptr, biases[i], nullptr, kStore, outs[i], weights[i]->N},
+      run_linear(worker, k,
+                 {weights[i], nullptr, biases[i], nullptr, kStore, outs[i], weights[i]->N},
                  acts.view(k, M, K));
   });
   return bad;
 }
 
 TK_API int tk_gated(const Weight* gate, const Weight* up, const float* x, int M, const float* norm,
-                    float eps, const float* gate_bias, const float* up_bias, int mode,
-                    float* out) {
+                    float eps, const float* gate_bias, const float* up_bias, int mode, float* out) {
   const Kernels& k = kernels();
   const int K = gate->K;
   const bool floats = gate->is_float() || up->is_float();

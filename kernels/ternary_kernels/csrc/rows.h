@@ -84,7 +84,8 @@ void embed_row(const Weight& w, int row, float* out) {
   if (w.kind == tk::kInt8) {
     const float scale = w.scales[row];
     for (int k = 0; k < w.K; ++k) {
-      const int code = tiles[static_cast<size_t>(k / 4) * 64 + static_cast<size_t>(lane * 4 + k % 4)];
+      const int code =
+          tiles[static_cast<size_t>(k / 4) * 64 + static_cast<size_t>(lane * 4 + k % 4)];
       out[k] = static_cast<float>(code - 128) * scale;
     }
     return;
@@ -93,7 +94,8 @@ void embed_row(const Weight& w, int row, float* out) {
   alignas(64) uint16_t gathered[16] = {};
   for (int k = 0; k < w.K; k += 16) {
     const int lanes = least(16, w.K - k);
-    for (int i = 0; i < lanes; ++i) gathered[i] = halves[static_cast<size_t>(k + i) * 16 + static_cast<size_t>(lane)];
+    for (int i = 0; i < lanes; ++i)
+      gathered[i] = halves[static_cast<size_t>(k + i) * 16 + static_cast<size_t>(lane)];
     const F v = w.kind == tk::kBf16 ? load_bf16(gathered) : load_f16(gathered);
     write_lanes(out + k, v, lanes);
   }

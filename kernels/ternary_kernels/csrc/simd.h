@@ -32,9 +32,13 @@
 namespace TK_NS {
 
 template <class T>
-inline T least(T a, T b) { return a < b ? a : b; }
+inline T least(T a, T b) {
+  return a < b ? a : b;
+}
 template <class T>
-inline T largest(T a, T b) { return a > b ? a : b; }
+inline T largest(T a, T b) {
+  return a > b ? a : b;
+}
 
 // exp(x), relative error below 2e-7: 2^n times a polynomial on [-ln2/2, ln2/2].
 inline F exp(F x) {

@@ -4,9 +4,15 @@
 
 namespace TK_NS {
 
-struct F { __m256 a, b; };
-struct I { __m256i a, b; };
-struct C { __m256i a, b; };
+struct F {
+  __m256 a, b;
+};
+struct I {
+  __m256i a, b;
+};
+struct C {
+  __m256i a, b;
+};
 using A = __m256i;
 
 constexpr int kRowGroups = 1;
@@ -27,7 +33,10 @@ inline F load_n(const float* p, int n) {
   __builtin_memcpy(lanes, p, static_cast<size_t>(n) * sizeof(float));
   return {_mm256_load_ps(lanes), _mm256_load_ps(lanes + 8)};
 }
-inline void store(float* p, F v) { _mm256_storeu_ps(p, v.a); _mm256_storeu_ps(p + 8, v.b); }
+inline void store(float* p, F v) {
+  _mm256_storeu_ps(p, v.a);
+  _mm256_storeu_ps(p + 8, v.b);
+}
 inline F set1(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
 inline F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 inline F sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
@@ -53,25 +62,25 @@ inline float hmax(F v) {
 inline F to_float(I v) { return {_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)}; }
 inline I to_int(F v) { return {_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b)}; }
 inline __m256 power_of_2(__m256i n) {
-  return _mm256_castsi256_ps(
-      _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
-inline F scale_by_power_of_2(F v, I n) {
-  return mul(v, F{power_of_2(n.a), power_of_2(n.b)});
-}
+inline F scale_by_power_of_2(F v, I n) { return mul(v, F{power_of_2(n.a), power_of_2(n.b)}); }
 
 inline I izero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline I iset1(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
 inline I iadd(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 inline I isub(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 template <int n>
-inline I ishr(I v) { return {_mm256_srai_epi32(v.a, n), _mm256_srai_epi32(v.b, n)}; }
-inline __m256i load256(const void* p) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+inline I ishr(I v) {
+  return {_mm256_srai_epi32(v.a, n), _mm256_srai_epi32(v.b, n)};
 }
+inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store256(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 inline I iload(const int32_t* p) { return {load256(p), load256(p + 8)}; }
-inline void istore(int32_t* p, I v) { store256(p, v.a); store256(p + 8, v.b); }
+inline void istore(int32_t* p, I v) {
+  store256(p, v.a);
+  store256(p + 8, v.b);
+}
 inline I imax(I x, I y) { return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)}; }
 inline int32_t hsum(I v) {
   const __m256i s = _mm256_add_epi32(v.a, v.b);
@@ -120,7 +129,10 @@ inline void store_bf16(uint16_t* p, F v) {
 }
 
 inline C load_codes(const uint8_t* p) { return {load256(p), load256(p + 32)}; }
-inline void store_codes(uint8_t* p, C v) { store256(p, v.a); store256(p + 32, v.b); }
+inline void store_codes(uint8_t* p, C v) {
+  store256(p, v.a);
+  store256(p + 32, v.b);
+}
 template <int p>
 inline C plane_in_place(C v) {
   const __m256i mask = _mm256_set1_epi8(static_cast<char>(3 << (2 * p)));

@@ -38,8 +38,8 @@ inline float hmax(F v) { return _mm512_reduce_max_ps(v); }
 inline F to_float(I v) { return _mm512_cvtepi32_ps(v); }
 inline I to_int(F v) { return _mm512_cvtps_epi32(v); }  // nearest, ties to even
 inline F scale_by_power_of_2(F v, I n) {
-  return mul(v, _mm512_castsi512_ps(
-                    _mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23)));
+  return mul(
+      v, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23)));
 }
 
 inline I izero() { return _mm512_setzero_si512(); }
@@ -47,7 +47,9 @@ inline I iset1(int32_t v) { return _mm512_set1_epi32(v); }
 inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
 inline I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
 template <int n>
-inline I ishr(I v) { return _mm512_srai_epi32(v, n); }
+inline I ishr(I v) {
+  return _mm512_srai_epi32(v, n);
+}
 inline I iload(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void istore(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
 inline int32_t hsum(I v) { return _mm512_reduce_add_epi32(v); }
@@ -68,8 +70,7 @@ inline F load_f16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 inline void store_f16(uint16_t* p, F v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 inline void store_bf16(uint16_t* p, F v) {
   const I bits = _mm512_castps_si512(v);

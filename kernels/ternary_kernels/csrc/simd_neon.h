@@ -4,9 +4,15 @@
 
 namespace TK_NS {
 
-struct F { float32x4_t v[4]; };
-struct I { int32x4_t v[4]; };
-struct C { uint8x16_t v[4]; };
+struct F {
+  float32x4_t v[4];
+};
+struct I {
+  int32x4_t v[4];
+};
+struct C {
+  uint8x16_t v[4];
+};
 using A = int8x16_t;
 
 constexpr int kRowGroups = 1;
@@ -15,8 +21,8 @@ constexpr int kMaxRows = 4;
 constexpr bool kInPlacePlanes = false;
 constexpr int kInt8Zero = 0;
 
-#define TK_QUARTERS(type, expression) \
-  type r;                             \
+#define TK_QUARTERS(type, expression)                \
+  type r;                                            \
   for (int i = 0; i < 4; ++i) r.v[i] = (expression); \
   return r
 
@@ -46,8 +52,8 @@ inline float hmax(F x) {
 inline F to_float(I x) { TK_QUARTERS(F, vcvtq_f32_s32(x.v[i])); }
 inline I to_int(F x) { TK_QUARTERS(I, vcvtnq_s32_f32(x.v[i])); }
 inline F scale_by_power_of_2(F x, I n) {
-  TK_QUARTERS(F, vmulq_f32(x.v[i], vreinterpretq_f32_s32(vshlq_n_s32(
-                                       vaddq_s32(n.v[i], vdupq_n_s32(127)), 23))));
+  TK_QUARTERS(F, vmulq_f32(x.v[i], vreinterpretq_f32_s32(
+                                       vshlq_n_s32(vaddq_s32(n.v[i], vdupq_n_s32(127)), 23))));
 }
 
 inline I izero() { TK_QUARTERS(I, vdupq_n_s32(0)); }
@@ -56,8 +62,11 @@ inline I iadd(I x, I y) { TK_QUARTERS(I, vaddq_s32(x.v[i], y.v[i])); }
 inline I isub(I x, I y) { TK_QUARTERS(I, vsubq_s32(x.v[i], y.v[i])); }
 template <int n>
 inline I ishr(I x) {
-  if constexpr (n == 0) return x;
-  else { TK_QUARTERS(I, vshrq_n_s32(x.v[i], n)); }
+  if constexpr (n == 0)
+    return x;
+  else {
+    TK_QUARTERS(I, vshrq_n_s32(x.v[i], n));
+  }
 }
 inline I iload(const int32_t* p) { TK_QUARTERS(I, vld1q_s32(p + 4 * i)); }
 inline void istore(int32_t* p, I x) {
@@ -103,12 +112,18 @@ inline void store_codes(uint8_t* p, C x) {
 }
 template <int p>
 inline C plane(C x) {
-  if constexpr (p == 0) { TK_QUARTERS(C, vandq_u8(x.v[i], vdupq_n_u8(3))); }
-  else if constexpr (p == 3) { TK_QUARTERS(C, vshrq_n_u8(x.v[i], 6)); }
-  else { TK_QUARTERS(C, vandq_u8(vshrq_n_u8(x.v[i], 2 * p), vdupq_n_u8(3))); }
+  if constexpr (p == 0) {
+    TK_QUARTERS(C, vandq_u8(x.v[i], vdupq_n_u8(3)));
+  } else if constexpr (p == 3) {
+    TK_QUARTERS(C, vshrq_n_u8(x.v[i], 6));
+  } else {
+    TK_QUARTERS(C, vandq_u8(vshrq_n_u8(x.v[i], 2 * p), vdupq_n_u8(3)));
+  }
 }
 template <int p>
-inline C plane_in_place(C x) { return plane<p>(x); }
+inline C plane_in_place(C x) {
+  return plane<p>(x);
+}
 // The carry of 3 * byte: one for each of the two borders, 256/3 and 512/3, that it has passed.
 inline C next_trit(C& rest) {
   C r;
@@ -129,8 +144,7 @@ inline I dot_codes(I acc, C w, A x) {
   TK_QUARTERS(I, vdotq_s32(acc.v[i], vreinterpretq_s8_u8(w.v[i]), x));
 }
 inline I dot_int8(I acc, C w, A x) {
-  TK_QUARTERS(I, vdotq_s32(acc.v[i],
-                           vreinterpretq_s8_u8(veorq_u8(w.v[i], vdupq_n_u8(0x80))), x));
+  TK_QUARTERS(I, vdotq_s32(acc.v[i], vreinterpretq_s8_u8(veorq_u8(w.v[i], vdupq_n_u8(0x80))), x));
 }
 #undef TK_QUARTERS
 

@@ -3,18 +3,26 @@
 
 namespace TK_NS {
 
-struct F { float v[16]; };
-struct I { int32_t v[16]; };
-struct C { uint8_t v[64]; };
-struct A { int8_t v[4]; };
+struct F {
+  float v[16];
+};
+struct I {
+  int32_t v[16];
+};
+struct C {
+  uint8_t v[64];
+};
+struct A {
+  int8_t v[4];
+};
 
 constexpr int kRowGroups = 1;
 constexpr int kMaxRows = 4;
 constexpr bool kInPlacePlanes = false;
 constexpr int kInt8Zero = 128;
 
-#define TK_LANES(type, expression) \
-  type r;                          \
+#define TK_LANES(type, expression)                    \
+  type r;                                             \
   for (int i = 0; i < 16; ++i) r.v[i] = (expression); \
   return r
 
@@ -52,7 +60,9 @@ inline I iset1(int32_t x) { TK_LANES(I, x); }
 inline I iadd(I x, I y) { TK_LANES(I, wrap(bits(x.v[i]) + bits(y.v[i]))); }
 inline I isub(I x, I y) { TK_LANES(I, wrap(bits(x.v[i]) - bits(y.v[i]))); }
 template <int n>
-inline I ishr(I x) { TK_LANES(I, x.v[i] >> n); }
+inline I ishr(I x) {
+  TK_LANES(I, x.v[i] >> n);
+}
 inline I iload(const int32_t* p) { TK_LANES(I, p[i]); }
 inline void istore(int32_t* p, I x) { __builtin_memcpy(p, x.v, sizeof x.v); }
 inline I imax(I x, I y) { TK_LANES(I, x.v[i] > y.v[i] ? x.v[i] : y.v[i]); }
@@ -126,7 +136,9 @@ inline C plane(C x) {
   return x;
 }
 template <int p>
-inline C plane_in_place(C x) { return plane<p>(x); }
+inline C plane_in_place(C x) {
+  return plane<p>(x);
+}
 inline C next_trit(C& rest) {
   C r;
   for (int i = 0; i < 64; ++i) {

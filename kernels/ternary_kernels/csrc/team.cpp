@@ -34,7 +34,9 @@ void spin_until(const Condition& met) {
 
 inline uint32_t high(uint64_t word) { return static_cast<uint32_t>(word >> 32); }
 inline uint32_t low(uint64_t word) { return static_cast<uint32_t>(word); }
-inline uint64_t join(uint32_t high, uint64_t low) { return static_cast<uint64_t>(high) << 32 | low; }
+inline uint64_t join(uint32_t high, uint64_t low) {
+  return static_cast<uint64_t>(high) << 32 | low;
+}
 
 Team* the_team = nullptr;
 std::once_flag made;
@@ -58,8 +60,7 @@ void Team::resize(int threads) {
   scratch_.resize(static_cast<size_t>(threads));
   // The call number is read here: a member that starts late must not take an old call for new.
   const uint32_t seen = high(door_.load());
-  for (int id = 1; id < threads; ++id)
-    members_.emplace_back([this, id, seen] { serve(id, seen); });
+  for (int id = 1; id < threads; ++id) members_.emplace_back([this, id, seen] { serve(id, seen); });
 }
 
 void Team::dismiss() {
@@ -81,7 +82,9 @@ void Team::start(Body body, const void* argument) {
   door_ = join(high(door_) + 1, kOpen);
   if (asleep_ > 0) {
     // Taking the lock orders this after a member's last look at the door.
-    { const std::lock_guard<std::mutex> guard(bed_); }
+    {
+      const std::lock_guard<std::mutex> guard(bed_);
+    }
     alarm_.notify_all();
   }
   Worker worker(*this, 0, first_step_);

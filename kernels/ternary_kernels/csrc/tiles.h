@@ -17,10 +17,9 @@ namespace TK_NS {
 
 // How far ahead a streaming read asks: the hardware prefetcher stops at page borders. Near the
 // end of a row group the next bytes wanted are those of the next item, `skip` bytes further on.
+// The distances are measured: dense codes are used up slowly enough for the longer one.
 constexpr int kPrefetchBytes = 4096;
-
-// Tiles of more rows compute for longer than a line takes to arrive.
-constexpr int kStreamRows = 4;
+constexpr int kPrefetchInt8Bytes = 2048;
 
 template <int bytes>
 inline void prefetch(const uint8_t* p) {
@@ -49,47 +48,52 @@ struct Bytes {
 template <class Loader, int R, int M, int U, bool kPacked>
 struct IntTile {
   static constexpr ptrdiff_t kWordBytes = kPacked ? 4 * M : 4;
-  static constexpr bool kInPlace = kInPlacePlanes && U == 4 && Loader::kPlanes == 4 &&
-                                   Loader::kBlockBytes == 64;
+  static constexpr int kAhead = Loader::kBlockBytes == 256 ? kPrefetchInt8Bytes : kPrefetchBytes;
+  static constexpr bool kInPlace =
+      kInPlacePlanes && U == 4 && Loader::kPlanes == 4 && Loader::kBlockBytes == 64;
 
   // Plane p of a block; `rest` is what the planes before left of it.
   template <int p>
   static inline C codes(const uint8_t* w, C& rest) {
-    if constexpr (Loader::kBlockBytes == 256) return load_codes(w + 64 * p);
-    else if constexpr (p >= Loader::kPlanes) return rest;
-    else if constexpr (Loader::kPlanes == 5) return next_trit(rest);
-    else if constexpr (kInPlace) return plane_in_place<p>(rest);
-    else return plane<p>(rest);
+    if constexpr (Loader::kBlockBytes == 256)
+      return load_codes(w + 64 * p);
+    else if constexpr (p >= Loader::kPlanes)
+      return rest;
+    else if constexpr (Loader::kPlanes == 5)
+      return next_trit(rest);
+    else if constexpr (kInPlace)
+      return plane_in_place<p>(rest);
+    else
+      return plane<p>(rest);
   }
 
   // `blocks` blocks of weights from w[r] on, activations from x on; sums to out[m][r][16].
   static inline void run(const uint8_t* const (&weights)[R], int blocks, ptrdiff_t skip,
                          const int8_t* x, ptrdiff_t x_stride, int32_t* out) {
     I acc[R][M][U];
-    TK_UNROLL for (int r = 0; r < R; ++r)
-      TK_UNROLL for (int m = 0; m < M; ++m)
+    TK_UNROLL for (int r = 0; r < R; ++r) TK_UNROLL for (int m = 0; m < M; ++m)
         TK_UNROLL for (int u = 0; u < U; ++u) acc[r][m][u] = izero();
     const uint8_t* w[R];
     TK_UNROLL for (int r = 0; r < R; ++r) w[r] = weights[r];
-    const int turn = blocks - kPrefetchBytes / Loader::kBlockBytes;
-    ptrdiff_t ahead = kPrefetchBytes;
+    const int turn = blocks - kAhead / Loader::kBlockBytes;
+    ptrdiff_t ahead = kAhead;
     for (int b = 0; b < blocks; ++b) {
-      if (M <= kStreamRows && b == turn) ahead += skip;
+      if (!kPacked && b == turn) ahead += skip;
       C rest[R];
       TK_UNROLL for (int r = 0; r < R; ++r) {
         if constexpr (Loader::kBlockBytes == 64) rest[r] = load_codes(w[r]);
-        if constexpr (M <= kStreamRows) prefetch<Loader::kBlockBytes>(w[r] + ahead);
+        if constexpr (!kPacked) prefetch<Loader::kBlockBytes>(w[r] + ahead);
       }
-#define TK_PLANE(p)                                                                   \
-  if constexpr (p < Loader::kPlanes) {                                                \
-    C v[R];                                                                           \
-    TK_UNROLL for (int r = 0; r < R; ++r) v[r] = codes<p>(w[r], rest[r]);             \
-    TK_UNROLL for (int m = 0; m < M; ++m) {                                           \
-      const A a = broadcast4(x + m * (kPacked ? 4 : x_stride) + p * kWordBytes);      \
-      TK_UNROLL for (int r = 0; r < R; ++r)                                           \
-        acc[r][m][p % U] = Loader::kSmallCodes ? dot_codes(acc[r][m][p % U], v[r], a) \
-                                               : dot_int8(acc[r][m][p % U], v[r], a); \
-    }                                                                                 \
+#define TK_PLANE(p)                                                              \
+  if constexpr (p < Loader::kPlanes) {                                           \
+    C v[R];                                                                      \
+    TK_UNROLL for (int r = 0; r < R; ++r) v[r] = codes<p>(w[r], rest[r]);        \
+    TK_UNROLL for (int m = 0; m < M; ++m) {                                      \
+      const A a = broadcast4(x + m * (kPacked ? 4 : x_stride) + p * kWordBytes); \
+      TK_UNROLL for (int r = 0; r < R; ++r) acc[r][m][p % U] =                   \
+          Loader::kSmallCodes ? dot_codes(acc[r][m][p % U], v[r], a)             \
+                              : dot_int8(acc[r][m][p % U], v[r], a);             \
+    }                                                                            \
   }
       TK_PLANE(0)
       TK_PLANE(1)
@@ -100,8 +104,8 @@ struct IntTile {
       TK_UNROLL for (int r = 0; r < R; ++r) w[r] += Loader::kBlockBytes;
       x += Loader::kPlanes * kWordBytes;
     }
-    TK_UNROLL for (int m = 0; m < M; ++m)
-      TK_UNROLL for (int r = 0; r < R; ++r) istore(out + (m * R + r) * 16, total(acc[r][m]));
+    TK_UNROLL for (int m = 0; m < M; ++m) TK_UNROLL for (int r = 0; r < R; ++r)
+        istore(out + (m * R + r) * 16, total(acc[r][m]));
   }
 
   static inline I total(const I (&sums)[U]) {
@@ -140,17 +144,15 @@ struct HalfTile {
       for (int m = 0; m < M; ++m)
         for (int u = 0; u < U; ++u) acc[r][m][u] = set1(0.0f);
     const uint16_t* w[R];
-    TK_UNROLL for (int r = 0; r < R; ++r)
-      w[r] = reinterpret_cast<const uint16_t*>(weights[r]);
+    TK_UNROLL for (int r = 0; r < R; ++r) w[r] = reinterpret_cast<const uint16_t*>(weights[r]);
     const int turn = (K - kPrefetchBytes / 32) / 4 * 4;
     ptrdiff_t ahead = kPrefetchBytes;
     int k = 0;
     for (; k + 4 <= K; k += 4) {
-      if (M <= kStreamRows && k == turn) ahead += skip;
+      if (k == turn) ahead += skip;
       TK_UNROLL for (int u = 0; u < 4; ++u) step(u, w, x, x_stride);
       TK_UNROLL for (int r = 0; r < R; ++r) {
-        if constexpr (M <= kStreamRows)
-          prefetch<128>(reinterpret_cast<const uint8_t*>(w[r]) + ahead);
+        prefetch<128>(reinterpret_cast<const uint8_t*>(w[r]) + ahead);
         w[r] += 64;
       }
       x += 4;
