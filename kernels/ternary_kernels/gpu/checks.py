@@ -66,15 +66,15 @@ def tiles(t: Tensor, row_scales: Tensor, N: int, K: int, like: Tensor) -> None:
         )
     if K > MAX_K:
         raise ValueError(f"K = {K}; allowed: at most {MAX_K} (int32 sums). Split the layer.")
-    flat, grouped = (shape[0] * 16,), (shape[0], -(-K // 128), 16)
+    one, each, grouped = (16,), (shape[0] * 16,), (shape[0], -(-K // 128), 16)
     if (
         row_scales.dtype != torch.float32
-        or tuple(row_scales.shape) not in (flat, grouped)
+        or tuple(row_scales.shape) not in (one, each, grouped)
         or not row_scales.is_contiguous()
     ):
         raise ValueError(
             f"scales are {row_scales.dtype} {tuple(row_scales.shape)}; allowed: contiguous fp32 "
-            f"{flat} or {grouped}, as PackedTernary.row_scales holds them"
+            f"{one}, {each} or {grouped}, as PackedTernary.row_scales holds them"
         )
     same_device(t, "tiles", like)
     same_device(row_scales, "row_scales", like)

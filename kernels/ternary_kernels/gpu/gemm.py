@@ -31,7 +31,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import GROUP, OPTIONS, dot_half, load_codes, widen
+from .layout import GROUP, OPTIONS, dot_half, load_codes, load_scale, one_scale, widen
 
 SUMS_AT_ONCE = tl.constexpr(16)
 
@@ -64,8 +64,8 @@ def _store(y_ptr, bias_ptr, y, m, n, M, N, offset, BIAS: tl.constexpr):
 def int8_kernel(
     q_ptr, w_ptr, undo_ptr, sums_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr,
     M, N, KB, G, groups_each, SPLITS,
-    GROUPED: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr,
+    EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     tile_m, tile_n, split = _program(M, N, SPLITS, BM, BN)
     m = tile_m * BM + tl.arange(0, BM)
@@ -103,7 +103,7 @@ def int8_kernel(
         _store(partial_ptr, bias_ptr, y, m, n, M, N, offset, BIAS=False)
     else:
         if not GROUPED:
-            y = y.to(tl.float32) * tl.load(scale_ptr + n, mask=n < N, other=0.0)[:, None]
+            y = y.to(tl.float32) * load_scale(scale_ptr, n, N, ONE)[:, None]
         y = y * tl.load(undo_ptr + row)[None, :]
         _store(y_ptr, bias_ptr, y, m, n, M, N, 0, BIAS)
 
@@ -112,8 +112,8 @@ def int8_kernel(
 def half_kernel(
     x_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr,
     M, N, KB, G, groups_each, SPLITS,
-    GROUPED: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr,
+    EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     tile_m, tile_n, split = _program(M, N, SPLITS, BM, BN)
     m = tile_m * BM + tl.arange(0, BM)
@@ -140,14 +140,15 @@ def half_kernel(
         _store(partial_ptr, bias_ptr, total, m, n, M, N, split.to(tl.int64) * M * N, BIAS=False)
     else:
         if not GROUPED:
-            total *= tl.load(scale_ptr + n, mask=n < N, other=0.0)[:, None]
+            total *= load_scale(scale_ptr, n, N, ONE)[:, None]
         _store(y_ptr, bias_ptr, total, m, n, M, N, 0, BIAS)
 
 
 @triton.jit
 def add_splits_kernel(
     partial_ptr, undo_ptr, scale_ptr, bias_ptr, y_ptr, M, N, SPLITS,
-    GROUPED: tl.constexpr, BIAS: tl.constexpr, UNDO: tl.constexpr, BLOCK: tl.constexpr,
+    GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, UNDO: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """y = (sum of the partial sums, in order) * scale * undo + bias, one row and BLOCK columns."""
     blocks = tl.cdiv(N, BLOCK)
@@ -159,7 +160,7 @@ def add_splits_kernel(
         total += tl.load(at + tl.cast(split, tl.int64) * M * N, mask=n < N, other=0)
     y = total.to(tl.float32)
     if not GROUPED:
-        y *= tl.load(scale_ptr + n, mask=n < N, other=0.0)
+        y *= load_scale(scale_ptr, n, N, ONE)
     if UNDO:
         y *= tl.load(undo_ptr + row)
     if BIAS:
@@ -209,7 +210,7 @@ def launch_gemm(
     splits = -(-G // groups_each)
     exact = torch.int32 if int8 and not grouped else torch.float32
     partial = y.new_empty((splits, M, N), dtype=exact) if splits > 1 else None
-    flags = {"GROUPED": grouped, "BIAS": bias is not None}
+    flags = {"GROUPED": grouped, "ONE": one_scale(row_scales), "BIAS": bias is not None}
     options = {"BM": BM, "BN": BN, "num_warps": warps, "num_stages": stages} | OPTIONS
     grid = (-(-M // BM) * -(-N // BN) * splits,)
     if int8:

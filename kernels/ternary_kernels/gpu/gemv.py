@@ -20,13 +20,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import GROUP, OPTIONS, dot4
+from .layout import GROUP, OPTIONS, dot4, load_scale, one_scale
 
 
 @triton.jit
 def gemv_kernel(
     q_ptr, w_ptr, undo_ptr, sums_ptr, scale_ptr, bias_ptr, y_ptr, N, KB, G,
-    GROUPED: tl.constexpr, BIAS: tl.constexpr, BLOCKS: tl.constexpr,
+    GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """q_ptr, w_ptr: int32 words; BLOCKS: blocks of 16 inputs at a time, a multiple of 8."""
     owner = tl.program_id(0)
@@ -71,7 +71,8 @@ def gemv_kernel(
     n = owner * 16 + r
     if not GROUPED:
         dot = a0 + (a1 >> 2) + (a2 >> 4) + (a3 >> 6)
-        total = (tl.sum(dot, 0) - tl.sum(sums, 0)).to(tl.float32) * tl.load(scale_ptr + n)
+        total = (tl.sum(dot, 0) - tl.sum(sums, 0)).to(tl.float32)
+        total *= load_scale(scale_ptr, n, N, ONE)
     y = total * tl.load(undo_ptr)
     if BIAS:
         y += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
@@ -90,6 +91,6 @@ def launch_gemv(
     gemv_kernel[(tiles.shape[0],)](
         q.view(torch.int32), tiles.view(torch.int32), undo, sums, row_scales, bias, y,
         y.shape[1], KB, q.shape[1] // GROUP,
-        GROUPED=row_scales.ndim == 3, BIAS=bias is not None, BLOCKS=warps * 32,
-        num_warps=warps, **OPTIONS,
+        GROUPED=row_scales.ndim == 3, ONE=one_scale(row_scales), BIAS=bias is not None,
+        BLOCKS=warps * 32, num_warps=warps, **OPTIONS,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 GROUP = 128
 ROW_GROUP = 16
@@ -148,3 +149,14 @@ def interleaved(k):
     """Where the value of input k stands in a row of quantised activations."""
     inside = k % 128
     return k - inside + ((inside // 4) % 4) * 32 + (inside // 16) * 4 + inside % 4
+
+
+def one_scale(row_scales: Tensor) -> bool:
+    """Whether the scales are those of one tile of 16 rows, the same for all: one a tensor."""
+    return row_scales.numel() == ROW_GROUP
+
+
+@triton.jit
+def load_scale(scale_ptr, n, N, ONE: tl.constexpr):
+    """The scale of row n: one a tensor stands 16 times over, one a row stands at n."""
+    return tl.load(scale_ptr + (n % 16 if ONE else n), mask=n < N, other=0.0)

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import packing
 from ..weights import PackedTernary, _kernel_scales
 from . import checks
-from .layout import GROUP, OPTIONS, ROW_GROUP, round_half_even
+from .layout import GROUP, OPTIONS, ROW_GROUP, load_scale, one_scale, round_half_even
 
 GRANULARITIES = {"tensor": 0, "row": 1, "group": 2}
 ROUNDINGS = {"half_even": 0, "half_up": 1, "half_away": 2}
@@ -85,7 +85,7 @@ def pack_kernel(
 @triton.jit
 def unpack_kernel(
     tiles_ptr, scales_ptr, dense_ptr, N, K, KB, G,
-    SCALED: tl.constexpr, GROUPED: tl.constexpr, BLOCK: tl.constexpr,
+    SCALED: tl.constexpr, GROUPED: tl.constexpr, ONE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Dense weights of one row group and BLOCK inputs, codes alone (w + 1) or code * scale."""
     chunks = tl.cdiv(K, BLOCK)
@@ -100,7 +100,7 @@ def unpack_kernel(
         if GROUPED:
             scale = tl.load(scales_ptr + (owner * G + k // 128) * 16 + r, mask=live, other=0.0)
         else:
-            scale = tl.load(scales_ptr + n)
+            scale = load_scale(scales_ptr, n, N, ONE)
         value = (code - 1).to(tl.float32) * scale
     else:
         value = code
@@ -156,7 +156,7 @@ def unpack(tiles: Tensor, row_scales: Tensor | None, N: int, K: int, dtype: torc
     unpack_kernel[(tiles.shape[0] * -(-K // 256),)](
         tiles, row_scales, dense, N, K, tiles.shape[1], -(-K // GROUP),
         SCALED=row_scales is not None, GROUPED=row_scales is not None and row_scales.ndim == 3,
-        BLOCK=256, num_warps=4, **OPTIONS,
+        ONE=row_scales is not None and one_scale(row_scales), BLOCK=256, num_warps=4, **OPTIONS,
     )  # fmt: skip
     return dense
 
