@@ -31,6 +31,7 @@ millisecond does not show; with one, so that it yields enough readings (a GPU's 
 renewed every 0.1 s, a power log is assumed to have a row a second)."""
 MOST_REPEATS = 500
 TRIAL_TOKENS = 8
+TRIALS = 3
 COLUMNS = [
     "block", "order", "arm", "class", "batch", "phase", "seconds", "tokens", "sequences",
     "energy_j", "energy_kind", "energy_how",
@@ -145,14 +146,19 @@ class Session:
         return read_json(path)
 
     def _expected_s(self, engine: Engine, wanted: LoadClass) -> float:
-        """Time of one request or batch, from the second, warm run of a shorter one."""
+        """Time of one request or batch: the quickest of some shorter ones after a warm one, as
+        an interruption would make the turns of the whole session too short."""
         tokens = min(TRIAL_TOKENS, wanted.output_tokens)
         trial = LoadClass(wanted.name, wanted.prompt_tokens, tokens, wanted.batch)
-        for _ in range(2):
-            spans = {s.phase: s.seconds for s in take_turn(engine, trial, self._prompts, 1)}
-        if "decode" not in spans:
-            return spans["request"]
-        return spans["prefill"] + spans["decode"] / tokens * wanted.output_tokens
+        expected_s = []
+        for _ in range(1 + TRIALS):
+            spans = {s.phase: s for s in take_turn(engine, trial, self._prompts, 1)}
+            expected_s.append(spans["request"].seconds)
+            if tokens < wanted.output_tokens:
+                decode = spans["decode"]
+                step_s = decode.seconds * decode.sequences / decode.tokens
+                expected_s[-1] += step_s * (wanted.output_tokens - tokens)
+        return min(expected_s[1:])
 
     def _keep_samples(self) -> None:
         samples = self._meters.samples()
