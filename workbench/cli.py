@@ -147,6 +147,22 @@ def serve(
     serve_run(folders, host, port, slots=slots, queue=queue, threads=threads, device=device)
 
 
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="recipe|parity|size", help="which study")],
+    pilot: Annotated[
+        Path | None, typer.Argument(metavar="[PILOT.yaml]", help="[default: the study's own]")
+    ] = None,
+    overrides: Overrides = None,
+    jobs: Annotated[int, typer.Option(help="trainings at a time; 0: one a core")] = 0,
+    out: Annotated[Path | None, typer.Option(help="file that takes the lines as well")] = None,
+) -> None:
+    """Train the arms of a study that are not trained yet; print its figures as JSON lines."""
+    from workbench.study.command import study_command
+
+    study_command(name, pilot, overrides or (), jobs=jobs, out=out)
+
+
 @bench.command("cpu")
 def bench_cpu(
     shape: Annotated[str, typer.Option(help="a shape of workbench.bench.cpu")] = "llama-3.2-3b",
