@@ -176,6 +176,21 @@ def bench_cpu(
     bench_cpu(shape, threads, peers=peers, as_json=as_json)
 
 
+@bench.command("train")
+def bench_train(
+    preset: Annotated[str, typer.Option(help="a shape of workbench.model.presets")] = "tiny-2m",
+    batch: Annotated[int, typer.Option(help="sequences a step")] = 16,
+    sequence: Annotated[int, typer.Option(help="tokens of a sequence")] = 128,
+    pairs: Annotated[int, typer.Option(help="blocks of each arm")] = 8,
+    steps: Annotated[int, typer.Option(help="optimizer steps of a block")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+) -> None:
+    """Training speed of the ternary arm over the dense one, in one run."""
+    from workbench.bench.train import bench_train
+
+    bench_train(preset, batch=batch, sequence=sequence, pairs=pairs, steps=steps, as_json=as_json)
+
+
 @bench.command("gpu")
 def bench_gpu(
     rehearse: Annotated[bool, typer.Option("--rehearse", help="tiny, without a GPU")] = False,

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from workbench.pilot.resolve import resolve
+from workbench.records.stage_record import StageRecord
+from workbench.study.run import STUDIES, run_study
+
 PILOT = """# Question
 # Command
 name: small
@@ -56,3 +60,10 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of runs of this test's own."""
     monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def records(pilot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageRecord]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_RUNS", str(tmp_path_factory.mktemp("runs")))
+        return {name: run_study(name, resolve(pilot_file)) for name in STUDIES}
