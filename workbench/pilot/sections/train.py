@@ -37,6 +37,23 @@ class Finetune(Section):
     quantised_lr_factor: Positive = Field(1.0, description="extra factor for quantised weights")
 
 
+class Distillation(Section):
+    """The ternary arm also learns from a full-precision teacher, in all its phases: it minimises
+    (1 - alpha) * loss + alpha * temperature^2 * KL(teacher, arm) + attention_weight * relations.
+    The teacher's forward passes are part of the arm's time, and are reported beside it."""
+
+    teacher: Literal["none", "full_precision", "checkpoint"] = Field(
+        "none",
+        description="the trained full-precision arm of this run, or model.checkpoint as it is",
+    )
+    alpha: Share = Field(0.5, description="share of the teacher's word in the objective")
+    temperature: Positive = Field(1.0, description="both distributions are softened by it")
+    attention_weight: float = Field(
+        0.0, ge=0, description="of the attention relations (Q-Q, K-K, V-V) of one layer; 0: none"
+    )
+    attention_layer: int = Field(-1, description="that layer, from 0; negative: from the last")
+
+
 class Train(Section):
     """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` sequences.
 
@@ -60,6 +77,7 @@ class Train(Section):
     warmup: Warmup = Warmup()
     threshold: ThresholdOn = ThresholdOn()
     finetune: Finetune = Finetune()
+    distillation: Distillation = Distillation()
     evaluations: Count = Field(6, description="evaluations of each arm, evenly spread")
     eval_sequences: Count = Field(32, description="held-out sequences of each evaluation")
     save_every: Count = Field(200, description="steps between checkpoints")
@@ -72,4 +90,13 @@ class Train(Section):
     def phases_fit(self) -> Train:
         if self.warmup.share + self.threshold.share > 1:
             raise ValueError("warmup.share and threshold.share must not exceed 1 together")
+        return self
+
+    @model_validator(mode="after")
+    def relations_can_be_seen(self) -> Train:
+        if self.compile and self.distillation.attention_weight > 0:
+            raise ValueError(
+                "compile hides the states that distillation.attention_weight compares; "
+                "set one of them to its default"
+            )
         return self
