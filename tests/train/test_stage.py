@@ -243,6 +243,15 @@ def test_a_checkpoint_teaches_its_own_ternary_version(
     assert rows["teacher_kl"].iloc[-1] > 1e-3
     assert folder in taught.facts["distillation"]["teacher"]
 
+    values["model"]["sub_norm"] = True
+    normed = run_stage(Pilot(**values), tmp_path / "normed").table("loss").set_index("arm")
+    rows = normed.loc["ternary"]
+    assert rows["phase"].tolist() == ["sub_norm", *["warmup"] * 3, "threshold", "finetune"]
+    assert rows["teacher_kl"].iloc[0] > 1e-3, "the new norms undo what it knew"
+    values["train"]["sub_norm_warmup"] = {"share": 0.6}
+    with pytest.raises(ConfigError, match="exceed 1 together"):
+        train_qat.check(Pilot(**values))
+
 
 def test_what_cannot_be_trained_is_refused_before_anything_starts(
     small: SimpleNamespace, tmp_path: Path

@@ -57,6 +57,7 @@ def check(pilot: Pilot) -> list[str]:
             allowed="none, full_precision, or a model.checkpoint",
             next_step="name the checkpoint, or take full_precision, the arm trained in this run",
         )
+    _require_phases_fit(pilot)
     if data.corpus.startswith(PREFIX):
         require_datasets(data.corpus)
     tokens = len(load_tokenizer(data.tokenizer)) if data.tokenizer else data.vocab_size
@@ -85,6 +86,21 @@ def run(context: StageContext) -> None:
     for table in ("layers", "histograms"):
         record.save_table(table, ternary.telemetry.frame(table))
     _record_figures(context, arms, losses)
+
+
+def _has_new_norms(pilot: Pilot) -> bool:
+    return pilot.model.sub_norm and pilot.model.checkpoint is not None
+
+
+def _require_phases_fit(pilot: Pilot) -> None:
+    train = pilot.train
+    shares = [train.sub_norm_warmup.share, train.warmup.share, train.threshold.share]
+    if _has_new_norms(pilot) and sum(shares) > 1:
+        raise ConfigError(
+            f"model.sub_norm in a checkpoint: train.sub_norm_warmup.share {shares[0]:g}, "
+            f"warmup.share {shares[1]:g} and threshold.share {shares[2]:g} exceed 1 together",
+            next_step="lower one of them",
+        )
 
 
 def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -134,6 +150,7 @@ def _lesson(context: StageContext, corpus: Corpus, tokenizer: PreTrainedTokenize
         sequence_length=length,
         tokenizer=tokenizer,
         excerpts=excerpts(corpus.heldout, piece, pilot.train.eval_sequences),
+        new_norms=_has_new_norms(pilot),
     )
 
 

@@ -40,6 +40,7 @@ class Lesson:
 
     tokens: all training tokens, one dimension. sequence_length: of the training sequences and
     of the windows that judge. excerpts: held-out text, columns id, source, text.
+    new_norms: the ternary arm has untrained norms in pretrained layers; see the schedule.
     """
 
     train: Train
@@ -48,6 +49,7 @@ class Lesson:
     sequence_length: int
     tokenizer: PreTrainedTokenizerBase
     excerpts: pd.DataFrame
+    new_norms: bool = False
 
 
 def train_arm(
@@ -107,7 +109,7 @@ def _run(
     progress: Progress,
     teacher: PreTrainedModel | None,
 ) -> None:
-    train, schedule = lesson.train, Schedule(lesson.train, arm)
+    train, schedule = lesson.train, Schedule(lesson.train, arm, lesson.new_norms)
     arguments = training_arguments(train, checkpoints, lesson.seed)
     batch = arguments.train_batch_size * arguments.world_size * train.gradient_accumulation
     sequences = PackedSequences(

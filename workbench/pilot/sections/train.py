@@ -9,6 +9,16 @@ from pydantic import Field, model_validator
 from workbench.pilot.sections.base import Count, Positive, Section, Share
 
 
+class SubNormWarmup(Section):
+    """Before phase 1, where ``model.sub_norm`` goes into a ``model.checkpoint``: full precision.
+    The new norms are untrained and undo what the checkpoint knows; here all weights adapt to them
+    before anything becomes ternary. A model from scratch has no such phase."""
+
+    share: Share = Field(0.1, description="of all steps")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, in this phase")
+    lr_factor: Positive = Field(1.0, description="times ternary_lr")
+
+
 class Warmup(Section):
     """Phase 1 of the ternary arm: full precision (threshold strength 0)."""
 
@@ -35,6 +45,17 @@ class Finetune(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's, in this phase")
     lr_factor: Positive = Field(1.0, description="times ternary_lr")
     quantised_lr_factor: Positive = Field(1.0, description="extra factor for quantised weights")
+
+
+class SecondStage(Section):
+    """The BitNet recipe's second half of the ternary arm, across its phases: a lower peak rate and
+    no weight decay (published: 1.2e-3, then 8e-4 from half of the steps on)."""
+
+    lr: Positive | None = Field(
+        None, description="peak learning rate from from_share on; null: one stage only"
+    )
+    from_share: Share = Field(0.5, description="of all steps, where it begins")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, instead of the phase's")
 
 
 class Distillation(Section):
@@ -74,9 +95,11 @@ class Train(Section):
     weight_decay: float = Field(0.1, ge=0, description="of the full-precision arm, throughout")
     betas: list[float] = Field([0.9, 0.995], min_length=2, max_length=2, description="of Adam")
     grad_clip: Positive = Field(1.0, description="largest norm of the whole gradient")
+    sub_norm_warmup: SubNormWarmup = SubNormWarmup()
     warmup: Warmup = Warmup()
     threshold: ThresholdOn = ThresholdOn()
     finetune: Finetune = Finetune()
+    second_stage: SecondStage = SecondStage()
     distillation: Distillation = Distillation()
     evaluations: Count = Field(6, description="evaluations of each arm, evenly spread")
     eval_sequences: Count = Field(32, description="held-out sequences of each evaluation")
