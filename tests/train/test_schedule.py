@@ -8,7 +8,14 @@ from itertools import pairwise
 import pytest
 from pydantic import ValidationError
 
-from workbench.pilot.sections.train import Finetune, ThresholdOn, Train, Warmup
+from workbench.pilot.sections.train import (
+    Finetune,
+    SecondStage,
+    SubNormWarmup,
+    ThresholdOn,
+    Train,
+    Warmup,
+)
 from workbench.train.schedule import Schedule
 
 
@@ -64,6 +71,44 @@ def test_rates_and_decay_are_those_of_the_phase_and_the_arm() -> None:
     assert {baseline.at(step) for step in range(100)} == {baseline.at(0)}
     assert (baseline.at(0).lr, baseline.at(0).strength) == (1e-3, 0.0)
     assert (baseline.at(0).phase, baseline.at(0).weight_decay) == ("full_precision", 0.05)
+
+
+def test_a_second_stage_has_its_own_peak_and_no_decay_across_the_phases() -> None:
+    fields = {
+        "lr": 1e-3,
+        "lr_schedule": "linear",
+        "lr_warmup_share": 0.0,
+        "finetune": Finetune(lr_factor=0.5, weight_decay=0.3),
+        "second_stage": SecondStage(lr=4e-4, from_share=0.6),
+    }
+    two, one = plan(**fields), plan(**fields | {"second_stage": SecondStage()})
+    assert [two.at(step) for step in range(60)] == [one.at(step) for step in range(60)]
+    assert {one.at(step).weight_decay for step in range(60, 100)} == {0.3}
+    for step in range(60, 100):
+        assert two.at(step).lr == pytest.approx(0.4 * one.at(step).lr)
+        assert two.at(step).weight_decay == 0.0
+    baseline = plan("full_precision", **fields)
+    assert baseline.at(99) == plan("full_precision", **fields | {"second_stage": {}}).at(99)
+
+
+def test_new_norms_get_a_phase_before_all_others() -> None:
+    fields = {
+        "lr_warmup_share": 0.0,
+        "sub_norm_warmup": SubNormWarmup(share=0.3, lr_factor=0.2, weight_decay=0.7),
+    }
+    schedule = Schedule(plan(**fields).train, "ternary", new_norms=True)
+    phases = [schedule.at(step).phase for step in range(100)]
+    lengths = {name: phases.count(name) for name in dict.fromkeys(phases)}
+    assert list(lengths.items()) == [
+        ("sub_norm", 30),
+        ("warmup", 20),
+        ("threshold", 20),
+        ("finetune", 30),
+    ]
+    first = schedule.at(29)
+    assert (first.strength, first.weight_decay) == (0.0, 0.7)
+    assert first.lr == first.quantised_lr == pytest.approx(0.2 * schedule.peak_lr)
+    assert "sub_norm" not in {plan(**fields).at(step).phase for step in range(100)}
 
 
 @pytest.mark.parametrize("down", ["cosine", "linear"])

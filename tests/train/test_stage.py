@@ -212,6 +212,47 @@ def test_arms_that_differ_are_refused(
         run_stage(pilot, tmp_path)
 
 
+def test_the_trained_baseline_teaches_and_its_cost_is_told(
+    small: SimpleNamespace, tmp_path: Path
+) -> None:
+    distillation = {"teacher": "full_precision", "attention_weight": 1.0}
+    record = run_stage(
+        make_pilot(small, tmp_path, steps=6, distillation=distillation), tmp_path / "run"
+    )
+    assert record.facts["distillation"]["teacher"] == "the trained full-precision arm of this run"
+    assert record.metric("teacher_tokens", arm="ternary").value == 6 * 2 * 16
+    spent = record.metric("teacher_time_s", arm="ternary")
+    assert 0 < spent.value < record.metric("training_time_s", arm="ternary").value
+    loss = record.table("loss").set_index("arm")
+    assert loss.loc["full_precision", "teacher_kl"].isna().all()
+    assert (loss.loc["ternary", "teacher_kl"] > 0).all()
+
+
+def test_a_checkpoint_teaches_its_own_ternary_version(
+    small: SimpleNamespace, tmp_path: Path, pilot: Pilot, record: StageRecord
+) -> None:
+    folder = str(record.artefact("full_precision"))
+    values = make_pilot(
+        small, tmp_path, steps=6, distillation={"teacher": "checkpoint"}, warmup={"share": 0.5}
+    ).model_dump()
+    values["model"] = {"checkpoint": folder}
+    values["data"]["tokenizer"] = str(record.artefact("tokenizer"))
+    taught = run_stage(Pilot(**values), tmp_path / "run")
+    rows = taught.table("loss").set_index("arm").loc["ternary"]
+    assert rows["teacher_kl"].iloc[0] == pytest.approx(0, abs=1e-6), "it starts as its teacher"
+    assert rows["teacher_kl"].iloc[-1] > 1e-3
+    assert folder in taught.facts["distillation"]["teacher"]
+
+    values["model"]["sub_norm"] = True
+    normed = run_stage(Pilot(**values), tmp_path / "normed").table("loss").set_index("arm")
+    rows = normed.loc["ternary"]
+    assert rows["phase"].tolist() == ["sub_norm", *["warmup"] * 3, "threshold", "finetune"]
+    assert rows["teacher_kl"].iloc[0] > 1e-3, "the new norms undo what it knew"
+    values["train"]["sub_norm_warmup"] = {"share": 0.6}
+    with pytest.raises(ConfigError, match="exceed 1 together"):
+        train_qat.check(Pilot(**values))
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_starts(
     small: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -219,6 +260,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(
     assert train_qat.check(good) == []
     with pytest.raises(ConfigError, match="did you mean adamw_torch"):
         train_qat.check(make_pilot(small, tmp_path, optimizer="adamw_torhc"))
+    with pytest.raises(ConfigError, match="checkpoint is null"):
+        train_qat.check(make_pilot(small, tmp_path, distillation={"teacher": "checkpoint"}))
     wrong = good.model_dump() | {"model": {"preset": "tiny-2n"}}
     with pytest.raises(ConfigError, match="did you mean tiny-2m"):
         train_qat.check(Pilot(**wrong))

@@ -54,7 +54,9 @@ class RecordCallback(TrainerCallback):
 
     Row: step, tokens (so far), phase, strength, lr, loss (nats per token), grad_norm (before
     clipping), seconds (of the step, evaluation and saving not counted), batch (CRC-32 of the
-    token ids).
+    token ids). A distilled arm has also objective (what was minimised; loss stays the next-token
+    loss, as in the other arm), teacher_kl, relations (nats; 0 where they have no weight),
+    teacher_tokens and teacher_seconds (null on a GPU).
     """
 
     def __init__(self, trainer: ArmTrainer, judge: Judge, progress: Progress) -> None:
@@ -68,7 +70,7 @@ class RecordCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        self.trainer.tokens = self.trainer.batch_crc = 0
+        self.trainer.begin_step()
         self._began = time.perf_counter()
 
     def on_log(
@@ -100,13 +102,28 @@ class RecordCallback(TrainerCallback):
             "seconds": seconds,
             "batch": self.trainer.batch_crc,
         }
+        if self.trainer.teacher:
+            row |= self._taught(loss)
         self.judge.telemetry.add("loss", [row])
-        text = f"{moment.phase}, loss {loss:.3f}"
+        text = f"{moment.phase}, loss {row['loss']:.3f}"
         self.progress.step(
             f"train {self.schedule.arm}", state.global_step, args.max_steps, "steps", text
         )
         if state.global_step in self._judged:
             self.judge(parts["model"], state.global_step)
+
+    def _taught(self, objective: float) -> dict[str, float | int | None]:
+        """What distillation adds to the row, and the loss without the teacher's part."""
+        teacher = self.trainer.teacher
+        is_summed = self.trainer.model_accepts_loss_kwargs  # else each batch has its own mean
+        return {
+            "loss": float(self.trainer.loss_sum) / (1 if is_summed else teacher.batches),
+            "objective": objective,
+            "teacher_kl": float(teacher.kl) / teacher.batches,
+            "relations": float(teacher.relations) / teacher.batches,
+            "teacher_tokens": teacher.tokens,
+            "teacher_seconds": teacher.seconds,
+        }
 
     def _not_finite(
         self, step: int, loss: float, grad_norm: float, moment: Moment, checkpoints: Path

@@ -21,6 +21,7 @@ from transformers.training_args import OptimizerNames
 from workbench.errors import ConfigError
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.sections.train import Train
+from workbench.train.distill import Teacher
 from workbench.train.schedule import Schedule
 
 KEPT_CHECKPOINTS = 2
@@ -73,6 +74,8 @@ class ArmTrainer(Trainer):
     """Trains one arm.
 
     quantised: the parameters that become ternary; they have their own learning rate.
+    teacher: what the arm is distilled from, None for none.
+    loss_sum: next-token losses of the last step's batches, where a teacher changes the objective.
     tokens, batch_crc: tokens of the last optimizer step, and the CRC-32 of their ids.
     """
 
@@ -83,12 +86,23 @@ class ArmTrainer(Trainer):
         sequences: Dataset[dict[str, torch.Tensor]],
         schedule: Schedule,
         quantised: list[torch.nn.Parameter],
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__(model=model, args=arguments, train_dataset=sequences)
         self.remove_callback(PrinterCallback)
         self.schedule = schedule
         self._quantised = {id(parameter) for parameter in quantised}
+        self.teacher = teacher
+        if teacher:
+            teacher.model.to(arguments.device)
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Start to count anew."""
         self.tokens, self.batch_crc = 0, 0
+        self.loss_sum: torch.Tensor | float = 0.0
+        if self.teacher:
+            self.teacher.reset()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The sequences in their own order, which is the training order."""
@@ -132,6 +146,30 @@ class ArmTrainer(Trainer):
         self.tokens += ids.numel() * self.args.world_size
         self.batch_crc = zlib.crc32(ids.cpu().numpy().tobytes(), self.batch_crc)
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss, mixed with the teacher's where there is one.
+
+        The model divides its loss by the tokens of all micro-batches (``num_items_in_batch``);
+        they are equally long, so the mean over one, divided by their number, is the same.
+        """
+        if self.teacher is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self.teacher.watching(self.model) as states:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self.loss_sum = self.loss_sum + loss.detach()
+        with self.accelerator.autocast():
+            extra = self.teacher.extra_loss(inputs["input_ids"], outputs.logits, states)
+        if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
+            extra = extra / self.current_gradient_accumulation_steps
+        loss = (1 - self.teacher.section.alpha) * loss + extra
+        return (loss, outputs) if return_outputs else loss
 
     def _groups(self, model: torch.nn.Module) -> list[dict[str, Any]]:
         quantised, matrices, small = [], [], []

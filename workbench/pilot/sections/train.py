@@ -9,6 +9,16 @@ from pydantic import Field, model_validator
 from workbench.pilot.sections.base import Count, Positive, Section, Share
 
 
+class SubNormWarmup(Section):
+    """Before phase 1, where ``model.sub_norm`` goes into a ``model.checkpoint``: full precision.
+    The new norms are untrained and undo what the checkpoint knows; here all weights adapt to them
+    before anything becomes ternary. A model from scratch has no such phase."""
+
+    share: Share = Field(0.1, description="of all steps")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, in this phase")
+    lr_factor: Positive = Field(1.0, description="times ternary_lr")
+
+
 class Warmup(Section):
     """Phase 1 of the ternary arm: full precision (threshold strength 0)."""
 
@@ -37,6 +47,34 @@ class Finetune(Section):
     quantised_lr_factor: Positive = Field(1.0, description="extra factor for quantised weights")
 
 
+class SecondStage(Section):
+    """The BitNet recipe's second half of the ternary arm, across its phases: a lower peak rate and
+    no weight decay (published: 1.2e-3, then 8e-4 from half of the steps on)."""
+
+    lr: Positive | None = Field(
+        None, description="peak learning rate from from_share on; null: one stage only"
+    )
+    from_share: Share = Field(0.5, description="of all steps, where it begins")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, instead of the phase's")
+
+
+class Distillation(Section):
+    """The ternary arm also learns from a full-precision teacher, in all its phases: it minimises
+    (1 - alpha) * loss + alpha * temperature^2 * KL(teacher, arm) + attention_weight * relations.
+    The teacher's forward passes are part of the arm's time, and are reported beside it."""
+
+    teacher: Literal["none", "full_precision", "checkpoint"] = Field(
+        "none",
+        description="the trained full-precision arm of this run, or model.checkpoint as it is",
+    )
+    alpha: Share = Field(0.5, description="share of the teacher's word in the objective")
+    temperature: Positive = Field(1.0, description="both distributions are softened by it")
+    attention_weight: float = Field(
+        0.0, ge=0, description="of the attention relations (Q-Q, K-K, V-V) of one layer; 0: none"
+    )
+    attention_layer: int = Field(-1, description="that layer, from 0; negative: from the last")
+
+
 class Train(Section):
     """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` sequences.
 
@@ -57,9 +95,12 @@ class Train(Section):
     weight_decay: float = Field(0.1, ge=0, description="of the full-precision arm, throughout")
     betas: list[float] = Field([0.9, 0.995], min_length=2, max_length=2, description="of Adam")
     grad_clip: Positive = Field(1.0, description="largest norm of the whole gradient")
+    sub_norm_warmup: SubNormWarmup = SubNormWarmup()
     warmup: Warmup = Warmup()
     threshold: ThresholdOn = ThresholdOn()
     finetune: Finetune = Finetune()
+    second_stage: SecondStage = SecondStage()
+    distillation: Distillation = Distillation()
     evaluations: Count = Field(6, description="evaluations of each arm, evenly spread")
     eval_sequences: Count = Field(32, description="held-out sequences of each evaluation")
     save_every: Count = Field(200, description="steps between checkpoints")
@@ -72,4 +113,13 @@ class Train(Section):
     def phases_fit(self) -> Train:
         if self.warmup.share + self.threshold.share > 1:
             raise ValueError("warmup.share and threshold.share must not exceed 1 together")
+        return self
+
+    @model_validator(mode="after")
+    def relations_can_be_seen(self) -> Train:
+        if self.compile and self.distillation.attention_weight > 0:
+            raise ValueError(
+                "compile hides the states that distillation.attention_weight compares; "
+                "set one of them to its default"
+            )
         return self
