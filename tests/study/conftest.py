@@ -30,6 +30,7 @@ study:
     arms:
       straight_through: {{train: {{warmup: {{share: 0}}, threshold: {{share: 0}}}}}}
       lambda_warmup: {{train: {{warmup: {{share: 0}}, threshold: {{share: 0.5}}}}}}
+      distilled: {{train: {{distillation: {{teacher: full_precision}}}}}}
   parity: {{full_width: 32, widths: [32, 48, 64]}}
   size: {{widths: [16, 32, 48], tokens_per_parameter: 0.01}}
 """

@@ -42,7 +42,14 @@ def test_the_recipes_are_compared_at_equal_tokens_on_equal_documents(
 ) -> None:
     record = records["recipe"]
     found = record.table("arms")
-    names = ["full_precision", "post_training", "straight_through", "lambda_warmup", "default"]
+    names = [
+        "full_precision",
+        "post_training",
+        "straight_through",
+        "lambda_warmup",
+        "distilled",
+        "default",
+    ]
     assert found["arm"].tolist() == names * 2
     assert set(found["training_tokens"]) == {6 * 2 * 16} and found["parameters"].nunique() == 1
     by_arm = dict(list(record.table("excerpts").groupby("arm")))
@@ -55,6 +62,18 @@ def test_the_recipes_are_compared_at_equal_tokens_on_equal_documents(
     assert all(metric is not None for metric in per_seed)
     assert record.metric("linear_bits_per_weight", arm="full_precision").value == 16
     assert 2.0 <= record.metric("linear_bits_per_weight", arm="lambda_warmup").value < 2.2
+
+
+def test_the_teacher_is_the_full_precision_arm_and_its_cost_is_told(
+    records: dict[str, StageRecord],
+) -> None:
+    record = records["recipe"]
+    assert record.metric("teacher_tokens", arm="distilled").value == 6 * 2 * 16
+    passes = record.metric("teacher_time_s", arm="distilled").value
+    assert 0 < passes < record.metric("training_time_s", arm="distilled").value
+    assert record.metric("teacher_tokens", arm="default") is None
+    with_teacher = record.metric("bits_per_byte", arm="distilled").value
+    assert with_teacher != record.metric("bits_per_byte", arm="default").value
 
 
 def test_widths_keep_depth_and_heads(records: dict[str, StageRecord]) -> None:
@@ -100,12 +119,14 @@ def test_nothing_is_trained_twice(
     assert trained == ["full_precision", "straight_through", "lambda_warmup"]
     trained.clear()
     first = run_study("recipe", resolve(pilot_file, one_seed))
-    assert trained == ["default"]
+    assert trained == ["distilled", "default"]
     trained.clear()
     again = run_study("recipe", resolve(pilot_file, one_seed))
     assert trained == [] and again.metrics == first.metrics
-    run_study("recipe", resolve(pilot_file, [*one_seed, "train.finetune.weight_decay=0.05"]))
-    assert trained == ["straight_through", "lambda_warmup", "default"]
+    changed = [*one_seed, "train.finetune.weight_decay=0.05"]
+    with pytest.raises(StageError, match="killed"):
+        run_study("recipe", resolve(pilot_file, changed))
+    assert trained == ["straight_through", "lambda_warmup", "distilled"]
     trained.clear()
     with pytest.raises(StageError, match="killed"):
         run_study("parity", resolve(pilot_file, ["study.seeds=[1, 5]"]))

@@ -8,7 +8,7 @@ share the arms that they have in common: the full-precision baseline is trained 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,15 @@ from workbench.train.schedule import Arm
 
 SECTIONS = ("train", "model")
 TERNARY_ONLY = {
-    "train": ("ternary_lr", "warmup", "threshold", "finetune"),
+    "train": (
+        "ternary_lr",
+        "sub_norm_warmup",
+        "warmup",
+        "threshold",
+        "finetune",
+        "second_stage",
+        "distillation",
+    ),
     "model": ("threshold", "sub_norm"),
 }
 """What does not touch the full-precision arm, so that no recipe trains the baseline again."""
@@ -33,12 +41,14 @@ TERNARY_ONLY = {
 class StudyArm:
     """name: of the arm in the study. kind: which of the two trainings. pilot: its ``data``,
     ``model`` and ``train`` decide, ``pilot.seed`` draws weights and batches. split_seed: of the
-    documents held out, the same for all arms of a study."""
+    documents held out, the same for all arms of a study. teacher: the full-precision arm that
+    this one is distilled from, trained before it."""
 
     name: str
     kind: Arm
     pilot: Pilot
     split_seed: int
+    teacher: StudyArm | None = None
 
     @property
     def seed(self) -> int:
@@ -64,6 +74,7 @@ class StudyArm:
                 "seed": self.seed,
                 "data": self.data_key,
                 "files": _digest_of(self.pilot.model.checkpoint),
+                "teacher": self.teacher.key if self.teacher else None,
                 **sections,
             }
         )
@@ -102,7 +113,17 @@ def make_arm(
             f"{error.got} (study arm {name})",
             next_step=f"correct the arm {name} in {shown(resolved.path)}; nothing was started",
         ) from error
-    return StudyArm(name, kind, pilot, resolved.pilot.seed)
+    arm = StudyArm(name, kind, pilot, resolved.pilot.seed)
+    match pilot.train.distillation.teacher if kind == "ternary" else "none":
+        case "full_precision":
+            return replace(arm, teacher=replace(arm, name="teacher", kind="full_precision"))
+        case "checkpoint":
+            raise ConfigError(
+                f"{shown(resolved.path)}: study arm {name}: "
+                "train.distillation.teacher: checkpoint in a study",
+                allowed="none, or full_precision: the arm of the same network and seed",
+            )
+    return arm
 
 
 def _over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,13 @@ def _costs(record: StageRecord, rows: pd.DataFrame, name: str) -> None:
     how = "sum over the steps, mean over seeds; another training ran beside it"
     seconds = float(rows["seconds"].mean())
     record.measured("training_time_s", seconds, "s", how, n=len(rows), arm=name)
+    if rows["teacher_tokens"].notna().all():
+        how = "of the teacher's forward passes, a part of training_time_s; its own training not"
+        seconds = float(rows["teacher_seconds"].mean())
+        record.measured("teacher_time_s", seconds, "s", how, n=len(rows), arm=name)
+        how = "one forward pass of the teacher over every training batch"
+        tokens = float(rows["teacher_tokens"].mean())
+        record.measured("teacher_tokens", tokens, "tokens", how, n=len(rows), arm=name)
 
 
 def _ratio(record: StageRecord, documents: Documents, name: str, **labels: str) -> None:

@@ -3,8 +3,8 @@
 The record of a study lies in a run's folder like a stage's, and the arms beside the runs in
 ``studies/``, because runs share them. Tables: ``arms`` (arm, seed, kind, weights, width,
 parameters, linear_parameters, model_bytes, linear_bytes, training_tokens, seconds,
-bits_per_byte), ``excerpts`` (arm, seed, id, nats, bytes) and ``loss`` (arm, seed, step, tokens,
-loss). The last metric is the headline.
+teacher_seconds, teacher_tokens, bits_per_byte), ``excerpts`` (arm, seed, id, nats, bytes) and
+``loss`` (arm, seed, step, tokens, loss). The last metric is the headline.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ def _rows(arm: StudyArm, kept: StageRecord) -> list[dict[str, Any]]:
             "linear_bytes": sizes["linear"],
             "training_tokens": facts["training_tokens"],
             "seconds": facts["seconds"],
+            "teacher_seconds": facts.get("teacher_seconds"),
+            "teacher_tokens": facts.get("teacher_tokens"),
             "bits_per_byte": own["nats"].sum() / math.log(2) / own["bytes"].sum(),
         }
         rows.append(row)

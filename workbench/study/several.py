@@ -31,7 +31,8 @@ def train_all(
 
     jobs: trainings at a time, each on its share of the cores.
     """
-    waiting = {arm.key: arm for arm in arms if finished_arm(root, arm) is None}
+    needed = [each for arm in arms for each in (arm.teacher, arm) if each]
+    waiting = {arm.key: arm for arm in needed if finished_arm(root, arm) is None}
     if waiting and len(waiting) < len(arms):
         progress.note(f"{len(arms) - len(waiting)} of {len(arms)} arms are trained already")
     for arm in {arm.data_key: arm for arm in waiting.values()}.values():
@@ -40,7 +41,9 @@ def train_all(
         for arm in waiting.values():
             train_study_arm(root, arm, progress)
     elif waiting:
-        _beside_each_other(root, list(waiting.values()), progress, jobs)
+        for taught in (False, True):  # a teacher before its pupils
+            some = [arm for arm in waiting.values() if (arm.teacher is not None) == taught]
+            _beside_each_other(root, some, progress, jobs)
     return [StageRecord.load(arm_folder(root, arm)) for arm in arms]
 
 

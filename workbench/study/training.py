@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 from transformers import PreTrainedModel
 
 from workbench.model.build import build_model
@@ -62,7 +62,8 @@ def train_study_arm(root: Path, arm: StudyArm, progress: Progress) -> StageRecor
 
     Tables: ``excerpts`` (weights: trained or post_training; id, source, nats, bytes) and
     ``loss``. Facts: parameters, linear_parameters (the ones that can be ternary),
-    training_tokens, seconds, and per weights ``sizes`` (model and linear bytes).
+    training_tokens, seconds, per weights ``sizes`` (model and linear bytes), and of a distilled
+    arm teacher_tokens and teacher_seconds, which are part of ``seconds``.
     """
     if record := finished_arm(root, arm):
         return record
@@ -74,9 +75,15 @@ def train_study_arm(root: Path, arm: StudyArm, progress: Progress) -> StageRecor
         model = build_model(section, len(lesson.tokenizer), lesson.sequence_length, arm.seed)
     record.facts["parameters"] = sum(p.numel() for p in model.parameters())
     record.facts["linear_parameters"] = _linear_parameters(model, arm)
-    finish = _precise if arm.kind == "full_precision" else _ternary
-    judge, losses, sizes = finish(arm, model, lesson, folder, progress)
+    if arm.kind == "full_precision":
+        judge, losses, sizes = _precise(arm, model, lesson, folder, progress)
+    else:
+        teacher = None if arm.teacher is None else _teacher(root, arm.teacher, lesson)
+        judge, losses, sizes = _ternary(arm, model, lesson, folder, progress, teacher)
     rows = judge.telemetry.frame("loss")
+    if "teacher_seconds" in rows:
+        record.facts["teacher_seconds"] = round(float(rows["teacher_seconds"].sum()), 2)
+        record.facts["teacher_tokens"] = int(rows["teacher_tokens"].sum())
     record.facts["training_tokens"] = int(rows["tokens"].iloc[-1])
     record.facts["seconds"] = round(float(rows["seconds"].sum()), 2)
     record.facts["sizes"] = {weights: size._asdict() for weights, size in sizes.items()}
@@ -84,7 +91,8 @@ def train_study_arm(root: Path, arm: StudyArm, progress: Progress) -> StageRecor
     frames = [frame.assign(weights=weights) for weights, frame in losses.items()]
     record.save_table("excerpts", pd.concat(frames, ignore_index=True))
     record.save()
-    (folder / FINAL).unlink()  # what is compared is in the tables
+    if arm.kind == "ternary":
+        (folder / FINAL).unlink()  # what is compared is in the tables; a teacher is kept
     return record
 
 
@@ -116,14 +124,28 @@ def _precise(
 
 
 def _ternary(
-    arm: StudyArm, model: PreTrainedModel, lesson: Lesson, folder: Path, progress: Progress
+    arm: StudyArm,
+    model: PreTrainedModel,
+    lesson: Lesson,
+    folder: Path,
+    progress: Progress,
+    teacher: PreTrainedModel | None,
 ) -> Finished:
     section = arm.pilot.model
     threshold = ThresholdVersion.from_section(section.threshold)
     report = to_ternary(model, section.policy, threshold, section.activations, section.sub_norm)
-    judge = train_arm(arm.kind, model, lesson, folder, progress)
+    judge = train_arm(arm.kind, model, lesson, folder, progress, teacher)
     losses = {"trained": judge.losses(model, "ternary")}
     return judge, losses, {"trained": _packed_sizes(model, report, folder)}
+
+
+def _teacher(root: Path, teacher: StudyArm, lesson: Lesson) -> PreTrainedModel:
+    """The trained full-precision arm."""
+    section = teacher.pilot.model
+    with quiet_transformers():
+        model = build_model(section, len(lesson.tokenizer), lesson.sequence_length, teacher.seed)
+    load_model(model, arm_folder(root, teacher) / FINAL)
+    return model
 
 
 def _linear_parameters(model: PreTrainedModel, arm: StudyArm) -> int:
