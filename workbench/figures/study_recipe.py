@@ -24,7 +24,8 @@ from workbench.records.stage_record import StageRecord
 
 COLOURS = {
     "full_precision": BLUE, "default": VERMILION, "lambda_warmup": ORANGE,
-    "straight_through": SKY, "post_training": PURPLE, "distilled": GREEN,
+    "straight_through": SKY, "post_training": PURPLE, "without_teacher": GREEN,
+    "row_scales": GREY,
 }  # fmt: skip
 SMOOTHED_SHARE = 0.05
 """The running median spans this share of the rows."""

@@ -31,8 +31,11 @@ def train_all(
 
     jobs: trainings at a time, each on its share of the cores.
     """
-    needed = [each for arm in arms for each in (arm.teacher, arm) if each]
-    waiting = {arm.key: arm for arm in needed if finished_arm(root, arm) is None}
+    waiting: dict[str, StudyArm] = {}
+    for arm in arms:
+        for needed in (arm.teacher, arm):
+            if needed and finished_arm(root, needed) is None:
+                waiting.setdefault(needed.key, needed)
     if waiting and len(waiting) < len(arms):
         progress.note(f"{len(arms) - len(waiting)} of {len(arms)} arms are trained already")
     for arm in {arm.data_key: arm for arm in waiting.values()}.values():
