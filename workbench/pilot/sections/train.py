@@ -35,7 +35,7 @@ class ThresholdOn(Section):
         "linear", description="shape of the way from 0 to 1; none: 1 from the first step on"
     )
     weight_decay: float = Field(0.1, ge=0, description="AdamW's, in this phase")
-    lr_factor: Positive = Field(2.0, description="times ternary_lr, as the schedule has it by then")
+    lr_factor: Positive = Field(1.0, description="times ternary_lr")
     quantised_lr_factor: Positive = Field(1.0, description="extra factor for quantised weights")
 
 
@@ -43,7 +43,7 @@ class Finetune(Section):
     """Phase 3 of the ternary arm: strength 1, master weights still learn; the remaining steps."""
 
     weight_decay: float = Field(0.0, ge=0, description="AdamW's, in this phase")
-    lr_factor: Positive = Field(2.0, description="times ternary_lr, as the schedule has it by then")
+    lr_factor: Positive = Field(1.0, description="times ternary_lr")
     quantised_lr_factor: Positive = Field(1.0, description="extra factor for quantised weights")
 
 
@@ -79,9 +79,8 @@ class Train(Section):
     """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` sequences.
 
     The defaults suit up to a few million parameters and steps of about 1,000 tokens
-    (docs/studies.md and docs/log.md say what was tried). The ternary arm learns in full precision
-    for half of the steps, and when its threshold comes on, the rate rises to its peak again. Steps
-    of 100,000 tokens and more want betas [0.9, 0.95].
+    (docs/studies.md and docs/log.md say what was tried). Steps of 100,000 tokens and more want
+    betas [0.9, 0.95].
     """
 
     steps: Count = Field(2400, description="optimizer steps of each arm")
