@@ -131,8 +131,9 @@ def test_the_artefacts_are_the_models_that_were_judged(
 def test_the_tables_have_the_columns_that_the_design_names(record: StageRecord) -> None:
     columns = {
         "loss": "arm step tokens phase strength lr loss grad_norm",
-        "evaluations": "arm weights step loss bits_per_byte",
-        "layers": "step layer share_minus share_zero share_plus flip_rate scale",
+        "evaluations": "arm weights step epoch loss bits_per_byte",
+        "layers": "step epoch layer share_minus share_zero share_plus flip_rate scale "
+        "scale_drift scale_drift_total threshold_distance grad_norm",
         "histograms": "step layer kind left right count",
         "heldout": "id source text",
     }

@@ -29,7 +29,7 @@ from workbench.train.quiet import quiet_transformers
 from workbench.train.schedule import Arm, Schedule
 from workbench.train.space import disk_full_is_said, require_space
 from workbench.train.telemetry import Telemetry
-from workbench.train.trainer import ArmTrainer, training_arguments
+from workbench.train.trainer import ArmTrainer, sequences_a_step, training_arguments
 
 FINAL = "final.safetensors"
 
@@ -111,7 +111,7 @@ def _run(
 ) -> None:
     train, schedule = lesson.train, Schedule(lesson.train, arm, lesson.new_norms)
     arguments = training_arguments(train, checkpoints, lesson.seed)
-    batch = arguments.train_batch_size * arguments.world_size * train.gradient_accumulation
+    batch = sequences_a_step(arguments)
     sequences = PackedSequences(
         lesson.tokens, lesson.sequence_length, train.steps * batch, lesson.seed, at_least=batch
     )

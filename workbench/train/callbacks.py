@@ -20,8 +20,8 @@ from workbench.records.events import Progress
 from workbench.ternary import forget_quantised, set_strength
 from workbench.train.checkpoints import last_whole, mark_whole
 from workbench.train.judge import Judge
-from workbench.train.schedule import Moment, Schedule
-from workbench.train.trainer import ArmTrainer
+from workbench.train.schedule import Moment, Schedule, epoch_steps
+from workbench.train.trainer import ArmTrainer, sequences_a_step
 
 
 class PhaseCallback(TrainerCallback):
@@ -50,7 +50,7 @@ class PhaseCallback(TrainerCallback):
 
 class RecordCallback(TrainerCallback):
     """Writes a row a step, reports progress, stops at a loss that is not finite, and has the
-    model judged after the steps that are to be evaluated.
+    model judged after the steps that are to be evaluated and where a pass over the corpus ends.
 
     Row: step, tokens (so far), phase, strength, lr, loss (nats per token), grad_norm (before
     clipping), seconds (of the step, evaluation and saving not counted), batch (CRC-32 of the
@@ -62,7 +62,10 @@ class RecordCallback(TrainerCallback):
     def __init__(self, trainer: ArmTrainer, judge: Judge, progress: Progress) -> None:
         self.trainer, self.judge, self.progress = trainer, judge, progress
         self.schedule = trainer.schedule
-        self._judged = set(self.schedule.evaluation_steps)
+        train, self._per_pass = self.schedule.train, trainer.train_dataset.per_pass
+        self._batch = sequences_a_step(trainer.args)
+        ends = epoch_steps(train.steps, self._batch, self._per_pass, train.evaluations)
+        self._judged = {*self.schedule.evaluation_steps, *ends}
         last = judge.telemetry.last("loss")
         self._tokens = last["tokens"] if last else 0
         self._began = 0.0
@@ -110,7 +113,9 @@ class RecordCallback(TrainerCallback):
             f"train {self.schedule.arm}", state.global_step, args.max_steps, "steps", text
         )
         if state.global_step in self._judged:
-            self.judge(parts["model"], state.global_step)
+            epoch = state.global_step * self._batch / self._per_pass
+            gradients = self.trainer.gradients.by_name()
+            self.judge(parts["model"], state.global_step, epoch, gradients)
 
     def _taught(self, objective: float) -> dict[str, float | int | None]:
         """What distillation adds to the row, and the loss without the teacher's part."""
@@ -130,11 +135,11 @@ class RecordCallback(TrainerCallback):
     ) -> StageError:
         arm = self.schedule.arm
         field = "train.ternary_lr" if arm == "ternary" else "train.lr"
-        kept = last_whole(checkpoints)
+        kept, named = last_whole(checkpoints), self.trainer.gradients.not_finite()
         return StageError(
             f"training of {arm} broke at step {step}, phase {moment.phase} "
             f"(strength {moment.strength:.2f}, learning rate {moment.lr:.2e}): "
-            f"loss {loss}, gradient norm {grad_norm}",
+            f"loss {loss}, gradient norm {grad_norm}{'; ' if named else ''}{named}",
             allowed="a finite loss and gradient norm",
             next_step=f"lower {field} (now {self.schedule.peak_lr:g}) or train.grad_clip, lengthen "
             "train.lr_warmup_share or train.threshold.share"

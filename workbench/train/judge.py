@@ -37,11 +37,15 @@ class Judge:
     weights: tuple[str, ...]
     layers: LayerWatch | None = None
 
-    def __call__(self, model: torch.nn.Module, step: int) -> None:
+    def __call__(
+        self, model: torch.nn.Module, step: int, epoch: float, gradients: dict[str, float]
+    ) -> None:
+        """epoch: passes over the corpus so far. gradients: norms by parameter name."""
         for weights in self.weights:
             losses = self.losses(model, weights)
             row = {
                 "step": step,
+                "epoch": epoch,
                 "weights": weights,
                 "loss": float(losses["nats"].sum() / losses["tokens"].sum()),
                 "bits_per_byte": bits_per_byte(losses),
@@ -50,7 +54,7 @@ class Judge:
         if self.layers:
             training = model.training
             model.eval()  # a look in training mode would start learned scales before their time
-            layers, histograms = self.layers.look(model, step)
+            layers, histograms = self.layers.look(model, step, epoch, gradients)
             model.train(training)
             self.telemetry.add("layers", layers)
             self.telemetry.add("histograms", histograms)

@@ -22,6 +22,7 @@ from workbench.errors import ConfigError
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.sections.train import Train
 from workbench.train.distill import Teacher
+from workbench.train.gradients import GradientNorms
 from workbench.train.schedule import Schedule
 
 KEPT_CHECKPOINTS = 2
@@ -70,6 +71,12 @@ def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArgumen
     )
 
 
+def sequences_a_step(arguments: TrainingArguments) -> int:
+    """Of all devices and micro-batches."""
+    batch = arguments.train_batch_size * arguments.world_size
+    return batch * arguments.gradient_accumulation_steps
+
+
 class ArmTrainer(Trainer):
     """Trains one arm.
 
@@ -77,6 +84,7 @@ class ArmTrainer(Trainer):
     teacher: what the arm is distilled from, None for none.
     loss_sum: next-token losses of the last step's batches, where a teacher changes the objective.
     tokens, batch_crc: tokens of the last optimizer step, and the CRC-32 of their ids.
+    gradients: norms of the last optimizer step, before clipping.
     """
 
     def __init__(
@@ -95,6 +103,7 @@ class ArmTrainer(Trainer):
         self.teacher = teacher
         if teacher:
             teacher.model.to(arguments.device)
+        self.gradients: GradientNorms | None = None
         self.begin_step()
 
     def begin_step(self) -> None:
@@ -145,7 +154,10 @@ class ArmTrainer(Trainer):
         ids = inputs["input_ids"]
         self.tokens += ids.numel() * self.args.world_size
         self.batch_crc = zlib.crc32(ids.cpu().numpy().tobytes(), self.batch_crc)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self.gradients = GradientNorms.of(self.model)
+        return loss
 
     def compute_loss(
         self,
