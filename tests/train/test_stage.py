@@ -135,6 +135,7 @@ def test_the_tables_have_the_columns_that_the_design_names(record: StageRecord) 
         "layers": "step epoch layer share_minus share_zero share_plus flip_rate scale "
         "scale_drift scale_drift_total threshold_distance grad_norm",
         "histograms": "step layer kind left right count",
+        "guard": "arm step limit value factor text",
         "heldout": "id source text",
     }
     for table, names in columns.items():
@@ -217,9 +218,11 @@ def test_the_trained_baseline_teaches_and_its_cost_is_told(
     small: SimpleNamespace, tmp_path: Path
 ) -> None:
     distillation = {"teacher": "full_precision", "attention_weight": 1.0}
-    record = run_stage(
-        make_pilot(small, tmp_path, steps=6, distillation=distillation), tmp_path / "run"
-    )
+    settings = {"distillation": distillation, "guard": {"one_value_share": 0.3}}
+    record = run_stage(make_pilot(small, tmp_path, steps=6, **settings), tmp_path / "run")
+    guard = record.table("guard")
+    assert (guard["limit"] == "one_value_share").all() and len(guard) >= 1
+    assert record.notes == [f"the guard: {text}" for text in guard["text"]]
     assert record.facts["distillation"]["teacher"] == "the trained full-precision arm of this run"
     assert record.metric("teacher_tokens", arm="ternary").value == 6 * 2 * 16
     spent = record.metric("teacher_time_s", arm="ternary")

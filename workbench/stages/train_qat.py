@@ -37,6 +37,7 @@ from workbench.ternary.packed import save_packed
 from workbench.ternary.post_training import ternarize_post_training
 from workbench.train.arm import Lesson, train_arm
 from workbench.train.distill import attention_projections
+from workbench.train.guard import TABLE as GUARD
 from workbench.train.judge import Judge
 from workbench.train.quality import document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
@@ -83,6 +84,7 @@ def run(context: StageContext) -> None:
     for table in ("loss", "evaluations"):
         frames = [judge.telemetry.frame(table).assign(arm=arm) for arm, judge in arms.items()]
         record.save_table(table, pd.concat(frames, ignore_index=True))
+    _record_guard(record, arms)
     for table in ("layers", "histograms"):
         record.save_table(table, ternary.telemetry.frame(table))
     _record_figures(context, arms, losses)
@@ -272,6 +274,16 @@ def _require_equal(context: StageContext, baseline: Judge, ternary: Judge) -> No
             allowed="the same tokens, batches and initial weights in both arms",
             next_step="run the stage again with --force",
         )
+
+
+def _record_guard(record: StageRecord, arms: dict[str, Judge]) -> None:
+    """What the guard saw: a table, and a note for each line of it."""
+    columns = ["arm", "step", "limit", "value", "factor", "text"]
+    frames = [judge.telemetry.frame(GUARD).assign(arm=arm) for arm, judge in arms.items()]
+    seen = [frame for frame in frames if len(frame)]
+    table = pd.concat(seen, ignore_index=True) if seen else pd.DataFrame(columns=columns)
+    record.save_table(GUARD, table[columns])
+    record.notes += [f"the guard: {text}" for text in table["text"]]
 
 
 def _record_figures(

@@ -23,6 +23,7 @@ from workbench.ternary import bit_linears, set_reuse, set_strength
 from workbench.train.callbacks import CheckpointCallback, PhaseCallback, RecordCallback
 from workbench.train.checkpoints import last_whole
 from workbench.train.distill import Teacher
+from workbench.train.guard import Guard
 from workbench.train.judge import Judge
 from workbench.train.layers import LayerWatch
 from workbench.train.quiet import quiet_transformers
@@ -63,9 +64,9 @@ def train_arm(
     """Train ``model`` in place; its strength afterwards is 1 (the baseline has none).
 
     teacher: what ``train.distillation`` distils from; it is frozen, and None means no teacher.
-    Returns the judge, whose telemetry holds the tables loss, evaluations, layers, histograms.
-    Raises StageError for a loss that is not finite and for a full disk; the last whole
-    checkpoint stays, and the next call with the same folder goes on from it.
+    Returns the judge, whose telemetry holds the tables loss, evaluations, layers, histograms
+    and guard. Raises StageError for a loss that is not finite, for a full disk and where the guard
+    stops; the last whole checkpoint stays, and the next call with the same folder goes on from it.
     """
     final, checkpoints = folder / FINAL, folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -121,8 +122,9 @@ def _run(
     quantised = [layer.weight for _, layer in bit_linears(model)]
     taught = None if teacher is None else Teacher(teacher, train.distillation)
     trainer = ArmTrainer(model, arguments, sequences, schedule, quantised, taught)
-    trainer.add_callback(PhaseCallback(schedule))
-    trainer.add_callback(RecordCallback(trainer, judge, progress))
+    guard = Guard(train.guard, arm, judge.telemetry, progress, checkpoints)
+    trainer.add_callback(PhaseCallback(schedule, guard))
+    trainer.add_callback(RecordCallback(trainer, judge, guard, progress))
     trainer.add_callback(CheckpointCallback(judge))
     if start and judge.layers:
         judge.layers.load(start[0])

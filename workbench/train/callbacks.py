@@ -19,19 +19,21 @@ from workbench.errors import StageError
 from workbench.records.events import Progress
 from workbench.ternary import forget_quantised, set_strength
 from workbench.train.checkpoints import last_whole, mark_whole
+from workbench.train.guard import Guard
 from workbench.train.judge import Judge
 from workbench.train.schedule import Moment, Schedule, epoch_steps
 from workbench.train.trainer import ArmTrainer, sequences_a_step
 
 
 class PhaseCallback(TrainerCallback):
-    """Sets the threshold's strength and the weight decay of the step about to be made.
+    """Sets the threshold's strength and the weight decay of the step about to be made, and puts
+    the guard's factor on the learning rate that the scheduler has just set for it.
 
     The quantised weights are made once a step: kept for its micro-batches, then forgotten.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: Schedule, guard: Guard) -> None:
+        self.schedule, self.guard = schedule, guard
 
     def on_step_begin(
         self,
@@ -44,6 +46,7 @@ class PhaseCallback(TrainerCallback):
         set_strength(parts["model"], moment.strength)
         forget_quantised(parts["model"])
         for group in parts["optimizer"].param_groups:
+            group["lr"] *= self.guard.factor
             if group["decays"]:
                 group["weight_decay"] = moment.weight_decay
 
@@ -59,9 +62,9 @@ class RecordCallback(TrainerCallback):
     teacher_tokens and teacher_seconds (null on a GPU).
     """
 
-    def __init__(self, trainer: ArmTrainer, judge: Judge, progress: Progress) -> None:
-        self.trainer, self.judge, self.progress = trainer, judge, progress
-        self.schedule = trainer.schedule
+    def __init__(self, trainer: ArmTrainer, judge: Judge, guard: Guard, progress: Progress) -> None:
+        self.trainer, self.judge, self.guard, self.progress = trainer, judge, guard, progress
+        self.schedule, self.watched = trainer.schedule, guard.section.action != "off"
         train, self._per_pass = self.schedule.train, trainer.train_dataset.per_pass
         self._batch = sequences_a_step(trainer.args)
         ends = epoch_steps(train.steps, self._batch, self._per_pass, train.evaluations)
@@ -99,7 +102,7 @@ class RecordCallback(TrainerCallback):
             "tokens": self._tokens,
             "phase": moment.phase,
             "strength": moment.strength,
-            "lr": moment.lr,
+            "lr": moment.lr * self.guard.factor,
             "loss": loss,
             "grad_norm": grad_norm,
             "seconds": seconds,
@@ -108,6 +111,8 @@ class RecordCallback(TrainerCallback):
         if self.trainer.teacher:
             row |= self._taught(loss)
         self.judge.telemetry.add("loss", [row])
+        if self.watched:
+            self.guard.after_step(row)
         text = f"{moment.phase}, loss {row['loss']:.3f}"
         self.progress.step(
             f"train {self.schedule.arm}", state.global_step, args.max_steps, "steps", text
@@ -115,7 +120,9 @@ class RecordCallback(TrainerCallback):
         if state.global_step in self._judged:
             epoch = state.global_step * self._batch / self._per_pass
             gradients = self.trainer.gradients.by_name()
-            self.judge(parts["model"], state.global_step, epoch, gradients)
+            layers = self.judge(parts["model"], state.global_step, epoch, gradients)
+            if self.watched and moment.strength == 1.0:
+                self.guard.after_look(state.global_step, layers)
 
     def _taught(self, objective: float) -> dict[str, float | int | None]:
         """What distillation adds to the row, and the loss without the teacher's part."""

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from workbench.ternary import set_strength
-from workbench.train.layers import LayerWatch
+from workbench.train.layers import LayerWatch, Rows
 from workbench.train.quality import bits_per_byte, document_losses
 from workbench.train.telemetry import Telemetry
 
@@ -39,8 +39,11 @@ class Judge:
 
     def __call__(
         self, model: torch.nn.Module, step: int, epoch: float, gradients: dict[str, float]
-    ) -> None:
-        """epoch: passes over the corpus so far. gradients: norms by parameter name."""
+    ) -> Rows:
+        """epoch: passes over the corpus so far. gradients: norms by parameter name.
+
+        Returns the rows of ``layers``.
+        """
         for weights in self.weights:
             losses = self.losses(model, weights)
             row = {
@@ -51,6 +54,7 @@ class Judge:
                 "bits_per_byte": bits_per_byte(losses),
             }
             self.telemetry.add("evaluations", [row])
+        layers: Rows = []
         if self.layers:
             training = model.training
             model.eval()  # a look in training mode would start learned scales before their time
@@ -58,6 +62,7 @@ class Judge:
             model.train(training)
             self.telemetry.add("layers", layers)
             self.telemetry.add("histograms", histograms)
+        return layers
 
     def losses(self, model: torch.nn.Module, weights: str) -> pd.DataFrame:
         """The loss of each excerpt; the model is left at the strength of ``weights``."""
