@@ -41,6 +41,7 @@ from workbench.train.guard import TABLE as GUARD
 from workbench.train.judge import Judge
 from workbench.train.quality import document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
+from workbench.train.trackers import require_trackers
 from workbench.train.trainer import require_optimizer
 
 TOKENIZER = "tokenizer"
@@ -52,6 +53,7 @@ def check(pilot: Pilot) -> list[str]:
     """Raises ConfigError for what cannot be trained, before any stage has started."""
     data, model = pilot.data, pilot.model
     require_optimizer(pilot.train.optimizer)
+    require_trackers(pilot.train.trackers)
     if pilot.train.distillation.teacher == "checkpoint" and model.checkpoint is None:
         raise ConfigError(
             "train.distillation.teacher: checkpoint, but model.checkpoint is null",

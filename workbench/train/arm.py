@@ -30,6 +30,7 @@ from workbench.train.quiet import quiet_transformers
 from workbench.train.schedule import Arm, Schedule
 from workbench.train.space import disk_full_is_said, require_space
 from workbench.train.telemetry import Telemetry
+from workbench.train.trackers import end_run, keep_apart
 from workbench.train.trainer import ArmTrainer, sequences_a_step, training_arguments
 
 FINAL = "final.safetensors"
@@ -128,7 +129,11 @@ def _run(
     trainer.add_callback(CheckpointCallback(judge))
     if start and judge.layers:
         judge.layers.load(start[0])
-    trainer.train(resume_from_checkpoint=str(start[0]) if start else None)
+    keep_apart(trainer, checkpoints.with_name("tensorboard"))
+    try:
+        trainer.train(resume_from_checkpoint=str(start[0]) if start else None)
+    finally:
+        end_run(train.trackers)
 
 
 def _recompute_activations(model: PreTrainedModel) -> None:

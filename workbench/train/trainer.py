@@ -24,6 +24,7 @@ from workbench.pilot.sections.train import Train
 from workbench.train.distill import Teacher
 from workbench.train.gradients import GradientNorms
 from workbench.train.schedule import Schedule
+from workbench.train.trackers import require_trackers
 
 KEPT_CHECKPOINTS = 2
 """The newest may be half written when the process is killed; the one before it is whole."""
@@ -43,6 +44,7 @@ def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArgumen
     Apple's GPU is not used: the CPU is what the promise of equal bits was tested on.
     """
     require_optimizer(train.optimizer)
+    require_trackers(train.trackers)
     on_cuda = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
@@ -62,7 +64,8 @@ def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArgumen
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=list(train.trackers) or "none",
+        run_name=folder.parent.name,
         disable_tqdm=True,
         seed=seed % 2**32,
         use_cpu=not on_cuda,

@@ -128,6 +128,9 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the computation")
     gradient_checkpointing: bool = Field(False, description="less memory, a third more work")
     compile: bool = Field(False, description="train under torch.compile")
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        [], description="installed ones that get the loss curves too, each arm as a run"
+    )
     optimizer: str = Field("adamw_torch", description="a transformers.Trainer optimizer name")
 
     @model_validator(mode="after")
