@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,13 +15,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, StageError
+from workbench.paths import PROJECT
 from workbench.pilot.sections.model import Threshold
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
 from workbench.stages import train_qat
 from workbench.stages.context import StageContext
+from workbench.ternary.master import load_master
 from workbench.ternary.packed import check_ternary, load_packed
+from workbench.train.lora import load_lora
 from workbench.train.quality import bits_per_byte, document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
 
@@ -255,6 +259,26 @@ def test_a_checkpoint_teaches_its_own_ternary_version(
     values["train"]["sub_norm_warmup"] = {"share": 0.6}
     with pytest.raises(ConfigError, match="exceed 1 together"):
         train_qat.check(Pilot(**values))
+
+
+def test_the_adapters_of_the_documentation_are_trained_as_it_says(
+    record: StageRecord, pilot: Pilot, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    text = (PROJECT / "docs" / "pilots.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for there, here in {
+        "runs/chat/RUN/stages/train_qat": str(record.folder),
+        "adapters/tickets": str(tmp_path / "work"),
+        "data/tickets.jsonl": pilot.data.corpus,
+        "steps=500": "steps=3, evaluations=1",
+        "sequence_length=128": "sequence_length=16",
+    }.items():
+        assert there in snippet
+        snippet = snippet.replace(there, here)
+    exec(snippet, {})
+    adapter = tmp_path / "work" / "adapter"
+    assert load_lora(load_master(record.artefact("ternary_master")), adapter)
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_starts(

@@ -122,6 +122,10 @@ def set_reuse(model: nn.Module, reuse: bool) -> None:
 
 
 def forget_quantised(model: nn.Module) -> None:
-    """The master weights have changed: quantise them anew at the next forward pass."""
+    """The master weights have changed: quantise them anew at the next forward pass.
+
+    Frozen ones have not.
+    """
     for _, layer in bit_linears(model):
-        layer.forget()
+        if layer.weight.requires_grad:
+            layer.forget()

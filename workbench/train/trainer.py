@@ -126,8 +126,8 @@ class ArmTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Groups: quantised weights, other matrices, and norms, biases and learned scales,
-        which do not decay."""
+        """Groups of what learns: quantised weights, other matrices, and norms, biases and learned
+        scales, which do not decay."""
         if self.optimizer is None:
             cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             if not {"params", "model", "optimizer_dict"}.isdisjoint(settings):
@@ -189,6 +189,8 @@ class ArmTrainer(Trainer):
     def _groups(self, model: torch.nn.Module) -> list[dict[str, Any]]:
         quantised, matrices, small = [], [], []
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             if id(parameter) in self._quantised:
                 quantised.append(parameter)
             elif parameter.ndim < 2 or name.endswith(LEARNED_SCALE):
