@@ -261,6 +261,15 @@ def test_a_checkpoint_teaches_its_own_ternary_version(
         train_qat.check(Pilot(**values))
 
 
+def test_a_master_checkpoint_goes_on_under_its_own_threshold_only(record: StageRecord) -> None:
+    master = {"checkpoint": str(record.artefact("ternary_master"))}
+    words = {"name": "test", "question": "Does it go on?"}
+    assert train_qat.check(Pilot(**words, model=master)) == []
+    other = master | {"threshold": {"granularity": "row"}}
+    with pytest.raises(ConfigError, match=r"absmean/tensor\S+, but absmean/row\S+ is asked"):
+        train_qat.check(Pilot(**words, model=other))
+
+
 def test_the_adapters_of_the_documentation_are_trained_as_it_says(
     record: StageRecord, pilot: Pilot, tmp_path: Path
 ) -> None:
