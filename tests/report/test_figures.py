@@ -87,6 +87,7 @@ def test_flips_are_told_layer_by_layer(make_run) -> None:
     rows = record.table("layers").set_index(["layer", "step"])["flip_rate"]
     assert list(drawn.x) == ["100", "150", "200", "250", "300"], "the first look has none"
     assert drawn.y[0] == "0 · q_proj"
+    assert (drawn.zmin, drawn.zmax) == (0, pytest.approx(100 * rows.max()))
     name = rows.index[0][0]
     assert drawn.z[0][1] == pytest.approx(100 * rows[name, 150])
 

@@ -123,16 +123,18 @@ def flips(record: StageRecord, language: str = "en") -> go.Figure:
     every = rows["layer"].drop_duplicates()
     shown = every.head(MOST_LAYERS)
     by_layer = 100 * rows.pivot(index="layer", columns="step", values="flip_rate").loc[shown]
-    drawn = figure(say, title, say("axis.step"), height=170 + 18 * len(shown))
+    drawn = figure(say, title, say("axis.step"), height=130 + 18 * len(shown))
     drawn.add_heatmap(
         x=[str(step) for step in by_layer.columns],
         y=short_names(shown),
         z=by_layer.to_numpy(),
         zmin=0,
+        zmax=max(1.0, float(by_layer.max(axis=None))),
         colorscale=FLIP_SCALE,
         colorbar={"title": {"text": say("axis.flip_percent"), "side": "right"}, "thickness": 12},
         hovertemplate="%{y}, %{x}: %{z:.3g} %<extra></extra>",
     )
+    drawn.update_layout(margin={"t": 56})  # no legend
     drawn.update_xaxes(type="category")
     drawn.update_yaxes(autorange="reversed", tickfont={"size": 11}, type="category", dtick=1)
     if len(every) > len(shown):
