@@ -10,6 +10,7 @@ from workbench.data.tokenizer import document_start, encode, train_tokenizer
 from workbench.model.build import build_model
 from workbench.pilot.sections.model import Model
 from workbench.pilot.sections.train import Train
+from workbench.records.events import Progress
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.train.arm import Lesson
 from workbench.train.quality import excerpts
@@ -52,3 +53,18 @@ def make_model(arm: Arm, lesson: Lesson) -> PreTrainedModel:
     if arm == "ternary":
         to_ternary(model, MODEL.policy, ThresholdVersion.from_section(MODEL.threshold))
     return model
+
+
+class Stopped(Exception):
+    """As if the process had been killed, for a training in the test's own process."""
+
+
+class StoppingProgress(Progress):
+    """Raises :class:`Stopped` when step ``stop_at`` has its row; None: never."""
+
+    stop_at: int | None = None
+
+    def step(self, task: str, done: int, *rest: object) -> None:
+        if done == self.stop_at:
+            raise Stopped
+        super().step(task, done, *rest)

@@ -8,8 +8,15 @@ from itertools import pairwise
 import pytest
 from pydantic import ValidationError
 
-from workbench.pilot.sections.train import Finetune, ThresholdOn, Train, Warmup
-from workbench.train.schedule import Schedule
+from workbench.pilot.sections.train import (
+    Finetune,
+    SecondStage,
+    SubNormWarmup,
+    ThresholdOn,
+    Train,
+    Warmup,
+)
+from workbench.train.schedule import Schedule, epoch_steps
 
 
 def plan(arm: str = "ternary", **fields: object) -> Schedule:
@@ -66,6 +73,44 @@ def test_rates_and_decay_are_those_of_the_phase_and_the_arm() -> None:
     assert (baseline.at(0).phase, baseline.at(0).weight_decay) == ("full_precision", 0.05)
 
 
+def test_a_second_stage_has_its_own_peak_and_no_decay_across_the_phases() -> None:
+    fields = {
+        "lr": 1e-3,
+        "lr_schedule": "linear",
+        "lr_warmup_share": 0.0,
+        "finetune": Finetune(lr_factor=0.5, weight_decay=0.3),
+        "second_stage": SecondStage(lr=4e-4, from_share=0.6),
+    }
+    two, one = plan(**fields), plan(**fields | {"second_stage": SecondStage()})
+    assert [two.at(step) for step in range(60)] == [one.at(step) for step in range(60)]
+    assert {one.at(step).weight_decay for step in range(60, 100)} == {0.3}
+    for step in range(60, 100):
+        assert two.at(step).lr == pytest.approx(0.4 * one.at(step).lr)
+        assert two.at(step).weight_decay == 0.0
+    baseline = plan("full_precision", **fields)
+    assert baseline.at(99) == plan("full_precision", **fields | {"second_stage": {}}).at(99)
+
+
+def test_new_norms_get_a_phase_before_all_others() -> None:
+    fields = {
+        "lr_warmup_share": 0.0,
+        "sub_norm_warmup": SubNormWarmup(share=0.3, lr_factor=0.2, weight_decay=0.7),
+    }
+    schedule = Schedule(plan(**fields).train, "ternary", new_norms=True)
+    phases = [schedule.at(step).phase for step in range(100)]
+    lengths = {name: phases.count(name) for name in dict.fromkeys(phases)}
+    assert list(lengths.items()) == [
+        ("sub_norm", 30),
+        ("warmup", 20),
+        ("threshold", 20),
+        ("finetune", 30),
+    ]
+    first = schedule.at(29)
+    assert (first.strength, first.weight_decay) == (0.0, 0.7)
+    assert first.lr == first.quantised_lr == pytest.approx(0.2 * schedule.peak_lr)
+    assert "sub_norm" not in {plan(**fields).at(step).phase for step in range(100)}
+
+
 @pytest.mark.parametrize("down", ["cosine", "linear"])
 def test_the_rate_warms_up_and_comes_down_to_its_final_share(down: str) -> None:
     schedule = plan(lr_schedule=down, lr_warmup_share=0.1, lr_final_factor=0.2)
@@ -78,6 +123,13 @@ def test_the_rate_warms_up_and_comes_down_to_its_final_share(down: str) -> None:
 def test_evaluations_are_evenly_spread_and_end_with_the_last_step() -> None:
     assert plan(evaluations=4).evaluation_steps == [25, 50, 75, 100]
     assert plan(steps=3, evaluations=9).evaluation_steps == [1, 2, 3]
+
+
+def test_passes_over_the_corpus_are_looked_at_where_they_end() -> None:
+    assert epoch_steps(steps=10, batch=4, per_pass=12, most=9) == [3, 6, 9]
+    assert epoch_steps(steps=10, batch=4, per_pass=10, most=9) == [3, 5, 8, 10]
+    assert epoch_steps(steps=10, batch=4, per_pass=41, most=9) == []
+    assert epoch_steps(steps=100, batch=1, per_pass=10, most=4) == [30, 60, 90]
 
 
 def test_shares_beyond_the_whole_are_refused() -> None:

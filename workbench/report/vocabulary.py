@@ -38,6 +38,8 @@ FIGURES: dict[str, Figure] = {
     "training_tokens": Figure("training"),
     "training_tokens_per_s": Figure("training", "higher"),
     "training_time_s": Figure("training", "lower"),
+    "teacher_tokens": Figure("training"),
+    "teacher_time_s": Figure("training", "lower"),
     "training_energy_j": Figure("training", "lower"),
     "share_zero": Figure("training"),
     "bits_per_byte": Figure("quality", "lower"),

@@ -23,21 +23,25 @@ from workbench.data.dataset import write_tokens
 from workbench.data.document import documents_frame
 from workbench.data.hub import PREFIX, require_datasets
 from workbench.data.tokenizer import changes_text, load_tokenizer, make_tokenizer
-from workbench.errors import StageError
+from workbench.errors import ConfigError, StageError
 from workbench.measure.statistics import bits_per_byte
-from workbench.model.build import build_model, preset_config
+from workbench.model.build import build_model, load_checkpoint, preset_config
 from workbench.pilot.sections.model import Model
 from workbench.pilot.spec import Pilot
+from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.folder import replacing_folder
-from workbench.ternary.master import save_master
+from workbench.ternary.master import require_threshold, save_master
 from workbench.ternary.packed import save_packed
 from workbench.ternary.post_training import ternarize_post_training
 from workbench.train.arm import Lesson, train_arm
+from workbench.train.distill import attention_projections
+from workbench.train.guard import TABLE as GUARD
 from workbench.train.judge import Judge
 from workbench.train.quality import document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
+from workbench.train.trackers import require_trackers
 from workbench.train.trainer import require_optimizer
 
 TOKENIZER = "tokenizer"
@@ -49,9 +53,20 @@ def check(pilot: Pilot) -> list[str]:
     """Raises ConfigError for what cannot be trained, before any stage has started."""
     data, model = pilot.data, pilot.model
     require_optimizer(pilot.train.optimizer)
+    require_trackers(pilot.train.trackers)
+    if pilot.train.distillation.teacher == "checkpoint" and model.checkpoint is None:
+        raise ConfigError(
+            "train.distillation.teacher: checkpoint, but model.checkpoint is null",
+            allowed="none, full_precision, or a model.checkpoint",
+            next_step="name the checkpoint, or take full_precision, the arm trained in this run",
+        )
+    _require_phases_fit(pilot)
     if data.corpus.startswith(PREFIX):
         require_datasets(data.corpus)
     tokens = len(load_tokenizer(data.tokenizer)) if data.tokenizer else data.vocab_size
+    if model.checkpoint is not None and not model.checkpoint.startswith(PREFIX):
+        threshold = ThresholdVersion.from_section(model.threshold)
+        require_threshold(Path(model.checkpoint), threshold)
     if model.checkpoint is None:
         preset_config(model, tokens, data.sequence_length)
     return []
@@ -74,9 +89,25 @@ def run(context: StageContext) -> None:
     for table in ("loss", "evaluations"):
         frames = [judge.telemetry.frame(table).assign(arm=arm) for arm, judge in arms.items()]
         record.save_table(table, pd.concat(frames, ignore_index=True))
+    _record_guard(record, arms)
     for table in ("layers", "histograms"):
         record.save_table(table, ternary.telemetry.frame(table))
     _record_figures(context, arms, losses)
+
+
+def _has_new_norms(pilot: Pilot) -> bool:
+    return pilot.model.sub_norm and pilot.model.checkpoint is not None
+
+
+def _require_phases_fit(pilot: Pilot) -> None:
+    train = pilot.train
+    shares = [train.sub_norm_warmup.share, train.warmup.share, train.threshold.share]
+    if _has_new_norms(pilot) and sum(shares) > 1:
+        raise ConfigError(
+            f"model.sub_norm in a checkpoint: train.sub_norm_warmup.share {shares[0]:g}, "
+            f"warmup.share {shares[1]:g} and threshold.share {shares[2]:g} exceed 1 together",
+            next_step="lower one of them",
+        )
 
 
 def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -126,6 +157,7 @@ def _lesson(context: StageContext, corpus: Corpus, tokenizer: PreTrainedTokenize
         sequence_length=length,
         tokenizer=tokenizer,
         excerpts=excerpts(corpus.heldout, piece, pilot.train.eval_sequences),
+        new_norms=_has_new_norms(pilot),
     )
 
 
@@ -135,6 +167,8 @@ def _train_baseline(
     """The full-precision arm, and the same weights made ternary without training."""
     section, record = context.pilot.model, context.record
     model = _fresh_model(context, section, lesson, "full_precision")
+    if (distillation := lesson.train.distillation).attention_weight > 0:
+        attention_projections(model, distillation.attention_layer)  # refused before it is paid for
     judge = train_arm(
         "full_precision", model, lesson, context.folder / "full_precision_arm", context.progress
     )
@@ -180,12 +214,32 @@ def _train_ternary(context: StageContext, lesson: Lesson, losses: dict[str, pd.D
         "not_converted": report.reasons,
         "unmatched_patterns": report.unmatched,
     }
-    judge = train_arm("ternary", model, lesson, context.folder / "ternary_arm", context.progress)
+    teacher = _teacher(context)
+    judge = train_arm(
+        "ternary", model, lesson, context.folder / "ternary_arm", context.progress, teacher
+    )
     losses["ternary"] = judge.losses(model, "ternary")
     save_master(model, context.folder / "ternary_master", lesson.tokenizer)
     save_packed(model, context.folder / "ternary", report.precisions, threshold, lesson.tokenizer)
     record.artefacts |= {name: name for name in ("ternary_master", "ternary")}
     return judge
+
+
+def _teacher(context: StageContext) -> PreTrainedModel | None:
+    """The model that ``train.distillation`` names; what it is and costs goes into the facts."""
+    kind = context.pilot.train.distillation.teacher
+    if kind == "none":
+        return None
+    where = context.folder / kind if kind == "full_precision" else context.pilot.model.checkpoint
+    context.record.facts["distillation"] = {
+        "teacher": "the trained full-precision arm of this run"
+        if kind == "full_precision"
+        else f"model.checkpoint {where}",
+        "cost": "the teacher's forward passes are inside the ternary arm's training_time_s "
+        "(teacher_time_s, teacher_tokens); what the teacher's own training took is not",
+    }
+    with quiet_transformers():
+        return load_checkpoint(str(where))
 
 
 def _fresh_model(
@@ -227,6 +281,16 @@ def _require_equal(context: StageContext, baseline: Judge, ternary: Judge) -> No
         )
 
 
+def _record_guard(record: StageRecord, arms: dict[str, Judge]) -> None:
+    """What the guard saw: a table, and a note for each line of it."""
+    columns = ["arm", "step", "limit", "value", "factor", "text"]
+    frames = [judge.telemetry.frame(GUARD).assign(arm=arm) for arm, judge in arms.items()]
+    seen = [frame for frame in frames if len(frame)]
+    table = pd.concat(seen, ignore_index=True) if seen else pd.DataFrame(columns=columns)
+    record.save_table(GUARD, table[columns])
+    record.notes += [f"the guard: {text}" for text in table["text"]]
+
+
 def _record_figures(
     context: StageContext, arms: dict[str, Judge], losses: dict[str, pd.DataFrame]
 ) -> None:
@@ -250,6 +314,8 @@ def _record_figures(
             "no meter runs beside the training; measure_ab meters the trained arms",
             arm=arm,
         )
+        if "teacher_tokens" in rows:
+            _record_teacher(record, rows, arm)
     how = "counted in the batches, the same for both arms"
     record.measured("training_tokens", tokens, "tokens", how, n=len(rows))
     bars = arms["ternary"].telemetry.frame("histograms")
@@ -259,3 +325,16 @@ def _record_figures(
     record.measured(
         "share_zero", zeros / total, "share", "weights with code 0 in all ternary layers", n=total
     )
+
+
+def _record_teacher(record: StageRecord, rows: pd.DataFrame, arm: str) -> None:
+    how = "of the teacher's forward passes, one over every training batch"
+    tokens = int(rows["teacher_tokens"].sum())
+    record.measured("teacher_tokens", tokens, "tokens", how, n=len(rows), arm=arm)
+    seconds = rows["teacher_seconds"]
+    if seconds.isna().any():
+        why = "on a GPU the passes of teacher and student overlap; training_time_s has them both"
+        record.missing("teacher_time_s", "s", why, arm=arm)
+    else:
+        how += "; a part of training_time_s"
+        record.measured("teacher_time_s", float(seconds.sum()), "s", how, n=len(rows), arm=arm)

@@ -1,11 +1,13 @@
-"""The three phases as pure functions of the step.
+"""The phases as pure functions of the step.
 
 Strength, learning rate and weight decay of any step follow from the pilot alone, so nothing
 about the schedule has to be saved: a training that goes on at step s asks for step s.
 
 The ternary arm goes through ``warmup`` (strength 0), ``threshold`` (strength from 0 to 1) and
-``finetune`` (strength 1). The baseline has one phase, ``full_precision``: a recipe made for
-ternary weights would handicap it.
+``finetune`` (strength 1). Norms put into a pretrained checkpoint have a phase before these,
+``sub_norm`` (strength 0). Across the phases may lie a second stage with a peak rate and a weight
+decay of its own. The baseline has one phase, ``full_precision``: a recipe made for ternary weights
+would handicap it.
 
 Ramps, with t from 0 to 1 over the phase: linear t; exponential (e^(kt) - 1)/(e^k - 1), late;
 sigmoid, a logistic curve of slope k stretched to end exactly at 0 and 1; none, 1 at once.
@@ -17,7 +19,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from workbench.pilot.sections.train import Train
+from workbench.pilot.sections.train import Finetune, SubNormWarmup, ThresholdOn, Train, Warmup
 
 Arm = Literal["full_precision", "ternary"]
 EXPONENTIAL_K = 5.0
@@ -40,28 +42,43 @@ class Moment:
 
 
 class Schedule:
-    """The plan of one arm; steps count from 0."""
+    """The plan of one arm; steps count from 0. new_norms: the arm begins with phase sub_norm."""
 
-    def __init__(self, train: Train, arm: Arm) -> None:
+    def __init__(self, train: Train, arm: Arm, new_norms: bool = False) -> None:
         self.train, self.arm = train, arm
-        self.warmup_end = round(train.warmup.share * train.steps)
+        self.sub_norm_end = round(train.sub_norm_warmup.share * train.steps) if new_norms else 0
+        self.warmup_end = self.sub_norm_end + round(train.warmup.share * train.steps)
         self.threshold_end = self.warmup_end + round(train.threshold.share * train.steps)
         ternary_lr = train.ternary_lr or train.lr
         self.peak_lr = ternary_lr if arm == "ternary" else train.lr
+        self.second_from: float = math.inf
+        if arm == "ternary" and train.second_stage.lr is not None:
+            self.second_from = round(train.second_stage.from_share * train.steps)
 
     def at(self, step: int) -> Moment:
-        train, lr = self.train, self.peak_lr * self.shape(step)
+        train, peak = self.train, self.peak_lr
         if self.arm == "full_precision":
+            lr = peak * self.shape(step)
             return Moment("full_precision", 0.0, lr, lr, train.weight_decay)
+        name, phase, strength = self._phase(step)
+        decay = phase.weight_decay
+        if step >= self.second_from:
+            peak, decay = train.second_stage.lr, train.second_stage.weight_decay
+        lr = peak * self.shape(step) * phase.lr_factor
+        return Moment(name, strength, lr, lr * getattr(phase, "quantised_lr_factor", 1.0), decay)
+
+    def _phase(
+        self, step: int
+    ) -> tuple[str, SubNormWarmup | Warmup | ThresholdOn | Finetune, float]:
+        """The name, the section and the strength of the phase in which the step lies."""
+        train = self.train
+        if step < self.sub_norm_end:
+            return "sub_norm", train.sub_norm_warmup, 0.0
         if step < self.warmup_end:
-            lr *= train.warmup.lr_factor
-            return Moment("warmup", 0.0, lr, lr, train.warmup.weight_decay)
+            return "warmup", train.warmup, 0.0
         if step < self.threshold_end:
-            name, phase, strength = "threshold", train.threshold, self._ramp(step)
-        else:
-            name, phase, strength = "finetune", train.finetune, 1.0
-        lr *= phase.lr_factor
-        return Moment(name, strength, lr, lr * phase.quantised_lr_factor, phase.weight_decay)
+            return "threshold", train.threshold, self._ramp(step)
+        return "finetune", train.finetune, 1.0
 
     def shape(self, step: int) -> float:
         """Learning rate over its peak: a linear start, then the declared way down.
@@ -96,3 +113,13 @@ class Schedule:
         """Numbers of finished steps after which the arm is judged; the last is the end."""
         steps, count = self.train.steps, min(self.train.evaluations, self.train.steps)
         return [round(steps * (index + 1) / count) for index in range(count)]
+
+
+def epoch_steps(steps: int, batch: int, per_pass: int, most: int) -> list[int]:
+    """Numbers of finished steps with which a pass over the corpus ends; at most ``most`` of them.
+
+    batch: sequences a step. per_pass: sequences of the corpus. Of many passes every n-th counts.
+    """
+    passes = steps * batch // per_pass
+    every = max(1, math.ceil(passes / most))
+    return [math.ceil(turn * per_pass / batch) for turn in range(every, passes + 1, every)]

@@ -9,6 +9,16 @@ from pydantic import Field, model_validator
 from workbench.pilot.sections.base import Count, Positive, Section, Share
 
 
+class SubNormWarmup(Section):
+    """Before phase 1, where ``model.sub_norm`` goes into a ``model.checkpoint``: full precision.
+    The new norms are untrained and undo what the checkpoint knows; here all weights adapt to them
+    before anything becomes ternary. A model from scratch has no such phase."""
+
+    share: Share = Field(0.1, description="of all steps")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, in this phase")
+    lr_factor: Positive = Field(1.0, description="times ternary_lr")
+
+
 class Warmup(Section):
     """Phase 1 of the ternary arm: full precision (threshold strength 0)."""
 
@@ -37,6 +47,54 @@ class Finetune(Section):
     quantised_lr_factor: Positive = Field(1.0, description="extra factor for quantised weights")
 
 
+class SecondStage(Section):
+    """The BitNet recipe's second half of the ternary arm, across its phases: a lower peak rate and
+    no weight decay (published: 1.2e-3, then 8e-4 from half of the steps on)."""
+
+    lr: Positive | None = Field(
+        None, description="peak learning rate from from_share on; null: one stage only"
+    )
+    from_share: Share = Field(0.5, description="of all steps, where it begins")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, instead of the phase's")
+
+
+class Distillation(Section):
+    """The ternary arm also learns from a full-precision teacher, in all its phases: it minimises
+    (1 - alpha) * loss + alpha * temperature^2 * KL(teacher, arm) + attention_weight * relations.
+    The teacher's forward passes are part of the arm's time, and are reported beside it."""
+
+    teacher: Literal["none", "full_precision", "checkpoint"] = Field(
+        "none",
+        description="the trained full-precision arm of this run, or model.checkpoint as it is",
+    )
+    alpha: Share = Field(0.5, description="share of the teacher's word in the objective")
+    temperature: Positive = Field(1.0, description="both distributions are softened by it")
+    attention_weight: float = Field(
+        0.0, ge=0, description="of the attention relations (Q-Q, K-K, V-V) of one layer; 0: none"
+    )
+    attention_layer: int = Field(-1, description="that layer, from 0; negative: from the last")
+
+
+class Guard(Section):
+    """Limits of a healthy training, watched in both arms, and what is done when one is passed.
+    What happened stands in the stage's notes and in its table ``guard``."""
+
+    action: Literal["off", "warn", "lower_rate", "stop"] = Field(
+        "warn",
+        description="lower_rate goes on at a lower learning rate; stop keeps the last checkpoint",
+    )
+    loss_spike: float = Field(2.0, gt=1, description="a step's loss over the median of the window")
+    window: Count = Field(50, description="steps of that median, and the least between two spikes")
+    flip_rate: Share = Field(
+        0.6, description="of a layer's codes, since the look before, with the threshold fully on"
+    )
+    one_value_share: Share = Field(
+        0.95, description="of a layer's codes being the same: a dead layer; threshold fully on"
+    )
+    rate_factor: Share = Field(0.5, description="of lower_rate: times the rate so far, each time")
+    least_factor: Share = Field(0.1, description="of lower_rate: the rate never falls below this")
+
+
 class Train(Section):
     """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` sequences.
 
@@ -57,19 +115,35 @@ class Train(Section):
     weight_decay: float = Field(0.1, ge=0, description="of the full-precision arm, throughout")
     betas: list[float] = Field([0.9, 0.995], min_length=2, max_length=2, description="of Adam")
     grad_clip: Positive = Field(1.0, description="largest norm of the whole gradient")
+    sub_norm_warmup: SubNormWarmup = SubNormWarmup()
     warmup: Warmup = Warmup()
     threshold: ThresholdOn = ThresholdOn()
     finetune: Finetune = Finetune()
+    second_stage: SecondStage = SecondStage()
+    distillation: Distillation = Distillation()
+    guard: Guard = Guard()
     evaluations: Count = Field(6, description="evaluations of each arm, evenly spread")
     eval_sequences: Count = Field(32, description="held-out sequences of each evaluation")
     save_every: Count = Field(200, description="steps between checkpoints")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the computation")
     gradient_checkpointing: bool = Field(False, description="less memory, a third more work")
     compile: bool = Field(False, description="train under torch.compile")
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        [], description="installed ones that get the loss curves too, each arm as a run"
+    )
     optimizer: str = Field("adamw_torch", description="a transformers.Trainer optimizer name")
 
     @model_validator(mode="after")
     def phases_fit(self) -> Train:
         if self.warmup.share + self.threshold.share > 1:
             raise ValueError("warmup.share and threshold.share must not exceed 1 together")
+        return self
+
+    @model_validator(mode="after")
+    def relations_can_be_seen(self) -> Train:
+        if self.compile and self.distillation.attention_weight > 0:
+            raise ValueError(
+                "compile hides the states that distillation.attention_weight compares; "
+                "set one of them to its default"
+            )
         return self

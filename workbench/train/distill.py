@@ -1,0 +1,159 @@
+"""Distillation: the ternary arm also learns from a full-precision teacher, batch by batch.
+
+    objective = (1 - alpha) * loss + alpha * T^2 * KL(teacher || student) + weight * relations
+
+The first divergence is that of the next-token distributions at temperature T (Hinton et al.,
+arXiv 1503.02531); T^2 keeps its gradients as large as those of the loss. ``relations`` is that of
+the attention relations of one layer (MiniLMv2, 2012.15828; BitDistill uses it for ternary
+students): for each of Q, K and V and each of its heads, softmax(A A^T / sqrt(d)) says how alike
+the positions are, and the student shall find them alike as the teacher does. A model whose
+projections are fused into one layer has no such states and is refused.
+
+Cost: a forward pass of the teacher over every training batch, and for the relations T x T
+numbers a head. Nothing of it is state: the teacher is frozen and draws no random numbers, so a
+training resumes bit for bit with the same teacher.
+
+Shapes: B sequences, T tokens, V vocabulary, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from workbench.errors import ConfigError
+from workbench.pilot.sections.train import Distillation
+
+KINDS = ("q_proj", "k_proj", "v_proj")
+
+
+class Teacher:
+    """A frozen model and what a student is compared with it by.
+
+    tokens, seconds: of its forward passes, since the last :meth:`reset`; seconds is None on a
+    GPU, where passes of both models overlap and only the step as a whole has a duration.
+    kl, relations: sums over the batches since then (nats a token), on the model's device.
+    """
+
+    def __init__(self, model: PreTrainedModel, section: Distillation) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.section = section
+        self.uses_relations = section.attention_weight > 0
+        if self.uses_relations:
+            attention_projections(model, section.attention_layer)
+        self.reset()
+
+    def reset(self) -> None:
+        self.tokens, self.batches = 0, 0
+        self.seconds: float | None = 0.0
+        self.kl: Tensor | float = 0.0
+        self.relations: Tensor | float = 0.0
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[dict[str, Tensor]]:
+        """Within, the outputs of ``model``'s projections go into the mapping, by their kind."""
+        states: dict[str, Tensor] = {}
+        hooks = []
+        if self.uses_relations:
+            for kind, layer in attention_projections(model, self.section.attention_layer).items():
+                hooks.append(
+                    layer.register_forward_hook(
+                        lambda _, __, output, kind=kind: states.__setitem__(kind, output)
+                    )
+                )
+        try:
+            yield states
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def extra_loss(self, ids_BT: Tensor, logits_BTV: Tensor, states: dict[str, Tensor]) -> Tensor:
+        """What is added to (1 - alpha) times the student's loss on the batch ``ids_BT``.
+
+        logits_BTV, states: of the student, on the same batch.
+        """
+        section, began = self.section, time.perf_counter()
+        with torch.no_grad(), self.watching(self.model) as own:
+            taught_BTV = self.model(input_ids=ids_BT).logits
+        if ids_BT.is_cuda:
+            self.seconds = None
+        elif self.seconds is not None:
+            self.seconds += time.perf_counter() - began
+        self.tokens += ids_BT.numel()
+        self.batches += 1
+        kl = logits_divergence(logits_BTV[:, :-1], taught_BTV[:, :-1], section.temperature)
+        self.kl = self.kl + kl.detach()
+        extra = section.alpha * section.temperature**2 * kl
+        if self.uses_relations:
+            relations = self._relations(states, own)
+            self.relations = self.relations + relations.detach()
+            extra = extra + section.attention_weight * relations
+        return extra
+
+    def _relations(self, students: dict[str, Tensor], teachers: dict[str, Tensor]) -> Tensor:
+        config = self.model.config
+        grouped = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        losses = []
+        for kind in KINDS:
+            heads = config.num_attention_heads if kind == "q_proj" else grouped
+            losses.append(relation_divergence(students[kind], teachers[kind], heads))
+        return torch.stack(losses).mean()
+
+
+def logits_divergence(student_BTV: Tensor, teacher_BTV: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of the next-token distributions, mean over the positions, nats."""
+    student, teacher = (
+        F.log_softmax(logits.flatten(0, 1).float() / temperature, dim=-1)
+        for logits in (student_BTV, teacher_BTV)
+    )
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def relation_divergence(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
+    """KL of the relations of ``[B, T, H * D]`` states, mean over heads and positions, nats.
+
+    The widths of a head may differ between the two: what is compared is ``[B, H, T, T]``.
+    """
+    student, teacher = (_log_relations(states, heads) for states in (student, teacher))
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def _log_relations(states: Tensor, heads: int) -> Tensor:
+    """log softmax(A A^T / sqrt(D)) as rows ``[B * H * T, T]``."""
+    A_BHTD = states.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+    products = A_BHTD @ A_BHTD.transpose(-2, -1) / math.sqrt(A_BHTD.shape[-1])
+    return F.log_softmax(products, dim=-1).flatten(0, 2)
+
+
+def attention_projections(model: nn.Module, layer: int) -> dict[str, nn.Module]:
+    """The modules q_proj, k_proj, v_proj of decoder layer ``layer`` (negative: from the end).
+
+    Raises ConfigError for a layer that is not there, and for a model without such modules.
+    """
+    layers: dict[int, dict[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        kind = name.rpartition(".")[2]
+        if kind in KINDS and (number := re.search(r"\.(\d+)\.", name)):
+            layers.setdefault(int(number[1]), {})[kind] = module
+    found = [layers[number] for number in sorted(layers) if len(layers[number]) == len(KINDS)]
+    if not found:
+        raise ConfigError(
+            f"train.distillation.attention_weight: {type(model).__name__} has no layers with "
+            f"{', '.join(KINDS)}",
+            allowed="attention relations of models whose projections are layers of their own",
+            next_step="set train.distillation.attention_weight to 0: the logits alone distil too",
+        )
+    if not -len(found) <= layer < len(found):
+        raise ConfigError(
+            f"train.distillation.attention_layer: got {layer}, the model has {len(found)} layers",
+            allowed=f"0 to {len(found) - 1}, or -1 to -{len(found)} from the end",
+        )
+    return found[layer]
