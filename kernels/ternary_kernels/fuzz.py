@@ -103,7 +103,7 @@ def _weight(case: random.Random, N: int, K: int):
 
     from . import weights
 
-    kind = case.choice(("row", "group", "base3", "int8", "bf16", "fp16"))
+    kind = case.choice(("tensor", "row", "group", "base3", "int8", "bf16", "fp16"))
     if kind in ("bf16", "fp16"):
         dtype = torch.bfloat16 if kind == "bf16" else torch.float16
         return weights.PackedHalf.from_float(torch.randn(N, K), dtype)
@@ -112,8 +112,8 @@ def _weight(case: random.Random, N: int, K: int):
     codes = torch.randint(0, 3, (N, K))
     if kind == "base3":
         return weights.PackedTernary5.from_codes(codes, torch.rand(N))
-    scale = torch.rand(N, -(-K // 128)) if kind == "group" else torch.rand(N)
-    return weights.PackedTernary.from_codes(codes, scale)
+    shape = {"tensor": (1,), "row": (N,), "group": (N, -(-K // 128))}[kind]
+    return weights.PackedTernary.from_codes(codes, torch.rand(shape))
 
 
 def _values(case: random.Random, M: int, K: int):

@@ -180,13 +180,14 @@ def _train_qat(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
         rows.append(
             {"step": step, "layer": name, "share_minus": (1 - zero) / 2, "share_zero": zero,
              "share_plus": (1 - zero) / 2, "scale": 0.02,
-             "flip_rate": draw.uniform(0.8, 1.2) * 0.08 * np.exp(-step / 120)}
+             "flip_rate": draw.uniform(0.8, 1.2) * 0.08 * np.exp(-step / 120)
+             if step > 50 else None}
         )  # fmt: skip
     record.save_table("layers", pd.DataFrame(rows))
     bins = np.linspace(-0.1, 0.1, 41)
     histograms = []
-    for step in (0, 300):
-        weights = draw.normal(0, 0.02, 5000) if step == 0 else draw.choice([-0.04, 0, 0.04], 5000)
+    for step in (0, 60, 120, 180, 240, 270, 300):
+        weights = draw.normal(0, 0.02, 5000) if step < 120 else draw.choice([-0.04, 0, 0.04], 5000)
         counts, _ = np.histogram(weights + draw.normal(0, 0.01, 5000), bins)
         histograms += [
             {"step": step, "layer": names[0], "kind": "master", "left": left, "right": right,

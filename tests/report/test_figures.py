@@ -81,5 +81,27 @@ def test_long_training_is_thinned(make_run) -> None:
         assert len(trace.x) <= MOST_POINTS + 1
 
 
+def test_flips_are_told_layer_by_layer(make_run) -> None:
+    record = make_run().record("train_qat")
+    (drawn,) = MODULES["train_qat"].flips(record).data
+    rows = record.table("layers").set_index(["layer", "step"])["flip_rate"]
+    assert list(drawn.x) == ["100", "150", "200", "250", "300"], "the first look has none"
+    assert drawn.y[0] == "0 · q_proj"
+    assert (drawn.zmin, drawn.zmax) == (0, pytest.approx(100 * rows.max()))
+    name = rows.index[0][0]
+    assert drawn.z[0][1] == pytest.approx(100 * rows[name, 150])
+
+
+def test_histograms_go_from_the_first_look_to_the_last(make_run) -> None:
+    record = make_run().record("train_qat")
+    names = [trace.name for trace in MODULES["train_qat"].histograms(record).data]
+    assert names == ["step 0", "step 120", "step 180", "step 240", "step 300"]
+    rows = record.table("histograms")
+    record.save_table("histograms", rows[rows["step"] == 300])
+    (only,) = MODULES["train_qat"].histograms(record).data
+    widths = 0.2 / 40
+    assert sum(only.y) * widths == pytest.approx(1.0)
+
+
 def test_notebooks_store_the_plotly_mime_type_alone() -> None:
     assert plotly.io.renderers.default == "plotly_mimetype"

@@ -117,8 +117,10 @@ def test_killed_at_three_moments_it_ends_with_the_same_numbers(undisturbed, tmp_
     assert len(expected) >= 8
     assert quality(killed) == expected
     for table in ("loss", "evaluations", "layers"):
-        ours = killed.record("train_qat").table(table)
-        assert ours.equals(whole.record("train_qat").table(table)), f"{table} differs"
+        frames = [run.record("train_qat").table(table) for run in (killed, whole)]
+        # How long a step took is the one thing that may differ.
+        ours, theirs = (frame.drop(columns="seconds", errors="ignore") for frame in frames)
+        assert ours.equals(theirs), f"{table} differs"
     plans = [run.record("hybrid_plan").table("plan") for run in (killed, whole)]
     assert plans[0].equals(plans[1])
 
@@ -138,7 +140,7 @@ def test_a_gate_that_must_hold_ends_the_run_with_4(undisturbed, tmp_path) -> Non
         assert only_run(undisturbed).record(stage)
     done = run_to_the_end(undisturbed, f"--set={gate}")
     assert done.returncode == 4, done.stderr
-    assert "memory_ratio" in done.stderr
+    assert "Memory saving against full precision" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.splitlines()[-1].endswith("report.html")
 

@@ -51,5 +51,10 @@ def llama() -> PreTrainedModel:
 
 
 @pytest.fixture
+def qwen2() -> PreTrainedModel:
+    return small_model("qwen2")
+
+
+@pytest.fixture
 def ids() -> torch.Tensor:
     return torch.randint(2, 97, (2, 17), generator=torch.Generator().manual_seed(2))

@@ -177,6 +177,27 @@ def test_a_bad_tensor_is_named_by_the_check_and_refused_on_loading(
         load_packed(folder)
 
 
+def test_a_bias_that_float16_cannot_hold_is_named(qwen2, tmp_path) -> None:
+    bias = qwen2.model.layers[1].self_attn.k_proj.bias
+    with torch.no_grad():
+        bias[3] = -7e4
+    folder = packed(qwen2, tmp_path / "p")
+    with pytest.raises(ConfigError, match=r"layers\.1\.self_attn\.k_proj\.bias reaches 7e\+04"):
+        load_packed(folder, dtype=torch.float16)
+    loaded = load_packed(folder, dtype=torch.bfloat16)
+    assert torch.equal(loaded.model.layers[1].self_attn.k_proj.bias, bias.bfloat16())
+
+
+def test_a_layer_too_wide_for_every_kernel_is_named(tmp_path) -> None:
+    wide = nn.Sequential(nn.Linear(8, 2), nn.Linear(131073, 1, device="meta"))
+    with pytest.raises(ConfigError, match="1 takes 131073 inputs") as caught:
+        to_ternary(wide, Policy(ternary=["*"]), VERSION)
+    assert "131072" in caught.value.allowed and not bit_linears(wide), "nothing was replaced"
+    with pytest.raises(ConfigError, match="1 takes 131073 inputs"):
+        save_packed(wide, tmp_path / "p", {"1": "int8"}, VERSION)
+    assert not (tmp_path / "p").exists()
+
+
 def test_left_over_and_misshapen_tensors_are_refused(llama, tmp_path) -> None:
     folder = packed(llama, tmp_path / "p")
     change(folder, lambda tensors: tensors.update(surplus=torch.ones(1)))

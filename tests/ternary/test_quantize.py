@@ -23,6 +23,7 @@ from workbench.ternary.quantize import (
     spread,
     starting_alpha,
     ternarize,
+    threshold_in_scales,
 )
 from workbench.ternary.threshold import ThresholdVersion
 
@@ -78,6 +79,8 @@ def test_codes_and_values_are_those_written_out(rule, granularity, shape) -> Non
     values = codes * spread(scale, shape[1])
     np.testing.assert_allclose(values.numpy(), expected_values, rtol=1e-6)
     torch.testing.assert_close(quantize_weight(w, threshold, alpha), values, rtol=0, atol=0)
+    edge = threshold_in_scales(w, threshold, scale)
+    assert (((w / spread(scale, shape[1])).abs() > edge) == (codes != 0)).all()
 
 
 def test_the_three_roundings_differ_exactly_at_the_half() -> None:

@@ -16,6 +16,8 @@ from workbench.train.checkpoints import last_whole
 from workbench.train.space import disk_full_is_said
 from workbench.train.telemetry import Telemetry
 
+POISONED = "model.layers.1.mlp.up_proj"
+
 
 def train(small: SimpleNamespace, lesson: Lesson, folder: Path, arm: str = "ternary") -> None:
     progress = Progress(folder / "events.jsonl", "train_qat")
@@ -30,10 +32,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     real = ArmTrainer.training_step
 
     def step(self: ArmTrainer, *args: object) -> torch.Tensor:
-        loss = real(self, *args)
         if self.state.global_step == 7:
-            next(p for p in self.model.parameters() if p.grad is not None).grad[0] = torch.nan
-        return loss
+            weight = self.model.get_submodule(POISONED).weight
+            weight.register_hook(lambda gradient: gradient * torch.nan)
+        return real(self, *args)
 
     monkeypatch.setattr(ArmTrainer, "training_step", step)
 
@@ -52,7 +54,8 @@ def test_a_gradient_that_is_not_finite_stops_with_the_last_good_checkpoint(
     with pytest.raises(StageError) as caught:
         train(small, small.make_lesson(), tmp_path, arm)
     message = str(caught.value)
-    for word in (arm, "step 8", phase, f"lower {field} (now 0.001)", "checkpoint-5"):
+    named = f"1 of 20 gradients are not finite: {POISONED}.weight"
+    for word in (arm, "step 8", phase, named, f"lower {field} (now 0.001)", "checkpoint-5"):
         assert word in message
     assert last_whole(tmp_path / "checkpoints") == (tmp_path / "checkpoints" / "checkpoint-5", 5)
     rows = Telemetry(tmp_path / "telemetry", 10**9).frame("loss")

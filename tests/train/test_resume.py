@@ -76,9 +76,35 @@ def test_layers_are_watched(straight: Path) -> None:
     assert layers.loc[~first, "flip_rate"].between(0, 1).all()
     assert layers.loc[~first, "flip_rate"].sum() > 0
     weights = safetensors.torch.load_file(straight / FINAL)
+    for layer, rows in layers.groupby("layer"):
+        weight = weights[f"{layer}.weight"].abs()
+        scale = rows["scale"].to_numpy()
+        assert scale[-1] == pytest.approx(float(weight.mean()), rel=1e-5)
+        distance = float((weight / weight.mean() - 0.5).abs().mean())
+        assert rows["threshold_distance"].iloc[-1] == pytest.approx(distance, rel=1e-5)
+        assert rows["scale_drift"].isna().tolist() == [True] + 5 * [False]
+        assert rows["scale_drift"].to_numpy()[1:] == pytest.approx(scale[1:] / scale[:-1] - 1)
+        assert rows["scale_drift_total"].to_numpy()[1:] == pytest.approx(scale[1:] / scale[0] - 1)
+    total = table(straight, "loss").set_index("step").loc[layers["step"].unique(), "grad_norm"]
+    of_layers = layers.groupby("step")["grad_norm"].apply(lambda norms: (norms**2).sum() ** 0.5)
+    assert (0.2 * total < of_layers).all() and (of_layers < total).all()
     for (_, layer), rows in histograms.groupby(["step", "layer"]):
         size = weights[f"{layer}.weight"].numel()
         assert rows.groupby("kind")["count"].sum().to_dict() == {"master": size, "ternary": size}
+
+
+def test_the_end_of_each_pass_over_the_corpus_is_looked_at_too(
+    small: SimpleNamespace, tmp_path: Path
+) -> None:
+    sequences = len(small.make_lesson().tokens) // small.SEQUENCE_LENGTH
+    lesson = small.make_lesson(steps=7, batch_size=sequences // 2, evaluations=3)
+    progress = Progress(tmp_path / "events.jsonl", "train_qat")
+    judge = train_arm("ternary", small.make_model("ternary", lesson), lesson, tmp_path, progress)
+    looks = judge.telemetry.frame("layers").drop_duplicates("step")
+    ends = [step for step in range(1, 8) if step * lesson.train.batch_size >= sequences]
+    assert ends[0] in looks["step"].tolist() and {2, 5, 7} < set(looks["step"])
+    epochs = looks["step"] * lesson.train.batch_size / sequences
+    assert looks["epoch"].to_numpy() == pytest.approx(epochs.to_numpy())
 
 
 def test_a_finished_arm_is_loaded_and_not_trained(

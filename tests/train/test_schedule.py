@@ -16,7 +16,7 @@ from workbench.pilot.sections.train import (
     Train,
     Warmup,
 )
-from workbench.train.schedule import Schedule
+from workbench.train.schedule import Schedule, epoch_steps
 
 
 def plan(arm: str = "ternary", **fields: object) -> Schedule:
@@ -123,6 +123,13 @@ def test_the_rate_warms_up_and_comes_down_to_its_final_share(down: str) -> None:
 def test_evaluations_are_evenly_spread_and_end_with_the_last_step() -> None:
     assert plan(evaluations=4).evaluation_steps == [25, 50, 75, 100]
     assert plan(steps=3, evaluations=9).evaluation_steps == [1, 2, 3]
+
+
+def test_passes_over_the_corpus_are_looked_at_where_they_end() -> None:
+    assert epoch_steps(steps=10, batch=4, per_pass=12, most=9) == [3, 6, 9]
+    assert epoch_steps(steps=10, batch=4, per_pass=10, most=9) == [3, 5, 8, 10]
+    assert epoch_steps(steps=10, batch=4, per_pass=41, most=9) == []
+    assert epoch_steps(steps=100, batch=1, per_pass=10, most=4) == [30, 60, 90]
 
 
 def test_shares_beyond_the_whole_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,13 +15,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, StageError
+from workbench.paths import PROJECT
 from workbench.pilot.sections.model import Threshold
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
 from workbench.stages import train_qat
 from workbench.stages.context import StageContext
+from workbench.ternary.master import load_master
 from workbench.ternary.packed import check_ternary, load_packed
+from workbench.train.lora import load_lora
 from workbench.train.quality import bits_per_byte, document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
 
@@ -131,9 +135,11 @@ def test_the_artefacts_are_the_models_that_were_judged(
 def test_the_tables_have_the_columns_that_the_design_names(record: StageRecord) -> None:
     columns = {
         "loss": "arm step tokens phase strength lr loss grad_norm",
-        "evaluations": "arm weights step loss bits_per_byte",
-        "layers": "step layer share_minus share_zero share_plus flip_rate scale",
+        "evaluations": "arm weights step epoch loss bits_per_byte",
+        "layers": "step epoch layer share_minus share_zero share_plus flip_rate scale "
+        "scale_drift scale_drift_total threshold_distance grad_norm",
         "histograms": "step layer kind left right count",
+        "guard": "arm step limit value factor text",
         "heldout": "id source text",
     }
     for table, names in columns.items():
@@ -216,9 +222,11 @@ def test_the_trained_baseline_teaches_and_its_cost_is_told(
     small: SimpleNamespace, tmp_path: Path
 ) -> None:
     distillation = {"teacher": "full_precision", "attention_weight": 1.0}
-    record = run_stage(
-        make_pilot(small, tmp_path, steps=6, distillation=distillation), tmp_path / "run"
-    )
+    settings = {"distillation": distillation, "guard": {"one_value_share": 0.3}}
+    record = run_stage(make_pilot(small, tmp_path, steps=6, **settings), tmp_path / "run")
+    guard = record.table("guard")
+    assert (guard["limit"] == "one_value_share").all() and len(guard) >= 1
+    assert record.notes == [f"the guard: {text}" for text in guard["text"]]
     assert record.facts["distillation"]["teacher"] == "the trained full-precision arm of this run"
     assert record.metric("teacher_tokens", arm="ternary").value == 6 * 2 * 16
     spent = record.metric("teacher_time_s", arm="ternary")
@@ -251,6 +259,35 @@ def test_a_checkpoint_teaches_its_own_ternary_version(
     values["train"]["sub_norm_warmup"] = {"share": 0.6}
     with pytest.raises(ConfigError, match="exceed 1 together"):
         train_qat.check(Pilot(**values))
+
+
+def test_a_master_checkpoint_goes_on_under_its_own_threshold_only(record: StageRecord) -> None:
+    master = {"checkpoint": str(record.artefact("ternary_master"))}
+    words = {"name": "test", "question": "Does it go on?"}
+    assert train_qat.check(Pilot(**words, model=master)) == []
+    other = master | {"threshold": {"granularity": "row"}}
+    with pytest.raises(ConfigError, match=r"absmean/tensor\S+, but absmean/row\S+ is asked"):
+        train_qat.check(Pilot(**words, model=other))
+
+
+def test_the_adapters_of_the_documentation_are_trained_as_it_says(
+    record: StageRecord, pilot: Pilot, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    text = (PROJECT / "docs" / "pilots.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for there, here in {
+        "runs/chat/RUN/stages/train_qat": str(record.folder),
+        "adapters/tickets": str(tmp_path / "work"),
+        "data/tickets.jsonl": pilot.data.corpus,
+        "steps=500": "steps=3, evaluations=1",
+        "sequence_length=128": "sequence_length=16",
+    }.items():
+        assert there in snippet
+        snippet = snippet.replace(there, here)
+    exec(snippet, {})
+    adapter = tmp_path / "work" / "adapter"
+    assert load_lora(load_master(record.artefact("ternary_master")), adapter)
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_starts(

@@ -1,8 +1,10 @@
 """``workbench bench cpu``: how fast the kernels run here, and what bounds them.
 
-One process, one shape, random weights. Every row is the median of five runs; the machine's
-read bandwidth and INT8 peak are measured right before and after each row, because a shared
-machine changes within minutes, and a row is held against the mean of the two.
+One process, one shape, random weights. Every row is the median of five runs (prompts of a
+model that needs more than ``PATIENCE_S`` for them: of fewer, and ``n`` says so). A shared
+machine changes within minutes: its read bandwidth and INT8 peak are measured right before and
+after each row, which is held against the mean of the two, and llama.cpp's runs take turns with
+ours where the two are compared, so that a ratio is one of neighbours.
 
 Decode reads every weight and the cache of keys and values once a token: its limit is the
 bandwidth. Prefill multiplies: its limit is the INT8 dot-product peak (shown for integer
@@ -11,10 +13,13 @@ weights alone; half-precision weights multiply in float32).
 
 from __future__ import annotations
 
+import math
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +34,13 @@ from workbench.engine.random_weights import random_weights
 from workbench.errors import ConfigError
 
 PROMPT, OUTPUT, REPEATS, BATCH = 512, 64, 5, 8
-PRECISIONS = ("ternary", "ternary5", "int8", "bf16")
+PATIENCE_S = 20.0
+RIVALS = {"ternary": "TQ2_0", "bf16": "F16"}
+"""Which of llama.cpp's types each of ours takes turns with."""
+PRECISIONS = ("ternary", "bf16", "ternary5", "int8")
+IN_BATCHES = ("ternary", "int8")
+"""Eight prompts of bf16 weights alone would take two minutes."""
+TIME_LIMIT_S = 600.0
 
 
 def _shape(hidden: int, inter: int, layers: int, heads: int, kv: int, vocab: int) -> LlamaConfig:
@@ -75,6 +86,7 @@ def bench_cpu(
 
 
 def _all_rows(config: LlamaConfig, threads: int, peers: bool) -> Iterator[Row]:
+    began = time.monotonic()
     engine = " ".join(filter(None, (backend().name, backend().isa)))
     limits = Limits(threads)
     for precision in PRECISIONS:
@@ -83,10 +95,15 @@ def _all_rows(config: LlamaConfig, threads: int, peers: bool) -> Iterator[Row]:
             del weights
             bench = ModelBench(core, engine, precision, threads, limits)
             yield from bench.rows()
-    if peers:
-        with tempfile.TemporaryDirectory() as folder:
-            for kind in cpu_peers.PEERS:
-                yield from _peer_rows(Path(folder) / f"{kind}.gguf", config, kind, threads, limits)
+            if peers and precision in RIVALS:
+                yield from bench.rows_in_turns(RIVALS[precision])
+    others = [kind for kind in cpu_peers.PEERS if kind not in RIVALS.values()] if peers else []
+    for kind in others:
+        if time.monotonic() - began < TIME_LIMIT_S - _longest_peer_s(threads):
+            with _peer(config, kind, threads) as (peer, work):
+                yield from _peer_rows(peer, work, kind, threads, limits)
+        else:
+            print(f"not measured: {kind}, the ten minutes are over", file=sys.stderr)
     yield row("read bandwidth", engine, "", threads, limits.bandwidths, "GB/s")
     yield row("INT8 peak", engine, "", threads, limits.peaks, "GMAC/s")
 
@@ -121,32 +138,55 @@ class ModelBench:
     def __init__(
         self, core: LlamaModel, engine: str, precision: str, threads: int, limits: Limits
     ) -> None:
-        self.core, self.limits = core, limits
+        self.core, self.precision, self.threads, self.limits = core, precision, threads, limits
         self.what = (engine, precision, threads)
         c = core.config
-        self.macs = float(sum(np.prod(c.linear_shape(n)) for n in LINEARS) * c.num_layers)
+        macs = float(sum(np.prod(c.linear_shape(n)) for n in LINEARS) * c.num_layers)
+        self.prefill_work = Work(macs_per_token=macs if precision != "bf16" else 0.0)
         # The mean depth of the tokens generated; a slot's keys and values up to there are read.
         slot_bytes = core.kv_bytes / core.slots
         self.kv_bytes = slot_bytes * (PROMPT + OUTPUT / 2) / core.context
+        self.decode_work = Work(bytes_per_token=core.weight_bytes + self.kv_bytes)
 
     def rows(self) -> Iterator[Row]:
         self._prefill()
-        exact = self.what[1] != "bf16"
-        prefill = Work(macs_per_token=self.macs if exact else 0.0)
-        yield self._row("prefill 512", self._prefill, prefill)
-        step_bytes = self.core.weight_bytes + self.kv_bytes
-        yield self._row("decode", self._decode, Work(bytes_per_token=step_bytes))
-        share = self.core.weight_bytes / BATCH + self.kv_bytes
-        for slot in range(1, BATCH):
-            self._prefill(slot)
-        yield self._row(f"decode, batch {BATCH}", self._decode_batch, Work(bytes_per_token=share))
-        if self.what[1] == "ternary":
+        yield self._row("prefill 512", self._prefill, self.prefill_work, PATIENCE_S)
+        yield self._row("decode", self._decode, self.decode_work)
+        if self.precision in IN_BATCHES:
+            share = self.core.weight_bytes / BATCH + self.kv_bytes
+            for slot in range(1, BATCH):
+                self._prefill(slot)
+            work = Work(bytes_per_token=share)
+            yield self._row(f"decode, batch {BATCH}", self._decode_batch, work)
+        if self.precision == "ternary":
             yield row("time outside kernels", *self.what, self._overhead(), "%")
         yield row("weights resident", *self.what, [self.core.weight_bytes / 1e9], "GB")
 
-    def _row(self, name: str, run: Callable[[], int], work: Work) -> Row:
+    def rows_in_turns(self, kind: str) -> Iterator[Row]:
+        """llama.cpp's rows of ``kind``, and by how much ours are faster: the median of the
+        ratios of neighbouring runs."""
+        with _peer(self.core.config, kind, self.threads) as (peer, work):
+            patience_s = 4 * PATIENCE_S if self.precision == "ternary" else PATIENCE_S
+            for name, ours, theirs, its_work, limit_s in (
+                ("prefill 512", self._prefill, peer.prefill, Work(), patience_s),
+                ("decode", self._decode, peer.decode, work, math.inf),
+            ):
+                ratios: list[float] = []
+
+                def measure(name=name, ours=ours, theirs=theirs, limit_s=limit_s, ratios=ratios):
+                    found, began = [], time.monotonic()
+                    while len(found) < REPEATS and (not found or _within(began, limit_s)):
+                        (own,) = rates(ours, 1)
+                        found.append(theirs())
+                        ratios.append(own / found[-1])
+                    return row(name, "llama.cpp", kind, self.threads, found, "tokens/s")
+
+                yield self.limits.around(measure, its_work)
+                yield row(f"{name} over {kind}", *self.what, ratios, "x")
+
+    def _row(self, name: str, run: Callable[[], int], work: Work, limit_s: float = math.inf) -> Row:
         def measure() -> Row:
-            return row(name, *self.what, rates(run, REPEATS), "tokens/s")
+            return row(name, *self.what, rates(run, REPEATS, limit_s), "tokens/s")
 
         return self.limits.around(measure, work)
 
@@ -218,22 +258,36 @@ def _base_3(weight: PackedTernary) -> PackedTernary5:
     return PackedTernary5.from_state(state)
 
 
+@contextmanager
+def _peer(config: LlamaConfig, kind: str, threads: int) -> Iterator[tuple[cpu_peers.Peer, Work]]:
+    """llama.cpp over a file of random weights, and the work of a decoded token."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{kind}.gguf"
+        cpu_peers.write_file(path, config, kind)
+        # Every weight once a token, and fp16 keys and values.
+        kv = 4.0 * config.num_layers * config.num_kv_heads * config.head_dim
+        work = Work(bytes_per_token=path.stat().st_size + kv * (PROMPT + OUTPUT / 2))
+        with cpu_peers.Peer(path, threads, PROMPT, OUTPUT) as peer:
+            yield peer, work
+
+
 def _peer_rows(
-    path: Path, config: LlamaConfig, kind: str, threads: int, limits: Limits
+    peer: cpu_peers.Peer, work: Work, kind: str, threads: int, limits: Limits
 ) -> Iterator[Row]:
-    cpu_peers.write_file(path, config, kind)
-    # Every weight once a token, and fp16 keys and values.
-    kv = 4.0 * config.num_layers * config.num_kv_heads * config.head_dim * (PROMPT + OUTPUT / 2)
-    work = Work(bytes_per_token=path.stat().st_size + kv)
+    """A type that none of ours takes turns with: one prompt, which decoding needs anyway."""
     what = ("llama.cpp", kind, threads)
-    prefill: list[float] = []
+    yield row("prefill 512", *what, [peer.prefill()], "tokens/s")
 
     def measure() -> Row:
-        found, decode = cpu_peers.measure(path, threads, PROMPT, OUTPUT, REPEATS)
-        prefill.extend(found)
-        return row("decode", *what, decode, "tokens/s")
+        return row("decode", *what, [peer.decode() for _ in range(REPEATS)], "tokens/s")
 
-    decode = limits.around(measure, work)
-    path.unlink()
-    yield row("prefill 512", *what, prefill, "tokens/s")
-    yield decode
+    yield limits.around(measure, work)
+
+
+def _longest_peer_s(threads: int) -> float:
+    """What the slowest of the other peers takes on two cores of a server, file included."""
+    return 75.0 if threads > 1 else 110.0
+
+
+def _within(began: float, limit_s: float) -> bool:
+    return time.monotonic() - began < limit_s

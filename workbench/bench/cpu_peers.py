@@ -8,14 +8,16 @@ chooses, and of the layers' type beside the others. A peer runs in a process of 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from ternary_kernels.llama import LINEARS, LlamaConfig
+
+from workbench.errors import StageError
 
 PEERS = ("TQ2_0", "TQ1_0", "Q4_0", "Q8_0", "F16")
 _GGUF_NAMES = {
@@ -74,20 +76,53 @@ def write_file(path: Path, config: LlamaConfig, kind: str) -> None:
     writer.close()
 
 
-def measure(
-    path: Path, threads: int, prompt: int, output: int, repeats: int
-) -> tuple[list[float], list[float]]:
-    """(prefill, decode) tokens a second of each run, llama.cpp in its own process."""
-    arguments = [str(path), *map(str, (threads, prompt, output, repeats))]
-    done = subprocess.run(
-        [sys.executable, "-m", "workbench.bench.cpu_peers", *arguments],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"llama.cpp failed on {path.name}: {done.stderr.strip()[-400:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return found["prefill"], found["decode"]
+class Peer:
+    """A file in llama.cpp, in a process of its own that runs what it is asked, one run at a time.
+
+    So its runs can take turns with ours, and a machine whose memory slows down slows down both.
+    """
+
+    def __init__(self, path: Path, threads: int, prompt: int, output: int) -> None:
+        arguments = [str(path), *map(str, (threads, prompt, output))]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "workbench.bench.cpu_peers", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def prefill(self) -> float:
+        """Tokens a second of one prompt from an empty cache, which it leaves filled."""
+        return self._ask("prefill")
+
+    def decode(self) -> float:
+        """Tokens a second of one output after the prompt, without the prompt's time."""
+        return self._ask("decode")
+
+    def _ask(self, what: str) -> float:
+        try:
+            self._process.stdin.write(f"{what}\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self._errors.seek(0)
+            raise StageError(
+                f"llama.cpp ended while it should {what}: {self._errors.read().strip()[-400:]}",
+                next_step="leave --peers out, or install the bench extra again",
+            )
+        return float(answer)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
 
 
 def _random_matrix(rng: np.random.Generator, N: int, K: int, kind: str) -> np.ndarray:
@@ -124,7 +159,8 @@ _CODES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] 
 }
 
 
-def _run(path: str, threads: int, prompt: int, output: int, repeats: int) -> dict:
+def _serve(path: str, threads: int, prompt: int, output: int) -> None:
+    """Answer each line of standard input, ``prefill`` or ``decode``, with a rate."""
     import ctypes
 
     import llama_cpp as api
@@ -141,28 +177,28 @@ def _run(path: str, threads: int, prompt: int, output: int, repeats: int) -> dic
     context = api.llama_init_from_model(model, options)
     if not model or not context:
         raise RuntimeError(f"llama.cpp refuses {path}")
+    memory = api.llama_get_memory(context)
     tokens = (api.llama_token * prompt)(*(np.arange(prompt) % 1000).tolist())
 
-    def decode(count: int) -> int:
+    def run(count: int) -> int:
         if api.llama_decode(context, api.llama_batch_get_one(tokens, count)):
             raise RuntimeError("llama_decode failed")
         api.llama_get_logits_ith(context, -1)
         return count
 
     def prefill() -> int:
-        api.llama_memory_clear(api.llama_get_memory(context), True)
-        return decode(prompt)
+        api.llama_memory_clear(memory, True)
+        return run(prompt)
 
-    def generate() -> int:
-        return sum(decode(1) for _ in range(output))
+    def decode() -> int:
+        api.llama_memory_seq_rm(memory, 0, prompt, -1)
+        return sum(run(1) for _ in range(output))
 
-    prefill()
-    found: dict[str, list[float]] = {"prefill": [], "decode": []}
-    for _ in range(repeats):
-        found["prefill"] += rates(prefill, 1)
-        found["decode"] += rates(generate, 1)
-    return found
+    run(1)  # the first call of a context reserves its buffers
+    for line in sys.stdin:
+        (rate,) = rates(prefill if line.strip() == "prefill" else decode, 1)
+        print(rate, flush=True)
 
 
 if __name__ == "__main__":
-    print(json.dumps(_run(sys.argv[1], *map(int, sys.argv[2:]))))
+    _serve(sys.argv[1], *map(int, sys.argv[2:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -58,10 +59,12 @@ class Work:
     macs_per_token: float = 0.0
 
 
-def rates(run: Callable[[], int], repeats: int) -> list[float]:
-    """Tokens a second of each of ``repeats`` runs; ``run`` returns the tokens it made."""
-    found = []
-    for _ in range(repeats):
+def rates(run: Callable[[], int], repeats: int, limit_s: float = math.inf) -> list[float]:
+    """Tokens a second of each of ``repeats`` runs; ``run`` returns the tokens it made. After
+    ``limit_s`` no other run is begun."""
+    found: list[float] = []
+    began = time.perf_counter()
+    while len(found) < repeats and (not found or time.perf_counter() - began < limit_s):
         begin = time.perf_counter()
         tokens = run()
         found.append(tokens / (time.perf_counter() - begin))

@@ -10,6 +10,7 @@ from workbench.figures.theme import (
     ARM_COLOURS,
     ARM_SYMBOLS,
     GREY,
+    ORANGE,
     SKY,
     STATE_COLOURS,
     VERMILION,
@@ -23,6 +24,9 @@ from workbench.records.stage_record import StageRecord
 from workbench.report.text import Texts
 
 MOST_LAYERS = 60
+TIME_COLOURS = ("#9CC9E8", SKY, "#5E7FA8", ORANGE, VERMILION)
+"""From the first look to the last."""
+FLIP_SCALE = [[0, "#F4F5F7"], [0.5, ORANGE], [1, VERMILION]]
 SMOOTHED_SHARE = 0.03
 """The running median spans this share of the steps."""
 
@@ -108,36 +112,38 @@ def layers(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 def flips(record: StageRecord, language: str = "en") -> go.Figure:
-    """How many weights change their ternary value, over training: median and range of layers."""
+    """Share of the weights that changed their ternary value since the look before, by layer."""
     say = FigureTexts(language)
     title = say("train_qat.flips.title")
     if "layers" not in record.tables or (rows := record.table("layers")).empty:
         return why_not(say, title, say("fig.no_rows"))
-    by_step = rows.dropna(subset=["flip_rate"]).groupby("step")["flip_rate"]
-    bands = 100 * by_step.quantile([0.0, 0.5, 1.0]).unstack()
-    if bands.empty:
+    rows = rows.dropna(subset=["flip_rate"])
+    if rows.empty:
         return why_not(say, title, say("fig.no_rows"))
-    bands = thinned(bands)
-    drawn = figure(say, title, say("axis.step"), say("axis.flip_percent"), height=340)
-    drawn.add_scatter(
-        x=bands.index, y=bands[1.0], mode="lines", line={"width": 0}, showlegend=False,
-        hoverinfo="skip",
-    )  # fmt: skip
-    drawn.add_scatter(
-        x=bands.index, y=bands[0.0], mode="lines", line={"width": 0}, fill="tonexty",
-        fillcolor="rgba(213,94,0,0.18)", name=say("train_qat.flips.range"), hoverinfo="skip",
-    )  # fmt: skip
-    drawn.add_scatter(
-        x=bands.index, y=bands[0.5], mode="lines+markers" if len(bands) < 40 else "lines",
-        line={"color": VERMILION, "width": 2.5}, name=say("train_qat.flips.median"),
-        hovertemplate="%{x}: %{y:.3g} %<extra></extra>",
-    )  # fmt: skip
-    drawn.update_yaxes(rangemode="tozero")
+    every = rows["layer"].drop_duplicates()
+    shown = every.head(MOST_LAYERS)
+    by_layer = 100 * rows.pivot(index="layer", columns="step", values="flip_rate").loc[shown]
+    drawn = figure(say, title, say("axis.step"), height=130 + 18 * len(shown))
+    drawn.add_heatmap(
+        x=[str(step) for step in by_layer.columns],
+        y=short_names(shown),
+        z=by_layer.to_numpy(),
+        zmin=0,
+        zmax=max(1.0, float(by_layer.max(axis=None))),
+        colorscale=FLIP_SCALE,
+        colorbar={"title": {"text": say("axis.flip_percent"), "side": "right"}, "thickness": 12},
+        hovertemplate="%{y}, %{x}: %{z:.3g} %<extra></extra>",
+    )
+    drawn.update_layout(margin={"t": 56})  # no legend
+    drawn.update_xaxes(type="category")
+    drawn.update_yaxes(autorange="reversed", tickfont={"size": 11}, type="category", dtick=1)
+    if len(every) > len(shown):
+        _footnote(drawn, say("fig.first_layers", shown=len(shown), all=len(every)))
     return drawn
 
 
 def histograms(record: StageRecord, language: str = "en") -> go.Figure:
-    """Master weights of all ternary layers, at the first and at the last step.
+    """Master weights of all ternary layers over time: the first look, the last, some between.
 
     They are in units of each layer's scale, so the bins are the same in all layers.
     """
@@ -150,15 +156,19 @@ def histograms(record: StageRecord, language: str = "en") -> go.Figure:
     if own.empty:
         return why_not(say, title, say("fig.no_rows"))
     drawn = figure(say, title, say("axis.weight"), say("axis.density"))
-    steps = sorted({int(own["step"].min()), int(own["step"].max())})
-    for step, colour in zip(steps, (SKY, VERMILION), strict=False):
-        at = own[own["step"] == step].sort_values("left")
+    looks = sorted(own["step"].unique())
+    places = np.unique(np.linspace(0, len(looks) - 1, len(TIME_COLOURS)).round().astype(int))
+    first = len(TIME_COLOURS) - len(places)
+    for place, colour in zip(places, TIME_COLOURS[first:], strict=True):
+        at = own[own["step"] == looks[place]].sort_values("left")
         width = at["right"] - at["left"]
         density = at["count"] / (at["count"].sum() * width)
+        is_end = place in (0, len(looks) - 1)
         drawn.add_scatter(
-            x=(at["left"] + at["right"]) / 2, y=density, mode="lines", fill="tozeroy",
-            line={"color": colour, "shape": "hvh", "width": 1.8}, opacity=0.8,
-            name=say("fig.at_step", step=step), hovertemplate="%{x:.3g}: %{y:.3g}<extra></extra>",
+            x=(at["left"] + at["right"]) / 2, y=density, mode="lines",
+            line={"color": colour, "shape": "hvh", "width": 2.4 if is_end else 1.3},
+            name=say("fig.at_step", step=looks[place]),
+            hovertemplate="%{x:.3g}: %{y:.3g}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     return drawn
 

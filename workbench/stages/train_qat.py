@@ -32,14 +32,16 @@ from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.folder import replacing_folder
-from workbench.ternary.master import save_master
+from workbench.ternary.master import require_threshold, save_master
 from workbench.ternary.packed import save_packed
 from workbench.ternary.post_training import ternarize_post_training
 from workbench.train.arm import Lesson, train_arm
 from workbench.train.distill import attention_projections
+from workbench.train.guard import TABLE as GUARD
 from workbench.train.judge import Judge
 from workbench.train.quality import document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
+from workbench.train.trackers import require_trackers
 from workbench.train.trainer import require_optimizer
 
 TOKENIZER = "tokenizer"
@@ -51,6 +53,7 @@ def check(pilot: Pilot) -> list[str]:
     """Raises ConfigError for what cannot be trained, before any stage has started."""
     data, model = pilot.data, pilot.model
     require_optimizer(pilot.train.optimizer)
+    require_trackers(pilot.train.trackers)
     if pilot.train.distillation.teacher == "checkpoint" and model.checkpoint is None:
         raise ConfigError(
             "train.distillation.teacher: checkpoint, but model.checkpoint is null",
@@ -61,6 +64,9 @@ def check(pilot: Pilot) -> list[str]:
     if data.corpus.startswith(PREFIX):
         require_datasets(data.corpus)
     tokens = len(load_tokenizer(data.tokenizer)) if data.tokenizer else data.vocab_size
+    if model.checkpoint is not None and not model.checkpoint.startswith(PREFIX):
+        threshold = ThresholdVersion.from_section(model.threshold)
+        require_threshold(Path(model.checkpoint), threshold)
     if model.checkpoint is None:
         preset_config(model, tokens, data.sequence_length)
     return []
@@ -83,6 +89,7 @@ def run(context: StageContext) -> None:
     for table in ("loss", "evaluations"):
         frames = [judge.telemetry.frame(table).assign(arm=arm) for arm, judge in arms.items()]
         record.save_table(table, pd.concat(frames, ignore_index=True))
+    _record_guard(record, arms)
     for table in ("layers", "histograms"):
         record.save_table(table, ternary.telemetry.frame(table))
     _record_figures(context, arms, losses)
@@ -272,6 +279,16 @@ def _require_equal(context: StageContext, baseline: Judge, ternary: Judge) -> No
             allowed="the same tokens, batches and initial weights in both arms",
             next_step="run the stage again with --force",
         )
+
+
+def _record_guard(record: StageRecord, arms: dict[str, Judge]) -> None:
+    """What the guard saw: a table, and a note for each line of it."""
+    columns = ["arm", "step", "limit", "value", "factor", "text"]
+    frames = [judge.telemetry.frame(GUARD).assign(arm=arm) for arm, judge in arms.items()]
+    seen = [frame for frame in frames if len(frame)]
+    table = pd.concat(seen, ignore_index=True) if seen else pd.DataFrame(columns=columns)
+    record.save_table(GUARD, table[columns])
+    record.notes += [f"the guard: {text}" for text in table["text"]]
 
 
 def _record_figures(

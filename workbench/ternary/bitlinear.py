@@ -184,7 +184,9 @@ class BitLinear(NormedLinear):
         self._kept = None
 
     def train(self, mode: bool = True) -> BitLinear:
-        self._kept = None
+        # transformers.Trainer calls train() before every micro-batch: that is no switch.
+        if not (mode and self.training and self.reuse):
+            self._kept = None
         return super().train(mode)
 
     def extra_repr(self) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
 from workbench.ternary.bitlinear import Activations, BitLinear, precise_twin
-from workbench.ternary.policy import Precision, resolve
+from workbench.ternary.policy import Precision, require_width, resolve
 from workbench.ternary.threshold import ThresholdVersion
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
@@ -63,7 +63,8 @@ def to_ternary(
 ) -> ConversionReport:
     """Replace the layers that ``policy`` makes ternary by :class:`BitLinear`, at strength 1.
 
-    Raises ConfigError, before anything is replaced, when no layer would become ternary.
+    Raises ConfigError, before anything is replaced, when no layer would become ternary and for one
+    that is too wide for every kernel.
     """
     resolved = resolve(policy, model)
     names = [name for name, precision in resolved.precisions.items() if precision == "ternary"]
@@ -74,6 +75,8 @@ def to_ternary(
             allowed=f"patterns that match linear layers, e.g. {', '.join(linears[:3]) or 'none'}",
             next_step="change model.policy.ternary",
         )
+    for name in names:
+        require_width(name, model.get_submodule(name))
     for name in names:
         linear = model.get_submodule(name)
         model.set_submodule(
@@ -122,6 +125,10 @@ def set_reuse(model: nn.Module, reuse: bool) -> None:
 
 
 def forget_quantised(model: nn.Module) -> None:
-    """The master weights have changed: quantise them anew at the next forward pass."""
+    """The master weights have changed: quantise them anew at the next forward pass.
+
+    Frozen ones have not.
+    """
     for _, layer in bit_linears(model):
-        layer.forget()
+        if layer.weight.requires_grad:
+            layer.forget()

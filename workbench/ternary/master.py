@@ -55,6 +55,17 @@ def save_master(
         safetensors.torch.save_model(model, str(partial / WEIGHTS), metadata={"format": "pt"})
 
 
+def require_threshold(folder: Path, expected: ThresholdVersion) -> None:
+    """ConfigError naming both if ``folder`` holds a master checkpoint under another threshold.
+
+    Read as a plain Hugging Face checkpoint it would train on under the new one without a word.
+    """
+    path = folder / NAME
+    if path.is_file() and (value := read_json_object(path)).get("kind") == "master":
+        found = ThresholdVersion.from_json(value.get("threshold"), str(path))
+        found.require(expected, str(folder))
+
+
 def load_master(folder: Path, *, expect: ThresholdVersion | None = None) -> PreTrainedModel:
     """The ternary model (BitLinears at strength 1, float32, evaluation mode) of such a folder.
 

@@ -32,7 +32,7 @@ from workbench.ternary.packed_layers import (
     PackedTernaryLinear,
     pack_layer,
 )
-from workbench.ternary.policy import PRECISIONS, Precision
+from workbench.ternary.policy import PRECISIONS, Precision, require_width
 from workbench.ternary.quantize import scale_shape
 from workbench.ternary.threshold import ThresholdVersion
 
@@ -52,7 +52,8 @@ def save_packed(
     not changed. An existing folder is replaced only when the new one is whole on the disk.
 
     Raises ConfigError for a name that is no linear layer or embedding, a BitLinear with another
-    threshold version, tied modules with two precisions, and weights that are not finite.
+    threshold version, a layer too wide for the kernels, tied modules with two precisions, and
+    weights that are not finite.
     """
     modules = _packable(model)
     manifest = _plan(modules, precisions, threshold)
@@ -90,7 +91,7 @@ def load_packed(
     version the caller needs; None takes the file's.
 
     Raises ConfigError naming the file or tensor for anything missing, left over, truncated, of
-    another shape, or with a forbidden code or scale.
+    another shape, or with a forbidden code or scale, and for what ``dtype`` cannot hold.
     """
     manifest = Manifest.read(folder)
     manifest.threshold.require(expect, str(folder))
@@ -98,7 +99,9 @@ def load_packed(
     model = _skeleton(folder, manifest, dtype)
     scales = {f"{name}.scale" for name in manifest.layers}
     found = {
-        key: value.to(dtype) if value.is_floating_point() and key not in scales else value
+        key: _cast(folder, key, value, dtype)
+        if value.is_floating_point() and key not in scales
+        else value
         for key, value in tensors.items()
     }
     shared = tuple(f"{name}." for name in manifest.later_of_ties())
@@ -222,6 +225,8 @@ def _require_possible(
             raise ConfigError(f"{name} is an embedding", allowed="int8 or high_precision")
         if (own := getattr(module, "threshold", None)) is not None:
             own.require(threshold, name)
+    if precision != "high_precision" and isinstance(module, nn.Linear):
+        require_width(name, module)
 
 
 def _tied(modules: Mapping[str, nn.Module], layers: Mapping[str, LayerEntry]) -> list[list[str]]:
@@ -302,6 +307,18 @@ def _require_same_tensors(
                 folder,
                 f"{name} is {got.dtype} {list(got.shape)}, not {like.dtype} {list(like.shape)}",
             )
+
+
+def _cast(folder: Path, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` as ``dtype``; float16 ends at 65,504, and a bias beyond would become infinite."""
+    cast = value.to(dtype)
+    if dtype == torch.float16 and not bool(cast.isfinite().all()):
+        raise ConfigError(
+            f"{folder}: {name} reaches {float(value.abs().max()):.3g}",
+            allowed=f"at most {torch.finfo(dtype).max:.0f} in {dtype}",
+            next_step="load the model with dtype torch.bfloat16 or torch.float32",
+        )
+    return cast
 
 
 def _share(first: nn.Module, other: nn.Module) -> None:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
+from ternary_kernels.reference import MAX_K
 from torch import nn
 
+from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
 
 Precision = Literal["ternary", "int8", "high_precision"]
@@ -65,6 +67,16 @@ def resolve(policy: Policy, model: nn.Module) -> Resolved:
         if not any(fnmatchcase(name, pattern) for name in modules)
     ]
     return Resolved(precisions, reasons, unmatched)
+
+
+def require_width(name: str, layer: nn.Linear) -> None:
+    """ConfigError for a layer whose sums of INT8 products no kernel can hold."""
+    if layer.in_features > MAX_K:
+        raise ConfigError(
+            f"{name} takes {layer.in_features} inputs",
+            allowed=f"at most {MAX_K} in a ternary or INT8 layer: the kernels sum in 32 bits",
+            next_step="name it in model.policy.high_precision",
+        )
 
 
 def weight_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:

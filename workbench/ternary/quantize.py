@@ -146,6 +146,16 @@ def spread(scale: Tensor, columns: int) -> Tensor:
     return scale[:, None]
 
 
+def threshold_in_scales(
+    weight_NK: Tensor, threshold: ThresholdVersion, scale: Tensor
+) -> Tensor | float:
+    """|weight| / scale from which on a code is no longer 0, shaped to broadcast against [N, K]."""
+    if threshold.rule != "twn":
+        return 0.5
+    mean = per_cell(weight_NK.detach().float().abs(), threshold.granularity, lambda x: x.mean(-1))
+    return spread(threshold.ratio * mean / scale, weight_NK.shape[1])
+
+
 def per_cell(x_NK: Tensor, granularity: str, statistic: Callable[[Tensor], Tensor]) -> Tensor:
     """``statistic`` (over the last axis) of each cell, shaped like a scale."""
     if granularity == "tensor":

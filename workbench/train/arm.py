@@ -23,13 +23,15 @@ from workbench.ternary import bit_linears, set_reuse, set_strength
 from workbench.train.callbacks import CheckpointCallback, PhaseCallback, RecordCallback
 from workbench.train.checkpoints import last_whole
 from workbench.train.distill import Teacher
+from workbench.train.guard import Guard
 from workbench.train.judge import Judge
 from workbench.train.layers import LayerWatch
 from workbench.train.quiet import quiet_transformers
 from workbench.train.schedule import Arm, Schedule
 from workbench.train.space import disk_full_is_said, require_space
 from workbench.train.telemetry import Telemetry
-from workbench.train.trainer import ArmTrainer, training_arguments
+from workbench.train.trackers import end_run, keep_apart
+from workbench.train.trainer import ArmTrainer, sequences_a_step, training_arguments
 
 FINAL = "final.safetensors"
 
@@ -63,9 +65,9 @@ def train_arm(
     """Train ``model`` in place; its strength afterwards is 1 (the baseline has none).
 
     teacher: what ``train.distillation`` distils from; it is frozen, and None means no teacher.
-    Returns the judge, whose telemetry holds the tables loss, evaluations, layers, histograms.
-    Raises StageError for a loss that is not finite and for a full disk; the last whole
-    checkpoint stays, and the next call with the same folder goes on from it.
+    Returns the judge, whose telemetry holds the tables loss, evaluations, layers, histograms
+    and guard. Raises StageError for a loss that is not finite, for a full disk and where the guard
+    stops; the last whole checkpoint stays, and the next call with the same folder goes on from it.
     """
     final, checkpoints = folder / FINAL, folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -111,22 +113,27 @@ def _run(
 ) -> None:
     train, schedule = lesson.train, Schedule(lesson.train, arm, lesson.new_norms)
     arguments = training_arguments(train, checkpoints, lesson.seed)
-    batch = arguments.train_batch_size * arguments.world_size * train.gradient_accumulation
+    batch = sequences_a_step(arguments)
     sequences = PackedSequences(
         lesson.tokens, lesson.sequence_length, train.steps * batch, lesson.seed, at_least=batch
     )
     if train.gradient_checkpointing:
         _recompute_activations(model)
-    set_reuse(model, train.gradient_accumulation > 1)
-    quantised = [layer.weight for _, layer in bit_linears(model)]
+    quantised = [layer.weight for _, layer in bit_linears(model) if layer.weight.requires_grad]
+    set_reuse(model, train.gradient_accumulation > 1 or not quantised)
     taught = None if teacher is None else Teacher(teacher, train.distillation)
     trainer = ArmTrainer(model, arguments, sequences, schedule, quantised, taught)
-    trainer.add_callback(PhaseCallback(schedule))
-    trainer.add_callback(RecordCallback(trainer, judge, progress))
+    guard = Guard(train.guard, arm, judge.telemetry, progress, checkpoints)
+    trainer.add_callback(PhaseCallback(schedule, guard))
+    trainer.add_callback(RecordCallback(trainer, judge, guard, progress))
     trainer.add_callback(CheckpointCallback(judge))
     if start and judge.layers:
         judge.layers.load(start[0])
-    trainer.train(resume_from_checkpoint=str(start[0]) if start else None)
+    keep_apart(trainer, checkpoints.with_name("tensorboard"))
+    try:
+        trainer.train(resume_from_checkpoint=str(start[0]) if start else None)
+    finally:
+        end_run(train.trackers)
 
 
 def _recompute_activations(model: PreTrainedModel) -> None:

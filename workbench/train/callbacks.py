@@ -19,19 +19,21 @@ from workbench.errors import StageError
 from workbench.records.events import Progress
 from workbench.ternary import forget_quantised, set_strength
 from workbench.train.checkpoints import last_whole, mark_whole
+from workbench.train.guard import Guard
 from workbench.train.judge import Judge
-from workbench.train.schedule import Moment, Schedule
-from workbench.train.trainer import ArmTrainer
+from workbench.train.schedule import Moment, Schedule, epoch_steps
+from workbench.train.trainer import ArmTrainer, sequences_a_step
 
 
 class PhaseCallback(TrainerCallback):
-    """Sets the threshold's strength and the weight decay of the step about to be made.
+    """Sets the threshold's strength and the weight decay of the step about to be made, and puts
+    the guard's factor on the learning rate that the scheduler has just set for it.
 
     The quantised weights are made once a step: kept for its micro-batches, then forgotten.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: Schedule, guard: Guard) -> None:
+        self.schedule, self.guard = schedule, guard
 
     def on_step_begin(
         self,
@@ -44,13 +46,14 @@ class PhaseCallback(TrainerCallback):
         set_strength(parts["model"], moment.strength)
         forget_quantised(parts["model"])
         for group in parts["optimizer"].param_groups:
+            group["lr"] *= self.guard.factor
             if group["decays"]:
                 group["weight_decay"] = moment.weight_decay
 
 
 class RecordCallback(TrainerCallback):
     """Writes a row a step, reports progress, stops at a loss that is not finite, and has the
-    model judged after the steps that are to be evaluated.
+    model judged after the steps that are to be evaluated and where a pass over the corpus ends.
 
     Row: step, tokens (so far), phase, strength, lr, loss (nats per token), grad_norm (before
     clipping), seconds (of the step, evaluation and saving not counted), batch (CRC-32 of the
@@ -59,10 +62,13 @@ class RecordCallback(TrainerCallback):
     teacher_tokens and teacher_seconds (null on a GPU).
     """
 
-    def __init__(self, trainer: ArmTrainer, judge: Judge, progress: Progress) -> None:
-        self.trainer, self.judge, self.progress = trainer, judge, progress
-        self.schedule = trainer.schedule
-        self._judged = set(self.schedule.evaluation_steps)
+    def __init__(self, trainer: ArmTrainer, judge: Judge, guard: Guard, progress: Progress) -> None:
+        self.trainer, self.judge, self.guard, self.progress = trainer, judge, guard, progress
+        self.schedule, self.watched = trainer.schedule, guard.section.action != "off"
+        train, self._per_pass = self.schedule.train, trainer.train_dataset.per_pass
+        self._batch = sequences_a_step(trainer.args)
+        ends = epoch_steps(train.steps, self._batch, self._per_pass, train.evaluations)
+        self._judged = {*self.schedule.evaluation_steps, *ends}
         last = judge.telemetry.last("loss")
         self._tokens = last["tokens"] if last else 0
         self._began = 0.0
@@ -96,7 +102,7 @@ class RecordCallback(TrainerCallback):
             "tokens": self._tokens,
             "phase": moment.phase,
             "strength": moment.strength,
-            "lr": moment.lr,
+            "lr": moment.lr * self.guard.factor,
             "loss": loss,
             "grad_norm": grad_norm,
             "seconds": seconds,
@@ -105,12 +111,18 @@ class RecordCallback(TrainerCallback):
         if self.trainer.teacher:
             row |= self._taught(loss)
         self.judge.telemetry.add("loss", [row])
+        if self.watched:
+            self.guard.after_step(row)
         text = f"{moment.phase}, loss {row['loss']:.3f}"
         self.progress.step(
             f"train {self.schedule.arm}", state.global_step, args.max_steps, "steps", text
         )
         if state.global_step in self._judged:
-            self.judge(parts["model"], state.global_step)
+            epoch = state.global_step * self._batch / self._per_pass
+            gradients = self.trainer.gradients.by_name()
+            layers = self.judge(parts["model"], state.global_step, epoch, gradients)
+            if self.watched and moment.strength == 1.0:
+                self.guard.after_look(state.global_step, layers)
 
     def _taught(self, objective: float) -> dict[str, float | int | None]:
         """What distillation adds to the row, and the loss without the teacher's part."""
@@ -130,11 +142,11 @@ class RecordCallback(TrainerCallback):
     ) -> StageError:
         arm = self.schedule.arm
         field = "train.ternary_lr" if arm == "ternary" else "train.lr"
-        kept = last_whole(checkpoints)
+        kept, named = last_whole(checkpoints), self.trainer.gradients.not_finite()
         return StageError(
             f"training of {arm} broke at step {step}, phase {moment.phase} "
             f"(strength {moment.strength:.2f}, learning rate {moment.lr:.2e}): "
-            f"loss {loss}, gradient norm {grad_norm}",
+            f"loss {loss}, gradient norm {grad_norm}{'; ' if named else ''}{named}",
             allowed="a finite loss and gradient norm",
             next_step=f"lower {field} (now {self.schedule.peak_lr:g}) or train.grad_clip, lengthen "
             "train.lr_warmup_share or train.threshold.share"

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from workbench.ternary import set_strength
-from workbench.train.layers import LayerWatch
+from workbench.train.layers import LayerWatch, Rows
 from workbench.train.quality import bits_per_byte, document_losses
 from workbench.train.telemetry import Telemetry
 
@@ -37,23 +37,32 @@ class Judge:
     weights: tuple[str, ...]
     layers: LayerWatch | None = None
 
-    def __call__(self, model: torch.nn.Module, step: int) -> None:
+    def __call__(
+        self, model: torch.nn.Module, step: int, epoch: float, gradients: dict[str, float]
+    ) -> Rows:
+        """epoch: passes over the corpus so far. gradients: norms by parameter name.
+
+        Returns the rows of ``layers``.
+        """
         for weights in self.weights:
             losses = self.losses(model, weights)
             row = {
                 "step": step,
+                "epoch": epoch,
                 "weights": weights,
                 "loss": float(losses["nats"].sum() / losses["tokens"].sum()),
                 "bits_per_byte": bits_per_byte(losses),
             }
             self.telemetry.add("evaluations", [row])
+        layers: Rows = []
         if self.layers:
             training = model.training
             model.eval()  # a look in training mode would start learned scales before their time
-            layers, histograms = self.layers.look(model, step)
+            layers, histograms = self.layers.look(model, step, epoch, gradients)
             model.train(training)
             self.telemetry.add("layers", layers)
             self.telemetry.add("histograms", histograms)
+        return layers
 
     def losses(self, model: torch.nn.Module, weights: str) -> pd.DataFrame:
         """The loss of each excerpt; the model is left at the strength of ``weights``."""

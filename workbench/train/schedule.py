@@ -113,3 +113,13 @@ class Schedule:
         """Numbers of finished steps after which the arm is judged; the last is the end."""
         steps, count = self.train.steps, min(self.train.evaluations, self.train.steps)
         return [round(steps * (index + 1) / count) for index in range(count)]
+
+
+def epoch_steps(steps: int, batch: int, per_pass: int, most: int) -> list[int]:
+    """Numbers of finished steps with which a pass over the corpus ends; at most ``most`` of them.
+
+    batch: sequences a step. per_pass: sequences of the corpus. Of many passes every n-th counts.
+    """
+    passes = steps * batch // per_pass
+    every = max(1, math.ceil(passes / most))
+    return [math.ceil(turn * per_pass / batch) for turn in range(every, passes + 1, every)]

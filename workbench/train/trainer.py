@@ -22,7 +22,9 @@ from workbench.errors import ConfigError
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.sections.train import Train
 from workbench.train.distill import Teacher
+from workbench.train.gradients import GradientNorms
 from workbench.train.schedule import Schedule
+from workbench.train.trackers import require_trackers
 
 KEPT_CHECKPOINTS = 2
 """The newest may be half written when the process is killed; the one before it is whole."""
@@ -42,6 +44,7 @@ def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArgumen
     Apple's GPU is not used: the CPU is what the promise of equal bits was tested on.
     """
     require_optimizer(train.optimizer)
+    require_trackers(train.trackers)
     on_cuda = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
@@ -61,13 +64,20 @@ def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArgumen
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to=list(train.trackers) or "none",
+        run_name=folder.parent.name,
         disable_tqdm=True,
         seed=seed % 2**32,
         use_cpu=not on_cuda,
         dataloader_pin_memory=on_cuda,
         remove_unused_columns=False,
     )
+
+
+def sequences_a_step(arguments: TrainingArguments) -> int:
+    """Of all devices and micro-batches."""
+    batch = arguments.train_batch_size * arguments.world_size
+    return batch * arguments.gradient_accumulation_steps
 
 
 class ArmTrainer(Trainer):
@@ -77,6 +87,7 @@ class ArmTrainer(Trainer):
     teacher: what the arm is distilled from, None for none.
     loss_sum: next-token losses of the last step's batches, where a teacher changes the objective.
     tokens, batch_crc: tokens of the last optimizer step, and the CRC-32 of their ids.
+    gradients: norms of the last optimizer step, before clipping.
     """
 
     def __init__(
@@ -95,6 +106,7 @@ class ArmTrainer(Trainer):
         self.teacher = teacher
         if teacher:
             teacher.model.to(arguments.device)
+        self.gradients: GradientNorms | None = None
         self.begin_step()
 
     def begin_step(self) -> None:
@@ -114,8 +126,8 @@ class ArmTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Groups: quantised weights, other matrices, and norms, biases and learned scales,
-        which do not decay."""
+        """Groups of what learns: quantised weights, other matrices, and norms, biases and learned
+        scales, which do not decay."""
         if self.optimizer is None:
             cls, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             if not {"params", "model", "optimizer_dict"}.isdisjoint(settings):
@@ -145,7 +157,10 @@ class ArmTrainer(Trainer):
         ids = inputs["input_ids"]
         self.tokens += ids.numel() * self.args.world_size
         self.batch_crc = zlib.crc32(ids.cpu().numpy().tobytes(), self.batch_crc)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self.gradients = GradientNorms.of(self.model)
+        return loss
 
     def compute_loss(
         self,
@@ -174,6 +189,8 @@ class ArmTrainer(Trainer):
     def _groups(self, model: torch.nn.Module) -> list[dict[str, Any]]:
         quantised, matrices, small = [], [], []
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             if id(parameter) in self._quantised:
                 quantised.append(parameter)
             elif parameter.ndim < 2 or name.endswith(LEARNED_SCALE):

@@ -75,6 +75,26 @@ class Distillation(Section):
     attention_layer: int = Field(-1, description="that layer, from 0; negative: from the last")
 
 
+class Guard(Section):
+    """Limits of a healthy training, watched in both arms, and what is done when one is passed.
+    What happened stands in the stage's notes and in its table ``guard``."""
+
+    action: Literal["off", "warn", "lower_rate", "stop"] = Field(
+        "warn",
+        description="lower_rate goes on at a lower learning rate; stop keeps the last checkpoint",
+    )
+    loss_spike: float = Field(2.0, gt=1, description="a step's loss over the median of the window")
+    window: Count = Field(50, description="steps of that median, and the least between two spikes")
+    flip_rate: Share = Field(
+        0.6, description="of a layer's codes, since the look before, with the threshold fully on"
+    )
+    one_value_share: Share = Field(
+        0.95, description="of a layer's codes being the same: a dead layer; threshold fully on"
+    )
+    rate_factor: Share = Field(0.5, description="of lower_rate: times the rate so far, each time")
+    least_factor: Share = Field(0.1, description="of lower_rate: the rate never falls below this")
+
+
 class Train(Section):
     """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` sequences.
 
@@ -102,12 +122,16 @@ class Train(Section):
     finetune: Finetune = Finetune()
     second_stage: SecondStage = SecondStage()
     distillation: Distillation = Distillation()
+    guard: Guard = Guard()
     evaluations: Count = Field(6, description="evaluations of each arm, evenly spread")
     eval_sequences: Count = Field(32, description="held-out sequences of each evaluation")
     save_every: Count = Field(200, description="steps between checkpoints")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the computation")
     gradient_checkpointing: bool = Field(False, description="less memory, a third more work")
     compile: bool = Field(False, description="train under torch.compile")
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        [], description="installed ones that get the loss curves too, each arm as a run"
+    )
     optimizer: str = Field("adamw_torch", description="a transformers.Trainer optimizer name")
 
     @model_validator(mode="after")

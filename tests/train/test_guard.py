@@ -1,0 +1,124 @@
+"""The guard: what it calls a spike, a storm, a dead layer; that its brake survives a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from workbench.errors import StageError
+from workbench.pilot.sections.train import Guard as Section
+from workbench.records.events import Progress, read_events
+from workbench.train.arm import FINAL, Lesson, train_arm
+from workbench.train.guard import TABLE, Guard
+from workbench.train.telemetry import Telemetry
+
+EVERY_FLIP = {"flip_rate": 0.0, "action": "lower_rate", "rate_factor": 0.5, "least_factor": 0.2}
+
+
+def make_guard(folder: Path, **section: object) -> Guard:
+    progress = Progress(folder / "events.jsonl", "train_qat")
+    telemetry = Telemetry(folder / "telemetry", 10**9)
+    return Guard(Section(**section), "ternary", telemetry, progress, folder / "checkpoints")
+
+
+def feed(guard: Guard, losses: dict[int, float]) -> None:
+    for step, loss in losses.items():
+        row = {"step": step, "loss": loss}
+        guard.telemetry.add("loss", [row])
+        guard.after_step(row)
+
+
+def layer(name: str, minus: float, zero: float, flips: float | None) -> dict[str, object]:
+    shares = {"share_minus": minus, "share_zero": zero, "share_plus": 1 - minus - zero}
+    return {"layer": name, "flip_rate": flips} | shares
+
+
+def train(
+    small: SimpleNamespace, lesson: Lesson, folder: Path, stop_at: int | None = None
+) -> Telemetry:
+    progress = small.StoppingProgress(folder / "events.jsonl", "train_qat")
+    progress.stop_at = stop_at
+    model = small.make_model("ternary", lesson)
+    return train_arm("ternary", model, lesson, folder, progress).telemetry
+
+
+def test_a_spike_is_far_above_the_median_and_told_once(tmp_path: Path) -> None:
+    guard = make_guard(tmp_path, loss_spike=1.5, window=4, action="lower_rate", least_factor=0.3)
+    feed(guard, {1: 9.0, 2: 2.0, 3: 2.2, 4: 2.1})
+    assert guard.telemetry.frame(TABLE).empty, "too few steps for a median"
+    feed(guard, {5: 3.2, 6: 3.4, 7: 9.0})
+    (row,) = guard.telemetry.frame(TABLE).to_dict("records")
+    assert (row["step"], row["limit"], row["factor"]) == (6, "loss_spike", 0.5)
+    assert row["value"] == pytest.approx(3.4 / 2.15)
+    assert "is 0.5 times the schedule's" in row["text"]
+    feed(guard, {8: 2.0, 9: 2.0, 10: 99.0, 11: 2.0, 12: 2.0, 13: 2.0, 14: 99.0})
+    rows = guard.telemetry.frame(TABLE)
+    assert rows["step"].tolist() == [6, 10, 14] and rows["factor"].tolist() == [0.5, 0.3, 0.3]
+    assert "stays at its least" in rows["text"].iloc[-1]
+    warnings = [e["text"] for e in read_events(tmp_path / "events.jsonl") if e["kind"] == "warning"]
+    assert warnings == rows["text"].tolist()
+    again = make_guard(tmp_path, loss_spike=1.5, window=4, action="lower_rate", least_factor=0.3)
+    assert (again.factor, again._last_spike, list(again._losses)) == (
+        0.3,
+        14,
+        [2.0, 2.0, 2.0, 99.0],
+    )
+
+
+def test_storms_and_dead_layers_are_named(tmp_path: Path) -> None:
+    guard = make_guard(tmp_path, flip_rate=0.6, one_value_share=0.9)
+    guard.after_look(5, [layer("a", 0.3, 0.4, None), layer("b", 0.3, 0.4, 0.5)])
+    assert guard.telemetry.frame(TABLE).empty
+    guard.after_look(9, [layer("a", 0.04, 0.95, 0.1), layer("b", 0.3, 0.4, 0.7)])
+    rows = guard.telemetry.frame(TABLE)
+    assert rows["limit"].tolist() == ["flip_rate", "one_value_share"]
+    assert "in 1 of 2 layers: b 70%" in rows["text"].iloc[0]
+    assert "in 1 of 2 layers: a 95%" in rows["text"].iloc[1]
+    assert guard.factor == 1.0, "it only warns"
+
+
+def test_a_lowered_rate_survives_a_kill_bit_for_bit(small: SimpleNamespace, tmp_path: Path) -> None:
+    lesson = small.make_lesson(guard=EVERY_FLIP)
+    straight = train(small, lesson, tmp_path / "straight")
+    guarded, loss = straight.frame(TABLE), straight.frame("loss").set_index("step")
+    assert guarded["step"].tolist() == [12, 16, 20, 24], "the looks at full strength"
+    assert guarded["factor"].tolist() == [0.5, 0.25, 0.2, 0.2]
+    free = train(small, small.make_lesson(), tmp_path / "free").frame("loss").set_index("step")
+    assert (loss["lr"] / free["lr"]).round(9).tolist() == [1.0] * 12 + [0.5] * 4 + [0.25] * 4 + [
+        0.2
+    ] * 4
+    assert (
+        loss.loc[13, "loss"] == free.loc[13, "loss"]
+        and loss.loc[14, "loss"] != free.loc[14, "loss"]
+    )
+    with pytest.raises(small.Stopped):
+        train(small, lesson, tmp_path / "killed", stop_at=18)
+    resumed = train(small, lesson, tmp_path / "killed")
+    for table in ("loss", TABLE):
+        here, there = (
+            t.frame(table).drop(columns="seconds", errors="ignore") for t in (straight, resumed)
+        )
+        pd.testing.assert_frame_equal(here, there, check_exact=True)
+    assert (tmp_path / "straight" / FINAL).read_bytes() == (
+        tmp_path / "killed" / FINAL
+    ).read_bytes()
+
+
+def test_a_stop_names_the_limit_and_the_last_whole_checkpoint(
+    small: SimpleNamespace, tmp_path: Path
+) -> None:
+    lesson = small.make_lesson(guard=EVERY_FLIP | {"action": "stop"})
+    with pytest.raises(StageError, match="codes changed since the last look") as caught:
+        train(small, lesson, tmp_path)
+    for word in ("ternary, step 12", "model.layers.0.self_attn.q_proj", "checkpoint-10"):
+        assert word in str(caught.value)
+    assert "train.guard.flip_rate 0" in caught.value.allowed
+    assert not (tmp_path / FINAL).exists() and (tmp_path / "checkpoints" / "checkpoint-10").is_dir()
+
+
+def test_a_guard_that_is_off_sees_nothing(small: SimpleNamespace, tmp_path: Path) -> None:
+    lesson = small.make_lesson(steps=6, guard=EVERY_FLIP | {"action": "off"})
+    assert train(small, lesson, tmp_path).frame(TABLE).empty

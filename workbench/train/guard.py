@@ -1,0 +1,116 @@
+"""The stability guard: declared limits, watched as the training goes, and what is done at one.
+
+- *loss spike*: a step's loss is above ``loss_spike`` times the median of the ``window`` steps
+  before it; after one, the next ``window`` steps cannot be another.
+- *flip storm*: more than ``flip_rate`` of a layer's codes changed since the look before.
+- *dead layer*: one of -1, 0, +1 has more than ``one_value_share`` of a layer's codes.
+
+The last two are judged at the looks at which the threshold is fully on. What the guard did is a
+table of the training's telemetry, and its state (the factor on the learning rate, the last spike)
+is read from that table: rows of a step are there before the step's checkpoint, so a resumed
+training brakes at the same steps by the same factor.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import StageError
+from workbench.pilot.sections.train import Guard as Section
+from workbench.records.events import Progress
+from workbench.train.checkpoints import last_whole
+from workbench.train.telemetry import Telemetry
+
+TABLE = "guard"
+NAMED = 3
+"""Layers that a message names; the rest are counted."""
+
+
+class Guard:
+    """Watches one arm. checkpoints: their folder, named when the training is stopped."""
+
+    def __init__(
+        self,
+        section: Section,
+        arm: str,
+        telemetry: Telemetry,
+        progress: Progress,
+        checkpoints: Path,
+    ) -> None:
+        self.section, self.arm, self.telemetry = section, arm, telemetry
+        self.progress, self.checkpoints = progress, checkpoints
+        losses = telemetry.frame("loss")
+        recent = losses["loss"].tail(section.window) if len(losses) else []
+        self._losses = deque(recent, maxlen=section.window)
+        done = telemetry.frame(TABLE)
+        self.factor = float(done["factor"].iloc[-1]) if len(done) else 1.0
+        spikes = done.loc[done["limit"] == "loss_spike", "step"] if len(done) else []
+        self._last_spike = int(spikes.iloc[-1]) if len(spikes) else -section.window
+
+    def after_step(self, row: dict[str, Any]) -> None:
+        """A row of the table ``loss``; raises StageError where the action is to stop."""
+        step, loss = row["step"], row["loss"]
+        is_full = len(self._losses) == self.section.window
+        median = statistics.median(self._losses) if is_full else loss
+        self._losses.append(loss)
+        limit = self.section.loss_spike
+        if loss > limit * median and step - self._last_spike >= self.section.window:
+            self._last_spike = step
+            self._act(
+                step,
+                "loss_spike",
+                f"the loss is {loss:.3f}, {loss / median:.2f} times the median {median:.3f} of the "
+                f"{self.section.window} steps before (limit {limit:g})",
+                loss / median,
+            )
+
+    def after_look(self, step: int, layers: list[dict[str, Any]]) -> None:
+        """Rows of the table ``layers`` of one look at full strength."""
+        section = self.section
+        flips = {row["layer"]: row["flip_rate"] or 0.0 for row in layers}
+        self._judge(
+            step, "flip_rate", section.flip_rate, flips, "codes changed since the last look"
+        )
+        shares = {
+            row["layer"]: max(row[f"share_{state}"] for state in ("minus", "zero", "plus"))
+            for row in layers
+        }
+        self._judge(step, "one_value_share", section.one_value_share, shares, "codes are one value")
+
+    def _judge(
+        self, step: int, name: str, limit: float, values: dict[str, float], what: str
+    ) -> None:
+        over = {layer: value for layer, value in values.items() if value > limit}
+        if over:
+            named = ", ".join(f"{layer} {over[layer]:.0%}" for layer in list(over)[:NAMED])
+            rest = ", ..." if len(over) > NAMED else ""
+            text = (
+                f"{what} in {len(over)} of {len(values)} layers: {named}{rest} (limit {limit:.0%})"
+            )
+            self._act(step, name, text, max(over.values()))
+
+    def _act(self, step: int, limit: str, text: str, value: float) -> None:
+        section = self.section
+        said = f"{self.arm}, step {step}: {text}"
+        if section.action == "stop":
+            kept = last_whole(self.checkpoints)
+            raise StageError(
+                f"the guard stopped {said}",
+                allowed=f"train.guard.{limit} {getattr(section, limit):g}",
+                next_step="lower train.lr or train.ternary_lr or lengthen train.threshold.share; "
+                "or raise the limit, or set train.guard.action to lower_rate or warn. "
+                f"Kept: {kept[0] if kept else 'nothing, no checkpoint was due yet'}",
+            )
+        if section.action == "lower_rate":
+            lowered = max(section.least_factor, self.factor * section.rate_factor)
+            if lowered < self.factor:
+                said += f"; the learning rate is {lowered:g} times the schedule's from here on"
+            else:
+                said += f"; the learning rate stays at its least, {lowered:g} times the schedule's"
+            self.factor = lowered
+        row = {"step": step, "limit": limit, "value": value, "factor": self.factor, "text": said}
+        self.telemetry.add(TABLE, [row])
+        self.progress.warning(said)
