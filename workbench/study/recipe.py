@@ -64,6 +64,8 @@ def _costs(record: StageRecord, rows: pd.DataFrame, name: str) -> None:
     how = "tensors of the packed layers over their weights, scales included"
     how = "bf16" if name == FULL else how
     record.measured("linear_bits_per_weight", bits, "bits", how, n=1, arm=name)
+    if name == UNTRAINED:
+        return
     how = "sum over the steps, mean over seeds; another training ran beside it"
     seconds = float(rows["seconds"].mean())
     record.measured("training_time_s", seconds, "s", how, n=len(rows), arm=name)
