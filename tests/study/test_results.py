@@ -26,7 +26,7 @@ def test_the_table_holds_each_figure_with_its_interval(tmp_path: Path) -> None:
     path = tmp_path / "study-x.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = markdown(path).splitlines()
-    assert text[0] == "|  | gap, bits/byte | time, bits/byte |"
+    assert text[0] == "|  | gap | time |"
     assert text[2] == "| the one | 0.123 (0.100 to 0.200) | 1,234 |"
     assert text[3] == "| b, width 64 | not measured |  |"
     assert "- `answer`: **0.500 (0.400 to 0.600)** bits/byte (how)" in text

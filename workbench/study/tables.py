@@ -19,14 +19,14 @@ Row = dict[str, Any]
 
 
 def markdown(path: Path) -> str:
-    """The table, the answers, and where they come from."""
+    """The table, the answers, and where they come from. Names end with their unit."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     labelled: dict[str, dict[str, str]] = {}
     answers = []
     for row in rows:
         label = ", ".join(_label(key, row[key]) for key in row if key not in NOT_LABELS)
         if label:
-            labelled.setdefault(label, {})[f"{row['name']}, {row['unit']}"] = _cell(row)
+            labelled.setdefault(label, {})[row["name"]] = _cell(row)
         else:
             answers.append(f"- `{row['name']}`: **{_cell(row)}** {row['unit']} ({row['how']})")
     columns = list(dict.fromkeys(name for cells in labelled.values() for name in cells))
