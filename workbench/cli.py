@@ -184,11 +184,14 @@ def bench_train(
     pairs: Annotated[int, typer.Option(help="blocks of each arm")] = 8,
     steps: Annotated[int, typer.Option(help="optimizer steps of a block")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    out: Annotated[Path | None, typer.Option(help="file that takes the rows as well")] = None,
 ) -> None:
     """Training speed of the ternary arm over the dense one, in one run."""
     from workbench.bench.train import bench_train
 
-    bench_train(preset, batch=batch, sequence=sequence, pairs=pairs, steps=steps, as_json=as_json)
+    bench_train(
+        preset, batch=batch, sequence=sequence, pairs=pairs, steps=steps, as_json=as_json, out=out
+    )
 
 
 @bench.command("gpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -26,11 +27,15 @@ def no_speed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return turns
 
 
-def test_the_ratio_is_made_within_pairs_of_blocks_that_take_turns(no_speed: list[str]) -> None:
+def test_the_ratio_is_made_within_pairs_of_blocks_that_take_turns(
+    no_speed: list[str], tmp_path: Path
+) -> None:
     said: list[str] = []
-    rows = train.bench_train(
-        "tiny-1m", batch=2, sequence=8, vocab=64, pairs=4, steps=3, as_json=True, say=said.append
-    )
+    settings = {"batch": 2, "sequence": 8, "vocab": 64, "pairs": 4, "steps": 3, "as_json": True}
+    rows = train.bench_train("tiny-1m", **settings, out=tmp_path / "rows.jsonl", say=said.append)
+    kept = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["value"] for row in kept] == [json.loads(line)["value"] for line in said]
+    assert all(row["commit"] and row["machine"] and row["date"] for row in kept)
     assert no_speed == ["dense", "ternary", "ternary", "dense"] * 2
     dense, ternary, ratio = (json.loads(line) for line in said)
     assert dense["value"] == pytest.approx(16.0) and ternary["value"] == pytest.approx(12.8)

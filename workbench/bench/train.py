@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from workbench.bench.train_rows import HEADER, TrainRow
 from workbench.errors import ConfigError
 from workbench.machine.gpu import torch_gpu
+from workbench.machine.provenance import provenance
 from workbench.measure.statistics import mean, mean_ratio
 from workbench.model.build import build_model
 from workbench.model.presets import PRESETS
@@ -40,12 +42,14 @@ def bench_train(
     pairs: int = 8,
     steps: int = 3,
     as_json: bool = False,
+    out: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[TrainRow]:
     """Measure and say the rows; the last one is the ratio.
 
     batch, sequence: sequences a step and tokens of each. vocab: tokens of the vocabulary.
-    pairs: blocks of each arm. steps: of a block.
+    pairs: blocks of each arm. steps: of a block. out: a file to which the rows are appended, each
+    with its commit, machine and date.
     """
     if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r}: unknown{did_you_mean(preset, PRESETS)}")
@@ -85,6 +89,10 @@ def bench_train(
         say(HEADER)
     for row in rows:
         say(row.as_json() if as_json else row.as_text())
+    if out:
+        where = {**provenance(), "date": time.strftime("%Y-%m-%d")}
+        with out.open("a", encoding="utf-8") as file:
+            file.writelines(row.as_json(**where) + "\n" for row in rows)
     return rows
 
 

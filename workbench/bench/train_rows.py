@@ -39,12 +39,12 @@ class TrainRow:
             estimate.method or estimate.reason or "",
         )
 
-    def as_json(self) -> str:
-        """One line of JSON."""
+    def as_json(self, **where: str) -> str:
+        """One line of JSON; ``where`` says where it was measured."""
         rounded = {
             k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in asdict(self).items()
         }
-        return json.dumps(rounded)
+        return json.dumps({**rounded, **where})
 
     def as_text(self) -> str:
         """One line of the table."""

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workbench.machine.cpu import cpu
-from workbench.machine.environment import git_state
-from workbench.machine.gpu import torch_gpu
+from workbench.machine.provenance import provenance
 from workbench.records.files import write_text
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
@@ -23,22 +21,13 @@ def json_lines(record: StageRecord) -> list[str]:
 
 def write_lines(path: Path, record: StageRecord) -> None:
     """The same lines, each with the commit, the machine and the date of the measurement."""
-    git = git_state()
-    commit = git["commit"] or "unknown"
     where = {
-        "commit": f"{commit[:12]} with changes" if git["dirty"] else commit[:12],
-        "machine": machine_name(),
+        **provenance(),
         "date": record.started[:10],
         "corpus": Path(record.facts["corpus"]).name,
     }
     rows = [{**_line(metric), **where} for metric in record.metrics]
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def machine_name() -> str:
-    """The processor and its cores, or the GPU that trained."""
-    gpu, _ = torch_gpu()
-    return gpu or f"{cpu().model}, {cpu().usable_cores} cores"
 
 
 def _line(metric: Metric) -> dict[str, Any]:
