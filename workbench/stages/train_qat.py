@@ -60,6 +60,13 @@ def check(pilot: Pilot) -> list[str]:
             allowed="none, full_precision, or a model.checkpoint",
             next_step="name the checkpoint, or take full_precision, the arm trained in this run",
         )
+    if pilot.train.distillation.teacher == "none" and pilot.train.distillation.attention_weight > 0:
+        raise ConfigError(
+            "train.distillation.attention_weight: "
+            f"{pilot.train.distillation.attention_weight:g}, but there is no teacher",
+            allowed="0 without a teacher",
+            next_step="set train.distillation.teacher to full_precision or checkpoint",
+        )
     _require_phases_fit(pilot)
     if data.corpus.startswith(PREFIX):
         require_datasets(data.corpus)
