@@ -24,7 +24,9 @@ ORDER = [
     ("serve",),
     ("figures", "report"),
     ("stages",),
-    ("notebook", "runner", "bench"),
+    ("runner", "bench"),
+    ("study",),
+    ("notebook",),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

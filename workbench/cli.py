@@ -147,6 +147,22 @@ def serve(
     serve_run(folders, host, port, slots=slots, queue=queue, threads=threads, device=device)
 
 
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="recipe|parity|size", help="which study")],
+    pilot: Annotated[
+        Path | None, typer.Argument(metavar="[PILOT.yaml]", help="[default: the study's own]")
+    ] = None,
+    overrides: Overrides = None,
+    jobs: Annotated[int, typer.Option(help="trainings at a time; 0: one a core")] = 0,
+    out: Annotated[Path | None, typer.Option(help="file that takes the lines as well")] = None,
+) -> None:
+    """Train the arms of a study that are not trained yet; print its figures as JSON lines."""
+    from workbench.study.command import study_command
+
+    study_command(name, pilot, overrides or (), jobs=jobs, out=out)
+
+
 @bench.command("cpu")
 def bench_cpu(
     shape: Annotated[str, typer.Option(help="a shape of workbench.bench.cpu")] = "llama-3.2-3b",
@@ -158,6 +174,24 @@ def bench_cpu(
     from workbench.bench.cpu import bench_cpu
 
     bench_cpu(shape, threads, peers=peers, as_json=as_json)
+
+
+@bench.command("train")
+def bench_train(
+    preset: Annotated[str, typer.Option(help="a shape of workbench.model.presets")] = "tiny-2m",
+    batch: Annotated[int, typer.Option(help="sequences a step")] = 16,
+    sequence: Annotated[int, typer.Option(help="tokens of a sequence")] = 128,
+    pairs: Annotated[int, typer.Option(help="blocks of each arm")] = 8,
+    steps: Annotated[int, typer.Option(help="optimizer steps of a block")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    out: Annotated[Path | None, typer.Option(help="file that takes the rows as well")] = None,
+) -> None:
+    """Training speed of the ternary arm over the dense one, in one run."""
+    from workbench.bench.train import bench_train
+
+    bench_train(
+        preset, batch=batch, sequence=sequence, pairs=pairs, steps=steps, as_json=as_json, out=out
+    )
 
 
 @bench.command("gpu")

@@ -16,6 +16,10 @@ class WorkbenchError(Exception):
         self.got, self.allowed, self.next_step = got, allowed, next_step
         super().__init__(got, allowed, next_step)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """So that an error crosses a process: ``Exception`` alone would lose the keywords."""
+        return _made_again, (type(self), self.got, self.allowed, self.next_step)
+
     def __str__(self) -> str:
         lines = [self.got]
         if self.allowed:
@@ -23,6 +27,12 @@ class WorkbenchError(Exception):
         if self.next_step:
             lines.append(f"  next:    {self.next_step}")
         return "\n".join(lines)
+
+
+def _made_again(
+    kind: type[WorkbenchError], got: str, allowed: str, next_step: str
+) -> WorkbenchError:
+    return kind(got, allowed=allowed, next_step=next_step)
 
 
 class ConfigError(WorkbenchError):

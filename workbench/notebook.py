@@ -1,4 +1,5 @@
-"""What the notebooks call: one stage, computed or loaded, with one live block of progress.
+"""What the notebooks call: one stage or one study, computed or loaded, with one live block of
+progress.
 
 The only module of the library that knows IPython, and only when it runs inside it.
 """
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.machine.cpu import cpu
 from workbench.pilot.resolve import resolve
 from workbench.records.run import open_folder, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import describe
 from workbench.stages.execute import execute
+from workbench.study.run import run_study
 
 REFRESH_S = 0.5
 
@@ -43,6 +46,16 @@ def stage(
     block = LiveBlock()
     record = execute(name, resolved, run, listener=block.show)
     block.text(f"{name}: finished in {record.duration_s:.0f} s · run {run.name}")
+    return record
+
+
+def study(name: str, pilot: str | Path, overrides: Sequence[str] = ()) -> StageRecord:
+    """The record of study ``name`` of a pilot; trainings that are finished are loaded."""
+    _plain_errors()
+    block = LiveBlock()
+    resolved = resolve(pilot, overrides)
+    record = run_study(name, resolved, jobs=cpu().usable_cores, listener=block.show)
+    block.text(f"study {name}: finished in {record.duration_s:.0f} s")
     return record
 
 

@@ -11,9 +11,11 @@ import pytest
 
 from workbench.paths import NOTEBOOKS
 from workbench.roadmap import STAGES
+from workbench.study.run import STUDIES
 
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 STAGE_FILES = {stage.notebook: stage.name for stage in STAGES.values()}
+STUDY_FILES = {f"{91 + place}_study_{name}.ipynb": name for place, name in enumerate(STUDIES)}
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -25,8 +27,8 @@ def code_cells(document) -> list:
     return [cell for cell in document.cells if cell.cell_type == "code"]
 
 
-def test_there_is_one_for_each_stage_and_one_to_compare() -> None:
-    assert {path.name for path in FILES} == {*STAGE_FILES, "90_compare_runs.ipynb"}
+def test_there_is_one_for_each_stage_and_study_and_one_to_compare() -> None:
+    assert {path.name for path in FILES} == {*STAGE_FILES, "90_compare_runs.ipynb", *STUDY_FILES}
 
 
 def test_they_are_valid_and_clean(notebook) -> None:
@@ -58,6 +60,12 @@ def test_the_parameters_cell_comes_first_and_holds_plain_values(notebook) -> Non
     if path.name in STAGE_FILES:
         assert values.keys() == {"pilot", "overrides", "run_folder"}
         assert (NOTEBOOKS / values["pilot"]).exists()
+    elif path.name in STUDY_FILES:
+        assert values == {
+            "pilot": f"../pilots/study_{STUDY_FILES[path.name]}.yaml",
+            "overrides": [],
+        }
+        assert (NOTEBOOKS / values["pilot"]).exists()
     else:
         assert values == {"runs": []}
 
@@ -72,8 +80,13 @@ def test_one_call_into_the_library_and_a_few_figures(notebook) -> None:
         if isinstance(node, ast.Call)
     ]
     stage_calls = [f for f in calls if isinstance(f, ast.Name)]
-    assert [f.id for f in stage_calls] == ["stage" if path.name in STAGE_FILES else "compare_runs"]
-    module = importlib.import_module(f"workbench.figures.{STAGE_FILES.get(path.name, 'compare')}")
+    called, figures = "compare_runs", "compare"
+    if path.name in STAGE_FILES:
+        called, figures = "stage", STAGE_FILES[path.name]
+    elif path.name in STUDY_FILES:
+        called, figures = "study", f"study_{STUDY_FILES[path.name]}"
+    assert [f.id for f in stage_calls] == [called]
+    module = importlib.import_module(f"workbench.figures.{figures}")
     drawn = [f.attr for f in calls if isinstance(f, ast.Attribute)]
     assert 2 <= len(drawn) <= 4
     assert set(drawn) <= {draw.__name__ for draw in module.FIGURES}
@@ -83,6 +96,8 @@ def test_one_call_into_the_library_and_a_few_figures(notebook) -> None:
             assert before.cell_type == "markdown" and len(before.source.splitlines()) >= 3
     if path.name in STAGE_FILES:
         assert f'stage("{STAGE_FILES[path.name]}", pilot, overrides, run_folder)' in cells[1].source
+    if path.name in STUDY_FILES:
+        assert f'study("{STUDY_FILES[path.name]}", pilot, overrides)' in cells[1].source
 
 
 def test_they_begin_with_a_purpose_and_end_with_what_to_do_next(notebook) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workbench.ternary import BitLinear, ThresholdVersion
+from workbench.ternary import BitLinear, ThresholdVersion, quantize
 from workbench.ternary.quantize import quantize_activations, quantize_weight
 
 
@@ -173,3 +173,44 @@ def test_bfloat16_stays_bfloat16() -> None:
     for strength in (0.0, 0.5, 1.0):
         layer.strength = strength
         assert layer(torch.randn(2, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_layers_that_read_one_tensor_quantise_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And anew when it was written to, at another strength, or under another gradient mode."""
+    made = []
+    real = quantize.fake_quantize_activations
+    monkeypatch.setattr(
+        quantize, "fake_quantize_activations", lambda *a: made.append(1) or real(*a)
+    )
+    (_, one), (_, other) = layer_of(), layer_of()
+    x = torch.randn(3, 130)
+    first = one(x)
+    assert torch.equal(other(x), first) and len(made) == 1
+    x.mul_(2.0)
+    assert not torch.equal(one(x), first) and len(made) == 2
+    other.strength = 0.5
+    other(x)
+    assert len(made) == 3
+    with torch.no_grad():
+        other(x)
+        assert len(made) == 4
+    one(x.clone())
+    assert len(made) == 5
+    with torch.inference_mode():
+        inside = torch.randn(3, 130)
+        one(inside)
+        inside.mul_(2.0)  # counts no version
+        one(inside)
+    assert len(made) == 7
+
+
+def test_shared_activations_give_the_gradients_of_separate_ones() -> None:
+    (_, one), (_, other) = layer_of(), layer_of()
+    gradients = []
+    for copy in (lambda x: x, lambda x: x * 1.0):
+        x = torch.randn(5, 130, generator=torch.Generator().manual_seed(2), requires_grad=True)
+        y = x * 1.0
+        (one(y).sin().sum() + other(copy(y)).cos().sum()).backward()
+        gradients.append([x.grad, one.weight.grad, other.weight.grad])
+        one.weight.grad = other.weight.grad = None
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

@@ -215,10 +215,14 @@ def _base_of(own: YamlFile) -> YamlFile:
 
 
 def _is_free_map(keys: Keys) -> bool:
-    """Whether ``keys`` name a field whose own keys are up to the user (``model.overrides``)."""
-    section = section_at(Pilot, keys[:-1])
-    field = section.model_fields.get(str(keys[-1])) if section else None
-    return field is not None and getattr(field.annotation, "__origin__", None) is dict
+    """Whether ``keys`` name, or lie in, a field whose own keys are up to the user
+    (``model.overrides``, ``study.recipe.arms``)."""
+    for depth in range(1, len(keys) + 1):
+        section = section_at(Pilot, keys[: depth - 1])
+        field = section.model_fields.get(str(keys[depth - 1])) if section else None
+        if getattr(getattr(field, "annotation", None), "__origin__", None) is dict:
+            return True
+    return False
 
 
 def _merged(under: Any, over: Any) -> Any:

@@ -1,4 +1,5 @@
-"""The pilot as one validated value. Sections are named like the stages that read them."""
+"""The pilot as one validated value. Sections are named like the stages that read them;
+``study`` is read by ``workbench study``."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from workbench.pilot.sections.model import Model
 from workbench.pilot.sections.profile_load import ProfileLoad
 from workbench.pilot.sections.readiness import Readiness
 from workbench.pilot.sections.report import Report
+from workbench.pilot.sections.study import Study
 from workbench.pilot.sections.train import Train
 
 
@@ -31,3 +33,4 @@ class Pilot(Section):
     hybrid_plan: HybridPlan = HybridPlan()
     deploy_rollback: DeployRollback = DeployRollback()
     report: Report = Report()
+    study: Study = Study()

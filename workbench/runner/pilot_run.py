@@ -44,7 +44,7 @@ def run_pilot(
     check_pilot(resolved)
     whole = tuple(stages) == tuple(STAGES)
     run = open_run(resolved, fresh=force and whole)
-    with _terminable(), watching(run.events):
+    with terminable(), watching(run.events):
         write_json(run.folder / "environment.json", describe_environment())
         for name in stages:
             if force and not whole:
@@ -62,7 +62,7 @@ def run_stage(name: str, resolved: ResolvedPilot, *, force: bool = False) -> Sta
     """One stage in this process, without Jupyter, papermill or Plotly."""
     check_pilot(resolved)
     run = open_run(resolved)
-    with _terminable(), watching(run.events):
+    with terminable(), watching(run.events):
         write_json(run.folder / "environment.json", describe_environment())
         return execute(name, resolved, run, force=force)
 
@@ -118,7 +118,7 @@ def _write_report(run: Run) -> None:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """SIGTERM stops a run the way Ctrl-C does, so that a scheduler loses nothing either."""
 
     def interrupt(number: int, frame: object) -> None:

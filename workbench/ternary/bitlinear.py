@@ -11,7 +11,8 @@ Cost: quantising W is one pass over the weights, which matters when a step has m
 forward passes. The result is therefore kept, but only where nothing can change W unseen:
 between two switches of train()/eval() in evaluation, and in training only on request
 (``reuse``), for the micro-batches of one optimizer step. PyTorch's version counter alone would
-not do: writes through ``.data`` and by FSDP do not count. Nothing here waits for the device.
+not do: writes through ``.data`` and by FSDP do not count. The activations cost more passes than
+the weights; layers that read the same tensor share them. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.ternary.quantize import (
-    fake_quantize_activations,
     learned_weight,
     quantize_weight,
     scale_shape,
+    shared_fake_quantize,
     starting_alpha,
     straight_through,
     ternarize,
@@ -158,7 +159,8 @@ class BitLinear(NormedLinear):
         if self._blend == "off":
             return F.linear(x, self.weight, self.bias)
         if self.activations == "int8":
-            x = fake_quantize_activations(x, self._lambda if self._blend == "ramp" else None)
+            strength = self._lambda if self._blend == "ramp" else None
+            x = shared_fake_quantize(x, strength, self._strength)
         return F.linear(x, self.effective_weight(), self.bias)
 
     def effective_weight(self) -> Tensor:

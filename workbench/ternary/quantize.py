@@ -84,7 +84,9 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     factor = 127 / max(|x|, 1e-5); no clamp is needed, |x| * factor rounds to 127 at most.
     """
     x = x.float()
-    factor = 127.0 / x.abs().amax(-1, keepdim=True).clamp_(min=ACTIVATION_EPS)
+    # max |x| without a copy of x; NaN and infinity come through as they would there.
+    largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
+    factor = 127.0 / largest.clamp_(min=ACTIVATION_EPS)
     return (x * factor).round_(), factor
 
 
@@ -99,6 +101,24 @@ def fake_quantize_activations(x: Tensor, strength: Tensor | None = None) -> Tens
         if strength is not None:
             values = torch.lerp(x.detach().float(), values, strength)
     return straight_through(x, values.to(x.dtype))
+
+
+def shared_fake_quantize(x: Tensor, strength: Tensor | None, level: float) -> Tensor:
+    """:func:`fake_quantize_activations`, made once for all layers that read the same tensor.
+
+    q, k and v are given one tensor, gate and up another, so of a block's seven quantisations
+    and copies for the backward pass four remain. The result stays with ``x`` itself and goes
+    with it; an ``x`` that was written to, another strength (``level`` is its value) or another
+    gradient mode makes a new one.
+    """
+    if torch.compiler.is_compiling() or x.is_inference():  # neither has a version to trust
+        return fake_quantize_activations(x, strength)
+    state = (x._version, level, torch.is_grad_enabled())
+    kept = getattr(x, "_int8_form", None)
+    if kept is None or kept[0] != state:
+        kept = (state, fake_quantize_activations(x, strength))
+        x._int8_form = kept  # type: ignore[attr-defined]
+    return kept[1]
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:

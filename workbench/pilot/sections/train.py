@@ -22,7 +22,7 @@ class SubNormWarmup(Section):
 class Warmup(Section):
     """Phase 1 of the ternary arm: full precision (threshold strength 0)."""
 
-    share: Share = Field(0.1, description="of all steps")
+    share: Share = Field(0.5, description="of all steps")
     weight_decay: float = Field(0.1, ge=0, description="AdamW's, 1/step at learning rate 1")
     lr_factor: Positive = Field(1.0, description="times ternary_lr")
 
@@ -98,8 +98,9 @@ class Guard(Section):
 class Train(Section):
     """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` sequences.
 
-    The defaults suit a few million parameters and steps of about 500 tokens (docs/log.md says
-    what was tried). Steps of 100,000 tokens and more want betas [0.9, 0.95].
+    The defaults suit up to a few million parameters and steps of about 1,000 tokens
+    (docs/studies.md and docs/log.md say what was tried). Steps of 100,000 tokens and more want
+    betas [0.9, 0.95].
     """
 
     steps: Count = Field(2400, description="optimizer steps of each arm")

@@ -1,0 +1,70 @@
+"""A study small enough for tests: networks of a few thousand weights on generated text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from workbench.pilot.resolve import resolve
+from workbench.records.stage_record import StageRecord
+from workbench.study.run import STUDIES, run_study
+
+PILOT = """# Question
+# Command
+name: small
+question: does a study run?
+data: {{corpus: {corpus}, vocab_size: 300, sequence_length: 16, holdout_share: 0.3}}
+model:
+  preset: tiny-1m
+  overrides:
+    {{hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1,
+     num_attention_heads: 2, num_key_value_heads: 2, head_dim: 16}}
+train: {{steps: 6, batch_size: 2, save_every: 3, evaluations: 1, eval_sequences: 40, lr: 5e-3}}
+study:
+  seeds: [1, 2]
+  recipe:
+    arms:
+      straight_through: {{train: {{warmup: {{share: 0}}, threshold: {{share: 0}}}}}}
+      lambda_warmup: {{train: {{warmup: {{share: 0}}, threshold: {{share: 0.5}}}}}}
+      distilled: {{train: {{distillation: {{teacher: full_precision}}}}}}
+  parity: {{full_width: 32, widths: [32, 48, 64]}}
+  size: {{widths: [16, 32, 48], tokens_per_parameter: 0.01}}
+"""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Models of a few thousand weights gain nothing from threads, and lose on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def pilot_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    text = "def f{0}(x):\n    return x + {1}  # sum {0}\n" * 4
+    rows = [{"id": f"d{i}", "text": text.format(i, i * i % 97)} for i in range(60)]
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "small.yaml").write_text(PILOT.format(corpus=corpus))
+    return folder / "small.yaml"
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of runs of this test's own."""
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def records(pilot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageRecord]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_RUNS", str(tmp_path_factory.mktemp("runs")))
+        return {name: run_study(name, resolve(pilot_file)) for name in STUDIES}

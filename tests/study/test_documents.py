@@ -1,0 +1,103 @@
+"""Figures over documents, on tables whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.study.documents import Documents
+from workbench.study.parity import parity_width
+from workbench.study.size import slope_per_doubling
+
+
+def table(bits: dict[str, np.ndarray], size: np.ndarray, seeds: int = 1) -> pd.DataFrame:
+    """One excerpt a document; each seed a little off, the mean as given."""
+    rows = []
+    for arm, values in bits.items():
+        for seed in range(seeds):
+            off = seed - (seeds - 1) / 2
+            rows += [
+                {"arm": arm, "seed": seed, "id": f"d{i}@0", "bytes": int(n)}
+                | {"nats": (value + off) * math.log(2)}
+                for i, (value, n) in enumerate(zip(values, size, strict=True))
+            ]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def drawn() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    rng = np.random.default_rng(3)
+    size = rng.integers(100, 900, 60).astype(float)
+    full = 2.0 * size * rng.uniform(0.6, 1.4, 60)
+    return {"full": full, "bad": full + 0.2 * size, "good": full + 0.1 * size}, size
+
+
+def test_bits_per_byte_is_a_ratio_of_sums_averaged_over_seeds(drawn) -> None:
+    bits, size = drawn
+    documents = Documents(table(bits, size, seeds=3))
+    assert len(documents) == 60
+    estimate = documents.estimate(lambda b: b["full"])
+    assert estimate.value == pytest.approx(bits["full"].sum() / size.sum())
+    assert estimate.lo < estimate.value < estimate.hi
+
+
+def test_what_makes_a_document_hard_for_all_cancels(drawn) -> None:
+    """A constant loss a byte: the gap is exact though the arms themselves spread widely."""
+    documents = Documents(table(*drawn))
+    gap = documents.estimate(lambda b: b["bad"] - b["full"])
+    assert (gap.value, gap.lo, gap.hi) == pytest.approx((0.2, 0.2, 0.2))
+    ratio = documents.estimate(lambda b: (b["good"] - b["full"]) / (b["bad"] - b["full"]))
+    assert (ratio.value, ratio.lo, ratio.hi) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    """Gaps drawn around 0.1: about 95 of 100 intervals hold it."""
+    held = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        size = rng.integers(300, 600, 40).astype(float)
+        full = 2.0 * size
+        bits = {"full": full, "arm": full + size * rng.normal(0.1, 0.05, 40)}
+        estimate = Documents(table(bits, size)).estimate(lambda b: b["arm"] - b["full"])
+        held += estimate.lo <= 0.1 <= estimate.hi
+    assert 87 <= held <= 100
+
+
+def test_arms_judged_on_different_documents_are_refused(drawn) -> None:
+    rows = table(*drawn)
+    with pytest.raises(ValueError, match="same excerpts"):
+        Documents(rows.iloc[1:])
+    rows.loc[0, "bytes"] += 1
+    with pytest.raises(ValueError, match="same excerpts"):
+        Documents(rows)
+
+
+def test_few_documents_and_undefined_figures_have_no_interval(drawn) -> None:
+    bits, size = drawn
+    few = Documents(table({arm: values[:5] for arm, values in bits.items()}, size[:5]))
+    estimate = few.estimate(lambda b: b["full"])
+    assert estimate.value and estimate.lo is None and "5 documents" in estimate.reason
+    documents = Documents(table(bits, size))
+    assert documents.estimate(lambda b: b["full"] * np.nan).value is None
+    half = documents.estimate(lambda b: np.where(b["full"] > 2.0, np.nan, b["full"]))
+    if half.value is not None:
+        assert half.lo is None and "draws" in half.reason
+
+
+def test_parity_lies_where_the_gap_changes_its_sign() -> None:
+    widths = np.array([64.0, 80.0, 96.0, 128.0])
+    gaps = 0.3 * np.log(88.0 / widths)
+    rows = np.stack([gaps, gaps - 10, gaps + 10, np.array([0.2, 0.1, 0.1, 0.0])])
+    found = parity_width(widths, rows)
+    assert found[0] == pytest.approx(88.0)
+    assert np.isnan(found[1]) and np.isnan(found[2])
+    assert found[3] == pytest.approx(128.0)
+
+
+def test_the_trend_is_the_slope_for_each_doubling() -> None:
+    sizes = np.array([1e5, 2e5, 8e5])
+    values = 0.4 - 0.05 * np.log2(sizes / 1e5)
+    assert slope_per_doubling(sizes, np.stack([values, values + 1])) == pytest.approx([-0.05] * 2)

@@ -1,0 +1,187 @@
+"""The three studies on a pilot of a few steps: what they train, find, print and never repeat."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from workbench.errors import ConfigError, StageError
+from workbench.pilot.resolve import resolve
+from workbench.records.stage_record import StageRecord
+from workbench.study import recipe, several, size
+from workbench.study.command import study_command
+from workbench.study.lines import json_lines, write_lines
+from workbench.study.run import STUDIES, run_study
+
+HEADLINES = {
+    "recipe": "gap_over_lambda_warmup_gap",
+    "parity": "parity_width_factor",
+    "size": "gap_trend",
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_line_has_its_fields_and_the_headline_comes_last(
+    records: dict[str, StageRecord], name: str
+) -> None:
+    lines = [json.loads(line) for line in json_lines(records[name])]
+    for line in lines:
+        assert {"name", "value", "lo", "hi", "unit", "n", "how"} <= line.keys()
+        if line["lo"] is not None:
+            assert line["lo"] <= line["value"] <= line["hi"], line
+    last = lines[-1]
+    assert last["name"] == HEADLINES[name] == STUDIES[name].HEADLINE
+    assert "arm" not in last and "seed" not in last
+    assert last["value"] is None or last["n"] >= 8
+
+
+def test_the_recipes_are_compared_at_equal_tokens_on_equal_documents(
+    records: dict[str, StageRecord],
+) -> None:
+    record = records["recipe"]
+    found = record.table("arms")
+    names = [
+        "full_precision",
+        "post_training",
+        "straight_through",
+        "lambda_warmup",
+        "distilled",
+        "default",
+    ]
+    assert found["arm"].tolist() == names * 2
+    assert set(found["training_tokens"]) == {6 * 2 * 16} and found["parameters"].nunique() == 1
+    by_arm = dict(list(record.table("excerpts").groupby("arm")))
+    for name in names:
+        assert by_arm[name]["id"].tolist() == by_arm["full_precision"]["id"].tolist()
+    gap = record.metric("gap_bits_per_byte", arm="default").value
+    reference = record.metric("gap_bits_per_byte", arm="lambda_warmup").value
+    assert record.metrics[-1].value == pytest.approx(gap / reference)
+    per_seed = [record.metric(recipe.HEADLINE, seed=str(seed)) for seed in (1, 2)]
+    assert all(metric is not None for metric in per_seed)
+    assert record.metric("linear_bits_per_weight", arm="full_precision").value == 16
+    assert 2.0 <= record.metric("linear_bits_per_weight", arm="lambda_warmup").value < 2.2
+
+
+def test_the_teacher_is_the_full_precision_arm_and_its_cost_is_told(
+    records: dict[str, StageRecord],
+) -> None:
+    record = records["recipe"]
+    assert record.metric("teacher_tokens", arm="distilled").value == 6 * 2 * 16
+    passes = record.metric("teacher_time_s", arm="distilled").value
+    assert 0 < passes < record.metric("training_time_s", arm="distilled").value
+    assert record.metric("teacher_tokens", arm="default") is None
+    with_teacher = record.metric("bits_per_byte", arm="distilled").value
+    assert with_teacher != record.metric("bits_per_byte", arm="default").value
+
+
+def test_widths_keep_depth_and_heads(records: dict[str, StageRecord]) -> None:
+    found = records["parity"].table("arms")
+    ternary = found[(found["kind"] == "ternary") & (found["seed"] == 1)].set_index("width")
+    assert ternary.index.tolist() == [32, 48, 64]
+    # One layer: q, k, v, o of width squared; gate, up, down of width times 1.5 width.
+    assert ternary["linear_parameters"].tolist() == [
+        4 * w**2 + 3 * w * w * 3 // 2 for w in (32, 48, 64)
+    ]
+    full = found[found["kind"] == "full_precision"].iloc[0]
+    assert full["model_bytes"] == 2 * full["parameters"]
+    assert (ternary["model_bytes"] < full["model_bytes"]).iloc[0]
+
+
+def test_every_size_has_tokens_in_proportion_to_its_parameters(
+    records: dict[str, StageRecord],
+) -> None:
+    found = records["size"].table("arms").drop_duplicates("width").set_index("width")
+    expected = (found["parameters"] * 0.01 / 32).round().clip(lower=1) * 32
+    assert found["training_tokens"].tolist() == expected.tolist()
+    assert found["training_tokens"].is_monotonic_increasing
+
+
+def test_nothing_is_trained_twice(
+    pilot_file: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed study goes on with the arms it lacks; another study takes the arms they share;
+    a changed recipe trains only itself."""
+    trained = []
+    real = several.train_study_arm
+
+    def train(root: Path, arm: object, progress: object) -> StageRecord:
+        if len(trained) == 3:
+            raise StageError("killed")
+        trained.append(arm.name)
+        return real(root, arm, progress)
+
+    monkeypatch.setattr(several, "train_study_arm", train)
+    one_seed = ["study.seeds=[1]"]
+    with pytest.raises(StageError, match="killed"):
+        run_study("recipe", resolve(pilot_file, one_seed))
+    assert trained == ["full_precision", "straight_through", "lambda_warmup"]
+    trained.clear()
+    first = run_study("recipe", resolve(pilot_file, one_seed))
+    assert trained == ["distilled", "default"]
+    trained.clear()
+    again = run_study("recipe", resolve(pilot_file, one_seed))
+    assert trained == [] and again.metrics == first.metrics
+    changed = [*one_seed, "train.finetune.weight_decay=0.05"]
+    with pytest.raises(StageError, match="killed"):
+        run_study("recipe", resolve(pilot_file, changed))
+    assert trained == ["straight_through", "lambda_warmup", "distilled"]
+    trained.clear()
+    with pytest.raises(StageError, match="killed"):
+        run_study("parity", resolve(pilot_file, ["study.seeds=[1, 5]"]))
+    assert trained == ["ternary_48", "ternary_64", "full_precision_32"], "seed 1 shares two arms"
+
+
+def test_arms_beside_each_other_end_as_they_do_one_by_one(
+    pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, and an error of one of them keeps its words."""
+    overrides = ["study.seeds=[1]", "study.size.tokens_per_parameter=0.005"]
+    resolved = resolve(pilot_file, overrides)
+    found = []
+    for jobs in (1, 2):
+        monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / str(jobs)))
+        found.append(run_study("size", resolved, jobs=jobs).table("arms")["bits_per_byte"])
+    assert found[0].equals(found[1])
+    resolved = resolve(pilot_file, [*overrides, "train.lr=1e30", "train.lr_warmup_share=0.0"])
+    with pytest.raises(StageError, match="broke at step"):
+        run_study("size", resolved, jobs=2)
+
+
+def test_the_kept_lines_say_where_they_come_from(
+    records: dict[str, StageRecord], tmp_path: Path
+) -> None:
+    path = tmp_path / "results" / "study-size.jsonl"
+    write_lines(path, records["size"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(rows) == len(json_lines(records["size"]))
+    assert all(row["commit"] and row["machine"] and row["corpus"] == "corpus.jsonl" for row in rows)
+    assert {row["date"] for row in rows} == {records["size"].started[:10]}
+
+
+def test_the_command_prints_the_lines(
+    pilot_file: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[str] = []
+    study_command("size", pilot_file, ["study.seeds=[1]"], jobs=1, say=lines.append)
+    assert json.loads(lines[-1])["name"] == size.HEADLINE
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "expected"),
+    [
+        ("recipes", "study.seeds=[1]", "did you mean recipe"),
+        ("recipe", "study.recipe.arms.mine.train.stepz=3", "study arm mine"),
+        ("recipe", "study.recipe.arms.mine.data.corpus=x", "arms differ in"),
+        ("recipe", "train.optimizer=adamw_torhc", "did you mean adamw_torch"),
+        ("parity", "study.parity.widths=[32, 40, 48]", "multiples of 16"),
+        ("size", "study.size.widths=[32, 48]", "study.size.widths"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_trained(
+    pilot_file: Path, runs: Path, name: str, override: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        run_study(name, resolve(pilot_file, [override]))
+    assert not (runs / "studies").exists()

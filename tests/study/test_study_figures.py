@@ -1,0 +1,54 @@
+"""The studies' figures, drawn in both languages, and a study's notebook executed."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from pathlib import Path
+
+import nbformat
+import plotly.graph_objects as go
+import pytest
+
+from workbench.records.stage_record import StageRecord
+from workbench.report.text import LANGUAGES
+from workbench.runner.papermill_run import execute_with
+from workbench.study.run import STUDIES
+
+MODULES = {name: importlib.import_module(f"workbench.figures.study_{name}") for name in STUDIES}
+DRAWERS = [
+    pytest.param(name, draw, id=f"{name}.{draw.__name__}")
+    for name, module in MODULES.items()
+    for draw in module.FIGURES
+]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(("name", "draw"), DRAWERS)
+def test_a_whole_study_is_drawn(
+    records: dict[str, StageRecord], name: str, draw, language: str
+) -> None:
+    drawn = draw(records[name], language)
+    assert isinstance(drawn, go.Figure) and len(drawn.data) > 0
+    assert drawn.layout.title.text
+    assert any([drawn.layout.xaxis.title.text, drawn.layout.yaxis.title.text])
+    assert "undefined" not in drawn.to_json()
+
+
+@pytest.mark.parametrize(("name", "draw"), DRAWERS)
+def test_an_empty_study_gives_a_reason(name: str, draw, tmp_path: Path) -> None:
+    drawn = draw(StageRecord(f"study_{name}", tmp_path), "en")
+    assert len(drawn.data) == 0
+    assert "not measured" in drawn.layout.annotations[0].text
+
+
+def test_a_notebook_trains_and_shows_its_study(pilot_file: Path, runs: Path) -> None:
+    target = runs / "91.ipynb"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parameters = {"pilot": str(pilot_file), "overrides": ["study.seeds=[1]"]}
+        assert execute_with("91_study_recipe.ipynb", target, parameters) is None
+    document = nbformat.read(target, as_version=4)
+    outputs = [o for cell in document.cells for o in cell.get("outputs", [])]
+    assert sum("application/vnd.plotly.v1+json" in o.get("data", {}) for o in outputs) == 3
+    assert target.stat().st_size < 1_000_000

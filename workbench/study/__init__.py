@@ -1,0 +1,1 @@
+"""Studies: several trainings of one pilot, each done once, compared on the same documents."""

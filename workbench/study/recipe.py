@@ -1,0 +1,96 @@
+"""The recipe study: which way of training ternary weights loses least, at equal tokens?
+
+One network, one text, one order of batches. Arms: full precision, the same weights ternarised
+without training, the pilot's own ternary recipe (``default``), and the recipes that the pilot
+names under ``study.recipe.arms``. The gap of an arm is what it loses against full precision;
+the headline is the default's gap over the gap of ``lambda_warmup``.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from workbench.pilot.resolve import ResolvedPilot
+from workbench.records.stage_record import StageRecord
+from workbench.study.arm import StudyArm, make_arm
+from workbench.study.documents import BitsPerByte, Documents
+
+FULL, DEFAULT, REFERENCE, UNTRAINED = (
+    "full_precision",
+    "default",
+    "lambda_warmup",
+    "post_training",
+)
+HEADLINE = "gap_over_lambda_warmup_gap"
+
+
+def arms(resolved: ResolvedPilot) -> list[StudyArm]:
+    """Full precision first, then the named recipes, the default last; each for every seed."""
+    recipes = {**resolved.pilot.study.recipe.arms, DEFAULT: {}}
+    return [
+        arm
+        for seed in resolved.pilot.study.seeds
+        for arm in (
+            make_arm(resolved, FULL, FULL, seed, {}),
+            *(make_arm(resolved, name, "ternary", seed, v) for name, v in recipes.items()),
+        )
+    ]
+
+
+def figures(record: StageRecord, found: pd.DataFrame, excerpts: pd.DataFrame) -> None:
+    """Add the study's figures to ``record``; see :mod:`workbench.study.run` for the tables."""
+    documents = Documents(excerpts)
+    names = list(dict.fromkeys(found["arm"]))
+    for name in names:
+        estimate = documents.estimate(lambda bits, name=name: bits[name])
+        how = f"{len(documents)} held-out documents, {_seeds(found)}"
+        record.add(estimate.metric("bits_per_byte", "bits/byte", how, arm=name))
+    for name in names:
+        _costs(record, found[found["arm"] == name], name)
+    for name in names:
+        if name != FULL:
+            gap = documents.estimate(lambda bits, name=name: bits[name] - bits[FULL])
+            how = f"{name} minus full precision on the same documents; positive is worse"
+            record.add(gap.metric("gap_bits_per_byte", "bits/byte", how, arm=name))
+    for name in [n for n in names if n not in (FULL, REFERENCE, DEFAULT)]:
+        _ratio(record, documents, name, arm=name)
+    for seed in found["seed"].unique() if found["seed"].nunique() > 1 else ():
+        _ratio(record, Documents(excerpts[excerpts["seed"] == seed]), DEFAULT, seed=str(seed))
+    _ratio(record, documents, DEFAULT)
+
+
+def _costs(record: StageRecord, rows: pd.DataFrame, name: str) -> None:
+    bits = 8 * rows["linear_bytes"].iloc[0] / rows["linear_parameters"].iloc[0]
+    how = "tensors of the packed layers over their weights, scales included"
+    how = "bf16" if name == FULL else how
+    record.measured("linear_bits_per_weight", bits, "bits", how, n=1, arm=name)
+    if name == UNTRAINED:
+        return
+    how = "sum over the steps, mean over seeds; another training ran beside it"
+    seconds = float(rows["seconds"].mean())
+    record.measured("training_time_s", seconds, "s", how, n=len(rows), arm=name)
+    if rows["teacher_tokens"].notna().all():
+        how = "of the teacher's forward passes, a part of training_time_s; its own training not"
+        seconds = float(rows["teacher_seconds"].mean())
+        record.measured("teacher_time_s", seconds, "s", how, n=len(rows), arm=name)
+        how = "one forward pass of the teacher over every training batch"
+        tokens = float(rows["teacher_tokens"].mean())
+        record.measured("teacher_tokens", tokens, "tokens", how, n=len(rows), arm=name)
+
+
+def _ratio(record: StageRecord, documents: Documents, name: str, **labels: str) -> None:
+    if REFERENCE not in documents.bits:
+        why = f"the pilot has no study.recipe.arms.{REFERENCE} to compare with"
+        record.missing(HEADLINE, "ratio", why, **labels)
+        return
+
+    def ratio(bits: BitsPerByte):
+        return (bits[name] - bits[FULL]) / (bits[REFERENCE] - bits[FULL])
+
+    how = f"gap of {name} over gap of {REFERENCE}, both to full precision at equal tokens"
+    record.add(documents.estimate(ratio).metric(HEADLINE, "ratio", how, "derived", **labels))
+
+
+def _seeds(found: pd.DataFrame) -> str:
+    count = found["seed"].nunique()
+    return "one seed" if count == 1 else f"mean of {count} seeds"

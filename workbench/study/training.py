@@ -1,0 +1,165 @@
+"""Trains one arm of a study, or loads it where it was trained before.
+
+What is kept of an arm is what the comparisons read: the loss on every held-out excerpt, the
+loss of every step, and what the arm weighs. The full-precision arm is made ternary without
+training as well: that costs nothing, and its row belongs into every table.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, load_model
+from transformers import PreTrainedModel
+
+from workbench.model.build import build_model
+from workbench.records.events import Progress
+from workbench.records.stage_record import StageRecord
+from workbench.study.arm import StudyArm
+from workbench.study.lesson import make_lesson
+from workbench.ternary import ThresholdVersion, to_ternary
+from workbench.ternary.convert import ConversionReport
+from workbench.ternary.packed import WEIGHTS, save_packed
+from workbench.ternary.policy import resolve
+from workbench.ternary.post_training import ternarize_post_training
+from workbench.train.arm import FINAL, Lesson, train_arm
+from workbench.train.judge import Judge
+from workbench.train.quality import document_losses
+from workbench.train.quiet import quiet_transformers
+
+CALIBRATION_SEQUENCES = 16
+BF16_BYTES = 2
+
+
+class Sizes(NamedTuple):
+    """Bytes of all tensors, and of the layers that are ternary in the ternary arms."""
+
+    model: int
+    linear: int
+
+
+def arm_folder(root: Path, arm: StudyArm) -> Path:
+    """Where the result of ``arm`` lies; the same for every study that has the arm."""
+    return root / "arms" / arm.key
+
+
+def data_folder(root: Path, arm: StudyArm) -> Path:
+    """Where the text of ``arm`` lies, tokenised; the same for every arm on that text."""
+    return root / "data" / arm.data_key
+
+
+def finished_arm(root: Path, arm: StudyArm) -> StageRecord | None:
+    return StageRecord.load(arm_folder(root, arm))
+
+
+def train_study_arm(root: Path, arm: StudyArm, progress: Progress) -> StageRecord:
+    """The record of ``arm``, trained only if it is not there yet.
+
+    Tables: ``excerpts`` (weights: trained or post_training; id, source, nats, bytes) and
+    ``loss``. Facts: parameters, linear_parameters (the ones that can be ternary),
+    training_tokens, seconds, per weights ``sizes`` (model and linear bytes), and of a distilled
+    arm teacher_tokens and teacher_seconds, which are part of ``seconds``.
+    """
+    if record := finished_arm(root, arm):
+        return record
+    folder = arm_folder(root, arm)
+    record = StageRecord("study_arm", folder, arm.key, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    lesson = make_lesson(arm, data_folder(root, arm), progress)
+    with quiet_transformers():
+        section = arm.pilot.model
+        model = build_model(section, len(lesson.tokenizer), lesson.sequence_length, arm.seed)
+    record.facts["parameters"] = sum(p.numel() for p in model.parameters())
+    record.facts["linear_parameters"] = _linear_parameters(model, arm)
+    if arm.kind == "full_precision":
+        judge, losses, sizes = _precise(arm, model, lesson, folder, progress)
+    else:
+        teacher = None if arm.teacher is None else _teacher(root, arm.teacher, lesson)
+        judge, losses, sizes = _ternary(arm, model, lesson, folder, progress, teacher)
+    rows = judge.telemetry.frame("loss")
+    if "teacher_seconds" in rows:
+        record.facts["teacher_seconds"] = round(float(rows["teacher_seconds"].sum()), 2)
+        record.facts["teacher_tokens"] = int(rows["teacher_tokens"].sum())
+    record.facts["training_tokens"] = int(rows["tokens"].iloc[-1])
+    record.facts["seconds"] = round(float(rows["seconds"].sum()), 2)
+    record.facts["sizes"] = {weights: size._asdict() for weights, size in sizes.items()}
+    record.save_table("loss", rows)
+    frames = [frame.assign(weights=weights) for weights, frame in losses.items()]
+    record.save_table("excerpts", pd.concat(frames, ignore_index=True))
+    record.save()
+    if arm.kind == "ternary":
+        (folder / FINAL).unlink()  # what is compared is in the tables; a teacher is kept
+    return record
+
+
+Finished = tuple[Judge, dict[str, pd.DataFrame], dict[str, Sizes]]
+
+
+def _precise(
+    arm: StudyArm, model: PreTrainedModel, lesson: Lesson, folder: Path, progress: Progress
+) -> Finished:
+    judge = train_arm(arm.kind, model, lesson, folder, progress)
+    parameters = sum(p.numel() for p in model.parameters())
+    linear = _linear_parameters(model, arm)
+    losses = {"trained": judge.losses(model, "master")}
+    sizes = {"trained": Sizes(BF16_BYTES * parameters, BF16_BYTES * linear)}
+    ids = lesson.tokens[: CALIBRATION_SEQUENCES * lesson.sequence_length].astype("int64")
+    ids_BT = torch.from_numpy(ids[: len(ids) // lesson.sequence_length * lesson.sequence_length])
+    section = arm.pilot.model
+    report = ternarize_post_training(
+        model,
+        section.policy,
+        activations=section.activations,
+        calibration=ids_BT.view(-1, lesson.sequence_length).to(model.device).split(4),
+    )
+    losses["post_training"] = document_losses(
+        model, lesson.tokenizer, lesson.excerpts, lesson.sequence_length
+    )
+    sizes["post_training"] = _packed_sizes(model, report, folder)
+    return judge, losses, sizes
+
+
+def _ternary(
+    arm: StudyArm,
+    model: PreTrainedModel,
+    lesson: Lesson,
+    folder: Path,
+    progress: Progress,
+    teacher: PreTrainedModel | None,
+) -> Finished:
+    section = arm.pilot.model
+    threshold = ThresholdVersion.from_section(section.threshold)
+    report = to_ternary(model, section.policy, threshold, section.activations, section.sub_norm)
+    judge = train_arm(arm.kind, model, lesson, folder, progress, teacher)
+    losses = {"trained": judge.losses(model, "ternary")}
+    return judge, losses, {"trained": _packed_sizes(model, report, folder)}
+
+
+def _teacher(root: Path, teacher: StudyArm, lesson: Lesson) -> PreTrainedModel:
+    """The trained full-precision arm."""
+    section = teacher.pilot.model
+    with quiet_transformers():
+        model = build_model(section, len(lesson.tokenizer), lesson.sequence_length, teacher.seed)
+    load_model(model, arm_folder(root, teacher) / FINAL)
+    return model
+
+
+def _linear_parameters(model: PreTrainedModel, arm: StudyArm) -> int:
+    precisions = resolve(arm.pilot.model.policy, model).precisions
+    names = [name for name, precision in precisions.items() if precision == "ternary"]
+    return sum(model.get_submodule(name).weight.numel() for name in names)
+
+
+def _packed_sizes(model: PreTrainedModel, report: ConversionReport, folder: Path) -> Sizes:
+    """Of the packed artefact, written to be counted."""
+    packed = folder / "packed"
+    save_packed(model, packed, report.precisions, report.threshold)
+    ternary = tuple(f"{name}." for name in report.named("ternary"))
+    bytes_of = {name: value.nbytes for name, value in load_file(packed / WEIGHTS).items()}
+    shutil.rmtree(packed)
+    linear = sum(size for name, size in bytes_of.items() if name.startswith(ternary))
+    return Sizes(sum(bytes_of.values()), linear)
