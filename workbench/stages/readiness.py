@@ -265,8 +265,8 @@ def _about_sizes(pilot: Pilot, fits: pd.DataFrame) -> list[str]:
 def _about_speed(device: Device, kernels: ternary_kernels.Backend) -> str:
     if device.name == "cuda":
         return (
-            "Quality, latency, throughput and memory can be measured here, on the GPU through "
-            "transformers; the native kernels run on CPUs only."
+            "Quality, latency, throughput and memory can be measured here, on the GPU with Triton "
+            "kernels in CUDA graphs."
         )
     if kernels.name == "native":
         return (

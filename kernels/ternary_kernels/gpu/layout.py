@@ -20,6 +20,7 @@ compute the same in Triton.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -145,10 +146,39 @@ def dot4(codes, x, total):
 
 
 @triton.jit
+def dot4_signed(w, x, total):
+    """int32 total + the sum over four bytes of w times x, both signed."""
+    if _EMULATE:
+        for byte in tl.static_range(4):
+            total += ((w << (24 - 8 * byte)) >> 24) * ((x << (24 - 8 * byte)) >> 24)
+        return total
+    return tl.inline_asm_elementwise(
+        "dp4a.s32.s32 $0, $1, $2, $3;",
+        "=r,r,r,r",
+        [w, x, total],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
 def interleaved(k):
     """Where the value of input k stands in a row of quantised activations."""
     inside = k % 128
     return k - inside + ((inside // 4) % 4) * 32 + (inside // 16) * 4 + inside % 4
+
+
+def interleave(x: Tensor) -> Tensor:
+    """x [M, K] in interleaved order, padded with zeros to whole groups of 128."""
+    M, K = x.shape
+    x = torch.nn.functional.pad(x, (0, -K % GROUP))
+    return x.unflatten(1, (-1, 8, 4, 4)).transpose(2, 3).reshape(M, -1)
+
+
+def natural_order(x: Tensor, K: int) -> Tensor:
+    """Inverse of :func:`interleave`: [M, 128 G] -> [M, K]."""
+    return x.unflatten(1, (-1, 4, 8, 4)).transpose(2, 3).reshape(x.shape[0], -1)[:, :K]
 
 
 def one_scale(row_scales: Tensor) -> bool:
