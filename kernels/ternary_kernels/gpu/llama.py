@@ -191,6 +191,13 @@ class LlamaGpu(LlamaModel):
         self._layers, self._cache, self._embed, self._head = [], (), None, None
 
     @torch.inference_mode()
+    def fill_randomly(self) -> None:
+        """Put random keys and values everywhere: for measuring steps far into a conversation,
+        with ``filled`` set by hand, without the time of its prompt."""
+        for tensor in self._cache:
+            tensor[..., : self.heads.size].normal_()
+
+    @torch.inference_mode()
     def decode_greedy(self, slots, tokens, steps: int) -> np.ndarray:
         """``steps`` more tokens of each slot, the most likely one each time: int32 [steps, n].
 

@@ -85,10 +85,10 @@ def quantize_rows_kernel(
         x = _value(x_ptr, add_ptr, start + at, K, ACT, ADD)
         if ADD:
             tl.store(total_ptr + row * K + start + at, x, mask=start + at < K)
-        poison += x * 0.0  # NaN as soon as one value is NaN or Inf
         if NORM:
             squares += x * x
             x *= tl.load(w_ptr + start + at, mask=start + at < K, other=0.0).to(tl.float32)
+        poison += x * 0.0  # NaN as soon as one value, or the norm's weight, is NaN or Inf
         largest = tl.maximum(largest, tl.abs(x))
     absmax = tl.max(largest, 0)
     rstd = 1.0
