@@ -227,6 +227,7 @@ def _training_bytes(pilot: Pilot, shape: Shape) -> int:
         pilot.train.batch_size,
         pilot.data.sequence_length,
         bytes_per_value=4 if pilot.train.precision == "float32" else 2,
+        checkpointing=pilot.train.gradient_checkpointing,
     )
 
 

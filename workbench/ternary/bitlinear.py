@@ -47,6 +47,7 @@ class _Kept(NamedTuple):
     pointer: int
     strength: float
     inference: bool
+    dtype: torch.dtype | None
     value: Tensor | tuple[Tensor, Tensor]
 
 
@@ -221,8 +222,9 @@ class BitLinear(NormedLinear):
         weight = self.weight
         # What was made in inference mode cannot take part in a backward pass.
         inference = torch.is_inference_mode_enabled()
-        state = (weight._version, weight.data_ptr(), self._strength, inference)
-        if self._kept is None or self._kept[:4] != state:
+        dtype = _autocast_dtype(weight)
+        state = (weight._version, weight.data_ptr(), self._strength, inference, dtype)
+        if self._kept is None or self._kept[:5] != state:
             self._kept = _Kept(*state, make())
         return self._kept.value
 
@@ -235,7 +237,9 @@ class BitLinear(NormedLinear):
             quantised = torch.lerp(
                 self.weight.detach(), quantised, self._lambda.to(quantised.dtype)
             )
-        return quantised
+        # Autocast would round it at every use: rounded once, half the bytes are kept.
+        dtype = _autocast_dtype(self.weight)
+        return quantised if dtype is None else quantised.to(dtype)
 
     def _alpha_now(self) -> Tensor | None:
         if self.alpha is None or self._alpha_started:
@@ -252,6 +256,12 @@ class BitLinear(NormedLinear):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if self.alpha is not None and f"{prefix}alpha" in state_dict:
             self._alpha_started = bool(state_dict[f"{prefix}alpha"].any())
+
+
+def _autocast_dtype(weight: Tensor) -> torch.dtype | None:
+    """The type that autocast multiplies in, where it is on."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def precise_twin(layer: nn.Linear) -> nn.Linear:
