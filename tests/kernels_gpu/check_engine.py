@@ -8,7 +8,8 @@ import pytest
 import torch
 from ternary_kernels import PackedHalf, PackedInt8, PackedTernary
 from ternary_kernels.gpu import layout
-from ternary_kernels.gpu.graphs import decode_bucket, prefill_bucket
+from ternary_kernels.gpu.attention import Heads, Rows, attend, rope_append
+from ternary_kernels.gpu.graphs import Graphs, decode_bucket, prefill_bucket
 from ternary_kernels.gpu.llama import LlamaGpu, _tiles, random_llama
 from ternary_kernels.gpu.pack import unpack_codes
 from ternary_kernels.llama import LINEARS, LlamaConfig, LlamaReference
@@ -203,6 +204,79 @@ def test_random_models_are_made_where_they_run(precision):
     gpu = LlamaGpu(config, weights, 1, 8, device=DEVICE, dtype=torch.float32)
     logits = gpu.forward([1, 2], [0, 0], [0, 1], True)
     assert np.isfinite(logits).all() and 0.1 < logits.std() < 10
+
+
+class Recorded:
+    """Stands for a CUDA graph: a replay runs the step again, on the same buffers."""
+
+    def __init__(self, step):
+        self.replay = step
+
+
+def test_captured_steps_are_filled_replayed_and_counted(monkeypatch):
+    monkeypatch.setattr(Graphs, "_try", lambda self, step: step())
+    monkeypatch.setattr(Graphs, "_record", lambda self, step: (Recorded(step), step()))
+    buffer, graphs = torch.zeros(1), Graphs(enabled=True)
+
+    def step():
+        return buffer.add_(1)
+
+    for _ in range(2):  # the trial run and the capture change the buffer; filling undoes it
+        assert graphs.run("key", step, lambda: buffer.fill_(10), times=3).item() == 13
+    assert list(graphs._graphs) == ["key"] and not graphs.notes
+
+
+def test_a_capture_without_memory_is_said_once_and_the_step_runs_uncaptured(monkeypatch):
+    attempts = []
+
+    def refuse(self, step):
+        attempts.append(step)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(Graphs, "_try", lambda self, step: step())
+    monkeypatch.setattr(Graphs, "_record", refuse)
+    gpu, reference = both("half", slots=2)
+    gpu.graphs.enabled = True
+    for token, position in ((3, 0), (4, 1)):
+        step = ([token], [0], [position], True)
+        assert error(gpu.forward(*step), reference.forward(*step)) < 1e-5
+    gpu.forward([1, 2], [0, 1], [2, 0], True)
+    assert len(attempts) == 2 and len(gpu.notes) == 1
+    assert "('decode', 1) could not be captured" in gpu.notes[0]
+    assert "Tried to allocate 2 GiB. Lower slots or context" in gpu.notes[0]
+
+
+def test_a_cache_without_memory_says_what_to_lower(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    config = make_config()
+    monkeypatch.setattr(torch, "zeros", refuse)
+    with pytest.raises(MemoryError, match=r"2 slots x 64 positions\); lower slots or context"):
+        LlamaGpu(config, make_weights(config, packed_half), 2, 64, device=DEVICE)
+
+
+def test_a_cache_of_more_than_2_to_the_31_elements():
+    """Reserved and hardly touched: only the last slot is written and read."""
+    slots = 2**31 // (32 * 4096) + 2
+    heads = Heads(2, 1, 32)
+    cache = tuple(
+        torch.empty((slots, 1, 4096, 32), dtype=torch.float16, device=DEVICE) for _ in range(2)
+    )
+    assert cache[0].numel() > 2**31
+    generator = torch.Generator().manual_seed(2)
+    qkv = torch.randn((2, 4 * 32), generator=generator).to(DEVICE)
+    tables = torch.ones(4096, 16, device=DEVICE), torch.zeros(4096, 16, device=DEVICE)
+    at = [torch.tensor(v, dtype=torch.int32, device=DEVICE) for v in ([0, 0], [slots - 1] * 2)]
+    for position in (0, 1):
+        rows = Rows(*at, torch.tensor([-1, position], dtype=torch.int32, device=DEVICE))
+        q = rope_append(qkv + position, rows, heads, tables, cache, None, 1e-5)
+    y = attend(q, rows, heads, cache, 0).cpu()
+    keys = torch.stack([qkv[1, 64:96], qkv[1, 64:96] + 1]).half().float().cpu()
+    values = torch.stack([qkv[1, 96:], qkv[1, 96:] + 1]).half().float().cpu()
+    scores = (qkv[1, :64].cpu() + 1).view(2, 32) @ keys.T * 32**-0.5
+    torch.testing.assert_close(y[1].view(2, 32), scores.softmax(1) @ values, rtol=1e-2, atol=1e-2)
+    assert not y[0].any()
 
 
 def test_buckets_and_tiles():

@@ -16,8 +16,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from ternary_kernels import PackedTernary
 from ternary_kernels.gpu import linear, linear_weight_only, pack_weights, quantize, quantize_gated
 from ternary_kernels.gpu.ahead import compile_for, recorded
+from ternary_kernels.gpu.attention import Heads, Rows, attend, rope_append
+from ternary_kernels.gpu.int8 import embed, linear_int8_rows
+from ternary_kernels.gpu.matrices import Int8Matrix
+from ternary_kernels.gpu.norm import half_rows
 from ternary_kernels.gpu.pack import unpack_weights
-from ternary_kernels.gpu.quantize import dequantize_rows, rms_norm_backward
+from ternary_kernels.gpu.quantize import add_quantize, dequantize_rows, rms_norm_backward
 
 # What a program may use on sm_86 and sm_89, which have least: 163 KB on sm_80, 227 KB on sm_90.
 SHARED_LIMIT = 99 * 1024
@@ -66,6 +70,43 @@ def test_the_main_products_for_sm_90():
 
 def test_the_main_products_for_sm_80():
     compile_products(80, [(1, 8192, 8192, "row", False), (128, 8192, 8192, "row", False)])
+
+
+def engine_launches(M, heads, context=2048):
+    """One step of M rows between the products: cache, attention, residual sums, tables."""
+    cache = tuple(
+        torch.empty(4, heads.kv, context, heads.padded, dtype=torch.float16) for _ in range(2)
+    )
+    ints, tables = torch.empty(M, dtype=torch.int32), torch.empty(context, heads.size // 2)
+    tiles = torch.empty(2, 16, dtype=torch.int32) if M > 8 else None
+    rows = Rows(ints, ints, ints, tiles)
+    wide = torch.empty(M, (heads.query + 2 * heads.kv) * heads.size, dtype=torch.bfloat16)
+    q = rope_append(wide, rows, heads, (tables, tables), cache, None, 1e-5)
+    attend(q, rows, heads, cache, 0)
+    x, gain = torch.empty(M, 3200), torch.empty(3200)
+    quantised, _ = add_quantize(x, x.bfloat16(), gain)
+    half_rows(x, gain, 1e-5, dtype=torch.bfloat16, add=x.bfloat16())
+    table = Int8Matrix((4096, 3200), torch.empty(4096, 3200, dtype=torch.int8), *[gain[:1]] * 2)
+    table.scale = torch.empty(4096)
+    linear_int8_rows(quantised, table, dtype=torch.float32)
+    embed(ints, table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("M", "heads"), [(1, (32, 32, 100)), (1, (64, 8, 128)), (512, (64, 8, 128))], ids=str
+)
+def test_the_engine_between_its_products_for_sm_90(M, heads):
+    with recorded() as launches:
+        engine_launches(M, Heads(*heads))
+    reports = compile_for(90, launches)
+    print(*reports, sep="\n")
+    assert {r.kernel for r in reports} >= {
+        "rope_append_kernel", "tile_kernel" if M > 8 else "decode_kernel", "half_rows_kernel",
+        "int8_gemm_kernel" if M > 1 else "int8_gemv_kernel", "embed_kernel",
+    }  # fmt: skip
+    assert not [str(r) for r in reports if r.stack_bytes]
+    assert not [str(r) for r in reports if r.shared_bytes > SHARED_LIMIT]
 
 
 @pytest.mark.slow

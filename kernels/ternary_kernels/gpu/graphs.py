@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 Step = Callable[[], Tensor]
+MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 def decode_bucket(rows: int, most: int) -> int:
@@ -73,26 +74,37 @@ class Graphs:
 
     def _capture(self, key: Hashable, step: Step, fill: Callable[[], None]) -> None:
         fill()
+        self._try(step)
+        try:
+            self._graphs[key] = self._record(step)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            # Only what the capture itself broke: the trial run above has shown the step sound.
+            self._refused.add(key)
+            if len(self._refused) == 1:
+                cause = error.__context__ if isinstance(error.__context__, MEMORY) else error
+                reason = str(cause).strip().splitlines()[0].rstrip(".")
+                self.notes.append(
+                    f"the step {key} could not be captured in a CUDA graph and runs uncaptured, "
+                    f"slower: {reason}. Lower slots or context to leave it memory."
+                )
+
+    def _try(self, step: Step) -> None:
+        """Run once on a side stream, as a capture must not see first uses."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             step()
         torch.cuda.current_stream().wait_stream(side)
+
+    def _record(self, step: Step) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
                 result = step()
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            # Only what the capture itself broke: the trial run above has shown the step sound.
-            self._refused.add(key)
-            reason = str(error).strip().splitlines()[0]
-            if len(self._refused) == 1:
-                self.notes.append(
-                    f"the step {key} could not be captured in a CUDA graph and runs uncaptured, "
-                    f"slower: {reason}. Lower slots or context to leave it memory."
-                )
+        except RuntimeError:
+            torch.cuda.set_stream(stream)  # a capture that ends in an error may keep its own
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
-            return
-        self._graphs[key] = graph, result
+            raise
+        return graph, result

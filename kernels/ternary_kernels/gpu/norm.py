@@ -70,10 +70,10 @@ def half_rows(
     if M == 0:
         return y, total
     x = x if x.stride(1) == 1 else x.contiguous()
-    block = min(triton.next_power_of_2(K), 8192)
+    block = min(triton.next_power_of_2(K), 4096)
     half_rows_kernel[(M,)](
         x, None if add is None else add.contiguous(), norm_weight, y, total, K, x.stride(0), eps,
         ACT=ACTIVATIONS[activation], ADD=add is not None, NORM=norm_weight is not None,
-        BLOCK=block, num_warps=max(1, min(16, block // 512)), **OPTIONS,
+        BLOCK=block, num_warps=max(1, block // 256), **OPTIONS,
     )  # fmt: skip
     return y, total
