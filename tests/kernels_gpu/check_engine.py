@@ -206,6 +206,16 @@ def test_random_models_are_made_where_they_run(precision):
     assert np.isfinite(logits).all() and 0.1 < logits.std() < 10
 
 
+def test_warming_touches_no_conversation():
+    gpu, reference = both("half", slots=2, context=8, capture=True)
+    for core in (gpu, reference):
+        core.forward(TOKENS[:3], [1] * 3, np.arange(3), False)
+    gpu.warm()
+    step = ([4], [1], [3], True)
+    assert error(gpu.forward(*step), reference.forward(*step)) < 1e-5
+    assert gpu.filled.tolist() == [0, 4]
+
+
 class Recorded:
     """Stands for a CUDA graph: a replay runs the step again, on the same buffers."""
 

@@ -25,7 +25,7 @@ from workbench.engine.transformers_core import TransformersCore
 from workbench.engine.weights import FolderSource, Source, Tables, collect_weights
 from workbench.errors import StageError
 from workbench.machine.cpu import measurement_threads
-from workbench.machine.gpu import torch_gpu
+from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.ternary.manifest import NAME as MANIFEST
 from workbench.ternary.manifest import Manifest, read_json_object
 from workbench.ternary.master import load_master
@@ -132,10 +132,19 @@ def _on_gpu(
     from ternary_kernels.gpu.llama import LlamaGpu
 
     other = setup.cache_of.core if setup.cache_of else None
-    core = LlamaGpu(
-        shape, weights, setup.slots, setup.context, setup.kv_dtype,
-        cache_of=other if isinstance(other, LlamaGpu) else None,
-    )  # fmt: skip
+    try:
+        core = LlamaGpu(
+            shape, weights, setup.slots, setup.context, setup.kv_dtype,
+            cache_of=other if isinstance(other, LlamaGpu) else None,
+        )  # fmt: skip
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        free, total = torch_gpu_memory()
+        raise StageError(
+            f"the model does not fit the GPU: {str(error).splitlines()[0]}",
+            allowed=f"what is free now: {free / 1e9:.1f} of {total / 1e9:.1f} GB",
+            next_step="fewer sequences at a time (measure_ab.batch_sizes, deploy_rollback.slots) "
+            "or a shorter context take less; so does an arm less",
+        ) from error
     name, _ = torch_gpu()
     return Engine(core, backend=f"ternary_kernels.gpu on {name}, CUDA graphs", eos_tokens=eos)
 

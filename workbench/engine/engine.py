@@ -123,6 +123,11 @@ class Engine:
         """Bytes of the cache of keys and values of all slots."""
         return self.core.kv_bytes
 
+    def warm(self) -> None:
+        """Pay now for what first uses cost: on a GPU, compiling and capturing every step."""
+        if hasattr(self.core, "warm"):
+            self.core.warm()
+
     def check_tokens(self, prompt: Sequence[int], output_tokens: int = 0) -> None:
         """Raise ValueError unless the prompt is valid and fits a slot with its output."""
         if not len(prompt):

@@ -100,7 +100,8 @@ class Graphs:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            # Only this thread's calls may break it: a server has another arm in another thread.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 result = step()
         except RuntimeError:
             torch.cuda.set_stream(stream)  # a capture that ends in an error may keep its own

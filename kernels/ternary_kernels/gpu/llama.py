@@ -136,7 +136,8 @@ class LlamaGpu(LlamaModel):
     and as many rows as they have, not filled up to a bucket.
     cache_of: another model of the same shape whose KV cache this one uses too, instead of one
     of its own; only one of them may hold conversations at a time.
-    Weights may lie on the CPU (they are moved layer by layer) or be made on the device already.
+    Weights may lie on the CPU or be made on the device already. They are moved and stacked layer
+    by layer and ``weights`` is emptied, so that no matrix is held twice.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class LlamaGpu(LlamaModel):
         cache_of: LlamaGpu | None = None,
     ) -> None:
         super().__init__(config, weights, slots, context, kv_dtype)
+        weights.clear()
         self.device, self.dtype = torch.device(device), dtype
         self.heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim)
         self.graphs, self._pads = Graphs(capture and self.device.type == "cuda"), capture
@@ -252,27 +254,43 @@ class LlamaGpu(LlamaModel):
                 logits[place_of[part[wanted]]] = self._wanted_logits(last, wanted)
         return self._finite(logits)
 
+    @torch.inference_mode()
+    def warm(self) -> None:
+        """Compile and capture every bucket now, with padding alone: no request pays for it."""
+        if not self._pads:
+            return
+        for size in sorted({decode_bucket(n + 1, self.slots) for n in range(self.slots)}):
+            self._run_decode(size, (), (), ())
+        most = min(self.prefill_rows, self.slots * self.context)
+        for size in sorted({prefill_bucket(n + 1, self.prefill_rows) for n in range(most)}):
+            self._run_prefill(size, (), (), (), np.zeros((2, 0), dtype=np.int32))
+
     def _decode(self, tokens, slots, positions) -> np.ndarray:
-        size = self._decode_size(len(tokens))
-        rows = self._rows(size)
-        logits = self.graphs.run(
-            ("decode", size),
-            lambda: self._logits(self._body(rows)),
-            lambda: self._fill(tokens, slots, positions),
-        )
+        logits = self._run_decode(self._decode_size(len(tokens)), tokens, slots, positions)
         return logits[: len(tokens)].cpu().numpy()
 
     def _prefill(self, tokens, slots, positions) -> tuple[Tensor, Tensor]:
         n = len(tokens)
         size = prefill_bucket(n, self.prefill_rows) if self._pads else n
-        rows = self._rows(size, self._tiles_of(size))
         tiles = _tiles(slots, tile_rows(size))
-        result = self.graphs.run(
+        result = self._run_prefill(size, tokens, slots, positions, tiles)
+        return result[0], result[1]
+
+    def _run_decode(self, size: int, tokens, slots, positions) -> Tensor:
+        rows = self._rows(size)
+        return self.graphs.run(
+            ("decode", size),
+            lambda: self._logits(self._body(rows)),
+            lambda: self._fill(tokens, slots, positions),
+        )
+
+    def _run_prefill(self, size: int, tokens, slots, positions, tiles: np.ndarray) -> Tensor:
+        rows = self._rows(size, self._tiles_of(size))
+        return self.graphs.run(
             ("prefill", size),
             lambda: torch.stack(self._body(rows)),
             lambda: self._fill(tokens, slots, positions, tiles),
         )
-        return result[0], result[1]
 
     def _wanted_logits(self, last: tuple[Tensor, Tensor], wanted: np.ndarray) -> np.ndarray:
         """The head over some rows of a step, at most as many at a time as a bucket holds."""
