@@ -4,7 +4,11 @@ Compiled for sm_90 (H100, H200) and sm_80 (A100); no variant may spill registers
 cores and wide loads that the kernels are written for must be in the machine code.
 """
 
+import ast
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET is set: nothing to compile", allow_module_level=True)
 
+import ternary_kernels.gpu
 from ternary_kernels import PackedTernary
 from ternary_kernels.gpu import linear, linear_weight_only, pack_weights, quantize, quantize_gated
 from ternary_kernels.gpu.ahead import compile_for, recorded
@@ -70,6 +75,35 @@ def test_the_main_products_for_sm_90():
 
 def test_the_main_products_for_sm_80():
     compile_products(80, [(1, 8192, 8192, "row", False), (128, 8192, 8192, "row", False)])
+
+
+def test_every_kernel_waits_before_it_touches_memory():
+    """Or dependent launch (TERNARY_GPU_PDL) would let it read what is not written yet."""
+    kernels = 0
+    for path in Path(ternary_kernels.gpu.__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                assert ast.unparse(body[0]) == "wait_for_inputs()", f"{path.name}: {node.name}"
+                kernels += 1
+    assert kernels >= 19
+
+
+@pytest.mark.slow
+def test_dependent_launch_compiles(tmp_path):
+    code = """
+import torch
+from ternary_kernels.gpu import quantize
+from ternary_kernels.gpu.ahead import compile_for, recorded
+with recorded() as launches:
+    quantize(torch.empty(1, 3200, dtype=torch.bfloat16))
+assert launches[0].options["launch_pdl"]
+print(compile_for(90, launches)[0].instructions)
+"""
+    environment = os.environ | {"TERNARY_GPU_PDL": "1", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "ACQBULK" in done.stdout and "PREEXIT" in done.stdout, done.stdout
 
 
 def engine_launches(M, heads, context=2048):

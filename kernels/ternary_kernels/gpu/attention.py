@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .gemm import multiprocessors
-from .layout import INTERPRETED, OPTIONS
+from .layout import INTERPRETED, OPTIONS, wait_for_inputs
 
 _EXACT = tl.constexpr(INTERPRETED)
 SHORTEST_SPLIT = 256
@@ -65,6 +65,7 @@ def rope_append_kernel(
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, P: tl.constexpr, NORM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     position = tl.load(position_ptr + row).to(tl.int64)
@@ -131,6 +132,7 @@ def decode_kernel(
     R: tl.constexpr, BLOCK: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """The query heads of one KV head of one row over one part of its positions."""
+    wait_for_inputs()
     row, g, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     position = tl.load(position_ptr + row)
     slot = tl.load(slot_ptr + row).to(tl.int64)
@@ -171,6 +173,7 @@ def combine_kernel(
     H: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr, S: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The parts of one head of one row, in order, to y."""
+    wait_for_inputs()
     row = tl.program_id(0).to(tl.int64) * H + tl.program_id(1)
     s, d = tl.arange(0, S), tl.arange(0, BLOCK)[None, :]
     at = row * SPLITS + s
@@ -193,6 +196,7 @@ def tile_kernel(
     BQ: tl.constexpr, BLOCK: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """Up to BQ rows of one slot and one head. tile_ptr: first row of each tile, then its rows."""
+    wait_for_inputs()
     tile, head = tl.program_id(0), tl.program_id(1)
     first_row = tl.load(tile_ptr + tile)
     count = tl.load(tile_ptr + tile_stride + tile)

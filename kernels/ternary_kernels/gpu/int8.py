@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import checks
 from .gemm import _program, _store, add_splits_kernel, plan
-from .layout import GROUP, OPTIONS, dot4_signed, interleaved
+from .layout import GROUP, OPTIONS, dot4_signed, interleaved, wait_for_inputs
 from .matrices import Int8Matrix
 from .quantize import QuantizedRows
 
@@ -30,6 +30,7 @@ def int8_gemv_kernel(
     BIAS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row of activations. q_ptr, w_ptr: int32 words, W of them a row."""
+    wait_for_inputs()
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = w_ptr + n.to(tl.int64)[:, None] * W
     total = tl.zeros((ROWS, BLOCK), tl.int32)
@@ -52,6 +53,7 @@ def int8_gemm_kernel(
     BIAS: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """y^T[BN, BM] = w[BN, 128] q^T[128, BM], a group of 128 inputs at a time; see gemm.py."""
+    wait_for_inputs()
     tile_m, tile_n, split = _program(M, N, SPLITS, BM, BN)
     m = tile_m * BM + tl.arange(0, BM)
     n = tile_n * BN + tl.arange(0, BN)
@@ -75,6 +77,7 @@ def int8_gemm_kernel(
 @triton.jit
 def embed_kernel(token_ptr, w_ptr, scale_ptr, y_ptr, K, G, BLOCK: tl.constexpr):
     """One row of y [M, K]: the table's row of a token, in natural order."""
+    wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     token = tl.load(token_ptr + row).to(tl.int64)
     scale = tl.load(scale_ptr + token)

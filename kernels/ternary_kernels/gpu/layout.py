@@ -20,6 +20,8 @@ compute the same in Triton.
 
 from __future__ import annotations
 
+import os
+
 import torch
 import triton
 import triton.language as tl
@@ -31,10 +33,16 @@ MAX_K = 131072
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
+# TERNARY_GPU_PDL=1 (read when this is imported; sm_90 and newer): programmatic dependent launch.
+# A kernel may be started while the one before it still runs, and waits for its end before it
+# touches memory, so that starting costs nothing in between. Off until it is measured.
+PDL = os.environ.get("TERNARY_GPU_PDL") == "1" and not INTERPRETED
+
 # Every launch passes these. Without fusion a*b + c is rounded twice, as in the references.
-OPTIONS = {"enable_fp_fusion": False}
+OPTIONS = {"enable_fp_fusion": False} | ({"launch_pdl": True} if PDL else {})
 
 _EMULATE = tl.constexpr(INTERPRETED)
+_PDL = tl.constexpr(PDL)
 _UNPACK_ASM = tl.constexpr(
     """{
     .reg .b32 shifted;
@@ -59,6 +67,14 @@ _CENTRE_ASM = tl.constexpr(
 # 1.5 * 2**23: adding it leaves a float32 no fraction bits, so the hardware's own rounding
 # (half to even) does the work, for |x| < 2**22.
 _TO_INTEGER = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def wait_for_inputs():
+    """The first statement of every kernel: nothing is read or written before it; see PDL."""
+    if _PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import checks
-from .layout import OPTIONS
+from .layout import OPTIONS, wait_for_inputs
 from .quantize import ACTIVATIONS, _value
 
 
@@ -24,6 +24,7 @@ def half_rows_kernel(
     x_ptr, add_ptr, w_ptr, y_ptr, total_ptr, K, x_stride, eps,
     ACT: tl.constexpr, ADD: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_stride
     if ADD:

@@ -34,7 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import checks
-from .layout import GROUP, OPTIONS, interleaved, round_half_even
+from .layout import GROUP, OPTIONS, interleaved, round_half_even, wait_for_inputs
 
 ACTIVATIONS = {"none": 0, "silu": 1, "relu2": 2}
 DW_SLABS = 64
@@ -73,6 +73,7 @@ def quantize_rows_kernel(
     x_ptr, add_ptr, w_ptr, q_ptr, undo_ptr, sums_ptr, rstd_ptr, total_ptr, K, G, x_stride, eps,
     ACT: tl.constexpr, ADD: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_stride
     if ADD:
@@ -119,6 +120,7 @@ def quantize_rows_kernel(
 
 @triton.jit
 def dequantize_rows_kernel(q_ptr, undo_ptr, y_ptr, K, G, BLOCK: tl.constexpr):
+    wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     undo = tl.load(undo_ptr + row)
     for start in range(0, K, BLOCK):
@@ -130,6 +132,7 @@ def dequantize_rows_kernel(q_ptr, undo_ptr, y_ptr, K, G, BLOCK: tl.constexpr):
 
 @triton.jit
 def rms_norm_dx_kernel(dy_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, K, BLOCK: tl.constexpr):
+    wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     rstd = tl.load(rstd_ptr + row)
@@ -154,6 +157,7 @@ def rms_norm_dx_kernel(dy_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, K, BLOCK: tl.cons
 def rms_norm_dw_kernel(
     dy_ptr, x_ptr, rstd_ptr, partial_ptr, M, K, rows_each, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
+    wait_for_inputs()
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slab = tl.program_id(1)
     first = slab * rows_each
