@@ -51,6 +51,7 @@ TIME_LIMIT_S = 8 * 60
 RESERVE_S = 30
 REHEARSAL = "rehearsal: Triton interpreter on a CPU, no figure here means anything"
 LARGEST_ERROR = 5e-3  # bf16 rounds the result to 2e-3
+LARGEST_GRADIENT_ERROR = 0.03
 PUBLISHED = (
     (2560, 2560), (3840, 2560), (13824, 2560), (2560, 6912),
     (3200, 3200), (4800, 3200), (3200, 10240), (20480, 3200),
@@ -59,7 +60,7 @@ BATCHES = (16, 64, 128)
 LARGE = ((8192, 8192), (28672, 8192), (8192, 28672))
 PARTS = {
     # name: seconds that it needs at least, compilation and making of models included
-    "product": 0, "engine": 60, "training": 60, "capacity": 90, "large": 50, "between": 0,
+    "product": 0, "engine": 60, "training": 80, "capacity": 90, "large": 50, "between": 0,
     "weights": 0, "qat_layer": 0,
 }  # fmt: skip
 
@@ -306,9 +307,12 @@ class Bench:
 
         x = self._normal(M, K).requires_grad_()
         dy = self._normal(M, N)
-        plain = torch.nn.Linear(K, N, bias=False, device=self.device, dtype=torch.bfloat16)
-        ternary = QATLinear(K, N, bias=False, device=self.device, dtype=torch.bfloat16)
-        ternary.refresh()
+        like = {"bias": False, "device": self.device, "dtype": torch.bfloat16}
+        plain, ternary = torch.nn.Linear(K, N, **like), QATLinear(K, N, **like)
+        all_int8 = QATLinear(K, N, int8_gradients=True, **like)
+        all_int8.load_state_dict(ternary.state_dict())
+        for layer in (ternary, all_int8):
+            layer.refresh()
         ops, nbytes = 2 * M * N * K, 2 * 3 * (M * K + M * N + N * K)
 
         def step(layer: torch.nn.Linear) -> Call:
@@ -318,6 +322,12 @@ class Bench:
         self._time(
             "qat_layer", N, K, M, "int8 x ternary", [step(ternary)], nbytes,
             int8_ops=ops, bf16_ops=2 * ops, against=best,
+        )  # fmt: skip
+        for got, wanted in zip(step(all_int8)(), step(ternary)(), strict=True):
+            self._require_near(got, wanted, LARGEST_GRADIENT_ERROR, f"INT8 gradients of {N}x{K}")
+        self._time(
+            "qat_layer", N, K, M, "int8 x ternary, int8 gradients", [step(all_int8)], nbytes,
+            int8_ops=3 * ops, against=best,
         )  # fmt: skip
 
     def _ceilings(self, shape: tuple[int, int]) -> None:
@@ -387,11 +397,17 @@ class Bench:
         K = weight.shape[1]
         x = dequantize_rows(rows.q, rows.undo, K, torch.float32)
         expected = x @ unpack_weights(weight, torch.float32).T
-        error = float((linear(rows, weight).float() - expected).norm() / expected.norm())
-        if not error <= LARGEST_ERROR:
+        what = f"{M} rows times {weight.shape}"
+        self._require_near(linear(rows, weight), expected, LARGEST_ERROR, what)
+
+    def _require_near(
+        self, got: torch.Tensor, wanted: torch.Tensor, allowed: float, what: str
+    ) -> None:
+        error = float((got.float() - wanted.float()).norm() / wanted.float().norm())
+        if not error <= allowed:
             raise StageError(
-                f"bench gpu: {M} rows times {weight.shape}: relative error {error:.3g}",
-                allowed=f"at most {LARGEST_ERROR:g}",
+                f"bench gpu: {what}: relative error {error:.3g}",
+                allowed=f"at most {allowed:g}",
                 next_step="run python -m pytest tests/kernels_gpu on this machine and report it",
             )
 

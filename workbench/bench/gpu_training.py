@@ -18,7 +18,13 @@ from workbench.bench.gpu_clock import Row
 from workbench.bench.gpu_engine import Metered, _add_rate, _free
 from workbench.bench.gpu_sizes import Trained
 from workbench.pilot.sections.model import Policy
-from workbench.ternary import ThresholdVersion, forget_quantised, set_reuse, to_ternary
+from workbench.ternary import (
+    ThresholdVersion,
+    bit_linears,
+    forget_quantised,
+    set_reuse,
+    to_ternary,
+)
 from workbench.ternary.fused import why_plain
 
 if TYPE_CHECKING:
@@ -32,13 +38,15 @@ def run_training(bench: Bench) -> None:
     """Rows qat_step (tokens/s) and qat_step memory (GB)."""
     sizes, best = bench.trained, None
     tokens = sizes.batch * sizes.sequence
-    for precision in ("bf16", "int8 x ternary"):
+    for precision in ("bf16", "int8 x ternary", "int8 x ternary, int8 gradients"):
         _free(bench)
         model = _model(sizes, bench.device)
         note = ""
         if precision != "bf16":
             to_ternary(model, Policy(), ThresholdVersion())
             set_reuse(model, True)
+            for _, layer in bit_linears(model):
+                layer.int8_gradients = precision.endswith("gradients")
             reason = why_plain(model)
             note = f"plain path: {reason}" if reason else ""
         step = _step(model, sizes, bench.device)
@@ -48,12 +56,14 @@ def run_training(bench: Bench) -> None:
             share = 2 * tokens * sizes.shape.linear_parameters
             bf16_ops = BACKWARD_AND_RECOMPUTED * share
             int8_ops = 0
-            if precision != "bf16":  # forward and its repetition in INT8
-                int8_ops, bf16_ops = 2 * share, bf16_ops - 2 * share
-            best = _add_rate(
+            if precision != "bf16":  # forward and its repetition in INT8, or all of it
+                int8_ops = bf16_ops if precision.endswith("gradients") else 2 * share
+                bf16_ops -= int8_ops
+            rate = _add_rate(
                 bench, row, samples, tokens, int8_ops=int8_ops, bf16_ops=bf16_ops, against=best,
                 note=note,
             )  # fmt: skip
+            best = best or rate
         if bench.device == "cuda":
             peak = torch.cuda.max_memory_allocated() / 1e9
             bench._add(

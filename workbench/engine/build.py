@@ -90,7 +90,7 @@ def random_model(config: PretrainedConfig, precision: Precision, setup: Setup) -
     shape, setup = kernel_config(config), _with_context(config, setup)
     tied = config.tie_word_embeddings
     if setup.device == "cuda":
-        require_gpu_kernels()
+        _require_gpu()
         from ternary_kernels.gpu.llama import random_llama
 
         weights = random_llama(shape, precision, tied=tied, device="cuda")
@@ -114,13 +114,17 @@ def _native(
     return Engine(core, backend=f"{name}, {computes.threads} threads", eos_tokens=eos, notes=notes)
 
 
-def require_gpu_kernels() -> None:
-    """Raise NotForKernels unless Triton and a CUDA device are here."""
-    if find_spec("triton") is None:
-        raise NotForKernels("Triton is not installed here")
+def _require_gpu() -> None:
+    """Raise StageError without a CUDA device, NotForKernels without Triton."""
     name, reason = torch_gpu()
     if name is None:
-        raise NotForKernels(reason)
+        raise StageError(
+            f"an engine on cuda, but {reason}",
+            allowed="cuda where torch can use a GPU; cpu",
+            next_step="set readiness.device to auto or cpu (workbench serve: --device cpu)",
+        )
+    if find_spec("triton") is None:
+        raise NotForKernels("Triton is not installed here")
 
 
 def _on_gpu(
@@ -158,7 +162,7 @@ def _build(
     setup = _with_context(config, setup)
     try:
         if setup.device == "cuda":
-            require_gpu_kernels()
+            _require_gpu()
         shape = kernel_config(config)
         weights = collect_weights(
             shape, config.model_type, config.tie_word_embeddings, source(), setup.tables
