@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from workbench.errors import StageError
@@ -9,6 +11,8 @@ from workbench.model.build import preset_config
 from workbench.model.presets import PRESETS
 from workbench.pilot.sections.model import Model
 from workbench.pilot.sections.train import Train
+from workbench.pilot.spec import Pilot
+from workbench.stages import train_qat
 from workbench.train.memory_plan import memory_plans, require_memory
 
 MODEL = Model(preset="bitnet-3b")
@@ -57,3 +61,14 @@ def test_what_does_not_fit_is_refused_with_a_change_that_does(
 ) -> None:
     with pytest.raises(StageError, match=cure):
         require_memory(CONFIG, MODEL, AB_3B.model_copy(update=train), 2048, free, lambda _: None)
+
+
+def test_the_stage_says_its_plan_before_it_reads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    pilot = Pilot(name="plan", question="Does it fit?", model=MODEL, train=AB_3B)
+    context = SimpleNamespace(pilot=pilot, record=None, progress=SimpleNamespace(note=said.append))
+    monkeypatch.setattr(train_qat, "_device", lambda: "cuda")
+    monkeypatch.setattr(train_qat, "torch_gpu_memory", lambda: (int(20e9), int(85e9)))
+    with pytest.raises(StageError, match=r"training needs about .* GB of GPU memory"):
+        train_qat.run(context)
+    assert said[0].startswith("memory plan, full precision")
