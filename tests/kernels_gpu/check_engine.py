@@ -20,9 +20,9 @@ RNG = np.random.default_rng(5)
 TOKENS = RNG.integers(0, VOCAB, 21)  # more than a tile of rows
 
 
-def make_config(heads=2, kv=1, size=12, **rest):
+def make_config(heads=2, kv=1, size=12, layers=1, **rest):
     frequencies = tuple((1e4 ** -(np.arange(size // 2) * 2 / size)).tolist())
-    return LlamaConfig(HIDDEN, INTER, 2, heads, kv, size, VOCAB, frequencies, **rest)
+    return LlamaConfig(HIDDEN, INTER, layers, heads, kv, size, VOCAB, frequencies, **rest)
 
 
 def make_weights(config, kind, *, extras=()):
@@ -71,7 +71,7 @@ def packed_groups(name, matrix):
 WINDOW = make_config(2, 2, sliding_window=7)
 QWEN = ("bias", "q_norm", "k_norm")
 CASES = {
-    "half": (make_config(), packed_half, (), 1e-5),
+    "half": (make_config(layers=2), packed_half, (), 1e-5),
     "half, one KV head a head, window": (WINDOW, packed_half, (), 1e-5),
     "half, biases and head norms": (make_config(), packed_half, QWEN, 1e-5),
     "ternary": (make_config(), packed_ternary, ("bias",), 2e-2),
@@ -170,7 +170,7 @@ def test_low_precision_stays_near():
 def test_bytes_caches_and_what_is_refused():
     gpu, reference = both("ternary")
     P = 16  # head dimension 12 filled up to a multiple of 8
-    assert gpu.kv_bytes == 2 * 2 * 3 * 1 * 32 * P * 4
+    assert gpu.kv_bytes == 2 * 1 * 3 * 1 * 32 * P * 4
     assert gpu.weight_bytes >= sum(w.nbytes for w in reference.weights.values()) // 2
     other = LlamaGpu(
         gpu.config, make_weights(gpu.config, packed_ternary), 3, 32, "float32",
@@ -191,7 +191,7 @@ def test_bytes_caches_and_what_is_refused():
 @pytest.mark.parametrize("name", ["half", "ternary"])
 def test_weights_that_are_not_finite_are_an_error_and_not_a_logit(name):
     gpu, _ = both(name)
-    gpu._layers[1].ffn_norm[3] = torch.nan
+    gpu._layers[0].ffn_norm[3] = torch.nan
     with pytest.raises(ValueError, match="hold NaN or Inf"):
         gpu.forward([1], [0], [0], True)
     assert gpu.filled.tolist() == [0, 0, 0]

@@ -25,7 +25,7 @@ from workbench.ternary import ThresholdVersion, to_ternary
 
 DEVICE = "cpu" if layout.INTERPRETED else "cuda"
 SHAPE = {
-    "vocab_size": 53, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "vocab_size": 53, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
     "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32,
 }  # fmt: skip
 FAMILIES = {
