@@ -194,6 +194,8 @@ def test_weights_that_are_not_finite_are_an_error_and_not_a_logit(name):
     gpu._layers[0].ffn_norm[3] = torch.nan
     with pytest.raises(ValueError, match="hold NaN or Inf"):
         gpu.forward([1], [0], [0], True)
+    with pytest.raises(ValueError, match="hold NaN or Inf"):
+        gpu.decode_greedy([0], [1], 2)
     assert gpu.filled.tolist() == [0, 0, 0]
 
 

@@ -49,6 +49,8 @@ from .quantize import add_quantize, quantize, quantize_gated
 KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MOST_ROWS = 2048
 """Rows of one prefill step; a longer call is cut into several."""
+LOGITS_ROWS = 512
+"""Rows whose logits are computed together after a prefill step: 262 MB for 128,256 words."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +212,8 @@ class LlamaGpu(LlamaModel):
         tokens = np.ascontiguousarray(tokens, dtype=np.int32)
         positions = self.filled[slots.clip(0, self.slots - 1)].astype(np.int32)
         self._checked_rows(tokens, slots, positions)
-        last = int(positions.max(initial=-1)) + steps
-        if steps < 1 or last > self.context or len(set(slots.tolist())) != len(slots):
+        reach = int(positions.max(initial=-1)) + steps
+        if steps < 1 or reach > self.context or len(set(slots.tolist())) != len(slots):
             raise ValueError(
                 f"{steps} steps from position {positions.max(initial=0)} in {len(slots)} rows; "
                 f"allowed: at least 1, up to the context of {self.context}, each slot once"
@@ -222,18 +224,21 @@ class LlamaGpu(LlamaModel):
         rows = self._rows(size)
 
         def step() -> Tensor:
-            chosen = self._logits(self._body(rows)).argmax(1).int()
+            logits = self._logits(self._body(rows))
+            chosen = logits.argmax(1).int()
             self._chosen[:, :size].index_copy_(0, self._step, chosen[None])
             self._step.add_(1)
             rows.tokens.copy_(chosen)
             rows.positions.add_((rows.positions >= 0).int())
-            return chosen
+            return logits[:, :1]
 
         def fill() -> None:
             self._fill(tokens, slots, positions)
             self._step.zero_()
 
-        self.graphs.run(("greedy", size), step, fill, steps)
+        # A value that is not finite stays in the cache of its slot, so the last step tells of all.
+        last = self.graphs.run(("greedy", size), step, fill, steps)
+        self._finite(last[: len(slots)].cpu().numpy())
         self.filled[slots] += steps
         return self._chosen[:steps, : len(slots)].cpu().numpy()
 
@@ -430,10 +435,6 @@ class LlamaGpu(LlamaModel):
         if tiles is not None:
             into[3:, : tiles.shape[1]] = tiles
         self._control.copy_(host, non_blocking=True)
-
-
-LOGITS_ROWS = 512
-"""Rows whose logits are computed together after a prefill step: 262 MB for 128,256 words."""
 
 
 def random_llama(
