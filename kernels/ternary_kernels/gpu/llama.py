@@ -230,15 +230,16 @@ class LlamaGpu(LlamaModel):
             self._step.add_(1)
             rows.tokens.copy_(chosen)
             rows.positions.add_((rows.positions >= 0).int())
-            return logits[:, :1]
+            return self._sums[:size].add_(logits[:, 0])
 
         def fill() -> None:
             self._fill(tokens, slots, positions)
             self._step.zero_()
+            self._sums.zero_()
 
-        # A value that is not finite stays in the cache of its slot, so the last step tells of all.
-        last = self.graphs.run(("greedy", size), step, fill, steps)
-        self._finite(last[: len(slots)].cpu().numpy())
+        # A sum over the steps is finite only where every step's logits were.
+        sums = self.graphs.run(("greedy", size), step, fill, steps)
+        self._finite(sums[: len(slots), None].cpu().numpy())
         self.filled[slots] += steps
         return self._chosen[:steps, : len(slots)].cpu().numpy()
 
@@ -409,6 +410,7 @@ class LlamaGpu(LlamaModel):
         self._size = max(self.slots, self.prefill_rows)
         self._control = torch.zeros((5, self._size), dtype=torch.int32, device=self.device)
         self._chosen = torch.zeros((self.context, self.slots), dtype=torch.int32).to(self.device)
+        self._sums = torch.zeros(self.slots).to(self.device)
         self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
 
     def _rows(self, size: int, tiles: int = 0) -> Rows:
