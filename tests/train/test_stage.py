@@ -212,7 +212,9 @@ def test_arms_that_differ_are_refused(
     seeds = iter((1, 2))
     monkeypatch.setattr(
         "workbench.stages.train_qat.build_model",
-        lambda section, vocab, context, seed: build_model(section, vocab, context, next(seeds)),
+        lambda section, vocab, context, seed, device: build_model(
+            section, vocab, context, next(seeds), device
+        ),
     )
     with pytest.raises(StageError, match="not trained alike"):
         run_stage(pilot, tmp_path)
