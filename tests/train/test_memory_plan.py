@@ -10,7 +10,7 @@ from workbench.errors import StageError
 from workbench.model.build import preset_config
 from workbench.model.presets import PRESETS
 from workbench.pilot.sections.model import Model
-from workbench.pilot.sections.train import Train
+from workbench.pilot.sections.train import Distillation, Train
 from workbench.pilot.spec import Pilot
 from workbench.stages import train_qat
 from workbench.train.memory_plan import memory_plans, require_memory
@@ -45,6 +45,14 @@ def test_3b_fits_an_80_gb_gpu_and_says_so() -> None:
         "memory plan, full precision", "memory plan, ternary", "memory plan"
     ]  # fmt: skip
     assert "optimizer 27.4" in said[0] and "84.0 GB are free" in said[2]
+
+
+def test_a_teacher_is_planned_for_in_the_arm_it_teaches() -> None:
+    taught = AB_3B.model_copy(update={"distillation": Distillation(teacher="full_precision")})
+    precise, ternary = memory_plans(CONFIG, MODEL, taught, 2048)
+    assert "teacher" not in precise.parts
+    # 3.4e9 parameters in bf16 and three tensors of 8,192 x 32,000 logits.
+    assert ternary.parts["teacher"] == pytest.approx(2 * 3.43e9 + 14 * 8192 * 32_000, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,10 @@ def _teacher(context: StageContext) -> PreTrainedModel | None:
         "(teacher_time_s, teacher_tokens); what the teacher's own training took is not",
     }
     with quiet_transformers():
-        return load_checkpoint(str(where))
+        teacher = load_checkpoint(str(where))
+    if _device() == "cuda" and context.pilot.train.precision == "bfloat16":
+        teacher = teacher.bfloat16()  # what the computation rounds it to anyway
+    return teacher.to(_device())
 
 
 def _fresh_model(

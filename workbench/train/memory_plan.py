@@ -72,6 +72,9 @@ def memory_plans(
         kept = 4 * tokens * config.hidden_size * layers + block
         activations = kept if train.gradient_checkpointing else block * layers
         parts = {**shared, "copies of weights": copies, "activations": activations}
+        if arm == "ternary" and train.distillation.teacher != "none":
+            # Its weights; its logits and both distributions that the divergence compares.
+            parts["teacher"] = value * parameters + (value + 12) * tokens * config.vocab_size
         plans.append(Plan(arm, {**parts, "logits": logits}))
     return plans[0], plans[1]
 
