@@ -174,8 +174,12 @@ class ModelBench:
         self.what = (_engine(), precision, limits.threads)
         c = core.config
         macs = float(sum(np.prod(c.linear_shape(n)) for n in LINEARS) * c.num_layers)
-        # The mean depth of the tokens generated; a slot's keys and values up to there are read.
-        kv = core.kv_bytes / core.slots * (PROMPT + OUTPUT / 2) / core.context
+
+        def read_bytes(sequences: int, steps: int) -> float:
+            """A token's share of the weights, and its keys and values at the mean depth."""
+            depth = (PROMPT + steps / 2) / core.context
+            return core.weight_bytes / sequences + core.kv_bytes / core.slots * depth
+
         self._contenders = {
             it.name: it
             for it in (
@@ -185,8 +189,8 @@ class ModelBench:
                     self._prefill,
                     Work(macs_per_token=0.0 if precision == "bf16" else macs),
                 ),
-                self._contender("decode", self._decode, Work(core.weight_bytes + kv)),
-                self._contender(BATCHED, self._decode_batch, Work(core.weight_bytes / BATCH + kv)),
+                self._contender("decode", self._decode, Work(read_bytes(1, OUTPUT))),
+                self._contender(BATCHED, self._decode_batch, Work(read_bytes(BATCH, OUTPUT // 4))),
             )
         }
         core.forward([7], [0], [0], True)  # warm: buffers made, weights mapped
