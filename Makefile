@@ -3,6 +3,7 @@
 # make lab     JupyterLab on notebooks/
 # make smoke   the small pilot that CI runs
 # make fuzz    the native kernels under AddressSanitizer and UBSan
+# make sanitize  the Triton kernels under NVIDIA's compute-sanitizer (a GPU machine)
 # make lint    ruff, as the tests' authors run it
 
 # The first Python that runs and is new enough; or name one: make PYTHON=/path/to/python3.12 pilot
@@ -16,7 +17,7 @@ PILOT ?= pilots/quickstart.yaml
 # Threads that wait must not starve those that work; see workbench/__init__.py.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: pilot test lab smoke fuzz lint clean
+.PHONY: pilot test lab smoke fuzz sanitize lint clean
 
 pilot: .venv/ready
 	@$(BIN)/workbench run $(PILOT)
@@ -32,6 +33,15 @@ lab: .venv/ready
 
 fuzz: .venv/ready-for-tests
 	@$(BIN)/python -m ternary_kernels.fuzz
+
+# memcheck: no access outside an allocation; racecheck: no hazard in shared memory. Triton's cache
+# is left out, and torch's caching allocator too, because it would hide what lies behind a tensor.
+sanitize: .venv/ready-for-tests
+	@command -v compute-sanitizer >/dev/null || { \
+	  echo "compute-sanitizer is not here; it comes with the CUDA toolkit." >&2; exit 2; }
+	@for tool in memcheck racecheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -q \
+	  -p no:cacheprovider tests/kernels_gpu/check_*.py -k "not captured" || exit 1; done
 
 lint: .venv/ready-for-tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

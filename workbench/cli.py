@@ -197,12 +197,13 @@ def bench_train(
 @bench.command("gpu")
 def bench_gpu(
     rehearse: Annotated[bool, typer.Option("--rehearse", help="tiny, without a GPU")] = False,
+    only: Annotated[str | None, typer.Option(help="parts, e.g. product,engine")] = None,
     out: Annotated[Path | None, typer.Option(help="file that takes the rows")] = None,
 ) -> None:
-    """The Triton kernels against bf16, as JSON lines."""
+    """The Triton kernels and the engine on them against bf16, as JSON lines."""
     from workbench.bench.gpu import bench_gpu
 
-    bench_gpu(rehearse=rehearse, out=out)
+    bench_gpu(rehearse=rehearse, only=only, out=out)
 
 
 def main() -> None:

@@ -32,7 +32,9 @@ def test_every_row_of_every_precision_as_json() -> None:
         assert found["prefill 512", precision]["value"] > 0
     assert found["prefill 512", "ternary"]["limit"].endswith("GMAC/s")
     assert found["prefill 512", "bf16"]["roofline_pct"] is None
-    assert ("decode, batch 8", "ternary") in found
+    for name in ("decode, batch 8 over 1", "decode over bf16"):
+        ratio = found[name, "ternary"]
+        assert ratio["unit"] == "x" and ratio["n"] == 5 and ratio["lo"] <= ratio["value"]
     resident = {p: found["weights resident", p]["value"] for p in ("ternary5", "ternary", "bf16")}
     assert resident["ternary5"] < resident["ternary"] < resident["bf16"] / 2
     assert found["time outside kernels", "ternary"]["unit"] == "%"
@@ -67,9 +69,10 @@ def test_peers_take_turns_with_ours() -> None:
     rows = {(r.name, r.precision): r for r in cpu.bench_cpu("tiny", 1, peers=True, say=[].append)}
     for kind in cpu_peers.PEERS:
         assert rows["decode", kind].n == 5 and rows["decode", kind].engine == "llama.cpp"
-    ratio = rows["decode over TQ2_0", "ternary"]
-    assert ratio.unit == "x" and ratio.n == 5 and 0 < ratio.lo <= ratio.value <= ratio.hi
-    assert ("prefill 512 over F16", "bf16") in rows
+    for name, ours in (("TQ2_0", "ternary"), ("F16", "bf16")):
+        ratio = rows[f"decode over {name}", ours]
+        assert ratio.unit == "x" and ratio.n == 5 and 0 < ratio.lo <= ratio.value <= ratio.hi
+        assert (f"prefill 512 over {name}", ours) in rows
 
 
 @needs_peers

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitNetConfig, LlamaConfig, PreTra
 
 from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
-from workbench.errors import WorkbenchError
+from workbench.errors import StageError, WorkbenchError
 from workbench.pilot.sections.model import Policy
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.master import save_master
@@ -25,6 +25,16 @@ SHAPE = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
 TOKENS = list(range(20, 40))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_gpu_says_what_to_set() -> None:
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=1,
+    )  # fmt: skip
+    with pytest.raises(StageError, match=r"engine on cuda, but torch.*\n.*\n.*readiness\.device"):
+        Engine.random(config, "ternary", device="cuda")
 
 
 def make_model(**changes) -> PreTrainedModel:

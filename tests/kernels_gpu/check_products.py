@@ -106,6 +106,33 @@ def test_inputs_that_are_not_contiguous_and_more_than_two_dimensions():
     assert torch.equal(linear(x[0].to(DEVICE), w).cpu(), expected[0])
 
 
+@pytest.mark.parametrize("M", [1, 5])
+def test_misaligned_views_give_the_same_bits(M):
+    """Tensors that begin at an odd byte or element: right, if slower."""
+    x, weight, bias = case(M, 24, 200, "row")
+    expected = reference.linear(x.bfloat16().float(), weight, bias)
+    w = to_device(weight, DEVICE)
+    w.tiles = shifted(w.tiles)
+    w.row_scales = shifted(w.row_scales)
+    y = linear(shifted(x.bfloat16().to(DEVICE)), w, shifted(bias.to(DEVICE)), dtype=torch.float32)
+    assert torch.equal(y.cpu(), expected)
+
+
+def shifted(tensor):
+    """The same contiguous tensor, one element behind the beginning of its memory."""
+    return torch.cat([tensor.flatten()[:1], tensor.flatten()])[1:].view(tensor.shape)
+
+
+def test_rows_further_apart_than_2_to_the_31_elements():
+    """The memory between the rows is reserved and never touched."""
+    x, weight, _ = case(2, 24, 200, "row")
+    far = torch.empty(2**31 + 256, dtype=torch.bfloat16, device=DEVICE)
+    wide = far.as_strided((2, 200), (2**31, 1))
+    wide.copy_(x)
+    y = linear(wide, to_device(weight, DEVICE), dtype=torch.float32)
+    assert torch.equal(y.cpu(), reference.linear(x.bfloat16().float(), weight))
+
+
 def test_an_empty_batch_gives_an_empty_result():
     _, weight, bias = case(1, 24, 200, "row")
     w = to_device(weight, DEVICE)

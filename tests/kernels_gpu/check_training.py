@@ -130,8 +130,47 @@ def test_the_operator_passes_opcheck():
     x = torch.randn(5, 60, device=DEVICE, requires_grad=True)
     weight = torch.randn(24, 60, device=DEVICE, requires_grad=True)
     norm = torch.rand(60, device=DEVICE, requires_grad=True)
-    args = (x, weight, None, norm, 1e-5, packed.tiles, packed.row_scales)
+    args = (x, weight, None, norm, 1e-5, packed.tiles, packed.row_scales, False)
     torch.library.opcheck(torch.ops.ternary_gpu.qat_linear, args)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+def test_gradients_in_int8_stay_near(granularity):
+    """The quality check of the option: 127 steps for the largest value of a token or output."""
+    torch.manual_seed(10)
+    x, weight, norm = torch.randn(40, 300), torch.randn(33, 300), torch.rand(300) + 0.5
+    dy = torch.randn(40, 33)
+    packed = pack_weights(weight.to(DEVICE), granularity)
+    grads = {}
+    for int8 in (False, True):
+        leaves = [t.clone().to(DEVICE).requires_grad_() for t in (x, weight, norm)]
+        y = qat_linear(
+            leaves[0], leaves[1], None, packed.tiles, packed.row_scales,
+            norm_weight=leaves[2], int8_gradients=int8,
+        )  # fmt: skip
+        y.backward(dy.to(DEVICE))
+        grads[int8] = [leaf.grad.cpu() for leaf in leaves]
+    for name, exact, rounded in zip(("x", "weight", "norm"), *grads.values(), strict=True):
+        error = float((rounded - exact).norm() / exact.norm())
+        assert error < 0.02, (name, error)
+        assert error > 0 or (name != "weight" and granularity == "group")
+
+
+def test_training_with_int8_gradients_reaches_the_same_loss():
+    torch.manual_seed(11)
+    x, wanted = torch.randn(48, 60, device=DEVICE), torch.randn(48, 24, device=DEVICE)
+    losses = {}
+    for int8 in (False, True):
+        model = layer(int8_gradients=int8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
+        keep_fresh(model, optimizer)
+        for _ in range(12):
+            loss = (model(x) - wanted).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses[int8] = float(loss.detach())
+    assert losses[True] == pytest.approx(losses[False], rel=0.05)
 
 
 def test_bad_shapes_are_named():

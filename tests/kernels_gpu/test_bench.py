@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
-from workbench.bench.gpu import REHEARSAL, bench_gpu
+from workbench.bench.gpu import REHEARSAL, bench_gpu, parts_of
 from workbench.bench.gpu_clock import median
 from workbench.errors import ConfigError
 
@@ -24,7 +24,8 @@ def test_a_rehearsal_refuses_a_file(tmp_path):
 
 def test_the_rehearsal_runs_every_case():
     lines: list[str] = []
-    rows = bench_gpu(rehearse=True, say=lines.append)
+    kernels = "product,between,weights,qat_layer"
+    rows = bench_gpu(rehearse=True, only=kernels, say=lines.append)
     assert len(lines) == len(rows) + 1  # the environment comes first
     assert {row.device for row in rows} == {REHEARSAL}
     assert {row.name for row in rows} >= {
@@ -34,6 +35,28 @@ def test_the_rehearsal_runs_every_case():
     assert all(row.value > 0 and not row.note for row in rows)
     for row in rows:
         assert (row.ratio_bf16 is not None) == ("x ternary" in row.precision), row
+
+
+def test_parts_can_be_run_alone():
+    rows = bench_gpu(rehearse=True, only="weights,between", say=lambda line: None)
+    names = [row.name for row in rows]
+    assert "quantize+pack" in names and "rms_norm+quantize" in names and "product" not in names
+    assert parts_of("large, product") == ("product", "large")
+    with pytest.raises(ConfigError, match=r"unknown: speed\n.*product, engine"):
+        parts_of("speed")
+
+
+def test_every_whole_model_is_rehearsed_and_metered():
+    rows = bench_gpu(rehearse=True, only="engine,capacity,large,training", say=lambda line: None)
+    by = {(row.name, row.precision): row for row in rows}
+    for name in ("decode", "prefill", "throughput", "qat_step"):
+        assert by[name, "int8 x ternary"].ratio_bf16 or name == "decode"
+        assert by[name, "bf16"].unit == "tokens/s" and (f"{name} energy", "bf16") in by
+    assert by["decode", "bf16"].ratio_bf16 and by["decode", "bf16 torch.compile"].value > 0
+    assert by["engine_first_call", "bf16"].unit == "s"
+    for row in rows:
+        assert (row.value is None) == row.note.startswith("not measured: no_meter"), row
+    assert sum(row.name == "decode" and row.precision == "int8 x ternary" for row in rows) == 3
 
 
 def test_the_median_is_bounded_by_order_statistics():

@@ -4,7 +4,11 @@ Compiled for sm_90 (H100, H200) and sm_80 (A100); no variant may spill registers
 cores and wide loads that the kernels are written for must be in the machine code.
 """
 
+import ast
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +17,16 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET is set: nothing to compile", allow_module_level=True)
 
+import ternary_kernels.gpu
 from ternary_kernels import PackedTernary
 from ternary_kernels.gpu import linear, linear_weight_only, pack_weights, quantize, quantize_gated
 from ternary_kernels.gpu.ahead import compile_for, recorded
+from ternary_kernels.gpu.attention import Heads, Rows, attend, rope_append
+from ternary_kernels.gpu.int8 import embed, linear_int8_rows
+from ternary_kernels.gpu.matrices import Int8Matrix
+from ternary_kernels.gpu.norm import half_rows
 from ternary_kernels.gpu.pack import unpack_weights
-from ternary_kernels.gpu.quantize import dequantize_rows, rms_norm_backward
+from ternary_kernels.gpu.quantize import add_quantize, dequantize_rows, rms_norm_backward
 
 # What a program may use on sm_86 and sm_89, which have least: 163 KB on sm_80, 227 KB on sm_90.
 SHARED_LIMIT = 99 * 1024
@@ -66,6 +75,72 @@ def test_the_main_products_for_sm_90():
 
 def test_the_main_products_for_sm_80():
     compile_products(80, [(1, 8192, 8192, "row", False), (128, 8192, 8192, "row", False)])
+
+
+def test_every_kernel_waits_before_it_touches_memory():
+    """Or dependent launch (TERNARY_GPU_PDL) would let it read what is not written yet."""
+    kernels = 0
+    for path in Path(ternary_kernels.gpu.__file__).parent.glob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                assert ast.unparse(body[0]) == "wait_for_inputs()", f"{path.name}: {node.name}"
+                kernels += 1
+    assert kernels >= 19
+
+
+@pytest.mark.slow
+def test_dependent_launch_compiles(tmp_path):
+    code = """
+import torch
+from ternary_kernels.gpu import quantize
+from ternary_kernels.gpu.ahead import compile_for, recorded
+with recorded() as launches:
+    quantize(torch.empty(1, 3200, dtype=torch.bfloat16))
+assert launches[0].options["launch_pdl"]
+print(compile_for(90, launches)[0].instructions)
+"""
+    environment = os.environ | {"TERNARY_GPU_PDL": "1", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "ACQBULK" in done.stdout and "PREEXIT" in done.stdout, done.stdout
+
+
+def engine_launches(M, heads, context=2048):
+    """One step of M rows between the products: cache, attention, residual sums, tables."""
+    cache = tuple(
+        torch.empty(4, heads.kv, context, heads.padded, dtype=torch.float16) for _ in range(2)
+    )
+    ints, tables = torch.empty(M, dtype=torch.int32), torch.empty(context, heads.size // 2)
+    tiles = torch.empty(2, 16, dtype=torch.int32) if M > 8 else None
+    rows = Rows(ints, ints, ints, tiles)
+    wide = torch.empty(M, (heads.query + 2 * heads.kv) * heads.size, dtype=torch.bfloat16)
+    q = rope_append(wide, rows, heads, (tables, tables), cache, None, 1e-5)
+    attend(q, rows, heads, cache, 0)
+    x, gain = torch.empty(M, 3200), torch.empty(3200)
+    quantised, _ = add_quantize(x, x.bfloat16(), gain)
+    half_rows(x, gain, 1e-5, dtype=torch.bfloat16, add=x.bfloat16())
+    table = Int8Matrix((4096, 3200), torch.empty(4096, 3200, dtype=torch.int8), *[gain[:1]] * 2)
+    table.scale = torch.empty(4096)
+    linear_int8_rows(quantised, table, dtype=torch.float32)
+    embed(ints, table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("M", "heads"), [(1, (32, 32, 100)), (1, (64, 8, 128)), (512, (64, 8, 128))], ids=str
+)
+def test_the_engine_between_its_products_for_sm_90(M, heads):
+    with recorded() as launches:
+        engine_launches(M, Heads(*heads))
+    reports = compile_for(90, launches)
+    print(*reports, sep="\n")
+    assert {r.kernel for r in reports} >= {
+        "rope_append_kernel", "tile_kernel" if M > 8 else "decode_kernel", "half_rows_kernel",
+        "int8_gemm_kernel" if M > 1 else "int8_gemv_kernel", "embed_kernel",
+    }  # fmt: skip
+    assert not [str(r) for r in reports if r.stack_bytes]
+    assert not [str(r) for r in reports if r.shared_bytes > SHARED_LIMIT]
 
 
 @pytest.mark.slow

@@ -76,6 +76,8 @@ def test_relations_compare_positions_head_by_head_whatever_the_width() -> None:
             total += kl_divergence(*rows).sum()
     got = relation_divergence(student, taught, H)
     torch.testing.assert_close(got, total / (B * H * T))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert relation_divergence(student, taught, H) == got, "float32 whatever the training is"
 
 
 def test_the_objective_is_the_declared_mixture_and_the_loss_stays_comparable(
@@ -92,6 +94,7 @@ def test_the_objective_is_the_declared_mixture_and_the_loss_stays_comparable(
     assert rows["loss"].iloc[3] != alone["loss"].iloc[3], "it learned from something else"
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert teacher(input_ids=torch.zeros(1, 2, dtype=torch.long)).past_key_values is None
 
 
 @pytest.mark.parametrize("term", ["teacher_kl", "relations"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from workbench.errors import ConfigError
-from workbench.ternary import ThresholdVersion, bit_linears, to_ternary
+from workbench.ternary import ThresholdVersion, bit_linears, quantize, to_ternary
 from workbench.ternary.master import load_master, save_master
 from workbench.train.arm import FINAL
 from workbench.train.lora import add_lora, load_lora, save_lora, train_lora
@@ -45,7 +46,7 @@ def digest(model: PreTrainedModel) -> int:
 def test_adapters_learn_come_back_and_leave_the_base_alone(
     small: SimpleNamespace, master: Path, tmp_path: Path
 ) -> None:
-    lesson = small.make_lesson(steps=20, lr=2e-2, evaluations=2)
+    lesson = replace(small.make_lesson(steps=20, lr=2e-2, evaluations=2), new_norms=True)
     base = load_master(master)
     before, untouched = logits(base), digest(base)
     model = add_lora(base, rank=2, targets=("q_proj", "down_proj"))
@@ -105,6 +106,15 @@ def test_an_adapter_goes_onto_its_own_base_only(
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"kind": "packed"}))
     with pytest.raises(ConfigError, match="allowed: kind 'adapter'"):
         load_lora(load_master(master), tmp_path)
+
+
+def test_an_adapter_goes_onto_its_base_on_a_device_that_sums_in_another_order(
+    master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_lora(add_lora(load_master(master), rank=2), tmp_path)
+    real = quantize.per_cell
+    monkeypatch.setattr(quantize, "per_cell", lambda *cell: real(*cell) * (1 + 2**-22))
+    assert load_lora(load_master(master), tmp_path)
 
 
 def test_what_cannot_take_adapters_is_refused(

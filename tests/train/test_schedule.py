@@ -132,6 +132,12 @@ def test_passes_over_the_corpus_are_looked_at_where_they_end() -> None:
     assert epoch_steps(steps=100, batch=1, per_pass=10, most=4) == [30, 60, 90]
 
 
+def test_phases_that_fill_all_steps_end_fully_on() -> None:
+    halves = {"warmup": Warmup(share=0.5), "threshold": ThresholdOn(share=0.5)}
+    for steps in range(2, 12):
+        assert plan(steps=steps, **halves).at(steps - 1).strength == pytest.approx(1.0), steps
+
+
 def test_shares_beyond_the_whole_are_refused() -> None:
     with pytest.raises(ValidationError, match="must not exceed 1"):
         Train(warmup=Warmup(share=0.7), threshold=ThresholdOn(share=0.4))

@@ -212,7 +212,9 @@ def test_arms_that_differ_are_refused(
     seeds = iter((1, 2))
     monkeypatch.setattr(
         "workbench.stages.train_qat.build_model",
-        lambda section, vocab, context, seed: build_model(section, vocab, context, next(seeds)),
+        lambda section, vocab, context, seed, device: build_model(
+            section, vocab, context, next(seeds), device
+        ),
     )
     with pytest.raises(StageError, match="not trained alike"):
         run_stage(pilot, tmp_path)
@@ -299,6 +301,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(
         train_qat.check(make_pilot(small, tmp_path, optimizer="adamw_torhc"))
     with pytest.raises(ConfigError, match="checkpoint is null"):
         train_qat.check(make_pilot(small, tmp_path, distillation={"teacher": "checkpoint"}))
+    with pytest.raises(ConfigError, match="attention_weight: 2, but there is no teacher"):
+        train_qat.check(make_pilot(small, tmp_path, distillation={"attention_weight": 2.0}))
     wrong = good.model_dump() | {"model": {"preset": "tiny-2n"}}
     with pytest.raises(ConfigError, match="did you mean tiny-2m"):
         train_qat.check(Pilot(**wrong))

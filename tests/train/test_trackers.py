@@ -51,7 +51,15 @@ def test_an_installed_tracker_gets_the_curve_beside_the_checkpoints(
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
     monkeypatch.setattr("workbench.train.trainer.require_trackers", lambda _: None)
     monkeypatch.setattr(Writer, "made", [])
-    lesson = small.make_lesson(steps=3, trackers=["tensorboard"])
+    lesson = small.make_lesson(
+        steps=3,
+        evaluations=3,
+        trackers=["tensorboard"],
+        warmup={"share": 0.0},
+        threshold={"share": 0.0},
+        lr_schedule="constant",
+        guard={"action": "lower_rate", "one_value_share": 0.0},
+    )
     progress = Progress(tmp_path / "events.jsonl", "train_qat")
     model = small.make_model("ternary", lesson)
     loss = train_arm("ternary", model, lesson, tmp_path, progress).telemetry.frame("loss")
@@ -59,3 +67,5 @@ def test_an_installed_tracker_gets_the_curve_beside_the_checkpoints(
     assert writer.log_dir == str(tmp_path / "tensorboard")
     sent = [value for name, _, value in writer.scalars if name == "train/loss"]
     assert sent == pytest.approx(loss["loss"].tolist())
+    rates = [value for name, _, value in writer.scalars if name == "train/learning_rate"]
+    assert rates == pytest.approx([1e-3, 5e-4, 2.5e-4]) and rates == loss["lr"].tolist()

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +34,10 @@ from workbench.engine.random_weights import random_weights
 from workbench.errors import ConfigError
 
 PROMPT, OUTPUT, REPEATS, BATCH = 512, 64, 5, 8
+BATCHED = f"decode, batch {BATCH}"
 PATIENCE_S = 20.0
-RIVALS = {"ternary": "TQ2_0", "bf16": "F16"}
-"""Which of llama.cpp's types each of ours takes turns with."""
-PRECISIONS = ("ternary", "bf16", "ternary5", "int8")
 IN_BATCHES = ("ternary", "int8")
-"""Eight prompts of bf16 weights alone would take two minutes."""
+"""Filling eight slots with bf16 weights would take two minutes."""
 TIME_LIMIT_S = 600.0
 
 
@@ -86,26 +84,41 @@ def bench_cpu(
 
 
 def _all_rows(config: LlamaConfig, threads: int, peers: bool) -> Iterator[Row]:
-    began = time.monotonic()
-    engine = " ".join(filter(None, (backend().name, backend().isa)))
-    limits = Limits(threads)
-    for precision in PRECISIONS:
-        weights = _weights(config, precision)
-        with create(config, weights, BATCH, PROMPT + OUTPUT) as core:
-            del weights
-            bench = ModelBench(core, engine, precision, threads, limits)
+    began, limits = time.monotonic(), Limits(threads)
+    with _bench(config, "ternary", threads, limits) as ternary:
+        yield from ternary.rows()
+        if peers:
+            yield from _against(ternary, "TQ2_0", 4 * PATIENCE_S)
+        with _bench(config, "bf16", threads, limits) as bf16:
+            yield bf16.row("prefill 512", PATIENCE_S)
+            pair = ternary.contender("decode"), bf16.contender("decode")
+            yield from limits.in_turns(*pair, tell=pair[1], name="decode over bf16")
+            yield bf16.resident()
+            if peers:
+                yield from _against(bf16, "F16", PATIENCE_S)
+    for precision in ("ternary5", "int8"):
+        with _bench(config, precision, threads, limits) as bench:
             yield from bench.rows()
-            if peers and precision in RIVALS:
-                yield from bench.rows_in_turns(RIVALS[precision])
-    others = [kind for kind in cpu_peers.PEERS if kind not in RIVALS.values()] if peers else []
-    for kind in others:
+    for kind in ("Q4_0", "Q8_0", "TQ1_0") if peers else ():
         if time.monotonic() - began < TIME_LIMIT_S - _longest_peer_s(threads):
-            with _peer(config, kind, threads) as (peer, work):
-                yield from _peer_rows(peer, work, kind, threads, limits)
+            with _peer(config, kind, threads) as (prefill, decode):
+                yield row(prefill.name, *prefill.what, rates(prefill.run, 1), "tokens/s")
+                yield limits.around(decode)
         else:
             print(f"not measured: {kind}, the ten minutes are over", file=sys.stderr)
-    yield row("read bandwidth", engine, "", threads, limits.bandwidths, "GB/s")
-    yield row("INT8 peak", engine, "", threads, limits.peaks, "GMAC/s")
+    what = (_engine(), "", threads)
+    yield row("read bandwidth", *what, limits.bandwidths, "GB/s")
+    yield row("INT8 peak", *what, limits.peaks, "GMAC/s")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something that is timed. what: engine, precision, threads. run: returns its tokens."""
+
+    name: str
+    what: tuple[str, str, int]
+    run: Callable[[], int]
+    work: Work
 
 
 class Limits:
@@ -116,17 +129,38 @@ class Limits:
         self.bandwidths = [read_bandwidth_gbps(threads)]
         self.peaks = [int8_peak_gmacs(threads)]
 
-    def around(self, measure: Callable[[], Row], work: Work) -> Row:
-        """The row with the roofline of the measurements before and after it."""
-        found = measure()
+    def around(self, it: Contender, limit_s: float = math.inf) -> Row:
+        """Its row, with the roofline of the measurements before and after it."""
+        return self._told(it, rates(it.run, REPEATS, limit_s))
+
+    def in_turns(
+        self,
+        one: Contender,
+        other: Contender,
+        *,
+        tell: Contender,
+        name: str,
+        limit_s: float = math.inf,
+    ) -> Iterator[Row]:
+        """The row of ``tell``, and by how much ``one`` is the faster of the two: the median of
+        the ratios of neighbouring runs."""
+        began = time.monotonic()
+        found: list[tuple[float, float]] = []
+        while len(found) < REPEATS and (not found or time.monotonic() - began < limit_s):
+            found.append((rates(one.run, 1)[0], rates(other.run, 1)[0]))
+        yield self._told(tell, [pair[tell is other] for pair in found])
+        yield row(name, *one.what, [ours / theirs for ours, theirs in found], "x")
+
+    def _told(self, it: Contender, values: list[float]) -> Row:
+        found = row(it.name, *it.what, values, "tokens/s")
         self.bandwidths.append(read_bandwidth_gbps(self.threads))
         self.peaks.append(int8_peak_gmacs(self.threads))
-        if work.bytes_per_token:
+        if it.work.bytes_per_token:
             limit = statistics.mean(self.bandwidths[-2:])
-            used, text = work.bytes_per_token * found.value / 1e9, f"{limit:.1f} GB/s"
-        elif work.macs_per_token:
+            used, text = it.work.bytes_per_token * found.value / 1e9, f"{limit:.1f} GB/s"
+        elif it.work.macs_per_token:
             limit = statistics.mean(self.peaks[-2:])
-            used, text = work.macs_per_token * found.value / 1e9, f"{limit:.0f} GMAC/s"
+            used, text = it.work.macs_per_token * found.value / 1e9, f"{limit:.0f} GMAC/s"
         else:
             return found
         return replace(found, roofline_pct=100 * used / limit, limit=text)
@@ -135,60 +169,57 @@ class Limits:
 class ModelBench:
     """The rows of one precision of our own model."""
 
-    def __init__(
-        self, core: LlamaModel, engine: str, precision: str, threads: int, limits: Limits
-    ) -> None:
-        self.core, self.precision, self.threads, self.limits = core, precision, threads, limits
-        self.what = (engine, precision, threads)
+    def __init__(self, core: LlamaModel, precision: str, limits: Limits) -> None:
+        self.core, self.precision, self.limits = core, precision, limits
+        self.what = (_engine(), precision, limits.threads)
         c = core.config
         macs = float(sum(np.prod(c.linear_shape(n)) for n in LINEARS) * c.num_layers)
-        self.prefill_work = Work(macs_per_token=macs if precision != "bf16" else 0.0)
-        # The mean depth of the tokens generated; a slot's keys and values up to there are read.
-        slot_bytes = core.kv_bytes / core.slots
-        self.kv_bytes = slot_bytes * (PROMPT + OUTPUT / 2) / core.context
-        self.decode_work = Work(bytes_per_token=core.weight_bytes + self.kv_bytes)
+
+        def read_bytes(sequences: int, steps: int) -> float:
+            """A token's share of the weights, and its keys and values at the mean depth."""
+            depth = (PROMPT + steps / 2) / core.context
+            return core.weight_bytes / sequences + core.kv_bytes / core.slots * depth
+
+        self._contenders = {
+            it.name: it
+            for it in (
+                # Half-precision weights multiply in float32: the INT8 peak is no limit of theirs.
+                self._contender(
+                    "prefill 512",
+                    self._prefill,
+                    Work(macs_per_token=0.0 if precision == "bf16" else macs),
+                ),
+                self._contender("decode", self._decode, Work(read_bytes(1, OUTPUT))),
+                self._contender(BATCHED, self._decode_batch, Work(read_bytes(BATCH, OUTPUT // 4))),
+            )
+        }
+        core.forward([7], [0], [0], True)  # warm: buffers made, weights mapped
 
     def rows(self) -> Iterator[Row]:
-        self._prefill()
-        yield self._row("prefill 512", self._prefill, self.prefill_work, PATIENCE_S)
-        yield self._row("decode", self._decode, self.decode_work)
+        yield self.row("prefill 512", PATIENCE_S)
+        yield self.row("decode")
         if self.precision in IN_BATCHES:
-            share = self.core.weight_bytes / BATCH + self.kv_bytes
             for slot in range(1, BATCH):
                 self._prefill(slot)
-            work = Work(bytes_per_token=share)
-            yield self._row(f"decode, batch {BATCH}", self._decode_batch, work)
+            pair = self.contender(BATCHED), self.contender("decode")
+            yield from self.limits.in_turns(*pair, tell=pair[0], name=f"{BATCHED} over 1")
         if self.precision == "ternary":
             yield row("time outside kernels", *self.what, self._overhead(), "%")
-        yield row("weights resident", *self.what, [self.core.weight_bytes / 1e9], "GB")
+            self._prefill()
+        yield self.resident()
 
-    def rows_in_turns(self, kind: str) -> Iterator[Row]:
-        """llama.cpp's rows of ``kind``, and by how much ours are faster: the median of the
-        ratios of neighbouring runs."""
-        with _peer(self.core.config, kind, self.threads) as (peer, work):
-            patience_s = 4 * PATIENCE_S if self.precision == "ternary" else PATIENCE_S
-            for name, ours, theirs, its_work, limit_s in (
-                ("prefill 512", self._prefill, peer.prefill, Work(), patience_s),
-                ("decode", self._decode, peer.decode, work, math.inf),
-            ):
-                ratios: list[float] = []
+    def row(self, name: str, limit_s: float = math.inf) -> Row:
+        return self.limits.around(self.contender(name), limit_s)
 
-                def measure(name=name, ours=ours, theirs=theirs, limit_s=limit_s, ratios=ratios):
-                    found, began = [], time.monotonic()
-                    while len(found) < REPEATS and (not found or _within(began, limit_s)):
-                        (own,) = rates(ours, 1)
-                        found.append(theirs())
-                        ratios.append(own / found[-1])
-                    return row(name, "llama.cpp", kind, self.threads, found, "tokens/s")
+    def resident(self) -> Row:
+        return row("weights resident", *self.what, [self.core.weight_bytes / 1e9], "GB")
 
-                yield self.limits.around(measure, its_work)
-                yield row(f"{name} over {kind}", *self.what, ratios, "x")
+    def contender(self, name: str) -> Contender:
+        """This model's ``prefill 512``, ``decode``, or decoding in batches."""
+        return self._contenders[name]
 
-    def _row(self, name: str, run: Callable[[], int], work: Work, limit_s: float = math.inf) -> Row:
-        def measure() -> Row:
-            return row(name, *self.what, rates(run, REPEATS, limit_s), "tokens/s")
-
-        return self.limits.around(measure, work)
+    def _contender(self, name: str, run: Callable[[], int], work: Work) -> Contender:
+        return Contender(name, self.what, run, work)
 
     def _prefill(self, slot: int = 0) -> int:
         self.core.reset(slot)
@@ -259,35 +290,43 @@ def _base_3(weight: PackedTernary) -> PackedTernary5:
 
 
 @contextmanager
-def _peer(config: LlamaConfig, kind: str, threads: int) -> Iterator[tuple[cpu_peers.Peer, Work]]:
-    """llama.cpp over a file of random weights, and the work of a decoded token."""
+def _bench(
+    config: LlamaConfig, precision: str, threads: int, limits: Limits
+) -> Iterator[ModelBench]:
+    with create(config, _weights(config, precision), BATCH, PROMPT + OUTPUT) as core:
+        yield ModelBench(core, precision, limits)
+
+
+@contextmanager
+def _peer(config: LlamaConfig, kind: str, threads: int) -> Iterator[tuple[Contender, Contender]]:
+    """llama.cpp's ``prefill 512`` and ``decode`` over a file of random weights."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{kind}.gguf"
         cpu_peers.write_file(path, config, kind)
         # Every weight once a token, and fp16 keys and values.
         kv = 4.0 * config.num_layers * config.num_kv_heads * config.head_dim
         work = Work(bytes_per_token=path.stat().st_size + kv * (PROMPT + OUTPUT / 2))
+        what = ("llama.cpp", kind, threads)
         with cpu_peers.Peer(path, threads, PROMPT, OUTPUT) as peer:
-            yield peer, work
+            yield (
+                Contender("prefill 512", what, peer.prefill, Work()),
+                Contender("decode", what, peer.decode, work),
+            )
 
 
-def _peer_rows(
-    peer: cpu_peers.Peer, work: Work, kind: str, threads: int, limits: Limits
-) -> Iterator[Row]:
-    """A type that none of ours takes turns with: one prompt, which decoding needs anyway."""
-    what = ("llama.cpp", kind, threads)
-    yield row("prefill 512", *what, [peer.prefill()], "tokens/s")
+def _against(bench: ModelBench, kind: str, patience_s: float) -> Iterator[Row]:
+    """llama.cpp's rows of ``kind``, and by how much ours are faster."""
+    with _peer(bench.core.config, kind, bench.limits.threads) as peer:
+        for theirs, limit_s in zip(peer, (patience_s, math.inf), strict=True):
+            name = f"{theirs.name} over {kind}"
+            ours = bench.contender(theirs.name)
+            yield from bench.limits.in_turns(ours, theirs, tell=theirs, name=name, limit_s=limit_s)
 
-    def measure() -> Row:
-        return row("decode", *what, [peer.decode() for _ in range(REPEATS)], "tokens/s")
 
-    yield limits.around(measure, work)
+def _engine() -> str:
+    return " ".join(filter(None, (backend().name, backend().isa)))
 
 
 def _longest_peer_s(threads: int) -> float:
     """What the slowest of the other peers takes on two cores of a server, file included."""
     return 75.0 if threads > 1 else 110.0
-
-
-def _within(began: float, limit_s: float) -> bool:
-    return time.monotonic() - began < limit_s

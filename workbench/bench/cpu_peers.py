@@ -93,15 +93,15 @@ class Peer:
             text=True,
         )
 
-    def prefill(self) -> float:
-        """Tokens a second of one prompt from an empty cache, which it leaves filled."""
+    def prefill(self) -> int:
+        """Run the prompt from an empty cache, which it leaves filled; returns its tokens."""
         return self._ask("prefill")
 
-    def decode(self) -> float:
-        """Tokens a second of one output after the prompt, without the prompt's time."""
+    def decode(self) -> int:
+        """Run one output after the prompt; returns its tokens."""
         return self._ask("decode")
 
-    def _ask(self, what: str) -> float:
+    def _ask(self, what: str) -> int:
         try:
             self._process.stdin.write(f"{what}\n")
             self._process.stdin.flush()
@@ -114,7 +114,7 @@ class Peer:
                 f"llama.cpp ended while it should {what}: {self._errors.read().strip()[-400:]}",
                 next_step="leave --peers out, or install the bench extra again",
             )
-        return float(answer)
+        return int(answer)
 
     def __enter__(self) -> Peer:
         return self
@@ -160,12 +160,10 @@ _CODES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] 
 
 
 def _serve(path: str, threads: int, prompt: int, output: int) -> None:
-    """Answer each line of standard input, ``prefill`` or ``decode``, with a rate."""
+    """Do what each line of standard input asks, ``prefill`` or ``decode``; answer its tokens."""
     import ctypes
 
     import llama_cpp as api
-
-    from workbench.bench.cpu_rows import rates
 
     silent = api.llama_log_callback(lambda *_: None)
     api.llama_log_set(silent, ctypes.c_void_p(0))
@@ -196,8 +194,7 @@ def _serve(path: str, threads: int, prompt: int, output: int) -> None:
 
     run(1)  # the first call of a context reserves its buffers
     for line in sys.stdin:
-        (rate,) = rates(prefill if line.strip() == "prefill" else decode, 1)
-        print(rate, flush=True)
+        print(prefill() if line.strip() == "prefill" else decode(), flush=True)
 
 
 if __name__ == "__main__":

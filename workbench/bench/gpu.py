@@ -1,11 +1,19 @@
 """``workbench bench gpu``: the Triton kernels against bf16 on this GPU, at most eight minutes.
 
-Measured in one run, in this order: the ceilings (copied bytes, INT8 by ``torch._int_mm``, bf16
-by cuBLAS); products of one row on the eight shapes of BitNet's published GPU table and on large
-layers; 16, 64, 128 and 4096 rows; the kernels between the products; one training layer, forward
-and backward. Each bf16 product is measured twice, cuBLAS and ``torch.compile``, and the faster
-is what the ternary rows are held against. Random data, fresh for each case; every case's result
-is checked before it is timed.
+Measured in one run, most wanted first: the ceilings (copied bytes, INT8 by ``torch._int_mm``,
+bf16 by cuBLAS); then the parts
+
+- ``product``: one row on the eight shapes of BitNet's published GPU table and on large layers;
+  16, 64, 128 and 4096 rows. Each bf16 product is measured twice, cuBLAS and ``torch.compile``,
+  and the faster is what the ternary rows are held against;
+- ``engine``, ``capacity``, ``large``: whole models (:mod:`.gpu_engine`);
+- ``training``: a whole training step (:mod:`.gpu_training`);
+- ``between``, ``weights``, ``qat_layer``: the kernels between the products, what a training step
+  does to its weights, one training layer.
+
+``--only product,engine`` runs some of them, so that a long run can be cut into short calls; a
+part that no longer fits into the time leaves a row that says so. Random data, fresh for each
+case; every product's result is checked before it is timed.
 
 Two rows a product: ``product`` takes activations that are already INT8 (they are quantised once
 for several layers, fused with the norm), ``linear`` starts from bf16 and quantises itself.
@@ -27,12 +35,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from workbench.bench.gpu_clock import Call, GraphClock, RehearsalClock, Row, median
+from workbench.bench.gpu_sizes import EndToEnd, Trained
 from workbench.errors import ConfigError, StageError, WorkbenchError
 from workbench.machine.gpu import driver_version, torch_gpu
 from workbench.paths import PROJECT
@@ -41,21 +51,64 @@ TIME_LIMIT_S = 8 * 60
 RESERVE_S = 30
 REHEARSAL = "rehearsal: Triton interpreter on a CPU, no figure here means anything"
 LARGEST_ERROR = 5e-3  # bf16 rounds the result to 2e-3
+LARGEST_GRADIENT_ERROR = 0.03
 PUBLISHED = (
     (2560, 2560), (3840, 2560), (13824, 2560), (2560, 6912),
     (3200, 3200), (4800, 3200), (3200, 10240), (20480, 3200),
 )  # fmt: skip
 BATCHES = (16, 64, 128)
 LARGE = ((8192, 8192), (28672, 8192), (8192, 28672))
+PARTS = {
+    # name: seconds that it needs at least, compilation and making of models included
+    "product": 0, "engine": 60, "training": 80, "capacity": 90, "large": 50, "between": 0,
+    "weights": 0, "qat_layer": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the parts take. Shapes are [N x K] of a weight."""
+
+    one_row: tuple[tuple[int, int], ...] = PUBLISHED
+    large: tuple[tuple[int, int], ...] = LARGE
+    batches: tuple[int, ...] = BATCHES
+    prompt_rows: int = 4096
+    layer: tuple[int, int] = (8640, 3200)
+    end_to_end: EndToEnd = field(default_factory=EndToEnd)
+    trained: Trained = field(default_factory=Trained)
+
+    @classmethod
+    def tiny(cls) -> Work:
+        """For the rehearsal."""
+        shapes = ((16, 130),), ((32, 32), (16, 64))
+        return cls(*shapes, (2,), 5, (32, 64), EndToEnd.tiny(), Trained.tiny())
+
+
+def parts_of(only: str | None) -> tuple[str, ...]:
+    """The names in a list with commas, in the order of PARTS; None: all."""
+    if only is None:
+        return tuple(PARTS)
+    asked = {name.strip() for name in only.split(",")}
+    if unknown := sorted(asked - PARTS.keys()):
+        raise ConfigError(
+            f"bench gpu --only {only}: unknown: {', '.join(unknown)}",
+            allowed=", ".join(PARTS),
+        )
+    return tuple(name for name in PARTS if name in asked)
 
 
 def bench_gpu(
-    *, rehearse: bool = False, out: Path | None = None, say: Callable[[str], None] = print
+    *,
+    rehearse: bool = False,
+    only: str | None = None,
+    out: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Measure and say each row as a line of JSON; all rows are returned.
 
-    out: the file that takes the lines too; by default docs/results/<device>-<date>.jsonl of the
-    checkout. Raises ConfigError without a CUDA device, StageError for a wrong result.
+    only: parts, with commas between; None: all. out: the file that takes the lines too; by
+    default docs/results/<device>-<date>.jsonl of the checkout, with the parts in its name where
+    not all are run. Raises ConfigError without a CUDA device, StageError for a wrong result.
     """
     if rehearse:
         if out is not None:
@@ -64,7 +117,8 @@ def bench_gpu(
                 allowed="a rehearsal writes no file",
                 next_step="leave --out away, or --rehearse on a machine with a GPU",
             )
-        return _rehearsed(say)
+        return _rehearsed(parts_of(only), say)
+    parts = parts_of(only)
     name, reason = torch_gpu()
     if name is None:
         raise ConfigError(
@@ -72,7 +126,7 @@ def bench_gpu(
             allowed="a CUDA device and a torch built for it",
             next_step="run it on the GPU machine; --rehearse tries the code path here",
         )
-    out = out or _default_file(name)
+    out = out or _default_file(name, only)
     if out.exists():
         raise ConfigError(
             f"bench gpu: {out} exists",
@@ -88,9 +142,7 @@ def bench_gpu(
             say(line)
             print(line, file=file, flush=True)
 
-        return Bench(GraphClock(), "cuda", name, both).run(
-            PUBLISHED, LARGE, BATCHES, 4096, (8640, 3200)
-        )
+        return Bench(GraphClock(), "cuda", name, both, Work()).run(parts)
 
 
 class Bench:
@@ -102,59 +154,74 @@ class Bench:
         device: str,
         label: str,
         say: Callable[[str], None],
+        work: Work,
     ) -> None:
         self.clock, self.device, self.label, self.say = clock, device, label, say
+        self.work, self.end_to_end, self.trained = work, work.end_to_end, work.trained
         self.begin = time.monotonic()
         self.rows: list[Row] = []
         self.first_calls_s: list[float] = []
         self.bytes_s = self.int8_ops_s = self.bf16_ops_s = 0.0
 
-    def run(
-        self,
-        one_row: tuple[tuple[int, int], ...],
-        large: tuple[tuple[int, int], ...],
-        batches: tuple[int, ...],
-        prompt_rows: int,
-        trained: tuple[int, int],
-    ) -> list[Row]:
+    def run(self, parts: tuple[str, ...]) -> list[Row]:
+        from workbench.bench.gpu_engine import run_capacity, run_engine, run_large
+        from workbench.bench.gpu_training import run_training
+
         self.say(json.dumps(self._environment()))
-        self._ceilings(large[0])
-        work = [(N, K, 1) for N, K in (*one_row, *large)]
-        work += [(N, K, M) for M in (*batches, prompt_rows) for N, K in large[:2]]
-        for N, K, M in work:
-            self._guarded("product", N, K, M, self._product)
-        for M in (1, prompt_rows):
-            self._guarded("between products", *large[0], M, self._between)
-        self._guarded("weights", *large[0], 0, self._weights)
-        self._guarded("qat_layer", *trained, 2 * prompt_rows, self._training)
-        if self.first_calls_s:
-            calls = sorted(self.first_calls_s)
-            self._add(
-                Row(
-                    "first_call",
-                    "each shape once",
-                    0,
-                    "ternary",
-                    calls[-1],
-                    calls[0],
-                    calls[-1],
-                    "s",
-                )
-            )
+        self._ceilings(self.work.large[0])
+        whole = {
+            "engine": run_engine, "training": run_training, "capacity": run_capacity,
+            "large": run_large,
+        }  # fmt: skip
+        for part in parts:
+            if part in whole:
+                self._guarded(part, "", 0, PARTS[part], lambda run=whole[part]: run(self))
+            else:
+                getattr(self, f"_part_{part}")()
         return self.rows
 
-    def _guarded(self, name: str, N: int, K: int, M: int, measure: Callable) -> None:
-        """A case that does not fit into the time or the memory leaves a row that says so."""
-        note = ""
-        if time.monotonic() - self.begin > TIME_LIMIT_S - RESERVE_S:
-            note = f"not measured: the {TIME_LIMIT_S // 60} minutes were over"
+    def _part_product(self) -> None:
+        work = self.work
+        cases = [(N, K, 1) for N, K in (*work.one_row, *work.large)]
+        cases += [(N, K, M) for M in (*work.batches, work.prompt_rows) for N, K in work.large[:2]]
+        for case in cases:
+            self._case("product", *case, self._product)
+        if self.first_calls_s:
+            least, most = min(self.first_calls_s), max(self.first_calls_s)
+            self._add(Row("first_call", "each shape once", 0, "ternary", most, least, most, "s"))
+
+    def _part_between(self) -> None:
+        for M in (1, self.work.prompt_rows):
+            self._case("between products", *self.work.large[0], M, self._between)
+
+    def _part_weights(self) -> None:
+        self._case("weights", *self.work.large[0], 0, self._weights)
+
+    def _part_qat_layer(self) -> None:
+        self._case("qat_layer", *self.work.layer, 2 * self.work.prompt_rows, self._training)
+
+    def _case(self, name: str, N: int, K: int, M: int, measure: Callable) -> None:
+        self._guarded(name, f"{N}x{K}", M, 0, lambda: measure(N, K, M))
+
+    def _guarded(
+        self, name: str, shape: str, rows: int, needs_s: float, measure: Callable[[], None]
+    ) -> None:
+        """What does not fit into the time or the memory leaves a row that says so."""
+        note, left_s = "", TIME_LIMIT_S - RESERVE_S - (time.monotonic() - self.begin)
+        if self.device == "cuda" and left_s < needs_s:
+            note = (
+                f"not measured: {max(0, left_s):.0f} s of the {TIME_LIMIT_S // 60} minutes were "
+                f"left, it needs about {needs_s:.0f} s"
+            )
         else:
             try:
-                measure(N, K, M)
-            except torch.OutOfMemoryError:
-                note = "not measured: out of device memory"
+                measure()
+            except torch.OutOfMemoryError as error:
+                note = f"not measured: out of device memory ({str(error).splitlines()[0]})"
+            except MemoryError as error:
+                note = f"not measured: {error}"
         if note:
-            self._add(Row(name, f"{N}x{K}", M, "", None, None, None, "us", note=note))
+            self._add(Row(name, shape, rows, "", None, None, None, "", note=note))
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
@@ -235,14 +302,17 @@ class Bench:
         )  # fmt: skip
 
     def _training(self, N: int, K: int, M: int) -> None:
-        """Forward and backward of one layer; the weights' quantisation is once a step, above."""
+        """Forward and backward of one layer; the weights' quantisation is once a step, apart."""
         from ternary_kernels.gpu import QATLinear
 
         x = self._normal(M, K).requires_grad_()
         dy = self._normal(M, N)
-        plain = torch.nn.Linear(K, N, bias=False, device=self.device, dtype=torch.bfloat16)
-        ternary = QATLinear(K, N, bias=False, device=self.device, dtype=torch.bfloat16)
-        ternary.refresh()
+        like = {"bias": False, "device": self.device, "dtype": torch.bfloat16}
+        plain, ternary = torch.nn.Linear(K, N, **like), QATLinear(K, N, **like)
+        all_int8 = QATLinear(K, N, int8_gradients=True, **like)
+        all_int8.load_state_dict(ternary.state_dict())
+        for layer in (ternary, all_int8):
+            layer.refresh()
         ops, nbytes = 2 * M * N * K, 2 * 3 * (M * K + M * N + N * K)
 
         def step(layer: torch.nn.Linear) -> Call:
@@ -252,6 +322,12 @@ class Bench:
         self._time(
             "qat_layer", N, K, M, "int8 x ternary", [step(ternary)], nbytes,
             int8_ops=ops, bf16_ops=2 * ops, against=best,
+        )  # fmt: skip
+        for got, wanted in zip(step(all_int8)(), step(ternary)(), strict=True):
+            self._require_near(got, wanted, LARGEST_GRADIENT_ERROR, f"INT8 gradients of {N}x{K}")
+        self._time(
+            "qat_layer", N, K, M, "int8 x ternary, int8 gradients", [step(all_int8)], nbytes,
+            int8_ops=3 * ops, against=best,
         )  # fmt: skip
 
     def _ceilings(self, shape: tuple[int, int]) -> None:
@@ -321,11 +397,17 @@ class Bench:
         K = weight.shape[1]
         x = dequantize_rows(rows.q, rows.undo, K, torch.float32)
         expected = x @ unpack_weights(weight, torch.float32).T
-        error = float((linear(rows, weight).float() - expected).norm() / expected.norm())
-        if not error <= LARGEST_ERROR:
+        what = f"{M} rows times {weight.shape}"
+        self._require_near(linear(rows, weight), expected, LARGEST_ERROR, what)
+
+    def _require_near(
+        self, got: torch.Tensor, wanted: torch.Tensor, allowed: float, what: str
+    ) -> None:
+        error = float((got.float() - wanted.float()).norm() / wanted.float().norm())
+        if not error <= allowed:
             raise StageError(
-                f"bench gpu: {M} rows times {weight.shape}: relative error {error:.3g}",
-                allowed=f"at most {LARGEST_ERROR:g}",
+                f"bench gpu: {what}: relative error {error:.3g}",
+                allowed=f"at most {allowed:g}",
                 next_step="run python -m pytest tests/kernels_gpu on this machine and report it",
             )
 
@@ -364,9 +446,9 @@ class Bench:
         }
 
 
-def _rehearsed(say: Callable[[str], None]) -> list[Row]:
+def _rehearsed(parts: tuple[str, ...], say: Callable[[str], None]) -> list[Row]:
     """Rehearse in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
-    command = [sys.executable, "-m", "workbench.bench.gpu", "--rehearse"]
+    command = [sys.executable, "-m", "workbench.bench.gpu", "--rehearse", "--only", ",".join(parts)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -383,28 +465,29 @@ def _rehearsed(say: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-def rehearse_here(say: Callable[[str], None]) -> list[Row]:
+def rehearse_here(parts: tuple[str, ...], say: Callable[[str], None]) -> list[Row]:
     """The rehearsal itself, inside a process that has TRITON_INTERPRET=1."""
-    bench = Bench(RehearsalClock(), "cpu", REHEARSAL, say)
-    return bench.run(((16, 130),), ((32, 32), (16, 64)), (2,), 5, (32, 64))
+    return Bench(RehearsalClock(), "cpu", REHEARSAL, say, Work.tiny()).run(parts)
 
 
-def _default_file(device: str) -> Path:
-    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return PROJECT / "docs" / "results" / f"{name}-{datetime.date.today().isoformat()}.jsonl"
+def _default_file(device: str, only: str | None) -> Path:
+    words = (device, datetime.date.today().isoformat(), *([] if only is None else parts_of(only)))
+    name = re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
+    return PROJECT / "docs" / "results" / f"{name}.jsonl"
 
 
 def main() -> None:
-    """``python -m workbench.bench.gpu [--rehearse] [--out FILE]``."""
+    """``python -m workbench.bench.gpu [--rehearse] [--only PARTS] [--out FILE]``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rehearse", action="store_true", help="tiny shapes on the CPU, no file")
+    parser.add_argument("--only", help=f"parts, with commas between: {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, help="where the JSON lines go")
     chosen = parser.parse_args()
     try:
         if chosen.rehearse and os.environ.get("TRITON_INTERPRET") == "1":
-            rehearse_here(print)
+            rehearse_here(parts_of(chosen.only), print)
         else:
-            bench_gpu(rehearse=chosen.rehearse, out=chosen.out)
+            bench_gpu(rehearse=chosen.rehearse, only=chosen.only, out=chosen.out)
     except WorkbenchError as error:
         print(f"workbench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

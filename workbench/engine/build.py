@@ -1,9 +1,14 @@
-"""From a folder or a model to an engine: native kernels where they fit, transformers elsewhere."""
+"""From a folder or a model to an engine: our kernels where they fit, transformers elsewhere.
+
+Both devices have a core of the same interface: native code on a CPU, Triton kernels in CUDA
+graphs on a GPU. What their architecture does not know runs through transformers, and says so.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -20,6 +25,7 @@ from workbench.engine.transformers_core import TransformersCore
 from workbench.engine.weights import FolderSource, Source, Tables, collect_weights
 from workbench.errors import StageError
 from workbench.machine.cpu import measurement_threads
+from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.ternary.manifest import NAME as MANIFEST
 from workbench.ternary.manifest import Manifest, read_json_object
 from workbench.ternary.master import load_master
@@ -40,6 +46,7 @@ class Setup:
     tables: Tables = "auto"
     kv_dtype: str = "float16"
     device: Literal["cpu", "cuda"] = "cpu"
+    cache_of: Engine | None = None
 
 
 class SetupFields(TypedDict, total=False):
@@ -51,6 +58,7 @@ class SetupFields(TypedDict, total=False):
     tables: Tables
     kv_dtype: str
     device: Literal["cpu", "cuda"]
+    cache_of: Engine | None
 
 
 def from_folder(folder: Path, setup: Setup) -> Engine:
@@ -79,9 +87,15 @@ def from_model(model: nn.Module, setup: Setup) -> Engine:
 
 def random_model(config: PretrainedConfig, precision: Precision, setup: Setup) -> Engine:
     """See :meth:`Engine.random`."""
-    shape = kernel_config(config)
-    weights = random_weights(shape, precision, tied=config.tie_word_embeddings)
-    return _native(shape, weights, _with_context(config, setup), frozenset())
+    shape, setup = kernel_config(config), _with_context(config, setup)
+    tied = config.tie_word_embeddings
+    if setup.device == "cuda":
+        _require_gpu()
+        from ternary_kernels.gpu.llama import random_llama
+
+        weights = random_llama(shape, precision, tied=tied, device="cuda")
+        return _on_gpu(shape, weights, setup, frozenset())
+    return _native(shape, random_weights(shape, precision, tied=tied), setup, frozenset())
 
 
 def _native(
@@ -100,6 +114,45 @@ def _native(
     return Engine(core, backend=f"{name}, {computes.threads} threads", eos_tokens=eos, notes=notes)
 
 
+def _require_gpu() -> None:
+    """Raise StageError without a CUDA device, NotForKernels without Triton."""
+    name, reason = torch_gpu()
+    if name is None:
+        raise StageError(
+            f"an engine on cuda, but {reason}",
+            allowed="cuda where torch can use a GPU; cpu",
+            next_step="set readiness.device to auto or cpu (workbench serve: --device cpu)",
+        )
+    if find_spec("triton") is None:
+        raise NotForKernels("Triton is not installed here")
+
+
+def _on_gpu(
+    shape: llama.LlamaConfig,
+    weights: dict[str, PackedWeight | Tensor],
+    setup: Setup,
+    eos: frozenset[int],
+) -> Engine:
+    from ternary_kernels.gpu.llama import LlamaGpu
+
+    other = setup.cache_of.core if setup.cache_of else None
+    try:
+        core = LlamaGpu(
+            shape, weights, setup.slots, setup.context, setup.kv_dtype,
+            cache_of=other if isinstance(other, LlamaGpu) else None,
+        )  # fmt: skip
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        free, total = torch_gpu_memory()
+        raise StageError(
+            f"the model does not fit the GPU: {str(error).splitlines()[0]}",
+            allowed=f"what is free now: {free / 1e9:.1f} of {total / 1e9:.1f} GB",
+            next_step="fewer sequences at a time (measure_ab.batch_sizes, deploy_rollback.slots) "
+            "or a shorter context take less; so does an arm less",
+        ) from error
+    name, _ = torch_gpu()
+    return Engine(core, backend=f"ternary_kernels.gpu on {name}, CUDA graphs", eos_tokens=eos)
+
+
 def _build(
     config: PretrainedConfig,
     source: Callable[[], Source],
@@ -108,15 +161,16 @@ def _build(
 ) -> Engine:
     setup = _with_context(config, setup)
     try:
-        if setup.device != "cpu":
-            raise NotForKernels(f"the kernels run on the CPU, and {setup.device} is asked")
+        if setup.device == "cuda":
+            _require_gpu()
         shape = kernel_config(config)
         weights = collect_weights(
             shape, config.model_type, config.tie_word_embeddings, source(), setup.tables
         )
     except NotForKernels as reason:
         return _through_transformers(model(), setup, str(reason))
-    return _native(shape, weights, setup, eos_tokens(config))
+    make = _on_gpu if setup.device == "cuda" else _native
+    return make(shape, weights, setup, eos_tokens(config))
 
 
 def _through_transformers(model: nn.Module, setup: Setup, reason: str) -> Engine:

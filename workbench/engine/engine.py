@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from workbench.engine.random_weights import Precision
 
 PREFILL_CHUNK = 256
-"""Rows of one prefill step: enough to use the matrix kernels fully, few enough to stay in
+"""Rows of one prefill step on a CPU: enough to use the matrix kernels fully, few enough to stay in
 the caches."""
 
 
@@ -47,8 +47,9 @@ class Engine:
 
     Make one with :meth:`load`, :meth:`from_model` or :meth:`random`.
 
-    core: the native model, or one that computes the same through ``transformers``.
-    backend: what computes, for the record. notes: fallbacks taken, with their reasons.
+    core: the model in native code or on a GPU, or one that computes the same through
+    ``transformers``. backend: what computes, for the record. notes: fallbacks taken while it was
+    made, with their reasons.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Engine:
         notes: Sequence[str] = (),
     ) -> None:
         self.core, self.backend, self.eos_tokens = core, backend, eos_tokens
-        self.notes = list(notes)
+        self._notes = list(notes)
         self.slots, self.context = core.slots, core.context
         self.vocab_size = core.config.vocab_size
 
@@ -72,7 +73,9 @@ class Engine:
         model was made for, 4096 at most. threads: 0: one per physical core.
         tables: precision of embedding and head; ``auto``: INT8 beside ternary layers when they
         are big, as they are stored otherwise. kv_dtype: ``float16``, ``bfloat16``, ``float32``.
-        device: ``cpu`` (the kernels) or ``cuda`` (through transformers).
+        device: ``cpu`` or ``cuda``, each with its own kernels; other architectures run through
+        transformers. cache_of: on ``cuda``, an engine of the same shape whose cache of keys and
+        values this one uses too; only one of them may hold conversations at a time.
         Raises StageError for a folder that is missing, truncated or of another format, and for
         a context the model was not made for.
         """
@@ -101,6 +104,16 @@ class Engine:
         return random_model(config, precision, Setup(**setup))
 
     @property
+    def notes(self) -> list[str]:
+        """Fallbacks taken so far, with their reasons."""
+        return [*self._notes, *getattr(self.core, "notes", ())]
+
+    @property
+    def prefill_rows(self) -> int:
+        """Rows of one prefill step that suit what computes."""
+        return getattr(self.core, "prefill_rows", PREFILL_CHUNK)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights that stay resident."""
         return self.core.weight_bytes
@@ -109,6 +122,11 @@ class Engine:
     def kv_bytes(self) -> int:
         """Bytes of the cache of keys and values of all slots."""
         return self.core.kv_bytes
+
+    def warm(self) -> None:
+        """Pay now for what first uses cost: on a GPU, compiling and capturing every step."""
+        if hasattr(self.core, "warm"):
+            self.core.warm()
 
     def check_tokens(self, prompt: Sequence[int], output_tokens: int = 0) -> None:
         """Raise ValueError unless the prompt is valid and fits a slot with its output."""
@@ -140,9 +158,11 @@ class Engine:
             ahead[slot] = position + 1
         return self.core.forward(tokens, slots, positions, want_logits)
 
-    def prefill(self, slot: int, tokens: Sequence[int], chunk: int = PREFILL_CHUNK) -> np.ndarray:
-        """Append a prompt to a slot in pieces of ``chunk``; logits ``[V]`` after its last token."""
+    def prefill(self, slot: int, tokens: Sequence[int], chunk: int = 0) -> np.ndarray:
+        """Append a prompt to a slot in pieces of ``chunk`` (0: ``prefill_rows``); logits ``[V]``
+        after its last token."""
         self.check_tokens(tokens)
+        chunk = chunk or self.prefill_rows
         last = len(tokens) - 1
         for begin in range(0, len(tokens), chunk):
             piece = tokens[begin : begin + chunk]
@@ -155,6 +175,20 @@ class Engine:
         every = np.ones(len(tokens), dtype=bool)
         return self.core.forward(tokens, slots, self.core.filled[list(slots)], every)
 
+    def decode_greedy(self, slots: Sequence[int], tokens: Sequence[int], steps: int) -> np.ndarray:
+        """``steps`` more tokens in each of ``slots``, the most likely one each time.
+
+        Starts from ``tokens``; int32 ``[steps, n]``. On a GPU tokens are chosen on the device
+        and no logits are copied.
+        """
+        if hasattr(self.core, "decode_greedy"):
+            return self.core.decode_greedy(slots, tokens, steps)
+        chosen = []
+        for _ in range(steps):
+            tokens = self.decode(slots, tokens).argmax(axis=1).astype(np.int32)
+            chosen.append(tokens)
+        return np.stack(chosen)
+
     def release(self, slot: int) -> None:
         """Forget the slot's conversation."""
         self.core.reset(slot)
@@ -165,12 +199,10 @@ class Engine:
         if self.core.filled[slot]:
             raise ValueError(f"slot {slot} is in use; allowed: an empty one. Release it first.")
         try:
+            rows = self.prefill_rows
             pieces = [
                 self.step(piece, [slot] * len(piece), True)
-                for piece in (
-                    tokens[begin : begin + PREFILL_CHUNK]
-                    for begin in range(0, len(tokens), PREFILL_CHUNK)
-                )
+                for piece in (tokens[begin : begin + rows] for begin in range(0, len(tokens), rows))
             ]
         finally:
             self.release(slot)

@@ -31,19 +31,19 @@ class ModelSource:
                 raise NotForKernels(f"{module} is between precise and ternary")
             require_int8_activations(layer.activations, module)
             codes, scale = layer.ternarized()
-            return PackedTernary.from_codes(codes + 1, scale)
+            return PackedTernary.from_codes(codes.cpu() + 1, scale)
         if isinstance(layer, PackedTernaryLinear):
             require_int8_activations(layer.activations, module)
-            return PackedTernary.from_portable(layer.codes, layer.in_features, layer.scale)
+            return PackedTernary.from_portable(layer.codes.cpu(), layer.in_features, layer.scale)
         if isinstance(layer, Int8Linear):
             require_int8_activations(layer.activations, module)
-            return PackedInt8.from_codes(layer.int8, layer.scale)
+            return PackedInt8.from_codes(layer.int8.cpu(), layer.scale)
         if isinstance(layer, Int8Embedding):
-            return PackedInt8.from_codes(layer.int8, layer.scale)
+            return PackedInt8.from_codes(layer.int8.cpu(), layer.scale)
         if not isinstance(layer, nn.Linear | nn.Embedding):
             raise NotForKernels(f"{module} is a {type(layer).__name__}")
         kind = PackedInt8 if as_int8 else PackedHalf
-        return kind.from_float(layer.weight)
+        return kind.from_float(layer.weight.detach().cpu())
 
     def vector(self, name: str) -> Tensor | None:
         module, _, attribute = name.rpartition(".")

@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,11 +24,12 @@ from transformers import LlamaConfig
 from workbench.engine.engine import Engine
 from workbench.engine.random_weights import Precision
 from workbench.errors import StageError
+from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.machine.memory import memory
 from workbench.measure.memory_use import memory_growth
 from workbench.measure.statistics import mean_ratio
 from workbench.model.presets import PRESETS, Shape
-from workbench.pilot.sections.readiness import Probe
+from workbench.pilot.sections.readiness import Probe, Readiness
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 
@@ -65,27 +67,28 @@ def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
     """Fill table ``probe`` and the figures with ``source=probe``.
 
     budget_s: time for everything, models included; past it fewer blocks are measured than
-    ``readiness.probe.repetitions`` asks, never under two, and the record says so. The CPU
-    computes, whatever ``readiness.device`` is: the kernels are for CPUs.
+    ``readiness.probe.repetitions`` asks, never under two, and the record says so. What
+    ``readiness.device`` says computes; ``auto``: the GPU that torch can use, else the CPU.
 
     Raises StageError when ``readiness.probe.shape`` names a preset that does not fit.
     """
-    section, record = context.pilot.readiness.probe, context.record
-    threads, began = context.pilot.readiness.threads, time.monotonic()
+    section, record, began = context.pilot.readiness.probe, context.record, time.monotonic()
+    where = _where(context.pilot.readiness)
     context.progress.note("speed probe: choosing a shape")
-    name, reason = _choose(section, threads, budget_s)
+    name, reason = _choose(section, where, budget_s)
     if name is None:
         _all_missing(record, reason)
         return
     if reason:
         _say(context, reason)
-    if context.pilot.readiness.device == "cuda":
-        _say(context, "the speed probe runs on the CPU: the engine's kernels are for CPUs")
     context.progress.note(f"speed probe: building {name} twice, {reason or 'all of it fits'}")
-    with _both_arms(name, section, threads) as (engines, resident):
+    with _both_arms(name, section, where) as (engines, resident):
         rows = _blocks(context, engines, began + budget_s)
         turns = pd.DataFrame(rows)
         record.save_table("probe", turns)
+        for arm, engine in engines.items():
+            for note in engine.notes:
+                _say(context, f"speed probe, {arm}: {note}")
         if (done := turns["block"].nunique()) < section.repetitions:
             _say(
                 context,
@@ -96,11 +99,28 @@ def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
         _record_memory(record, engines, resident, name)
 
 
-def _choose(section: Probe, threads: int, budget_s: float) -> tuple[str | None, str]:
+@dataclass(frozen=True)
+class Where:
+    """What computes. threads: of the CPU's kernels."""
+
+    device: Literal["cpu", "cuda"]
+    threads: int
+
+    @property
+    def free_bytes(self) -> int:
+        return torch_gpu_memory()[0] if self.device == "cuda" else memory().available_bytes
+
+
+def _where(section: Readiness) -> Where:
+    on_gpu = section.device != "cpu" and torch_gpu()[0] and find_spec("triton")
+    return Where("cuda" if on_gpu else "cpu", section.threads)
+
+
+def _choose(section: Probe, where: Where, budget_s: float) -> tuple[str | None, str]:
     """A preset and, where it is not simply the wanted one, why; None when none fits."""
-    free = int(section.memory_share * memory().available_bytes)
+    free = int(section.memory_share * where.free_bytes)
     if section.shape != "auto":
-        if (needed := _needed_bytes(PRESETS[section.shape], section)) > free:
+        if (needed := _needed_bytes(PRESETS[section.shape], section, where)) > free:
             raise StageError(
                 f"readiness.probe.shape {section.shape} needs {needed / GB:.1f} GB for both arms",
                 allowed=f"{free / GB:.1f} GB: {section.memory_share:.0%} of the free memory",
@@ -111,14 +131,16 @@ def _choose(section: Probe, threads: int, budget_s: float) -> tuple[str | None, 
     candidates = sorted(
         (shape.parameters, name) for name, shape in PRESETS.items() if shape.parameters <= largest
     )
-    fitting = [name for _, name in candidates if _needed_bytes(PRESETS[name], section) <= free]
+    fitting = [
+        name for _, name in candidates if _needed_bytes(PRESETS[name], section, where) <= free
+    ]
     if not fitting:
         return None, f"no preset fits {free / GB:.2f} GB, {section.memory_share:.0%} of free memory"
     small = [name for name in fitting if PRESETS[name].parameters <= TRIAL_PARAMETERS]
     if not small or small[-1] == fitting[-1]:
         chosen = fitting[-1]
     else:
-        s_per_parameter = _trial(small[-1], section, threads)
+        s_per_parameter = _trial(small[-1], section, where)
         in_time = [
             name
             for name in fitting
@@ -131,10 +153,10 @@ def _choose(section: Probe, threads: int, budget_s: float) -> tuple[str | None, 
     return chosen, f"speed probe: {chosen} is the largest preset that fits {limit}"
 
 
-def _needed_bytes(shape: Shape, section: Probe) -> int:
+def _needed_bytes(shape: Shape, section: Probe, where: Where) -> int:
     """Both arms side by side with their caches."""
     full, ternary = shape.serving_bytes_full(), shape.serving_bytes_ternary()
-    if backend().name == "torch":
+    if where.device == "cpu" and backend().name == "torch":
         # PyTorch keeps a float32 copy of bf16 and an INT8 copy of codes, and makes a float64
         # copy of the INT8 head in each step.
         full += 4 * shape.parameters
@@ -143,9 +165,9 @@ def _needed_bytes(shape: Shape, section: Probe) -> int:
     return full + ternary + 2 * positions * shape.kv_bytes_per_token()
 
 
-def _trial(name: str, section: Probe, threads: int) -> float:
+def _trial(name: str, section: Probe, where: Where) -> float:
     """Seconds a parameter of one block with a short output, on a small preset."""
-    with _both_arms(name, section, threads) as (engines, _):
+    with _both_arms(name, section, where) as (engines, _):
         prompt = _prompt(engines, section)
         turns = [_turn(engine, prompt, TRIAL_OUTPUT_TOKENS) for engine in engines.values()]
     per_token = sum(turn.decode for turn in turns) / TRIAL_OUTPUT_TOKENS
@@ -161,7 +183,7 @@ def _expected_s(shape: Shape, s_per_parameter: float, section: Probe) -> float:
 
 @contextmanager
 def _both_arms(
-    name: str, section: Probe, threads: int
+    name: str, section: Probe, where: Where
 ) -> Iterator[tuple[dict[str, Engine], dict[str, int]]]:
     """The two engines, warm, and the memory that each took; closed afterwards."""
     config = LlamaConfig(**PRESETS[name].config_fields())
@@ -169,12 +191,13 @@ def _both_arms(
     resident: dict[str, int] = {}
     try:
         for arm, precision in ARMS.items():
-            with memory_growth() as growth:
+            with memory_growth(where.device) as growth:
                 engines[arm] = Engine.random(
                     config,
                     precision,
                     context=section.prompt_tokens + section.output_tokens,
-                    threads=threads,
+                    threads=where.threads,
+                    device=where.device,
                 )
                 _turn(engines[arm], list(range(8)), 2)
             resident[arm] = growth.size_bytes
@@ -219,8 +242,7 @@ def _turn(engine: Engine, prompt: list[int], output_tokens: int) -> Seconds:
     began = time.perf_counter()
     token = int(engine.prefill(0, prompt).argmax())
     prefilled = time.perf_counter()
-    for _ in range(output_tokens):
-        token = int(engine.decode([0], [token])[0].argmax())
+    engine.decode_greedy([0], [token], output_tokens)
     ended = time.perf_counter()
     engine.release(0)
     return Seconds(prefilled - began, ended - prefilled)
@@ -256,7 +278,7 @@ def _record_memory(
             engine.weight_bytes / MB,
             "MB",
             "bytes of all weights in memory, embedding, head and scales included, counted; with "
-            f"cache and buffers the process grew by {resident[arm] / MB:.0f} MB (unique set size)",
+            f"cache and buffers memory grew by {resident[arm] / MB:.0f} MB",
             arm=arm,
             **labels,
         )
@@ -267,7 +289,7 @@ def _record_memory(
             "memory_ratio",
             full.weight_bytes / ternary.weight_bytes,
             "x",
-            f"bytes of the weights, bf16 over ternary; growth of the process: {grown:.2f} x",
+            f"bytes of the weights, bf16 over ternary; growth of memory: {grown:.2f} x",
             "derived",
             labels={"arm": "ternary", **labels},
         )

@@ -70,15 +70,17 @@ class Scheduler:
     """Runs requests on an engine that nobody else uses meanwhile.
 
     queue_limit: requests that may wait for a slot. prefill_chunk: prompt tokens a step takes
-    along while others decode; four times as many when none does.
+    along while others decode (0: a quarter of the engine's ``prefill_rows``); four times as many
+    when none does.
 
     Callbacks run in the scheduler's thread, in order: ``on_token(token)`` for each output
     token, then ``on_done(handle)`` once. They must return at once (hand over to a queue or to
     ``loop.call_soon_threadsafe``), because every request waits for them.
     """
 
-    def __init__(self, engine: Engine, *, queue_limit: int = 256, prefill_chunk: int = 64) -> None:
-        self.engine, self.queue_limit, self.prefill_chunk = engine, queue_limit, prefill_chunk
+    def __init__(self, engine: Engine, *, queue_limit: int = 256, prefill_chunk: int = 0) -> None:
+        self.engine, self.queue_limit = engine, queue_limit
+        self.prefill_chunk = prefill_chunk or engine.prefill_rows // 4
         self._waiting: deque[_Running] = deque()
         self._running: list[_Running] = []
         self._free = list(range(engine.slots))

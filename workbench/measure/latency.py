@@ -94,8 +94,7 @@ def _one_batch(engine: Engine, wanted: LoadClass, prompts: list[Prompt]) -> list
             for slot, prompt in zip(slots, prompts, strict=True)
         ]
         prefilled = time.perf_counter()
-        for _ in range(wanted.output_tokens):
-            tokens = engine.decode(slots, tokens).argmax(axis=1).tolist()
+        engine.decode_greedy(slots, tokens, wanted.output_tokens)
         ended = time.perf_counter()
     finally:
         for slot in slots:

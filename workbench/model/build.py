@@ -25,17 +25,20 @@ MOST_PADDING = 1024
 """Rows that a checkpoint's embedding may have beyond its tokenizer; more is another tokenizer."""
 
 
-def build_model(model: Model, vocab_size: int, context: int, seed: int) -> PreTrainedModel:
-    """The model of the section, with float32 weights, on the CPU, in training mode.
+def build_model(
+    model: Model, vocab_size: int, context: int, seed: int, device: str = "cpu"
+) -> PreTrainedModel:
+    """The model of the section, with float32 weights, on ``device``, in training mode.
 
     vocab_size: tokens of the tokenizer. context: positions the model must take, in tokens.
-    seed: of a preset's random weights; the global random state is left as it was.
+    seed: of a preset's random weights, which are made on the device (a CPU and a GPU draw
+    different ones); the global random state is left as it was.
 
     Raises ConfigError for an unknown preset or override, a checkpoint that cannot be read or
     lacks weights, and a vocabulary or context that does not fit.
     """
     if model.checkpoint is None:
-        return _from_preset(model, vocab_size, context, seed)
+        return _from_preset(model, vocab_size, context, seed, device)
     if model.overrides:
         raise ConfigError(
             f"model.overrides: {sorted(model.overrides)} with model.checkpoint {model.checkpoint}",
@@ -50,7 +53,7 @@ def build_model(model: Model, vocab_size: int, context: int, seed: int) -> PreTr
             f"model.checkpoint {model.checkpoint} takes {positions} positions, {context} are asked",
             next_step=f"set data.sequence_length to {positions} or less",
         )
-    return built.train()
+    return built.to(device).train()
 
 
 def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
@@ -125,9 +128,12 @@ def load_checkpoint(checkpoint: str) -> PreTrainedModel:
     return model
 
 
-def _from_preset(model: Model, vocab_size: int, context: int, seed: int) -> PreTrainedModel:
+def _from_preset(
+    model: Model, vocab_size: int, context: int, seed: int, device: str
+) -> PreTrainedModel:
     config = preset_config(model, vocab_size, context)
-    with torch.random.fork_rng(devices=[]):
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
 

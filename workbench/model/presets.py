@@ -89,9 +89,15 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value
 
     def training_bytes(
-        self, batch: int, sequence: int, *, bytes_per_value: int = 4, ternary: bool = True
+        self,
+        batch: int,
+        sequence: int,
+        *,
+        bytes_per_value: int = 4,
+        ternary: bool = True,
+        checkpointing: bool = False,
     ) -> int:
-        """An estimate of the peak of one training step, without activation checkpointing.
+        """An estimate of the peak of one training step.
 
         16 bytes a parameter (float32 weight, gradient, two Adam moments)
         + for the ternary arm a quantised copy of the linear weights in the computing precision
@@ -99,6 +105,8 @@ class Shape:
           4 hidden more in the ternary arm, where each product has its own quantised input
         + per token the logits, their log-probabilities and the gradient: 3 x 4 bytes a row of
           the vocabulary.
+        With activation checkpointing a block keeps its float32 input alone, and one block at a
+        time all of it.
 
         The counts are those that PyTorch's saved tensors show for Llama with fused attention.
 
@@ -112,6 +120,8 @@ class Shape:
             states += bytes_per_value * self.linear_parameters
             kept += 4 * self.hidden
         blocks = tokens * self.layers * kept * bytes_per_value
+        if checkpointing:
+            blocks = tokens * (4 * self.layers * self.hidden + kept * bytes_per_value)
         return states + blocks + tokens * self.vocab * 12
 
     def config_fields(self) -> dict[str, object]:

@@ -165,6 +165,7 @@ def _load_arm(folder: Path, spec: ServeSpec, context: int) -> _LoadedArm:
     engine = Engine.load(
         folder, slots=spec.slots, context=context, threads=spec.threads, device=spec.device
     )
+    engine.warm()
     scheduler = Scheduler(engine, queue_limit=spec.slots)
     tokens = min(WARM_TOKENS, context // 2)
     warm = GenerationRequest((0,) * tokens, max_tokens=tokens, ignore_eos=True)

@@ -81,6 +81,10 @@ def run(context: StageContext) -> None:
         sizes = {a: (arm.engine.weight_bytes, arm.resident_bytes) for a, arm in arms.items()}
         blocks = _timed(context, engines, prompts)
         quality = _judged(context, engines, heldout, tokenizer)
+        for name, engine in engines.items():
+            for note in engine.notes:  # what could not be captured shows only when it runs
+                if f"{name}: {note}" not in record.notes:
+                    _say(context, f"{name}: {note}")
     record.save_table("blocks", blocks)
     record.save_table("quality", quality)
 
@@ -111,6 +115,9 @@ def _loaded_arms(context: StageContext, trained: StageRecord) -> Iterator[dict[s
     try:
         for name, folder in folders.items():
             context.progress.note(f"loading {name}")
+            # The arms take turns and leave nothing in their slots, so on a GPU, where the cache
+            # of a large batch is bigger than the weights, one cache serves them all.
+            first = arms[BASELINE].engine if device == "cuda" and arms else None
             with memory_growth(device) as growth:
                 engine = Engine.load(
                     folder,
@@ -118,8 +125,10 @@ def _loaded_arms(context: StageContext, trained: StageRecord) -> Iterator[dict[s
                     context=max(_context(section), context.pilot.data.sequence_length),
                     threads=readiness.threads,
                     device=device,
+                    cache_of=first,
                 )
-            arms[name] = Arm(engine, growth.size_bytes)
+            shared = first.kv_bytes if first and not engine.kv_bytes else 0
+            arms[name] = Arm(engine, growth.size_bytes + shared)
             for note in engine.notes:
                 _say(context, f"{name}: {note}")
         yield arms

@@ -227,6 +227,7 @@ def _training_bytes(pilot: Pilot, shape: Shape) -> int:
         pilot.train.batch_size,
         pilot.data.sequence_length,
         bytes_per_value=4 if pilot.train.precision == "float32" else 2,
+        checkpointing=pilot.train.gradient_checkpointing,
     )
 
 
@@ -265,8 +266,8 @@ def _about_sizes(pilot: Pilot, fits: pd.DataFrame) -> list[str]:
 def _about_speed(device: Device, kernels: ternary_kernels.Backend) -> str:
     if device.name == "cuda":
         return (
-            "Quality, latency, throughput and memory can be measured here, on the GPU through "
-            "transformers; the native kernels run on CPUs only."
+            "Quality, latency, throughput and memory can be measured here, on the GPU with Triton "
+            "kernels in CUDA graphs."
         )
     if kernels.name == "native":
         return (

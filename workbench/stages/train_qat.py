@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.data.corpus import Corpus, read_corpus
 from workbench.data.dataset import write_tokens
@@ -24,6 +24,7 @@ from workbench.data.document import documents_frame
 from workbench.data.hub import PREFIX, require_datasets
 from workbench.data.tokenizer import changes_text, load_tokenizer, make_tokenizer
 from workbench.errors import ConfigError, StageError
+from workbench.machine.gpu import torch_gpu_memory
 from workbench.measure.statistics import bits_per_byte
 from workbench.model.build import build_model, load_checkpoint, preset_config
 from workbench.pilot.sections.model import Model
@@ -32,6 +33,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.folder import replacing_folder
+from workbench.ternary.fused import why_plain
 from workbench.ternary.master import require_threshold, save_master
 from workbench.ternary.packed import save_packed
 from workbench.ternary.post_training import ternarize_post_training
@@ -39,6 +41,7 @@ from workbench.train.arm import Lesson, train_arm
 from workbench.train.distill import attention_projections
 from workbench.train.guard import TABLE as GUARD
 from workbench.train.judge import Judge
+from workbench.train.memory_plan import require_memory
 from workbench.train.quality import document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
 from workbench.train.trackers import require_trackers
@@ -60,6 +63,13 @@ def check(pilot: Pilot) -> list[str]:
             allowed="none, full_precision, or a model.checkpoint",
             next_step="name the checkpoint, or take full_precision, the arm trained in this run",
         )
+    if pilot.train.distillation.teacher == "none" and pilot.train.distillation.attention_weight > 0:
+        raise ConfigError(
+            "train.distillation.attention_weight: "
+            f"{pilot.train.distillation.attention_weight:g}, but there is no teacher",
+            allowed="0 without a teacher",
+            next_step="set train.distillation.teacher to full_precision or checkpoint",
+        )
     _require_phases_fit(pilot)
     if data.corpus.startswith(PREFIX):
         require_datasets(data.corpus)
@@ -75,6 +85,7 @@ def check(pilot: Pilot) -> list[str]:
 def run(context: StageContext) -> None:
     """Fill the tables, artefacts and figures of ``train_qat`` (docs/design.md)."""
     pilot, record = context.pilot, context.record
+    _plan_memory(context)
     corpus = read_corpus(pilot.data, pilot.seed)
     tokenizer = _tokenizer(context, corpus)
     lesson = _lesson(context, corpus, tokenizer)
@@ -108,6 +119,36 @@ def _require_phases_fit(pilot: Pilot) -> None:
             f"warmup.share {shares[1]:g} and threshold.share {shares[2]:g} exceed 1 together",
             next_step="lower one of them",
         )
+
+
+def _plan_memory(context: StageContext) -> None:
+    """Before anything is read: whether both arms fit the GPU that will train them."""
+    pilot = context.pilot
+    if _device() == "cpu":
+        return
+    if pilot.model.checkpoint is None:
+        tokens = len(load_tokenizer(pilot.data.tokenizer)) if pilot.data.tokenizer else 0
+        config = preset_config(
+            pilot.model, tokens or pilot.data.vocab_size, pilot.data.sequence_length
+        )
+    else:
+        config = AutoConfig.from_pretrained(pilot.model.checkpoint.removeprefix("hf:"))
+    require_memory(
+        config, pilot.model, pilot.train, pilot.data.sequence_length, torch_gpu_memory()[0],
+        context.progress.note,
+    )  # fmt: skip
+
+
+def _device() -> str:
+    """Where the Trainer trains (see training_arguments)."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _free_memory() -> None:
+    """Give back what only cycles hold: a trainer, its optimizer, its model."""
+    gc.collect()
+    if _device() == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -172,6 +213,7 @@ def _train_baseline(
     judge = train_arm(
         "full_precision", model, lesson, context.folder / "full_precision_arm", context.progress
     )
+    _free_memory()
     losses["full_precision"] = judge.losses(model, "master")
     _save_model(model, context.folder / "full_precision", lesson.tokenizer)
 
@@ -201,7 +243,7 @@ def _train_baseline(
 
 def _train_ternary(context: StageContext, lesson: Lesson, losses: dict[str, pd.DataFrame]) -> Judge:
     section, record = context.pilot.model, context.record
-    gc.collect()  # the baseline's weights and optimizer may take half of the memory
+    _free_memory()  # the baseline's weights may take a large part of it
     model = _fresh_model(context, section, lesson, "ternary")
     threshold = ThresholdVersion.from_section(section.threshold)
     report = to_ternary(model, section.policy, threshold, section.activations, section.sub_norm)
@@ -214,10 +256,16 @@ def _train_ternary(context: StageContext, lesson: Lesson, losses: dict[str, pd.D
         "not_converted": report.reasons,
         "unmatched_patterns": report.unmatched,
     }
+    if _device() == "cuda":
+        reason = why_plain(model)
+        path = f"plain path, slower: {reason}" if reason else "fused INT8 kernels at strength 1"
+        context.progress.note(f"ternary layers train on the GPU's {path}")
+        record.notes += [f"ternary layers trained on the plain path: {reason}"] if reason else []
     teacher = _teacher(context)
     judge = train_arm(
         "ternary", model, lesson, context.folder / "ternary_arm", context.progress, teacher
     )
+    _free_memory()
     losses["ternary"] = judge.losses(model, "ternary")
     save_master(model, context.folder / "ternary_master", lesson.tokenizer)
     save_packed(model, context.folder / "ternary", report.precisions, threshold, lesson.tokenizer)
@@ -239,7 +287,10 @@ def _teacher(context: StageContext) -> PreTrainedModel | None:
         "(teacher_time_s, teacher_tokens); what the teacher's own training took is not",
     }
     with quiet_transformers():
-        return load_checkpoint(str(where))
+        teacher = load_checkpoint(str(where))
+    if _device() == "cuda" and context.pilot.train.precision == "bfloat16":
+        teacher = teacher.bfloat16()  # what the computation rounds it to anyway
+    return teacher.to(_device())
 
 
 def _fresh_model(
@@ -248,11 +299,11 @@ def _fresh_model(
     """The model both arms start from; the digest of its weights goes into the facts."""
     with quiet_transformers():
         model = build_model(
-            section, len(lesson.tokenizer), lesson.sequence_length, context.pilot.seed
+            section, len(lesson.tokenizer), lesson.sequence_length, context.pilot.seed, _device()
         )
     total = 0
     for parameter in model.parameters():
-        total = zlib.crc32(parameter.detach().contiguous().numpy(), total)
+        total = zlib.crc32(parameter.detach().cpu().contiguous().numpy(), total)
     context.record.facts.setdefault("initial_weights_crc32", {})[arm] = total
     return model
 

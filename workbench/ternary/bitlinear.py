@@ -13,16 +13,21 @@ between two switches of train()/eval() in evaluation, and in training only on re
 (``reuse``), for the micro-batches of one optimizer step. PyTorch's version counter alone would
 not do: writes through ``.data`` and by FSDP do not count. The activations cost more passes than
 the weights; layers that read the same tensor share them. Nothing here waits for the device.
+
+On a CUDA device a layer at strength 1 runs on fused kernels where they know its threshold
+version (:mod:`workbench.ternary.fused`); what is kept then is the packed weights.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workbench.ternary import fused
 from workbench.ternary.quantize import (
     learned_weight,
     quantize_weight,
@@ -43,7 +48,8 @@ class _Kept(NamedTuple):
     pointer: int
     strength: float
     inference: bool
-    value: Tensor
+    dtype: torch.dtype | None
+    value: Tensor | tuple[Tensor, Tensor]
 
 
 class NormedLinear(nn.Linear):
@@ -82,7 +88,8 @@ class BitLinear(NormedLinear):
     else None; it stays zero until the first training step under the threshold, and starts then
     from the weights that the warm-up has left. strength: see :attr:`strength`.
     reuse: keep the quantised weights between forward passes in training; whoever sets it calls
-    :meth:`forget` after each optimizer step.
+    :meth:`forget` after each optimizer step. int8_gradients: on the fused path, gradient products
+    in INT8 too (see :mod:`ternary_kernels.gpu.qat`).
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class BitLinear(NormedLinear):
             in_features, out_features, bias, sub_norm=sub_norm, device=device, dtype=dtype
         )
         self.threshold, self.activations, self.reuse = threshold, activations, False
+        self.int8_gradients = False
         shape = scale_shape(out_features, in_features, threshold.granularity)
         self.alpha = (
             nn.Parameter(torch.zeros(shape, device=device)) if threshold.rule == "learned" else None
@@ -111,6 +119,7 @@ class BitLinear(NormedLinear):
         self._blend: Literal["off", "ramp", "on"] = "on"
         self._kept: _Kept | None = None
         self._alpha_started = False
+        self._choose_path()
 
     @classmethod
     def from_linear(
@@ -138,6 +147,7 @@ class BitLinear(NormedLinear):
         layer.take(linear)
         if layer.alpha is not None:
             layer.alpha = nn.Parameter(torch.zeros(layer.alpha.shape, device=weight.device))
+        layer._choose_path()
         return layer
 
     @property
@@ -154,6 +164,8 @@ class BitLinear(NormedLinear):
         self._lambda.fill_(value)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._fuses and self._blend == "on":
+            return fused.forward(self, x, self._keep(self._pack), NORM_EPS)
         if self.norm is not None:
             x = self.norm(x)
         if self._blend == "off":
@@ -172,7 +184,9 @@ class BitLinear(NormedLinear):
             if self._blend == "ramp":
                 quantised = torch.lerp(self.weight, quantised, self._lambda.to(quantised.dtype))
             return quantised
-        return straight_through(self.weight, self._blended())
+        if self._fuses and self._blend == "on":  # what is kept is packed
+            return straight_through(self.weight, self._quantise())
+        return straight_through(self.weight, self._keep(self._quantise))
 
     @torch.no_grad()
     def ternarized(self) -> tuple[Tensor, Tensor]:
@@ -195,17 +209,31 @@ class BitLinear(NormedLinear):
             f", strength={self._strength:g}"
         )
 
+    def _apply(self, function, recurse: bool = True) -> BitLinear:
+        super()._apply(function, recurse)
+        self._choose_path()
+        return self
+
+    def _choose_path(self) -> None:
+        """Whether strength 1 runs on fused kernels, where the weights lie now."""
+        self._fuses, self._kept = fused.layer_reason(self) is None, None
+
     @torch.no_grad()
-    def _blended(self) -> Tensor:
+    def _keep(self, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, or gave before where nothing can have changed since."""
         if torch.compiler.is_compiling() or not (self.reuse or not self.training):
-            return self._quantise()
+            return make()
         weight = self.weight
         # What was made in inference mode cannot take part in a backward pass.
         inference = torch.is_inference_mode_enabled()
-        state = (weight._version, weight.data_ptr(), self._strength, inference)
-        if self._kept is None or self._kept[:4] != state:
-            self._kept = _Kept(*state, self._quantise())
+        dtype = _autocast_dtype(weight)
+        state = (weight._version, weight.data_ptr(), self._strength, inference, dtype)
+        if self._kept is None or self._kept[:5] != state:
+            self._kept = _Kept(*state, make())
         return self._kept.value
+
+    def _pack(self) -> tuple[Tensor, Tensor]:
+        return fused.pack(self)
 
     def _quantise(self) -> Tensor:
         quantised = quantize_weight(self.weight, self.threshold)
@@ -213,7 +241,9 @@ class BitLinear(NormedLinear):
             quantised = torch.lerp(
                 self.weight.detach(), quantised, self._lambda.to(quantised.dtype)
             )
-        return quantised
+        # Autocast would round it at every use: rounded once, half the bytes are kept.
+        dtype = _autocast_dtype(self.weight)
+        return quantised if dtype is None else quantised.to(dtype)
 
     def _alpha_now(self) -> Tensor | None:
         if self.alpha is None or self._alpha_started:
@@ -230,6 +260,12 @@ class BitLinear(NormedLinear):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if self.alpha is not None and f"{prefix}alpha" in state_dict:
             self._alpha_started = bool(state_dict[f"{prefix}alpha"].any())
+
+
+def _autocast_dtype(weight: Tensor) -> torch.dtype | None:
+    """The type that autocast multiplies in, where it is on."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def precise_twin(layer: nn.Linear) -> nn.Linear:

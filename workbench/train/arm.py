@@ -120,7 +120,8 @@ def _run(
     if train.gradient_checkpointing:
         _recompute_activations(model)
     quantised = [layer.weight for _, layer in bit_linears(model) if layer.weight.requires_grad]
-    set_reuse(model, train.gradient_accumulation > 1 or not quantised)
+    several_passes = train.gradient_accumulation > 1 or train.gradient_checkpointing
+    set_reuse(model, several_passes or not quantised)
     taught = None if teacher is None else Teacher(teacher, train.distillation)
     trainer = ArmTrainer(model, arguments, sequences, schedule, quantised, taught)
     guard = Guard(train.guard, arm, judge.telemetry, progress, checkpoints)

@@ -145,7 +145,7 @@ class RecordCallback(TrainerCallback):
         kept, named = last_whole(checkpoints), self.trainer.gradients.not_finite()
         return StageError(
             f"training of {arm} broke at step {step}, phase {moment.phase} "
-            f"(strength {moment.strength:.2f}, learning rate {moment.lr:.2e}): "
+            f"(strength {moment.strength:.2f}, learning rate {moment.lr * self.guard.factor:.2e}): "
             f"loss {loss}, gradient norm {grad_norm}{'; ' if named else ''}{named}",
             allowed="a finite loss and gradient norm",
             next_step=f"lower {field} (now {self.schedule.peak_lr:g}) or train.grad_clip, lengthen "

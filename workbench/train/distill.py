@@ -45,6 +45,7 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, section: Distillation) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.model.config.use_cache = False  # nothing is generated: no keys and values are kept
         self.section = section
         self.uses_relations = section.attention_weight > 0
         if self.uses_relations:
@@ -127,9 +128,11 @@ def relation_divergence(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
 
 
 def _log_relations(states: Tensor, heads: int) -> Tensor:
-    """log softmax(A A^T / sqrt(D)) as rows ``[B * H * T, T]``."""
+    """log softmax(A A^T / sqrt(D)) as rows ``[B * H * T, T]``, in float32 under autocast too:
+    eight bits of a product of 100 are half a nat."""
     A_BHTD = states.float().unflatten(-1, (heads, -1)).transpose(1, 2)
-    products = A_BHTD @ A_BHTD.transpose(-2, -1) / math.sqrt(A_BHTD.shape[-1])
+    with torch.autocast(states.device.type, enabled=False):
+        products = A_BHTD @ A_BHTD.transpose(-2, -1) / math.sqrt(A_BHTD.shape[-1])
     return F.log_softmax(products, dim=-1).flatten(0, 2)
 
 

@@ -8,8 +8,9 @@ serves any number of adapters, each a few megabytes. Merging B A into the base w
 weights dense, so nothing here merges.
 
 An adapter has learned to correct one set of ternary weights. Its folder therefore holds, beside
-PEFT's own files, the base's threshold version and a checksum of its codes and scales, and does
-not go onto a base with others.
+PEFT's own files, the base's threshold version and a checksum of the weights that its codes and
+scales are made from, and does not go onto a base with others. Codes and scales themselves would not
+do: a GPU, or another processor, sums in another order, and the last bit of a scale with it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -85,7 +87,8 @@ def train_lora(model: PeftModel, lesson: Lesson, folder: Path, progress: Progres
             "threshold": train.threshold.model_copy(update={"share": 0.0}),
         }
     )
-    return train_arm("ternary", model, replace(lesson, train=at_once), folder, progress)
+    lesson = replace(lesson, train=at_once, new_norms=False)
+    return train_arm("ternary", model, lesson, folder, progress)
 
 
 def save_lora(model: PeftModel, folder: Path) -> None:
@@ -121,7 +124,6 @@ def load_lora(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -
             allowed=f"kind {KIND!r}, format {FORMAT}",
             next_step="give a folder that save_lora has written",
         )
-    _freeze(base)
     ThresholdVersion.from_json(value.get("threshold"), str(path)).require(
         _threshold(base), str(folder)
     )
@@ -131,6 +133,7 @@ def load_lora(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -
             f"this one has {found}",
             next_step="give the ternary model that the adapter was trained on, or train it again",
         )
+    _freeze(base)
     try:
         with _older_names():
             return peft.PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
@@ -142,11 +145,11 @@ def load_lora(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -
 
 
 def base_checksum(base: nn.Module) -> int:
-    """CRC-32 of the codes and scales of all ternary layers, in the model's order."""
+    """CRC-32 of the master weights and learned scales of all ternary layers, in their order."""
     total = 0
     for _, layer in bit_linears(base):
-        for tensor in layer.ternarized():
-            total = zlib.crc32(tensor.cpu().contiguous().numpy(), total)
+        for tensor in (layer.weight, *([] if layer.alpha is None else [layer.alpha])):
+            total = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy(), total)
     return total
 
 

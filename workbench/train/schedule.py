@@ -48,7 +48,8 @@ class Schedule:
         self.train, self.arm = train, arm
         self.sub_norm_end = round(train.sub_norm_warmup.share * train.steps) if new_norms else 0
         self.warmup_end = self.sub_norm_end + round(train.warmup.share * train.steps)
-        self.threshold_end = self.warmup_end + round(train.threshold.share * train.steps)
+        end = self.warmup_end + round(train.threshold.share * train.steps)
+        self.threshold_end = min(end, train.steps)  # rounded up twice, it would lie beyond
         ternary_lr = train.ternary_lr or train.lr
         self.peak_lr = ternary_lr if arm == "ternary" else train.lr
         self.second_from: float = math.inf

@@ -88,6 +88,7 @@ class ArmTrainer(Trainer):
     loss_sum: next-token losses of the last step's batches, where a teacher changes the objective.
     tokens, batch_crc: tokens of the last optimizer step, and the CRC-32 of their ids.
     gradients: norms of the last optimizer step, before clipping.
+    lr: rate of the first group in the last optimizer step, the guard's factor in it.
     """
 
     def __init__(
@@ -113,8 +114,16 @@ class ArmTrainer(Trainer):
         """Start to count anew."""
         self.tokens, self.batch_crc = 0, 0
         self.loss_sum: torch.Tensor | float = 0.0
+        self.lr = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else 0.0
         if self.teacher:
             self.teacher.reset()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """To the trackers, with the rate that the step was made with: the scheduler's own value,
+        which ``transformers`` puts there, knows nothing of the guard."""
+        if "learning_rate" in logs:
+            logs["learning_rate"] = self.lr
+        super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The sequences in their own order, which is the training order."""

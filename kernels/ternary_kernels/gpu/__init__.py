@@ -6,6 +6,8 @@ activations            :func:`quantize` (with RMSNorm), :func:`quantize_gated`
 weights                :func:`pack_weights`, :func:`pack_codes`, :func:`unpack_weights`,
                        :func:`unpack_codes`
 training               :class:`QATLinear`, :func:`keep_fresh`, :func:`qat_linear`
+a whole model          :class:`.llama.LlamaGpu`: cache, attention, CUDA graphs; with it
+                       :mod:`.int8`, :mod:`.norm`, :mod:`.attention`, :mod:`.graphs`
 =====================  ==================================================================
 
 >>> weight = to_device(PackedTernary.from_float(matrix), "cuda")

@@ -31,7 +31,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import GROUP, OPTIONS, dot_half, load_codes, load_scale, one_scale, widen
+from .layout import (
+    GROUP,
+    OPTIONS,
+    dot_half,
+    load_codes,
+    load_scale,
+    one_scale,
+    wait_for_inputs,
+    widen,
+)
 
 SUMS_AT_ONCE = tl.constexpr(16)
 
@@ -67,6 +76,7 @@ def int8_kernel(
     GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr,
     EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs()
     tile_m, tile_n, split = _program(M, N, SPLITS, BM, BN)
     m = tile_m * BM + tl.arange(0, BM)
     n = tile_n * BN + tl.arange(0, BN)
@@ -115,6 +125,7 @@ def half_kernel(
     GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr,
     EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs()
     tile_m, tile_n, split = _program(M, N, SPLITS, BM, BN)
     m = tile_m * BM + tl.arange(0, BM)
     n = tile_n * BN + tl.arange(0, BN)
@@ -151,6 +162,7 @@ def add_splits_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """y = (sum of the partial sums, in order) * scale * undo + bias, one row and BLOCK columns."""
+    wait_for_inputs()
     blocks = tl.cdiv(N, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     n = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .layout import GROUP, OPTIONS, dot4, load_scale, one_scale
+from .layout import GROUP, OPTIONS, dot4, load_scale, one_scale, wait_for_inputs
 
 
 @triton.jit
@@ -29,6 +29,7 @@ def gemv_kernel(
     GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """q_ptr, w_ptr: int32 words; BLOCKS: blocks of 16 inputs at a time, a multiple of 8."""
+    wait_for_inputs()
     owner = tl.program_id(0)
     r = tl.arange(0, 16)
     w_ptr += owner.to(tl.int64) * KB * 16

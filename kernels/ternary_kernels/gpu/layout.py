@@ -20,6 +20,9 @@ compute the same in Triton.
 
 from __future__ import annotations
 
+import os
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,10 +33,16 @@ MAX_K = 131072
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
+# TERNARY_GPU_PDL=1 (read when this is imported; sm_90 and newer): programmatic dependent launch.
+# A kernel may be started while the one before it still runs, and waits for its end before it
+# touches memory, so that starting costs nothing in between. Off until it is measured.
+PDL = os.environ.get("TERNARY_GPU_PDL") == "1" and not INTERPRETED
+
 # Every launch passes these. Without fusion a*b + c is rounded twice, as in the references.
-OPTIONS = {"enable_fp_fusion": False}
+OPTIONS = {"enable_fp_fusion": False} | ({"launch_pdl": True} if PDL else {})
 
 _EMULATE = tl.constexpr(INTERPRETED)
+_PDL = tl.constexpr(PDL)
 _UNPACK_ASM = tl.constexpr(
     """{
     .reg .b32 shifted;
@@ -58,6 +67,14 @@ _CENTRE_ASM = tl.constexpr(
 # 1.5 * 2**23: adding it leaves a float32 no fraction bits, so the hardware's own rounding
 # (half to even) does the work, for |x| < 2**22.
 _TO_INTEGER = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def wait_for_inputs():
+    """The first statement of every kernel: nothing is read or written before it; see PDL."""
+    if _PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -145,10 +162,39 @@ def dot4(codes, x, total):
 
 
 @triton.jit
+def dot4_signed(w, x, total):
+    """int32 total + the sum over four bytes of w times x, both signed."""
+    if _EMULATE:
+        for byte in tl.static_range(4):
+            total += ((w << (24 - 8 * byte)) >> 24) * ((x << (24 - 8 * byte)) >> 24)
+        return total
+    return tl.inline_asm_elementwise(
+        "dp4a.s32.s32 $0, $1, $2, $3;",
+        "=r,r,r,r",
+        [w, x, total],
+        dtype=tl.int32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
 def interleaved(k):
     """Where the value of input k stands in a row of quantised activations."""
     inside = k % 128
     return k - inside + ((inside // 4) % 4) * 32 + (inside // 16) * 4 + inside % 4
+
+
+def interleave(x: Tensor) -> Tensor:
+    """x [M, K] in interleaved order, padded with zeros to whole groups of 128."""
+    M, K = x.shape
+    x = torch.nn.functional.pad(x, (0, -K % GROUP))
+    return x.unflatten(1, (-1, 8, 4, 4)).transpose(2, 3).reshape(M, -1)
+
+
+def natural_order(x: Tensor, K: int) -> Tensor:
+    """Inverse of :func:`interleave`: [M, 128 G] -> [M, K]."""
+    return x.unflatten(1, (-1, 4, 8, 4)).transpose(2, 3).reshape(x.shape[0], -1)[:, :K]
 
 
 def one_scale(row_scales: Tensor) -> bool:

@@ -14,7 +14,7 @@ from ..weights import PackedTernary
 from . import checks
 from .gemm import launch_gemm
 from .gemv import launch_gemv
-from .layout import GROUP
+from .layout import GROUP, interleave
 from .quantize import QuantizedRows, quantize
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -65,7 +65,7 @@ def linear_half(
         checks.vector(bias, N, "bias", x)
     y = x.new_empty((x.shape[0], N))
     if x.shape[0]:
-        launch_gemm(_interleave(x), None, None, tiles, row_scales, bias, y)
+        launch_gemm(interleave(x), None, None, tiles, row_scales, bias, y)
     return y
 
 
@@ -114,13 +114,6 @@ def to_device(weight: PackedTernary, device: torch.device | str) -> PackedTernar
         weight.row_scales.to(device),
         weight.scale.to(device),
     )
-
-
-def _interleave(x: Tensor) -> Tensor:
-    """x [M, K] in interleaved order, padded with zeros to whole groups of 128."""
-    M, K = x.shape
-    x = torch.nn.functional.pad(x, (0, -K % GROUP))
-    return x.unflatten(1, (-1, 8, 4, 4)).transpose(2, 3).reshape(M, -1)
 
 
 def _check_width(x: Tensor, K: int) -> None:

@@ -19,7 +19,15 @@ from torch import Tensor
 from .. import packing
 from ..weights import PackedTernary, _kernel_scales
 from . import checks
-from .layout import GROUP, OPTIONS, ROW_GROUP, load_scale, one_scale, round_half_even
+from .layout import (
+    GROUP,
+    OPTIONS,
+    ROW_GROUP,
+    load_scale,
+    one_scale,
+    round_half_even,
+    wait_for_inputs,
+)
 
 GRANULARITIES = {"tensor": 0, "row": 1, "group": 2}
 ROUNDINGS = {"half_even": 0, "half_up": 1, "half_away": 2}
@@ -28,6 +36,7 @@ BLOCKS = 16  # blocks of 16 inputs that a packing program takes: 1 KB of codes
 
 @triton.jit
 def abs_sums_kernel(w_ptr, sums_ptr, K, G, GROUPED: tl.constexpr, BLOCK: tl.constexpr):
+    wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, K, BLOCK):
@@ -49,6 +58,7 @@ def pack_kernel(
     CODES: tl.constexpr, GRANULARITY: tl.constexpr, ROUNDING: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """One row group and BLOCKS blocks: tile [BLOCKS, 16 rows, 4 bytes], stored as it lies."""
+    wait_for_inputs()
     chunks = tl.cdiv(KB, BLOCKS)
     owner = (tl.program_id(0) // chunks).to(tl.int64)
     kb = (tl.program_id(0) % chunks * BLOCKS + tl.arange(0, BLOCKS))[:, None, None]
@@ -88,6 +98,7 @@ def unpack_kernel(
     SCALED: tl.constexpr, GROUPED: tl.constexpr, ONE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Dense weights of one row group and BLOCK inputs, codes alone (w + 1) or code * scale."""
+    wait_for_inputs()
     chunks = tl.cdiv(K, BLOCK)
     owner = (tl.program_id(0) // chunks).to(tl.int64)
     k = (tl.program_id(0) % chunks * BLOCK + tl.arange(0, BLOCK))[None, :]

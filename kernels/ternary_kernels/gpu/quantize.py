@@ -9,7 +9,8 @@ rounds; the second reading comes out of L1. Formulas (BitNet b1.58, arXiv 2402.1
 
 and with ``gated`` input [gate, up] (two halves of the row) x = act(gate) * up, act(g) either
 g * sigmoid(g) or relu(g)^2, before the norm. gate * up cannot be part of the product's epilogue:
-the scale needs the whole row, and its columns belong to many programs.
+the scale needs the whole row, and its columns belong to many programs. With ``add`` the rows of
+a residual stream are summed on the way (x + add, kept in float32): a launch less a layer.
 
 A row that holds NaN or Inf gets undo = NaN, so every output computed from it is NaN.
 
@@ -33,7 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import checks
-from .layout import GROUP, OPTIONS, interleaved, round_half_even
+from .layout import GROUP, OPTIONS, interleaved, round_half_even, wait_for_inputs
 
 ACTIVATIONS = {"none": 0, "silu": 1, "relu2": 2}
 DW_SLABS = 64
@@ -52,9 +53,11 @@ class QuantizedRows(NamedTuple):
 
 
 @triton.jit
-def _value(x_ptr, k, K, ACT: tl.constexpr):
-    """x, or act(gate) * up, in float32; zero beyond K."""
+def _value(x_ptr, add_ptr, k, K, ACT: tl.constexpr, ADD: tl.constexpr):
+    """x, x + add, or act(gate) * up, in float32; zero beyond K."""
     x = tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+    if ADD:
+        x += tl.load(add_ptr + k, mask=k < K, other=0.0).to(tl.float32)
     if ACT == 1:
         x = tl.div_rn(x, 1.0 + tl.exp(-x)) * tl.load(x_ptr + K + k, mask=k < K, other=0.0).to(
             tl.float32
@@ -67,21 +70,26 @@ def _value(x_ptr, k, K, ACT: tl.constexpr):
 
 @triton.jit
 def quantize_rows_kernel(
-    x_ptr, w_ptr, q_ptr, undo_ptr, sums_ptr, rstd_ptr, K, G, x_stride, eps,
-    ACT: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, add_ptr, w_ptr, q_ptr, undo_ptr, sums_ptr, rstd_ptr, total_ptr, K, G, x_stride, eps,
+    ACT: tl.constexpr, ADD: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_stride
+    if ADD:
+        add_ptr += row * K
     at = tl.arange(0, BLOCK)
     largest = tl.zeros((BLOCK,), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
     poison = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, K, BLOCK):
-        x = _value(x_ptr, start + at, K, ACT)
-        poison += x * 0.0  # NaN as soon as one value is NaN or Inf
+        x = _value(x_ptr, add_ptr, start + at, K, ACT, ADD)
+        if ADD:
+            tl.store(total_ptr + row * K + start + at, x, mask=start + at < K)
         if NORM:
             squares += x * x
             x *= tl.load(w_ptr + start + at, mask=start + at < K, other=0.0).to(tl.float32)
+        poison += x * 0.0  # NaN as soon as one value, or the norm's weight, is NaN or Inf
         largest = tl.maximum(largest, tl.abs(x))
     absmax = tl.max(largest, 0)
     rstd = 1.0
@@ -95,7 +103,7 @@ def quantize_rows_kernel(
     factor = tl.div_rn(1.0, absmax) * 127.0  # as torch evaluates 127 / absmax
     tl.store(undo_ptr + row, tl.div_rn(absmax, 127.0) + tl.sum(poison, 0))
     for start in range(0, K, BLOCK):
-        x = _value(x_ptr, start + at, K, ACT)
+        x = _value(x_ptr, add_ptr, start + at, K, ACT, ADD)
         if NORM:
             x = (
                 x
@@ -112,6 +120,7 @@ def quantize_rows_kernel(
 
 @triton.jit
 def dequantize_rows_kernel(q_ptr, undo_ptr, y_ptr, K, G, BLOCK: tl.constexpr):
+    wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     undo = tl.load(undo_ptr + row)
     for start in range(0, K, BLOCK):
@@ -123,6 +132,7 @@ def dequantize_rows_kernel(q_ptr, undo_ptr, y_ptr, K, G, BLOCK: tl.constexpr):
 
 @triton.jit
 def rms_norm_dx_kernel(dy_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, K, BLOCK: tl.constexpr):
+    wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     rstd = tl.load(rstd_ptr + row)
@@ -147,6 +157,7 @@ def rms_norm_dx_kernel(dy_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, K, BLOCK: tl.cons
 def rms_norm_dw_kernel(
     dy_ptr, x_ptr, rstd_ptr, partial_ptr, M, K, rows_each, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
+    wait_for_inputs()
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slab = tl.program_id(1)
     first = slab * rows_each
@@ -167,22 +178,48 @@ def quantize_rows(
     x: Tensor, norm_weight: Tensor | None, eps: float, activation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x [M, K] (or [M, 2K] with an activation) -> q, undo, sums, rstd; see QuantizedRows."""
+    return _launch(x, None, norm_weight, eps, activation)[:4]
+
+
+@torch.library.custom_op("ternary_gpu::add_quantize_rows", mutates_args=())
+def add_quantize_rows(
+    x: Tensor, add: Tensor, norm_weight: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, add [M, K] -> q, undo, sums of norm(x + add), and x + add in float32."""
+    if add.shape != x.shape or add.dtype not in checks.FLOATS:
+        raise ValueError(
+            f"add is {add.dtype} {tuple(add.shape)}; allowed: a float tensor {tuple(x.shape)}"
+        )
+    checks.same_device(add, "add", x)
+    q, undo, sums, _, total = _launch(x, add.contiguous(), norm_weight, eps, "none")
+    return q, undo, sums, total
+
+
+@add_quantize_rows.register_fake
+def _(x, add, norm_weight, eps):
+    outputs = _quantize_rows_outputs(x, norm_weight, "none")
+    return *outputs[:3], x.new_empty(x.shape, dtype=torch.float32)
+
+
+def _launch(x, add, norm_weight, eps, activation) -> tuple[Tensor, ...]:
+    """q, undo, sums, rstd, and x + add where something is added."""
     q, undo, sums, rstd = outputs = _quantize_rows_outputs(x, norm_weight, activation)
     M, G = sums.shape
     K = x.shape[1] if activation == "none" else x.shape[1] // 2
     checks.rows(x, "x")
     if norm_weight is not None:
         checks.vector(norm_weight, K, "norm_weight", x)
+    total = None if add is None else x.new_empty((M, K), dtype=torch.float32)
     if M == 0:
-        return outputs
+        return *outputs, total
     x = x if x.stride(1) == 1 else x.contiguous()
     block = min(triton.next_power_of_2(G * GROUP), 8192)
     quantize_rows_kernel[(M,)](
-        x, norm_weight, q, undo, sums, rstd, K, G, x.stride(0), eps,
-        ACT=ACTIVATIONS[activation], NORM=norm_weight is not None, BLOCK=block,
-        num_warps=max(1, min(16, block // 512)), **OPTIONS,
+        x, add, norm_weight, q, undo, sums, rstd, total, K, G, x.stride(0), eps,
+        ACT=ACTIVATIONS[activation], ADD=add is not None, NORM=norm_weight is not None,
+        BLOCK=block, num_warps=max(1, min(16, block // 512)), **OPTIONS,
     )  # fmt: skip
-    return outputs
+    return *outputs, total
 
 
 def _quantize_rows_outputs(x, norm_weight, activation):
@@ -254,6 +291,14 @@ def quantize(x: Tensor, norm_weight: Tensor | None = None, eps: float = 1e-5) ->
     Not differentiable by itself: training goes through :func:`ternary_kernels.gpu.qat_linear`.
     """
     return QuantizedRows(*quantize_rows(checks.matrix(x), norm_weight, eps, "none")[:3])
+
+
+def add_quantize(
+    x: Tensor, add: Tensor, norm_weight: Tensor | None = None, eps: float = 1e-5
+) -> tuple[QuantizedRows, Tensor]:
+    """Quantise norm(x + add) of two [M, K]; the rows, and x + add in float32 for what follows."""
+    q, undo, sums, total = add_quantize_rows(x, add, norm_weight, eps)
+    return QuantizedRows(q, undo, sums), total
 
 
 def quantize_gated(

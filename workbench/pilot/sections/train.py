@@ -123,7 +123,11 @@ class Train(Section):
     second_stage: SecondStage = SecondStage()
     distillation: Distillation = Distillation()
     guard: Guard = Guard()
-    evaluations: Count = Field(6, description="evaluations of each arm, evenly spread")
+    evaluations: Count = Field(
+        6,
+        description="evaluations of each arm, evenly spread; "
+        "at most as many more, where a pass over the corpus ends",
+    )
     eval_sequences: Count = Field(32, description="held-out sequences of each evaluation")
     save_every: Count = Field(200, description="steps between checkpoints")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the computation")

@@ -1,0 +1,110 @@
+"""The workbench's ternary layer on the fused kernels against its plain path. See check_products."""
+
+import pytest
+import torch
+from ternary_kernels.gpu import layout
+
+from workbench.ternary import ThresholdVersion
+from workbench.ternary.bitlinear import BitLinear
+from workbench.ternary.fused import layer_reason
+
+DEVICE = "cpu" if layout.INTERPRETED else "cuda"
+
+
+def layers(**options):
+    """The same layer twice: as it is, and kept on the plain path."""
+    torch.manual_seed(3)
+    threshold = ThresholdVersion(granularity=options.pop("granularity", "tensor"))
+    made = BitLinear(60, 24, threshold=threshold, device=DEVICE, **options)
+    plain = BitLinear(60, 24, threshold=threshold, device=DEVICE, **options)
+    plain.load_state_dict(made.state_dict())
+    plain._fuses = False
+    assert made._fuses and layer_reason(made) is None
+    return made, plain
+
+
+def results(layer, x):
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    y.square().sum().backward()
+    gradients = [p.grad for p in layer.parameters()]
+    layer.zero_grad()
+    return [y.detach(), x.grad, *gradients]
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group128"])
+@pytest.mark.parametrize("sub_norm", [False, True])
+def test_fused_and_plain_agree(granularity, sub_norm):
+    fused, plain = layers(granularity=granularity, sub_norm=sub_norm)
+    x = torch.randn(2, 5, 60, device=DEVICE)
+    for ours, theirs in zip(results(fused, x), results(plain, x), strict=True):
+        assert (ours - theirs).norm() <= (1e-2 if sub_norm else 1e-4) * theirs.norm()
+    fused.eval(), plain.eval()
+    with torch.inference_mode():
+        assert (fused(x) - plain(x)).norm() <= 1e-2 * plain(x).norm()
+    codes, _ = fused.ternarized()
+    assert set(codes.unique().tolist()) <= {-1, 0, 1}
+
+
+def test_packed_weights_are_kept_for_a_step_and_the_ramp_is_plain():
+    fused, _ = layers()
+    fused.reuse = True
+    x = torch.randn(3, 60, device=DEVICE)
+    fused(x)
+    kept = fused._kept.value
+    fused(x).sum().backward()
+    assert fused._kept.value is kept
+    fused.forget()
+    fused(x)
+    assert fused._kept.value is not kept
+    fused.strength = 0.5
+    half = fused(x)
+    fused.strength = 0.0
+    assert torch.equal(fused(x), torch.nn.functional.linear(x, fused.weight, fused.bias))
+    assert not torch.equal(half, fused(x))
+
+
+def test_autocast_reaches_the_fused_path():
+    fused, _ = layers()
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        y = fused(torch.randn(3, 60, device=DEVICE))
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16 and fused.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"threshold": ThresholdVersion("twn")}, "rule twn has no fused kernel"),
+        ({"threshold": ThresholdVersion(), "activations": "none"}, "unquantised activations"),
+    ],
+)
+def test_what_has_no_kernel_takes_the_plain_path_and_says_why(options, reason):
+    layer = BitLinear(60, 24, device=DEVICE, **options)
+    assert not layer._fuses and reason in layer_reason(layer)
+    assert layer(torch.ones(2, 60, device=DEVICE)).isfinite().all()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.filterwarnings("ignore")  # of torch's own set-up of one process
+def test_fully_sharded_over_one_process(tmp_path):
+    """FSDP2 exchanges the parameters around each pass; the fused layer sees whole ones."""
+    from torch.distributed.fsdp import fully_shard
+
+    fused, plain = layers()
+    torch.distributed.init_process_group(
+        "gloo" if DEVICE == "cpu" else "nccl",
+        init_method=f"file://{tmp_path}/store", rank=0, world_size=1,
+    )  # fmt: skip
+    try:
+        mesh = torch.distributed.init_device_mesh(DEVICE, (1,))
+        fully_shard(fused, mesh=mesh)
+        x = torch.randn(3, 60, device=DEVICE)
+        y = fused(x)
+        assert (y - plain(x)).norm() <= 1e-4 * y.norm()
+        y.sum().backward()
+        gradient = fused.weight.grad.full_tensor()
+        plain(x).sum().backward()
+        assert (gradient - plain.weight.grad).norm() <= 1e-4 * gradient.norm()
+    finally:
+        torch.distributed.destroy_process_group()
