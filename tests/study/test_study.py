@@ -89,6 +89,13 @@ def test_widths_keep_depth_and_heads(records: dict[str, StageRecord]) -> None:
     assert (ternary["model_bytes"] < full["model_bytes"]).iloc[0]
 
 
+def test_rates_fall_with_the_width_where_the_pilot_says_so(pilot_file: Path) -> None:
+    resolved = resolve(pilot_file, ["study.width_lr_power=1.0", "train.ternary_lr=0.008"])
+    arms = {arm.name: arm.pilot.train for arm in STUDIES["parity"].arms(resolved)}
+    assert arms["full_precision_32"].lr == 5e-3
+    assert arms["ternary_64"].lr == 2.5e-3 and arms["ternary_64"].ternary_lr == 4e-3
+
+
 def test_every_size_has_tokens_in_proportion_to_its_parameters(
     records: dict[str, StageRecord],
 ) -> None:

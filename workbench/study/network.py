@@ -50,7 +50,7 @@ def shape_of_width(resolved: ResolvedPilot, width: int) -> Shape:
 
 
 def values_of_width(resolved: ResolvedPilot, width: int) -> dict[str, Any]:
-    """That network as an arm's values."""
+    """That network as an arm's values, with the rates that ``study.width_lr_power`` gives it."""
     fields = shape_of_width(resolved, width).config_fields()
     names = (
         "hidden_size",
@@ -59,4 +59,11 @@ def values_of_width(resolved: ResolvedPilot, width: int) -> dict[str, Any]:
         "num_key_value_heads",
         "head_dim",
     )
-    return {"model": {"overrides": {name: fields[name] for name in names}}}
+    pilot = resolved.pilot
+    own = preset_config(pilot.model, pilot.data.vocab_size, pilot.data.sequence_length).hidden_size
+    factor = (own / width) ** pilot.study.width_lr_power
+    rates = {"lr": pilot.train.lr, "ternary_lr": pilot.train.ternary_lr}
+    return {
+        "model": {"overrides": {name: fields[name] for name in names}},
+        "train": {name: rate * factor for name, rate in rates.items() if rate is not None},
+    }

@@ -86,4 +86,5 @@ def _values(resolved: ResolvedPilot, width: int) -> dict[str, Any]:
     train, length = resolved.pilot.train, resolved.pilot.data.sequence_length
     step_tokens = train.batch_size * train.gradient_accumulation * length
     tokens = per_parameter * shape_of_width(resolved, width).parameters
-    return {**values, "train": {"steps": max(1, round(tokens / step_tokens))}}
+    values["train"]["steps"] = max(1, round(tokens / step_tokens))
+    return values

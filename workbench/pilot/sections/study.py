@@ -46,6 +46,9 @@ class Study(Section):
     the size of a head stay, the feed-forward width and the number of heads follow."""
 
     seeds: Seeds = Field([1234], description="each arm is trained once for each")  # type: ignore[assignment]
+    width_lr_power: float = Field(
+        0.0, ge=0, description="a width's rates are those of train times (model's / it)^power"
+    )
     recipe: Recipe = Recipe()
     parity: Parity = Parity()
     size: Size = Size()
