@@ -27,7 +27,7 @@ class EndToEnd:
         """For the rehearsal."""
         shape = Shape(32, 48, 1, 2, 1, 40, 64)
         name = ("tiny", shape)
-        return cls(name, name, name, 5, 2, 2, 25e3, 2, (1,), 2)
+        return cls(name, name, name, 5, 2, 2, 25e3, 2, (1,), 1)
 
 
 @dataclass(frozen=True)

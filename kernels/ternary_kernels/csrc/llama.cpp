@@ -219,7 +219,6 @@ class Model {
                int where) {
     bool quantize = false, floats = false;
     for (const Weight* w : readers) (w->is_float() ? floats : quantize) = true;
-    worker.expect((*readers.begin())->tiles);
     worker.for_each(rows_, 1, [&](int m) {
       const float* from = x.data() + static_cast<size_t>(m) * static_cast<size_t>(K);
       if (!acts_->prepare(k, m, rows_, from, K, norm, eps, quantize, floats)) fail(where);

@@ -15,10 +15,6 @@ namespace {
 constexpr auto kSpinBeforeSleep = std::chrono::microseconds(200);
 // A step's last portion takes microseconds; longer means that its thread was interrupted.
 constexpr int kSpinsBeforeYield = 4000;
-// What a thread asks for while it waits: a fraction of its second-level cache, few lines at a
-// time so that it sees the end of the step at once.
-constexpr size_t kAheadBytes = 64 << 10;
-constexpr int kLinesASpin = 4;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -148,24 +144,8 @@ void Team::complete(uint32_t step, int items, int count) {
   next_.store(join(step + 1, 0), std::memory_order_release);
 }
 
-bool Team::ended(uint32_t step) const {
-  return high(next_.load(std::memory_order_acquire)) != step;
-}
-
-// Asking for bytes past the end of the data is harmless.
-void Worker::expect(const void* data) {
-  ahead_ = static_cast<const char*>(data) + static_cast<size_t>(id_) * kAheadBytes;
-  ahead_end_ = ahead_ + kAheadBytes;
-}
-
-void Worker::await_end(uint32_t step) {
-  spin_until([&] {
-    if (team_.ended(step)) return true;
-    for (int line = 0; line < kLinesASpin && ahead_ < ahead_end_; ++line, ahead_ += 64)
-      __builtin_prefetch(ahead_);
-    return false;
-  });
-  ahead_ = ahead_end_ = nullptr;
+void Team::await_end(uint32_t step) {
+  spin_until([&] { return high(next_.load(std::memory_order_acquire)) != step; });
 }
 
 int Worker::threads() const { return team_.size(); }

@@ -30,21 +30,14 @@ class Worker {
   template <class F>
   void for_each(int items, int portion, const F& f);
 
-  // What the step after the next one reads first. A thread that waits for the next one's end
-  // asks the memory for a piece of it meanwhile; all then find it in one of their caches.
-  void expect(const void* data);
-
   // At least `bytes` of this thread's own memory, 64-byte aligned, valid until the next call.
   void* scratch(size_t bytes);
   int threads() const;
 
  private:
-  void await_end(uint32_t step);
-
   Team& team_;
   int id_;
   uint32_t step_;
-  const char *ahead_ = nullptr, *ahead_end_ = nullptr;
 };
 
 class Team {
@@ -75,7 +68,7 @@ class Team {
 
   int claim(uint32_t step, int items, int portion);
   void complete(uint32_t step, int items, int count);
-  bool ended(uint32_t step) const;
+  void await_end(uint32_t step);
 
   std::mutex entry_;
   std::vector<std::thread> members_;
@@ -107,7 +100,7 @@ void Worker::for_each(int items, int portion, const F& f) {
     for (int i = from; i < to; ++i) f(i);
     team_.complete(step, items, to - from);
   }
-  await_end(step);
+  team_.await_end(step);
 }
 
 }  // namespace tk
