@@ -40,7 +40,7 @@ def gaps(record: StageRecord, language: str = "en") -> go.Figure:
         reason = reason_for(record, "gap_bits_per_byte")
         return why_not(say, title, reason or say("fig.no_rows"))
     found = sorted(found, key=lambda metric: -metric.value)
-    drawn = figure(say, title, say("axis.gap"), height=150 + 44 * len(found), log="x")
+    drawn = figure(say, title, say("axis.gap"), height=150 + 44 * len(found))
     drawn.add_scatter(
         x=[metric.value for metric in found],
         y=[say.label("arm", metric.labels["arm"]) for metric in found],
@@ -49,6 +49,7 @@ def gaps(record: StageRecord, language: str = "en") -> go.Figure:
         error_x=error_bars(found),
         hovertemplate="%{y}: %{x:.4g}<extra></extra>",
     )
+    drawn.add_vline(x=0, line={"color": "#3F4650", "dash": "dash", "width": 1.5})
     drawn.update_xaxes(showgrid=True)
     drawn.update_yaxes(type="category", autorange="reversed", dtick=1)
     return drawn
