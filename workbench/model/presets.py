@@ -102,7 +102,7 @@ class Shape:
         16 bytes a parameter (float32 weight, gradient, two Adam moments)
         + for the ternary arm a quantised copy of the linear weights in the computing precision
         + per token and block what the backward pass keeps: 8 hidden + 2 KV + 4 FFN values, and
-          4 hidden more in the ternary arm, where each product has its own quantised input
+          a hidden more in the ternary arm (q, k, v share one quantised input, and gate, up)
         + per token the logits, their log-probabilities and the gradient: 3 x 4 bytes a row of
           the vocabulary.
         With activation checkpointing a block keeps its float32 input alone, and one block at a
@@ -118,7 +118,7 @@ class Shape:
         states = ADAM_BYTES * self.parameters
         if ternary:
             states += bytes_per_value * self.linear_parameters
-            kept += 4 * self.hidden
+            kept += self.hidden
         blocks = tokens * self.layers * kept * bytes_per_value
         if checkpointing:
             blocks = tokens * (4 * self.layers * self.hidden + kept * bytes_per_value)

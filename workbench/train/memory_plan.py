@@ -135,7 +135,7 @@ def _kept_values(config: PretrainedConfig, ternary: bool) -> int:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv = getattr(config, "num_key_value_heads", heads) * size
     kept = 8 * config.hidden_size + 2 * kv + 4 * config.intermediate_size
-    return kept + 4 * config.hidden_size if ternary else kept
+    return kept + config.hidden_size if ternary else kept
 
 
 def _ternary_parameters(model: nn.Module, policy: Policy) -> int:
