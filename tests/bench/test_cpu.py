@@ -35,6 +35,7 @@ def test_every_row_of_every_precision_as_json() -> None:
     for name in ("decode, batch 8 over 1", "decode over bf16"):
         ratio = found[name, "ternary"]
         assert ratio["unit"] == "x" and ratio["n"] == 5 and ratio["lo"] <= ratio["value"]
+        assert ratio["roofline_pct"] > 0 and ratio["limit"].endswith("GB/s")
     resident = {p: found["weights resident", p]["value"] for p in ("ternary5", "ternary", "bf16")}
     assert resident["ternary5"] < resident["ternary"] < resident["bf16"] / 2
     assert found["time outside kernels", "ternary"]["unit"] == "%"

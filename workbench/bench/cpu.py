@@ -36,8 +36,6 @@ from workbench.errors import ConfigError
 PROMPT, OUTPUT, REPEATS, BATCH = 512, 64, 5, 8
 BATCHED = f"decode, batch {BATCH}"
 PATIENCE_S = 20.0
-IN_BATCHES = ("ternary", "int8")
-"""Filling eight slots with bf16 weights would take two minutes."""
 TIME_LIMIT_S = 600.0
 
 
@@ -143,24 +141,29 @@ class Limits:
         limit_s: float = math.inf,
     ) -> Iterator[Row]:
         """The row of ``tell``, and by how much ``one`` is the faster of the two: the median of
-        the ratios of neighbouring runs."""
+        the ratios of neighbouring runs, and how near ``one`` came to its own limit in them."""
         began = time.monotonic()
         found: list[tuple[float, float]] = []
         while len(found) < REPEATS and (not found or time.monotonic() - began < limit_s):
             found.append((rates(one.run, 1)[0], rates(other.run, 1)[0]))
         yield self._told(tell, [pair[tell is other] for pair in found])
-        yield row(name, *one.what, [ours / theirs for ours, theirs in found], "x")
+        ratio = row(name, *one.what, [ours / theirs for ours, theirs in found], "x")
+        yield self._held(ratio, one.work, statistics.median(ours for ours, _ in found))
 
     def _told(self, it: Contender, values: list[float]) -> Row:
         found = row(it.name, *it.what, values, "tokens/s")
         self.bandwidths.append(read_bandwidth_gbps(self.threads))
         self.peaks.append(int8_peak_gmacs(self.threads))
-        if it.work.bytes_per_token:
+        return self._held(found, it.work, found.value)
+
+    def _held(self, found: Row, work: Work, tokens_per_s: float) -> Row:
+        """The row beside what the limits around it allow for this work."""
+        if work.bytes_per_token:
             limit = statistics.mean(self.bandwidths[-2:])
-            used, text = it.work.bytes_per_token * found.value / 1e9, f"{limit:.1f} GB/s"
-        elif it.work.macs_per_token:
+            used, text = work.bytes_per_token * tokens_per_s / 1e9, f"{limit:.1f} GB/s"
+        elif work.macs_per_token:
             limit = statistics.mean(self.peaks[-2:])
-            used, text = it.work.macs_per_token * found.value / 1e9, f"{limit:.0f} GMAC/s"
+            used, text = work.macs_per_token * tokens_per_s / 1e9, f"{limit:.0f} GMAC/s"
         else:
             return found
         return replace(found, roofline_pct=100 * used / limit, limit=text)
@@ -198,12 +201,13 @@ class ModelBench:
     def rows(self) -> Iterator[Row]:
         yield self.row("prefill 512", PATIENCE_S)
         yield self.row("decode")
-        if self.precision in IN_BATCHES:
+        if (
+            self.precision == "ternary"
+        ):  # filling eight slots takes the others half a minute and more
             for slot in range(1, BATCH):
                 self._prefill(slot)
             pair = self.contender(BATCHED), self.contender("decode")
             yield from self.limits.in_turns(*pair, tell=pair[0], name=f"{BATCHED} over 1")
-        if self.precision == "ternary":
             yield row("time outside kernels", *self.what, self._overhead(), "%")
             self._prefill()
         yield self.resident()
