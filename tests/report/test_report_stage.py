@@ -8,8 +8,11 @@ import sys
 import pytest
 
 from workbench.errors import GateError
+from workbench.pilot.spec import Pilot
+from workbench.report.verdict import caveats
 from workbench.runner.pilot_run import raise_failed_gates
 
+PILOT = Pilot(name="taught", question="?")
 BROKEN = """
     - {metric: decode_speedup, labels: {source: probe}, at_least: 9.0, on_fail: stop}
     - {metric: memory_ratio, labels: {arm: ternary, source: probe}, at_least: 9.0}
@@ -27,6 +30,14 @@ def test_tables_metric_and_verdict_are_recorded(shared_run) -> None:
     assert [c["code"] for c in verdict["caveats"]] == [
         "caveat.trained", "caveat.probe", "caveat.assumed_load",
     ]  # fmt: skip
+
+
+def test_a_gap_with_a_teacher_behind_it_says_so(make_run) -> None:
+    run = make_run()
+    records = run.records()
+    records["train_qat"].facts["distillation"] = {"teacher": "the full-precision arm"}
+    codes = [sentence.code for sentence in caveats(records, PILOT)]
+    assert codes[:2] == ["caveat.trained", "caveat.taught"]
 
 
 def test_a_broken_gate_that_must_hold_stops_the_run(make_run) -> None:

@@ -74,6 +74,8 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     if trained and trained.value:
         model = pilot.model.checkpoint or pilot.model.preset
         found.append(Sentence("caveat.trained", {"model": model, "tokens": trained.value}))
+    if "train_qat" in records and "distillation" in records["train_qat"].facts:
+        found.append(Sentence("caveat.taught"))
     probe = records["readiness"].metric("decode_speedup") if "readiness" in records else None
     if probe and probe.value:
         found.append(Sentence("caveat.probe", {"shape": probe.labels.get("shape", "")}))
