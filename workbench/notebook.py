@@ -19,7 +19,6 @@ from workbench.records.run import open_folder, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import describe
 from workbench.stages.execute import execute
-from workbench.study.run import run_study
 
 REFRESH_S = 0.5
 
@@ -51,6 +50,8 @@ def stage(
 
 def study(name: str, pilot: str | Path, overrides: Sequence[str] = ()) -> StageRecord:
     """The record of study ``name`` of a pilot; trainings that are finished are loaded."""
+    from workbench.study.run import run_study  # all of training: seconds that no stage should wait
+
     _plain_errors()
     block = LiveBlock()
     resolved = resolve(pilot, overrides)

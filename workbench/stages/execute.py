@@ -64,10 +64,11 @@ def execute(
             return record
         _prepare(folder, key, force)
         record = StageRecord(name, folder, key, started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-        began = time.monotonic()
         progress.event("started", text=STAGES[name].decides)
         try:
-            STAGES[name].run(StageContext(resolved.pilot, record, progress, upstream))
+            run_stage = STAGES[name].run  # imports torch and more: seconds that are not the stage's
+            began = time.monotonic()
+            run_stage(StageContext(resolved.pilot, record, progress, upstream))
             record.duration_s = round(time.monotonic() - began, 2)
             record.save()
         except BaseException as error:
