@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
-from workbench.bench import cpu, cpu_peers
-from workbench.bench.cpu_rows import rates
+from workbench.bench import cpu, cpu_peers, cpu_turns
+from workbench.bench.cpu_turns import Contender, Limits, Turns
 from workbench.errors import ConfigError, StageError
 
 
@@ -55,9 +58,54 @@ def test_peers_without_their_packages_are_refused(monkeypatch: pytest.MonkeyPatc
         cpu.bench_cpu("tiny", 1, peers=True)
 
 
-def test_a_run_that_takes_too_long_is_the_last() -> None:
-    assert len(rates(lambda: 1, 5, 0.0)) == 1
-    assert len(rates(lambda: 1, 5, 60.0)) == 5
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A contender's run tells its rate instead of being timed."""
+    monkeypatch.setattr(cpu_turns, "_tokens_per_s", lambda run: run())
+
+
+def contender(name: str, tokens_per_s: list[float], **work: float) -> Contender:
+    return Contender(name, ("test", "none", 1), partial(next, iter(tokens_per_s)), **work)
+
+
+@pytest.mark.usefixtures("told")
+def test_a_round_that_takes_too_long_is_the_last() -> None:
+    limits = Limits(1)
+    one = contender("one", [1e5] * 6)
+    assert Turns(limits, one, limit_s=0).row(one).n == 1
+    assert Turns(limits, one, limit_s=60).row(one).n == 5
+
+
+@pytest.mark.usefixtures("told")
+def test_a_ratio_is_one_of_neighbours_and_held_against_the_limit_around_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine that halves its speed in the third round changes no ratio and no share."""
+    bandwidth = iter([40.0] + [40.0] * 4 + [20.0] * 6)
+    monkeypatch.setattr(cpu_turns, "read_bandwidth_gbps", lambda threads: next(bandwidth))
+    ours = contender("ours", [2e4, 2e4, 1e4, 1e4, 1e4], bytes_per_token=1e6)
+    theirs = contender("theirs", [1e4, 1e4, 5e3, 5e3, 5e3])
+    turns = Turns(Limits(1), ours, theirs)
+    ratio = turns.ratio("over", ours, theirs)
+    assert ratio.value == pytest.approx(2.0, rel=1e-9) and ratio.n == 5
+    assert ratio.roofline_pct == pytest.approx(50, rel=1e-9) and ratio.limit == "20.0 GB/s"
+    assert turns.row(theirs).roofline_pct is None
+
+
+def test_what_no_longer_fits_is_named_and_not_guessed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    @contextmanager
+    def no_peer(*_: object) -> Iterator[tuple]:
+        yield ()
+
+    monkeypatch.setattr(cpu, "_peer", no_peer)
+    monkeypatch.setattr(cpu, "TIME_LIMIT_S", 0.0)
+    monkeypatch.setattr(cpu_peers, "missing_packages", list)
+    rows = cpu.bench_cpu("tiny", 1, peers=True, say=[].append)
+    assert {row.precision for row in rows} == {"ternary", "bf16", ""}
+    said = capsys.readouterr().err
+    assert all(f"not measured: {kind}" in said for kind in cpu.NEEDS_S)
 
 
 needs_peers = pytest.mark.skipif(

@@ -1,10 +1,10 @@
 """``workbench bench cpu``: how fast the kernels run here, and what bounds them.
 
 One process, one shape, random weights. Every row is the median of five runs (prompts of a
-model that needs more than ``PATIENCE_S`` for them: of fewer, and ``n`` says so). A shared
-machine changes within minutes: its read bandwidth and INT8 peak are measured right before and
-after each row, which is held against the mean of the two, and llama.cpp's runs take turns with
-ours where the two are compared, so that a ratio is one of neighbours.
+model that needs more than ``PATIENCE_S`` for them: of fewer, and ``n`` says so). What is
+compared takes turns (``cpu_turns``), llama.cpp with ours too. With peers everything ends within
+``TIME_LIMIT_S``: the comparisons that the project is judged by come first, and what no longer
+fits is named on standard error.
 
 Decode reads every weight and the cache of keys and values once a token: its limit is the
 bandwidth. Prefill multiplies: its limit is the INT8 dot-product peak (shown for integer
@@ -14,29 +14,29 @@ weights alone; half-precision weights multiply in float32).
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from ternary_kernels import PackedTernary, PackedTernary5, backend, set_threads
-from ternary_kernels.benchmarks import int8_peak_gmacs, read_bandwidth_gbps
 from ternary_kernels.llama import LINEARS, LlamaConfig, LlamaModel, create
 
 from workbench.bench import cpu_peers
-from workbench.bench.cpu_rows import HEADER, Row, Work, rates, row
+from workbench.bench.cpu_rows import HEADER, Row, row
+from workbench.bench.cpu_turns import REPEATS, Contender, Limits, Turns
 from workbench.engine.random_weights import random_weights
 from workbench.errors import ConfigError
 
-PROMPT, OUTPUT, REPEATS, BATCH = 512, 64, 5, 8
+PROMPT, OUTPUT, BATCH = 512, 64, 8
 BATCHED = f"decode, batch {BATCH}"
 PATIENCE_S = 20.0
 TIME_LIMIT_S = 600.0
+NEEDS_S = {"int8": 55, "TQ1_0": 45, "Q4_0": 50, "ternary5": 45, "Q8_0": 75}
+"""What is measured after the comparisons, and what it takes on two cores of a server."""
 
 
 def _shape(hidden: int, inter: int, layers: int, heads: int, kv: int, vocab: int) -> LlamaConfig:
@@ -83,90 +83,51 @@ def bench_cpu(
 
 def _all_rows(config: LlamaConfig, threads: int, peers: bool) -> Iterator[Row]:
     began, limits = time.monotonic(), Limits(threads)
-    with _bench(config, "ternary", threads, limits) as ternary:
-        yield from ternary.rows()
-        if peers:
-            yield from _against(ternary, "TQ2_0", 4 * PATIENCE_S)
-        with _bench(config, "bf16", threads, limits) as bf16:
-            yield bf16.row("prefill 512", PATIENCE_S)
-            pair = ternary.contender("decode"), bf16.contender("decode")
-            yield from limits.in_turns(*pair, tell=pair[1], name="decode over bf16")
-            yield bf16.resident()
-            if peers:
-                yield from _against(bf16, "F16", PATIENCE_S)
-    for precision in ("ternary5", "int8"):
-        with _bench(config, precision, threads, limits) as bench:
-            yield from bench.rows()
-    for kind in ("Q4_0", "Q8_0", "TQ1_0") if peers else ():
-        if time.monotonic() - began < TIME_LIMIT_S - _longest_peer_s(threads):
+    with _bench(config, "ternary", limits) as ternary:
+        yield from ternary.rows(against="TQ2_0" if peers else None)
+        yield from ternary.batch_rows()
+        with _bench(config, "bf16", limits) as bf16:
+            yield from _half_precision_rows(ternary, bf16, against="F16" if peers else None)
+    for kind, needs_s in NEEDS_S.items():
+        if kind in cpu_peers.PEERS and not peers:
+            continue
+        left_s = TIME_LIMIT_S - (time.monotonic() - began)
+        if peers and left_s < needs_s * (1.7 if threads == 1 else 1):
+            print(f"not measured: {kind}, {left_s:.0f} s are left of ten minutes", file=sys.stderr)
+        elif kind in cpu_peers.PEERS:
             with _peer(config, kind, threads) as (prefill, decode):
-                yield row(prefill.name, *prefill.what, rates(prefill.run, 1), "tokens/s")
-                yield limits.around(decode)
+                yield from Turns(limits, prefill, limit_s=0).rows()
+                yield from Turns(limits, decode).rows()
         else:
-            print(f"not measured: {kind}, the ten minutes are over", file=sys.stderr)
+            with _bench(config, kind, limits) as bench:
+                yield from bench.rows()
     what = (_engine(), "", threads)
     yield row("read bandwidth", *what, limits.bandwidths, "GB/s")
     yield row("INT8 peak", *what, limits.peaks, "GMAC/s")
 
 
-@dataclass(frozen=True)
-class Contender:
-    """Something that is timed. what: engine, precision, threads. run: returns its tokens."""
+def _half_precision_rows(
+    ternary: ModelBench, bf16: ModelBench, against: str | None
+) -> Iterator[Row]:
+    """The full-precision arm; ternary, bf16 and llama.cpp's ``against`` decode in turns."""
+    with _peer(bf16.core.config, against, bf16.limits.threads) as theirs:
+        yield from _compared(bf16.limits, bf16.prefill, *theirs[:1], limit_s=PATIENCE_S)
+        turns = Turns(bf16.limits, ternary.decode, bf16.decode, *theirs[1:])
+        yield turns.row(bf16.decode)
+        yield turns.ratio("decode over bf16", ternary.decode, bf16.decode)
+        for decode in theirs[1:]:
+            yield turns.row(decode)
+            yield turns.ratio(f"decode over {against}", bf16.decode, decode)
+        yield bf16.resident()
 
-    name: str
-    what: tuple[str, str, int]
-    run: Callable[[], int]
-    work: Work
 
-
-class Limits:
-    """The machine's limits, measured around each row."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-        self.bandwidths = [read_bandwidth_gbps(threads)]
-        self.peaks = [int8_peak_gmacs(threads)]
-
-    def around(self, it: Contender, limit_s: float = math.inf) -> Row:
-        """Its row, with the roofline of the measurements before and after it."""
-        return self._told(it, rates(it.run, REPEATS, limit_s))
-
-    def in_turns(
-        self,
-        one: Contender,
-        other: Contender,
-        *,
-        tell: Contender,
-        name: str,
-        limit_s: float = math.inf,
-    ) -> Iterator[Row]:
-        """The row of ``tell``, and by how much ``one`` is the faster of the two: the median of
-        the ratios of neighbouring runs, and how near ``one`` came to its own limit in them."""
-        began = time.monotonic()
-        found: list[tuple[float, float]] = []
-        while len(found) < REPEATS and (not found or time.monotonic() - began < limit_s):
-            found.append((rates(one.run, 1)[0], rates(other.run, 1)[0]))
-        yield self._told(tell, [pair[tell is other] for pair in found])
-        ratio = row(name, *one.what, [ours / theirs for ours, theirs in found], "x")
-        yield self._held(ratio, one.work, statistics.median(ours for ours, _ in found))
-
-    def _told(self, it: Contender, values: list[float]) -> Row:
-        found = row(it.name, *it.what, values, "tokens/s")
-        self.bandwidths.append(read_bandwidth_gbps(self.threads))
-        self.peaks.append(int8_peak_gmacs(self.threads))
-        return self._held(found, it.work, found.value)
-
-    def _held(self, found: Row, work: Work, tokens_per_s: float) -> Row:
-        """The row beside what the limits around it allow for this work."""
-        if work.bytes_per_token:
-            limit = statistics.mean(self.bandwidths[-2:])
-            used, text = work.bytes_per_token * tokens_per_s / 1e9, f"{limit:.1f} GB/s"
-        elif work.macs_per_token:
-            limit = statistics.mean(self.peaks[-2:])
-            used, text = work.macs_per_token * tokens_per_s / 1e9, f"{limit:.0f} GMAC/s"
-        else:
-            return found
-        return replace(found, roofline_pct=100 * used / limit, limit=text)
+def _compared(limits: Limits, *contenders: Contender, limit_s: float = math.inf) -> Iterator[Row]:
+    """A row each, and by how much the first is faster than each of the others."""
+    turns = Turns(limits, *contenders, limit_s=limit_s)
+    yield from turns.rows()
+    ours, *others = contenders
+    for other in others:
+        yield turns.ratio(f"{ours.name} over {other.what[1]}", ours, other)
 
 
 class ModelBench:
@@ -183,47 +144,35 @@ class ModelBench:
             depth = (PROMPT + steps / 2) / core.context
             return core.weight_bytes / sequences + core.kv_bytes / core.slots * depth
 
-        self._contenders = {
-            it.name: it
-            for it in (
-                # Half-precision weights multiply in float32: the INT8 peak is no limit of theirs.
-                self._contender(
-                    "prefill 512",
-                    self._prefill,
-                    Work(macs_per_token=0.0 if precision == "bf16" else macs),
-                ),
-                self._contender("decode", self._decode, Work(read_bytes(1, OUTPUT))),
-                self._contender(BATCHED, self._decode_batch, Work(read_bytes(BATCH, OUTPUT // 4))),
-            )
-        }
+        # Half-precision weights multiply in float32: the INT8 peak is no limit of theirs.
+        macs = 0.0 if precision == "bf16" else macs
+        self.prefill = Contender("prefill 512", self.what, self._prefill, macs_per_token=macs)
+        self.decode = Contender("decode", self.what, self._decode, read_bytes(1, OUTPUT))
+        self.decode_batch = Contender(
+            BATCHED, self.what, self._decode_batch, read_bytes(BATCH, OUTPUT // 4)
+        )
         core.forward([7], [0], [0], True)  # warm: buffers made, weights mapped
 
-    def rows(self) -> Iterator[Row]:
-        yield self.row("prefill 512", PATIENCE_S)
-        yield self.row("decode")
-        if (
-            self.precision == "ternary"
-        ):  # filling eight slots takes the others half a minute and more
-            for slot in range(1, BATCH):
-                self._prefill(slot)
-            pair = self.contender(BATCHED), self.contender("decode")
-            yield from self.limits.in_turns(*pair, tell=pair[0], name=f"{BATCHED} over 1")
-            yield row("time outside kernels", *self.what, self._overhead(), "%")
-            self._prefill()
+    def rows(self, against: str | None = None) -> Iterator[Row]:
+        """Prefill, decode and memory, beside llama.cpp's type ``against`` where one is named."""
+        with _peer(self.core.config, against, self.limits.threads) as theirs:
+            patience_s = 4 * PATIENCE_S if against else PATIENCE_S
+            yield from _compared(self.limits, self.prefill, *theirs[:1], limit_s=patience_s)
+            yield from _compared(self.limits, self.decode, *theirs[1:])
         yield self.resident()
 
-    def row(self, name: str, limit_s: float = math.inf) -> Row:
-        return self.limits.around(self.contender(name), limit_s)
+    def batch_rows(self) -> Iterator[Row]:
+        """A batch beside one sequence, and what the engine around the kernels takes."""
+        for slot in range(1, BATCH):
+            self._prefill(slot)
+        turns = Turns(self.limits, self.decode_batch, self.decode)
+        yield turns.row(self.decode_batch)
+        yield turns.ratio(f"{BATCHED} over 1", self.decode_batch, self.decode)
+        yield row("time outside kernels", *self.what, self._overhead(), "%")
+        self._prefill()
 
     def resident(self) -> Row:
         return row("weights resident", *self.what, [self.core.weight_bytes / 1e9], "GB")
-
-    def contender(self, name: str) -> Contender:
-        """This model's ``prefill 512``, ``decode``, or decoding in batches."""
-        return self._contenders[name]
-
-    def _contender(self, name: str, run: Callable[[], int], work: Work) -> Contender:
-        return Contender(name, self.what, run, work)
 
     def _prefill(self, slot: int = 0) -> int:
         self.core.reset(slot)
@@ -294,43 +243,31 @@ def _base_3(weight: PackedTernary) -> PackedTernary5:
 
 
 @contextmanager
-def _bench(
-    config: LlamaConfig, precision: str, threads: int, limits: Limits
-) -> Iterator[ModelBench]:
+def _bench(config: LlamaConfig, precision: str, limits: Limits) -> Iterator[ModelBench]:
     with create(config, _weights(config, precision), BATCH, PROMPT + OUTPUT) as core:
         yield ModelBench(core, precision, limits)
 
 
 @contextmanager
-def _peer(config: LlamaConfig, kind: str, threads: int) -> Iterator[tuple[Contender, Contender]]:
-    """llama.cpp's ``prefill 512`` and ``decode`` over a file of random weights."""
+def _peer(config: LlamaConfig, kind: str | None, threads: int) -> Iterator[tuple[Contender, ...]]:
+    """llama.cpp's ``prefill 512`` and ``decode`` over a file of random weights; none without a
+    ``kind``."""
+    if kind is None:
+        yield ()
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{kind}.gguf"
         cpu_peers.write_file(path, config, kind)
         # Every weight once a token, and fp16 keys and values.
         kv = 4.0 * config.num_layers * config.num_kv_heads * config.head_dim
-        work = Work(bytes_per_token=path.stat().st_size + kv * (PROMPT + OUTPUT / 2))
+        read_bytes = path.stat().st_size + kv * (PROMPT + OUTPUT / 2)
         what = ("llama.cpp", kind, threads)
         with cpu_peers.Peer(path, threads, PROMPT, OUTPUT) as peer:
             yield (
-                Contender("prefill 512", what, peer.prefill, Work()),
-                Contender("decode", what, peer.decode, work),
+                Contender("prefill 512", what, peer.prefill),
+                Contender("decode", what, peer.decode, read_bytes),
             )
-
-
-def _against(bench: ModelBench, kind: str, patience_s: float) -> Iterator[Row]:
-    """llama.cpp's rows of ``kind``, and by how much ours are faster."""
-    with _peer(bench.core.config, kind, bench.limits.threads) as peer:
-        for theirs, limit_s in zip(peer, (patience_s, math.inf), strict=True):
-            name = f"{theirs.name} over {kind}"
-            ours = bench.contender(theirs.name)
-            yield from bench.limits.in_turns(ours, theirs, tell=theirs, name=name, limit_s=limit_s)
 
 
 def _engine() -> str:
     return " ".join(filter(None, (backend().name, backend().isa)))
-
-
-def _longest_peer_s(threads: int) -> float:
-    """What the slowest of the other peers takes on two cores of a server, file included."""
-    return 75.0 if threads > 1 else 110.0

@@ -1,12 +1,10 @@
-"""One row of the CPU benchmark, and how a row is measured and shown."""
+"""One row of the CPU benchmark, and how it is shown."""
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 
@@ -15,8 +13,8 @@ class Row:
     """A figure of the benchmark.
 
     value: the median of ``n`` runs; lo, hi: their extremes (of five runs: a 94 % interval of
-    the median). roofline_pct: of what the limit measured around this very row allows; None
-    where there is none. limit: that limit in words.
+    the median). roofline_pct: of what the limit measured around each run allows, the median;
+    None where there is none. limit: that limit in words, the median too.
     """
 
     name: str
@@ -49,26 +47,6 @@ HEADER = (
     f"{'what':24} {'engine':16} {'weights':8} {'thr':3} {'median':>10} {'unit':10} "
     f"{'from .. to':20} {'of limit':8} limit"
 )
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one token costs, for the roofline: bytes read, or integer multiply-adds."""
-
-    bytes_per_token: float = 0.0
-    macs_per_token: float = 0.0
-
-
-def rates(run: Callable[[], int], repeats: int, limit_s: float = math.inf) -> list[float]:
-    """Tokens a second of each of ``repeats`` runs; ``run`` returns the tokens it made. After
-    ``limit_s`` no other run is begun."""
-    found: list[float] = []
-    began = time.perf_counter()
-    while len(found) < repeats and (not found or time.perf_counter() - began < limit_s):
-        begin = time.perf_counter()
-        tokens = run()
-        found.append(tokens / (time.perf_counter() - begin))
-    return found
 
 
 def row(
