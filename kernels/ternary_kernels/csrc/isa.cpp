@@ -4,21 +4,21 @@
 
 namespace TK_NS {
 
-// Adds up 64-byte lines in four streams: the fastest plain read there is, and the roofline of
-// decode. Returns the sum so that the loads cannot be left out.
+// Adds up 64-byte lines in two streams: the fastest plain read there is, and the roofline of
+// decode. The hardware prefetcher alone is quickest here; asking ahead costs one thread a tenth.
+// Returns the sum so that the loads cannot be left out.
 uint64_t read_all(const void* data, size_t bytes) {
-  constexpr int kStreams = 4;
-  I sums[kStreams] = {izero(), izero(), izero(), izero()};
+  constexpr int kStreams = 2;
+  I sums[kStreams] = {izero(), izero()};
   const auto* p = static_cast<const uint8_t*>(data);
   const size_t stream = bytes / (64 * kStreams) * 64;
   for (size_t at = 0; at < stream; at += 64) {
     TK_UNROLL for (int s = 0; s < kStreams; ++s) {
       const uint8_t* line = p + stream * static_cast<size_t>(s) + at;
-      __builtin_prefetch(line + kPrefetchBytes);
       sums[s] = iadd(sums[s], iload(reinterpret_cast<const int32_t*>(line)));
     }
   }
-  return static_cast<uint32_t>(hsum(iadd(iadd(sums[0], sums[1]), iadd(sums[2], sums[3]))));
+  return static_cast<uint32_t>(hsum(iadd(sums[0], sums[1])));
 }
 
 // Dot products on registers alone: what the arithmetic units do when no load is in the way.

@@ -21,9 +21,12 @@ namespace TK_NS {
 constexpr int kPrefetchBytes = 4096;
 constexpr int kPrefetchInt8Bytes = 2048;
 
-template <int bytes>
+// Into the cache of this level. A core has only some twenty lines under way into its first level:
+// integer codes, which take a while to use up, are asked into the second one, from where the loop
+// fetches them in time; plain half-precision weights are not.
+template <int bytes, int level = 1>
 inline void prefetch(const uint8_t* p) {
-  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + line);
+  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + line, 0, 4 - level);
 }
 
 struct Codes2 {
@@ -82,7 +85,7 @@ struct IntTile {
       C rest[R];
       TK_UNROLL for (int r = 0; r < R; ++r) {
         if constexpr (Loader::kBlockBytes == 64) rest[r] = load_codes(w[r]);
-        if constexpr (!kPacked) prefetch<Loader::kBlockBytes>(w[r] + ahead);
+        if constexpr (!kPacked) prefetch<Loader::kBlockBytes, 2>(w[r] + ahead);
       }
 #define TK_PLANE(p)                                                              \
   if constexpr (p < Loader::kPlanes) {                                           \
