@@ -22,7 +22,7 @@ from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
 from workbench.stages import train_qat
 from workbench.stages.context import StageContext
-from workbench.ternary.master import load_master
+from workbench.ternary.master import NAME, load_master
 from workbench.ternary.packed import check_ternary, load_packed
 from workbench.train.lora import load_lora
 from workbench.train.quality import bits_per_byte, document_losses, excerpts
@@ -270,6 +270,22 @@ def test_a_master_checkpoint_goes_on_under_its_own_threshold_only(record: StageR
     other = master | {"threshold": {"granularity": "row"}}
     with pytest.raises(ConfigError, match=r"absmean/tensor\S+, but absmean/row\S+ is asked"):
         train_qat.check(Pilot(**words, model=other))
+
+
+@pytest.mark.parametrize("trained", ["sub_norm", "a learned threshold"])
+def test_a_master_checkpoint_with_tensors_of_its_own_is_refused(
+    record: StageRecord, tmp_path: Path, trained: str
+) -> None:
+    kept = json.loads((record.artefact("ternary_master") / NAME).read_text())
+    threshold = kept["threshold"]
+    if trained == "sub_norm":
+        kept["sub_norm"] = True
+    else:
+        threshold["rule"] = "learned"
+    (tmp_path / NAME).write_text(json.dumps(kept))
+    model = {"checkpoint": str(tmp_path), "threshold": threshold}
+    with pytest.raises(ConfigError, match=f"trained with {trained}, which adds tensors"):
+        train_qat.check(Pilot(name="test", question="Does it go on?", model=model))
 
 
 def test_the_adapters_of_the_documentation_are_trained_as_it_says(

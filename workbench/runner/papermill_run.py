@@ -46,6 +46,9 @@ def execute_with(notebook: str, target: Path, parameters: dict[str, object]) -> 
                 extra_arguments=["--log-level=CRITICAL"],  # to the kernel: no start-up advice
                 progress_bar=False,
                 log_output=False,
+                # Everything is on disk and every tracker's run was ended by then: what is left is
+                # a second and a half of taking modules apart.
+                shutdown_kernel="immediate",
             )
     except DeadKernelError:
         return "the kernel died"

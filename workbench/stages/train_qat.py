@@ -34,7 +34,7 @@ from workbench.stages.context import StageContext
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.folder import replacing_folder
 from workbench.ternary.fused import why_plain
-from workbench.ternary.master import require_threshold, save_master
+from workbench.ternary.master import require_plain_master, save_master
 from workbench.ternary.packed import save_packed
 from workbench.ternary.post_training import ternarize_post_training
 from workbench.train.arm import Lesson, train_arm
@@ -76,7 +76,7 @@ def check(pilot: Pilot) -> list[str]:
     tokens = len(load_tokenizer(data.tokenizer)) if data.tokenizer else data.vocab_size
     if model.checkpoint is not None and not model.checkpoint.startswith(PREFIX):
         threshold = ThresholdVersion.from_section(model.threshold)
-        require_threshold(Path(model.checkpoint), threshold)
+        require_plain_master(Path(model.checkpoint), threshold)
     if model.checkpoint is None:
         preset_config(model, tokens, data.sequence_length)
     return []

@@ -55,15 +55,31 @@ def save_master(
         safetensors.torch.save_model(model, str(partial / WEIGHTS), metadata={"format": "pt"})
 
 
-def require_threshold(folder: Path, expected: ThresholdVersion) -> None:
-    """ConfigError naming both if ``folder`` holds a master checkpoint under another threshold.
+def require_plain_master(folder: Path, expected: ThresholdVersion) -> None:
+    """ConfigError if ``folder`` holds master weights that a plain model cannot take up.
 
-    Read as a plain Hugging Face checkpoint it would train on under the new one without a word.
+    Read as a plain Hugging Face checkpoint, those under another threshold would train on under
+    the new one without a word; trained norms and scales have no place in a plain model.
     """
     path = folder / NAME
-    if path.is_file() and (value := read_json_object(path)).get("kind") == "master":
-        found = ThresholdVersion.from_json(value.get("threshold"), str(path))
-        found.require(expected, str(folder))
+    if not path.is_file() or (value := read_json_object(path)).get("kind") != "master":
+        return
+    found = ThresholdVersion.from_json(value.get("threshold"), str(path))
+    found.require(expected, str(folder))
+    extra = (
+        "sub_norm"
+        if value.get("sub_norm")
+        else "a learned threshold"
+        if found.rule == "learned"
+        else None
+    )
+    if extra:
+        raise ConfigError(
+            f"model.checkpoint {folder}: ternary master weights trained with {extra}, which adds "
+            "tensors that a plain model has no place for",
+            allowed="master weights without sub_norm and without a learned threshold",
+            next_step="give the full-precision checkpoint that they came from",
+        )
 
 
 def load_master(folder: Path, *, expect: ThresholdVersion | None = None) -> PreTrainedModel:
