@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -109,3 +111,10 @@ def test_they_begin_with_a_purpose_and_end_with_what_to_do_next(notebook) -> Non
     assert advice.count("\n| ") >= 4
     (link,) = re.findall(r"\]\((\S+\.ipynb)\)", following)
     assert (NOTEBOOKS / link).exists()
+
+
+def test_a_notebook_waits_for_no_library_that_its_stage_does_not_use() -> None:
+    """Seven kernels start in a pilot: what every one of them imports is paid seven times."""
+    code = "import sys, workbench.notebook; print(*{'torch', 'transformers'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
