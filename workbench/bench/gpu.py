@@ -50,7 +50,7 @@ from workbench.paths import PROJECT
 TIME_LIMIT_S = 8 * 60
 RESERVE_S = 30
 REHEARSAL = "rehearsal: Triton interpreter on a CPU, no figure here means anything"
-LARGEST_ERROR = 5e-3  # bf16 rounds the result to 2e-3
+LARGEST_ERROR = 2**-7  # one unit in the last place of bf16: Triton's interpreter cuts results off
 LARGEST_GRADIENT_ERROR = 0.03
 PUBLISHED = (
     (2560, 2560), (3840, 2560), (13824, 2560), (2560, 6912),
@@ -466,7 +466,8 @@ def _rehearsed(parts: tuple[str, ...], say: Callable[[str], None]) -> list[Row]:
 
 
 def rehearse_here(parts: tuple[str, ...], say: Callable[[str], None]) -> list[Row]:
-    """The rehearsal itself, inside a process that has TRITON_INTERPRET=1."""
+    """The rehearsal itself, inside a process that has TRITON_INTERPRET=1: every time the same."""
+    torch.manual_seed(0)
     return Bench(RehearsalClock(), "cpu", REHEARSAL, say, Work.tiny()).run(parts)
 
 
