@@ -14,6 +14,8 @@ import typer
 
 from workbench.errors import WorkbenchError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -209,13 +211,16 @@ def bench_gpu(
 def main() -> None:
     """Entry point: errors with a cure are printed without a traceback."""
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer turns Ctrl-C into it, without a word
+            raise KeyboardInterrupt
+        sys.exit(code)
     except WorkbenchError as error:
         print(f"workbench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("workbench: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         show_usage = getattr(error, "show", None)  # what click raises for a wrong command line
         if show_usage is None:
