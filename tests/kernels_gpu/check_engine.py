@@ -8,7 +8,7 @@ import pytest
 import torch
 from ternary_kernels import PackedHalf, PackedInt8, PackedTernary
 from ternary_kernels.gpu import layout
-from ternary_kernels.gpu.attention import Heads, Rows, attend, rope_append
+from ternary_kernels.gpu.attention import Rows, attend, rope_append
 from ternary_kernels.gpu.graphs import Graphs, decode_bucket, prefill_bucket
 from ternary_kernels.gpu.llama import LlamaGpu, _tiles, random_llama
 from ternary_kernels.gpu.pack import unpack_codes
@@ -115,6 +115,17 @@ def test_prefill_decode_and_mixed_steps_give_the_references_logits(name):
             got, wanted = gpu.forward(*step), reference.forward(*step)
             assert got.shape == wanted.shape and error(got, wanted) < allowed, step
         assert gpu.filled.tolist() == reference.filled.tolist() == [21, 5, 3]
+
+
+@pytest.mark.parametrize("name", ["hybrid", "half, biases and head norms", "ternary, BitNet"])
+def test_a_whole_step_is_one_graph_under_torch_compile(name):
+    """Every launch is an operator with a fake kernel, and the cache is said to be written to."""
+    gpu, reference = both(name, capture=False)
+    prompt = (TOKENS[:18], [0] * 18, np.arange(18), np.arange(18) == 17)
+    with gpu, reference:
+        gpu._body = torch.compile(gpu._body, fullgraph=True, backend="aot_eager")
+        for step in (prompt, ([7], [0], [18], True)):
+            assert error(gpu.forward(*step), reference.forward(*step)) < CASES[name][3], step
 
 
 def test_stacked_layers_hold_the_same_codes():
@@ -271,7 +282,6 @@ def test_a_cache_without_memory_says_what_to_lower(monkeypatch):
 def test_a_cache_of_more_than_2_to_the_31_elements():
     """Reserved and hardly touched: only the last slot is written and read."""
     slots = 2**31 // (32 * 4096) + 2
-    heads = Heads(2, 1, 32)
     cache = tuple(
         torch.empty((slots, 1, 4096, 32), dtype=torch.float16, device=DEVICE) for _ in range(2)
     )
@@ -282,8 +292,8 @@ def test_a_cache_of_more_than_2_to_the_31_elements():
     at = [torch.tensor(v, dtype=torch.int32, device=DEVICE) for v in ([0, 0], [slots - 1] * 2)]
     for position in (0, 1):
         rows = Rows(*at, torch.tensor([-1, position], dtype=torch.int32, device=DEVICE))
-        q = rope_append(qkv + position, rows, heads, tables, cache, None, 1e-5)
-    y = attend(q, rows, heads, cache, 0).cpu()
+        q = rope_append(qkv + position, rows, tables, cache, None, 1e-5)
+    y = attend(q, rows, cache, 0).cpu()
     keys = torch.stack([qkv[1, 64:96], qkv[1, 64:96] + 1]).half().float().cpu()
     values = torch.stack([qkv[1, 96:], qkv[1, 96:] + 1]).half().float().cpu()
     scores = (qkv[1, :64].cpu() + 1).view(2, 32) @ keys.T * 32**-0.5

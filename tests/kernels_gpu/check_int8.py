@@ -69,10 +69,3 @@ def test_bad_input_is_named():
     wide = torch.zeros(1, layout.MAX_K + 1, dtype=torch.int8)
     with pytest.raises(ValueError, match="Split the layer"):
         Int8Matrix.from_values(wide, torch.ones(1))
-
-
-def test_the_operator_passes_opcheck():
-    weight = place(PackedInt8.from_float(torch.randn(24, 60)), DEVICE, torch.float32)
-    q, undo, _ = quantize(torch.randn(3, 60, device=DEVICE))
-    args = (q, undo, weight.tiles, weight.scale, None, 60, torch.float32)
-    torch.library.opcheck(torch.ops.ternary_gpu.linear_int8_weight, args)

@@ -180,13 +180,3 @@ def test_the_split_of_k_keeps_its_promises():
                 assert splits == 1 or splits * M * 16 <= G * 32
                 assert M > 128 or BM >= M
                 assert BN % 16 == 0
-
-
-def test_the_operators_pass_opcheck():
-    x, weight, bias = case(3, 24, 200, "row")
-    w, x = to_device(weight, DEVICE), x.to(DEVICE)
-    rows = quantize(x)
-    ops = torch.ops.ternary_gpu
-    args = (*rows, w.tiles, w.row_scales, bias.to(DEVICE), 24, 200, torch.float32)
-    torch.library.opcheck(ops.linear_int8, args)
-    torch.library.opcheck(ops.linear_half, (x.half(), w.tiles, w.row_scales, None, 24))

@@ -125,15 +125,6 @@ def test_a_low_precision_layer_over_full_precision_master_weights():
     assert model.norm_weight.grad.isfinite().all() and model.bias.grad.isfinite().all()
 
 
-def test_the_operator_passes_opcheck():
-    packed = pack_weights(torch.randn(24, 60, device=DEVICE))
-    x = torch.randn(5, 60, device=DEVICE, requires_grad=True)
-    weight = torch.randn(24, 60, device=DEVICE, requires_grad=True)
-    norm = torch.rand(60, device=DEVICE, requires_grad=True)
-    args = (x, weight, None, norm, 1e-5, packed.tiles, packed.row_scales, False)
-    torch.library.opcheck(torch.ops.ternary_gpu.qat_linear, args)
-
-
 @pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
 def test_gradients_in_int8_stay_near(granularity):
     """The quality check of the option: 127 steps for the largest value of a token or output."""

@@ -21,10 +21,10 @@ import ternary_kernels.gpu
 from ternary_kernels import PackedTernary
 from ternary_kernels.gpu import linear, linear_weight_only, pack_weights, quantize, quantize_gated
 from ternary_kernels.gpu.ahead import compile_for, recorded
-from ternary_kernels.gpu.attention import Heads, Rows, attend, rope_append
+from ternary_kernels.gpu.attention import Rows, attend, padded, rope_append
 from ternary_kernels.gpu.int8 import embed, linear_int8_rows
 from ternary_kernels.gpu.matrices import Int8Matrix
-from ternary_kernels.gpu.norm import half_rows
+from ternary_kernels.gpu.norm import add_half_rows
 from ternary_kernels.gpu.pack import unpack_weights
 from ternary_kernels.gpu.quantize import add_quantize, dequantize_rows, rms_norm_backward
 
@@ -106,20 +106,20 @@ print(compile_for(90, launches)[0].instructions)
     assert "ACQBULK" in done.stdout and "PREEXIT" in done.stdout, done.stdout
 
 
-def engine_launches(M, heads, context=2048):
+def engine_launches(M, heads, kv_heads, head_dim, context=2048):
     """One step of M rows between the products: cache, attention, residual sums, tables."""
     cache = tuple(
-        torch.empty(4, heads.kv, context, heads.padded, dtype=torch.float16) for _ in range(2)
+        torch.empty(4, kv_heads, context, padded(head_dim), dtype=torch.float16) for _ in range(2)
     )
-    ints, tables = torch.empty(M, dtype=torch.int32), torch.empty(context, heads.size // 2)
+    ints, tables = torch.empty(M, dtype=torch.int32), torch.empty(context, head_dim // 2)
     tiles = torch.empty(2, 16, dtype=torch.int32) if M > 8 else None
     rows = Rows(ints, ints, ints, tiles)
-    wide = torch.empty(M, (heads.query + 2 * heads.kv) * heads.size, dtype=torch.bfloat16)
-    q = rope_append(wide, rows, heads, (tables, tables), cache, None, 1e-5)
-    attend(q, rows, heads, cache, 0)
+    wide = torch.empty(M, (heads + 2 * kv_heads) * head_dim, dtype=torch.bfloat16)
+    q = rope_append(wide, rows, (tables, tables), cache, None, 1e-5)
+    attend(q, rows, cache, 0)
     x, gain = torch.empty(M, 3200), torch.empty(3200)
     quantised, _ = add_quantize(x, x.bfloat16(), gain)
-    half_rows(x, gain, 1e-5, dtype=torch.bfloat16, add=x.bfloat16())
+    add_half_rows(x, x.bfloat16(), gain, 1e-5, torch.bfloat16)
     table = Int8Matrix((4096, 3200), torch.empty(4096, 3200, dtype=torch.int8), *[gain[:1]] * 2)
     table.scale = torch.empty(4096)
     linear_int8_rows(quantised, table, dtype=torch.float32)
@@ -132,7 +132,7 @@ def engine_launches(M, heads, context=2048):
 )
 def test_the_engine_between_its_products_for_sm_90(M, heads):
     with recorded() as launches:
-        engine_launches(M, Heads(*heads))
+        engine_launches(M, *heads)
     reports = compile_for(90, launches)
     print(*reports, sep="\n")
     assert {r.kernel for r in reports} >= {

@@ -285,10 +285,9 @@ def _from_weights(bench: Bench, config: Any, weights: dict, slots: int, context:
 
 def _largest(bench: Bench, config: Any, weights: float, context: int, limit: float) -> int:
     """Sequences whose cache fits beside the weights."""
-    from ternary_kernels.gpu.attention import Heads
+    from ternary_kernels.gpu.attention import padded
 
-    heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim)
-    each = 4 * config.num_layers * heads.kv * heads.padded * context
+    each = 4 * config.num_layers * config.num_kv_heads * padded(config.head_dim) * context
     reserve = RESERVE_BYTES if bench.device == "cuda" else 0
     return int(min(bench.end_to_end.most_slots, (limit - weights - reserve) // each))
 

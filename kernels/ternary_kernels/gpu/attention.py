@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import checks
 from .gemm import multiprocessors
 from .layout import INTERPRETED, OPTIONS, wait_for_inputs
 
@@ -36,18 +37,9 @@ SHORTEST_SPLIT = 256
 MOST_SPLITS = 32
 
 
-@dataclass(frozen=True)
-class Heads:
-    """The shape of an attention layer: query heads, KV heads, head dimension; see LlamaConfig."""
-
-    query: int
-    kv: int
-    size: int
-
-    @property
-    def padded(self) -> int:
-        """Values a cached head takes: a multiple of 8."""
-        return -(-self.size // 8) * 8
+def padded(head_dim: int) -> int:
+    """Values a cached head takes: a multiple of 8."""
+    return -(-head_dim // 8) * 8
 
 
 @triton.jit
@@ -243,7 +235,6 @@ class Rows:
 def rope_append(
     qkv: Tensor,
     rows: Rows,
-    heads: Heads,
     tables: tuple[Tensor, Tensor],
     cache: tuple[Tensor, Tensor],
     norms: tuple[Tensor, Tensor] | None,
@@ -253,58 +244,85 @@ def rope_append(
 
     tables: cos and sin, float32 [context, D/2]. norms: of each head of q and of k, float32 [D].
     """
-    (M, _), (keys, values) = qkv.shape, cache
-    q = qkv.new_empty((M, heads.query, heads.size))
+    return _rope_append(
+        qkv, rows.slots, rows.positions, *tables, *cache, *(norms or (None, None)), eps
+    )
+
+
+@torch.library.custom_op("ternary_gpu::rope_append", mutates_args=("keys", "values"))
+def _rope_append(
+    qkv: Tensor, slots: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, keys: Tensor,
+    values: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, eps: float,
+) -> Tensor:  # fmt: skip
+    """The operator behind :func:`rope_append`; keys and values are written to."""
+    checks.runnable(qkv, "qkv")
+    q = _rotated(qkv, cos, keys)
+    M, H, D = q.shape
+    KV, context, P = keys.shape[1:]
     if M:
-        q_norm, k_norm = norms or (None, None)
-        rope_append_kernel[(M, heads.query + 2 * heads.kv)](
-            qkv, q_norm, k_norm, *tables, rows.slots, rows.positions, q, keys, values,
-            keys.shape[2], qkv.stride(0), eps,
-            H=heads.query, KV=heads.kv, D=heads.size, P=heads.padded, NORM=norms is not None,
-            BLOCK=triton.next_power_of_2(heads.size // 2), num_warps=1, **OPTIONS,
+        rope_append_kernel[(M, H + 2 * KV)](
+            qkv, q_norm, k_norm, cos, sin, slots, positions, q, keys, values,
+            context, qkv.stride(0), eps,
+            H=H, KV=KV, D=D, P=P, NORM=q_norm is not None,
+            BLOCK=triton.next_power_of_2(D // 2), num_warps=1, **OPTIONS,
         )  # fmt: skip
     return q
 
 
-def splits(M: int, heads: Heads, context: int, device: torch.device) -> int:
+@_rope_append.register_fake
+def _(qkv, slots, positions, cos, sin, keys, values, q_norm, k_norm, eps):
+    return _rotated(qkv, cos, keys)
+
+
+def _rotated(qkv: Tensor, cos: Tensor, keys: Tensor) -> Tensor:
+    """An empty q [M, H, D] for qkv [M, (H + 2G) D], cos [context, D/2], keys [slots, G, ...]."""
+    D = 2 * cos.shape[1]
+    return qkv.new_empty((qkv.shape[0], qkv.shape[1] // D - 2 * keys.shape[1], D))
+
+
+def splits(M: int, kv_heads: int, context: int, device: torch.device) -> int:
     """Parts of the positions of a decoding row: about two programs a multiprocessor."""
-    wanted = -(-2 * multiprocessors(device) // (M * heads.kv))
+    wanted = -(-2 * multiprocessors(device) // (M * kv_heads))
     return max(1, min(wanted, -(-context // SHORTEST_SPLIT), MOST_SPLITS))
 
 
-def attend(
-    q: Tensor, rows: Rows, heads: Heads, cache: tuple[Tensor, Tensor], window: int
-) -> Tensor:
-    """y [M, H D] in q's dtype: each row over positions 0..its own of its slot.
+def attend(q: Tensor, rows: Rows, cache: tuple[Tensor, Tensor], window: int) -> Tensor:
+    """y [M, H D] in q's dtype: each row of q [M, H, D] over positions 0..its own of its slot.
 
     window: positions a row sees, its own included; 0: all.
     """
-    (M, H, D), (keys, values) = q.shape, cache
+    return _attend(q, rows.slots, rows.positions, rows.tiles, *cache, window)
+
+
+@torch.library.custom_op("ternary_gpu::attend", mutates_args=())
+def _attend(
+    q: Tensor, slots: Tensor, positions: Tensor, tiles: Tensor | None, keys: Tensor,
+    values: Tensor, window: int,
+) -> Tensor:  # fmt: skip
+    """The operator behind :func:`attend`."""
+    checks.runnable(q, "q")
+    M, H, D = q.shape
+    KV, context, P = keys.shape[1:]
     # Padding rows are in no tile: zeros, so that nothing undefined goes on through the layers.
-    y = q.new_empty((M, H * D)) if rows.tiles is None else q.new_zeros((M, H * D))
+    y = q.new_empty((M, H * D)) if tiles is None else q.new_zeros((M, H * D))
     if M == 0:
         return y
-    context = keys.shape[2]
-    shape = {"H": H, "KV": heads.kv, "D": D, "P": heads.padded}
-    shape["BLOCK"] = max(16, triton.next_power_of_2(heads.padded))
+    shape = {"H": H, "KV": KV, "D": D, "P": P, "BLOCK": max(16, triton.next_power_of_2(P))}
     many = (context, window or context, D**-0.5)
-    if rows.tiles is not None:
-        tiles = rows.tiles.shape[1]
-        block = tile_rows(M)
-        tile_kernel[(tiles, H)](
-            q, keys, values, rows.slots, rows.positions, rows.tiles, y, *many,
-            rows.tiles.stride(0),
-            BQ=block, N=32, num_warps=4, num_stages=2, **shape, **OPTIONS,
+    if tiles is not None:
+        tile_kernel[(tiles.shape[1], H)](
+            q, keys, values, slots, positions, tiles, y, *many, tiles.stride(0),
+            BQ=tile_rows(M), N=32, num_warps=4, num_stages=2, **shape, **OPTIONS,
         )  # fmt: skip
         return y
-    parts = splits(M, heads, context, q.device)
+    parts = splits(M, KV, context, q.device)
     part = stats = None
     if parts > 1:
         part = q.new_empty((M, H, parts, D), dtype=torch.float32)
         stats = q.new_empty((M, H, parts, 2), dtype=torch.float32)
-    decode_kernel[(M, heads.kv, parts)](
-        q, keys, values, rows.slots, rows.positions, y, part, stats, *many,
-        SPLITS=parts, R=max(16, triton.next_power_of_2(H // heads.kv)), N=64,
+    decode_kernel[(M, KV, parts)](
+        q, keys, values, slots, positions, y, part, stats, *many,
+        SPLITS=parts, R=max(16, triton.next_power_of_2(H // KV)), N=64,
         num_warps=4, num_stages=2, **shape, **OPTIONS,
     )  # fmt: skip
     if parts > 1:
@@ -313,6 +331,11 @@ def attend(
             BLOCK=shape["BLOCK"], num_warps=2, **OPTIONS,
         )  # fmt: skip
     return y
+
+
+@_attend.register_fake
+def _(q, slots, positions, tiles, keys, values, window):
+    return q.new_empty((q.shape[0], q.shape[1] * q.shape[2]))
 
 
 def tile_rows(M: int) -> int:

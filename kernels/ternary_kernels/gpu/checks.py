@@ -48,6 +48,15 @@ def vector(v: Tensor, length: int, name: str, like: Tensor) -> None:
     same_device(v, name, like)
 
 
+def addend(add: Tensor, x: Tensor) -> None:
+    """Raise unless ``add`` can be summed with the rows x on the way."""
+    if add.shape != x.shape or add.dtype not in FLOATS:
+        raise ValueError(
+            f"add is {add.dtype} {tuple(add.shape)}; allowed: a float tensor {tuple(x.shape)}"
+        )
+    same_device(add, "add", x)
+
+
 def same_device(tensor: Tensor, name: str, like: Tensor) -> None:
     if tensor.device != like.device:
         raise ValueError(

@@ -132,15 +132,25 @@ def linear_int8_rows(
 
 def embed(tokens: Tensor, table: Int8Matrix) -> Tensor:
     """float32 [M, K]: the rows ``tokens`` (int32 or int64 [M], each below N) of a table."""
-    (M,), (_, K) = tokens.shape, table.shape
+    return _embed(tokens, table.tiles, table.scale, table.shape[1])
+
+
+@torch.library.custom_op("ternary_gpu::embed", mutates_args=())
+def _embed(tokens: Tensor, values: Tensor, scale: Tensor, K: int) -> Tensor:
+    """The operator behind :func:`embed`, over an :class:`Int8Matrix`'s own tensors."""
     checks.runnable(tokens, "tokens")
-    y = table.scale.new_empty((M, K))
-    if M:
-        embed_kernel[(M,)](
-            tokens, table.tiles, table.scale, y, K, -(-K // GROUP),
+    y = scale.new_empty((tokens.shape[0], K))
+    if len(tokens):
+        embed_kernel[(len(tokens),)](
+            tokens, values, scale, y, K, -(-K // GROUP),
             BLOCK=min(triton.next_power_of_2(K), 2048), num_warps=4, **OPTIONS,
         )  # fmt: skip
     return y
+
+
+@_embed.register_fake
+def _(tokens, values, scale, K):
+    return scale.new_empty((tokens.shape[0], K))
 
 
 def _launch_gemv(q, undo, values, scale, bias, y) -> None:

@@ -38,12 +38,12 @@ from torch import Tensor
 
 from ..llama import LINEARS, LlamaConfig, LlamaModel, _not_finite
 from ..weights import PackedTernary, PackedWeight
-from .attention import Heads, Rows, attend, rope_append, tile_rows
+from .attention import Rows, attend, padded, rope_append, tile_rows
 from .graphs import Graphs, decode_bucket, prefill_bucket
 from .int8 import embed, linear_int8_rows
 from .linear import linear
 from .matrices import HalfMatrix, place, random_matrix, stack, stackable
-from .norm import half_rows
+from .norm import add_half_rows, half_rows
 from .quantize import add_quantize, quantize, quantize_gated
 
 KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -103,14 +103,12 @@ class Projection:
             else:
                 rows, total = add_quantize(x, add, norm_weight, eps)
         if "half" in kinds:
-            plain = add is None and activation == "none" and norm_weight is None
-            if plain and x.dtype == self.dtype:
+            if add is not None:
+                half, total = add_half_rows(x, add, norm_weight, eps, self.dtype)
+            elif activation == "none" and norm_weight is None and x.dtype == self.dtype:
                 half = x
             else:
-                half, summed = half_rows(
-                    x, norm_weight, eps, dtype=self.dtype, add=add, activation=activation
-                )
-                total = total if summed is None else summed
+                half = half_rows(x, norm_weight, eps, activation, self.dtype)
         products = [_product(rows, half, *part, out or self.dtype) for part in self.parts]
         return products[0] if len(products) == 1 else torch.cat(products, 1), total
 
@@ -158,7 +156,6 @@ class LlamaGpu(LlamaModel):
         super().__init__(config, weights, slots, context, kv_dtype)
         weights.clear()
         self.device, self.dtype = torch.device(device), dtype
-        self.heads = Heads(config.num_heads, config.num_kv_heads, config.head_dim)
         self.graphs, self._pads = Graphs(capture and self.device.type == "cuda"), capture
         self.prefill_rows = MOST_ROWS
         self._cache, self._owns_cache = self._make_cache(cache_of), cache_of is None
@@ -199,7 +196,7 @@ class LlamaGpu(LlamaModel):
         """Put random keys and values everywhere: for measuring steps far into a conversation,
         with ``filled`` set by hand, without the time of its prompt."""
         for tensor in self._cache:
-            tensor[..., : self.heads.size].normal_()
+            tensor[..., : self.config.head_dim].normal_()
 
     @torch.inference_mode()
     def decode_greedy(self, slots, tokens, steps: int) -> np.ndarray:
@@ -313,10 +310,8 @@ class LlamaGpu(LlamaModel):
         x, y = self._embedded(rows.tokens), None
         for layer in self._layers:
             qkv, x = layer.qkv(x, layer.attn_norm, c.rms_norm_eps, add=y)
-            q = rope_append(
-                qkv, rows, self.heads, self._tables, layer.cache, layer.head_norms, c.rms_norm_eps
-            )
-            mixed = attend(q, rows, self.heads, layer.cache, c.sliding_window)
+            q = rope_append(qkv, rows, self._tables, layer.cache, layer.head_norms, c.rms_norm_eps)
+            mixed = attend(q, rows, layer.cache, c.sliding_window)
             y, _ = layer.o(mixed, layer.attn_sub_norm, c.rms_norm_eps)
             gate_up, x = layer.gate_up(x, layer.ffn_norm, c.rms_norm_eps, add=y)
             y, _ = layer.down(gate_up, layer.ffn_sub_norm, c.rms_norm_eps, activation=c.activation)
@@ -341,7 +336,7 @@ class LlamaGpu(LlamaModel):
 
     def _make_cache(self, other: LlamaGpu | None) -> tuple[Tensor, Tensor]:
         c = self.config
-        shape = (c.num_layers, self.slots, c.num_kv_heads, self.context, self.heads.padded)
+        shape = (c.num_layers, self.slots, c.num_kv_heads, self.context, padded(c.head_dim))
         dtype = KV_DTYPES[self.kv_dtype]
         if other is not None:
             cache = other._cache

@@ -48,22 +48,44 @@ def half_rows_kernel(
         tl.store(y_ptr + row * K + start + at, x.to(y_ptr.dtype.element_ty), mask=live)
 
 
+@torch.library.custom_op("ternary_gpu::half_rows", mutates_args=())
 def half_rows(
-    x: Tensor,
-    norm_weight: Tensor | None,
-    eps: float,
-    *,
-    dtype: torch.dtype,
-    add: Tensor | None = None,
-    activation: str = "none",
-) -> tuple[Tensor, Tensor | None]:
-    """(norm(x + add) [M, K] in ``dtype``, x + add in float32 or None without ``add``).
+    x: Tensor, norm_weight: Tensor | None, eps: float, activation: str, dtype: torch.dtype
+) -> Tensor:
+    """norm(x) [M, K] in ``dtype``; x: [M, K], or [M, 2K] of gate and up with an activation.
 
-    x: [M, K], or [M, 2K] of gate and up with an activation, 'silu' or 'relu2'.
+    activation: 'none', 'silu' or 'relu2'. norm_weight: [K]; None: no norm.
     """
+    return _launch(x, None, norm_weight, eps, activation, dtype)[0]
+
+
+@half_rows.register_fake
+def _(x, norm_weight, eps, activation, dtype):
+    return x.new_empty((x.shape[0], _width(x, activation)), dtype=dtype)
+
+
+@torch.library.custom_op("ternary_gpu::add_half_rows", mutates_args=())
+def add_half_rows(
+    x: Tensor, add: Tensor, norm_weight: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """(norm(x + add) in ``dtype``, x + add in float32), [M, K] each."""
+    checks.addend(add, x)
+    return _launch(x, add.contiguous(), norm_weight, eps, "none", dtype)
+
+
+@add_half_rows.register_fake
+def _(x, add, norm_weight, eps, dtype):
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape, dtype=torch.float32)
+
+
+def _width(x: Tensor, activation: str) -> int:
+    return x.shape[1] if activation == "none" else x.shape[1] // 2
+
+
+def _launch(x, add, norm_weight, eps, activation, dtype) -> tuple[Tensor, Tensor | None]:
+    """The rows, and x + add where something is added."""
     checks.rows(x, "x")
-    (M, width), gated = x.shape, activation != "none"
-    K = width // 2 if gated else width
+    M, K = x.shape[0], _width(x, activation)
     if norm_weight is not None:
         checks.vector(norm_weight, K, "norm_weight", x)
     y = x.new_empty((M, K), dtype=dtype)
@@ -73,7 +95,7 @@ def half_rows(
     x = x if x.stride(1) == 1 else x.contiguous()
     block = min(triton.next_power_of_2(K), 4096)
     half_rows_kernel[(M,)](
-        x, None if add is None else add.contiguous(), norm_weight, y, total, K, x.stride(0), eps,
+        x, add, norm_weight, y, total, K, x.stride(0), eps,
         ACT=ACTIVATIONS[activation], ADD=add is not None, NORM=norm_weight is not None,
         BLOCK=block, num_warps=max(1, block // 256), **OPTIONS,
     )  # fmt: skip

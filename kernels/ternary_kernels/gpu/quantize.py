@@ -186,11 +186,7 @@ def add_quantize_rows(
     x: Tensor, add: Tensor, norm_weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, add [M, K] -> q, undo, sums of norm(x + add), and x + add in float32."""
-    if add.shape != x.shape or add.dtype not in checks.FLOATS:
-        raise ValueError(
-            f"add is {add.dtype} {tuple(add.shape)}; allowed: a float tensor {tuple(x.shape)}"
-        )
-    checks.same_device(add, "add", x)
+    checks.addend(add, x)
     q, undo, sums, _, total = _launch(x, add.contiguous(), norm_weight, eps, "none")
     return q, undo, sums, total
 
