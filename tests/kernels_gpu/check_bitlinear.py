@@ -3,10 +3,13 @@
 import pytest
 import torch
 from ternary_kernels.gpu import layout
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from workbench.ternary import ThresholdVersion
+from workbench.pilot.sections.model import Policy
+from workbench.ternary import ThresholdVersion, bit_linears, to_ternary
 from workbench.ternary.bitlinear import BitLinear
 from workbench.ternary.fused import layer_reason
+from workbench.train.int8_gradients import gradient_errors, set_int8_gradients
 
 DEVICE = "cpu" if layout.INTERPRETED else "cuda"
 
@@ -108,3 +111,20 @@ def test_fully_sharded_over_one_process(tmp_path):
         assert (gradient - plain.weight.grad).norm() <= 1e-4 * gradient.norm()
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_the_check_of_int8_gradients_leaves_the_model_as_it_was():
+    config = LlamaConfig(
+        vocab_size=31, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(DEVICE).eval()
+    to_ternary(model, Policy(), ThresholdVersion())
+    ids = torch.randint(0, 31, (1, 16), device=DEVICE)
+    errors = gradient_errors(model, ids)
+    assert errors["layer"].tolist() == [*(name for name, _ in bit_linears(model)), "all layers"]
+    assert (errors["error"] > 1e-4).all() and errors["error"].iloc[-1] < 0.02, errors
+    assert not model.training and not any(p.grad is not None for p in model.parameters())
+    assert not any(layer.int8_gradients for _, layer in bit_linears(model))
+    set_int8_gradients(model, True)
+    assert all(layer.int8_gradients for _, layer in bit_linears(model))

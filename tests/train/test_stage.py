@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
@@ -24,6 +26,7 @@ from workbench.stages import train_qat
 from workbench.stages.context import StageContext
 from workbench.ternary.master import NAME, load_master
 from workbench.ternary.packed import check_ternary, load_packed
+from workbench.train.arm import Lesson
 from workbench.train.lora import load_lora
 from workbench.train.quality import bits_per_byte, document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
@@ -319,9 +322,38 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(
         train_qat.check(make_pilot(small, tmp_path, distillation={"teacher": "checkpoint"}))
     with pytest.raises(ConfigError, match="attention_weight: 2, but there is no teacher"):
         train_qat.check(make_pilot(small, tmp_path, distillation={"attention_weight": 2.0}))
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="int8_gradients: true, but fused kernels are for"):
+            train_qat.check(make_pilot(small, tmp_path, int8_gradients=True))
     wrong = good.model_dump() | {"model": {"preset": "tiny-2n"}}
     with pytest.raises(ConfigError, match="did you mean tiny-2m"):
         train_qat.check(Pilot(**wrong))
     wrong = good.model_dump() | {"data": {"tokenizer": str(tmp_path)}}
     with pytest.raises(ConfigError, match="could not be loaded"):
         train_qat.check(Pilot(**wrong))
+
+
+@pytest.mark.parametrize(("error", "advises"), [(0.012, False), (0.2, True), (float("nan"), True)])
+def test_how_far_int8_gradients_err_is_recorded_and_judged(
+    small: SimpleNamespace, tmp_path: Path, monkeypatch, error: float, advises: bool
+) -> None:
+    """The errors themselves are measured in tests/kernels_gpu/check_bitlinear.py."""
+    frame = pd.DataFrame({"layer": ["up", "q", "all layers"], "error": [0.01, 0.6, error]})
+    seen = []
+    monkeypatch.setattr(train_qat, "gradient_errors", lambda *a: seen.append(a) or frame)
+    pilot = make_pilot(small, tmp_path, int8_gradients=True, precision="bfloat16")
+    record = StageRecord("train_qat", tmp_path)
+    context = StageContext(pilot, record, Progress(tmp_path / "events.jsonl", "train_qat"), {})
+    lesson = Lesson(pilot.train, 0, np.arange(40), 16, None, None)
+    model = SimpleNamespace(device="cpu")
+    table = train_qat._gradient_check(context, lesson, model, "before")
+    ((_, ids_BT, autocast),) = seen
+    assert ids_BT.tolist() == np.arange(32).reshape(2, 16).tolist() and autocast == torch.bfloat16
+    assert table["moment"].eq("before").all()
+    metric = record.metric("int8_gradient_error", moment="before")
+    assert metric.value == (error if error == error else None)
+    assert metric.n == 2 or "not finite" in metric.reason
+    assert "that of q, the worst, by 60.0%" in record.notes[0]
+    assert ("set train.int8_gradients to false" in record.notes[0]) == advises
+    plain = replace(lesson, train=make_pilot(small, tmp_path).train)
+    assert train_qat._gradient_check(context, plain, model, "after") is None

@@ -40,6 +40,7 @@ FIGURES: dict[str, Figure] = {
     "training_time_s": Figure("training", "lower"),
     "teacher_tokens": Figure("training"),
     "teacher_time_s": Figure("training", "lower"),
+    "int8_gradient_error": Figure("training", "lower"),
     "training_energy_j": Figure("training", "lower"),
     "share_zero": Figure("training"),
     "bits_per_byte": Figure("quality", "lower"),

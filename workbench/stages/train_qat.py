@@ -11,6 +11,7 @@ That is checked on what happened (digests of the weights and of every batch), no
 from __future__ import annotations
 
 import gc
+import math
 import zlib
 from pathlib import Path
 
@@ -33,13 +34,14 @@ from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.folder import replacing_folder
-from workbench.ternary.fused import why_plain
+from workbench.ternary.fused import plain_reason, why_plain
 from workbench.ternary.master import require_plain_master, save_master
 from workbench.ternary.packed import save_packed
 from workbench.ternary.post_training import ternarize_post_training
 from workbench.train.arm import Lesson, train_arm
 from workbench.train.distill import attention_projections
 from workbench.train.guard import TABLE as GUARD
+from workbench.train.int8_gradients import LARGEST_ERROR, gradient_errors, set_int8_gradients
 from workbench.train.judge import Judge
 from workbench.train.memory_plan import require_memory
 from workbench.train.quality import document_losses, excerpts
@@ -50,6 +52,8 @@ from workbench.train.trainer import require_optimizer
 TOKENIZER = "tokenizer"
 CALIBRATION_SEQUENCES = 16
 """Training sequences that weigh the errors of post-training ternarisation."""
+GRADIENT_SEQUENCES = 2
+"""Training sequences whose gradients are compared for train.int8_gradients."""
 
 
 def check(pilot: Pilot) -> list[str]:
@@ -69,6 +73,13 @@ def check(pilot: Pilot) -> list[str]:
             f"{pilot.train.distillation.attention_weight:g}, but there is no teacher",
             allowed="0 without a teacher",
             next_step="set train.distillation.teacher to full_precision or checkpoint",
+        )
+    reason = plain_reason(model.threshold.rule, model.activations, _device())
+    if pilot.train.int8_gradients and reason:
+        raise ConfigError(
+            f"train.int8_gradients: true, but {reason}",
+            allowed="a CUDA device, model.threshold.rule absmean, model.activations int8",
+            next_step="set train.int8_gradients to false, or train on a GPU machine",
         )
     _require_phases_fit(pilot)
     if data.corpus.startswith(PREFIX):
@@ -217,15 +228,12 @@ def _train_baseline(
     losses["full_precision"] = judge.losses(model, "master")
     _save_model(model, context.folder / "full_precision", lesson.tokenizer)
 
-    ids_BT = torch.from_numpy(
-        lesson.tokens[: CALIBRATION_SEQUENCES * lesson.sequence_length].astype("int64")
-    )
-    ids_BT = ids_BT[: len(ids_BT) // lesson.sequence_length * lesson.sequence_length]
+    ids_BT = _first_sequences(lesson, CALIBRATION_SEQUENCES)
     report = ternarize_post_training(
         model,
         section.policy,
         activations=section.activations,
-        calibration=ids_BT.view(-1, lesson.sequence_length).to(model.device).split(4),
+        calibration=ids_BT.to(model.device).split(4),
     )
     losses["post_training"] = document_losses(
         model, lesson.tokenizer, lesson.excerpts, lesson.sequence_length
@@ -239,6 +247,13 @@ def _train_baseline(
     )
     record.artefacts |= {name: name for name in ("full_precision", "post_training")}
     return judge
+
+
+def _first_sequences(lesson: Lesson, most: int) -> torch.Tensor:
+    """Token ids [up to ``most``, sequence_length] of the training text."""
+    length = lesson.sequence_length
+    whole = min(most, len(lesson.tokens) // length) * length
+    return torch.from_numpy(lesson.tokens[:whole].astype("int64")).view(-1, length)
 
 
 def _train_ternary(context: StageContext, lesson: Lesson, losses: dict[str, pd.DataFrame]) -> Judge:
@@ -261,16 +276,49 @@ def _train_ternary(context: StageContext, lesson: Lesson, losses: dict[str, pd.D
         path = f"plain path, slower: {reason}" if reason else "fused INT8 kernels at strength 1"
         context.progress.note(f"ternary layers train on the GPU's {path}")
         record.notes += [f"ternary layers trained on the plain path: {reason}"] if reason else []
+    checked = [_gradient_check(context, lesson, model, "before")]
+    set_int8_gradients(model, lesson.train.int8_gradients)
     teacher = _teacher(context)
     judge = train_arm(
         "ternary", model, lesson, context.folder / "ternary_arm", context.progress, teacher
     )
     _free_memory()
+    checked.append(_gradient_check(context, lesson, model, "after"))
+    if lesson.train.int8_gradients:
+        record.save_table("int8_gradients", pd.concat(checked, ignore_index=True))
     losses["ternary"] = judge.losses(model, "ternary")
     save_master(model, context.folder / "ternary_master", lesson.tokenizer)
     save_packed(model, context.folder / "ternary", report.precisions, threshold, lesson.tokenizer)
     record.artefacts |= {name: name for name in ("ternary_master", "ternary")}
     return judge
+
+
+def _gradient_check(
+    context: StageContext, lesson: Lesson, model: PreTrainedModel, moment: str
+) -> pd.DataFrame | None:
+    """Errors of INT8 gradients (table ``int8_gradients``); None where they are not asked for."""
+    if not lesson.train.int8_gradients:
+        return None
+    ids_BT = _first_sequences(lesson, GRADIENT_SEQUENCES).to(model.device)
+    autocast = torch.bfloat16 if lesson.train.precision == "bfloat16" else None
+    errors = gradient_errors(model, ids_BT, autocast)
+    whole = float(errors["error"].iloc[-1])
+    worst = errors.loc[errors["error"].iloc[:-1].fillna(math.inf).idxmax()]
+    text = (
+        f"gradient products in INT8, {moment} the training: the ternary layers' gradient errs by "
+        f"{whole:.1%}, that of {worst['layer']}, the worst, by {worst['error']:.1%}"
+    )
+    if not whole <= LARGEST_ERROR:
+        text += f"; above {LARGEST_ERROR:.0%}: set train.int8_gradients to false"
+    context.progress.note(text)
+    context.record.notes.append(text)
+    how = f"gradients of {len(ids_BT)} training sequences with products in INT8 and without"
+    name, unit = "int8_gradient_error", "share"
+    if math.isfinite(whole):
+        context.record.measured(name, whole, unit, how, n=len(errors) - 1, moment=moment)
+    else:
+        context.record.missing(name, unit, "the gradients are not finite", moment=moment)
+    return errors.assign(moment=moment)
 
 
 def _teacher(context: StageContext) -> PreTrainedModel | None:

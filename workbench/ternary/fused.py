@@ -33,13 +33,17 @@ def why_plain(model: nn.Module) -> str | None:
 
 def layer_reason(layer: BitLinear) -> str | None:
     """Why one layer takes the plain path at strength 1."""
-    if layer.threshold.rule != "absmean":
-        return f"threshold rule {layer.threshold.rule} has no fused kernel, only absmean has"
-    if layer.activations != "int8":
+    return plain_reason(layer.threshold.rule, layer.activations, layer.weight.device.type)
+
+
+def plain_reason(rule: str, activations: str, device: str) -> str | None:
+    """Why layers of this kind take the plain path on ``device``, 'cuda' or 'cpu'."""
+    if rule != "absmean":
+        return f"threshold rule {rule} has no fused kernel, only absmean has"
+    if activations != "int8":
         return "unquantised activations (model.activations: none) have no fused kernel"
-    device = layer.weight.device
-    if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
-        return f"fused kernels are for CUDA devices, the model lies on {device.type}"
+    if device != "cuda" and not (device == "cpu" and _interpreted()):
+        return f"fused kernels are for CUDA devices, the model lies on {device}"
     return None if _has_triton() else "Triton is not installed here"
 
 

@@ -133,6 +133,11 @@ class Train(Section):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the computation")
     gradient_checkpointing: bool = Field(False, description="less memory, a third more work")
     compile: bool = Field(False, description="train under torch.compile")
+    int8_gradients: bool = Field(
+        False,
+        description="gradient products of the ternary arm in INT8 too, on a CUDA device; "
+        "their errors are measured before and after the training",
+    )
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
         [], description="installed ones that get the loss curves too, each arm as a run"
     )
