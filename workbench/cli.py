@@ -170,12 +170,13 @@ def bench_cpu(
     shape: Annotated[str, typer.Option(help="a shape of workbench.bench.cpu")] = "llama-3.2-3b",
     threads: Annotated[int, typer.Option(help="threads of every engine")] = 2,
     peers: Annotated[bool, typer.Option("--peers", help="llama.cpp beside it")] = False,
+    only: Annotated[str | None, typer.Option(help="these weights alone, e.g. int8,Q8_0")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
     """Decode and prefill of the native kernels, with the roofline beside every row."""
     from workbench.bench.cpu import bench_cpu
 
-    bench_cpu(shape, threads, peers=peers, as_json=as_json)
+    bench_cpu(shape, threads, peers=peers, only=only, as_json=as_json)
 
 
 @bench.command("train")

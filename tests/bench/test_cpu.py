@@ -52,10 +52,19 @@ def test_rows_that_nobody_can_measure_are_refused() -> None:
         cpu.bench_cpu("tiny", 0)
 
 
+def test_named_weights_are_measured_alone() -> None:
+    rows = cpu.bench_cpu("tiny", 1, only="ternary5, int8", say=[].append)
+    assert [row.precision for row in rows] == ["int8"] * 3 + ["ternary5"] * 3 + ["", ""]
+    with pytest.raises(ConfigError, match=r"--only int4: unknown: int4\n.*int8, TQ1_0"):
+        cpu.bench_cpu("tiny", 1, only="int4")
+
+
 def test_peers_without_their_packages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_peers, "missing_packages", lambda: ["llama_cpp"])
     with pytest.raises(ConfigError, match="bench extra"):
         cpu.bench_cpu("tiny", 1, peers=True)
+    with pytest.raises(ConfigError, match="--only Q8_0 needs llama_cpp"):
+        cpu.bench_cpu("tiny", 1, only="Q8_0")
 
 
 @pytest.fixture
@@ -105,7 +114,8 @@ def test_what_no_longer_fits_is_named_and_not_guessed(
     rows = cpu.bench_cpu("tiny", 1, peers=True, say=[].append)
     assert {row.precision for row in rows} == {"ternary", "bf16", ""}
     said = capsys.readouterr().err
-    assert all(f"not measured: {kind}" in said for kind in cpu.NEEDS_S)
+    for kind in cpu.NEEDS_S:
+        assert f"not measured: {kind}, 0 s" in said and f"--threads 1 --only {kind}\n" in said
 
 
 needs_peers = pytest.mark.skipif(

@@ -4,7 +4,7 @@ One process, one shape, random weights. Every row is the median of five runs (pr
 model that needs more than ``PATIENCE_S`` for them: of fewer, and ``n`` says so). What is
 compared takes turns (``cpu_turns``), llama.cpp with ours too. With peers everything ends within
 ``TIME_LIMIT_S``: the comparisons that the project is judged by come first, and what no longer
-fits is named on standard error.
+fits is named on standard error; ``--only`` measures it in a run of its own.
 
 Decode reads every weight and the cache of keys and values once a token: its limit is the
 bandwidth. Prefill multiplies: its limit is the INT8 dot-product peak (shown for integer
@@ -56,47 +56,69 @@ def bench_cpu(
     threads: int = 2,
     *,
     peers: bool = False,
+    only: str | None = None,
     as_json: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
-    """Measure, and say each row as soon as it is there; all rows are returned."""
+    """Measure, and say each row as soon as it is there; all rows are returned.
+
+    only: names of ``NEEDS_S`` with commas between: those alone, without the comparisons.
+    """
     if shape not in SHAPES:
         raise ConfigError(f"shape {shape!r}", allowed=", ".join(SHAPES))
     if threads < 1:
         raise ConfigError(f"threads {threads}", allowed="1 or more")
-    missing = cpu_peers.missing_packages() if peers else []
+    rest = _rest(only, peers)
+    theirs = any(kind in cpu_peers.PEERS for kind in rest)
+    missing = cpu_peers.missing_packages() if peers or theirs else []
     if missing:
         raise ConfigError(
-            f"--peers needs {', '.join(missing)}",
+            f"--{'peers' if peers else f'only {only}'} needs {', '.join(missing)}",
             allowed="the bench extra",
-            next_step="pip install -e '.[bench]' (compiles llama.cpp), or leave --peers out",
+            next_step="pip install -e '.[bench]' (compiles llama.cpp), or leave llama.cpp's types out",
         )
     set_threads(threads)
     if not as_json:
         say(HEADER)
     rows = []
-    for found in _all_rows(SHAPES[shape], threads, peers):
+    for found in _all_rows(SHAPES[shape], threads, peers, rest, compare=only is None):
         rows.append(found)
         say(found.as_json() if as_json else found.as_text())
     return rows
 
 
-def _all_rows(config: LlamaConfig, threads: int, peers: bool) -> Iterator[Row]:
+def _rest(only: str | None, peers: bool) -> list[str]:
+    """What is measured after the comparisons, in the order of NEEDS_S."""
+    if only is None:
+        return [kind for kind in NEEDS_S if peers or kind not in cpu_peers.PEERS]
+    asked = {name.strip() for name in only.split(",")}
+    if unknown := sorted(asked - NEEDS_S.keys()):
+        raise ConfigError(
+            f"--only {only}: unknown: {', '.join(unknown)}", allowed=", ".join(NEEDS_S)
+        )
+    return [kind for kind in NEEDS_S if kind in asked]
+
+
+def _all_rows(
+    config: LlamaConfig, threads: int, peers: bool, rest: list[str], compare: bool
+) -> Iterator[Row]:
     began, limits = time.monotonic(), Limits(threads)
-    with _bench(config, "ternary", limits) as ternary:
-        yield from ternary.rows(against="TQ2_0" if peers else None)
-        yield from ternary.batch_rows()
-        with _bench(config, "bf16", limits) as bf16:
-            yield from _half_precision_rows(ternary, bf16, against="F16" if peers else None)
-    for kind, needs_s in NEEDS_S.items():
-        if kind in cpu_peers.PEERS and not peers:
-            continue
+    if compare:
+        yield from _compared_rows(config, limits, peers)
+    slower, patience_s = 1.7 if threads == 1 else 1, 0 if compare else 4 * PATIENCE_S
+    for kind in rest:
+        is_peer = kind in cpu_peers.PEERS
+        needs_s = (NEEDS_S[kind] + is_peer * patience_s) * slower
         left_s = TIME_LIMIT_S - (time.monotonic() - began)
-        if peers and left_s < needs_s * (1.7 if threads == 1 else 1):
-            print(f"not measured: {kind}, {left_s:.0f} s are left of ten minutes", file=sys.stderr)
-        elif kind in cpu_peers.PEERS:
+        if (peers or not compare) and left_s < needs_s:
+            print(
+                f"not measured: {kind}, {left_s:.0f} s are left of ten minutes; "
+                f"workbench bench cpu --threads {threads} --only {kind}",
+                file=sys.stderr,
+            )
+        elif is_peer:
             with _peer(config, kind, threads) as (prefill, decode):
-                yield from Turns(limits, prefill, limit_s=0).rows()
+                yield from Turns(limits, prefill, limit_s=patience_s).rows()
                 yield from Turns(limits, decode).rows()
         else:
             with _bench(config, kind, limits) as bench:
@@ -104,6 +126,15 @@ def _all_rows(config: LlamaConfig, threads: int, peers: bool) -> Iterator[Row]:
     what = (_engine(), "", threads)
     yield row("read bandwidth", *what, limits.bandwidths, "GB/s")
     yield row("INT8 peak", *what, limits.peaks, "GMAC/s")
+
+
+def _compared_rows(config: LlamaConfig, limits: Limits, peers: bool) -> Iterator[Row]:
+    """What the project is judged by: ternary and full precision, beside llama.cpp with peers."""
+    with _bench(config, "ternary", limits) as ternary:
+        yield from ternary.rows(against="TQ2_0" if peers else None)
+        yield from ternary.batch_rows()
+        with _bench(config, "bf16", limits) as bf16:
+            yield from _half_precision_rows(ternary, bf16, against="F16" if peers else None)
 
 
 def _half_precision_rows(
