@@ -75,7 +75,7 @@ def bench_cpu(
         raise ConfigError(
             f"--{'peers' if peers else f'only {only}'} needs {', '.join(missing)}",
             allowed="the bench extra",
-            next_step="pip install -e '.[bench]' (compiles llama.cpp), or leave llama.cpp's types out",
+            next_step="pip install -e '.[bench]' (compiles llama.cpp), or ask for ours alone",
         )
     set_threads(threads)
     if not as_json:
@@ -112,7 +112,7 @@ def _all_rows(
         left_s = TIME_LIMIT_S - (time.monotonic() - began)
         if (peers or not compare) and left_s < needs_s:
             print(
-                f"not measured: {kind}, {left_s:.0f} s are left of ten minutes; "
+                f"not measured: {kind}, {max(0, left_s):.0f} s are left of ten minutes; "
                 f"workbench bench cpu --threads {threads} --only {kind}",
                 file=sys.stderr,
             )
