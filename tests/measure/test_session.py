@@ -144,6 +144,21 @@ def test_a_killed_session_goes_on_with_the_block_it_was_in(
     assert sorted(blocks["block"].unique()) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("quickest_s", [0.0002, 0.49, 0.81, 0.95, 1.3])
+def test_a_turn_is_never_shorter_than_its_meter_needs(
+    engines: dict[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quickest_s: float
+) -> None:
+    class Board(ConstantPower):
+        source = "nvml"
+
+    monkeypatch.setitem(session.SHORTEST_TURN_S, "nvml", 1.2)
+    monkeypatch.setattr(Session, "_expected_s", lambda *_: quickest_s)
+    with EnergySession([Board()], idle_s=0.0) as meters:
+        repeats = Session(tmp_path, engines, CLASSES[:1], PROMPTS, meters)._repeats()
+    (turns,) = repeats.values()
+    assert 1.2 <= turns * quickest_s < 1.2 + quickest_s * 1.01
+
+
 def test_energy_is_that_of_each_turn_and_survives_a_kill(
     engines: dict[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from workbench.errors import ConfigError
@@ -68,13 +69,15 @@ def test_the_text_shows_runs_settings_and_figures(make_run) -> None:
     assert "seed     1234  99" in text
     assert "machine and software: the same" in text
     assert "within intervals  configuration" in text
-    assert "figures are in some of the runs only" in text
+    assert "runs only" not in text
+    unfinished = make_run(seed=3, stages=("readiness",))
+    assert "figures are in some of the runs only" in compare_text([run, unfinished])
 
 
 def test_unfinished_runs_can_be_compared(make_run) -> None:
     found = compare([make_run(), make_run(seed=3, stages=("readiness",))])
     alone = found.figures[found.figures["stage"] == "measure_ab"]
-    assert set(alone["state"]) == {"only in some"}
+    assert set(alone["state"]) == {"only in some", "not measured"}
 
 
 def test_names_are_resolved_and_two_are_needed(make_run) -> None:
@@ -91,3 +94,42 @@ def test_comparisons_are_drawn(make_run, draw) -> None:
     assert len(draw(compare(runs)).data) > 0
     unfinished = compare([runs[0], make_run(seed=4, stages=("hybrid_plan",))])
     assert draw(unfinished).layout.title.text
+
+
+def with_software(run, **software) -> None:
+    for record in run.records().values():
+        record.software = software
+        record.save()
+
+
+def test_code_that_no_commit_tells_may_be_what_differs(make_run) -> None:
+    run, other = make_run(), make_run(assumed_power_w=200.0)
+    record = other.record("readiness")
+    record.metrics = [m for m in record.metrics if m.name != "memory_available_gb"]
+    record.measured("memory_available_gb", 99.0, "GB", "operating system")
+    record.save()
+
+    def reason(*states: dict) -> str:
+        for one, git in zip((run, other), states, strict=True):
+            with_software(one, git=git, python="3.12", workbench="1", packages={"torch": "2"})
+        return row(compare([run, other]), "memory_available_gb")["because"]
+
+    clean, changed = {"commit": "a" * 40, "dirty": False}, {"commit": "a" * 40, "dirty": True}
+    assert reason(clean, clean) == "repetition"
+    assert reason(clean, changed) == "software"
+    assert reason(changed, changed) == reason({"commit": None}, {"commit": None})
+    assert reason(changed, changed) == "perhaps software"
+
+
+def test_figures_below_zero_have_no_ratio_and_unmeasured_ones_are_nowhere(make_run) -> None:
+    run, other = make_run(), make_run(seed=99)
+    for one, gap in ((run, -0.1), (other, -0.2)):
+        record = one.record("measure_ab")
+        record.measured("quality_gap_bits_per_byte", gap, "bits/byte", "drawn", arm="third")
+        record.missing("energy_j_per_token", "J", "no meter", arm="third")
+        record.save()
+    found = compare([run, other])
+    gap = row(found, "quality_gap_bits_per_byte", arm="third")
+    assert gap["state"] == "differs" and pd.isna(gap["ratio"])
+    assert row(found, "energy_j_per_token", arm="third")["state"] == "not measured"
+    assert "in some of the runs" not in compare_text([run, other])

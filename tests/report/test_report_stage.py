@@ -9,8 +9,12 @@ import pytest
 
 from workbench.errors import GateError
 from workbench.pilot.spec import Pilot
+from workbench.records.events import Progress
+from workbench.records.stage_record import StageRecord
 from workbench.report.verdict import caveats
 from workbench.runner.pilot_run import raise_failed_gates
+from workbench.stages import report
+from workbench.stages.context import StageContext
 
 PILOT = Pilot(name="taught", question="?")
 BROKEN = """
@@ -50,6 +54,22 @@ def test_a_broken_gate_that_must_hold_stops_the_run(make_run) -> None:
     with pytest.raises(GateError, match="allowed at least 9") as caught:
         raise_failed_gates(run)
     assert caught.value.exit_code == 4
+
+
+def test_a_gate_on_the_fleet_is_judged_and_one_on_the_gates_refused(tmp_path) -> None:
+    gates = [{"metric": "accelerators_needed", "labels": {"arm": "ternary"}, "at_most": 5}]
+    settings = {"cost": {"accelerators": 8}, "gates": gates}
+    pilot = Pilot(name="fleet", question="?", report=settings)
+    measured = StageRecord("measure_ab", tmp_path)
+    measured.measured("throughput_ratio", 2.0, "x", "blocks", arm="ternary", batch="8")
+    record = StageRecord("report", tmp_path)
+    progress = Progress(tmp_path / "events.jsonl", "report")
+    report.run(StageContext(pilot, record, progress, {"measure_ab": measured}))
+    assert record.table("gates")["outcome"].tolist() == ["pass"]
+    assert report.check(pilot) == []
+    gates = [{"metric": "gates_failed", "at_most": 0}]
+    (problem,) = report.check(Pilot(name="fleet", question="?", report={"gates": gates}))
+    assert "report.gates[0].metric: got 'gates_failed'" in problem
 
 
 def test_the_stage_and_the_page_need_no_plotly_and_no_jupyter() -> None:

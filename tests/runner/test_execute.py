@@ -14,7 +14,10 @@ from workbench.errors import ConfigError, StageError
 from workbench.pilot.resolve import ResolvedPilot, resolve
 from workbench.records.events import read_events
 from workbench.records.run import all_runs, find_run, open_run
+from workbench.report.text import Texts
+from workbench.report.views import environment_view
 from workbench.roadmap import stage_named
+from workbench.runner.pilot_run import run_stage
 from workbench.stages.execute import execute, finished, recorded_failure
 
 
@@ -206,3 +209,26 @@ def test_stages_answer_to_name_notebook_and_number(text: str) -> None:
 def test_an_unknown_stage_lists_the_known() -> None:
     with pytest.raises(ConfigError, match="did you mean train_qat"):
         stage_named("train_qt")
+
+
+def test_a_record_keeps_the_software_that_made_it_and_not_what_finds_it(
+    calls, tmp_path: Path, monkeypatch
+) -> None:
+    def code(commit: str) -> None:
+        monkeypatch.setattr(
+            "workbench.machine.environment.git_state", lambda: {"commit": commit, "dirty": False}
+        )
+
+    code("first")
+    resolved = pilot(tmp_path)
+    run = run_stage("train_qat", resolved) and open_run(resolved)
+    code("second")
+    run_stage("train_qat", resolved)
+    run_stage("profile_load", resolved)
+    assert run.environment()["git"]["commit"] == "first"
+    commits = {name: made["git"]["commit"] for name, made in run.software().items()}
+    assert commits == {"profile_load": "second", "train_qat": "first"}
+    (run.folder / "environment.json").unlink()
+    assert run.environment() == {}
+    rows = dict(environment_view(run, Texts())["rows"])
+    assert rows["Commit"] == "second: profile_load; first: train_qat"

@@ -91,6 +91,8 @@ def test_targets_count_from_the_intended_start() -> None:
     good = outcome(6, "hybrid", 0.0, 0.4, 0.8)
     table = requests_table([late, slow, single, lost, unjudged, good])
     assert list(slo_met(table, slos)) == [False, False, True, False, None, True]
+    slos = {"interactive": {"tpot_ms": 100.0}}
+    assert list(slo_met(table, slos)) == [True, False, None, False, None, True]
 
 
 PLANNED = [PlannedRequest(i, 0.0, 3, 4, "interactive", False) for i in range(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.theme import (
@@ -33,7 +34,7 @@ def ratios(found: Comparison, language: str = "en") -> go.Figure:
     say = FigureTexts(language)
     title = say("compare.ratios.title")
     rows = found.figures
-    rows = rows[(rows["state"] != "only in some") & (rows["ratio"] > 0)]
+    rows = rows[rows["ratio"] > 0]
     if rows.empty:
         return why_not(say, title, say("compare.no_shared"))
     moved = rows["ratio"].map(lambda r: max(r, 1 / r)).sort_values(ascending=False)
@@ -107,6 +108,7 @@ def _values(found: Comparison, name: str, **labels: str) -> dict[str, float] | N
     for row in found.figures.to_dict("records"):
         own = labels_of(row["labels"])
         fits = all(own.get(key) == value for key, value in labels.items())
-        if row["metric"] == name and fits and row["state"] != "only in some":
-            return {run: row[run] for run in found.runs}
+        values = {run: row[run] for run in found.runs}
+        if row["metric"] == name and fits and pd.notna(list(values.values())).all():
+            return values
     return None

@@ -1,11 +1,15 @@
-"""The versions a run was made with, for ``environment.json`` of the run."""
+"""What a run was begun with, for its ``environment.json``, and what each stage was made with.
+
+A run may go on days later with newer code, so every stage's record holds the software that
+decides its figures; the machine is the same for all of a run.
+"""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 import sys
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,19 @@ import workbench
 from workbench.machine.describe import describe_machine
 from workbench.machine.identity import machine_digest
 from workbench.paths import PROJECT
+
+DECIDING = ("torch", "transformers", "numpy", "triton")
+"""Packages whose version may change a figure."""
+
+
+def describe_software() -> dict[str, Any]:
+    """The code and the packages that decide figures, as a stage's record keeps them."""
+    return {
+        "workbench": workbench.__version__,
+        "git": git_state(),
+        "python": sys.version.split()[0],
+        "packages": {name: found for name in DECIDING if (found := _version(name))},
+    }
 
 
 def describe_environment() -> dict[str, Any]:
@@ -46,6 +63,13 @@ def package_versions() -> dict[str, str]:
     """Every installed distribution and its version, sorted by name."""
     found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str:

@@ -11,6 +11,7 @@ goes on with the block it was in; ratios are made within blocks and do not mind 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ SHORTEST_TURN_S = {"": 0.1, "rapl": 0.1, "nvml": 1.2, "csv": 4.0}
 """A turn is repeated up to this long: without a meter, so that an interruption of a
 millisecond does not show; with one, so that it yields enough readings (a GPU's counter is
 renewed every 0.1 s, a power log is assumed to have a row a second)."""
-MOST_REPEATS = 500
 TRIAL_TOKENS = 8
 TRIALS = 3
 COLUMNS = [
@@ -139,7 +139,7 @@ class Session:
                 for arm, engine in self._engines.items()
                 if arm != AGAIN
             )
-            repeats[wanted.name] = max(1, min(MOST_REPEATS, round(shortest_s / quickest)))
+            repeats[wanted.name] = math.ceil(shortest_s / quickest)
         path = self._folder / "repeats.json"
         if not path.exists():
             write_json(path, repeats)

@@ -28,6 +28,7 @@ from workbench.roadmap import STAGES
 
 HEADER = "run.json"
 PILOT = "pilot.yaml"
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,16 @@ class Run:
         """The finished stages, in the order of the roadmap."""
         found = {name: self.record(name) for name in STAGES}
         return {name: record for name, record in found.items() if record}
+
+    def environment(self) -> dict[str, Any]:
+        """What the run was begun with; empty where nothing was kept."""
+        path = self.folder / ENVIRONMENT
+        return read_json(path) if path.exists() else {}
+
+    def software(self) -> dict[str, dict[str, Any]]:
+        """Stage -> what it was made with: code, interpreter, packages that decide figures."""
+        begun = self.environment()
+        return {name: record.software or begun for name, record in self.records().items()}
 
     @contextmanager
     def lock(self, stage: str) -> Iterator[None]:

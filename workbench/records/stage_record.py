@@ -25,6 +25,7 @@ class StageRecord:
 
     metrics: figures (:class:`Metric`).
     tables: name -> Parquet file below ``folder``.
+    software: what it was made with (``machine.environment.describe_software``).
     artefacts: name -> file or folder below ``folder`` (a checkpoint, a packed model).
     facts: plain JSON that is neither a figure nor a table (a plan, a list of meters).
     notes: sentences a reader must know: fallbacks taken, limits met.
@@ -35,6 +36,7 @@ class StageRecord:
     key: str = ""
     started: str = ""
     duration_s: float = 0.0
+    software: dict[str, Any] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
     tables: dict[str, str] = field(default_factory=dict)
     artefacts: dict[str, str] = field(default_factory=dict)

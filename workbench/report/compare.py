@@ -3,8 +3,10 @@
 The first run is the one the others are held against. A row says which of the things that
 decide it differ: the configuration of its stage or of one before it, the machine, the
 software; none of them means that the same thing was measured again and the difference is
-what repetition costs. Where both runs have an interval, overlapping intervals are reported
-as such: a cautious rule, it misses small differences rather than invent them.
+what repetition costs. "perhaps software" is said where a commit does not tell what code ran:
+outside of a checkout, or in one with uncommitted changes. Where both runs have an interval,
+overlapping intervals are reported as such: a cautious rule, it misses small differences rather
+than invent them.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import ConfigError
+from workbench.machine.environment import DECIDING
 from workbench.pilot.yaml_file import read_yaml
-from workbench.records.files import read_json
 from workbench.records.metric import Metric
 from workbench.records.run import Run, all_runs, find_run
 from workbench.report.gates import label_text
@@ -25,7 +27,9 @@ from workbench.report.numbers import number, with_interval
 from workbench.report.vocabulary import better
 from workbench.roadmap import STAGES
 
-SOFTWARE = ("workbench", "python", "torch", "transformers", "numpy")
+SOFTWARE = {"commit", "workbench", "python", *DECIDING}
+UNKNOWN_CODE, CHANGED = "unknown", "(changed)"
+"""Code that no commit names, and code beside a commit: it may differ where the text does not."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,9 @@ class Comparison:
     """Frames of one row per thing and one column per run, named as in ``runs``.
 
     figures: stage, metric, labels, unit, better, a column of values for each run, ``ratio``
-        (last over first run), ``state`` (same, within intervals, differs, only in some) and
-        ``because`` (configuration, machine, software, repetition).
+        (last over first run), ``state`` (same, within intervals, differs, only in some, not
+        measured) and ``because`` (configuration, machine, software, perhaps software,
+        repetition).
     metrics: behind each row of ``figures``, the metric of each run or None.
     settings: the fields of the pilots that differ. surroundings: machine and software,
         the same or not, with a column ``differs``.
@@ -84,7 +89,7 @@ def compare_text(runs: Sequence[Run]) -> str:
         shown = frame.drop(columns="differs", errors="ignore").rename(columns=heads)
         lines += _aligned([[str(cell) for cell in row] for row in shown.to_numpy()], shown.columns)
 
-    shared = found.figures["state"] != "only in some"
+    shared = ~found.figures["state"].isin(["only in some", "not measured"])
     lines += ["", f"figures ({letters[-1]}/A is the ratio of the last run to the first):"]
     rows = []
     for place, row in found.figures[shared].iterrows():
@@ -94,7 +99,7 @@ def compare_text(runs: Sequence[Run]) -> str:
         rows.append([name, row["unit"], *cells, ratio, row["state"], row["because"]])
     head = ["", "unit", *letters, f"{letters[-1]}/A", "", "because of"]
     lines += _aligned(rows, head)
-    alone = int((~shared).sum())
+    alone = int((found.figures["state"] == "only in some").sum())
     if alone:
         lines.append(f"{alone} figures are in some of the runs only")
     return "\n".join(lines)
@@ -130,20 +135,32 @@ def _surroundings(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _facts(run: Run) -> dict[str, Any]:
     """What of a run's environment decides its figures."""
-    path = run.folder / "environment.json"
-    environment = read_json(path) if path.exists() else {}
-    machine, packages = environment.get("machine") or {}, environment.get("packages") or {}
+    environment = run.environment()
+    machine = environment.get("machine") or {}
     gpus = ", ".join(gpu["name"] for gpu in machine.get("gpus") or []) or "none"
-    versions = {name: packages[name] for name in SOFTWARE if name in packages}
     return {
         "machine": environment.get("machine_digest", "unknown"),
         "processor": (machine.get("cpu") or {}).get("model", "unknown"),
         "gpus": gpus,
-        "commit": str((environment.get("git") or {}).get("commit"))[:12],
-        "python": environment.get("python", "unknown"),
-        "workbench": environment.get("workbench", "unknown"),
-        **versions,
+        **_software(list(run.software().values()) or [environment]),
     }
+
+
+def _software(made_with: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Commit and versions; where the stages of a run differ, all of them."""
+    found: dict[str, dict[str, None]] = {}
+    for it in made_with:
+        packages = it.get("packages") or {}
+        versions = {name: packages[name] for name in DECIDING if name in packages}
+        own = {key: it.get(key, "unknown") for key in ("python", "workbench")} | versions
+        for key, value in ({"commit": _commit(it.get("git") or {})} | own).items():
+            found.setdefault(key, {})[value] = None
+    return {key: ", ".join(values) for key, values in found.items()}
+
+
+def _commit(git: dict[str, Any]) -> str:
+    commit = str(git.get("commit") or UNKNOWN_CODE)[:12]
+    return f"{commit} {CHANGED}" if git.get("dirty") else commit
 
 
 def _figures(
@@ -158,10 +175,13 @@ def _figures(
                 found.setdefault(key, [None] * len(runs))[place] = metric
     changed = {str(key).split(".")[0] for key in settings["setting"]}
     differing = set(surroundings.loc[surroundings["differs"], "what"])
+    (commits,) = surroundings.loc[surroundings["what"] == "commit"].values.tolist()
+    unsure = any(word in str(commit) for commit in commits for word in (UNKNOWN_CODE, CHANGED))
     rows = []
     for (stage, name, labels), metrics in found.items():
         values = [m.value if m else None for m in metrics]
         state = _state(metrics)
+        alike = state in ("same", "not measured")
         rows.append(
             {
                 "stage": stage,
@@ -170,9 +190,9 @@ def _figures(
                 "unit": next(m.unit for m in metrics if m),
                 "better": better(name),
                 **{run.name: value for run, value in zip(runs, values, strict=True)},
-                "ratio": values[-1] / values[0] if values[0] and values[-1] is not None else None,
+                "ratio": _ratio(values[0], values[-1]),
                 "state": state,
-                "because": "" if state == "same" else _because(stage, changed, differing),
+                "because": "" if alike else _because(stage, changed, differing, unsure),
             }
         )
     names = [run.name for run in runs]
@@ -183,8 +203,15 @@ def _figures(
     return frame, list(found.values())
 
 
+def _ratio(first: float | None, last: float | None) -> float | None:
+    """Last over first; of figures that are zero or negative, a ratio would say nothing."""
+    return last / first if first and last and first > 0 and last > 0 else None
+
+
 def _state(metrics: Sequence[Metric | None]) -> str:
     known = [m for m in metrics if m is not None and m.value is not None]
+    if not known:
+        return "not measured"
     if len(known) < len(metrics):
         return "only in some"
     if all(m.value == known[0].value for m in known):
@@ -196,15 +223,17 @@ def _state(metrics: Sequence[Metric | None]) -> str:
     return "within intervals" if overlap else "differs"
 
 
-def _because(stage: str, changed: set[str], differing: set[str]) -> str:
+def _because(stage: str, changed: set[str], differing: set[str], unsure: bool) -> str:
     """Which of the things that decide a stage's figures are not the same in all runs."""
     reasons = []
     if changed & _sections(stage):
         reasons.append("configuration")
     if STAGES[stage].on_machine and differing & {"machine", "processor", "gpus"}:
         reasons.append("machine")
-    if differing & {"commit", *SOFTWARE}:
+    if differing & SOFTWARE:
         reasons.append("software")
+    elif unsure:
+        reasons.append("perhaps software")
     return ", ".join(reasons) or "repetition"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.pilot.yaml_file import read_yaml
-from workbench.records.files import read_json, write_text
+from workbench.records.files import write_text
 from workbench.records.run import open_folder
 from workbench.report import views
 from workbench.report.plotly_page import plotly_installed, plotly_js, stage_figures, templates
@@ -31,8 +31,6 @@ def write_html(run_folder: Path | str, language: str | None = None) -> Path:
     pilot = read_yaml(run.folder / "pilot.yaml").values
     settings: dict[str, Any] = pilot["report"]
     texts = Texts(language or settings["language"])
-    environment_file = run.folder / "environment.json"
-    environment = read_json(environment_file) if environment_file.exists() else {}
     drawing = plotly_installed()
     report = records.get("report")
 
@@ -69,7 +67,7 @@ def write_html(run_folder: Path | str, language: str | None = None) -> Path:
                 else []
             ),
             stages=stages,
-            environment=views.environment_view(run, environment, texts),
+            environment=views.environment_view(run, texts),
             pilot_text=(run.folder / "pilot.yaml").read_text(encoding="utf-8"),
             plotly_js=plotly_js() if drawing else "",
         )

@@ -7,7 +7,7 @@ digits, and in which language is decided here.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -249,18 +249,15 @@ def verdict_view(records: Records, texts: Texts) -> dict[str, Any]:
     }
 
 
-def environment_view(run: Run, environment: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
-    """Where the run was made, and the command that makes it again."""
+def environment_view(run: Run, texts: Texts) -> dict[str, Any]:
+    """Where the run was made, with what, and the command that makes it again."""
+    environment = run.environment()
     machine = environment.get("machine") or {}
     cpu, memory = machine.get("cpu") or {}, machine.get("memory") or {}
-    git = environment.get("git") or {}
     unknown = texts("page.unknown")
     rows: list[tuple[str, str]] = [(texts("page.created"), run.header.get("created", unknown))]
-    commit = git.get("commit")
-    dirty = f" ({texts('page.dirty')})" if commit and git.get("dirty") else ""
-    rows.append(
-        (texts("page.commit"), f"{commit}{dirty}" if commit else git.get("reason", unknown))
-    )
+    software = run.software() or {"": environment}
+    rows.append((texts("page.commit"), _by_stage(software, lambda it: _commit(it, texts))))
     if cpu:
         cores = texts("page.cores", cores=cpu["cores"], usable=cpu["usable_cores"])
         rows.append((texts("page.processor"), f"{cpu['model']} · {cores}"))
@@ -276,13 +273,30 @@ def environment_view(run: Run, environment: Mapping[str, Any], texts: Texts) -> 
     if isinstance(compiler, dict):
         rows.append((texts("page.compiler"), " ".join(str(v) for v in compiler.values() if v)))
     rows.append((texts("page.system"), environment.get("system", unknown)))
-    rows.append((texts("page.python"), environment.get("python", unknown)))
+    rows.append((texts("page.python"), _by_stage(software, lambda it: it.get("python", unknown))))
     return {
         "rows": rows,
         "command": command_of(run),
         "packages": environment.get("packages") or {},
         "version": environment.get("workbench", unknown),
     }
+
+
+def _by_stage(software: Mapping[str, Mapping], tell: Callable[[Mapping], str]) -> str:
+    """What all stages have in common, or which stages have what."""
+    told: dict[str, list[str]] = {}
+    for stage, it in software.items():
+        told.setdefault(tell(it), []).append(stage)
+    if len(told) == 1:
+        return next(iter(told))
+    return "; ".join(f"{value}: {', '.join(stages)}" for value, stages in told.items())
+
+
+def _commit(software: Mapping[str, Any], texts: Texts) -> str:
+    git = software.get("git") or {}
+    if not (commit := git.get("commit")):
+        return git.get("reason", texts("page.unknown"))
+    return f"{commit} ({texts('page.dirty')})" if git.get("dirty") else commit
 
 
 def command_of(run: Run) -> str:

@@ -17,7 +17,7 @@ from workbench.machine.environment import describe_environment
 from workbench.paths import shown
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.files import write_json
-from workbench.records.run import Run, open_run
+from workbench.records.run import ENVIRONMENT, Run, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import watching
 from workbench.roadmap import STAGES, stage_named
@@ -45,7 +45,7 @@ def run_pilot(
     whole = tuple(stages) == tuple(STAGES)
     run = open_run(resolved, fresh=force and whole)
     with terminable(), watching(run.events):
-        write_json(run.folder / "environment.json", describe_environment())
+        _keep_environment(run)
         for name in stages:
             if force and not whole:
                 execute(name, resolved, run, force=True)
@@ -63,7 +63,7 @@ def run_stage(name: str, resolved: ResolvedPilot, *, force: bool = False) -> Sta
     check_pilot(resolved)
     run = open_run(resolved)
     with terminable(), watching(run.events):
-        write_json(run.folder / "environment.json", describe_environment())
+        _keep_environment(run)
         return execute(name, resolved, run, force=force)
 
 
@@ -109,6 +109,13 @@ def _notebook(name: str, resolved: ResolvedPilot, run: Run) -> None:
             f"{name} finished, but its notebook did not: {problem}",
             next_step=f"open notebooks/{STAGES[name].notebook}; the stage itself is kept",
         )
+
+
+def _keep_environment(run: Run) -> None:
+    """As it is when the run begins: what is found finished later was not made later."""
+    path = run.folder / ENVIRONMENT
+    if not path.exists():
+        write_json(path, describe_environment())
 
 
 def _write_report(run: Run) -> None:

@@ -125,10 +125,9 @@ def slo_met(requests: pd.DataFrame, slos: Mapping[str, Mapping[str, Any]]) -> pd
             )
             if target is not None
         ]
-        if not judged:
-            met.append(None)
-        elif requests["status"].iloc[row] != "ok":
+        if judged and requests["status"].iloc[row] != "ok":
             met.append(False)
-        else:
-            met.append(all(value <= target for value, target in judged if not np.isnan(value)))
+            continue
+        within = [value <= target for value, target in judged if not np.isnan(value)]
+        met.append(all(within) if within else None)
     return pd.Series(met, index=requests.index, dtype=object)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import StageError, WorkbenchError
+from workbench.machine.environment import describe_software
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.events import Progress
 from workbench.records.files import read_json, write_json, write_text
@@ -63,7 +64,9 @@ def execute(
             progress.note(record.notes[-1])
             return record
         _prepare(folder, key, force)
-        record = StageRecord(name, folder, key, started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        record = StageRecord(
+            name, folder, key, time.strftime("%Y-%m-%dT%H:%M:%S%z"), software=describe_software()
+        )
         progress.event("started", text=STAGES[name].decides)
         try:
             run_stage = STAGES[name].run  # imports torch and more: seconds that are not the stage's

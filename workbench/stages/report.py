@@ -19,13 +19,16 @@ from workbench.report.verdict import decide
 from workbench.report.vocabulary import FIGURES
 from workbench.stages.context import StageContext
 
+COUNTED = "gates_failed"
+
 
 def check(pilot: Pilot) -> list[str]:
-    """Gates about figures that no stage records."""
+    """Gates about figures that no stage records, or that the gates themselves make."""
+    known = [name for name in FIGURES if name != COUNTED]
     return [
-        f"report.gates[{place}].metric: got {gate.metric!r}{did_you_mean(gate.metric, FIGURES)}"
+        f"report.gates[{place}].metric: got {gate.metric!r}{did_you_mean(gate.metric, known)}"
         for place, gate in enumerate(pilot.report.gates)
-        if gate.metric not in FIGURES
+        if gate.metric not in known
     ]
 
 
@@ -33,13 +36,15 @@ def run(context: StageContext) -> None:
     """Fill tables ``gates``, ``claims``, ``cost``, the metric ``gates_failed`` and the verdict."""
     records, record = context.upstream, context.record
     settings = context.pilot.report
-    results = evaluate(settings.gates, records)
+    for metric in fleet_metrics(records, settings.cost.accelerators):
+        record.add(metric)
+    results = evaluate(settings.gates, {**records, "report": record})
     record.save_table("gates", gates_frame(results))
     record.save_table("claims", claims_frame(claim_rows(records)))
     record.save_table("cost", cost_frame(cost_rows(records, settings.cost)))
     record.add(
         Metric(
-            "gates_failed",
+            COUNTED,
             sum(r.outcome == "fail" for r in results),
             "gates",
             how="gates whose interval, or value where there is none, breaks the rule",
@@ -47,8 +52,6 @@ def run(context: StageContext) -> None:
             n=len(results),
         )
     )
-    for metric in fleet_metrics(records, settings.cost.accelerators):
-        record.add(metric)
     texts = Texts()
     record.facts["verdict"] = decide(results, records, context.pilot).to_json()
     record.facts["stopping_gates"] = [r.sentence(texts) for r in results if r.stops]
