@@ -323,7 +323,11 @@ def _record_rollback(context: StageContext, requests: pd.DataFrame, switches: li
             n=1,
         )
     phases = handover.phases(requests)
-    how = "from the intended start; the switch lasted until the old arm had drained, {:.2f} s"
+    answered = int((requests["status"] == "ok").sum())
+    how = (
+        f"{answered} of {len(requests)} requests, those answered in full, from the intended start; "
+        "the switch lasted until the old arm had drained, {:.2f} s"
+    )
     for name, estimate, labels in latency_figures(requests, phases):
         text = how.format(handover.drained_s - handover.ordered_s)
         record.add(estimate.metric(name, "ms", text, **labels))
