@@ -202,7 +202,8 @@ def test_bytes_caches_and_what_is_refused():
 @pytest.mark.parametrize("name", ["half", "ternary"])
 def test_weights_that_are_not_finite_are_an_error_and_not_a_logit(name):
     gpu, _ = both(name)
-    gpu._layers[0].ffn_norm[3] = torch.nan
+    with torch.inference_mode():  # in which the weights came to the device
+        gpu._layers[0].ffn_norm[3] = torch.nan
     with pytest.raises(ValueError, match="hold NaN or Inf"):
         gpu.forward([1], [0], [0], True)
     with pytest.raises(ValueError, match="hold NaN or Inf"):

@@ -1,9 +1,14 @@
 """The GPU benchmark: refused without a GPU, and its whole path rehearsed on the interpreter."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+
+from ternary_kernels.gpu.layout import interpreter_problem
 
 from workbench.bench.gpu import REHEARSAL, bench_gpu, parts_of
 from workbench.bench.gpu_clock import median
@@ -22,6 +27,19 @@ def test_a_rehearsal_refuses_a_file(tmp_path):
         bench_gpu(rehearse=True, out=tmp_path / "rows.jsonl")
 
 
+interpreted = pytest.mark.skipif(bool(interpreter_problem()), reason=str(interpreter_problem()))
+
+
+def test_a_rehearsal_that_the_versions_rule_out_is_refused(monkeypatch):
+    monkeypatch.setattr("triton.__version__", "3.6.0")
+    monkeypatch.setattr("numpy.__version__", "2.5.2")
+    with pytest.raises(ConfigError, match=r"Triton 3\.6\.0 cannot .*numpy 2\.5\.2.*\n.*without"):
+        bench_gpu(rehearse=True)
+    monkeypatch.setattr("triton.__version__", "3.10.0+git")
+    assert interpreter_problem() is None
+
+
+@interpreted
 def test_the_rehearsal_runs_every_case():
     lines: list[str] = []
     kernels = "product,between,weights,qat_layer"
@@ -43,6 +61,26 @@ def test_parts_are_named_and_ordered():
         parts_of("speed")
 
 
+def test_the_kernels_need_neither_pilots_nor_a_server():
+    """A GPU machine without a network has torch and triton, and may lack the rest."""
+    code = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"pydantic", "ruamel", "starlette", "transformers", "zstandard"}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+from workbench.bench.gpu_clock import RehearsalClock
+from workbench.bench.gpu import Bench, Work
+bench = Bench(RehearsalClock(), "cpu", "rehearsal", print, Work.tiny())
+bench._ceilings = lambda shape: None
+print(len(bench.run(())))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@interpreted
 def test_every_whole_model_is_rehearsed_and_metered():
     rows = bench_gpu(rehearse=True, only="engine,capacity,large,training", say=lambda line: None)
     by = {(row.name, row.precision): row for row in rows}

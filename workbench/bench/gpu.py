@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -62,6 +63,11 @@ PARTS = {
     # name: seconds that it needs at least, compilation and making of models included
     "product": 0, "engine": 60, "training": 80, "capacity": 90, "large": 50, "between": 0,
     "weights": 0, "qat_layer": 0,
+}  # fmt: skip
+
+WHOLE = {
+    "engine": "workbench.bench.gpu_engine", "training": "workbench.bench.gpu_training",
+    "capacity": "workbench.bench.gpu_engine", "large": "workbench.bench.gpu_engine",
 }  # fmt: skip
 
 
@@ -164,18 +170,13 @@ class Bench:
         self.bytes_s = self.int8_ops_s = self.bf16_ops_s = 0.0
 
     def run(self, parts: tuple[str, ...]) -> list[Row]:
-        from workbench.bench.gpu_engine import run_capacity, run_engine, run_large
-        from workbench.bench.gpu_training import run_training
-
         self.say(json.dumps(self._environment()))
         self._ceilings(self.work.large[0])
-        whole = {
-            "engine": run_engine, "training": run_training, "capacity": run_capacity,
-            "large": run_large,
-        }  # fmt: skip
         for part in parts:
-            if part in whole:
-                self._guarded(part, "", 0, PARTS[part], lambda run=whole[part]: run(self))
+            if part in WHOLE:
+                # Whole models need transformers and pilots; kernels need torch and triton alone.
+                run = getattr(importlib.import_module(WHOLE[part]), f"run_{part}")
+                self._guarded(part, "", 0, PARTS[part], lambda run=run: run(self))
             else:
                 getattr(self, f"_part_{part}")()
         return self.rows
@@ -448,6 +449,13 @@ class Bench:
 
 def _rehearsed(parts: tuple[str, ...], say: Callable[[str], None]) -> list[Row]:
     """Rehearse in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
+    from ternary_kernels.gpu.layout import interpreter_problem
+
+    if problem := interpreter_problem():
+        raise ConfigError(
+            f"bench gpu --rehearse: {problem}",
+            next_step="without --rehearse kernels are compiled, and any of these versions will do",
+        )
     command = [sys.executable, "-m", "workbench.bench.gpu", "--rehearse", "--only", ",".join(parts)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)

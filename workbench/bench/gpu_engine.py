@@ -27,7 +27,7 @@ from transformers import LlamaConfig
 
 from workbench.bench.gpu_clock import Row, median
 from workbench.engine.architecture import kernel_config
-from workbench.measure.meters import EnergySession, find_meters
+from workbench.measure.meters import EnergySession, MissingMeter, find_meters
 from workbench.model.presets import Shape
 from workbench.pilot.sections.measure_ab import Meters
 
@@ -54,7 +54,10 @@ class Metered:
 
     @contextmanager
     def session(self) -> Iterator[Metered]:
-        found, missing = find_meters(Meters(sources=["nvml"]))
+        if self.bench.device == "cuda":
+            found, missing = find_meters(Meters(sources=["nvml"]))
+        else:
+            found, missing = [], [MissingMeter("nvml", "a rehearsal computes on no GPU")]
         with EnergySession(found, missing, idle_s=IDLE_S) as energies:
             self._energies = energies
             energies.rest()
@@ -180,6 +183,7 @@ def run_capacity(bench: Bench) -> None:
             _prefill_all(core, _prompt(shape, prompt), slots)  # compiles and captures
             core.decode_greedy(list(range(slots)), [1] * slots, 1)
             core.filled[:] = 0
+            _forget_peak(bench)  # of making the model, whose parts were stacked
             # One whole pass: at these lengths it lasts seconds, and its tokens repeat the step.
             begin_s = metered._energies.now()
             seconds = [bench.clock.once(whole)]
@@ -301,6 +305,12 @@ def _device_bytes(bench: Bench) -> float:
 
 def _peak_bytes(bench: Bench) -> float:
     return torch.cuda.max_memory_reserved() if bench.device == "cuda" else 0.0
+
+
+def _forget_peak(bench: Bench) -> None:
+    if bench.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _prefill_all(core: Any, prompt: list[int], slots: int) -> None:

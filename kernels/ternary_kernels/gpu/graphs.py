@@ -13,6 +13,7 @@ CUDA device nothing is captured, so that tests run the very same steps.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 Step = Callable[[], Tensor]
+CAPTURING = threading.Lock()
 MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
@@ -100,8 +102,12 @@ class Graphs:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            # Only this thread's calls may break it: a server has another arm in another thread.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            # Another arm may compute in its thread meanwhile, but not capture: torch captures on
+            # one stream, and an allocator whose capture was broken off frees nothing any more.
+            with (
+                CAPTURING,
+                torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            ):
                 result = step()
         except RuntimeError:
             torch.cuda.set_stream(stream)  # a capture that ends in an error may keep its own

@@ -47,7 +47,7 @@ def int8_gemv_kernel(
     tl.store(y_ptr + n, y.to(y_ptr.dtype.element_ty), mask=n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # any number of rows after the first: nothing to compile
 def int8_gemm_kernel(
     q_ptr, w_ptr, undo_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr, M, N, G, groups_each, SPLITS,
     BIAS: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,

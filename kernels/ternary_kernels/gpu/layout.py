@@ -22,10 +22,14 @@ from __future__ import annotations
 
 import os
 
+import numpy
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+FIXED = (3, 9)
+"""The first Triton known to interpret loops with numpy 2.4; 3.6 is known not to."""
 
 GROUP = 128
 ROW_GROUP = 16
@@ -40,6 +44,21 @@ PDL = os.environ.get("TERNARY_GPU_PDL") == "1" and not INTERPRETED
 
 # Every launch passes these. Without fusion a*b + c is rounded twice, as in the references.
 OPTIONS = {"enable_fp_fusion": False} | ({"launch_pdl": True} if PDL else {})
+
+
+def interpreter_problem() -> str | None:
+    """Why TRITON_INTERPRET=1 cannot run these kernels with the versions here; None if it can.
+
+    Compiled kernels do not care.
+    """
+    both = [tuple(int(n) for n in m.__version__.split(".")[:2]) for m in (triton, numpy)]
+    if both[0] >= FIXED or both[1] < (2, 4):
+        return None
+    return (
+        f"Triton {triton.__version__} cannot interpret loops with numpy {numpy.__version__}: "
+        "Triton 3.9 or numpy 2.3 can"
+    )
+
 
 _EMULATE = tl.constexpr(INTERPRETED)
 _PDL = tl.constexpr(PDL)
@@ -95,7 +114,7 @@ def unpack4(byte):
         )
     return tl.inline_asm_elementwise(
         _UNPACK_ASM,
-        "=r,=r,=r,=r,r",
+        "=&r,=&r,=&r,=r,r",
         [byte],
         dtype=(tl.int8, tl.int8, tl.int8, tl.int8),
         is_pure=True,
