@@ -9,6 +9,7 @@ A run folder can be carried to another machine to be read there.
 from __future__ import annotations
 
 import fcntl
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ from workbench.roadmap import STAGES
 HEADER = "run.json"
 PILOT = "pilot.yaml"
 ENVIRONMENT = "environment.json"
+FIELDS = {"digest", "files", "machine", "created", "question", "pilot_file", "overrides"}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,13 @@ class Run:
         return {name: record for name, record in found.items() if record}
 
     def environment(self) -> dict[str, Any]:
-        """What the run was begun with; empty where nothing was kept."""
+        """What the run was begun with; empty where nothing was kept, or nothing can be read."""
         path = self.folder / ENVIRONMENT
-        return read_json(path) if path.exists() else {}
+        try:
+            return read_json(path) if path.exists() else {}
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read (%s): what made this run is unknown", shown(path), error)
+            return {}
 
     def software(self) -> dict[str, dict[str, Any]]:
         """Stage -> what it was made with: code, interpreter, packages that decide figures."""
@@ -110,10 +118,11 @@ def open_run(resolved: ResolvedPilot, *, fresh: bool = False) -> Run:
     siblings = runs_root() / resolved.pilot.name
     identity = _identity(resolved)
     if not fresh:
-        for run in reversed(list(_runs_in(siblings))):
+        for run in reversed(runs_in(siblings)):
             if all(run.header.get(key) == value for key, value in identity.items()):
                 return run
-    return _create(resolved, identity, siblings)
+    with _said(siblings):
+        return _create(resolved, identity, siblings)
 
 
 def open_folder(folder: Path) -> Run:
@@ -123,14 +132,29 @@ def open_folder(folder: Path) -> Run:
             f"{shown(folder)} is not a run: it has no {HEADER}",
             next_step="workbench runs lists the runs",
         )
-    return Run(folder.resolve(), read_json(folder / HEADER))
+    try:
+        header = read_json(folder / HEADER)
+        missing = FIELDS - header.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        raise _damaged(folder, str(error)) from error
+    if missing:
+        raise _damaged(folder, f"without {', '.join(sorted(missing))}")
+    return Run(folder.resolve(), header)
+
+
+def _damaged(folder: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"{shown(folder / HEADER)} is damaged: {what}",
+        next_step="restore it, or move that run's folder away",
+    )
 
 
 def all_runs() -> list[Run]:
     """Every run below the runs folder, oldest first within its pilot."""
     root = runs_root()
-    pilots = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    return [run for pilot in pilots for run in _runs_in(pilot)]
+    with _said(root):
+        pilots = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        return [run for pilot in pilots for run in runs_in(pilot)]
 
 
 def find_run(name: str) -> Run:
@@ -195,6 +219,25 @@ def _annotated(resolved: ResolvedPilot) -> str:
     )
 
 
-def _runs_in(pilot: Path) -> Iterator[Run]:
+def runs_in(pilot: Path) -> list[Run]:
+    """The runs of a pilot's folder, oldest first; a damaged one is named and left out."""
+    found = []
     for header in sorted(pilot.glob(f"*/{HEADER}")):
-        yield open_folder(header.parent)
+        try:
+            found.append(open_folder(header.parent))
+        except ConfigError as error:
+            log.warning("left out: %s", error)
+    return found
+
+
+@contextmanager
+def _said(folder: Path) -> Iterator[None]:
+    """A folder that cannot be used is the user's to change."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"the runs folder {shown(folder)}: {error.strerror or error}",
+            allowed="a folder that can be read and written",
+            next_step="set WORKBENCH_RUNS to one",
+        ) from error

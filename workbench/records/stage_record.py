@@ -81,14 +81,27 @@ class StageRecord:
     def table(self, name: str) -> pd.DataFrame:
         if name not in self.tables:
             raise KeyError(f"{self.stage} has no table {name!r}; it has {sorted(self.tables)}")
-        return pd.read_parquet(self.folder / self.tables[name])
+        return pd.read_parquet(self._there(self.folder / self.tables[name]))
 
     def artefact(self, name: str) -> Path:
         if name not in self.artefacts:
             raise KeyError(
                 f"{self.stage} has no artefact {name!r}; it has {sorted(self.artefacts)}"
             )
-        return self.folder / self.artefacts[name]
+        return self._there(self.folder / self.artefacts[name])
+
+    def is_whole(self) -> bool:
+        """Whether all that the record names is there."""
+        named = (*self.tables.values(), *self.artefacts.values())
+        return all((self.folder / name).exists() for name in named)
+
+    def _there(self, path: Path) -> Path:
+        if path.exists():
+            return path
+        raise StageError(
+            f"{path} is gone, a result of {self.stage}",
+            next_step=f"run that stage again: workbench stage {self.stage} PILOT.yaml --force",
+        )
 
     def metrics_frame(self) -> pd.DataFrame:
         """All figures as a frame; each label becomes a column."""

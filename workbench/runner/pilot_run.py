@@ -22,7 +22,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import watching
 from workbench.roadmap import STAGES, stage_named
 from workbench.runner.checks import check_pilot
-from workbench.stages.execute import execute, finished, recorded_failure
+from workbench.stages.execute import execute, finished, recorded_failure, require_upstream
 
 
 def run_pilot(
@@ -96,6 +96,9 @@ def _notebook(name: str, resolved: ResolvedPilot, run: Run) -> None:
     target = run.notebooks / STAGES[name].notebook
     if record and target.exists():
         return
+    require_upstream(name, resolved, run)  # the kernel's own words would be lost
+    with run.lock(name):
+        pass
     problem = execute_notebook(STAGES[name].notebook, target, resolved, run)
     if finished(name, resolved, run) is None:
         raise recorded_failure(run, name) or StageError(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 
-from workbench.records.run import HEADER, Run, open_folder
+from workbench.errors import StageError
+from workbench.records.run import Run, runs_in
 from workbench.records.stage_record import StageRecord
 
 
@@ -19,10 +20,9 @@ def adopt(name: str, key: str, run: Run) -> StageRecord | None:
     target = run.stage_folder(name)
     if target.exists():
         return None
-    for header in sorted(run.folder.parent.glob(f"*/{HEADER}"), reverse=True):
-        other = open_folder(header.parent)
-        record = other.record(name)
-        if other.folder == run.folder or record is None or record.key != key:
+    for other in reversed(runs_in(run.folder.parent)):
+        record = None if other.folder == run.folder else _whole(other, name)
+        if record is None or record.key != key:
             continue
         partial = target.with_name(f".{name}.adopting")
         shutil.rmtree(partial, ignore_errors=True)
@@ -34,6 +34,15 @@ def adopt(name: str, key: str, run: Run) -> StageRecord | None:
         record.folder = target
         return record
     return None
+
+
+def _whole(run: Run, name: str) -> StageRecord | None:
+    """The record, where nothing of it is damaged or gone."""
+    try:
+        record = run.record(name)
+    except StageError:
+        return None
+    return record if record and record.is_whole() else None
 
 
 def _link(source: str, target: str) -> None:

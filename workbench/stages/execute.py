@@ -57,7 +57,7 @@ def execute(
         )
     progress = Progress(run.events, name, listener)
     with run.lock(name):
-        upstream = _upstream(name, resolved, run)
+        upstream = require_upstream(name, resolved, run)
         folder = run.stage_folder(name)
         key = stage_key(name, resolved, run)
         if not force and STAGES[name].adoptable and (record := adopt(name, key, run)):
@@ -95,7 +95,8 @@ def recorded_failure(run: Run, name: str) -> StageError | None:
     return StageError(fields["got"], allowed=fields["allowed"], next_step=fields["next_step"])
 
 
-def _upstream(name: str, resolved: ResolvedPilot, run: Run) -> dict[str, StageRecord]:
+def require_upstream(name: str, resolved: ResolvedPilot, run: Run) -> dict[str, StageRecord]:
+    """The finished stages that ``name`` needs; StageError if one is not."""
     records = {before: finished(before, resolved, run) for before in STAGES[name].after}
     absent = [before for before, record in records.items() if record is None]
     if absent:
@@ -126,6 +127,11 @@ def _as_failure(name: str, folder: Path, error: BaseException) -> WorkbenchError
         return error
     if isinstance(error, KeyboardInterrupt):
         return StageError(f"{name} was interrupted", next_step="the same command goes on from here")
+    if not folder.exists():
+        return StageError(
+            f"{name}: its folder {folder} was removed while it ran",
+            next_step="the same command begins that stage again",
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StageError(
             f"{name}: no space left on the disk ({error.filename or folder})",
@@ -145,6 +151,8 @@ def _as_failure(name: str, folder: Path, error: BaseException) -> WorkbenchError
 
 def _keep_failure(folder: Path, failure: WorkbenchError) -> None:
     """Best effort: with a full disk there may be no room even for the reason."""
+    if not folder.exists():
+        return
     try:
         write_text(folder / "traceback.txt", traceback.format_exc())
         fields = {k: getattr(failure, k) for k in ("got", "allowed", "next_step", "exit_code")}
