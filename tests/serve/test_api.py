@@ -262,3 +262,14 @@ def test_text_in_many_bytes_comes_whole(serve) -> None:
     assert "".join(pieces) == text
     assert len(pieces) == count + 1
     assert "\ufffd" not in "".join(pieces)
+
+
+def test_line_breaks_of_unicode_do_not_break_a_stream(serve) -> None:
+    text = "a\u2028b\u2029c\x85d"
+    served = serve(texts={"hybrid": text})
+    asked = {"prompt": "def", "max_tokens": len(served.schedulers["hybrid"].script), "stream": True}
+    with served.client.stream("POST", "/v1/completions", json=asked) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text
