@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from workbench.load.profile import PlannedRequest
+from workbench.serve.replay import load_client
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.router import Route
 
@@ -18,6 +20,23 @@ LETTER = {"full_precision": "A", "hybrid": "B"}
 
 def route(served, **order) -> httpx.Response:
     return served.client.post("/workbench/route", json=order)
+
+
+def test_an_arm_may_have_any_name(serve) -> None:
+    name = "гибрид 100%"
+    served = serve(texts={name: "C"}, route=Route(name))
+    for stream in (False, True):
+        assert served.complete(max_tokens=1, stream=stream).status_code == 200
+
+    async def play():
+        async with load_client(served.address) as client:
+            return await client.replay([PlannedRequest(0, 0.0, 2, 3, "batch", False)], prompt)
+
+    def prompt(planned: PlannedRequest) -> list[int]:
+        return [5] * planned.prompt_tokens
+
+    (outcome,) = asyncio.run(play())
+    assert (outcome.status, outcome.arm) == ("ok", name)
 
 
 def test_in_flight_requests_finish_on_their_own_arm(serve) -> None:

@@ -1,8 +1,9 @@
 """One request from its body to its answer, whole or as a stream of server-sent events.
 
 A request waits for its first token before the answer's head is sent. So an engine that fails
-early is an honest 500, and the head can name the arm (``x-workbench-arm``). A client that goes
-away at any moment, in the queue included, frees its place.
+early is an honest 500, and the head can name the arm (``x-workbench-arm``, percent-encoded,
+since a head is Latin-1). A client that goes away at any moment, in the queue included, frees its
+place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -107,7 +109,7 @@ async def _answer(
             chat=isinstance(fields, ChatRequest),
             counts=fields.include_usage,
         )
-        headers = {ARM_HEADER: form.arm}
+        headers = {ARM_HEADER: quote(form.arm, safe="")}
         if fields.stream:
             return _Stream(output, form, {**headers, "cache-control": "no-cache"})
         text = await _unless_gone(request, output.rest())
