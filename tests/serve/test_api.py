@@ -130,6 +130,14 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(serve, stream: bool) 
     assert served.schedulers["hybrid"].seen[0].finish_reason == "cancelled"
 
 
+@pytest.mark.parametrize(("fewest", "text"), [(0, ""), (1, ""), (2, "B"), (5, "BBBB")])
+def test_a_stop_text_waits_for_the_fewest_tokens(serve, fewest: int, text: str) -> None:
+    answer = serve().complete(max_tokens=9, min_tokens=fewest, stop="B").json()
+    assert answer["choices"][0]["text"] == text
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] >= fewest
+
+
 def test_models_have_an_id_and_a_root(plain) -> None:
     cards = plain.client.get("/v1/models").json()["data"]
     assert [card["id"] for card in cards] == ["pilot", "full_precision", "hybrid"]

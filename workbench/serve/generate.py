@@ -164,8 +164,11 @@ class _Output:
         return self._stops.push(self._text.flush()) + self._stops.flush()
 
     async def _read(self) -> AsyncIterator[str]:
+        count, fewest = 0, self._ticket.request.min_tokens
         async for token in self._ticket.stream():
-            yield self._stops.push(self._text.push(token))
+            piece, count = self._text.push(token), count + 1
+            # Text before the minimum is out of a stop text's reach, its beginning included.
+            yield piece if count < fewest else self._stops.push(piece)
             if self._stops.found:
                 self.cancel()
                 return

@@ -81,7 +81,7 @@ class Generation(_Wire):
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1, description="newer name of max_tokens")
-    min_tokens: int = Field(0, ge=0, description="no stop before this many tokens")
+    min_tokens: int = Field(0, ge=0, description="no end or stop before this many tokens")
     ignore_eos: bool = Field(False, description="go on after an end-of-text token")
     temperature: float = Field(1.0, ge=0.0, le=2.0, description="0: always the likeliest token")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
