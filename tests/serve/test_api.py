@@ -183,6 +183,18 @@ def test_health_and_metrics(serve) -> None:
         ({"stream_options": {"include_usage": True}}, "invalid_value", "stream: true"),
         ({"n": 2}, "unsupported_parameter", "n is not supported"),
         ({"logprobs": 5}, "unsupported_parameter", "logprobs"),
+        ({"logprobs": 0}, "unsupported_parameter", "logprobs"),
+        ({"prompt_logprobs": 0}, "unsupported_parameter", "prompt_logprobs"),
+        ({"min_p": 0.1}, "unsupported_parameter", "or send 0)"),
+        ({"bad_words": ["no"]}, "unsupported_parameter", "bad_words"),
+        ({"allowed_token_ids": [5]}, "unsupported_parameter", "allowed_token_ids"),
+        ({"guided_choice": ["a"]}, "unsupported_parameter", "guided_choice"),
+        ({"guided_grammar": "root"}, "unsupported_parameter", "guided_grammar"),
+        ({"guided_regex": "a+"}, "unsupported_parameter", "guided_regex"),
+        ({"structured_outputs": {"regex": "a"}}, "unsupported_parameter", "or send null)"),
+        ({"truncate_prompt_tokens": 4}, "unsupported_parameter", "truncate_prompt_tokens"),
+        ({"skip_special_tokens": False}, "unsupported_parameter", "or send true)"),
+        ({"add_special_tokens": False}, "unsupported_parameter", "add_special_tokens"),
         ({"prompt": None}, "missing_required_parameter", "prompt"),
         ({"prompt": []}, "invalid_value", "prompt"),
         ({"prompt": ["a", "b"]}, "invalid_value", "one prompt"),
@@ -199,10 +211,27 @@ def test_wrong_fields_are_named(plain, fields: dict, code: str, says: str) -> No
 
 
 @pytest.mark.parametrize(
-    "fields", [{"n": 1}, {"logprobs": None}, {"user": "me"}, {"echo": False}, {"max_tokens": None}]
+    "fields",
+    [
+        {"n": 1},
+        {"logprobs": None},
+        {"logprobs": False},
+        {"user": "me"},
+        {"echo": False},
+        {"max_tokens": None},
+        {"min_p": 0.0, "top_k": -1, "repetition_penalty": 1.0},
+        {"skip_special_tokens": True, "structured_outputs": None},
+    ],
 )
 def test_fields_that_ask_for_nothing_are_taken(plain, fields: dict) -> None:
     assert plain.complete(**fields).status_code == 200
+
+
+def test_no_logprobs_of_a_chat_are_nothing(plain) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    for value, status in ((0, 200), (False, 200), (True, 400)):
+        answer = plain.client.post("/v1/chat/completions", json={**asked, "logprobs": value})
+        assert answer.status_code == status
 
 
 @pytest.mark.parametrize(

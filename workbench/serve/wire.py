@@ -7,35 +7,57 @@ is ignored. ``null`` means "not given", as in OpenAI's own clients.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-UNSUPPORTED = {
-    "best_of": 1,
-    "echo": False,
-    "frequency_penalty": 0,
-    "function_call": "none",
-    "functions": [],
-    "guided_json": "",
-    "logit_bias": {},
-    "logprobs": False,
-    "n": 1,
-    "presence_penalty": 0,
-    "prompt_logprobs": 0,
-    "repetition_penalty": 1,
-    "response_format": {"type": "text"},
-    "stop_token_ids": [],
-    "suffix": "",
-    "tool_choice": "none",
-    "tools": [],
-    "top_k": 0,
-    "top_logprobs": 0,
-    "use_beam_search": False,
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": ([],),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "guided_choice": ([],),
+    "guided_grammar": ("",),
+    "guided_json": ("",),
+    "guided_regex": ("",),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logits_processors": ([],),
+    "min_p": (0,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "presence_penalty": (0,),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "structural_tag": (),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "top_k": (0, -1),
+    "top_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
 }
-"""Fields that change the answer, each with the one value that asks for nothing."""
-NOTHING_TOO = {"logprobs": (0,), "top_k": (-1,)}
-"""Further values that ask for nothing."""
+"""Fields that change the answer, each with the values that ask for nothing besides ``null``."""
 
 
 class ApiError(Exception):
@@ -154,20 +176,25 @@ class ChatRequest(Generation):
     messages: list[Message] = Field(min_length=1)
 
 
+UNSUPPORTED_BY_KIND: dict[type[_Wire], dict[str, tuple[Any, ...]]] = {
+    # A number there: so many alternatives beside the chosen token's own logprob, so 0 asks too.
+    CompletionRequest: {"add_special_tokens": (True,), "logprobs": (False,)},
+    ChatRequest: {"add_special_tokens": (False,), "logprobs": (False, 0)},
+}
+"""The same, where the two endpoints differ."""
+
+
 def parse(kind: type[_Wire], fields: Any) -> Any:
     """``fields`` (decoded JSON) as ``kind``. Raises ApiError 400 that names the field."""
     if not isinstance(fields, dict):
         raise ApiError(400, f"the body is a JSON {type(fields).__name__}; allowed: an object")
     given = {name: value for name, value in fields.items() if value is not None}
-    for name, neutral in UNSUPPORTED.items():
-        if (
-            name in given
-            and given[name] != neutral
-            and given[name] not in NOTHING_TOO.get(name, ())
-        ):
+    for name, nothing in {**UNSUPPORTED, **UNSUPPORTED_BY_KIND.get(kind, {})}.items():
+        if name in given and not any(_same(given[name], value) for value in nothing):
+            instead = json.dumps(nothing[0] if nothing else None)
             raise ApiError(
                 400,
-                f"{name} is not supported here; leave it out (or send {neutral!r})",
+                f"{name} is not supported here; leave it out (or send {instead})",
                 code="unsupported_parameter",
                 param=name,
             )
@@ -175,6 +202,11 @@ def parse(kind: type[_Wire], fields: Any) -> Any:
         return kind.model_validate(given)
     except ValidationError as error:
         raise _first_problem(kind, error) from None
+
+
+def _same(given: Any, value: Any) -> bool:
+    """Equal, and 0 is not False."""
+    return given == value and isinstance(given, bool) == isinstance(value, bool)
 
 
 def _first_problem(kind: type[_Wire], error: ValidationError) -> ApiError:
