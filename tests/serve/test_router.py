@@ -208,6 +208,24 @@ def test_the_rule_goes_back_by_itself_and_stays_there(serve) -> None:
     assert switch.reason == "rule: 5 of the last 5 requests failed"
 
 
+def test_the_rule_and_the_metrics_take_a_stop_text_for_an_end(serve) -> None:
+    """Ten good answers stand beside the failed one, though the engine was cancelled in them."""
+    served = serve(rule=RollbackRule(window=20, fewest=5, max_error_share=0.2))
+    for _ in range(10):
+        assert served.complete(max_tokens=40, stop="B").status_code == 200
+    served.until(lambda: served.service.router.running == 0)
+    served.schedulers["hybrid"].broken = "wrong answer"
+    assert [served.complete().status_code for _ in range(2)] == [500] * 2
+    assert served.service.router.switches == []
+    assert served.complete().status_code == 500
+    (switch,) = served.service.router.switches
+    assert switch.reason == "rule: 3 of the last 13 requests failed"
+    text = served.client.get("/metrics").text
+    assert 'workbench_requests_total{arm="hybrid",finish_reason="stop"} 10.0' in text
+    assert 'vllm:request_success_total{finished_reason="stop",model_name="pilot"} 10.0' in text
+    assert "cancelled" not in text
+
+
 def test_the_rule_counts_slow_first_tokens() -> None:
     judge = RollbackRule(window=10, fewest=4, ttft_s=1.0, max_slow_share=0.3).judge()
     assert [judge.observe(True, t) for t in (0.1, 2.0, 0.1, 0.1)] == [None] * 4

@@ -144,7 +144,7 @@ class _Output:
                 kind="server_error",
                 code="engine_failed",
             )
-        if self._ticket.finish_reason == "cancelled" and not self._stops.found:
+        if self._ticket.finish_reason == "cancelled":
             raise ApiError(503, "the server is closing", kind="server_error", code="server_closing")
 
     async def rest(self) -> str:
@@ -170,7 +170,7 @@ class _Output:
             # Text before the minimum is out of a stop text's reach, its beginning included.
             yield piece if count < fewest else self._stops.push(piece)
             if self._stops.found:
-                self.cancel()
+                self._router.stop(self._ticket)
                 return
 
     def cancel(self) -> None:

@@ -102,6 +102,7 @@ class Ticket:
 
     position: in [0, 1); it goes to the route's arm when below its weight.
     pinned: an arm the client asked for, whatever the route. arm: set when it starts.
+    has_enough: it is ended before its last token, and was answered in full.
     """
 
     request: GenerationRequest
@@ -113,6 +114,7 @@ class Ticket:
     first_token_s: float | None = None
     ended_s: float | None = None
     tokens: int = 0
+    has_enough: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None
     handle: Handle | None = None
@@ -176,12 +178,17 @@ class Router:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """The client is gone or has enough. A slot is free when the scheduler says so."""
+        """The client is gone. A slot is free when the scheduler says so."""
         if ticket in self._waiting:
             self._waiting.remove(ticket)
             self._finish(ticket, "cancelled", None)
         elif ticket.handle and not ticket.finish_reason:
             ticket.handle.cancel()
+
+    def stop(self, ticket: Ticket) -> None:
+        """The answer is complete with what came so far: an end like the model's own."""
+        ticket.has_enough = True
+        self.cancel(ticket)
 
     def switch(
         self, arm: str, weight: float = 1.0, *, reason: str = "ordered", force: bool = False
@@ -262,6 +269,8 @@ class Router:
         self._dispatch()
 
     def _finish(self, ticket: Ticket, reason: FinishReason, error: str | None) -> None:
+        if reason == "cancelled" and ticket.has_enough:
+            reason = "stop"
         ticket.finish_reason, ticket.error = reason, error
         ticket.ended_s = time.monotonic()
         ticket.events.put_nowait(None)
