@@ -208,6 +208,21 @@ def test_the_rule_goes_back_by_itself_and_stays_there(serve) -> None:
     assert switch.reason == "rule: 5 of the last 5 requests failed"
 
 
+def test_what_began_before_the_latest_switch_is_not_held_against_it(serve) -> None:
+    served = serve(rule=RollbackRule(window=20, fewest=5, max_error_share=0.2), slots=12)
+    hybrid = served.schedulers["hybrid"]
+    hybrid.gate.clear()
+    with ThreadPoolExecutor(12) as pool:
+        old = [pool.submit(served.complete, max_tokens=1) for _ in range(12)]
+        served.until(lambda: served.service.router.running == 12)
+        assert route(served, arm="full_precision").status_code == 200
+        assert route(served, arm="hybrid", force=True).status_code == 200
+        hybrid.broken = "wrong answer"
+        assert [future.result().status_code for future in old] == [500] * 12
+    assert len(served.service.router.switches) == 2
+    assert [served.complete().status_code for _ in range(6)] == [500] * 5 + [200]
+
+
 def test_the_rule_and_the_metrics_take_a_stop_text_for_an_end(serve) -> None:
     """Ten good answers stand beside the failed one, though the engine was cancelled in them."""
     served = serve(rule=RollbackRule(window=20, fewest=5, max_error_share=0.2))

@@ -155,6 +155,8 @@ class Router:
         self._judge = rule.judge() if rule else None
         self._waiting: deque[Ticket] = deque()
         self._position = 0.0
+        self._since_s = 0.0
+        """When the route became what it is; the rule judges what started under it."""
         self._held_until = 0.0
         self._ends_s: deque[float] = deque(maxlen=32)
 
@@ -212,7 +214,7 @@ class Router:
         else:
             self._held_until = now + self.hold_s
         switch = Switch(now, self.route.arm, target.arm, target.weight, reason)
-        self.route = target
+        self.route, self._since_s = target, now
         self._judge = self._rule.judge() if self._rule else None
         self.switches.append(switch)
         self.on_switch(switch)
@@ -277,12 +279,16 @@ class Router:
         if reason != "cancelled":
             self._ends_s.append(ticket.ended_s)
         self.on_finished(ticket)
-        judged = self._judge and ticket.arm == self.route.arm != self.fallback
-        if judged and not ticket.pinned and reason != "cancelled":
+        if self._judge and self._on_trial(ticket) and reason != "cancelled":
             first = ticket.first_token_s
-            ttft_s = None if first is None else first - ticket.arrived_s
+            ttft_s = None if first is None else first - max(ticket.arrived_s, self._since_s)
             if verdict := self._judge.observe(reason != "error", ttft_s):
                 self.switch(self.fallback, reason=verdict)
+
+    def _on_trial(self, ticket: Ticket) -> bool:
+        """Whether its end says something about the route: a candidate's, started under it."""
+        chosen = ticket.arm == self.route.arm != self.fallback and not ticket.pinned
+        return chosen and ticket.started_s is not None and ticket.started_s >= self._since_s
 
     def _time_to_drain_s(self) -> float:
         """Seconds until the queue is empty at the rate of the latest ends; 1 if unknown."""
