@@ -7,6 +7,8 @@ import json
 import httpx
 import pytest
 
+JSON = {"content-type": "application/json"}
+
 
 def events(answer: httpx.Response) -> list[dict]:
     """The chunks of a stream; asserts its framing."""
@@ -249,6 +251,30 @@ def test_bad_bodies_are_errors_of_the_client(plain, content, kind, status) -> No
     answer = plain.client.post("/v1/completions", content=content, headers={"content-type": kind})
     assert answer.status_code == status
     error(answer)
+
+
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/completions", {"prompt": HALF}),
+        ("/v1/completions", {"prompt": "a", "stop": [HALF]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": f"a{HALF}"}]}),
+        ("/v1/chat/completions", {"messages": [{"role": HALF, "content": "a"}]}),
+        ("/workbench/route", {"arm": "hybrid", "reason": HALF}),
+    ],
+)
+def test_half_a_character_is_an_error_of_the_client(plain, path: str, fields: dict) -> None:
+    answer = plain.client.post(path, content=json.dumps(fields), headers=JSON)
+    assert answer.status_code == 400
+    assert "half a character, '\\ud800'" in error(answer)["message"]
+
+
+def test_a_pair_of_escapes_is_a_character(plain) -> None:
+    content = b'{"prompt": "\\uD83D\\uDE00 and \\\\ud800", "max_tokens": 1}'
+    assert plain.client.post("/v1/completions", content=content, headers=JSON).status_code == 200
 
 
 def test_a_body_without_end_is_refused(serve, monkeypatch) -> None:

@@ -160,7 +160,15 @@ async def _json_body(request: Request) -> Any:
             message = f"the body is longer than the {MOST_BODY_BYTES >> 20} MiB that are allowed"
             raise ApiError(413, message, code="body_too_large", headers={"connection": "close"})
     try:
-        return json.loads(body)
+        text = body.decode("utf-8-sig")
+        fields = json.loads(text)
+        if "\\ud" in text.lower():  # escapes may make halves of characters, which no text has
+            json.dumps(fields, ensure_ascii=False).encode()
+        return fields
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.start + 1]
+        message = f"the body has half a character, {half!r}; allowed: \\ud800 to \\udfff in pairs"
+        raise ApiError(400, message, code="invalid_json") from None
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
 
