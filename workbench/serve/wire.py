@@ -8,6 +8,7 @@ is ignored. ``null`` means "not given", as in OpenAI's own clients.
 from __future__ import annotations
 
 import json
+import reprlib
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -95,6 +96,8 @@ class StreamOptions(_Wire):
 
 Token = Annotated[int, Field(ge=0)]
 Stop = Annotated[str, Field(min_length=1)]
+# A list's first fault is enough: a report of each of its millions would hold up the server.
+Tokens = Annotated[list[Token], Field(min_length=1, fail_fast=True)]
 
 
 class Generation(_Wire):
@@ -108,7 +111,7 @@ class Generation(_Wire):
     temperature: float = Field(1.0, ge=0.0, le=2.0, description="0: always the likeliest token")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] = []
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] = []
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -140,11 +143,9 @@ class CompletionRequest(Generation):
 
     prompt: (
         str
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=1)]
-        | Annotated[
-            list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=1)
-        ]
+        | Tokens
+        | Annotated[list[str], Field(min_length=1, max_length=1, fail_fast=True)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=1, fail_fast=True)]
     )
 
     @property
@@ -161,7 +162,7 @@ class TextPart(_Wire):
 
 class Message(_Wire):
     role: str = Field(min_length=1, max_length=64)
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     @property
     def text(self) -> str:
@@ -173,7 +174,7 @@ class Message(_Wire):
 class ChatRequest(Generation):
     """POST /v1/chat/completions, text only."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
 
 
 UNSUPPORTED_BY_KIND: dict[type[_Wire], dict[str, tuple[Any, ...]]] = {
@@ -222,5 +223,5 @@ def _first_problem(kind: type[_Wire], error: ValidationError) -> ApiError:
     said = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return ApiError(400, f"{place}: required", code="missing_required_parameter", param=name)
-    got = "" if isinstance(problem["input"], dict) else f", got {str(problem['input'])[:80]!r}"
+    got = "" if isinstance(problem["input"], dict) else f", got {reprlib.repr(problem['input'])}"
     return ApiError(400, f"{place}: {said}{got}" if place else said, param=name)
