@@ -266,6 +266,7 @@ def test_bad_bodies_are_errors_of_the_client(plain, content, kind, status) -> No
         (CompletionRequest, {"prompt": [[-1] * 1000]}),
         (CompletionRequest, {"prompt": "a", "stop": [1] * 1000}),
         (ChatRequest, {"messages": [1] * 1000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": ""}] * 20_000}),
         (ChatRequest, {"messages": [{"role": "user", "content": [1] * 1000}]}),
     ],
 )

@@ -96,6 +96,8 @@ class StreamOptions(_Wire):
 
 Token = Annotated[int, Field(ge=0)]
 Stop = Annotated[str, Field(min_length=1)]
+MOST_TURNS = 10_000
+"""Messages of a chat, and parts of a message: hundreds of thousands take seconds to check."""
 # A list's first fault is enough: a report of each of its millions would hold up the server.
 Tokens = Annotated[list[Token], Field(min_length=1, fail_fast=True)]
 
@@ -162,7 +164,7 @@ class TextPart(_Wire):
 
 class Message(_Wire):
     role: str = Field(min_length=1, max_length=64)
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    content: str | Annotated[list[TextPart], Field(max_length=MOST_TURNS, fail_fast=True)]
 
     @property
     def text(self) -> str:
@@ -174,7 +176,7 @@ class Message(_Wire):
 class ChatRequest(Generation):
     """POST /v1/chat/completions, text only."""
 
-    messages: list[Message] = Field(min_length=1, fail_fast=True)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_TURNS, fail_fast=True)
 
 
 UNSUPPORTED_BY_KIND: dict[type[_Wire], dict[str, tuple[Any, ...]]] = {
