@@ -175,6 +175,29 @@ def test_the_route_is_changed_from_this_machine_only(serve, monkeypatch) -> None
     assert answer.status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example:8127", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("[::1", 403),
+        ("", 403),
+        ("localhost:8127", 200),
+        ("LOCALHOST", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:8127", 200),
+    ],
+)
+def test_a_page_cannot_rebind_its_name_to_this_machine(plain, host: str, status: int) -> None:
+    headers = {"host": host, "origin": f"http://{host}"}
+    order = {"arm": "hybrid"}
+    answer = plain.client.post("/workbench/route", json=order, headers=headers)
+    assert answer.status_code == status
+    if status == 403:
+        assert "127.0.0.1, [::1] or localhost" in answer.json()["error"]["message"]
+
+
 def test_a_client_that_leaves_frees_its_slot_and_its_place(serve) -> None:
     served = serve(slots=1, step_s=0.01)
     router = served.service.router

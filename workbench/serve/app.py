@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -104,14 +105,7 @@ async def _show_route(service: Service, request: Request) -> Response:
 
 
 async def _set_route(service: Service, request: Request) -> Response:
-    client = request.client.host if request.client else ""
-    if not _is_loopback(client):
-        raise ApiError(
-            403,
-            "the route is changed from this machine only (over a loopback address)",
-            kind="permission_error",
-            code="not_local",
-        )
+    _check_local(request)
     order = parse(RouteOrder, await _json_body(request))
     try:
         service.router.switch(order.arm, order.weight, reason=order.reason, force=order.force)
@@ -136,6 +130,31 @@ def _route_state(router: Router) -> dict[str, Any]:
         "arms": list(router.arms),
         "switches": [asdict(switch) for switch in router.switches],
     }
+
+
+def _check_local(request: Request) -> None:
+    """Raise ApiError 403 unless this machine sends to itself by a name of its own.
+
+    A page of another site can point that site's name at 127.0.0.1; its browser then takes this
+    server for that site, but still says the name as Host.
+    """
+    client, host = request.client.host if request.client else "", request.headers.get("host", "")
+    if not _is_loopback(client):
+        message = "the route is changed from this machine only (over a loopback address)"
+    elif not _names_loopback(host):
+        message = f"Host {host!r}; allowed to change the route: 127.0.0.1, [::1] or localhost"
+    else:
+        return
+    raise ApiError(403, message, kind="permission_error", code="not_local")
+
+
+def _names_loopback(authority: str) -> bool:
+    """authority: a Host header, ``name`` or ``name:port``."""
+    try:
+        host = urlsplit(f"//{authority}").hostname or ""
+    except ValueError:
+        return False
+    return host == "localhost" or _is_loopback(host)
 
 
 def _is_loopback(host: str) -> bool:
