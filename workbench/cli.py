@@ -134,7 +134,7 @@ def report(
 def serve(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN|MODEL...", help="a run's folder, or model folders"),
+        typer.Argument(metavar="RUN|MODEL...", help="a run, or model folders"),
     ],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,

@@ -20,7 +20,9 @@ from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
 from workbench.errors import ConfigError, StageError
 from workbench.load.profile import PlannedRequest
-from workbench.records.files import read_json
+from workbench.records.files import read_json, write_json
+from workbench.records.run import HEADER, Run
+from workbench.records.stage_record import StageRecord
 from workbench.serve.main import arms_of, listen
 from workbench.serve.process import server_process
 from workbench.serve.replay import load_client
@@ -190,6 +192,20 @@ def test_arms_are_named_by_their_folders(arms, tmp_path) -> None:
         arms_of([tmp_path])
     with pytest.raises(ConfigError, match="different names"):
         arms_of([arms["hybrid"], arms["hybrid"]])
+
+
+def test_a_run_is_served_by_its_name(arms, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path))
+    run = Run(tmp_path / "trial" / "20260101-000000-abcdef", {})
+    for stage, arm in (("train_qat", "full_precision"), ("hybrid_plan", "hybrid")):
+        folder = run.stage_folder(stage)
+        folder.mkdir(parents=True)
+        StageRecord(stage, folder, artefacts={arm: str(arms[arm])}).save()
+    write_json(run.folder / HEADER, {})
+    for name in ("trial", run.name, "abcdef", str(run.folder)):
+        assert arms_of([Path(name)]) == arms
+    with pytest.raises(ConfigError, match="other: no run has that name"):
+        arms_of([Path("other")])
 
 
 def test_a_spec_comes_back_from_its_file(arms, tmp_path) -> None:

@@ -46,8 +46,9 @@ def serve_run(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
-    folders: one run folder (its full-precision model is the fallback, its hybrid the route),
-        or model folders, packed or Hugging Face: the first is the fallback, the last the route.
+    folders: one run, by its folder or its name (its full-precision model is the fallback, its
+        hybrid the route), or model folders, packed or Hugging Face: the first is the fallback,
+        the last the route.
     Raises ConfigError or StageError with what is wrong; nothing is served then.
     """
     arms = arms_of(folders)
@@ -72,10 +73,10 @@ def serve_run(
 
 def arms_of(folders: Sequence[Path]) -> dict[str, Path]:
     """Names and model folders; see :func:`serve_run`."""
-    from workbench.records.run import HEADER, open_folder
+    from workbench.records.run import HEADER, find_run
 
-    if len(folders) == 1 and (folders[0] / HEADER).exists():
-        run = open_folder(folders[0])
+    if len(folders) == 1 and (not folders[0].is_dir() or (folders[0] / HEADER).exists()):
+        run = find_run(str(folders[0]))
         arms = {}
         for arm, stage in (("full_precision", "train_qat"), ("hybrid", "hybrid_plan")):
             record = run.record(stage)
