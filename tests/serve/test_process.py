@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from workbench.cli import main
 from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
 from workbench.errors import ConfigError, StageError
@@ -26,7 +27,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.serve.main import arms_of, listen
 from workbench.serve.process import server_process
 from workbench.serve.replay import load_client
-from workbench.serve.spec import ServeSpec
+from workbench.serve.spec import Ready, ServeSpec
 
 PROMPT = list(range(5, 25))
 
@@ -169,6 +170,45 @@ def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
             listen("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 99999), ("a" * 80, 0), ("192.0.2.1", 0)])
+def test_an_address_that_cannot_be_is_said(host: str, port: int) -> None:
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}:{port}: "):
+        listen(host, port)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--port", "99999", "65535"),
+        ("--port", "-1", "equal to 0"),
+        ("--slots", "0", "equal to 1"),
+        ("--queue", "-1", "equal to 0"),
+        ("--threads", "-3", "equal to 0"),
+        ("--device", "foo", "'cpu', 'cuda'"),
+    ],
+)
+def test_options_out_of_range_are_wrong_commands(
+    arms, monkeypatch, capsys, option: str, value: str, says: str
+) -> None:
+    def started(*given: object, **options: object) -> None:
+        raise AssertionError("it started")
+
+    monkeypatch.setattr("workbench.serve.main.serve", started)
+    monkeypatch.setattr("sys.argv", ["workbench", "serve", str(arms["hybrid"]), option, value])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert option in said and says in said
+
+
+@pytest.mark.parametrize(
+    ("host", "address"), [("127.0.0.1", "http://127.0.0.1:80"), ("::1", "http://[::1]:80")]
+)
+def test_an_address_is_a_url(host: str, address: str) -> None:
+    assert Ready(host, 80, 1, 1, 1, {}).address == address
 
 
 def test_the_listener_does_not_wait_for_acknowledgements() -> None:

@@ -66,7 +66,7 @@ def serve_run(
     )
 
     def announce(ready: Ready) -> None:
-        print(f"serving {', '.join(names)} on http://{ready.host}:{ready.port}/v1", flush=True)
+        print(f"serving {', '.join(names)} on {ready.address}/v1", flush=True)
 
     serve(spec, announce)
 
@@ -220,10 +220,10 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # no such host, port or name
         listener.close()
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
             allowed="an address of this machine and a free port; 0 takes a free one",
             next_step="choose another port",
         ) from None
