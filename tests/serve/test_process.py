@@ -165,6 +165,16 @@ def test_a_server_that_cannot_start_says_why(arms, tmp_path) -> None:
     assert "Traceback" not in caught.value.got
 
 
+def test_slots_that_do_not_fit_are_said(arms, tmp_path) -> None:
+    with (
+        pytest.raises(StageError) as caught,
+        server_process(spec(arms, slots=10**8), tmp_path),
+    ):
+        pass
+    assert "100000000 slots does not fit" in caught.value.got and "lower slots" in caught.value.got
+    assert "Traceback" not in caught.value.got
+
+
 def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

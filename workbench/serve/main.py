@@ -163,9 +163,15 @@ def _load_arm(folder: Path, spec: ServeSpec, context: int) -> _LoadedArm:
     from workbench.engine.scheduler import Scheduler
 
     before = psutil.Process().memory_info().rss
-    engine = Engine.load(
-        folder, slots=spec.slots, context=context, threads=spec.threads, device=spec.device
-    )
+    try:
+        engine = Engine.load(
+            folder, slots=spec.slots, context=context, threads=spec.threads, device=spec.device
+        )
+    except MemoryError as error:
+        raise StageError(
+            f"{shown(folder)} with {spec.slots} slots does not fit: {error}",
+            next_step="lower slots (workbench serve: --slots, a pilot: deploy_rollback.slots)",
+        ) from None
     engine.warm()
     scheduler = Scheduler(engine, queue_limit=spec.slots)
     tokens = min(WARM_TOKENS, context // 2)
