@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -134,14 +134,14 @@ def report(
 def serve(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN|MODEL...", help="a run's folder, or model folders"),
+        typer.Argument(metavar="RUN|MODEL...", help="a run, or model folders"),
     ],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
-    slots: Annotated[int, typer.Option(help="requests decoded together in each arm")] = 4,
-    queue: Annotated[int, typer.Option(help="requests that may wait")] = 256,
-    threads: Annotated[int, typer.Option(help="0: all usable cores")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
+    slots: Annotated[int, typer.Option(min=1, help="requests decoded together in each arm")] = 4,
+    queue: Annotated[int, typer.Option(min=0, help="requests that may wait")] = 256,
+    threads: Annotated[int, typer.Option(min=0, help="0: all usable cores")] = 0,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="what computes")] = "cpu",
 ) -> None:
     """Serve full precision and the hybrid behind one OpenAI-compatible address."""
     from workbench.serve.main import serve_run

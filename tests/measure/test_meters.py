@@ -193,6 +193,20 @@ def test_a_bad_row_is_a_failed_reading_and_its_neighbours_count(tmp_path):
     assert meter.read() == []
 
 
+def test_a_row_that_is_no_csv_stops_nothing(tmp_path):
+    now = time.time()
+    rows = [f"{now},a,10\r", f"{now},a\r,100", f"{now + 1},a,{'9' * 200_000}", f"{now + 2},a,12"]
+    meter = CsvMeter(write_log(tmp_path / "power.csv", []))
+    write_log(meter.path, rows)
+    assert [s.value for s in meter.read()] == [10]
+    with pytest.raises(OSError, match="new-line character"):
+        meter.read()
+    with pytest.raises(OSError, match="field larger") as caught:
+        meter.read()
+    assert len(str(caught.value)) < 1000
+    assert [s.value for s in meter.read()] == [12]
+
+
 def test_a_line_that_is_still_being_written_waits_and_an_old_log_is_not_read_whole(tmp_path):
     now = time.time()
     log = write_log(tmp_path / "power.csv", [f"{now - 9999 + i},a,{i}" for i in range(9000)])
@@ -215,6 +229,9 @@ def test_a_power_log_with_other_columns_is_a_configuration_error(tmp_path):
     log = tmp_path / "power.csv"
     log.write_text("time,W\n1,2\n")
     with pytest.raises(ConfigError, match="columns are time, W"):
+        find_meters(Meters(sources=["csv"], csv=str(log)))
+    log.write_bytes(b"timestamp,source,watts\r1,a,2\r")
+    with pytest.raises(ConfigError, match="columns are -"):
         find_meters(Meters(sources=["csv"], csv=str(log)))
 
 

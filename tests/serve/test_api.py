@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from pydantic import ValidationError
+
+from workbench.data.tokenizer import encode
+from workbench.serve.wire import ChatRequest, CompletionRequest
+
+JSON = {"content-type": "application/json"}
 
 
 def events(answer: httpx.Response) -> list[dict]:
@@ -130,6 +138,14 @@ def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(serve, stream: bool) 
     assert served.schedulers["hybrid"].seen[0].finish_reason == "cancelled"
 
 
+@pytest.mark.parametrize(("fewest", "text"), [(0, ""), (1, ""), (2, "B"), (5, "BBBB")])
+def test_a_stop_text_waits_for_the_fewest_tokens(serve, fewest: int, text: str) -> None:
+    answer = serve().complete(max_tokens=9, min_tokens=fewest, stop="B").json()
+    assert answer["choices"][0]["text"] == text
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] >= fewest
+
+
 def test_models_have_an_id_and_a_root(plain) -> None:
     cards = plain.client.get("/v1/models").json()["data"]
     assert [card["id"] for card in cards] == ["pilot", "full_precision", "hybrid"]
@@ -175,6 +191,18 @@ def test_health_and_metrics(serve) -> None:
         ({"stream_options": {"include_usage": True}}, "invalid_value", "stream: true"),
         ({"n": 2}, "unsupported_parameter", "n is not supported"),
         ({"logprobs": 5}, "unsupported_parameter", "logprobs"),
+        ({"logprobs": 0}, "unsupported_parameter", "logprobs"),
+        ({"prompt_logprobs": 0}, "unsupported_parameter", "prompt_logprobs"),
+        ({"min_p": 0.1}, "unsupported_parameter", "or send 0)"),
+        ({"bad_words": ["no"]}, "unsupported_parameter", "bad_words"),
+        ({"allowed_token_ids": [5]}, "unsupported_parameter", "allowed_token_ids"),
+        ({"guided_choice": ["a"]}, "unsupported_parameter", "guided_choice"),
+        ({"guided_grammar": "root"}, "unsupported_parameter", "guided_grammar"),
+        ({"guided_regex": "a+"}, "unsupported_parameter", "guided_regex"),
+        ({"structured_outputs": {"regex": "a"}}, "unsupported_parameter", "or send null)"),
+        ({"truncate_prompt_tokens": 4}, "unsupported_parameter", "truncate_prompt_tokens"),
+        ({"skip_special_tokens": False}, "unsupported_parameter", "or send true)"),
+        ({"add_special_tokens": False}, "unsupported_parameter", "add_special_tokens"),
         ({"prompt": None}, "missing_required_parameter", "prompt"),
         ({"prompt": []}, "invalid_value", "prompt"),
         ({"prompt": ["a", "b"]}, "invalid_value", "one prompt"),
@@ -191,10 +219,27 @@ def test_wrong_fields_are_named(plain, fields: dict, code: str, says: str) -> No
 
 
 @pytest.mark.parametrize(
-    "fields", [{"n": 1}, {"logprobs": None}, {"user": "me"}, {"echo": False}, {"max_tokens": None}]
+    "fields",
+    [
+        {"n": 1},
+        {"logprobs": None},
+        {"logprobs": False},
+        {"user": "me"},
+        {"echo": False},
+        {"max_tokens": None},
+        {"min_p": 0.0, "top_k": -1, "repetition_penalty": 1.0},
+        {"skip_special_tokens": True, "structured_outputs": None},
+    ],
 )
 def test_fields_that_ask_for_nothing_are_taken(plain, fields: dict) -> None:
     assert plain.complete(**fields).status_code == 200
+
+
+def test_no_logprobs_of_a_chat_are_nothing(plain) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    for value, status in ((0, 200), (False, 200), (True, 400)):
+        answer = plain.client.post("/v1/chat/completions", json={**asked, "logprobs": value})
+        assert answer.status_code == status
 
 
 @pytest.mark.parametrize(
@@ -212,6 +257,78 @@ def test_bad_bodies_are_errors_of_the_client(plain, content, kind, status) -> No
     answer = plain.client.post("/v1/completions", content=content, headers={"content-type": kind})
     assert answer.status_code == status
     error(answer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (CompletionRequest, {"prompt": [-1] * 1000}),
+        (CompletionRequest, {"prompt": [[-1] * 1000]}),
+        (CompletionRequest, {"prompt": "a", "stop": [1] * 1000}),
+        (ChatRequest, {"messages": [1] * 1000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": ""}] * 20_000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [1] * 1000}]}),
+    ],
+)
+def test_a_list_of_faults_is_one_fault(kind, fields: dict) -> None:
+    """Kept one by one, those of an 8 MB body took 18 s and 3.4 GB."""
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(fields)
+    assert caught.value.error_count() < 10
+
+
+def asked_texts(text: str) -> list[tuple[str, dict]]:
+    chat = [{"role": "user", "content": text}]
+    return [("/v1/completions", {"prompt": text}), ("/v1/chat/completions", {"messages": chat})]
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(plain, monkeypatch) -> None:
+    monkeypatch.setattr("workbench.serve.prompts.encode", None)
+    for path, fields in asked_texts("word " * 1000):
+        said = plain.client.post(path, json=fields)
+        assert said.status_code == 400
+        assert error(said)["code"] == "context_length_exceeded"
+        assert "64 tokens" in error(said)["message"]
+
+
+def test_the_others_go_on_while_a_text_is_encoded(serve, monkeypatch) -> None:
+    served, go_on = serve(), threading.Event()
+
+    def slowly(tokenizer, texts: list[str]) -> list[list[int]]:
+        assert go_on.wait(10)
+        return encode(tokenizer, texts)
+
+    monkeypatch.setattr("workbench.serve.prompts.encode", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(served.client.post, p, json=f) for p, f in asked_texts("def")]
+        assert served.client.get("/health").json()["status"] == "ok"
+        assert not any(future.done() for future in waiting)
+        go_on.set()
+        assert [future.result().status_code for future in waiting] == [200, 200]
+
+
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/completions", {"prompt": HALF}),
+        ("/v1/completions", {"prompt": "a", "stop": [HALF]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": f"a{HALF}"}]}),
+        ("/v1/chat/completions", {"messages": [{"role": HALF, "content": "a"}]}),
+        ("/workbench/route", {"arm": "hybrid", "reason": HALF}),
+    ],
+)
+def test_half_a_character_is_an_error_of_the_client(plain, path: str, fields: dict) -> None:
+    answer = plain.client.post(path, content=json.dumps(fields), headers=JSON)
+    assert answer.status_code == 400
+    assert "half a character, '\\ud800'" in error(answer)["message"]
+
+
+def test_a_pair_of_escapes_is_a_character(plain) -> None:
+    content = b'{"prompt": "\\uD83D\\uDE00 and \\\\ud800", "max_tokens": 1}'
+    assert plain.client.post("/v1/completions", content=content, headers=JSON).status_code == 200
 
 
 def test_a_body_without_end_is_refused(serve, monkeypatch) -> None:
@@ -262,3 +379,14 @@ def test_text_in_many_bytes_comes_whole(serve) -> None:
     assert "".join(pieces) == text
     assert len(pieces) == count + 1
     assert "\ufffd" not in "".join(pieces)
+
+
+def test_line_breaks_of_unicode_do_not_break_a_stream(serve) -> None:
+    text = "a\u2028b\u2029c\x85d"
+    served = serve(texts={"hybrid": text})
+    asked = {"prompt": "def", "max_tokens": len(served.schedulers["hybrid"].script), "stream": True}
+    with served.client.stream("POST", "/v1/completions", json=asked) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text

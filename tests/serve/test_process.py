@@ -16,15 +16,18 @@ import httpx
 import psutil
 import pytest
 
+from workbench.cli import main
 from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
 from workbench.errors import ConfigError, StageError
 from workbench.load.profile import PlannedRequest
-from workbench.records.files import read_json
+from workbench.records.files import read_json, write_json
+from workbench.records.run import HEADER, Run
+from workbench.records.stage_record import StageRecord
 from workbench.serve.main import arms_of, listen
 from workbench.serve.process import server_process
 from workbench.serve.replay import load_client
-from workbench.serve.spec import ServeSpec
+from workbench.serve.spec import Ready, ServeSpec
 
 PROMPT = list(range(5, 25))
 
@@ -162,11 +165,60 @@ def test_a_server_that_cannot_start_says_why(arms, tmp_path) -> None:
     assert "Traceback" not in caught.value.got
 
 
+def test_slots_that_do_not_fit_are_said(arms, tmp_path) -> None:
+    with (
+        pytest.raises(StageError) as caught,
+        server_process(spec(arms, slots=10**8), tmp_path),
+    ):
+        pass
+    assert "100000000 slots does not fit" in caught.value.got and "lower slots" in caught.value.got
+    assert "Traceback" not in caught.value.got
+
+
 def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
             listen("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 99999), ("a" * 80, 0), ("192.0.2.1", 0)])
+def test_an_address_that_cannot_be_is_said(host: str, port: int) -> None:
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}:{port}: "):
+        listen(host, port)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--port", "99999", "65535"),
+        ("--port", "-1", "equal to 0"),
+        ("--slots", "0", "equal to 1"),
+        ("--queue", "-1", "equal to 0"),
+        ("--threads", "-3", "equal to 0"),
+        ("--device", "foo", "'cpu', 'cuda'"),
+    ],
+)
+def test_options_out_of_range_are_wrong_commands(
+    arms, monkeypatch, capsys, option: str, value: str, says: str
+) -> None:
+    def started(*given: object, **options: object) -> None:
+        raise AssertionError("it started")
+
+    monkeypatch.setattr("workbench.serve.main.serve", started)
+    monkeypatch.setattr("sys.argv", ["workbench", "serve", str(arms["hybrid"]), option, value])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert option in said and says in said
+
+
+@pytest.mark.parametrize(
+    ("host", "address"), [("127.0.0.1", "http://127.0.0.1:80"), ("::1", "http://[::1]:80")]
+)
+def test_an_address_is_a_url(host: str, address: str) -> None:
+    assert Ready(host, 80, 1, 1, 1, {}).address == address
 
 
 def test_the_listener_does_not_wait_for_acknowledgements() -> None:
@@ -190,6 +242,20 @@ def test_arms_are_named_by_their_folders(arms, tmp_path) -> None:
         arms_of([tmp_path])
     with pytest.raises(ConfigError, match="different names"):
         arms_of([arms["hybrid"], arms["hybrid"]])
+
+
+def test_a_run_is_served_by_its_name(arms, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path))
+    run = Run(tmp_path / "trial" / "20260101-000000-abcdef", {})
+    for stage, arm in (("train_qat", "full_precision"), ("hybrid_plan", "hybrid")):
+        folder = run.stage_folder(stage)
+        folder.mkdir(parents=True)
+        StageRecord(stage, folder, artefacts={arm: str(arms[arm])}).save()
+    write_json(run.folder / HEADER, {})
+    for name in ("trial", run.name, "abcdef", str(run.folder)):
+        assert arms_of([Path(name)]) == arms
+    with pytest.raises(ConfigError, match="other: no run has that name"):
+        arms_of([Path("other")])
 
 
 def test_a_spec_comes_back_from_its_file(arms, tmp_path) -> None:

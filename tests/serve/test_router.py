@@ -6,18 +6,39 @@ import asyncio
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from workbench.engine.request import GenerationRequest
+from workbench.load.profile import PlannedRequest
+from workbench.serve.replay import load_client
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.router import Route
+from workbench.serve.router import Arm, Route, Router
 
 LETTER = {"full_precision": "A", "hybrid": "B"}
 
 
 def route(served, **order) -> httpx.Response:
     return served.client.post("/workbench/route", json=order)
+
+
+def test_an_arm_may_have_any_name(serve) -> None:
+    name = "гибрид 100%"
+    served = serve(texts={name: "C"}, route=Route(name))
+    for stream in (False, True):
+        assert served.complete(max_tokens=1, stream=stream).status_code == 200
+
+    async def play():
+        async with load_client(served.address) as client:
+            return await client.replay([PlannedRequest(0, 0.0, 2, 3, "batch", False)], prompt)
+
+    def prompt(planned: PlannedRequest) -> list[int]:
+        return [5] * planned.prompt_tokens
+
+    (outcome,) = asyncio.run(play())
+    assert (outcome.status, outcome.arm) == ("ok", name)
 
 
 def test_in_flight_requests_finish_on_their_own_arm(serve) -> None:
@@ -154,6 +175,29 @@ def test_the_route_is_changed_from_this_machine_only(serve, monkeypatch) -> None
     assert answer.status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example:8127", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("[::1", 403),
+        ("", 403),
+        ("localhost:8127", 200),
+        ("LOCALHOST", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:8127", 200),
+    ],
+)
+def test_a_page_cannot_rebind_its_name_to_this_machine(plain, host: str, status: int) -> None:
+    headers = {"host": host, "origin": f"http://{host}"}
+    order = {"arm": "hybrid"}
+    answer = plain.client.post("/workbench/route", json=order, headers=headers)
+    assert answer.status_code == status
+    if status == 403:
+        assert "127.0.0.1, [::1] or localhost" in answer.json()["error"]["message"]
+
+
 def test_a_client_that_leaves_frees_its_slot_and_its_place(serve) -> None:
     served = serve(slots=1, step_s=0.01)
     router = served.service.router
@@ -189,10 +233,139 @@ def test_the_rule_goes_back_by_itself_and_stays_there(serve) -> None:
     assert switch.reason == "rule: 5 of the last 5 requests failed"
 
 
+def test_what_began_before_the_latest_switch_is_not_held_against_it(serve) -> None:
+    served = serve(rule=RollbackRule(window=20, fewest=5, max_error_share=0.2), slots=12)
+    hybrid = served.schedulers["hybrid"]
+    hybrid.gate.clear()
+    with ThreadPoolExecutor(12) as pool:
+        old = [pool.submit(served.complete, max_tokens=1) for _ in range(12)]
+        served.until(lambda: served.service.router.running == 12)
+        assert route(served, arm="full_precision").status_code == 200
+        assert route(served, arm="hybrid", force=True).status_code == 200
+        hybrid.broken = "wrong answer"
+        assert [future.result().status_code for future in old] == [500] * 12
+    assert len(served.service.router.switches) == 2
+    assert [served.complete().status_code for _ in range(6)] == [500] * 5 + [200]
+
+
+def test_the_rule_and_the_metrics_take_a_stop_text_for_an_end(serve) -> None:
+    """Ten good answers stand beside the failed one, though the engine was cancelled in them."""
+    served = serve(rule=RollbackRule(window=20, fewest=5, max_error_share=0.2))
+    for _ in range(10):
+        assert served.complete(max_tokens=40, stop="B").status_code == 200
+    served.until(lambda: served.service.router.running == 0)
+    served.schedulers["hybrid"].broken = "wrong answer"
+    assert [served.complete().status_code for _ in range(2)] == [500] * 2
+    assert served.service.router.switches == []
+    assert served.complete().status_code == 500
+    (switch,) = served.service.router.switches
+    assert switch.reason == "rule: 3 of the last 13 requests failed"
+    text = served.client.get("/metrics").text
+    assert 'workbench_requests_total{arm="hybrid",finish_reason="stop"} 10.0' in text
+    assert 'vllm:request_success_total{finished_reason="stop",model_name="pilot"} 10.0' in text
+    assert "cancelled" not in text
+
+
 def test_the_rule_counts_slow_first_tokens() -> None:
     judge = RollbackRule(window=10, fewest=4, ttft_s=1.0, max_slow_share=0.3).judge()
-    assert [judge.observe(True, t) for t in (0.1, 2.0, 0.1, 0.1)] == [None] * 4
-    assert judge.observe(True, None) == "rule: 2 of the last 5 first tokens came after 1 s"
+    for ttft_s in (0.1, 2.0, 0.1, 0.1):
+        judge.observe(True, ttft_s)
+        assert judge.verdict() is None
+    assert judge.verdict(late=1) == "rule: 2 of the last 5 had no first token within 1 s"
+    assert judge.verdict() is None, "late ones are counted anew each time"
+    judge.observe(True, None)
+    assert judge.verdict() == "rule: 2 of the last 5 had no first token within 1 s"
+
+
+class SilentScheduler:
+    """Takes requests and never gives a token. hangs: it does not end cancelled ones either."""
+
+    def __init__(self, *, hangs: bool) -> None:
+        self.hangs, self.taken = hangs, 0
+
+    def submit(self, request, on_token, on_done):
+        self.taken += 1
+        handle = SimpleNamespace(finish_reason=None, error=None)
+
+        def cancel() -> None:
+            if not self.hangs and handle.finish_reason is None:
+                handle.finish_reason = "cancelled"
+                on_done(handle)
+
+        handle.cancel = cancel
+        return handle
+
+
+def silent_router(*, hangs: bool, slots: int = 4) -> Router:
+    arms = [Arm(name, SilentScheduler(hangs=hangs), slots) for name in LETTER]
+    rule = RollbackRule(fewest=10, ttft_s=0.05)
+    return Router(arms, fallback="full_precision", route=Route("hybrid"), rule=rule)
+
+
+REQUEST = GenerationRequest((5,), max_tokens=1)
+GONE_BACK = "had no first token within 0.05 s"
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_the_rule_sees_clients_that_give_up(hangs: bool) -> None:
+    async def load() -> Router:
+        router = silent_router(hangs=hangs)
+        for _ in range(40):
+            ticket = router.submit(REQUEST)
+            asyncio.get_running_loop().call_later(0.06, router.cancel, ticket)
+            await asyncio.sleep(0.005)
+        return router
+
+    router = asyncio.run(load())
+    (switch,) = router.switches
+    assert switch.to_arm == "full_precision" and GONE_BACK in switch.reason
+
+
+def test_the_rule_sees_a_hung_arm_whose_clients_wait_for_ever() -> None:
+    """Nothing ends and nothing more arrives; the queue goes to the fallback."""
+
+    async def load() -> Router:
+        router = silent_router(hangs=True)
+        for _ in range(20):
+            router.submit(REQUEST)
+        await asyncio.sleep(0.2)
+        return router
+
+    router = asyncio.run(load())
+    (switch,) = router.switches
+    assert "20 of the last 20" in switch.reason and GONE_BACK in switch.reason
+    assert router.arms["full_precision"].running == 4
+
+
+def test_clients_that_leave_early_are_not_held_against_an_arm() -> None:
+    async def load() -> Router:
+        router = silent_router(hangs=False)
+        for _ in range(40):
+            ticket = router.submit(REQUEST)
+            asyncio.get_running_loop().call_later(0.001, router.cancel, ticket)
+            await asyncio.sleep(0.002)
+        await asyncio.sleep(0.1)
+        return router
+
+    assert asyncio.run(load()).switches == []
+
+
+def test_waiting_for_the_other_arm_is_not_held_against_a_candidate() -> None:
+    async def load() -> list[int]:
+        router = silent_router(hangs=False, slots=20)
+        router.arms["full_precision"].slots = 0
+        router.switch("full_precision")
+        tickets = [router.submit(REQUEST) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        router.switch("hybrid", force=True)
+        switches = [len(router.switches)]
+        router.cancel(tickets[0])
+        await asyncio.sleep(0.01)
+        switches.append(len(router.switches))
+        await asyncio.sleep(0.1)
+        return [*switches, len(router.switches)]
+
+    assert asyncio.run(load()) == [2, 2, 3]
 
 
 def test_a_scheduler_that_refuses_fails_that_request_alone(serve) -> None:

@@ -17,8 +17,11 @@ DONE = "data: [DONE]\n\n"
 
 
 def sse(value: dict[str, Any]) -> str:
-    """One server-sent event. JSON escapes line breaks, so it is always a single line."""
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+    """One server-sent event, always a single line.
+
+    In ASCII, because some clients (httpx) also end a line at U+0085, U+2028 and U+2029.
+    """
+    return f"data: {json.dumps(value, ensure_ascii=True, allow_nan=False)}\n\n"
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -104,14 +105,7 @@ async def _show_route(service: Service, request: Request) -> Response:
 
 
 async def _set_route(service: Service, request: Request) -> Response:
-    client = request.client.host if request.client else ""
-    if not _is_loopback(client):
-        raise ApiError(
-            403,
-            "the route is changed from this machine only (over a loopback address)",
-            kind="permission_error",
-            code="not_local",
-        )
+    _check_local(request)
     order = parse(RouteOrder, await _json_body(request))
     try:
         service.router.switch(order.arm, order.weight, reason=order.reason, force=order.force)
@@ -138,6 +132,31 @@ def _route_state(router: Router) -> dict[str, Any]:
     }
 
 
+def _check_local(request: Request) -> None:
+    """Raise ApiError 403 unless this machine sends to itself by a name of its own.
+
+    A page of another site can point that site's name at 127.0.0.1; its browser then takes this
+    server for that site, but still says the name as Host.
+    """
+    client, host = request.client.host if request.client else "", request.headers.get("host", "")
+    if not _is_loopback(client):
+        message = "the route is changed from this machine only (over a loopback address)"
+    elif not _names_loopback(host):
+        message = f"Host {host!r}; allowed to change the route: 127.0.0.1, [::1] or localhost"
+    else:
+        return
+    raise ApiError(403, message, kind="permission_error", code="not_local")
+
+
+def _names_loopback(authority: str) -> bool:
+    """authority: a Host header, ``name`` or ``name:port``."""
+    try:
+        host = urlsplit(f"//{authority}").hostname or ""
+    except ValueError:
+        return False
+    return host == "localhost" or _is_loopback(host)
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -160,7 +179,15 @@ async def _json_body(request: Request) -> Any:
             message = f"the body is longer than the {MOST_BODY_BYTES >> 20} MiB that are allowed"
             raise ApiError(413, message, code="body_too_large", headers={"connection": "close"})
     try:
-        return json.loads(body)
+        text = body.decode("utf-8-sig")
+        fields = json.loads(text)
+        if "\\ud" in text.lower():  # escapes may make halves of characters, which no text has
+            json.dumps(fields, ensure_ascii=False).encode()
+        return fields
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.start + 1]
+        message = f"the body has half a character, {half!r}; allowed: \\ud800 to \\udfff in pairs"
+        raise ApiError(400, message, code="invalid_json") from None
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from None
 

@@ -1,8 +1,9 @@
 """One request from its body to its answer, whole or as a stream of server-sent events.
 
 A request waits for its first token before the answer's head is sent. So an engine that fails
-early is an honest 500, and the head can name the arm (``x-workbench-arm``). A client that goes
-away at any moment, in the queue included, frees its place.
+early is an honest 500, and the head can name the arm (``x-workbench-arm``, percent-encoded,
+since a head is Latin-1). A client that goes away at any moment, in the queue included, frees its
+place.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from transformers import PreTrainedTokenizerBase
 
+from workbench.engine.request import GenerationRequest
 from workbench.serve import prompts
 from workbench.serve.answers import DONE, Form, sse, usage
 from workbench.serve.metrics import Metrics
@@ -46,6 +50,13 @@ class Service:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.router, self.model)
+        self.limit = prompts.PromptLimit.of(self.tokenizer, self.context)
+        # One thread, because encoding sets the tokenizer's options: texts and chats differ.
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+
+    async def beside_the_loop(self, work: Callable[..., Value], *given: Any) -> Value:
+        """What ``work(*given)`` gives, while the other requests' tokens go on."""
+        return await asyncio.get_running_loop().run_in_executor(self._beside, work, *given)
 
     def pinned(self, model: str | None) -> str | None:
         """The arm that a request's ``model`` asks for; None leaves it to the route."""
@@ -65,29 +76,18 @@ class Service:
 
 async def complete(service: Service, request: Request, body: Any) -> Response:
     """POST /v1/completions with a decoded body. Raises ApiError."""
-    fields = parse(CompletionRequest, body)
-    return await _answer(service, request, fields, prompts.completion_tokens)
+    return await _answer(service, request, CompletionRequest, body)
 
 
 async def chat(service: Service, request: Request, body: Any) -> Response:
     """POST /v1/chat/completions with a decoded body. Raises ApiError."""
-    fields = parse(ChatRequest, body)
-    return await _answer(service, request, fields, prompts.chat_tokens)
+    return await _answer(service, request, ChatRequest, body)
 
 
 async def _answer(
-    service: Service,
-    request: Request,
-    fields: Generation,
-    tokenise: Callable[[PreTrainedTokenizerBase, Any], list[int]],
+    service: Service, request: Request, kind: type[Generation], body: Any
 ) -> Response:
-    pinned = service.pinned(fields.model)
-    wanted = prompts.generation_request(
-        fields,
-        tokenise(service.tokenizer, fields),
-        context=service.context,
-        vocab_size=service.vocab_size,
-    )
+    fields, wanted, pinned = await service.beside_the_loop(_understood, service, kind, body)
     try:
         ticket = service.router.submit(wanted, pinned)
     except QueueFull as full:
@@ -107,7 +107,7 @@ async def _answer(
             chat=isinstance(fields, ChatRequest),
             counts=fields.include_usage,
         )
-        headers = {ARM_HEADER: form.arm}
+        headers = {ARM_HEADER: quote(form.arm, safe="")}
         if fields.stream:
             return _Stream(output, form, {**headers, "cache-control": "no-cache"})
         text = await _unless_gone(request, output.rest())
@@ -115,6 +115,23 @@ async def _answer(
         service.router.cancel(ticket)
         raise
     return JSONResponse(form.whole(text, output.finish_reason, output.usage), headers=headers)
+
+
+def _understood(
+    service: Service, kind: type[Generation], body: Any
+) -> tuple[Generation, GenerationRequest, str | None]:
+    """The checked fields, what the engine is asked, and the arm that was asked for."""
+    fields = parse(kind, body)
+    pinned = service.pinned(fields.model)
+    if isinstance(fields, ChatRequest):
+        prompt = prompts.chat_tokens(service.tokenizer, fields, service.limit)
+    else:
+        assert isinstance(fields, CompletionRequest)
+        prompt = prompts.completion_tokens(service.tokenizer, fields, service.limit)
+    wanted = prompts.generation_request(
+        fields, prompt, context=service.context, vocab_size=service.vocab_size
+    )
+    return fields, wanted, pinned
 
 
 class _Output:
@@ -142,7 +159,7 @@ class _Output:
                 kind="server_error",
                 code="engine_failed",
             )
-        if self._ticket.finish_reason == "cancelled" and not self._stops.found:
+        if self._ticket.finish_reason == "cancelled":
             raise ApiError(503, "the server is closing", kind="server_error", code="server_closing")
 
     async def rest(self) -> str:
@@ -162,10 +179,13 @@ class _Output:
         return self._stops.push(self._text.flush()) + self._stops.flush()
 
     async def _read(self) -> AsyncIterator[str]:
+        count, fewest = 0, self._ticket.request.min_tokens
         async for token in self._ticket.stream():
-            yield self._stops.push(self._text.push(token))
+            piece, count = self._text.push(token), count + 1
+            # Text before the minimum is out of a stop text's reach, its beginning included.
+            yield piece if count < fewest else self._stops.push(piece)
             if self._stops.found:
-                self.cancel()
+                self._router.stop(self._ticket)
                 return
 
     def cancel(self) -> None:

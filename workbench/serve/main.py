@@ -46,8 +46,9 @@ def serve_run(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
-    folders: one run folder (its full-precision model is the fallback, its hybrid the route),
-        or model folders, packed or Hugging Face: the first is the fallback, the last the route.
+    folders: one run, by its folder or its name (its full-precision model is the fallback, its
+        hybrid the route), or model folders, packed or Hugging Face: the first is the fallback,
+        the last the route.
     Raises ConfigError or StageError with what is wrong; nothing is served then.
     """
     arms = arms_of(folders)
@@ -65,17 +66,17 @@ def serve_run(
     )
 
     def announce(ready: Ready) -> None:
-        print(f"serving {', '.join(names)} on http://{ready.host}:{ready.port}/v1", flush=True)
+        print(f"serving {', '.join(names)} on {ready.address}/v1", flush=True)
 
     serve(spec, announce)
 
 
 def arms_of(folders: Sequence[Path]) -> dict[str, Path]:
     """Names and model folders; see :func:`serve_run`."""
-    from workbench.records.run import HEADER, open_folder
+    from workbench.records.run import HEADER, find_run
 
-    if len(folders) == 1 and (folders[0] / HEADER).exists():
-        run = open_folder(folders[0])
+    if len(folders) == 1 and (not folders[0].is_dir() or (folders[0] / HEADER).exists()):
+        run = find_run(str(folders[0]))
         arms = {}
         for arm, stage in (("full_precision", "train_qat"), ("hybrid", "hybrid_plan")):
             record = run.record(stage)
@@ -162,9 +163,15 @@ def _load_arm(folder: Path, spec: ServeSpec, context: int) -> _LoadedArm:
     from workbench.engine.scheduler import Scheduler
 
     before = psutil.Process().memory_info().rss
-    engine = Engine.load(
-        folder, slots=spec.slots, context=context, threads=spec.threads, device=spec.device
-    )
+    try:
+        engine = Engine.load(
+            folder, slots=spec.slots, context=context, threads=spec.threads, device=spec.device
+        )
+    except MemoryError as error:
+        raise StageError(
+            f"{shown(folder)} with {spec.slots} slots does not fit: {error}",
+            next_step="lower slots (workbench serve: --slots, a pilot: deploy_rollback.slots)",
+        ) from None
     engine.warm()
     scheduler = Scheduler(engine, queue_limit=spec.slots)
     tokens = min(WARM_TOKENS, context // 2)
@@ -219,10 +226,10 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # no such host, port or name
         listener.close()
         raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}",
             allowed="an address of this machine and a free port; 0 takes a free one",
             next_step="choose another port",
         ) from None

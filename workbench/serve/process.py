@@ -34,8 +34,7 @@ class ServerProcess:
 
     @property
     def address(self) -> str:
-        host = f"[{self.ready.host}]" if ":" in self.ready.host else self.ready.host
-        return f"http://{host}:{self.ready.port}"
+        return self.ready.address
 
     @property
     def resident_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,18 +16,50 @@ DEFAULT_TOKENS = 16
 of the context."""
 
 
-def completion_tokens(tokenizer: PreTrainedTokenizerBase, request: CompletionRequest) -> list[int]:
+@dataclass(frozen=True)
+class PromptLimit:
+    """What can be told of a text before it is encoded, which takes seconds for a long one.
+
+    context: tokens. characters: more cannot be in so many tokens, each as long as the longest.
+    """
+
+    context: int
+    characters: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, context: int) -> PromptLimit:
+        return cls(context, context * max(map(len, tokenizer.get_vocab())))
+
+    def check(self, characters: int, field: str) -> None:
+        """Raise ApiError for a text that cannot fit."""
+        if characters > self.characters:
+            raise ApiError(
+                400,
+                f"{characters} characters; allowed: {self.context} tokens of prompt and output "
+                f"together, which hold {self.characters} at most",
+                code="context_length_exceeded",
+                param=field,
+            )
+
+
+def completion_tokens(
+    tokenizer: PreTrainedTokenizerBase, request: CompletionRequest, limit: PromptLimit
+) -> list[int]:
     """Token ids as they are; a text as in training, behind the token that starts a document."""
     prompt = request.only_prompt
     if isinstance(prompt, list):
         return prompt
+    limit.check(len(prompt), "prompt")
     start = document_start(tokenizer)
     return ([] if start is None else [start]) + encode(tokenizer, [prompt])[0]
 
 
-def chat_tokens(tokenizer: PreTrainedTokenizerBase, request: ChatRequest) -> list[int]:
+def chat_tokens(
+    tokenizer: PreTrainedTokenizerBase, request: ChatRequest, limit: PromptLimit
+) -> list[int]:
     """By the tokenizer's chat template; without one, ``role: text`` lines, since a base model
     knows no other form."""
+    limit.check(sum(len(m.role) + len(m.text) for m in request.messages), "messages")
     if tokenizer.chat_template is None:
         lines = [f"{message.role}: {message.text}\n" for message in request.messages]
         start = document_start(tokenizer)

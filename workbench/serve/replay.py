@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 
@@ -146,7 +146,8 @@ class LoadClient:
 
     async def _stream(self, outcome: Outcome, body: bytes) -> None:
         async with self._http.stream("POST", "/v1/completions", content=body) as answer:
-            outcome.arm = answer.headers.get("x-workbench-arm")
+            if (arm := answer.headers.get("x-workbench-arm")) is not None:
+                outcome.arm = unquote(arm)
             if answer.status_code != 200:
                 await answer.aread()
                 outcome.status = "rejected" if answer.status_code == 429 else "failed"

@@ -1,8 +1,9 @@
 """When the router goes back to the fallback by itself.
 
-The rule looks at the latest requests of the candidate arm. It is looked at after every
-request, so its error control is that of a repeated look: it may go back without need. That is
-the cheap mistake (no request is lost by it), and it never goes forward by itself.
+The rule looks at the latest requests of the candidate arm, those under way that are late
+included: an arm that hangs ends nothing. It is looked at after every request and when one
+becomes late, so its error control is that of a repeated look: it may go back without need.
+That is the cheap mistake (no request is lost by it), and it never goes forward by itself.
 """
 
 from __future__ import annotations
@@ -37,17 +38,22 @@ class Judge:
         self._rule = rule
         self._seen: deque[tuple[bool, bool]] = deque(maxlen=rule.window)
 
-    def observe(self, ok: bool, ttft_s: float | None) -> str | None:
-        """Take one finished request; the reason to go back, or None."""
+    def observe(self, ok: bool, ttft_s: float | None) -> None:
+        """Take one finished request."""
         rule = self._rule
         slow = rule.ttft_s is not None and (ttft_s is None or ttft_s > rule.ttft_s)
         self._seen.append((not ok, slow))
-        n = len(self._seen)
-        if n < rule.fewest:
+
+    def verdict(self, late: int = 0) -> str | None:
+        """The reason to go back, or None. late: slow requests that have not ended yet."""
+        rule = self._rule
+        seen = [*self._seen, *[(False, True)] * late][-rule.window :]
+        n = len(seen)
+        if n < max(1, rule.fewest):
             return None
-        errors, slows = (sum(column) for column in zip(*self._seen, strict=True))
+        errors, slows = (sum(column) for column in zip(*seen, strict=True))
         if errors / n > rule.max_error_share:
             return f"rule: {errors} of the last {n} requests failed"
         if slows / n > rule.max_slow_share:
-            return f"rule: {slows} of the last {n} first tokens came after {rule.ttft_s:g} s"
+            return f"rule: {slows} of the last {n} had no first token within {rule.ttft_s:g} s"
         return None

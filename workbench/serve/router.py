@@ -29,6 +29,8 @@ from workbench.engine.request import FinishReason, GenerationRequest
 from workbench.serve.rollback_rule import RollbackRule
 
 GOLDEN = (5**0.5 - 1) / 2
+TICK_S = 1e-3
+"""asyncio's timers may be early by the clock's resolution."""
 
 
 class Handle(Protocol):
@@ -102,6 +104,7 @@ class Ticket:
 
     position: in [0, 1); it goes to the route's arm when below its weight.
     pinned: an arm the client asked for, whatever the route. arm: set when it starts.
+    has_enough: it is ended before its last token, and was answered in full.
     """
 
     request: GenerationRequest
@@ -113,6 +116,7 @@ class Ticket:
     first_token_s: float | None = None
     ended_s: float | None = None
     tokens: int = 0
+    has_enough: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None
     handle: Handle | None = None
@@ -152,7 +156,10 @@ class Router:
         self._rule = rule
         self._judge = rule.judge() if rule else None
         self._waiting: deque[Ticket] = deque()
+        self._running: set[Ticket] = set()
         self._position = 0.0
+        self._since_s = 0.0
+        """When the route became what it is; the rule judges what started under it."""
         self._held_until = 0.0
         self._ends_s: deque[float] = deque(maxlen=32)
 
@@ -173,15 +180,21 @@ class Router:
             raise QueueFull(len(self._waiting), self._time_to_drain_s())
         self._waiting.append(ticket)
         self._dispatch()
+        self._judge_when_late()
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """The client is gone or has enough. A slot is free when the scheduler says so."""
+        """The client is gone. A slot is free when the scheduler says so."""
         if ticket in self._waiting:
             self._waiting.remove(ticket)
             self._finish(ticket, "cancelled", None)
         elif ticket.handle and not ticket.finish_reason:
             ticket.handle.cancel()
+
+    def stop(self, ticket: Ticket) -> None:
+        """The answer is complete with what came so far: an end like the model's own."""
+        ticket.has_enough = True
+        self.cancel(ticket)
 
     def switch(
         self, arm: str, weight: float = 1.0, *, reason: str = "ordered", force: bool = False
@@ -205,11 +218,12 @@ class Router:
         else:
             self._held_until = now + self.hold_s
         switch = Switch(now, self.route.arm, target.arm, target.weight, reason)
-        self.route = target
+        self.route, self._since_s = target, now
         self._judge = self._rule.judge() if self._rule else None
         self.switches.append(switch)
         self.on_switch(switch)
         self._dispatch()
+        self._judge_when_late()
         return switch
 
     def _grows(self, target: Route) -> bool:
@@ -239,6 +253,7 @@ class Router:
         call_soon = loop.call_soon_threadsafe
         ticket.arm, ticket.started_s = arm.name, time.monotonic()
         arm.running += 1
+        self._running.add(ticket)
         try:
             ticket.handle = arm.scheduler.submit(
                 ticket.request,
@@ -262,18 +277,54 @@ class Router:
         self._dispatch()
 
     def _finish(self, ticket: Ticket, reason: FinishReason, error: str | None) -> None:
+        if reason == "cancelled" and ticket.has_enough:
+            reason = "stop"
         ticket.finish_reason, ticket.error = reason, error
         ticket.ended_s = time.monotonic()
+        self._running.discard(ticket)
         ticket.events.put_nowait(None)
         if reason != "cancelled":
             self._ends_s.append(ticket.ended_s)
         self.on_finished(ticket)
-        judged = self._judge and ticket.arm == self.route.arm != self.fallback
-        if judged and not ticket.pinned and reason != "cancelled":
-            first = ticket.first_token_s
-            ttft_s = None if first is None else first - ticket.arrived_s
-            if verdict := self._judge.observe(reason != "error", ttft_s):
-                self.switch(self.fallback, reason=verdict)
+        if self._judge and self._on_trial(ticket):
+            # A client that left early says nothing; one that left because it waited does.
+            if reason != "cancelled" or self._is_late(ticket, ticket.ended_s):
+                first = ticket.first_token_s
+                ttft_s = None if first is None else self._waited_s(ticket, first)
+                self._judge.observe(reason != "error", ttft_s)
+            self._look()
+
+    def _look(self) -> None:
+        """Go back if the rule says so."""
+        if not self._judge or self.route.arm == self.fallback:
+            return
+        now, under_way = time.monotonic(), [*self._running, *self._waiting]
+        late = sum(self._on_trial(ticket) and self._is_late(ticket, now) for ticket in under_way)
+        if verdict := self._judge.verdict(late):
+            self.switch(self.fallback, reason=verdict)
+
+    def _judge_when_late(self) -> None:
+        """Look again when what waits now is late: a hung arm gives no other occasion."""
+        if self._rule and self._rule.ttft_s is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._rule.ttft_s + TICK_S, self._look)
+
+    def _on_trial(self, ticket: Ticket) -> bool:
+        """Whether it says something about the route: it is the candidate's, and did not start
+        before the route became what it is."""
+        arm = ticket.arm or self._arm_for(ticket).name
+        chosen = arm == self.route.arm != self.fallback and not ticket.pinned
+        return chosen and (ticket.started_s is None or ticket.started_s >= self._since_s)
+
+    def _is_late(self, ticket: Ticket, now: float) -> bool:
+        if self._rule is None or self._rule.ttft_s is None:
+            return False
+        first = ticket.first_token_s
+        return self._waited_s(ticket, now if first is None else first) > self._rule.ttft_s
+
+    def _waited_s(self, ticket: Ticket, until: float) -> float:
+        """Seconds that this route let a ticket wait; what another one did is not its fault."""
+        return until - max(ticket.arrived_s, self._since_s)
 
     def _time_to_drain_s(self) -> float:
         """Seconds until the queue is empty at the rate of the latest ends; 1 if unknown."""

@@ -69,6 +69,12 @@ class Ready:
     resident_bytes: int
     arms: dict[str, ArmReady]
 
+    @property
+    def address(self) -> str:
+        """Where it answers, e.g. ``http://127.0.0.1:8000``."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
 

@@ -7,35 +7,58 @@ is ignored. ``null`` means "not given", as in OpenAI's own clients.
 
 from __future__ import annotations
 
+import json
+import reprlib
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-UNSUPPORTED = {
-    "best_of": 1,
-    "echo": False,
-    "frequency_penalty": 0,
-    "function_call": "none",
-    "functions": [],
-    "guided_json": "",
-    "logit_bias": {},
-    "logprobs": False,
-    "n": 1,
-    "presence_penalty": 0,
-    "prompt_logprobs": 0,
-    "repetition_penalty": 1,
-    "response_format": {"type": "text"},
-    "stop_token_ids": [],
-    "suffix": "",
-    "tool_choice": "none",
-    "tools": [],
-    "top_k": 0,
-    "top_logprobs": 0,
-    "use_beam_search": False,
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": ([],),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "guided_choice": ([],),
+    "guided_grammar": ("",),
+    "guided_json": ("",),
+    "guided_regex": ("",),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logits_processors": ([],),
+    "min_p": (0,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "presence_penalty": (0,),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "structural_tag": (),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "top_k": (0, -1),
+    "top_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
 }
-"""Fields that change the answer, each with the one value that asks for nothing."""
-NOTHING_TOO = {"logprobs": (0,), "top_k": (-1,)}
-"""Further values that ask for nothing."""
+"""Fields that change the answer, each with the values that ask for nothing besides ``null``."""
 
 
 class ApiError(Exception):
@@ -73,6 +96,10 @@ class StreamOptions(_Wire):
 
 Token = Annotated[int, Field(ge=0)]
 Stop = Annotated[str, Field(min_length=1)]
+MOST_TURNS = 10_000
+"""Messages of a chat, and parts of a message: hundreds of thousands take seconds to check."""
+# A list's first fault is enough: a report of each of its millions would hold up the server.
+Tokens = Annotated[list[Token], Field(min_length=1, fail_fast=True)]
 
 
 class Generation(_Wire):
@@ -81,12 +108,12 @@ class Generation(_Wire):
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1, description="newer name of max_tokens")
-    min_tokens: int = Field(0, ge=0, description="no stop before this many tokens")
+    min_tokens: int = Field(0, ge=0, description="no end or stop before this many tokens")
     ignore_eos: bool = Field(False, description="go on after an end-of-text token")
     temperature: float = Field(1.0, ge=0.0, le=2.0, description="0: always the likeliest token")
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] = []
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] = []
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -118,11 +145,9 @@ class CompletionRequest(Generation):
 
     prompt: (
         str
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=1)]
-        | Annotated[
-            list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=1)
-        ]
+        | Tokens
+        | Annotated[list[str], Field(min_length=1, max_length=1, fail_fast=True)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=1, fail_fast=True)]
     )
 
     @property
@@ -139,7 +164,7 @@ class TextPart(_Wire):
 
 class Message(_Wire):
     role: str = Field(min_length=1, max_length=64)
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=MOST_TURNS, fail_fast=True)]
 
     @property
     def text(self) -> str:
@@ -151,7 +176,15 @@ class Message(_Wire):
 class ChatRequest(Generation):
     """POST /v1/chat/completions, text only."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_TURNS, fail_fast=True)
+
+
+UNSUPPORTED_BY_KIND: dict[type[_Wire], dict[str, tuple[Any, ...]]] = {
+    # A number there: so many alternatives beside the chosen token's own logprob, so 0 asks too.
+    CompletionRequest: {"add_special_tokens": (True,), "logprobs": (False,)},
+    ChatRequest: {"add_special_tokens": (False,), "logprobs": (False, 0)},
+}
+"""The same, where the two endpoints differ."""
 
 
 def parse(kind: type[_Wire], fields: Any) -> Any:
@@ -159,15 +192,12 @@ def parse(kind: type[_Wire], fields: Any) -> Any:
     if not isinstance(fields, dict):
         raise ApiError(400, f"the body is a JSON {type(fields).__name__}; allowed: an object")
     given = {name: value for name, value in fields.items() if value is not None}
-    for name, neutral in UNSUPPORTED.items():
-        if (
-            name in given
-            and given[name] != neutral
-            and given[name] not in NOTHING_TOO.get(name, ())
-        ):
+    for name, nothing in {**UNSUPPORTED, **UNSUPPORTED_BY_KIND.get(kind, {})}.items():
+        if name in given and not any(_same(given[name], value) for value in nothing):
+            instead = json.dumps(nothing[0] if nothing else None)
             raise ApiError(
                 400,
-                f"{name} is not supported here; leave it out (or send {neutral!r})",
+                f"{name} is not supported here; leave it out (or send {instead})",
                 code="unsupported_parameter",
                 param=name,
             )
@@ -175,6 +205,11 @@ def parse(kind: type[_Wire], fields: Any) -> Any:
         return kind.model_validate(given)
     except ValidationError as error:
         raise _first_problem(kind, error) from None
+
+
+def _same(given: Any, value: Any) -> bool:
+    """Equal, and 0 is not False."""
+    return given == value and isinstance(given, bool) == isinstance(value, bool)
 
 
 def _first_problem(kind: type[_Wire], error: ValidationError) -> ApiError:
@@ -190,5 +225,5 @@ def _first_problem(kind: type[_Wire], error: ValidationError) -> ApiError:
     said = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return ApiError(400, f"{place}: required", code="missing_required_parameter", param=name)
-    got = "" if isinstance(problem["input"], dict) else f", got {str(problem['input'])[:80]!r}"
+    got = "" if isinstance(problem["input"], dict) else f", got {reprlib.repr(problem['input'])}"
     return ApiError(400, f"{place}: {said}{got}" if place else said, param=name)

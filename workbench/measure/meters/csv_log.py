@@ -22,6 +22,8 @@ COLUMNS = ("timestamp", "source", "watts")
 TAIL_BYTES = 1 << 16
 """What is read of the rows that were in the log before the session; enough to bracket its
 start without going through a log of months."""
+SHOWN_CHARACTERS = 200
+"""Of a row that is no sample."""
 
 
 class CsvMeter:
@@ -37,7 +39,10 @@ class CsvMeter:
         self.path = path
         with path.open("rb") as file:
             header = file.readline()
-            names = next(csv.reader([header.decode("utf-8-sig", "replace")]), [])
+            try:
+                names = _fields(header.decode("utf-8-sig", "replace"))
+            except ValueError:
+                names = []
             self._names = [name.strip() for name in names]
             if not set(COLUMNS) <= set(self._names):
                 raise ConfigError(
@@ -58,23 +63,21 @@ class CsvMeter:
             if file.seek(0, 2) < self._at:
                 raise OSError(f"{shown(self.path)} became shorter")
             file.seek(self._at)
-            lines = file.read().splitlines(keepends=True)
+            # The last piece has no line end yet and may still be written to.
+            *lines, _ = file.read().split(b"\n")
         offset_s = time.time() - time.monotonic()
         samples = []
         for line in lines:
-            # A line without its end may still be written to.
-            if not line.endswith(b"\n"):
-                break
             try:
                 if line.strip():
                     samples.append(self._sample(line.decode("utf-8", "replace"), offset_s))
             except ValueError as error:
                 if samples:
                     break
-                self._at += len(line)
-                text = line.decode("utf-8", "replace").strip()
+                self._at += len(line) + 1
+                text = line.decode("utf-8", "replace").strip()[:SHOWN_CHARACTERS]
                 raise OSError(f"{shown(self.path)}: row {text!r}: {error}") from None
-            self._at += len(line)
+            self._at += len(line) + 1
         return samples
 
     def close(self) -> None:
@@ -82,7 +85,7 @@ class CsvMeter:
 
     def _sample(self, line: str, offset_s: float) -> Sample:
         """Raises ValueError for a line that is no sample."""
-        fields = next(csv.reader([line]), [])
+        fields = _fields(line)
         if len(fields) != len(self._names):
             raise ValueError(f"{len(fields)} fields, the header has {len(self._names)}")
         row = dict(zip(self._names, fields, strict=True))
@@ -91,6 +94,14 @@ class CsvMeter:
             raise ValueError("negative or not finite")
         channel = Channel("csv", f"wall:{row['source'].strip()}", "power", "measured")
         return Sample(channel, wall_s - offset_s, wall_s, watts)
+
+
+def _fields(line: str) -> list[str]:
+    """Raises ValueError for a line that is no CSV, e.g. with a carriage return inside."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
 
 
 def _unix_seconds(text: str) -> float:
