@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from workbench.errors import ConfigError
+
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = PROJECT / "notebooks"
 
@@ -14,8 +16,23 @@ def runs_root() -> Path:
     the package was installed without its checkout)."""
     chosen = os.environ.get("WORKBENCH_RUNS")
     if chosen:
-        return Path(chosen).expanduser().resolve()
+        return expanded(Path(chosen), "WORKBENCH_RUNS: ").resolve()
     return (PROJECT if NOTEBOOKS.is_dir() else Path.cwd()) / "runs"
+
+
+def expanded(path: Path, of: str = "") -> Path:
+    """``path`` with ``~`` or ``~user`` at its beginning replaced by that home folder.
+
+    of: what named the path, for the ConfigError where there is no such home.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{of}{path}: no home folder is known for {path.parts[0]}",
+            allowed="~ or ~user, for a user of this machine",
+            next_step="write the path out",
+        ) from None
 
 
 def shown(path: Path) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
+import errno
 import gzip
 import json
+import os
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import zstandard
 
-from workbench.data.corpus import Corpus, read_corpus
+from workbench.data.corpus import Corpus, read_corpus, require_documents
 from workbench.data.python_corpus import python_documents
 from workbench.errors import ConfigError
 from workbench.pilot.sections.data import Data
@@ -50,12 +54,14 @@ def test_max_bytes_bounds_the_corpus_and_samples_all_of_it() -> None:
     assert len(names) > 8
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson"])
+@pytest.mark.parametrize(
+    "suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".JSONL", ".jsonl.GZ", ".JSONL.Zst"]
+)
 def test_jsonl_packed_or_not_gives_the_same_documents(tmp_path: Path, suffix: str) -> None:
     content = jsonl(ROWS)
-    if suffix.endswith(".gz"):
+    if suffix.lower().endswith(".gz"):
         content = gzip.compress(content)
-    elif suffix.endswith(".zst"):
+    elif suffix.lower().endswith(".zst"):
         content = zstandard.compress(content)
     path = tmp_path / f"corpus{suffix}"
     path.write_bytes(content)
@@ -72,9 +78,12 @@ def test_parquet_and_arrow_give_the_same_split(tmp_path: Path) -> None:
     table = pa.Table.from_pandas(frame)
     with pa.ipc.new_stream(str(tmp_path / "c.arrow"), table.schema) as writer:
         writer.write_table(table)
-    parquet, arrow = read(tmp_path / "c.parquet"), read(tmp_path / "c.arrow")
-    assert [d.id for d in parquet.heldout] == [d.id for d in arrow.heldout]
-    assert texts(parquet) == texts(arrow) == {row["text"] for row in ROWS}
+    with pa.ipc.new_file(str(tmp_path / "file.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+    parquet = read(tmp_path / "c.parquet")
+    assert texts(parquet) == {row["text"] for row in ROWS}
+    assert parquet.digest == read(tmp_path / "c.arrow").digest
+    assert parquet.digest == read(tmp_path / "file.arrow").digest
 
 
 def test_a_folder_takes_each_text_file_as_one_document(tmp_path: Path) -> None:
@@ -128,6 +137,26 @@ def test_copies_are_dropped_and_repeated_ids_told_apart(tmp_path: Path) -> None:
     assert sorted(d.id for d in corpus.training + corpus.heldout) == ["1", "1~2"]
 
 
+def test_an_id_that_looks_like_a_repeated_one_stays_apart(tmp_path: Path) -> None:
+    ids = ["x", "x", "x~2", "y~2", "y", "y"]
+    rows: list[dict[str, object]] = [{"id": name, "text": str(i)} for i, name in enumerate(ids)]
+    (tmp_path / "c.jsonl").write_bytes(jsonl(rows))
+    corpus = read(tmp_path / "c.jsonl")
+    found = sorted(d.id for d in corpus.training + corpus.heldout)
+    assert found == ["x", "x~2", "x~2~2", "y", "y~2", "y~3"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system refuses such names")
+def test_names_that_utf8_cannot_spell_become_question_marks(tmp_path: Path) -> None:
+    for name in (b"a\xff.txt", b"a\xfe.txt"):
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_text(str(name))
+    corpus = read(tmp_path)
+    assert {d.id for d in corpus.training + corpus.heldout} == {"a?.txt", "a?.txt~2"}
+    (tmp_path / "c.jsonl").write_text('{"id": "a\\ud800", "text": "b"}\n{"text": "c"}\n')
+    corpus = read(tmp_path / "c.jsonl")
+    assert {d.id for d in corpus.training + corpus.heldout} == {"a?", "c.jsonl#2"}
+
+
 def test_a_cut_never_splits_a_character(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_bytes(jsonl([{"text": "abc"}, {"text": "ééééé"}]))
     corpus = read(tmp_path / "c.jsonl", max_bytes=8)
@@ -147,6 +176,20 @@ BAD = {
     "cut.jsonl.gz": (gzip.compress(jsonl(ROWS))[:-20], ["truncated or damaged"]),
     "cut.jsonl.zst": (zstandard.compress(jsonl(ROWS))[:-20], ["truncated or damaged"]),
     "not.parquet": (b"PAR1 no", ["truncated or damaged"]),
+    "deep.jsonl": (b'{"text": "a"}\n' + b"[" * 100_000 + b"\n", ["line 2", "not JSON"]),
+    "packed.jsonl": (gzip.compress(jsonl(ROWS)), ["compressed with gzip", ".gz"]),
+    "packed.txt": (zstandard.compress(b"text"), ["compressed with zstd", ".zst"]),
+    "twice.jsonl.gz": (gzip.compress(gzip.compress(jsonl(ROWS))), ["compressed with gzip"]),
+    "zip.txt": (b"PK\x03\x04\x14\x00\xff", ["compressed with zip", "unpack it"]),
+    "table.txt": (b"PAR1\x15\x04\xff", ["is Parquet", "data.format: parquet"]),
+    "a.tar": (b"a.txt\0\0\0", [".tar files are not read", "unpack it"]),
+    "a.tar.gz": (gzip.compress(b"a.txt\0\0\0"), [".tar files are not read"]),
+    "a.TGZ": (gzip.compress(b"a.txt\0\0\0"), [".tgz files are not read"]),
+    "a.zip": (b"PK", [".zip files are not read"]),
+    "a.7z": (b"7z", [".7z files are not read"]),
+    "a.jsonl.bz2": (bz2.compress(jsonl(ROWS)), [".bz2 files are not read"]),
+    "a.jsonl.xz": (b"", [".xz files are not read"]),
+    "a.txt.lz4": (b"", [".lz4 files are not read"]),
     "latin.txt": ("café".encode("latin-1"), ["not UTF-8", "iconv"]),
     "empty.txt": (b"", ["0 document(s)", "at least two"]),
     "short.txt": (b"one piece only", ["1 document(s)", "at least two"]),
@@ -169,10 +212,73 @@ def test_a_parquet_file_without_the_column_lists_those_it_has(tmp_path: Path) ->
         read(tmp_path / "c.parquet")
 
 
+@pytest.mark.parametrize("name", ["c.parquet", "c.arrow"])
+def test_a_column_that_is_there_twice_is_refused_as_text_and_ignored_as_id(
+    tmp_path: Path, name: str
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    a, b = pa.array(["a", "b"]), pa.array(["c", "d"])
+
+    def write(names: list[str]) -> Path:
+        table = pa.table([a, b, b], names=names)
+        if name == "c.parquet":
+            pq.write_table(table, tmp_path / name)
+        else:
+            with pa.ipc.new_stream(str(tmp_path / name), table.schema) as writer:
+                writer.write_table(table)
+        return tmp_path / name
+
+    with pytest.raises(ConfigError, match="2 columns are called 'text'"):
+        read(write(["id", "text", "text"]))
+    corpus = read(write(["text", "id", "id"]))
+    assert {d.id for d in corpus.training + corpus.heldout} == {f"{name}#1", f"{name}#2"}
+
+
+def test_a_parquet_file_with_bytes_that_are_no_text_names_the_row(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    latin = pa.array([b"caf\xe9", b"b"]).view(pa.string())
+    pq.write_table(pa.table({"text": latin}), tmp_path / "c.parquet")
+    with pytest.raises(ConfigError, match="'text' is not UTF-8"):
+        read(tmp_path / "c.parquet")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.txt").write_text("text")
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        read(tmp_path / "c.txt")
+
+
 def test_a_parquet_file_with_gaps_names_the_row(tmp_path: Path) -> None:
     pd.DataFrame({"text": ["a", None]}).to_parquet(tmp_path / "c.parquet")
     with pytest.raises(ConfigError, match="row 2"):
         read(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_a_corpus_begins_with_is_checked_without_reading_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(BAD[name][0])
+    with pytest.raises(ConfigError):
+        require_documents(Data(corpus=str(tmp_path / name)))
+
+
+def test_a_corpus_that_begins_well_is_read_no_further(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_bytes(b" \n" + jsonl(ROWS[:2]) + b"no JSON\n")
+    require_documents(Data(corpus=str(tmp_path / "c.jsonl")))
+    require_documents(Data(corpus="python"))
+    require_documents(Data(corpus="hf:never/asked"))
+    with pytest.raises(ConfigError, match="'body'"):
+        require_documents(Data(corpus=str(tmp_path / "c.jsonl"), text_field="body"))
 
 
 def test_an_empty_folder_and_an_absent_path_are_named(tmp_path: Path) -> None:

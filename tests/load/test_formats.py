@@ -47,7 +47,9 @@ def trace_file(tmp_path: Path, content: bytes) -> Path:
         (b"\xef\xbb\xbf" + AZURE_WITH_OFFSET, [0, 0.007405], [2162, 2399], [5, 6], ["", ""]),
         (MOONCAKE, [0, 3.053], [6955, 6472], [52, 26], ["", ""]),
         (BURSTGPT, [0, 113], [472, 417], [18, 276], ["", ""]),
+        (BURSTGPT.replace(b"\n", b"\r"), [0, 113], [472, 417], [18, 276], ["", ""]),
         (OPENAI, [0, 0.75], [9, 12], [3, 700], ["", "batch"]),
+        (OPENAI.replace(b'"batch"', b"null"), [0, 0.75], [9, 12], [3, 700], ["", ""]),
     ],
 )
 def test_each_format_is_recognised_and_read(tmp_path, content, start_s, prompt, output, classes):
@@ -90,6 +92,11 @@ def test_requests_without_tokens_and_coarse_times_are_noted(tmp_path):
         (MOONCAKE.replace(b"27482", b"-1"), ":1:", "is negative"),
         (MOONCAKE + b"[1, 2]\n", ":3:", "a JSON list"),
         (OPENAI.replace(b"1700000000.25", b"1700000000250"), ":1:", "is not a time"),
+        (MOONCAKE + b'{"a": ' * 100_000 + b"\n", ":3:", "not JSON"),
+        (b"a" * 200_000 + b",b\n1,2\n", ":1:", "not CSV"),
+        (HEADER.replace(b"TIME", b"x" * 200_000 + b",TIME"), ":1:", "not CSV"),
+        (HEADER[:-2] + b',"\n' + b"x" * 200_000 + b'"\n', ":2:", "not CSV"),
+        (OPENAI.replace(b"2023-11-14T22:13:21Z", b"\\ud800"), ":2:", "is not a time"),
         (OPENAI.replace(b'"batch"', b'"bulk"'), ":2:", "class is 'bulk'"),
         (OPENAI.replace(b'"usage": {"p', b'"used": {"p'), ":1:", "prompt_tokens is missing"),
         (AZURE[: AZURE.index(b"2023-11-16 18:17:04")], "", "1 requests"),
@@ -102,6 +109,36 @@ def test_a_bad_trace_is_one_clear_error_with_its_line(tmp_path, content, line, w
     assert words in caught.value.got
     assert caught.value.allowed
     assert caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "time", "allowed"),
+    [
+        (BURSTGPT.replace(b"\n5,", b"\n1700000000250,"), 2, "1700000000250", "not milliseconds"),
+        (MOONCAKE.replace(b" 27482", b" 1700000000250000"), 1, "1700000000250000", "not micro"),
+        (MOONCAKE.replace(b" 27482", b" 1700000000250000000"), 1, "17000000002500", "nanoseconds"),
+        (HEADER + b"1970,5,6\n1975,5,6\n", 2, "1970", "a date and time"),
+        (HEADER + b"-1970,5,6\n1975,5,6\n", 2, "-1970", "a date and time"),
+        (HEADER + b"2023-11-16 18:17:03,5,6\n9999-12-31 00:00:00,5,6\n", 3, "9999", "a date"),
+    ],
+)
+def test_a_time_in_another_unit_or_out_of_this_world_is_no_time(
+    tmp_path, content, line, time, allowed
+):
+    with pytest.raises(ConfigError, match=f"trace:{line}: .*{time}.* is not a time") as caught:
+        read_trace(trace_file(tmp_path, content))
+    assert allowed in caught.value.allowed
+
+
+@pytest.mark.parametrize("date", [b"0001-01-01 00:00:00", b"1600-01-01", b"1969-12-31T23:59:59Z"])
+def test_a_date_before_1970_is_negative(tmp_path, date):
+    with pytest.raises(ConfigError, match=r"trace:2: TIMESTAMP .* is negative"):
+        read_trace(trace_file(tmp_path, HEADER + date + b",5,6\n2023-11-16 18:17:03,5,6\n"))
+
+
+def test_milliseconds_since_1970_are_mooncake_s_own_unit(tmp_path):
+    content = MOONCAKE.replace(b"27482", b"1700000000250").replace(b"30535", b"1700000000500")
+    assert read_trace(trace_file(tmp_path, content)).requests["start_s"].tolist() == [0, 0.25]
 
 
 def test_a_folder_given_as_a_trace_is_a_clear_error(tmp_path):

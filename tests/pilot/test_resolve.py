@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from workbench.errors import ConfigError
+from workbench.paths import runs_root
 from workbench.pilot.reference import reference
 from workbench.pilot.resolve import path_fields, resolve
 from workbench.pilot.spec import Pilot
@@ -75,6 +77,16 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("train.steps=2.5", "allowed: a whole number"),
         ("readiness.device=gpu", "allowed: 'auto', 'cpu' or 'cuda'"),
         ("train.lr=[1", "not valid YAML"),
+        ("train.lr=2024-13-45", "not valid YAML"),
+        ("train.lr=!rate 1", "not valid YAML"),
+        ("train.lr=.inf", "train.lr: got inf: input should be a finite number"),
+        ("report.cost.tariff_per_kwh=.nan", "tariff_per_kwh: got nan: input should be a finite"),
+        ("none=3", "none: unknown key; allowed: name"),
+        ("lr[0]=3", "lr[0]: unknown key; allowed: name"),
+        ("train.none=3", "train.none: unknown key; allowed: steps"),
+        ("data.corpus=~nosuchuser/x", "no home folder is known for ~nosuchuser (allowed: "),
+        ("data.corpus=" + "x" * 300, "File name too long (allowed: "),
+        ('data.corpus="a\\0b"', "null byte (allowed: "),
     ],
 )
 def test_wrong_overrides_say_what_is_allowed(tmp_path: Path, override: str, expected: str) -> None:
@@ -91,12 +103,47 @@ def test_wrong_overrides_say_what_is_allowed(tmp_path: Path, override: str, expe
         ("name: [1\n", "not valid YAML"),
         ("name: a\nname: b\nquestion: q\n", "duplicate key"),
         ("extends: absent.yaml\n", "pilot.yaml:1: extends: no such file"),
+        ("extends: " + "x" * 300 + "\n", "pilot.yaml:1: extends: cannot be looked at"),
+        ("name: a\nquestion: 2024-13-45\n", "not valid YAML: month must be"),
+        ("name: a\nquestion: !!int q\n", "not valid YAML: invalid literal"),
+        ("name: a\nquestion: !why q\n", "not valid YAML: !why q: tags mean nothing"),
+        ("name: " + "[" * 3000, "not valid YAML: maximum recursion depth"),
+        ("name: a\nquestion: q\nnone: 3\n", "pilot.yaml:3: none: unknown key; allowed: name"),
         ("name: Upper Case\nquestion: q\n", "name: got 'Upper Case'"),
         ("question: q\n", "name: missing"),
     ],
 )
 def test_unreadable_files_name_file_and_cause(tmp_path: Path, content: str, expected: str) -> None:
     assert expected in problems(write(tmp_path, content))
+
+
+def test_a_merged_mapping_is_read_and_its_problems_have_a_line(tmp_path: Path) -> None:
+    merged = MINIMAL + "readiness: &a {threads: 2}\nmodel:\n  overrides:\n    <<: *a\n"
+    assert resolve(write(tmp_path, merged)).pilot.model.overrides == {"threads": 2}
+    text = problems(write(tmp_path, merged + "train:\n  <<: *a\n"))
+    assert "pilot.yaml:10: train.threads: unknown key" in text
+
+
+def test_a_pilot_in_nobody_s_home_is_a_wrong_pilot() -> None:
+    assert "no home folder is known for ~nosuchuser" in problems(Path("~nosuchuser/pilot.yaml"))
+
+
+def test_runs_in_nobody_s_home_name_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_RUNS", "~nosuchuser/runs")
+    with pytest.raises(ConfigError, match="WORKBENCH_RUNS: ~nosuchuser/runs: no home folder"):
+        runs_root()
+
+
+def test_a_path_in_a_closed_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "text", "corpus.txt")
+    path = write(tmp_path, MINIMAL + "data: {corpus: corpus.txt}\n")
+
+    def closed(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", closed)
+    text = problems(path)
+    assert "pilot.yaml:5: data.corpus: cannot be looked at: 'corpus.txt': Permission" in text
 
 
 def test_extends_goes_one_level_only(tmp_path: Path) -> None:

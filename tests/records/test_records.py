@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from workbench.errors import StageError
+from workbench.errors import ConfigError, StageError
+from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress, follow, read_events
 from workbench.records.files import digest_json, digest_path, replacing, write_json
 from workbench.records.metric import Metric
+from workbench.records.run import open_run
 from workbench.records.stage_record import RECORD, StageRecord
 from workbench.records.terminal import describe
 
@@ -77,6 +84,36 @@ def test_digests_depend_on_content_alone(tmp_path: Path) -> None:
     assert digest_path(tmp_path / "x") == digest_path(tmp_path / "y")
     (tmp_path / "y" / "file").write_text("other")
     assert digest_path(tmp_path / "x") != digest_path(tmp_path / "y")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system refuses such names")
+def test_a_folder_s_digest_is_the_one_it_always_was_and_takes_any_name(tmp_path: Path) -> None:
+    (tmp_path / "é").write_text("same")
+    content = hashlib.sha256(b"same").digest()
+    assert digest_path(tmp_path) == hashlib.sha256("é\0".encode() + content).hexdigest()[:16]
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff")).write_text("same")
+    both = "é\0".encode() + content + b"\xff\0" + content
+    assert digest_path(tmp_path) == hashlib.sha256(both).hexdigest()[:16]
+
+
+def test_an_input_that_may_not_be_read_is_named_with_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "secret.txt").write_text("text")
+    (tmp_path / "pilot.yaml").write_text("name: a\nquestion: q\ndata: {corpus: corpus}\n")
+    resolved = resolve(tmp_path / "pilot.yaml")
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
+    opened = Path.open
+
+    def refused(path: Path, *how: str, **more: Any) -> Any:
+        if path.name == "secret.txt":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ConfigError, match=r"data\.corpus: .*secret\.txt cannot be read: Perm"):
+        open_run(resolved)
 
 
 def test_events_are_read_back_and_a_torn_line_is_skipped(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from workbench.data.document import Document
@@ -48,33 +49,58 @@ def read_corpus(data: Data, seed: int) -> Corpus:
 
     Raises ConfigError when it cannot be read, is empty, or has fewer than two documents.
     """
-    seen: set[bytes] = set()
-    names: Counter[str] = Counter()
-    documents: list[Document] = []
-    room, copies = data.max_bytes, 0
-    for document in _read(data):
-        text = _cut(document.text, room)
-        if not text.strip():
-            continue
-        text_digest = hashlib.sha256(text.encode()).digest()
-        if text_digest in seen:
-            copies += 1
-            continue
-        seen.add(text_digest)
-        names[document.id] += 1
-        repeated = f"~{names[document.id]}" if names[document.id] > 1 else ""
-        documents.append(Document(document.id + repeated, document.source, text))
-        room -= documents[-1].size_bytes
-        if room <= 0:
-            break
+    copies: Counter[bytes] = Counter()
+    documents = list(_distinct(data, copies))
     _require_two(documents, data.corpus)
     held = _heldout_ids(documents, seed, data.holdout_share)
     return Corpus(
         training=[d for d in documents if d.id not in held],
         heldout=[d for d in documents if d.id in held],
-        copies=copies,
+        copies=copies.total() - len(copies),
         digest=_digest(documents, held),
     )
+
+
+def require_documents(data: Data) -> None:
+    """Raise ConfigError unless a local corpus begins with two documents.
+
+    Cheap, for a check before anything starts: it reads no further than them, so damage behind
+    them is found by :func:`read_corpus`. The hub is not asked.
+    """
+    if data.corpus != "python" and not data.corpus.startswith(PREFIX):
+        _require_two(list(islice(_distinct(data, Counter()), 2)), data.corpus)
+
+
+def _distinct(data: Data, texts: Counter[bytes]) -> Iterator[Document]:
+    """The documents up to ``data.max_bytes``, each text and each id once.
+
+    texts: counts how often each text was met, by its digest.
+    """
+    ids: Counter[str] = Counter()
+    room = data.max_bytes
+    for document in _read(data):
+        text = _cut(document.text, room)
+        if not text.strip():
+            continue
+        digest = hashlib.sha256(text.encode()).digest()
+        texts[digest] += 1
+        if texts[digest] > 1:
+            continue
+        taken = Document(_unused(document.id, ids), document.source, text)
+        yield taken
+        room -= taken.size_bytes
+        if room <= 0:
+            break
+
+
+def _unused(name: str, ids: Counter[str]) -> str:
+    """``name``, or ``name~2`` and so on; ``ids`` counts, for each id taken, those made of it."""
+    unused = name
+    while unused in ids:
+        ids[name] += 1
+        unused = f"{name}~{ids[name]}"
+    ids[unused] = 1
+    return unused
 
 
 def _read(data: Data) -> Iterator[Document]:

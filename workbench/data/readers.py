@@ -26,7 +26,18 @@ from workbench.paths import shown
 PIECE_CHARACTERS = 8192
 JSONL_SUFFIXES = {".jsonl", ".ndjson", ".json"}
 TABLE_SUFFIXES = {".parquet", ".arrow"}
-PACKED_SUFFIXES = {".gz", ".zst"}
+PACKED_SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
+SEALED_SUFFIXES = {".tar", ".tgz", ".zip", ".7z", ".bz2", ".xz", ".lz4"}
+"""Never read: the headers of an archive would be learned as if they were text."""
+
+FIRST_BYTES = {
+    b"\x1f\x8b": ("compressed with gzip", "let its name end in .gz, or unpack it"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "let its name end in .zst, or unpack it"),
+    b"PK\x03\x04": ("compressed with zip", "unpack it"),
+    b"PAR1": ("Parquet", "let its name end in .parquet, or set data.format: parquet"),
+    b"ARROW1": ("Arrow", "let its name end in .arrow"),
+}
+"""What a file that is no text turns out to be, and what to do about it."""
 
 
 def read_path(path: Path, file_format: str, text_field: str) -> Iterator[Document]:
@@ -82,8 +93,15 @@ def _hidden(path: Path, root: Path) -> bool:
 def _read_file(
     path: Path, name: str, file_format: str, text_field: str, *, alone: bool
 ) -> Iterator[Document]:
-    suffixes = [s.lower() for s in path.suffixes]
-    kind = file_format if file_format != "auto" else _kind(suffixes)
+    suffix = _inner_suffix(path)
+    if suffix in SEALED_SUFFIXES:
+        raise ConfigError(
+            f"corpus {shown(path)}: {suffix} files are not read",
+            allowed="text and JSONL, also as .gz or .zst; Parquet; Arrow",
+            next_step="unpack it, or leave it out of the folder",
+        )
+    name = _spellable(name)
+    kind = file_format if file_format != "auto" else _kind(suffix)
     if kind == "jsonl":
         yield from _read_jsonl(path, name, text_field)
     elif kind == "parquet":
@@ -92,11 +110,21 @@ def _read_file(
         yield from _read_text(path, name, alone)
 
 
-def _kind(suffixes: list[str]) -> str:
-    last = next((s for s in reversed(suffixes) if s not in PACKED_SUFFIXES), "")
-    if last in JSONL_SUFFIXES:
+def _inner_suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return next((s for s in reversed(suffixes) if s not in PACKED_SUFFIXES), "")
+
+
+def _kind(suffix: str) -> str:
+    if suffix in JSONL_SUFFIXES:
         return "jsonl"
-    return "parquet" if last in TABLE_SUFFIXES else "text"
+    return "parquet" if suffix in TABLE_SUFFIXES else "text"
+
+
+def _spellable(name: str) -> str:
+    """A name with a question mark for each lone surrogate, which stands for a byte of a file's
+    name that is not UTF-8, or comes from JSON; no record could be written with one."""
+    return name.encode("utf-8", "replace").decode()
 
 
 @contextmanager
@@ -107,18 +135,46 @@ def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
     truncated file from one that ends.
     """
     try:
-        with pa.input_stream(str(path)) as stream:
+        with _unpacked(path) as stream:
             yield io.TextIOWrapper(stream, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"corpus {shown(path)} is not UTF-8 text: {error.reason}",
-            next_step="convert it, e.g. iconv -f LATIN1 -t UTF-8, or leave it out of the folder",
-        ) from None
+        raise _not_text(path, error.reason) from None
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(
-            f"corpus {shown(path)} is truncated or damaged: {error}",
-            next_step="fetch or pack the file again",
-        ) from None
+        raise _damaged(path, error) from None
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[pa.NativeFile]:
+    # Arrow opens no file whose name is not UTF-8, and knows the suffixes in lower case only.
+    packing = PACKED_SUFFIXES.get(path.suffix.lower())
+    with path.open("rb") as file, pa.input_stream(file, compression=packing) as stream:
+        yield stream
+
+
+def _not_text(path: Path, reason: str) -> ConfigError:
+    with _unpacked(path) as stream:
+        start = stream.read(max(map(len, FIRST_BYTES)))
+    for first, (what, next_step) in FIRST_BYTES.items():
+        if start.startswith(first):
+            return ConfigError(
+                f"corpus {shown(path)} is {what}, not text as its name says", next_step=next_step
+            )
+    return ConfigError(
+        f"corpus {shown(path)} is not UTF-8 text: {reason}",
+        next_step="convert it, e.g. iconv -f LATIN1 -t UTF-8, or leave it out of the folder",
+    )
+
+
+def _damaged(path: Path, error: Exception) -> ConfigError:
+    if isinstance(error, OSError) and error.errno:
+        return ConfigError(
+            f"corpus {shown(path)} cannot be read: {error.strerror}",
+            next_step="see to its permissions, or leave it out of the folder",
+        )
+    return ConfigError(
+        f"corpus {shown(path)} is truncated or damaged: {str(error).splitlines()[0]}",
+        next_step="fetch, pack or write the file again",
+    )
 
 
 def _read_text(path: Path, name: str, alone: bool) -> Iterator[Document]:
@@ -160,7 +216,7 @@ def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
             where = f"corpus {shown(path)}, line {number}"
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 cut = not line.endswith("\n")
                 raise ConfigError(
                     f"{where}: not JSON: {error}",
@@ -170,7 +226,8 @@ def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
                     else "mend the line, or set data.format: text",
                 ) from None
             text = record_text(record, text_field, where)
-            yield Document(str(record.get("id", f"{name}#{number}")), name, text)
+            label = _spellable(str(record.get("id", f"{name}#{number}")))
+            yield Document(label, name, text)
 
 
 def _read_table(path: Path, name: str, text_field: str) -> Iterator[Document]:
@@ -189,27 +246,42 @@ def _read_table(path: Path, name: str, text_field: str) -> Iterator[Document]:
                     )
                 label = f"{name}#{number}" if ids is None else str(ids[index])
                 yield Document(label, name, text)
-    except (pa.ArrowException, OSError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{where} is truncated or damaged: {str(error).splitlines()[0]}",
-            next_step="fetch or write the file again",
+            f"{where}, after row {number}: {text_field!r} is not UTF-8 text: {error.reason}",
+            next_step="write the file again from text that is UTF-8",
         ) from None
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
 
 
 def _batches(path: Path, text_field: str, where: str) -> Iterator[pa.RecordBatch]:
-    if path.suffix.lower() == ".arrow":
-        with pa.memory_map(str(path)) as source:
-            yield from _checked(pa.ipc.open_stream(source), text_field, where)
-        return
-    with pq.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        if text_field not in names:
-            raise missing_field(text_field, names, where)
-        wanted = [text_field, *(["id"] if "id" in names else [])]
-        yield from file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(wanted)))
+    """Batches with the column of the text and, if there is one, that of the ids."""
+    with path.open("rb") as file:
+        if path.suffix.lower() != ".arrow":
+            with pq.ParquetFile(file) as table:
+                columns = _columns(table.schema_arrow.names, text_field, where)
+                yield from table.iter_batches(batch_size=1024, columns=columns)
+            return
+        # Arrow has two formats under one suffix; only the file format begins with its name.
+        is_file = file.read(6) == b"ARROW1"
+        file.seek(0)
+        with pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file) as reader:
+            columns = _columns(reader.schema.names, text_field, where)
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+            for batch in batches:
+                yield batch.select(columns)
 
 
-def _checked(reader: pa.RecordBatchReader, text_field: str, where: str) -> Iterator[pa.RecordBatch]:
-    if text_field not in reader.schema.names:
-        raise missing_field(text_field, reader.schema.names, where)
-    yield from reader
+def _columns(names: list[str], text_field: str, where: str) -> list[str]:
+    """The columns to read; an ``id`` that is there twice names nothing."""
+    if text_field not in names:
+        raise missing_field(text_field, names, where)
+    if names.count(text_field) > 1:
+        raise ConfigError(
+            f"{where}: {names.count(text_field)} columns are called {text_field!r}",
+            allowed="one column with the text",
+            next_step="rename the others, or set data.text_field to another column",
+        )
+    ids = ["id"] if names.count("id") == 1 and text_field != "id" else []
+    return [text_field, *ids]

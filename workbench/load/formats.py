@@ -42,22 +42,34 @@ MILLISECONDS_FROM = 1e11
 
 
 def _date_seconds(texts: pd.Series) -> np.ndarray:
-    times = pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
-    return ((times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(float)
+    # By ISO 8601 a whole number alone is a year; in a log it is a time in some other unit.
+    dated = texts.where(texts.str.contains("[-:]") & ~texts.str.startswith("-"))
+    times = pd.to_datetime(dated, format="ISO8601", utc=True, errors="coerce")
+    # From an epoch in whole seconds: one in nanoseconds cannot be taken from the year 1 or 9999.
+    since = times - pd.Timestamp("1970-01-01", tz="UTC").as_unit("s")
+    return _in_seconds((since / pd.Timedelta(seconds=1)).to_numpy(float))
 
 
-def _plain_seconds(texts: pd.Series) -> np.ndarray:
+def _numbers(texts: pd.Series) -> np.ndarray:
     return pd.to_numeric(texts, errors="coerce").to_numpy(float, copy=True)
 
 
+def _number_seconds(texts: pd.Series) -> np.ndarray:
+    return _in_seconds(_numbers(texts))
+
+
 def _milliseconds(texts: pd.Series) -> np.ndarray:
-    return _plain_seconds(texts) / 1000.0
+    return _in_seconds(_numbers(texts) / 1000.0)
 
 
 def _unix_or_date(texts: pd.Series) -> np.ndarray:
-    numbers = _plain_seconds(texts)
-    seconds = np.where(np.isfinite(numbers), numbers, _date_seconds(texts))
-    return np.where(numbers >= MILLISECONDS_FROM, np.nan, seconds)
+    numbers = _numbers(texts)
+    return np.where(np.isfinite(numbers), _in_seconds(numbers), _date_seconds(texts))
+
+
+def _in_seconds(numbers: np.ndarray) -> np.ndarray:
+    """NaN for what a finer unit was taken for; the rate would be a thousandth of the site's."""
+    return np.where(numbers >= MILLISECONDS_FROM, np.nan, numbers)
 
 
 @dataclass(frozen=True)
@@ -74,10 +86,16 @@ _DATE = "a date and time such as 2023-11-16 18:17:03.9799600, with or without an
 FORMATS = {
     "azure": Format(("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _date_seconds, _DATE, True),
     "burstgpt": Format(
-        ("Timestamp", "Request tokens", "Response tokens"), _plain_seconds, "seconds from 0", True
+        ("Timestamp", "Request tokens", "Response tokens"),
+        _number_seconds,
+        "seconds from 0 (not milliseconds)",
+        True,
     ),
     "mooncake": Format(
-        ("timestamp", "input_length", "output_length"), _milliseconds, "milliseconds from 0", False
+        ("timestamp", "input_length", "output_length"),
+        _milliseconds,
+        "milliseconds from 0 (not micro- or nanoseconds)",
+        False,
     ),
     "openai_jsonl": Format(
         ("created", "usage.prompt_tokens", "usage.completion_tokens"),
@@ -127,6 +145,8 @@ def _text_lines(path: Path) -> list[str]:
         ) from None
     if not text.strip():
         raise _empty(path, "is empty")
+    if "\n" not in text:  # a table saved in the old way of the Macintosh
+        text = text.replace("\r", "\n")
     # Not splitlines(): texts in a log may hold other separators that end no line.
     lines = [line + "\n" for line in text.split("\n")]
     lines[-1] = lines[-1].removesuffix("\n")
@@ -145,7 +165,7 @@ def _sniff(path: Path, lines: list[str]) -> str:
     first = next(line for line in lines if line.strip())
     if first.lstrip().startswith("{"):
         return "mooncake" if '"input_length"' in first else "openai_jsonl"
-    header = set(_header(first))
+    header = set(_header(path, first))
     # One right name is enough: the reader then says which column is missing.
     tables = {name: header & set(f.names) for name, f in FORMATS.items() if f.is_csv}
     best = max(tables, key=lambda name: len(tables[name]))
@@ -159,12 +179,19 @@ def _sniff(path: Path, lines: list[str]) -> str:
     )
 
 
-def _header(line: str) -> list[str]:
-    return [name.strip() for name in next(csv.reader([line]), [])]
+def _header(path: Path, line: str) -> list[str]:
+    try:
+        return [name.strip() for name in next(csv.reader([line]), [])]
+    except csv.Error as error:
+        raise ConfigError(
+            f"{shown(path)}:1: not CSV: {error}",
+            allowed="a header of comma-separated names, or JSONL as of Mooncake or OpenAI",
+            next_step="convert the trace",
+        ) from None
 
 
 def _csv_rows(log: Log, lines: list[str]) -> Iterator[Row]:
-    header = _header(lines[0])
+    header = _header(log.path, lines[0])
     for name in log.names:
         if name not in header:
             raise log.error(
@@ -176,8 +203,8 @@ def _csv_rows(log: Log, lines: list[str]) -> Iterator[Row]:
     time, prompt, output = (header.index(name) for name in log.names)
     class_ = header.index("class") if "class" in header else None
     reader = csv.reader(lines)
-    next(reader)
     try:
+        next(reader)
         for fields in reader:
             if not fields:
                 continue
@@ -225,7 +252,7 @@ def _json_rows(log: Log, lines: list[str], pick: Fields) -> Iterator[Row]:
             continue
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise log.error(number, f"not JSON: {error}", "one JSON object a line") from None
         if not isinstance(entry, dict):
             raise log.error(number, f"a JSON {type(entry).__name__}", "one JSON object a line")
@@ -233,8 +260,12 @@ def _json_rows(log: Log, lines: list[str], pick: Fields) -> Iterator[Row]:
         for name, value in zip(log.names, fields.values(), strict=True):
             if not isinstance(value, int | float | str):
                 raise log.error(number, f"{name} is missing", f"{', '.join(log.names)}")
+        class_ = entry.get("class")
         yield Row(
-            number, *(str(value) for value in fields.values()), class_=str(entry.get("class", ""))
+            number,
+            # JSON can spell lone surrogates, which a column of text cannot hold.
+            *(str(value).encode("utf-8", "replace").decode() for value in fields.values()),
+            class_="" if class_ is None else str(class_),
         )
 
 

@@ -25,9 +25,12 @@ _KINDS = {
 
 def sentence(error: ErrorDetails, model: type[BaseModel]) -> tuple[Keys, str]:
     """The keys of the value at fault, and what is wrong with it."""
-    keys = tuple(k for k in error["loc"] if not _is_union_branch(k))
-    name = ".".join(map(str, keys)) or "the pilot"
     kind, got = error["type"], error.get("input")
+    *above, last = error["loc"] or ("",)
+    # An unknown key may be called like a branch of a union, but never is one.
+    branch = _is_union_branch(last) and kind != "extra_forbidden"
+    keys = tuple(k for k in above if not _is_union_branch(k)) + (() if branch else (last,))
+    name = ".".join(map(str, keys)) or "the pilot"
     if kind == "extra_forbidden":
         section = section_at(model, keys[:-1])
         allowed = list(section.model_fields) if section else []

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from ruamel.yaml.error import YAMLError
 
 from workbench.errors import ConfigError
-from workbench.paths import shown
+from workbench.paths import expanded, shown
 from workbench.pilot.problems import did_you_mean, section_at, sentence
 from workbench.pilot.sections.base import InputPath
 from workbench.pilot.spec import Pilot
@@ -58,7 +57,7 @@ def resolve(path: Path | str, overrides: Sequence[str] = ()) -> ResolvedPilot:
     overrides: ``section.key=value`` texts, values by YAML's rules.
     Raises ConfigError listing every problem with file and line.
     """
-    path = Path(path).expanduser().absolute()
+    path = expanded(Path(path)).absolute()
     merge = _Merge()
     own = read_yaml(path)
     if "extends" in own.values:
@@ -129,7 +128,7 @@ class _Merge:
             return
         try:
             value = parse_scalar(value_text)
-        except YAMLError:
+        except ValueError:
             self.problems.append(f"--set {text}: the value is not valid YAML")
             return
         for depth in range(1, len(keys)):
@@ -162,15 +161,14 @@ class _Merge:
                         keys, f"{'.'.join(map(str, keys))}: takes no hf: name, got {value}"
                     )
                 continue
-            found = (self.folders[keys] / Path(value).expanduser()).resolve()
+            found, absent = _located(self.folders[keys], value)
             section[keys[-1]] = str(found)
-            if not found.exists():
+            if absent:
                 words = "".join(f", or {w}" for w in rule.words)
                 words += ", or hf:owner/name" if rule.hub else ""
                 self.problem(
                     keys,
-                    f"{'.'.join(map(str, keys))}: no such file or folder: {shown(found)} "
-                    f"(allowed: an existing path{words})",
+                    f"{'.'.join(map(str, keys))}: {absent} (allowed: an existing path{words})",
                 )
 
 
@@ -193,15 +191,28 @@ def _path_rule(annotation: Any) -> InputPath | None:
     return next((rule for arg in get_args(annotation) if (rule := _path_rule(arg))), None)
 
 
+def _located(folder: Path, name: str) -> tuple[Path, str]:
+    """The path that ``name`` means in a file of ``folder``, and why nothing can be found there
+    (empty where something is)."""
+    try:
+        path = (folder / expanded(Path(name))).resolve()
+        return path, "" if path.exists() else f"no such file or folder: {shown(path)}"
+    except ConfigError as error:
+        return folder / name, error.got
+    except (OSError, RuntimeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        return folder / name, f"cannot be looked at: {name!r}: {why}"
+
+
 def _base_of(own: YamlFile) -> YamlFile:
     name = own.values["extends"]
     where = f"{shown(own.path)}:{own.lines[('extends',)]}"
     if not isinstance(name, str):
         raise ConfigError(f"{where}: extends: got {name!r}", allowed="the name of one pilot file")
-    base_path = (own.path.parent / name).resolve()
-    if not base_path.exists():
+    base_path, absent = _located(own.path.parent, name)
+    if absent:
         raise ConfigError(
-            f"{where}: extends: no such file: {shown(base_path)}",
+            f"{where}: extends: {absent}",
             allowed="a pilot file, relative to this one",
         )
     base = read_yaml(base_path)

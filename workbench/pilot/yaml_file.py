@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
@@ -45,20 +45,24 @@ def read_yaml(path: Path) -> YamlFile:
         ) from error
     try:
         tree = YAML(typ="rt").load(StringIO(text))
-    except YAMLError as error:
+        lines: dict[Keys, int] = {}
+        values = _plain(tree, (), lines)
+    except (YAMLError, ValueError, LookupError, RecursionError) as error:
         raise _syntax_error(path, error) from error
     if not isinstance(tree, CommentedMap):
         raise ConfigError(
             f"{shown(path)}: the top level is {_kind(tree)}",
             allowed="a mapping of sections (name:, question:, train:, ...)",
         )
-    lines: dict[Keys, int] = {}
-    return YamlFile(path, _plain(tree, (), lines), lines)
+    return YamlFile(path, values, lines)
 
 
 def parse_scalar(text: str) -> Any:
-    """The value of ``--set key=VALUE``, by the same YAML rules as a file."""
-    return _plain(YAML(typ="rt").load(StringIO(text)), (), {})
+    """The value of ``--set key=VALUE``, by the same YAML rules as a file; ValueError if none."""
+    try:
+        return _plain(YAML(typ="rt").load(StringIO(text)), (), {})
+    except (YAMLError, LookupError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
@@ -84,7 +88,9 @@ def dump_scalar(value: Any) -> str:
 def _plain(node: Any, keys: Keys, lines: dict[Keys, int]) -> Any:
     if isinstance(node, CommentedMap):
         for key in node:
-            lines[(*keys, key)] = node.lc.key(key)[0] + 1 if key in node.lc.data else 0
+            # A key that a merge (<<) brought has no place of its own.
+            own = key in (node.lc.data or {})
+            lines[(*keys, key)] = (node.lc.key(key)[0] if own else node.lc.line) + 1
         return {key: _plain(value, (*keys, key), lines) for key, value in node.items()}
     if isinstance(node, CommentedSeq):
         for index in range(len(node)):
@@ -92,21 +98,26 @@ def _plain(node: Any, keys: Keys, lines: dict[Keys, int]) -> Any:
         return [_plain(value, (*keys, index), lines) for index, value in enumerate(node)]
     if isinstance(node, (bool, ScalarBoolean)):
         return bool(node)
+    if isinstance(node, TaggedScalar):
+        raise ValueError(f"{node.tag.value} {node.value}: tags mean nothing here")
     for kind in (int, float, str):
         if isinstance(node, kind):
             return kind(node)
     return node
 
 
-def _syntax_error(path: Path, error: YAMLError) -> ConfigError:
+def _syntax_error(path: Path, error: Exception) -> ConfigError:
     line, problem = 0, str(error)
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
         problem = error.problem or error.context or problem
     return ConfigError(
-        f"{shown(path)}:{line}: not valid YAML: {problem.strip()}",
-        next_step="check indentation, colons, quotes and keys given twice near that line",
+        f"{shown(path)}:{line}: not valid YAML: {problem.strip()}"
+        if line
+        else f"{shown(path)}: not valid YAML: {problem.strip()}",
+        next_step="check indentation, colons, quotes and keys given twice"
+        + (" near that line" if line else ""),
     )
 
 

@@ -59,7 +59,7 @@ def digest_path(path: Path, length: int = 16) -> str:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
         if file != path:
-            total.update(str(file.relative_to(path)).encode() + b"\0")
+            total.update(os.fsencode(file.relative_to(path)) + b"\0")
         status = file.stat()
         with file.open("rb") as stream:
             if status.st_size <= READ_WHOLE:

@@ -186,7 +186,16 @@ def _identity(resolved: ResolvedPilot) -> dict[str, Any]:
         for key in keys:
             value = value[key]
         if isinstance(value, str) and Path(value).is_absolute():
-            files[".".join(map(str, keys))] = digest_path(Path(value))
+            name = ".".join(map(str, keys))
+            try:
+                files[name] = digest_path(Path(value))
+            except OSError as error:
+                raise ConfigError(
+                    f"{name}: {shown(Path(error.filename or value))} cannot be read: "
+                    f"{error.strerror}",
+                    allowed="files that the user of this process may read",
+                    next_step="see to its permissions, or move it out of the folder",
+                ) from error
     return {"digest": resolved.digest, "files": files, "machine": machine_digest()}
 
 

@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A mapping in the pilot file. Strict: ``"12"`` is not a number and ``1`` is not a boolean."""
+    """A mapping in the pilot file. Strict: ``"12"`` and ``.inf`` are not numbers, ``1`` is not a
+    boolean."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class InputPath:
