@@ -22,7 +22,7 @@ from workbench.engine.request import GenerationRequest
 from workbench.errors import ConfigError, StageError
 from workbench.load.profile import PlannedRequest
 from workbench.records.files import read_json, write_json
-from workbench.records.run import HEADER, Run
+from workbench.records.run import FIELDS, HEADER, Run
 from workbench.records.stage_record import StageRecord
 from workbench.serve.main import arms_of, listen
 from workbench.serve.process import server_process
@@ -251,7 +251,7 @@ def test_a_run_is_served_by_its_name(arms, tmp_path, monkeypatch) -> None:
         folder = run.stage_folder(stage)
         folder.mkdir(parents=True)
         StageRecord(stage, folder, artefacts={arm: str(arms[arm])}).save()
-    write_json(run.folder / HEADER, {})
+    write_json(run.folder / HEADER, dict.fromkeys(FIELDS, ""))
     for name in ("trial", run.name, "abcdef", str(run.folder)):
         assert arms_of([Path(name)]) == arms
     with pytest.raises(ConfigError, match="other: no run has that name"):
