@@ -77,6 +77,17 @@ def test_a_checkpoint_comes_back_with_its_weights(checkpoint: Path) -> None:
     assert build_model(section, 290, 64, seed=7).config.vocab_size == 300, "padded: allowed"
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_of_its_own_is_kept_although_the_config_ties_it(checkpoint: Path) -> None:
+    change_the_head(checkpoint)
+    model = load_checkpoint(str(checkpoint))
+    assert not model.config.tie_word_embeddings
+    assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    model.save_pretrained(checkpoint)
+    again = load_checkpoint(str(checkpoint))
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
 def test_a_vocabulary_or_context_that_does_not_fit_is_refused(checkpoint: Path) -> None:
     section = Model(checkpoint=str(checkpoint))
     with pytest.raises(ConfigError, match="300 rows in its embedding, the tokenizer has 301"):
@@ -87,6 +98,12 @@ def test_a_vocabulary_or_context_that_does_not_fit_is_refused(checkpoint: Path) 
     AutoModelForCausalLM.from_config(config).save_pretrained(checkpoint)
     with pytest.raises(ConfigError, match=r"set data\.tokenizer"):
         build_model(section, 300, 64, seed=1)
+
+
+def change_the_head(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def drop_a_tensor(folder: Path) -> None:

@@ -125,6 +125,7 @@ def load_checkpoint(checkpoint: str) -> PreTrainedModel:
                 f"model.checkpoint {checkpoint} {kind} {len(names)} tensors: {shown}",
                 next_step="give a whole checkpoint of the architecture its config.json names",
             )
+    _say_whether_tied(model)
     return model
 
 
@@ -136,6 +137,17 @@ def _from_preset(
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+
+
+def _say_whether_tied(model: PreTrainedModel) -> None:
+    """A file may hold a head of its own although its config.json ties it to the embedding.
+
+    The model then has both matrices, but whoever reads the configuration alone (the engine, the
+    packed folder) would take the embedding for the head, and measure another model.
+    """
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not table.weight:
+        model.config.tie_word_embeddings = False
 
 
 def _check_folder(folder: Path) -> None:
