@@ -66,6 +66,15 @@ def test_a_tokenizer_that_is_absent_or_cannot_mark_documents_is_refused(tmp_path
         load_tokenizer(str(tmp_path))
 
 
+def test_a_loader_that_fails_without_a_word_is_named(tmp_path: Path, monkeypatch) -> None:
+    def fail(*_, **__):
+        raise EOFError
+
+    monkeypatch.setattr("workbench.data.tokenizer.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(ConfigError, match="could not be loaded: EOFError"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_tokenizer_that_loses_text_is_noticed() -> None:
     from tokenizers import normalizers
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,36 @@ def change_the_shape(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
 
 
+def pickled(content: bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(content)
+
+    return damage
+
+
+def index(content: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(content)
+
+    return damage
+
+
+def configured(**fields: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | fields))
+
+    return damage
+
+
+def not_a_number(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("damage", "message"),
@@ -140,6 +171,18 @@ def change_the_shape(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
+        (pickled(b"garbage"), "cannot be loaded"),
+        (pickled(b""), "cannot be loaded: EOFError|cannot be loaded: Ran out of input"),
+        (index("{}"), "cannot be loaded: KeyError"),
+        (index("[]"), "cannot be loaded"),
+        (configured(hidden_act="foo"), "cannot be loaded: KeyError.*foo"),
+        (configured(rope_parameters={"rope_type": "foo"}), "cannot be loaded: .*foo"),
+        (configured(num_hidden_layers="2"), "'num_hidden_layers': .*expected int, got str"),
+        (not_a_number, r"model\.norm\.weight holds values that are not finite"),
+        *[
+            (configured(quantization_config={"quant_method": method}), f"quantised with {method}")
+            for method in ("gptq", "awq", "bitsandbytes")
+        ],
     ],
 )
 def test_a_damaged_checkpoint_is_refused(checkpoint: Path, damage, message: str) -> None:
@@ -147,6 +190,15 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, damage, message: str)
     with pytest.raises(ConfigError, match=message) as error:
         load_checkpoint(str(checkpoint))
     assert str(checkpoint) in str(error.value)
+
+
+def test_a_quantiser_that_is_not_installed_is_no_fault_of_the_program(monkeypatch) -> None:
+    def quantised(name, **_):
+        raise ImportError("Loading a GPTQ quantized model requires gptqmodel")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", quantised)
+    with pytest.raises(ConfigError, match=r"requires gptqmodel\n.*give the unquantised checkpoint"):
+        load_checkpoint("hf:owner/name")
 
 
 def test_a_packed_model_is_no_checkpoint_to_train_from(tmp_path: Path) -> None:

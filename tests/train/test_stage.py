@@ -275,6 +275,18 @@ def test_a_master_checkpoint_goes_on_under_its_own_threshold_only(record: StageR
         train_qat.check(Pilot(**words, model=other))
 
 
+def test_a_checkpoint_that_may_not_be_read_is_the_users_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    model = {"checkpoint": str(tmp_path)}
+    with pytest.raises(ConfigError, match=r"cannot be read: .*Permission denied"):
+        train_qat.check(Pilot(name="test", question="May it be read?", model=model))
+
+
 @pytest.mark.parametrize("trained", ["sub_norm", "a learned threshold"])
 def test_a_master_checkpoint_with_tensors_of_its_own_is_refused(
     record: StageRecord, tmp_path: Path, trained: str

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from workbench.data.document import Document
 from workbench.data.hub import PREFIX
+from workbench.data.reason import reason_of
 from workbench.errors import ConfigError
 from workbench.pilot.sections.data import Data
 
@@ -63,7 +64,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=not _is_hub(name))
     except Exception as error:  # the loader raises what its formats' parsers raise
         raise ConfigError(
-            f"tokenizer {name} could not be loaded: {str(error).splitlines()[0]}",
+            f"tokenizer {name} could not be loaded: {reason_of(error)}",
             allowed="a folder with tokenizer.json, or hf:owner/name",
             next_step="check the path, or leave data.tokenizer out to train one",
         ) from None

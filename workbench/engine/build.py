@@ -17,6 +17,7 @@ from ternary_kernels import PackedWeight, backend, llama, set_threads
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from workbench.data.reason import reason_of
 from workbench.engine.architecture import NotForKernels, eos_tokens, kernel_config
 from workbench.engine.engine import Engine
 from workbench.engine.modules import ModelSource
@@ -227,7 +228,7 @@ def _read_config(folder: Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise StageError(
-            f"{folder}/config.json cannot be used: {str(error).splitlines()[0]}",
+            f"{folder}/config.json cannot be used: {reason_of(error)}",
             allowed="the configuration of a transformers causal language model",
             next_step="make the model folder again",
         ) from error

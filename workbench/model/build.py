@@ -8,6 +8,7 @@ a step is paid for: a model that silently lacks weights trains, and gives wrong 
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,22 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from workbench.data.reason import reason_of
 from workbench.errors import ConfigError
 from workbench.model.presets import PRESETS
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.sections.model import Model
 
+UNLOADABLE = (
+    AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError,
+    TypeError, ValueError, SafetensorError, StrictDataclassError, pickle.UnpicklingError,
+)  # fmt: skip
+"""What transformers raises for files and configurations that are not what they should be."""
+
 MOST_PADDING = 1024
 """Rows that a checkpoint's embedding may have beyond its tokenizer; more is another tokenizer."""
+
+UNQUANTISED = "give the unquantised checkpoint that it was made from"
 
 
 def build_model(
@@ -82,9 +92,8 @@ def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
     try:
         return LlamaConfig(**fields)
     except (StrictDataclassError, TypeError, ValueError, ZeroDivisionError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(
-            f"model.overrides of {model.preset} give no model: {reason}",
+            f"model.overrides of {model.preset} give no model: {reason_of(error)}",
             next_step=f"the preset without overrides: {shape.describe()}",
         ) from error
 
@@ -92,8 +101,8 @@ def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
 def load_checkpoint(checkpoint: str) -> PreTrainedModel:
     """A causal language model from a folder or ``hf:owner/name``, float32, evaluation mode.
 
-    Raises ConfigError when there is none, when the file is damaged, or when tensors are
-    missing or left over: such a model is not the one that was trained.
+    Raises ConfigError when there is none, when the file is damaged, when tensors are missing or
+    left over (such a model is not the one that was trained) or hold values that are not finite.
     """
     on_hub = checkpoint.startswith("hf:")
     where = checkpoint.removeprefix("hf:") if on_hub else checkpoint
@@ -103,17 +112,8 @@ def load_checkpoint(checkpoint: str) -> PreTrainedModel:
         model, info = AutoModelForCausalLM.from_pretrained(
             where, dtype=torch.float32, local_files_only=not on_hub, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        cure = (
-            "check the name and the network; offline, download it where there is a network "
-            "and give the folder instead of hf:owner/name"
-            if on_hub
-            else "give the folder of a causal language model saved with save_pretrained"
-        )
-        first_line = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"model.checkpoint {checkpoint} cannot be loaded: {first_line}", next_step=cure
-        ) from error
+    except UNLOADABLE as error:
+        raise _cannot_be_loaded(checkpoint, error) from error
     for kind, names in (
         ("lacks", info["missing_keys"]),
         ("has, beyond its architecture,", info["unexpected_keys"]),
@@ -124,6 +124,12 @@ def load_checkpoint(checkpoint: str) -> PreTrainedModel:
             raise ConfigError(
                 f"model.checkpoint {checkpoint} {kind} {len(names)} tensors: {shown}",
                 next_step="give a whole checkpoint of the architecture its config.json names",
+            )
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ConfigError(
+                f"model.checkpoint {checkpoint}: {name} holds values that are not finite",
+                next_step="give a checkpoint whose training did not diverge, or copy it again",
             )
     _say_whether_tied(model)
     return model
@@ -150,9 +156,28 @@ def _say_whether_tied(model: PreTrainedModel) -> None:
         model.config.tie_word_embeddings = False
 
 
+def _cannot_be_loaded(checkpoint: str, error: Exception) -> ConfigError:
+    if isinstance(error, ImportError):
+        cure = UNQUANTISED
+    elif checkpoint.startswith("hf:"):
+        cure = (
+            "check the name and the network; offline, download it where there is a network "
+            "and give the folder instead of hf:owner/name"
+        )
+    else:
+        cure = "give the folder of a causal language model saved with save_pretrained"
+    return ConfigError(
+        f"model.checkpoint {checkpoint} cannot be loaded: {reason_of(error)}", next_step=cure
+    )
+
+
 def _check_folder(folder: Path) -> None:
     path = folder / "config.json"
-    if not path.is_file():
+    try:
+        has_config = path.is_file()
+    except OSError as error:
+        raise _cannot_be_loaded(str(folder), error) from error
+    if not has_config:
         what = "has no config.json" if folder.is_dir() else "is no folder"
         raise ConfigError(
             f"model.checkpoint {folder} {what}",
@@ -164,15 +189,23 @@ def _check_folder(folder: Path) -> None:
             f"model.checkpoint {folder} is a packed model: its master weights are gone",
             next_step="give the master checkpoint (artefact ternary_master of train_qat)",
         )
-    _json(path)
+    quantization = _json(path).get("quantization_config") or {}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if method not in (None, "bitnet"):
+        raise ConfigError(
+            f"model.checkpoint {folder} is quantised with {method}",
+            allowed="weights in full or half precision: both arms are trained from them",
+            next_step=UNQUANTISED,
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        what = "cannot be read" if isinstance(error, OSError) else "is not JSON"
         raise ConfigError(
-            f"{path} is not JSON: {error}", next_step="copy the checkpoint again"
+            f"{path} {what}: {error}", next_step="copy the checkpoint again"
         ) from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds a {type(value).__name__}", allowed="a JSON object")
