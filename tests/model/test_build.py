@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from workbench.errors import ConfigError
-from workbench.model.build import build_model, load_checkpoint
+from workbench.model.build import build_model, empty_model, load_checkpoint, preset_config
 from workbench.pilot.sections.model import Model, Policy
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.packed import save_packed
@@ -55,6 +55,15 @@ def test_the_seed_alone_decides_the_weights() -> None:
         ({"overrides": {"num_attention_heads": 5}}, "not a multiple"),
         ({"overrides": {"num_attention_heads": 0}}, "give no model"),
         ({"overrides": {"vocab_size": 100}}, "the tokenizer has 300 tokens"),
+        ({"overrides": {"vocab_size": "abc"}}, "got 'abc', but the tokenizer has 300 tokens"),
+        ({"overrides": {"hidden_size": 0}}, "hidden_size is 0"),
+        ({"overrides": {"intermediate_size": 0}}, "intermediate_size is 0"),
+        ({"overrides": {"num_key_value_heads": -3}}, "num_key_value_heads is -3"),
+        (
+            {"overrides": {"num_attention_heads": 4, "num_key_value_heads": 3}},
+            "4 attention heads cannot share 3 key-value heads",
+        ),
+        ({"overrides": {"attention_dropout": 5.0}}, "attention_dropout is 5.0"),
         ({"checkpoint": "/nowhere/at/all"}, "/nowhere/at/all is no folder"),
         ({"checkpoint": "c", "overrides": {"hidden_size": 64}}, "a checkpoint keeps the shape"),
     ],
@@ -62,6 +71,30 @@ def test_the_seed_alone_decides_the_weights() -> None:
 def test_a_section_that_gives_no_model_says_why(section: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_model(Model(**section), 300, 64, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"hidden_act": "foo"}, "KeyError.*foo"),
+        ({"pad_token_id": 5000}, "give no model: .*[Pp]adding"),
+        ({"rope_parameters": {"rope_type": "foo"}}, "give no model: .*foo"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_only_the_models_code_refuses_shows_without_weights(
+    overrides: dict, message: str
+) -> None:
+    section = Model(preset="tiny-1m", overrides=overrides)
+    with pytest.raises(ConfigError, match=message):
+        empty_model(section, preset_config(section, 300, 64))
+
+
+def test_an_empty_model_of_many_gigabytes_has_its_modules() -> None:
+    section = Model(preset="llama-3-70b")
+    model = empty_model(section, preset_config(section, 300, 64))
+    assert model.num_parameters() > 6e10
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 def test_a_larger_vocabulary_may_be_asked_for() -> None:

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from workbench.data.reason import reason_of
 from workbench.errors import ConfigError
@@ -31,6 +37,11 @@ UNLOADABLE = (
 
 MOST_PADDING = 1024
 """Rows that a checkpoint's embedding may have beyond its tokenizer; more is another tokenizer."""
+
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings",
+)  # fmt: skip
 
 UNQUANTISED = "give the unquantised checkpoint that it was made from"
 
@@ -49,21 +60,20 @@ def build_model(
     """
     if model.checkpoint is None:
         return _from_preset(model, vocab_size, context, seed, device)
+    refuse_overrides(model)
+    built = load_checkpoint(model.checkpoint)
+    require_fit(built.config.get_text_config(), vocab_size, context, model.checkpoint)
+    return built.to(device).train()
+
+
+def refuse_overrides(model: Model) -> None:
+    """ConfigError for ``model.overrides`` beside a checkpoint."""
     if model.overrides:
         raise ConfigError(
             f"model.overrides: {sorted(model.overrides)} with model.checkpoint {model.checkpoint}",
             allowed="overrides change a preset; a checkpoint keeps the shape it was trained with",
             next_step="remove model.overrides, or set model.checkpoint to null",
         )
-    built = load_checkpoint(model.checkpoint)
-    _check_vocabulary(built.config.vocab_size, vocab_size, model.checkpoint)
-    positions = getattr(built.config, "max_position_embeddings", None)
-    if positions is not None and positions < context:
-        raise ConfigError(
-            f"model.checkpoint {model.checkpoint} takes {positions} positions, {context} are asked",
-            next_step=f"set data.sequence_length to {positions} or less",
-        )
-    return built.to(device).train()
 
 
 def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
@@ -80,9 +90,10 @@ def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
             raise ConfigError(
                 f"model.overrides.{name}: unknown{did_you_mean(name, sorted(allowed))}"
             )
-    if (asked := model.overrides.get("vocab_size", vocab_size)) < vocab_size:
+    asked = model.overrides.get("vocab_size", vocab_size)
+    if not isinstance(asked, int) or asked < vocab_size:
         raise ConfigError(
-            f"model.overrides.vocab_size: got {asked}, but the tokenizer has {vocab_size} tokens",
+            f"model.overrides.vocab_size: got {asked!r}, but the tokenizer has {vocab_size} tokens",
             allowed=f"{vocab_size} or more",
             next_step="remove the override: the vocabulary follows the tokenizer",
         )
@@ -90,12 +101,48 @@ def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
     if "head_dim" not in model.overrides:
         del fields["head_dim"]
     try:
-        return LlamaConfig(**fields)
+        config = LlamaConfig(**fields)
+        _require_possible(config)
     except (StrictDataclassError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise _no_model(model, error) from error
+    return config
+
+
+def empty_model(model: Model, config: PretrainedConfig) -> PreTrainedModel:
+    """The section's model on the meta device: its modules without any weights, in no time.
+
+    Raises ConfigError for what passes as a configuration and is refused by the model's own code.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except UNLOADABLE as error:
+        raise _no_model(model, error) from error
+
+
+def checkpoint_config(checkpoint: str) -> PretrainedConfig | None:
+    """The configuration of a checkpoint's text model; None for ``hf:owner/name``, which may need
+    the network. Raises ConfigError for what :func:`load_checkpoint` refuses in the folder."""
+    if checkpoint.startswith("hf:"):
+        return None
+    _check_folder(Path(checkpoint))
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    except UNLOADABLE as error:
+        raise _cannot_be_loaded(checkpoint, error) from error
+    return config.get_text_config()
+
+
+def require_fit(config: PretrainedConfig, vocab_size: int, context: int, checkpoint: str) -> None:
+    """ConfigError unless a model of ``config`` takes the tokenizer's ``vocab_size`` tokens and
+    ``context`` positions."""
+    _check_vocabulary(config.vocab_size, vocab_size, checkpoint)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions < context:
         raise ConfigError(
-            f"model.overrides of {model.preset} give no model: {reason_of(error)}",
-            next_step=f"the preset without overrides: {shape.describe()}",
-        ) from error
+            f"model.checkpoint {checkpoint} takes {positions} positions, {context} are asked",
+            next_step=f"set data.sequence_length to {positions} or less",
+        )
 
 
 def load_checkpoint(checkpoint: str) -> PreTrainedModel:
@@ -143,6 +190,27 @@ def _from_preset(
     with torch.random.fork_rng(devices=devices), torch.device(device):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+
+
+def _require_possible(config: LlamaConfig) -> None:
+    """ValueError for values of the right type that break only when the model computes."""
+    for name in SIZES:
+        if (value := getattr(config, name)) <= 0:
+            raise ValueError(f"{name} is {value}, it must be above 0")
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % kv_heads:
+        raise ValueError(f"{heads} attention heads cannot share {kv_heads} key-value heads evenly")
+    if not 0 <= config.attention_dropout < 1:
+        raise ValueError(f"attention_dropout is {config.attention_dropout}, it is a share below 1")
+
+
+def _no_model(model: Model, error: Exception) -> ConfigError:
+    if model.checkpoint is not None:
+        return _cannot_be_loaded(model.checkpoint, error)
+    return ConfigError(
+        f"model.overrides of {model.preset} give no model: {reason_of(error)}",
+        next_step=f"the preset without overrides: {PRESETS[model.preset].describe()}",
+    )
 
 
 def _say_whether_tied(model: PreTrainedModel) -> None:
