@@ -226,7 +226,7 @@ def _say_whether_tied(model: PreTrainedModel) -> None:
 
 def _cannot_be_loaded(checkpoint: str, error: Exception) -> ConfigError:
     if isinstance(error, ImportError):
-        cure = UNQUANTISED
+        cure = f"install what it asks for, or {UNQUANTISED}"
     elif checkpoint.startswith("hf:"):
         cure = (
             "check the name and the network; offline, download it where there is a network "
