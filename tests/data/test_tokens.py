@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from workbench.data.dataset import PackedSequences, write_tokens
 from workbench.data.document import Document
@@ -18,6 +20,7 @@ from workbench.data.tokenizer import (
     encode,
     load_tokenizer,
     train_tokenizer,
+    vocabulary_size,
 )
 from workbench.errors import ConfigError
 
@@ -66,12 +69,37 @@ def test_a_tokenizer_that_is_absent_or_cannot_mark_documents_is_refused(tmp_path
         load_tokenizer(str(tmp_path))
 
 
+def test_a_loader_that_fails_without_a_word_is_named(tmp_path: Path, monkeypatch) -> None:
+    def fail(*_, **__):
+        raise EOFError
+
+    monkeypatch.setattr("workbench.data.tokenizer.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(ConfigError, match="could not be loaded: EOFError"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_tokenizer_that_loses_text_is_noticed() -> None:
     from tokenizers import normalizers
 
     lossy: PreTrainedTokenizerBase = train_tokenizer(DOCUMENTS, 300)
     lossy.backend_tokenizer.normalizer = normalizers.Lowercase()
     assert changes_text(lossy, ["Abc"]) and not changes_text(lossy, ["abc"])
+
+
+def test_ids_with_holes_have_room_for_the_largest(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with_holes(largest=70_000)
+    assert len(tokenizer) < 1000 and vocabulary_size(tokenizer) == 70_001
+    assert vocabulary_size(TOKENIZER) == len(TOKENIZER)
+    tokens = write_tokens(tmp_path / "t.npy", tokenizer, [Document("d", "test", "aza")])
+    assert tokens.dtype == np.uint32 and tokens.max() == 70_000
+
+
+def tokenizer_with_holes(largest: int) -> PreTrainedTokenizerBase:
+    """Byte-level, and its letter z has the id ``largest``, far from all others."""
+    state = json.loads(train_tokenizer(DOCUMENTS, 257).backend_tokenizer.to_str())
+    state["model"]["vocab"]["z"] = largest
+    backend = Tokenizer.from_str(json.dumps(state))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|endoftext|>")
 
 
 def test_tokens_are_every_document_behind_its_start(tmp_path: Path) -> None:

@@ -95,6 +95,22 @@ def test_norms_inside_the_layers_run_through_transformers(tmp_path: Path) -> Non
         assert error(engine.logits(TOKENS), logits_of(load_packed(tmp_path / "packed"))) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("same", [True, False])
+def test_a_head_in_the_file_of_a_tied_model(same: bool, tmp_path: Path) -> None:
+    """A head of its own is the model's head, whatever config.json says; a copy costs no memory."""
+    make_model(tie_word_embeddings=True).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    table = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = table.clone() if same else table.flip(0).contiguous()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for load in (lambda: Engine.load(tmp_path), lambda: Engine.from_model(model)):
+        with load() as engine:
+            assert ("head" in engine.core.weights) is not same
+            assert error(engine.logits(TOKENS), logits_of(model)) < 2e-2
+
+
 @pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])
 def test_both_scale_conventions_of_bitnet(linear_class: str, tmp_path: Path) -> None:
     """The same model written with 1/absmean and with absmean gives the same logits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from workbench.errors import ConfigError
-from workbench.model.build import build_model, load_checkpoint
+from workbench.model.build import build_model, empty_model, load_checkpoint, preset_config
 from workbench.pilot.sections.model import Model, Policy
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.packed import save_packed
@@ -54,6 +55,15 @@ def test_the_seed_alone_decides_the_weights() -> None:
         ({"overrides": {"num_attention_heads": 5}}, "not a multiple"),
         ({"overrides": {"num_attention_heads": 0}}, "give no model"),
         ({"overrides": {"vocab_size": 100}}, "the tokenizer has 300 tokens"),
+        ({"overrides": {"vocab_size": "abc"}}, "got 'abc', but the tokenizer has 300 tokens"),
+        ({"overrides": {"hidden_size": 0}}, "hidden_size is 0"),
+        ({"overrides": {"intermediate_size": 0}}, "intermediate_size is 0"),
+        ({"overrides": {"num_key_value_heads": -3}}, "num_key_value_heads is -3"),
+        (
+            {"overrides": {"num_attention_heads": 4, "num_key_value_heads": 3}},
+            "4 attention heads cannot share 3 key-value heads",
+        ),
+        ({"overrides": {"attention_dropout": 5.0}}, "attention_dropout is 5.0"),
         ({"checkpoint": "/nowhere/at/all"}, "/nowhere/at/all is no folder"),
         ({"checkpoint": "c", "overrides": {"hidden_size": 64}}, "a checkpoint keeps the shape"),
     ],
@@ -61,6 +71,30 @@ def test_the_seed_alone_decides_the_weights() -> None:
 def test_a_section_that_gives_no_model_says_why(section: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_model(Model(**section), 300, 64, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"hidden_act": "foo"}, "KeyError.*foo"),
+        ({"pad_token_id": 5000}, "give no model: .*[Pp]adding"),
+        ({"rope_parameters": {"rope_type": "foo"}}, "give no model: .*foo"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_only_the_models_code_refuses_shows_without_weights(
+    overrides: dict, message: str
+) -> None:
+    section = Model(preset="tiny-1m", overrides=overrides)
+    with pytest.raises(ConfigError, match=message):
+        empty_model(section, preset_config(section, 300, 64))
+
+
+def test_an_empty_model_of_many_gigabytes_has_its_modules() -> None:
+    section = Model(preset="llama-3-70b")
+    model = empty_model(section, preset_config(section, 300, 64))
+    assert model.num_parameters() > 6e10
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 def test_a_larger_vocabulary_may_be_asked_for() -> None:
@@ -77,6 +111,17 @@ def test_a_checkpoint_comes_back_with_its_weights(checkpoint: Path) -> None:
     assert build_model(section, 290, 64, seed=7).config.vocab_size == 300, "padded: allowed"
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_head_of_its_own_is_kept_although_the_config_ties_it(checkpoint: Path) -> None:
+    change_the_head(checkpoint)
+    model = load_checkpoint(str(checkpoint))
+    assert not model.config.tie_word_embeddings
+    assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    model.save_pretrained(checkpoint)
+    again = load_checkpoint(str(checkpoint))
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
 def test_a_vocabulary_or_context_that_does_not_fit_is_refused(checkpoint: Path) -> None:
     section = Model(checkpoint=str(checkpoint))
     with pytest.raises(ConfigError, match="300 rows in its embedding, the tokenizer has 301"):
@@ -87,6 +132,12 @@ def test_a_vocabulary_or_context_that_does_not_fit_is_refused(checkpoint: Path) 
     AutoModelForCausalLM.from_config(config).save_pretrained(checkpoint)
     with pytest.raises(ConfigError, match=r"set data\.tokenizer"):
         build_model(section, 300, 64, seed=1)
+
+
+def change_the_head(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def drop_a_tensor(folder: Path) -> None:
@@ -111,6 +162,36 @@ def change_the_shape(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
 
 
+def pickled(content: bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(content)
+
+    return damage
+
+
+def index(content: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(content)
+
+    return damage
+
+
+def configured(**fields: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | fields))
+
+    return damage
+
+
+def not_a_number(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("damage", "message"),
@@ -123,6 +204,18 @@ def change_the_shape(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds a list"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
+        (pickled(b"garbage"), "cannot be loaded"),
+        (pickled(b""), "cannot be loaded: EOFError|cannot be loaded: Ran out of input"),
+        (index("{}"), "cannot be loaded: KeyError"),
+        (index("[]"), "cannot be loaded"),
+        (configured(hidden_act="foo"), "cannot be loaded: KeyError.*foo"),
+        (configured(rope_parameters={"rope_type": "foo"}), "cannot be loaded: .*foo"),
+        (configured(num_hidden_layers="2"), "'num_hidden_layers': .*expected int, got str"),
+        (not_a_number, r"model\.norm\.weight holds values that are not finite"),
+        *[
+            (configured(quantization_config={"quant_method": method}), f"quantised with {method}")
+            for method in ("gptq", "awq", "bitsandbytes")
+        ],
     ],
 )
 def test_a_damaged_checkpoint_is_refused(checkpoint: Path, damage, message: str) -> None:
@@ -130,6 +223,15 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, damage, message: str)
     with pytest.raises(ConfigError, match=message) as error:
         load_checkpoint(str(checkpoint))
     assert str(checkpoint) in str(error.value)
+
+
+def test_a_quantiser_that_is_not_installed_is_no_fault_of_the_program(monkeypatch) -> None:
+    def quantised(name, **_):
+        raise ImportError("Loading a GPTQ quantized model requires gptqmodel")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", quantised)
+    with pytest.raises(ConfigError, match=r"gptqmodel\n.*or give the unquantised checkpoint"):
+        load_checkpoint("hf:owner/name")
 
 
 def test_a_packed_model_is_no_checkpoint_to_train_from(tmp_path: Path) -> None:

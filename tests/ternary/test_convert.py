@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, PretrainedConfig
 
 from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
@@ -21,6 +22,13 @@ from workbench.ternary import (
     to_ternary,
 )
 from workbench.ternary.policy import resolve
+from workbench.ternary.post_training import ternarize_post_training
+
+GPT2 = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 64, "n_positions": 32}
+NEOX = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "vocab_size": 64,
+}  # fmt: skip
 
 
 @torch.no_grad()
@@ -95,6 +103,36 @@ def test_a_policy_that_makes_nothing_ternary_is_an_error_and_changes_nothing(lla
     with pytest.raises(ConfigError, match=r"\*\.qproj.*\n.*model\.layers\.0\.self_attn\.q_proj"):
         to_ternary(llama, Policy(ternary=["*.qproj"]), ThresholdVersion())
     assert not bit_linears(llama)
+
+
+@pytest.mark.parametrize(
+    ("config", "policy", "message"),
+    [
+        (
+            GPT2Config(**GPT2),
+            Policy(),
+            r"(?s)c_attn: a Conv1D, not a linear layer.*others cannot be converted",
+        ),
+        (GPT2Config(**GPT2), Policy(ternary=["*.c_fc"]), r"h\.0\.mlp\.c_fc: a Conv1D"),
+        (GPT2Config(**GPT2), Policy(ternary=["*lm_head"]), r"lm_head: shares its weight with"),
+        (
+            GPTNeoXConfig(**NEOX),
+            Policy(),
+            r"e\.g\. gpt_neox\.layers\.0\.attention\.query_",
+        ),
+    ],
+)
+def test_families_with_other_names_or_other_layers_say_what_could_be_ternary(
+    config: PretrainedConfig, policy: Policy, message: str
+) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    for convert in (
+        lambda: to_ternary(model, policy, ThresholdVersion()),
+        lambda: ternarize_post_training(model, policy),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            convert()
 
 
 def test_accumulation_with_kept_weights_trains_the_same(llama, ids) -> None:

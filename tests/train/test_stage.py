@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +14,25 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from pydantic import ValidationError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+)
 
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, StageError
 from workbench.paths import PROJECT
 from workbench.pilot.sections.model import Threshold
+from workbench.pilot.sections.train import Train
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
-from workbench.stages import train_qat
+from workbench.stages import measure_ab, train_qat
 from workbench.stages.context import StageContext
 from workbench.ternary.master import NAME, load_master
 from workbench.ternary.packed import check_ternary, load_packed
@@ -249,8 +259,10 @@ def test_a_checkpoint_teaches_its_own_ternary_version(
         small, tmp_path, steps=6, distillation={"teacher": "checkpoint"}, warmup={"share": 0.5}
     ).model_dump()
     values["model"] = {"checkpoint": folder}
-    values["data"]["tokenizer"] = str(record.artefact("tokenizer"))
     taught = run_stage(Pilot(**values), tmp_path / "run")
+    assert f"the tokenizer is that of model.checkpoint {folder}" in taught.notes
+    names = {run.artefact("tokenizer") / "tokenizer.json" for run in (taught, record)}
+    assert len({name.read_text() for name in names}) == 1
     rows = taught.table("loss").set_index("arm").loc["ternary"]
     assert rows["teacher_kl"].iloc[0] == pytest.approx(0, abs=1e-6), "it starts as its teacher"
     assert rows["teacher_kl"].iloc[-1] > 1e-3
@@ -273,6 +285,18 @@ def test_a_master_checkpoint_goes_on_under_its_own_threshold_only(record: StageR
     other = master | {"threshold": {"granularity": "row"}}
     with pytest.raises(ConfigError, match=r"absmean/tensor\S+, but absmean/row\S+ is asked"):
         train_qat.check(Pilot(**words, model=other))
+
+
+def test_a_checkpoint_that_may_not_be_read_is_the_users_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    model = {"checkpoint": str(tmp_path)}
+    with pytest.raises(ConfigError, match=r"cannot be read: .*Permission denied"):
+        train_qat.check(Pilot(name="test", question="May it be read?", model=model))
 
 
 @pytest.mark.parametrize("trained", ["sub_norm", "a learned threshold"])
@@ -331,6 +355,100 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(
     wrong = good.model_dump() | {"data": {"tokenizer": str(tmp_path)}}
     with pytest.raises(ConfigError, match="could not be loaded"):
         train_qat.check(Pilot(**wrong))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"overrides": {"hidden_act": "foo"}}, "KeyError.*foo"),
+        ({"overrides": {"hidden_size": 0}}, "hidden_size is 0"),
+        ({"policy": {"ternary": ["*.qproj"]}}, r"no layer ternary.*\n.*layers\.0\..*q_proj"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_that_cannot_be_is_refused_before_anything_starts(
+    pilot: Pilot, model: dict, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_qat.check(Pilot(**pilot.model_dump() | {"model": model}))
+
+
+def test_rates_of_adam_beyond_their_range_are_refused() -> None:
+    for betas in ([0.9, 1.5], [-0.1, 0.9], [0.9, 1.0]):
+        with pytest.raises(ValidationError, match=r"betas\.[01]"):
+            Train(betas=betas)
+
+
+@pytest.fixture
+def checkpoint(record: StageRecord, tmp_path: Path) -> Path:
+    """A model with its tokenizer, to be damaged: 300 tokens, 1024 positions."""
+    return shutil.copytree(record.artefact("full_precision"), tmp_path / "checkpoint")
+
+
+def with_checkpoint(pilot: Pilot, folder: Path, **data: object) -> Pilot:
+    values = pilot.model_dump()
+    values["data"] |= data
+    return Pilot(**values | {"model": {"checkpoint": str(folder)}})
+
+
+def test_a_checkpoint_that_cannot_be_taken_is_refused_before_anything_starts(
+    pilot: Pilot, checkpoint: Path
+) -> None:
+    assert train_qat.check(with_checkpoint(pilot, checkpoint)) == []
+    with pytest.raises(ConfigError, match="takes 1024 positions, 2000 are asked"):
+        train_qat.check(with_checkpoint(pilot, checkpoint, sequence_length=2000))
+    with pytest.raises(ConfigError, match="is no folder"):
+        train_qat.check(with_checkpoint(pilot, checkpoint / "config.json"))
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        train_qat.check(with_checkpoint(pilot, checkpoint.parent))
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match="300 rows in its embedding, the tokenizer has 2048"):
+        train_qat.check(with_checkpoint(pilot, checkpoint, vocab_size=2048))
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=300)).save_pretrained(
+        checkpoint
+    )
+    with pytest.raises(ConfigError, match="c_attn: a Conv1D, not a linear layer"):
+        train_qat.check(with_checkpoint(pilot, checkpoint))
+
+
+def test_a_tokenizer_whose_ids_have_holes_needs_rows_for_the_largest(
+    pilot: Pilot, checkpoint: Path
+) -> None:
+    path = checkpoint / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["model"]["vocab"][max(state["model"]["vocab"])] = 450
+    path.write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match="300 rows in its embedding, the tokenizer has 451"):
+        train_qat.check(with_checkpoint(pilot, checkpoint))
+
+
+def test_a_name_on_the_hub_is_checked_without_the_network(
+    pilot: Pilot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (AutoConfig, AutoTokenizer, AutoModelForCausalLM):
+        monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: pytest.fail("asks the Hub"))
+    there = with_checkpoint(pilot, "hf:owner/name")
+    assert train_qat.check(there) == measure_ab.check(there) == []
+
+
+def test_a_policy_without_a_layer_ends_before_the_first_arm_is_trained(
+    pilot: Pilot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So for a model of the Hub, which no check has seen."""
+    monkeypatch.setattr(train_qat, "train_arm", lambda *_: pytest.fail("trains"))
+    model = pilot.model.model_dump() | {"policy": {"ternary": ["*.qproj"]}}
+    with pytest.raises(ConfigError, match="no layer ternary"):
+        run_stage(Pilot(**pilot.model_dump() | {"model": model}), tmp_path)
+
+
+def test_requests_beyond_the_positions_of_a_checkpoint_are_refused(
+    pilot: Pilot, checkpoint: Path
+) -> None:
+    values = with_checkpoint(pilot, checkpoint).model_dump()
+    (problem,) = measure_ab.check(Pilot(**values | {"measure_ab": {"prompt_tokens": 1020}}))
+    assert "allowed: 1024 together, the positions of" in problem and str(checkpoint) in problem
+    (checkpoint / "config.json").unlink()
+    assert measure_ab.check(Pilot(**values)) == [], "said once, by train_qat"
 
 
 @pytest.mark.parametrize(("error", "advises"), [(0.012, False), (0.2, True), (float("nan"), True)])

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from workbench.data.document import Document
-from workbench.data.tokenizer import document_start, encode
+from workbench.data.tokenizer import document_start, encode, vocabulary_size
 from workbench.errors import ConfigError
 from workbench.records.events import Progress
 from workbench.records.files import replacing
@@ -40,7 +40,7 @@ def write_tokens(
     uint16 where the vocabulary allows it, else uint32. A file that is there already is used.
     """
     if not path.exists():
-        dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+        dtype = np.uint16 if vocabulary_size(tokenizer) <= 1 << 16 else np.uint32
         chunks = [np.asarray(ids, dtype) for ids in _chunks(tokenizer, documents, progress)]
         with replacing(path) as partial, partial.open("wb") as file:
             np.save(file, np.concatenate(chunks))

@@ -8,24 +8,44 @@ unchanged; one special token, ``<|endoftext|>``, starts and ends a document. Eit
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from workbench.data.document import Document
 from workbench.data.hub import PREFIX
+from workbench.data.reason import reason_of
 from workbench.errors import ConfigError
 from workbench.pilot.sections.data import Data
 
 END_OF_TEXT = "<|endoftext|>"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files that make a folder a tokenizer's, whichever of the formats it has."""
+
 LEARN_FROM_BYTES = 64 << 20
 """More text than this changes the merges little and takes minutes to count."""
 
 
-def make_tokenizer(data: Data, training: Iterable[Document]) -> PreTrainedTokenizerBase:
-    """``data.tokenizer`` if given, else one trained on ``training``."""
-    if data.tokenizer:
-        return load_tokenizer(data.tokenizer)
+def tokenizer_name(data: Data, checkpoint: str | None) -> str | None:
+    """``data.tokenizer``, or else the checkpoint that brings its own; None: one is to be trained.
+
+    A network knows the tokens that it was trained with; those of a new tokenizer would be other
+    words to it. What lies on the Hub is taken to have one.
+    """
+    if data.tokenizer or checkpoint is None:
+        return data.tokenizer
+    folder = Path(checkpoint)
+    has_own = _is_hub(checkpoint) or any((folder / name).is_file() for name in VOCABULARIES)
+    return checkpoint if has_own else None
+
+
+def make_tokenizer(
+    data: Data, training: Iterable[Document], checkpoint: str | None = None
+) -> PreTrainedTokenizerBase:
+    """That of :func:`tokenizer_name`, else one trained on ``training``."""
+    if name := tokenizer_name(data, checkpoint):
+        return load_tokenizer(name)
     return train_tokenizer(training, data.vocab_size)
 
 
@@ -63,7 +83,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=not _is_hub(name))
     except Exception as error:  # the loader raises what its formats' parsers raise
         raise ConfigError(
-            f"tokenizer {name} could not be loaded: {str(error).splitlines()[0]}",
+            f"tokenizer {name} could not be loaded: {reason_of(error)}",
             allowed="a folder with tokenizer.json, or hf:owner/name",
             next_step="check the path, or leave data.tokenizer out to train one",
         ) from None
@@ -73,6 +93,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             next_step="give it one in its tokenizer_config.json: it separates documents",
         )
     return tokenizer
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that an embedding needs for it: its ids may have holes, so their count is not enough."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
 
 
 def document_start(tokenizer: PreTrainedTokenizerBase) -> int | None:

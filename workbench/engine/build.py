@@ -17,12 +17,13 @@ from ternary_kernels import PackedWeight, backend, llama, set_threads
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from workbench.data.reason import reason_of
 from workbench.engine.architecture import NotForKernels, eos_tokens, kernel_config
 from workbench.engine.engine import Engine
 from workbench.engine.modules import ModelSource
 from workbench.engine.random_weights import Precision, random_weights
 from workbench.engine.transformers_core import TransformersCore
-from workbench.engine.weights import FolderSource, Source, Tables, collect_weights
+from workbench.engine.weights import FolderSource, Tables, collect_weights
 from workbench.errors import StageError
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
@@ -30,6 +31,9 @@ from workbench.ternary.manifest import NAME as MANIFEST
 from workbench.ternary.manifest import Manifest, read_json_object
 from workbench.ternary.master import load_master
 from workbench.ternary.packed import load_packed
+
+Weights = dict[str, PackedWeight | Tensor]
+"""By the names of :mod:`ternary_kernels.llama`."""
 
 LONGEST_CONTEXT = 4096
 """Taken when no context is asked for: some models were made for 131,072 tokens, whose cache
@@ -77,12 +81,23 @@ def from_folder(folder: Path, setup: Setup) -> Engine:
             return load_packed(folder, dtype=dtype)
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
-    return _build(config, lambda: FolderSource(folder, config, manifest), model, setup)
+    def weights(shape: llama.LlamaConfig) -> Weights:
+        source = FolderSource(folder, config, manifest)
+        tied = config.tie_word_embeddings and not source.has_own_head()
+        return collect_weights(shape, config.model_type, tied, source, setup.tables)
+
+    return _build(config, weights, model, setup)
 
 
 def from_model(model: nn.Module, setup: Setup) -> Engine:
     """See :meth:`Engine.from_model`."""
-    return _build(model.config, lambda: ModelSource(model), lambda: model, setup)
+
+    def weights(shape: llama.LlamaConfig) -> Weights:
+        config = model.config
+        tied = config.tie_word_embeddings and not _has_own_head(model)
+        return collect_weights(shape, config.model_type, tied, ModelSource(model), setup.tables)
+
+    return _build(model.config, weights, lambda: model, setup)
 
 
 def random_model(config: PretrainedConfig, precision: Precision, setup: Setup) -> Engine:
@@ -100,7 +115,7 @@ def random_model(config: PretrainedConfig, precision: Precision, setup: Setup) -
 
 def _native(
     shape: llama.LlamaConfig,
-    weights: dict[str, PackedWeight | Tensor],
+    weights: Weights,
     setup: Setup,
     eos: frozenset[int],
 ) -> Engine:
@@ -129,7 +144,7 @@ def _require_gpu() -> None:
 
 def _on_gpu(
     shape: llama.LlamaConfig,
-    weights: dict[str, PackedWeight | Tensor],
+    weights: Weights,
     setup: Setup,
     eos: frozenset[int],
 ) -> Engine:
@@ -155,7 +170,7 @@ def _on_gpu(
 
 def _build(
     config: PretrainedConfig,
-    source: Callable[[], Source],
+    weights: Callable[[llama.LlamaConfig], Weights],
     model: Callable[[], nn.Module],
     setup: Setup,
 ) -> Engine:
@@ -164,13 +179,18 @@ def _build(
         if setup.device == "cuda":
             _require_gpu()
         shape = kernel_config(config)
-        weights = collect_weights(
-            shape, config.model_type, config.tie_word_embeddings, source(), setup.tables
-        )
+        packed = weights(shape)
     except NotForKernels as reason:
         return _through_transformers(model(), setup, str(reason))
     make = _on_gpu if setup.device == "cuda" else _native
-    return make(shape, weights, setup, eos_tokens(config))
+    return make(shape, packed, setup, eos_tokens(config))
+
+
+def _has_own_head(model: nn.Module) -> bool:
+    """Whether the head is another matrix than the embedding, whatever the configuration says."""
+    modules = model.get_input_embeddings(), model.get_output_embeddings()
+    table, head = (getattr(module, "weight", None) for module in modules)
+    return table is not None and head is not None and table is not head
 
 
 def _through_transformers(model: nn.Module, setup: Setup, reason: str) -> Engine:
@@ -208,7 +228,7 @@ def _read_config(folder: Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise StageError(
-            f"{folder}/config.json cannot be used: {str(error).splitlines()[0]}",
+            f"{folder}/config.json cannot be used: {reason_of(error)}",
             allowed="the configuration of a transformers causal language model",
             next_step="make the model folder again",
         ) from error

@@ -116,6 +116,15 @@ class FolderSource:
         tensor = self._tensor_or_none(name)
         return None if tensor is None else tensor.float()
 
+    def has_own_head(self) -> bool:
+        """Whether the files hold a head that is not the embedding, as if it were not tied.
+
+        ``transformers`` keeps such matrices apart whatever config.json says, and so do we.
+        """
+        names = ("model.embed_tokens.weight", "lm_head.weight")
+        table, head = (self._tensor_or_none(name) for name in names)
+        return table is not None and head is not None and not torch.equal(table, head)
+
     def _packed(
         self, module: str, pack: Callable[[], PackedWeight], shape: tuple[int, int]
     ) -> PackedWeight:

@@ -8,21 +8,42 @@ a step is paid for: a model that silently lacks weights trains, and gives wrong 
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
+from workbench.data.reason import reason_of
 from workbench.errors import ConfigError
 from workbench.model.presets import PRESETS
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.sections.model import Model
 
+UNLOADABLE = (
+    AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError,
+    TypeError, ValueError, SafetensorError, StrictDataclassError, pickle.UnpicklingError,
+)  # fmt: skip
+"""What transformers raises for files and configurations that are not what they should be."""
+
 MOST_PADDING = 1024
 """Rows that a checkpoint's embedding may have beyond its tokenizer; more is another tokenizer."""
+
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings",
+)  # fmt: skip
+
+UNQUANTISED = "give the unquantised checkpoint that it was made from"
 
 
 def build_model(
@@ -39,21 +60,20 @@ def build_model(
     """
     if model.checkpoint is None:
         return _from_preset(model, vocab_size, context, seed, device)
+    refuse_overrides(model)
+    built = load_checkpoint(model.checkpoint)
+    require_fit(built.config.get_text_config(), vocab_size, context, model.checkpoint)
+    return built.to(device).train()
+
+
+def refuse_overrides(model: Model) -> None:
+    """ConfigError for ``model.overrides`` beside a checkpoint."""
     if model.overrides:
         raise ConfigError(
             f"model.overrides: {sorted(model.overrides)} with model.checkpoint {model.checkpoint}",
             allowed="overrides change a preset; a checkpoint keeps the shape it was trained with",
             next_step="remove model.overrides, or set model.checkpoint to null",
         )
-    built = load_checkpoint(model.checkpoint)
-    _check_vocabulary(built.config.vocab_size, vocab_size, model.checkpoint)
-    positions = getattr(built.config, "max_position_embeddings", None)
-    if positions is not None and positions < context:
-        raise ConfigError(
-            f"model.checkpoint {model.checkpoint} takes {positions} positions, {context} are asked",
-            next_step=f"set data.sequence_length to {positions} or less",
-        )
-    return built.to(device).train()
 
 
 def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
@@ -70,9 +90,10 @@ def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
             raise ConfigError(
                 f"model.overrides.{name}: unknown{did_you_mean(name, sorted(allowed))}"
             )
-    if (asked := model.overrides.get("vocab_size", vocab_size)) < vocab_size:
+    asked = model.overrides.get("vocab_size", vocab_size)
+    if not isinstance(asked, int) or asked < vocab_size:
         raise ConfigError(
-            f"model.overrides.vocab_size: got {asked}, but the tokenizer has {vocab_size} tokens",
+            f"model.overrides.vocab_size: got {asked!r}, but the tokenizer has {vocab_size} tokens",
             allowed=f"{vocab_size} or more",
             next_step="remove the override: the vocabulary follows the tokenizer",
         )
@@ -80,20 +101,55 @@ def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
     if "head_dim" not in model.overrides:
         del fields["head_dim"]
     try:
-        return LlamaConfig(**fields)
+        config = LlamaConfig(**fields)
+        _require_possible(config)
     except (StrictDataclassError, TypeError, ValueError, ZeroDivisionError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        raise _no_model(model, error) from error
+    return config
+
+
+def empty_model(model: Model, config: PretrainedConfig) -> PreTrainedModel:
+    """The section's model on the meta device: its modules without any weights, in no time.
+
+    Raises ConfigError for what passes as a configuration and is refused by the model's own code.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except UNLOADABLE as error:
+        raise _no_model(model, error) from error
+
+
+def checkpoint_config(checkpoint: str) -> PretrainedConfig | None:
+    """The configuration of a checkpoint's text model; None for ``hf:owner/name``, which may need
+    the network. Raises ConfigError for what :func:`load_checkpoint` refuses in the folder."""
+    if checkpoint.startswith("hf:"):
+        return None
+    _check_folder(Path(checkpoint))
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    except UNLOADABLE as error:
+        raise _cannot_be_loaded(checkpoint, error) from error
+    return config.get_text_config()
+
+
+def require_fit(config: PretrainedConfig, vocab_size: int, context: int, checkpoint: str) -> None:
+    """ConfigError unless a model of ``config`` takes the tokenizer's ``vocab_size`` tokens and
+    ``context`` positions."""
+    _check_vocabulary(config.vocab_size, vocab_size, checkpoint)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions < context:
         raise ConfigError(
-            f"model.overrides of {model.preset} give no model: {reason}",
-            next_step=f"the preset without overrides: {shape.describe()}",
-        ) from error
+            f"model.checkpoint {checkpoint} takes {positions} positions, {context} are asked",
+            next_step=f"set data.sequence_length to {positions} or less",
+        )
 
 
 def load_checkpoint(checkpoint: str) -> PreTrainedModel:
     """A causal language model from a folder or ``hf:owner/name``, float32, evaluation mode.
 
-    Raises ConfigError when there is none, when the file is damaged, or when tensors are
-    missing or left over: such a model is not the one that was trained.
+    Raises ConfigError when there is none, when the file is damaged, when tensors are missing or
+    left over (such a model is not the one that was trained) or hold values that are not finite.
     """
     on_hub = checkpoint.startswith("hf:")
     where = checkpoint.removeprefix("hf:") if on_hub else checkpoint
@@ -103,17 +159,8 @@ def load_checkpoint(checkpoint: str) -> PreTrainedModel:
         model, info = AutoModelForCausalLM.from_pretrained(
             where, dtype=torch.float32, local_files_only=not on_hub, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        cure = (
-            "check the name and the network; offline, download it where there is a network "
-            "and give the folder instead of hf:owner/name"
-            if on_hub
-            else "give the folder of a causal language model saved with save_pretrained"
-        )
-        first_line = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"model.checkpoint {checkpoint} cannot be loaded: {first_line}", next_step=cure
-        ) from error
+    except UNLOADABLE as error:
+        raise _cannot_be_loaded(checkpoint, error) from error
     for kind, names in (
         ("lacks", info["missing_keys"]),
         ("has, beyond its architecture,", info["unexpected_keys"]),
@@ -125,6 +172,13 @@ def load_checkpoint(checkpoint: str) -> PreTrainedModel:
                 f"model.checkpoint {checkpoint} {kind} {len(names)} tensors: {shown}",
                 next_step="give a whole checkpoint of the architecture its config.json names",
             )
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ConfigError(
+                f"model.checkpoint {checkpoint}: {name} holds values that are not finite",
+                next_step="give a checkpoint whose training did not diverge, or copy it again",
+            )
+    _say_whether_tied(model)
     return model
 
 
@@ -138,9 +192,60 @@ def _from_preset(
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
 
 
+def _require_possible(config: LlamaConfig) -> None:
+    """ValueError for values of the right type that break only when the model computes."""
+    for name in SIZES:
+        if (value := getattr(config, name)) <= 0:
+            raise ValueError(f"{name} is {value}, it must be above 0")
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % kv_heads:
+        raise ValueError(f"{heads} attention heads cannot share {kv_heads} key-value heads evenly")
+    if not 0 <= config.attention_dropout < 1:
+        raise ValueError(f"attention_dropout is {config.attention_dropout}, it is a share below 1")
+
+
+def _no_model(model: Model, error: Exception) -> ConfigError:
+    if model.checkpoint is not None:
+        return _cannot_be_loaded(model.checkpoint, error)
+    return ConfigError(
+        f"model.overrides of {model.preset} give no model: {reason_of(error)}",
+        next_step=f"the preset without overrides: {PRESETS[model.preset].describe()}",
+    )
+
+
+def _say_whether_tied(model: PreTrainedModel) -> None:
+    """A file may hold a head of its own although its config.json ties it to the embedding.
+
+    The model then has both matrices, but whoever reads the configuration alone (the engine, the
+    packed folder) would take the embedding for the head, and measure another model.
+    """
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not table.weight:
+        model.config.tie_word_embeddings = False
+
+
+def _cannot_be_loaded(checkpoint: str, error: Exception) -> ConfigError:
+    if isinstance(error, ImportError):
+        cure = f"install what it asks for, or {UNQUANTISED}"
+    elif checkpoint.startswith("hf:"):
+        cure = (
+            "check the name and the network; offline, download it where there is a network "
+            "and give the folder instead of hf:owner/name"
+        )
+    else:
+        cure = "give the folder of a causal language model saved with save_pretrained"
+    return ConfigError(
+        f"model.checkpoint {checkpoint} cannot be loaded: {reason_of(error)}", next_step=cure
+    )
+
+
 def _check_folder(folder: Path) -> None:
     path = folder / "config.json"
-    if not path.is_file():
+    try:
+        has_config = path.is_file()
+    except OSError as error:
+        raise _cannot_be_loaded(str(folder), error) from error
+    if not has_config:
         what = "has no config.json" if folder.is_dir() else "is no folder"
         raise ConfigError(
             f"model.checkpoint {folder} {what}",
@@ -152,15 +257,23 @@ def _check_folder(folder: Path) -> None:
             f"model.checkpoint {folder} is a packed model: its master weights are gone",
             next_step="give the master checkpoint (artefact ternary_master of train_qat)",
         )
-    _json(path)
+    quantization = _json(path).get("quantization_config") or {}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if method not in (None, "bitnet"):
+        raise ConfigError(
+            f"model.checkpoint {folder} is quantised with {method}",
+            allowed="weights in full or half precision: both arms are trained from them",
+            next_step=UNQUANTISED,
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
+        what = "cannot be read" if isinstance(error, OSError) else "is not JSON"
         raise ConfigError(
-            f"{path} is not JSON: {error}", next_step="copy the checkpoint again"
+            f"{path} {what}: {error}", next_step="copy the checkpoint again"
         ) from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds a {type(value).__name__}", allowed="a JSON object")

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.engine.engine import Engine
-from workbench.errors import StageError
+from workbench.errors import ConfigError, StageError
 from workbench.machine.gpu import torch_gpu
 from workbench.machine.memory import memory
 from workbench.measure.ab_figures import (
@@ -33,7 +33,7 @@ from workbench.measure.memory_use import memory_growth
 from workbench.measure.meters import EnergySession, find_meters
 from workbench.measure.quality import engine_losses, judged_excerpts
 from workbench.measure.session import Session
-from workbench.model.build import preset_config
+from workbench.model.build import checkpoint_config, preset_config
 from workbench.pilot.sections.measure_ab import MeasureAb
 from workbench.pilot.spec import Pilot
 from workbench.records.files import replacing
@@ -55,17 +55,24 @@ class Arm:
 
 def check(pilot: Pilot) -> list[str]:
     """Requests that the model could not hold, before it is trained."""
-    if pilot.model.checkpoint:
-        return []
-    config = preset_config(pilot.model, pilot.data.vocab_size, pilot.data.sequence_length)
-    needed, longest = _context(pilot.measure_ab), config.max_position_embeddings
-    if needed <= longest:
+    checkpoint = pilot.model.checkpoint
+    if checkpoint is None:
+        config = preset_config(pilot.model, pilot.data.vocab_size, pilot.data.sequence_length)
+        whose, cure = pilot.model.preset, "raise model.overrides.max_position_embeddings"
+    else:
+        try:
+            config = checkpoint_config(checkpoint)
+        except ConfigError:
+            return []  # train_qat says what is wrong with it
+        whose, cure = checkpoint, "give a checkpoint with more positions"
+    needed = _context(pilot.measure_ab)
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is None or needed <= longest:
         return []
     return [
         f"measure_ab: {pilot.measure_ab.prompt_tokens} prompt and "
         f"{needed - pilot.measure_ab.prompt_tokens} output tokens; allowed: {longest} together, "
-        f"the positions of {pilot.model.preset}; lower measure_ab.prompt_tokens or the outputs, "
-        "or raise model.overrides.max_position_embeddings"
+        f"the positions of {whose}; lower measure_ab.prompt_tokens or the outputs, or {cure}"
     ]
 
 

@@ -23,11 +23,25 @@ from workbench.data.corpus import Corpus, read_corpus
 from workbench.data.dataset import write_tokens
 from workbench.data.document import documents_frame
 from workbench.data.hub import PREFIX, require_datasets
-from workbench.data.tokenizer import changes_text, load_tokenizer, make_tokenizer
+from workbench.data.tokenizer import (
+    changes_text,
+    load_tokenizer,
+    make_tokenizer,
+    tokenizer_name,
+    vocabulary_size,
+)
 from workbench.errors import ConfigError, StageError
 from workbench.machine.gpu import torch_gpu_memory
 from workbench.measure.statistics import bits_per_byte
-from workbench.model.build import build_model, load_checkpoint, preset_config
+from workbench.model.build import (
+    build_model,
+    checkpoint_config,
+    empty_model,
+    load_checkpoint,
+    preset_config,
+    refuse_overrides,
+    require_fit,
+)
 from workbench.pilot.sections.model import Model
 from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
@@ -37,6 +51,7 @@ from workbench.ternary.folder import replacing_folder
 from workbench.ternary.fused import plain_reason, why_plain
 from workbench.ternary.master import require_plain_master, save_master
 from workbench.ternary.packed import save_packed
+from workbench.ternary.policy import require_ternary
 from workbench.ternary.post_training import ternarize_post_training
 from workbench.train.arm import Lesson, train_arm
 from workbench.train.distill import attention_projections
@@ -84,12 +99,8 @@ def check(pilot: Pilot) -> list[str]:
     _require_phases_fit(pilot)
     if data.corpus.startswith(PREFIX):
         require_datasets(data.corpus)
-    tokens = len(load_tokenizer(data.tokenizer)) if data.tokenizer else data.vocab_size
-    if model.checkpoint is not None and not model.checkpoint.startswith(PREFIX):
-        threshold = ThresholdVersion.from_section(model.threshold)
-        require_plain_master(Path(model.checkpoint), threshold)
-    if model.checkpoint is None:
-        preset_config(model, tokens, data.sequence_length)
+    with quiet_transformers():
+        _require_model(pilot)
     return []
 
 
@@ -117,6 +128,34 @@ def run(context: StageContext) -> None:
     _record_figures(context, arms, losses)
 
 
+def _require_model(pilot: Pilot) -> None:
+    """There is such a model, the text fits it, and it has layers to make ternary.
+
+    Seen without its weights, so in no time; what lies on the Hub is seen when it is loaded.
+    """
+    data, model = pilot.data, pilot.model
+    if model.checkpoint is None:
+        config = preset_config(model, _vocabulary(pilot), data.sequence_length)
+    elif model.checkpoint.startswith(PREFIX):
+        refuse_overrides(model)
+        if data.tokenizer:
+            load_tokenizer(data.tokenizer)
+        return
+    else:
+        refuse_overrides(model)
+        threshold = ThresholdVersion.from_section(model.threshold)
+        require_plain_master(Path(model.checkpoint), threshold)
+        config = checkpoint_config(model.checkpoint)
+        require_fit(config, _vocabulary(pilot), data.sequence_length, model.checkpoint)
+    require_ternary(model.policy, empty_model(model, config))
+
+
+def _vocabulary(pilot: Pilot) -> int:
+    """Rows that an embedding needs; of a tokenizer that is yet to be trained, at most."""
+    name = tokenizer_name(pilot.data, pilot.model.checkpoint)
+    return vocabulary_size(load_tokenizer(name)) if name else pilot.data.vocab_size
+
+
 def _has_new_norms(pilot: Pilot) -> bool:
     return pilot.model.sub_norm and pilot.model.checkpoint is not None
 
@@ -138,10 +177,7 @@ def _plan_memory(context: StageContext) -> None:
     if _device() == "cpu":
         return
     if pilot.model.checkpoint is None:
-        tokens = len(load_tokenizer(pilot.data.tokenizer)) if pilot.data.tokenizer else 0
-        config = preset_config(
-            pilot.model, tokens or pilot.data.vocab_size, pilot.data.sequence_length
-        )
+        config = preset_config(pilot.model, _vocabulary(pilot), pilot.data.sequence_length)
     else:
         config = AutoConfig.from_pretrained(pilot.model.checkpoint.removeprefix("hf:"))
     require_memory(
@@ -165,8 +201,11 @@ def _free_memory() -> None:
 def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase:
     """The pilot's tokenizer, kept in the stage's folder from the first attempt on."""
     folder, record = context.folder / TOKENIZER, context.record
+    data, checkpoint = context.pilot.data, context.pilot.model.checkpoint
+    if data.tokenizer is None and tokenizer_name(data, checkpoint):
+        record.notes.append(f"the tokenizer is that of model.checkpoint {checkpoint}")
     if not folder.exists():
-        made = make_tokenizer(context.pilot.data, corpus.training)
+        made = make_tokenizer(data, corpus.training, checkpoint)
         with replacing_folder(folder) as partial:
             made.save_pretrained(partial)
     record.artefacts[TOKENIZER] = TOKENIZER
@@ -200,7 +239,7 @@ def _lesson(context: StageContext, corpus: Corpus, tokenizer: PreTrainedTokenize
         "heldout_documents": len(corpus.heldout),
         "heldout_bytes": corpus.heldout_bytes,
         "copies_left_out": corpus.copies,
-        "vocabulary": len(tokenizer),
+        "vocabulary": vocabulary_size(tokenizer),
     }
     return Lesson(
         train=pilot.train,
@@ -345,10 +384,10 @@ def _fresh_model(
     context: StageContext, section: Model, lesson: Lesson, arm: str
 ) -> PreTrainedModel:
     """The model both arms start from; the digest of its weights goes into the facts."""
+    rows, length = vocabulary_size(lesson.tokenizer), lesson.sequence_length
     with quiet_transformers():
-        model = build_model(
-            section, len(lesson.tokenizer), lesson.sequence_length, context.pilot.seed, _device()
-        )
+        model = build_model(section, rows, length, context.pilot.seed, _device())
+    require_ternary(section.policy, model)  # a model of the Hub is seen here first
     total = 0
     for parameter in model.parameters():
         total = zlib.crc32(parameter.detach().cpu().contiguous().numpy(), total)

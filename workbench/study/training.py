@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, load_model
 from transformers import PreTrainedModel
 
+from workbench.data.tokenizer import vocabulary_size
 from workbench.model.build import build_model
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
@@ -72,7 +73,8 @@ def train_study_arm(root: Path, arm: StudyArm, progress: Progress) -> StageRecor
     lesson = make_lesson(arm, data_folder(root, arm), progress)
     with quiet_transformers():
         section = arm.pilot.model
-        model = build_model(section, len(lesson.tokenizer), lesson.sequence_length, arm.seed)
+        rows = vocabulary_size(lesson.tokenizer)
+        model = build_model(section, rows, lesson.sequence_length, arm.seed)
     record.facts["parameters"] = sum(p.numel() for p in model.parameters())
     record.facts["linear_parameters"] = _linear_parameters(model, arm)
     if arm.kind == "full_precision":
@@ -143,7 +145,8 @@ def _teacher(root: Path, teacher: StudyArm, lesson: Lesson) -> PreTrainedModel:
     """The trained full-precision arm."""
     section = teacher.pilot.model
     with quiet_transformers():
-        model = build_model(section, len(lesson.tokenizer), lesson.sequence_length, teacher.seed)
+        rows = vocabulary_size(lesson.tokenizer)
+        model = build_model(section, rows, lesson.sequence_length, teacher.seed)
     load_model(model, arm_folder(root, teacher) / FINAL)
     return model
 

@@ -13,10 +13,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
 from workbench.ternary.bitlinear import Activations, BitLinear, precise_twin
-from workbench.ternary.policy import Precision, require_width, resolve
+from workbench.ternary.policy import Precision, require_ternary
 from workbench.ternary.threshold import ThresholdVersion
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
@@ -66,17 +65,8 @@ def to_ternary(
     Raises ConfigError, before anything is replaced, when no layer would become ternary and for one
     that is too wide for every kernel.
     """
-    resolved = resolve(policy, model)
-    names = [name for name, precision in resolved.precisions.items() if precision == "ternary"]
-    if not names:
-        linears = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-        raise ConfigError(
-            f"model.policy makes no layer ternary: patterns {policy.ternary}",
-            allowed=f"patterns that match linear layers, e.g. {', '.join(linears[:3]) or 'none'}",
-            next_step="change model.policy.ternary",
-        )
-    for name in names:
-        require_width(name, model.get_submodule(name))
+    resolved = require_ternary(policy, model)
+    names = resolved.named("ternary")
     for name in names:
         linear = model.get_submodule(name)
         model.set_submodule(

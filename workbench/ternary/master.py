@@ -14,6 +14,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from workbench.data.reason import reason_of
 from workbench.errors import ConfigError
 from workbench.ternary.bitlinear import BitLinear
 from workbench.ternary.convert import bit_linears
@@ -62,7 +63,14 @@ def require_plain_master(folder: Path, expected: ThresholdVersion) -> None:
     the new one without a word; trained norms and scales have no place in a plain model.
     """
     path = folder / NAME
-    if not path.is_file() or (value := read_json_object(path)).get("kind") != "master":
+    try:
+        is_ours = path.is_file()
+    except OSError as error:
+        raise ConfigError(
+            f"model.checkpoint {folder} cannot be read: {reason_of(error)}",
+            next_step="give yourself the right to read it, or copy it to where you have it",
+        ) from error
+    if not is_ours or (value := read_json_object(path)).get("kind") != "master":
         return
     found = ThresholdVersion.from_json(value.get("threshold"), str(path))
     found.require(expected, str(folder))
@@ -110,7 +118,7 @@ def load_master(folder: Path, *, expect: ThresholdVersion | None = None) -> PreT
         safetensors.torch.load_model(model, folder / WEIGHTS)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ConfigError(
-            f"{folder} cannot be loaded: {str(error).splitlines()[0]}",
+            f"{folder} cannot be loaded: {reason_of(error)}",
             next_step="the folder is damaged or incomplete; run the training stage again",
         ) from error
     return model.eval()

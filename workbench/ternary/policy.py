@@ -32,6 +32,9 @@ class Resolved:
     reasons: dict[str, str]
     unmatched: list[str]
 
+    def named(self, precision: Precision) -> list[str]:
+        return [name for name, its in self.precisions.items() if its == precision]
+
 
 def resolve(policy: Policy, model: nn.Module) -> Resolved:
     """Apply ``policy`` to the linear layers and embeddings of ``model``.
@@ -67,6 +70,31 @@ def resolve(policy: Policy, model: nn.Module) -> Resolved:
         if not any(fnmatchcase(name, pattern) for name in modules)
     ]
     return Resolved(precisions, reasons, unmatched)
+
+
+def require_ternary(policy: Policy, model: nn.Module) -> Resolved:
+    """The resolved policy, which makes at least one layer ternary; else ConfigError with what
+    its patterns name instead, and what they could name. A model on the meta device will do."""
+    resolved = resolve(policy, model)
+    for name in resolved.named("ternary"):
+        require_width(name, model.get_submodule(name))
+    if resolved.named("ternary"):
+        return resolved
+    matched = [n for n in resolved.reasons if any(fnmatchcase(n, p) for p in policy.ternary)]
+    others = [name for name, _ in _other_weights(model)]
+    instead = [f"{name}: {resolved.reasons[name]}" for name in (matched or others)[:3]]
+    linears = resolve(Policy(ternary=["*"], int8=[]), model).named("ternary")
+    if linears:
+        allowed = f"patterns that match linear layers, e.g. {', '.join(linears[:3])}"
+        cure = "change model.policy.ternary"
+    else:
+        allowed = "linear layers (nn.Linear), and this model has none; others cannot be converted"
+        cure = "give a checkpoint of another architecture, e.g. Llama, Qwen or Mistral"
+    raise ConfigError(
+        "; ".join([f"model.policy makes no layer ternary: patterns {policy.ternary}", *instead]),
+        allowed=allowed,
+        next_step=cure,
+    )
 
 
 def require_width(name: str, layer: nn.Linear) -> None:

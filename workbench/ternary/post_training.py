@@ -24,7 +24,7 @@ from workbench.pilot.sections.model import Policy
 from workbench.ternary.bitlinear import Activations
 from workbench.ternary.convert import ConversionReport
 from workbench.ternary.packed_layers import PackedTernaryLinear
-from workbench.ternary.policy import resolve
+from workbench.ternary.policy import require_ternary
 from workbench.ternary.quantize import fake_quantize_activations
 from workbench.ternary.threshold import GROUP, Granularity, ThresholdVersion
 
@@ -70,13 +70,8 @@ def ternarize_post_training(
 
     Raises ConfigError when no layer would become ternary or a weight is not finite.
     """
-    resolved = resolve(policy, model)
-    names = [name for name, precision in resolved.precisions.items() if precision == "ternary"]
-    if not names:
-        raise ConfigError(
-            f"model.policy makes no layer ternary: patterns {policy.ternary}",
-            next_step="change model.policy.ternary",
-        )
+    resolved = require_ternary(policy, model)
+    names = resolved.named("ternary")
     importance = input_importance(model, names, calibration, activations) if calibration else {}
     threshold = ThresholdVersion("least_squares", granularity)
     changed = 0

@@ -25,7 +25,9 @@ class Data(Section):
     max_bytes: Count = Field(16_000_000, description="UTF-8 bytes taken at most")
     holdout_share: float = Field(0.06, gt=0, lt=0.5, description="share of documents held out")
     tokenizer: input_path(hub=True) | None = Field(  # type: ignore[valid-type]
-        None, description="a tokenizer's folder or hf:owner/name; null trains byte-level BPE"
+        None,
+        description="a tokenizer's folder or hf:owner/name; null takes that of model.checkpoint, "
+        "or trains byte-level BPE where there is none",
     )
     vocab_size: int = Field(2048, ge=257, description="of the trained byte-level BPE")
     sequence_length: int = Field(128, ge=8, description="tokens of a training sequence")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from workbench.pilot.sections.base import Count, Positive, Section, Share
+
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""Of a moving average."""
 
 
 class SubNormWarmup(Section):
@@ -114,7 +117,7 @@ class Train(Section):
     )
     lr_final_factor: Share = Field(0.0, description="last learning rate as a share of the peak")
     weight_decay: float = Field(0.1, ge=0, description="of the full-precision arm, throughout")
-    betas: list[float] = Field([0.9, 0.995], min_length=2, max_length=2, description="of Adam")
+    betas: list[Decay] = Field([0.9, 0.995], min_length=2, max_length=2, description="of Adam")
     grad_clip: Positive = Field(1.0, description="largest norm of the whole gradient")
     sub_norm_warmup: SubNormWarmup = SubNormWarmup()
     warmup: Warmup = Warmup()
