@@ -352,6 +352,10 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(
     wrong = good.model_dump() | {"model": {"preset": "tiny-2n"}}
     with pytest.raises(ConfigError, match="did you mean tiny-2m"):
         train_qat.check(Pilot(**wrong))
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"text": "one document alone"}\n')
+    with pytest.raises(ConfigError, match=r"empty\.jsonl"):
+        train_qat.check(Pilot(**good.model_dump() | {"data": {"corpus": str(empty)}}))
     wrong = good.model_dump() | {"data": {"tokenizer": str(tmp_path)}}
     with pytest.raises(ConfigError, match="could not be loaded"):
         train_qat.check(Pilot(**wrong))

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench.data.corpus import Corpus, read_corpus
+from workbench.data.corpus import Corpus, read_corpus, require_documents
 from workbench.data.dataset import write_tokens
 from workbench.data.document import documents_frame
 from workbench.data.hub import PREFIX, require_datasets
@@ -99,6 +99,7 @@ def check(pilot: Pilot) -> list[str]:
     _require_phases_fit(pilot)
     if data.corpus.startswith(PREFIX):
         require_datasets(data.corpus)
+    require_documents(data)
     with quiet_transformers():
         _require_model(pilot)
     return []

@@ -84,10 +84,10 @@ def train_study_arm(root: Path, arm: StudyArm, progress: Progress) -> StageRecor
         judge, losses, sizes = _ternary(arm, model, lesson, folder, progress, teacher)
     rows = judge.telemetry.frame("loss")
     if "teacher_seconds" in rows:
-        record.facts["teacher_seconds"] = round(float(rows["teacher_seconds"].sum()), 2)
+        record.facts["teacher_seconds"] = float(rows["teacher_seconds"].sum())
         record.facts["teacher_tokens"] = int(rows["teacher_tokens"].sum())
     record.facts["training_tokens"] = int(rows["tokens"].iloc[-1])
-    record.facts["seconds"] = round(float(rows["seconds"].sum()), 2)
+    record.facts["seconds"] = float(rows["seconds"].sum())
     record.facts["sizes"] = {weights: size._asdict() for weights, size in sizes.items()}
     record.save_table("loss", rows)
     frames = [frame.assign(weights=weights) for weights, frame in losses.items()]
