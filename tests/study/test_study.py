@@ -6,12 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from workbench.errors import ConfigError, StageError
 from workbench.pilot.resolve import resolve
+from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
 from workbench.study import recipe, several, size
 from workbench.study.command import study_command
+from workbench.study.lesson import make_lesson
 from workbench.study.lines import json_lines, write_lines
 from workbench.study.run import STUDIES, run_study
 
@@ -192,3 +197,18 @@ def test_what_is_wrong_is_said_before_anything_is_trained(
     with pytest.raises(ConfigError, match=expected):
         run_study(name, resolve(pilot_file, [override]))
     assert not (runs / "studies").exists()
+
+
+def test_a_checkpoint_brings_its_tokenizer_to_the_study(pilot_file: Path, tmp_path: Path) -> None:
+    tokens = {f"<{i}>": i for i in range(4)}
+    made = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(tokens, "<0>")))
+    made.add_special_tokens({"bos_token": "<1>", "eos_token": "<2>"})
+    made.save_pretrained(tmp_path / "ours")
+    checkpoint = f"model.checkpoint={tmp_path / 'ours'}"
+    plain, own = (
+        STUDIES["recipe"].arms(resolve(pilot_file, sets))[0]
+        for sets in ([], [checkpoint, "model.overrides={}"])
+    )
+    assert own.data_key != plain.data_key
+    progress = Progress(tmp_path / "events.jsonl", "study")
+    assert len(make_lesson(own, tmp_path / "lesson", progress).tokenizer) == 4

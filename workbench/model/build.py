@@ -120,14 +120,21 @@ def empty_model(model: Model, config: PretrainedConfig) -> PreTrainedModel:
         raise _no_model(model, error) from error
 
 
-def checkpoint_config(checkpoint: str) -> PretrainedConfig | None:
-    """The configuration of a checkpoint's text model; None for ``hf:owner/name``, which may need
-    the network. Raises ConfigError for what :func:`load_checkpoint` refuses in the folder."""
-    if checkpoint.startswith("hf:"):
+def checkpoint_config(checkpoint: str, *, ask_hub: bool = False) -> PretrainedConfig | None:
+    """The configuration of a checkpoint's text model.
+
+    None for ``hf:owner/name``, which may need the network, unless ``ask_hub``. Raises ConfigError
+    for what :func:`load_checkpoint` refuses in the folder.
+    """
+    on_hub = checkpoint.startswith("hf:")
+    if on_hub and not ask_hub:
         return None
-    _check_folder(Path(checkpoint))
+    if not on_hub:
+        _check_folder(Path(checkpoint))
     try:
-        config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            checkpoint.removeprefix("hf:"), local_files_only=not on_hub
+        )
     except UNLOADABLE as error:
         raise _cannot_be_loaded(checkpoint, error) from error
     return config.get_text_config()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.data.corpus import Corpus, read_corpus, require_documents
 from workbench.data.dataset import write_tokens
@@ -180,7 +180,7 @@ def _plan_memory(context: StageContext) -> None:
     if pilot.model.checkpoint is None:
         config = preset_config(pilot.model, _vocabulary(pilot), pilot.data.sequence_length)
     else:
-        config = AutoConfig.from_pretrained(pilot.model.checkpoint.removeprefix("hf:"))
+        config = checkpoint_config(pilot.model.checkpoint, ask_hub=True)
     require_memory(
         config, pilot.model, pilot.train, pilot.data.sequence_length, torch_gpu_memory()[0],
         context.progress.note,

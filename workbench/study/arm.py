@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import workbench
+from workbench.data.tokenizer import tokenizer_name
 from workbench.errors import ConfigError
 from workbench.paths import shown
 from workbench.pilot.problems import did_you_mean
@@ -83,10 +84,12 @@ class StudyArm:
     def data_key(self) -> str:
         """Of the tokenizer and the tokens, which all arms on one corpus share."""
         data = self.pilot.data
+        tokenizer = tokenizer_name(data, self.pilot.model.checkpoint)
         return digest_json(
             {
                 "data": data.model_dump(mode="json"),
-                "files": [_digest_of(data.corpus), _digest_of(data.tokenizer)],
+                "tokenizer": tokenizer,
+                "files": [_digest_of(data.corpus), _digest_of(tokenizer)],
                 "seed": self.split_seed,
             }
         )

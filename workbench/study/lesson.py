@@ -46,7 +46,8 @@ def _prepare(arm: StudyArm, folder: Path, progress: Progress) -> None:
     data = arm.pilot.data
     corpus = read_corpus(data, arm.split_seed)
     with replacing_folder(folder / "tokenizer") as partial:
-        make_tokenizer(data, corpus.training).save_pretrained(partial)
+        made = make_tokenizer(data, corpus.training, arm.pilot.model.checkpoint)
+        made.save_pretrained(partial)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     tokens = write_tokens(folder / "tokens.npy", tokenizer, corpus.training, progress)
     characters = sum(len(document.text) for document in corpus.training)
