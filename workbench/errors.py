@@ -6,6 +6,11 @@ without a traceback and leaves with the class's exit code.
 
 from __future__ import annotations
 
+import textwrap
+
+LONGEST_REASON = 300
+"""Characters of what a library said."""
+
 
 class WorkbenchError(Exception):
     """A failure with a cure. ``got``: the fact; ``allowed``: the rule; ``next_step``: the cure."""
@@ -51,3 +56,15 @@ class GateError(WorkbenchError):
     """Everything ran, and a gate that must hold does not."""
 
     exit_code = 4
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library said, on one line; with the error's type where that alone says nothing.
+
+    The first line alone may be a heading, a message may be empty, and that of a KeyError is
+    the bare key.
+    """
+    text = textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...")
+    if text and not isinstance(error, LookupError):
+        return text
+    return f"{type(error).__name__} {text}".rstrip()

@@ -15,8 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from workbench.data.document import Document
 from workbench.data.hub import PREFIX
-from workbench.data.reason import reason_of
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, reason_of
 from workbench.pilot.sections.data import Data
 
 END_OF_TEXT = "<|endoftext|>"

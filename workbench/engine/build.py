@@ -17,14 +17,13 @@ from ternary_kernels import PackedWeight, backend, llama, set_threads
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from workbench.data.reason import reason_of
 from workbench.engine.architecture import NotForKernels, eos_tokens, kernel_config
 from workbench.engine.engine import Engine
 from workbench.engine.modules import ModelSource
 from workbench.engine.random_weights import Precision, random_weights
 from workbench.engine.transformers_core import TransformersCore
 from workbench.engine.weights import FolderSource, Tables, collect_weights
-from workbench.errors import StageError
+from workbench.errors import StageError, reason_of
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.ternary.manifest import NAME as MANIFEST

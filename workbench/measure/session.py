@@ -27,7 +27,7 @@ AGAIN = "full_precision_again"
 """The baseline in its second place of the A/A comparison."""
 
 SHORTEST_TURN_S = {"": 0.1, "rapl": 0.1, "nvml": 1.2, "csv": 4.0}
-"""A turn is repeated up to this long: without a meter, so that an interruption of a
+"""A turn is repeated until it lasts this long: without a meter, so that an interruption of a
 millisecond does not show; with one, so that it yields enough readings (a GPU's counter is
 renewed every 0.1 s, a power log is assumed to have a row a second)."""
 TRIAL_TOKENS = 8

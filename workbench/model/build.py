@@ -23,8 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from workbench.data.reason import reason_of
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, reason_of
 from workbench.model.presets import PRESETS
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.sections.model import Model

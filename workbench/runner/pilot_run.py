@@ -96,7 +96,8 @@ def _notebook(name: str, resolved: ResolvedPilot, run: Run) -> None:
     target = run.notebooks / STAGES[name].notebook
     if record and target.exists():
         return
-    require_upstream(name, resolved, run)  # the kernel's own words would be lost
+    # What a kernel says before its stage begins is lost: it is asked here first.
+    require_upstream(name, resolved, run)
     with run.lock(name):
         pass
     problem = execute_notebook(STAGES[name].notebook, target, resolved, run)

@@ -14,8 +14,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench.data.reason import reason_of
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, reason_of
 from workbench.ternary.bitlinear import BitLinear
 from workbench.ternary.convert import bit_linears
 from workbench.ternary.folder import replacing_folder
