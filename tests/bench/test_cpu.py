@@ -59,6 +59,15 @@ def test_named_weights_are_measured_alone() -> None:
         cpu.bench_cpu("tiny", 1, only="int4")
 
 
+def test_named_weights_that_need_more_than_is_left_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(cpu.NEEDS_S, "int8", 1e4)
+    rows = cpu.bench_cpu("tiny", 1, only="int8,ternary5", say=[].append)
+    assert {row.precision for row in rows} == {"ternary5", ""}
+    assert "not measured: int8" in capsys.readouterr().err
+
+
 def test_peers_without_their_packages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_peers, "missing_packages", lambda: ["llama_cpp"])
     with pytest.raises(ConfigError, match="bench extra"):

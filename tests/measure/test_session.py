@@ -18,7 +18,12 @@ from workbench.data.tokenizer import load_tokenizer, train_tokenizer
 from workbench.engine.engine import Engine
 from workbench.errors import StageError
 from workbench.measure import session
-from workbench.measure.ab_figures import latency_figures, quality_figures, visible_effects
+from workbench.measure.ab_figures import (
+    energy_figures,
+    latency_figures,
+    quality_figures,
+    visible_effects,
+)
 from workbench.measure.latency import LoadClass, take_turn
 from workbench.measure.meters import EnergySession, MissingMeter
 from workbench.measure.meters.sample import Channel, Sample
@@ -142,6 +147,16 @@ def test_a_killed_session_goes_on_with_the_block_it_was_in(
     assert (tmp_path / "repeats.json").read_bytes() == repeats
     assert blocks.groupby("block").size().nunique() == 1
     assert sorted(blocks["block"].unique()) == [0, 1, 2, 3]
+
+
+def test_a_warning_in_any_block_stands_beside_the_energy() -> None:
+    turn = {"phase": "request", "class": "interactive_1", "arm": "ternary", "tokens": 1,
+            "sequences": 1, "energy_j": 2.0, "energy_kind": "measured"}  # fmt: skip
+    hows = ("gross, board", "gross, board", "gross, board; counter and power disagree")
+    blocks = pd.DataFrame([{**turn, "block": i, "energy_how": h} for i, h in enumerate(hows)])
+    for metric in energy_figures(blocks, CLASSES[:1]):
+        assert metric.value == 2.0
+        assert metric.how.startswith("gross, board; counter and power disagree; prompt")
 
 
 @pytest.mark.parametrize("quickest_s", [0.0002, 0.49, 0.81, 0.95, 1.3])

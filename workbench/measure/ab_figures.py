@@ -143,8 +143,8 @@ def energy_figures(blocks: pd.DataFrame, classes: Classes) -> Iterator[Metric]:
                     yield Metric.missing(name, "J", reason, **labels)
                     continue
                 sums = turns.groupby("block")[["energy_j", per]].sum()
-                said = "; ".join(turns["energy_how"].unique())
-                how = f"{said}; prompt and output, mean of a block"
+                said = dict.fromkeys("; ".join(turns["energy_how"]).split("; "))  # each once
+                how = f"{'; '.join(said)}; prompt and output, mean of a block"
                 kind: Kind = "modelled" if "modelled" in set(turns["energy_kind"]) else "measured"
                 estimate = mean(sums["energy_j"] / sums[per])
                 yield estimate.metric(name, "J", how, kind, **labels)
