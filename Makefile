@@ -57,10 +57,10 @@ clean:
 	@"$(PYTHON)" -m venv .venv
 
 .venv/ready: pyproject.toml constraints.txt | .venv/bin/python
-	@$(PIP) -e '.[notebooks]'
+	@$(PIP) -e '.[notebooks,export]'
 	@$(BIN)/python -m ternary_kernels.build || echo "going on without native kernels" >&2
 	@touch $@
 
 .venv/ready-for-tests: .venv/ready
-	@$(PIP) -e '.[notebooks,test,lora]'
+	@$(PIP) -e '.[notebooks,export,test,lora]'
 	@touch $@

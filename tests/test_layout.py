@@ -20,7 +20,7 @@ ORDER = [
     ("model", "ternary"),
     ("train",),
     ("engine", "measure"),
-    ("hybrid",),
+    ("hybrid", "export"),
     ("serve",),
     ("figures", "report"),
     ("stages",),

@@ -150,6 +150,28 @@ def serve(
 
 
 @app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run, or a model folder")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="a file.gguf, or a folder for Hugging Face")
+    ],
+    arm: Annotated[
+        Literal["hybrid", "ternary", "post_training", "full_precision"],
+        typer.Option(help="which of a run's models"),
+    ] = "hybrid",
+    kind: Annotated[
+        Literal["tq2_0", "tq1_0", "q2_0", "q4_0"],
+        typer.Option("--type", help="of ternary layers in a GGUF file"),
+    ] = "tq2_0",
+    tokenizer: Annotated[bool, typer.Option(help="write the tokenizer too")] = True,
+) -> None:
+    """Write a run's model for other tools: GGUF (llama.cpp) or Hugging Face's BitNet format."""
+    from workbench.export.command import export_command
+
+    export_command(source, out, arm=arm, kind=kind, tokenizer=tokenizer)
+
+
+@app.command()
 def study(
     name: Annotated[str, typer.Argument(metavar="recipe|parity|size", help="which study")],
     pilot: Annotated[

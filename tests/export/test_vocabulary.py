@@ -1,0 +1,107 @@
+"""Tokenizers in GGUF files: the same tokens in llama.cpp, or a refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from workbench.errors import ConfigError
+from workbench.export.gguf_file import write_gguf
+from workbench.export.vocabulary import PRE_TOKENIZERS, vocabulary
+
+TEXTS = [
+    "It's 2026: 12345 tokens — naïve café,\n\n  x = f(a_b) + 3.5e-4;\tEnd  ",
+    " WE'LL see\r\n\r\n 1000000 日本語 🙂 don't\n \n\n\tindent",
+    "",
+    "a",
+]
+LEARNT = [" ".join(TEXTS), "the tokens of the story's end we'll see 2026 12 123 indent café"] * 8
+WHERE = Path("models/x")
+
+
+def byte_level(*steps, special=("<s>", "</s>"), **settings) -> PreTrainedTokenizerFast:
+    bpe = Tokenizer(models.BPE(**settings))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(list(steps)) if len(steps) > 1 else steps[0]
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(LEARNT, trainers.BpeTrainer(
+        vocab_size=420, special_tokens=list(special), show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    ))  # fmt: skip
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+
+
+def split(pattern: str) -> PreTrainedTokenizerFast:
+    return byte_level(
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    )
+
+
+def sentencepiece(prefix: bool) -> PreTrainedTokenizerFast:
+    """As Llama 2's: merges over characters, unknown ones as bytes, spaces as ▁."""
+    bpe = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    steps = [normalizers.Replace(" ", "▁")]
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁")] * prefix + steps)
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    # without a pre-tokenizer the words of the text must be given one by one
+    words = [f"▁{word}" for text in LEARNT[:2] for word in text.split() if word.isascii()]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    bpe.train_from_iterator(words * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+KINDS = {
+    "gpt-2": lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "sentencepiece": lambda: sentencepiece(prefix=True),
+    "sentencepiece, no prefix": lambda: sentencepiece(prefix=False),
+    **{name: (lambda p=pattern: split(p)) for pattern, name in PRE_TOKENIZERS.items()},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_llama_cpp_reads_the_same_tokens(tmp_path: Path, kind: str) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="the bench extra is not installed")
+    tokenizer = KINDS[kind]()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 3, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=1,
+    )  # fmt: skip
+    path = tmp_path / "small.gguf"
+    write_gguf(AutoModelForCausalLM.from_config(config), tokenizer, path, name="small")
+    peer = llama_cpp.Llama(str(path), vocab_only=True)
+    for text in TEXTS:
+        ours = tokenizer(text, add_special_tokens=False).input_ids
+        assert peer.tokenize(text.encode(), add_bos=True) == [tokenizer.bos_token_id, *ours], text
+    assert peer.token_eos() == tokenizer.eos_token_id
+
+
+def test_rows_without_a_token_are_unused_and_special_ones_are_control() -> None:
+    from gguf import TokenType
+
+    tokenizer = KINDS["gpt-2"]()
+    tokenizer.add_tokens(["<mine>"])
+    words = vocabulary(tokenizer, len(tokenizer) + 2, WHERE)
+    assert (words.model, words.pre) == ("gpt2", "gpt-2")
+    assert len(words.tokens) == len(set(words.tokens)) == len(tokenizer) + 2
+    kinds = {TokenType(kind) for kind in words.types[-2:]}
+    assert kinds == {TokenType.UNUSED} and words.types[0] == TokenType.CONTROL
+    assert words.types[words.tokens.index("<mine>")] == TokenType.USER_DEFINED
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)), "BPE.*ByteLevel"),
+        (lambda: split(r"\w+"), "BPE, cut by Split and ByteLevel"),
+        (lambda: byte_level(pre_tokenizers.Whitespace()), "BPE, cut by Whitespace"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_lacks_is_refused(make, what: str) -> None:
+    with pytest.raises(ConfigError, match=rf"models/x is {what}[\s\S]*--no-tokenizer"):
+        vocabulary(make(), 500, WHERE)

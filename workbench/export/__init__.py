@@ -1,0 +1,1 @@
+"""Trained models in the formats of other tools: GGUF, and Hugging Face's BitNet folders."""

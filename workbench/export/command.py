@@ -1,0 +1,86 @@
+"""``workbench export``: an arm of a run, or a model folder, for other tools."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from workbench.data.tokenizer import load_tokenizer
+from workbench.errors import ConfigError, StageError
+from workbench.export.bitnet_folder import write_bitnet_folder
+from workbench.export.gguf_file import require_gguf, write_gguf
+from workbench.model.build import load_checkpoint
+from workbench.paths import shown
+from workbench.records.run import HEADER, find_run
+from workbench.ternary.manifest import NAME as MANIFEST
+from workbench.ternary.manifest import Manifest, read_json_object
+from workbench.ternary.packed import load_packed
+from workbench.train.quiet import quiet_transformers
+
+ARMS = {
+    "hybrid": "hybrid_plan",
+    "ternary": "train_qat",
+    "post_training": "train_qat",
+    "full_precision": "train_qat",
+}
+"""Arm -> the stage that makes it."""
+
+
+def export_command(
+    source: Path, out: Path, *, arm: str = "hybrid", kind: str = "tq2_0", tokenizer: bool = True
+) -> None:
+    """Write ``out``: a GGUF file if it ends in ``.gguf``, else a Hugging Face BitNet folder.
+
+    source: a run's folder or name, or a model folder. arm: of a run. kind: block type of the
+    ternary layers in a GGUF file. tokenizer: False leaves it out.
+    Prints what was written to standard error, and the path last, to standard output.
+    """
+    to_gguf = out.suffix.lower() == ".gguf"
+    if to_gguf:
+        require_gguf()
+    if out.exists() and not (out.is_dir() and not to_gguf and not any(out.iterdir())):
+        raise ConfigError(
+            f"{shown(out)} exists", next_step="give another name, or move that out of the way"
+        )
+    name, folder = _found(source, arm)
+    model, description = _load(folder)
+    words = load_tokenizer(str(folder)) if tokenizer else None
+    if to_gguf:
+        done = write_gguf(model, words, out, kind, name=name, description=description)
+        print(done, file=sys.stderr)
+    else:
+        print(write_bitnet_folder(model, words, out), file=sys.stderr)
+    print(out)
+
+
+def _found(source: Path, arm: str) -> tuple[str, Path]:
+    """What to call the model, and its folder."""
+    if (source / "config.json").is_file() and not (source / HEADER).exists():
+        return source.resolve().name, source
+    run = find_run(str(source))
+    record = run.record(ARMS[arm])
+    if record is None:
+        raise StageError(
+            f"{run.name} has no finished {ARMS[arm]}, which makes the arm {arm}",
+            next_step="finish that run with workbench run, or name another --arm",
+        )
+    return f"{run.name} {arm}", record.artefact(arm)
+
+
+def _load(folder: Path) -> tuple[PreTrainedModel, str]:
+    """The model, and what it is in a sentence."""
+    if not (folder / MANIFEST).exists():
+        with quiet_transformers():
+            return load_checkpoint(str(folder)), "full precision"
+    if read_json_object(folder / MANIFEST).get("kind") == "master":
+        raise ConfigError(
+            f"{shown(folder)} holds master weights, which are not ternary yet",
+            allowed="a packed model folder, or a run with --arm ternary",
+            next_step="as a Hugging Face folder it can be read as it is",
+        )
+    manifest = Manifest.read(folder)
+    counts = {p: len(manifest.named(p)) for p in ("ternary", "int8", "high_precision")}
+    words = ", ".join(f"{n} {p.replace('_', ' ')}" for p, n in counts.items() if n)
+    return load_packed(folder), f"layers: {words}; threshold {manifest.threshold}"
