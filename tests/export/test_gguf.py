@@ -140,6 +140,17 @@ def test_llama_cpp_turns_positions_the_same_way(packed, tokenizer, rope: dict) -
     assert error(Peer(path).logits(TOKENS), ours(folder)) < 0.03
 
 
+def test_llama_cpp_adds_every_bias(packed, tokenizer) -> None:
+    folder = packed(attention_bias=True, mlp_bias=True)
+    path, _ = written(folder, "q4_0", tokenizer)
+    assert error(Peer(path).logits(TOKENS), ours(folder)) < 0.03
+
+
+def test_a_sliding_window_ends_the_context(packed, tokenizer) -> None:
+    path, _ = written(packed("mistral", sliding_window=16), "q4_0", tokenizer)
+    assert gguf.GGUFReader(path).fields["llama.context_length"].contents() == 16
+
+
 def test_without_a_tokenizer_token_ids_still_work(packed) -> None:
     path, _ = written(packed())
     assert error(Peer(path).logits(TOKENS), ours(path.parent)) < 0.03
@@ -165,6 +176,7 @@ def test_full_precision_becomes_bf16(tmp_path: Path) -> None:
     ("fields", "reason"),
     [
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"hidden_act": "relu2"}, "activation 'relu2'"),  # which our own engine has
         (
             {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}},
             "RoPE.*yarn",

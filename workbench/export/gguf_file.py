@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench.engine.architecture import NotForKernels, eos_tokens, kernel_config
+from workbench.engine.architecture import ACTIVATIONS, NotForKernels, eos_tokens, kernel_config
 from workbench.errors import ConfigError
 from workbench.export.blocks import (
     NEWEST,
@@ -161,15 +161,13 @@ def _require_known(model: PreTrainedModel) -> None:
         kernel_config(config)
     except NotForKernels as reason:
         raise _not_for_llama_cpp(str(reason)) from None
-    if config.model_type not in ARCHITECTURES:
-        raise _not_for_llama_cpp(
-            f"model type {config.model_type!r}, which llama.cpp computes with another activation"
-            if config.model_type == "bitnet"
-            else f"model type {config.model_type!r}"
-        )
-    rope = config.rope_parameters["rope_type"]
-    if rope not in ROPE_TYPES or (rope == "llama3" and config.model_type not in ("llama",)):
-        raise _not_for_llama_cpp(f"RoPE type {rope!r} in a model of type {config.model_type!r}")
+    family, rope = config.model_type, config.rope_parameters["rope_type"]
+    if family not in ARCHITECTURES:
+        raise _not_for_llama_cpp(f"model type {family!r}")
+    if ACTIVATIONS[config.hidden_act] != "silu":
+        raise _not_for_llama_cpp(f"activation {config.hidden_act!r}")
+    if rope not in ROPE_TYPES or (rope == "llama3" and ARCHITECTURES[family] != "llama"):
+        raise _not_for_llama_cpp(f"RoPE type {rope!r} in a model of type {family!r}")
     if name := norm_inside(model):
         raise _not_for_llama_cpp(f"{name} has a norm inside (model.sub_norm)")
 
