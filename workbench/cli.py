@@ -156,7 +156,7 @@ def export(
         Path, typer.Argument(metavar="OUT", help="a file.gguf, or a folder for Hugging Face")
     ],
     arm: Annotated[
-        Literal["hybrid", "ternary", "post_training", "full_precision"],
+        Literal["hybrid", "ternary", "post_training", "int8", "full_precision"],
         typer.Option(help="which of a run's models"),
     ] = "hybrid",
     kind: Annotated[

@@ -26,24 +26,28 @@ def make_context(folder: Path, **section) -> StageContext:
     return StageContext(pilot, record, Progress(folder / "events.jsonl", "readiness"), {})
 
 
-def test_it_measures_both_arms_in_turn(tmp_path: Path) -> None:
+def test_it_measures_all_arms_in_turn(tmp_path: Path) -> None:
     context = make_context(tmp_path, largest="tiny-1m")
     run_probe(context)
     turns = context.record.table("probe")
     assert list(turns.columns) == ["block", "order", "arm", "phase", "seconds", "tokens"]
     order = turns[turns["phase"] == "decode"].groupby("block")["arm"].agg(list).tolist()
-    forth = ["full_precision", "ternary"]
+    forth = ["full_precision", "int8", "ternary"]
     assert order == [forth, forth[::-1], forth]
-    for name in ("decode_speedup", "prefill_speedup"):
+    phases = ("decode_speedup", "prefill_speedup")
+    for name in (*phases, *(f"{phase}_over_int8" for phase in phases)):
         metric = context.record.metric(name, source="probe", shape="tiny-1m")
         assert metric.n == 3 and metric.lo < metric.value < metric.hi
     sizes = {
         arm: context.record.metric("model_memory_mb", arm=arm, source="probe").value
-        for arm in ("full_precision", "ternary")
+        for arm in forth
     }
     assert sizes["full_precision"] * 1e6 == pytest.approx(2 * PRESETS["tiny-1m"].parameters, 0.01)
     ratio = context.record.metric("memory_ratio", arm="ternary", source="probe").value
     assert ratio == pytest.approx(sizes["full_precision"] / sizes["ternary"])
+    ratio = context.record.metric("memory_ratio_over_int8", arm="ternary", source="probe").value
+    assert ratio == pytest.approx(sizes["int8"] / sizes["ternary"])
+    assert sizes["int8"] * 1e6 == pytest.approx(PRESETS["tiny-1m"].serving_bytes_int8(), 0.01)
     assert not context.record.notes
 
 
@@ -66,6 +70,20 @@ def test_auto_takes_what_fits_and_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     sizes = {n: s.serving_bytes_full() + s.serving_bytes_ternary() for n, s in PRESETS.items()}
     assert sizes[shape] < 0.7 * 60_000_000 < sizes["small-25m"]
     assert f"{shape} is the largest preset that fits the free memory" in context.record.notes[0]
+
+
+def test_int8_that_does_not_fit_beside_the_others_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = PRESETS["small-25m"]
+    free(monkeypatch, int((shape.serving_bytes_full() + shape.serving_bytes_ternary()) * 1.6))
+    context = make_context(tmp_path, shape="small-25m")
+    run_probe(context)
+    assert "INT8 is left out: with it 0.1 GB are needed" in context.record.notes[0]
+    assert set(context.record.table("probe")["arm"]) == {"full_precision", "ternary"}
+    metric = context.record.metric("decode_speedup_over_int8", source="probe", shape="small-25m")
+    assert metric.value is None and "left out" in metric.reason
+    assert context.record.metric("decode_speedup").value > 0
 
 
 def test_where_nothing_fits_the_figures_are_missing_with_the_reason(

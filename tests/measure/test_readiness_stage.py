@@ -54,7 +54,7 @@ def test_the_probe_s_result_is_part_of_the_verdict(tmp_path):
     record = finished(tmp_path, pilot(readiness=quick))
     speedup = record.metric("decode_speedup", source="probe", arm="ternary")
     assert speedup.value > 0
-    assert set(record.table("probe")["arm"]) == {"full_precision", "ternary"}
+    assert set(record.table("probe")["arm"]) == {"full_precision", "int8", "ternary"}
     sentence = f"ternary decodes {speedup.value:.2f} times"
     assert any("tiny-1m" in text and sentence in text for text in record.facts["verdict"])
 

@@ -22,8 +22,8 @@ from workbench.roadmap import STAGES
 from workbench.stages import report
 from workbench.stages.context import StageContext
 
-ARMS = ("full_precision", "ternary", "post_training")
-SPEED = {"full_precision": 1.0, "ternary": 1.9, "post_training": 1.9}
+ARMS = ("full_precision", "ternary", "post_training", "int8")
+SPEED = {"full_precision": 1.0, "ternary": 1.9, "post_training": 1.9, "int8": 1.4}
 CLASSES = ("interactive_1", "interactive_512")
 GATES = """
     - {metric: lost_requests, at_most: 0, on_fail: stop, why: a rollback must not lose a request}
@@ -86,7 +86,8 @@ def _readiness(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
     record.missing("int8_peak_gmacs", "GMAC/s", "no compiler was found", threads="2")
     record.measured("memory_available_gb", 6.2, "GB", "operating system")
     for arm, tokens, prefill, memory in (
-        ("full_precision", 4.1, 60.0, 2400.0), ("ternary", 9.7, 52.0, 820.0),
+        ("full_precision", 4.1, 60.0, 2400.0), ("int8", 6.9, 57.0, 1230.0),
+        ("ternary", 9.7, 52.0, 820.0),
     ):  # fmt: skip
         labels = {"arm": arm, "source": "probe", "shape": "bitnet-700m"}
         _around(record, draw, "decode_tokens_per_s", tokens, "tokens/s", 5, **labels)
@@ -96,6 +97,9 @@ def _readiness(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
     _around(record, draw, "decode_speedup", 2.37, "x", 5, **probe)
     _around(record, draw, "prefill_speedup", 0.87, "x", 5, **probe)
     record.measured("memory_ratio", 2.93, "x", "bytes over bytes", **probe)
+    _around(record, draw, "decode_speedup_over_int8", 1.41, "x", 5, **probe)
+    _around(record, draw, "prefill_speedup_over_int8", 0.91, "x", 5, **probe)
+    record.measured("memory_ratio_over_int8", 1.5, "x", "bytes over bytes", **probe)
     sizes = {"tiny-2m": 2e6, "small-25m": 25e6, "bitnet-700m": 7e8, "llama-3.2-3b": 3.2e9}
     record.save_table(
         "fits",
@@ -111,9 +115,11 @@ def _readiness(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
     )
     blocks = [
         {"block": block, "order": order, "arm": arm, "phase": "decode", "tokens": 16,
-         "seconds": 16 / (draw.normal(1, 0.03) * (9.7 if arm == "ternary" else 4.1))}
+         "seconds": 16 / (draw.normal(1, 0.03) * rate)}
         for block in range(5)
-        for order, arm in enumerate(("full_precision", "ternary", "ternary", "full_precision"))
+        for order, (arm, rate) in enumerate(
+            (("full_precision", 4.1), ("int8", 6.9), ("ternary", 9.7))[:: 1 - block % 2 * 2]
+        )
     ]  # fmt: skip
     record.save_table("probe", pd.DataFrame(blocks))
     record.notes.append("the probe took bitnet-700m: the next larger shape does not fit")
@@ -204,7 +210,7 @@ def _train_qat(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
 
 
 def _measure_ab(record: StageRecord, draw: np.random.Generator, energy: bool) -> None:
-    bits = {"full_precision": 1.62, "ternary": 1.69, "post_training": 3.9}
+    bits = {"full_precision": 1.62, "ternary": 1.69, "post_training": 3.9, "int8": 1.625}
     for arm in ARMS:
         trained = {"arm": arm, "source": "trained"}
         _around(record, draw, "bits_per_byte", bits[arm], "bits/byte", 64, **trained)

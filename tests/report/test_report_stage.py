@@ -32,8 +32,20 @@ def test_tables_metric_and_verdict_are_recorded(shared_run) -> None:
     assert verdict["decision"] == "go"
     assert record.facts["stopping_gates"] == []
     assert [c["code"] for c in verdict["caveats"]] == [
-        "caveat.trained", "caveat.probe", "caveat.assumed_load",
+        "caveat.trained", "caveat.probe", "caveat.int8_probe", "caveat.int8_quality",
+        "caveat.assumed_load",
     ]  # fmt: skip
+    assert "ternary decodes 1.4" in verdict["caveats"][2]["text"]
+    assert "gap of 0.005" in verdict["caveats"][3]["text"]
+
+
+def test_without_int8_figures_nothing_is_said_of_int8(make_run) -> None:
+    records = make_run().records()
+    for record in records.values():
+        record.metrics[:] = [
+            m for m in record.metrics if "int8" not in m.name and m.labels.get("arm") != "int8"
+        ]
+    assert not [s for s in caveats(records, PILOT) if "int8" in s.code]
 
 
 def test_a_gap_with_a_teacher_behind_it_says_so(make_run) -> None:

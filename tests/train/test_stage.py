@@ -34,6 +34,7 @@ from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
 from workbench.stages import measure_ab, train_qat
 from workbench.stages.context import StageContext
+from workbench.ternary.manifest import Manifest
 from workbench.ternary.master import NAME, load_master
 from workbench.ternary.packed import check_ternary, load_packed
 from workbench.train.arm import Lesson
@@ -139,6 +140,14 @@ def test_the_artefacts_are_the_models_that_were_judged(
         recorded = record.metric("final_bits_per_byte", arm=arm).value
         # the packed embedding is bf16
         assert bits_per_byte(losses) == pytest.approx(recorded, rel=2e-3), arm
+    int8 = Manifest.read(record.artefact("int8"))
+    assert int8.named("int8") and not int8.named("ternary")
+    gap = bits_per_byte(
+        document_losses(load_packed(record.artefact("int8")), tokenizer, judged[0], 16)
+    )
+    assert gap == pytest.approx(
+        record.metric("final_bits_per_byte", arm="full_precision").value, rel=0.02
+    )
     assert check_ternary(record.artefact("ternary")).ok
     assert check_ternary(record.artefact("post_training")).ok
     master = load_dense(record.artefact("ternary_master"))

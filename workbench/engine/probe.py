@@ -1,10 +1,11 @@
-"""The speed probe: full precision against random ternary weights on a real shape.
+"""The speed probe: full precision, INT8 and ternary on a real shape, with random weights.
 
-Both models are in memory at once and take turns block by block; which one begins alternates
-(ABBA), so that a drift of the clock rate falls on both. A block gives one ratio, and the
-interval is over blocks. ``auto`` takes the largest preset whose two models fit the free memory
-and whose measurement fits the time: a short trial on a small preset tells how long a parameter
-takes here.
+All models are in memory at once and take turns block by block; the order is reversed from block
+to block (ABBA), so that a drift of the clock rate falls on all. A block gives one ratio, and the
+interval is over blocks. INT8 stands there because it needs no training: what training buys is
+what ternary gains over it. ``auto`` takes the largest preset whose full-precision and ternary
+models fit the free memory and whose measurement fits the time: a short trial on a small preset
+tells how long a parameter takes here. INT8 is left out where it does not fit beside them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ from workbench.records.stage_record import StageRecord
 if TYPE_CHECKING:
     from workbench.stages.context import StageContext
 
-ARMS: dict[str, Precision] = {"full_precision": "half", "ternary": "ternary"}
+ARMS: dict[str, Precision] = {"full_precision": "half", "int8": "int8", "ternary": "ternary"}
+OVER = {"full_precision": "", "int8": "_over_int8"}
+"""What ternary is compared with -> how the names of those ratios end."""
+NEEDED = ("full_precision", "ternary")
 BUDGET_S = 120.0
 FEWEST_BLOCKS = 2
 """A spread needs two."""
@@ -77,12 +81,15 @@ def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
     context.progress.note("speed probe: choosing a shape")
     name, reason = _choose(section, where, budget_s)
     if name is None:
-        _all_missing(record, reason)
+        leave_out(record, reason)
         return
     if reason:
         _say(context, reason)
-    context.progress.note(f"speed probe: building {name} twice, {reason or 'all of it fits'}")
-    with _both_arms(name, section, where) as (engines, resident):
+    arms, left_out = _arms_that_fit(PRESETS[name], section, where)
+    if left_out:
+        _say(context, left_out)
+    context.progress.note(f"speed probe: building {name} for {', '.join(arms)}")
+    with _side_by_side(name, arms, section, where) as (engines, resident):
         rows = _blocks(context, engines, began + budget_s)
         turns = pd.DataFrame(rows)
         record.save_table("probe", turns)
@@ -97,6 +104,8 @@ def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
             )
         _record_speed(record, turns, name, next(iter(engines.values())).backend)
         _record_memory(record, engines, resident, name)
+        if left_out:
+            leave_out(record, left_out, int8_alone=True, shape=name)
 
 
 @dataclass(frozen=True)
@@ -153,21 +162,41 @@ def _choose(section: Probe, where: Where, budget_s: float) -> tuple[str | None, 
     return chosen, f"speed probe: {chosen} is the largest preset that fits {limit}"
 
 
-def _needed_bytes(shape: Shape, section: Probe, where: Where) -> int:
-    """Both arms side by side with their caches."""
-    full, ternary = shape.serving_bytes_full(), shape.serving_bytes_ternary()
+def _needed_bytes(
+    shape: Shape, section: Probe, where: Where, arms: tuple[str, ...] = NEEDED
+) -> int:
+    """``arms`` side by side with their caches."""
+    sizes = {
+        "full_precision": shape.serving_bytes_full(),
+        "int8": shape.serving_bytes_int8(),
+        "ternary": shape.serving_bytes_ternary(),
+    }
     if where.device == "cpu" and backend().name == "torch":
         # PyTorch keeps a float32 copy of bf16 and an INT8 copy of codes, and makes a float64
-        # copy of the INT8 head in each step.
-        full += 4 * shape.parameters
-        ternary += shape.linear_parameters + 9 * shape.vocabulary_parameters
+        # copy of INT8 matrices: of the head in each step, of a layer while it multiplies.
+        sizes["full_precision"] += 4 * shape.parameters
+        sizes["int8"] += 9 * shape.vocabulary_parameters
+        sizes["ternary"] += shape.linear_parameters + 9 * shape.vocabulary_parameters
     positions = section.prompt_tokens + section.output_tokens
-    return full + ternary + 2 * positions * shape.kv_bytes_per_token()
+    caches = len(arms) * positions * shape.kv_bytes_per_token()
+    return sum(sizes[arm] for arm in arms) + caches
+
+
+def _arms_that_fit(shape: Shape, section: Probe, where: Where) -> tuple[tuple[str, ...], str]:
+    """The arms, and why INT8 is not among them where it is not."""
+    free = int(section.memory_share * where.free_bytes)
+    if (needed := _needed_bytes(shape, section, where, tuple(ARMS))) <= free:
+        return tuple(ARMS), ""
+    return NEEDED, (
+        f"speed probe: INT8 is left out: with it {needed / GB:.1f} GB are needed, and "
+        f"{section.memory_share:.0%} of the free memory is {free / GB:.1f} GB"
+    )
 
 
 def _trial(name: str, section: Probe, where: Where) -> float:
     """Seconds a parameter of one block with a short output, on a small preset."""
-    with _both_arms(name, section, where) as (engines, _):
+    arms, _ = _arms_that_fit(PRESETS[name], section, where)
+    with _side_by_side(name, arms, section, where) as (engines, _):
         prompt = _prompt(engines, section)
         turns = [_turn(engine, prompt, TRIAL_OUTPUT_TOKENS) for engine in engines.values()]
     per_token = sum(turn.decode for turn in turns) / TRIAL_OUTPUT_TOKENS
@@ -177,24 +206,25 @@ def _trial(name: str, section: Probe, where: Where) -> float:
 
 def _expected_s(shape: Shape, s_per_parameter: float, section: Probe) -> float:
     """Time of the fewest blocks and a warm-up of one, models included."""
-    build_s = (shape.serving_bytes_full() + shape.serving_bytes_ternary()) / BUILD_BYTES_PER_S
+    sizes = shape.serving_bytes_full(), shape.serving_bytes_int8(), shape.serving_bytes_ternary()
+    build_s = sum(sizes) / BUILD_BYTES_PER_S
     return build_s + (FEWEST_BLOCKS + 1) * s_per_parameter * shape.parameters
 
 
 @contextmanager
-def _both_arms(
-    name: str, section: Probe, where: Where
+def _side_by_side(
+    name: str, arms: tuple[str, ...], section: Probe, where: Where
 ) -> Iterator[tuple[dict[str, Engine], dict[str, int]]]:
-    """The two engines, warm, and the memory that each took; closed afterwards."""
+    """The engines, warm, and the memory that each took; closed afterwards."""
     config = LlamaConfig(**PRESETS[name].config_fields())
     engines: dict[str, Engine] = {}
     resident: dict[str, int] = {}
     try:
-        for arm, precision in ARMS.items():
+        for arm in arms:
             with memory_growth(where.device) as growth:
                 engines[arm] = Engine.random(
                     config,
-                    precision,
+                    ARMS[arm],
                     context=section.prompt_tokens + section.output_tokens,
                     threads=where.threads,
                     device=where.device,
@@ -259,13 +289,15 @@ def _record_speed(record: StageRecord, turns: pd.DataFrame, name: str, computes:
         of_phase = turns[turns["phase"] == phase]
         seconds = of_phase.pivot(index="block", columns="arm", values="seconds")
         tokens = int(of_phase["tokens"].iloc[0])
-        for arm in ARMS:
+        for arm in seconds:
             how = f"{tokens} tokens a block, one sequence, random weights, {computes}"
             rate = mean_ratio(np.full(len(seconds), tokens), seconds[arm])
             record.add(rate.metric(f"{phase}_tokens_per_s", "tokens/s", how, arm=arm, **labels))
-        ratio = mean_ratio(seconds["full_precision"], seconds["ternary"])
-        how = f"bf16 over ternary seconds for {tokens} tokens, in turn (ABBA), {computes}"
-        record.add(ratio.metric(f"{phase}_speedup", "x", how, arm="ternary", **labels))
+        for other in [each for each in OVER if each in seconds]:
+            ratio = mean_ratio(seconds[other], seconds["ternary"])
+            how = f"{other} over ternary seconds for {tokens} tokens, in turn (ABBA), {computes}"
+            name = f"{phase}_speedup{OVER[other]}"
+            record.add(ratio.metric(name, "x", how, arm="ternary", **labels))
 
 
 def _record_memory(
@@ -282,28 +314,29 @@ def _record_memory(
             arm=arm,
             **labels,
         )
-    full, ternary = engines["full_precision"], engines["ternary"]
-    grown = resident["full_precision"] / max(1, resident["ternary"])
-    record.add(
-        Metric(
-            "memory_ratio",
-            full.weight_bytes / ternary.weight_bytes,
-            "x",
-            f"bytes of the weights, bf16 over ternary; growth of memory: {grown:.2f} x",
-            "derived",
-            labels={"arm": "ternary", **labels},
+    for other in [each for each in OVER if each in engines]:
+        grown = resident[other] / max(1, resident["ternary"])
+        record.add(
+            Metric(
+                f"memory_ratio{OVER[other]}",
+                engines[other].weight_bytes / engines["ternary"].weight_bytes,
+                "x",
+                f"bytes of the weights, {other} over ternary; growth of memory: {grown:.2f} x",
+                "derived",
+                labels={"arm": "ternary", **labels},
+            )
         )
-    )
 
 
-def _all_missing(record: StageRecord, reason: str) -> None:
-    for name in ("decode_tokens_per_s", "prefill_tokens_per_s"):
-        for arm in ARMS:
-            record.missing(name, "tokens/s", reason, arm=arm, source="probe")
-    for arm in ARMS:
-        record.missing("model_memory_mb", "MB", reason, arm=arm, source="probe")
+def leave_out(record: StageRecord, reason: str, *, int8_alone: bool = False, **labels: str) -> None:
+    """Record every figure of the probe, or those of INT8 alone, as not measured."""
+    of_arms = {"decode_tokens_per_s": "tokens/s", "prefill_tokens_per_s": "tokens/s"}
+    for name, unit in (of_arms | {"model_memory_mb": "MB"}).items():
+        for arm in ("int8",) if int8_alone else ARMS:
+            record.missing(name, unit, reason, arm=arm, source="probe", **labels)
     for name in ("decode_speedup", "prefill_speedup", "memory_ratio"):
-        record.missing(name, "x", reason, arm="ternary", source="probe")
+        for ending in ("_over_int8",) if int8_alone else OVER.values():
+            record.missing(name + ending, "x", reason, arm="ternary", source="probe", **labels)
 
 
 def _say(context: StageContext, text: str) -> None:

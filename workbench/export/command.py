@@ -23,6 +23,7 @@ ARMS = {
     "hybrid": "hybrid_plan",
     "ternary": "train_qat",
     "post_training": "train_qat",
+    "int8": "train_qat",
     "full_precision": "train_qat",
 }
 """Arm -> the stage that makes it."""

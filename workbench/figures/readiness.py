@@ -134,10 +134,11 @@ def probe_speed(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 def probe_gains(record: StageRecord, language: str = "en") -> go.Figure:
-    """The probe's ratios of full precision to ternary: memory, decode, prefill."""
+    """What ternary gains over full precision and over INT8: memory, decode, prefill."""
     say = FigureTexts(language)
     title = say("readiness.probe_gains.title")
-    names = ("memory_ratio", "decode_speedup", "prefill_speedup")
+    ratios = ("memory_ratio", "decode_speedup", "prefill_speedup")
+    names = (*ratios, *(f"{name}_over_int8" for name in ratios))
     rows = [m for name in names for m in valued(record, name, source="probe")]
     if not rows:
         return why_not(say, title, reason_for(record, *names, source="probe"))

@@ -27,10 +27,12 @@ plotly.io.renderers.default = "plotly_mimetype"
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, GREY = "#E69F00", "#56B4E9", "#8A8F98"
 ARM_COLOURS = {
-    "full_precision": BLUE, "ternary": VERMILION, "post_training": PURPLE, "hybrid": GREEN,
+    "full_precision": BLUE, "ternary": VERMILION, "post_training": PURPLE, "int8": ORANGE,
+    "hybrid": GREEN,
 }  # fmt: skip
 ARM_SYMBOLS = {
-    "full_precision": "circle", "ternary": "diamond", "post_training": "square", "hybrid": "cross",
+    "full_precision": "circle", "ternary": "diamond", "post_training": "square",
+    "int8": "triangle-up", "hybrid": "cross",
 }  # fmt: skip
 CLASS_COLOURS = {"interactive": BLUE, "batch": ORANGE}
 STATE_COLOURS = {"minus": BLUE, "zero": "#C9CDD3", "plus": VERMILION}

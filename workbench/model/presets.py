@@ -84,6 +84,13 @@ class Shape:
         vocabulary = self.vocabulary_parameters + 4 * self.vocabulary_parameters // self.hidden
         return codes + scales + vocabulary + 2 * self.norm_parameters
 
+    def serving_bytes_int8(self) -> int:
+        """Bytes with every matrix in INT8 and a float32 scale a row; norms stay bf16."""
+        matrices = self.linear_parameters + self.vocabulary_parameters
+        rows = self.layers * sum(n for n, _ in self.block_linears)
+        rows += self.vocabulary_parameters // self.hidden
+        return matrices + 4 * rows + 2 * self.norm_parameters
+
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Bytes that one position of one sequence adds to the KV cache."""
         return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value

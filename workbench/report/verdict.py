@@ -79,10 +79,30 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     probe = records["readiness"].metric("decode_speedup") if "readiness" in records else None
     if probe and probe.value:
         found.append(Sentence("caveat.probe", {"shape": probe.labels.get("shape", "")}))
+    found += _against_int8(records)
     if "profile_load" in records and records["profile_load"].facts.get("kind") == "assumed":
         found.append(Sentence("caveat.assumed_load"))
     if "measure_ab" in records and not _has(records["measure_ab"], "energy_j_per_token"):
         found.append(Sentence("caveat.no_energy"))
+    return found
+
+
+def _against_int8(records: Mapping[str, StageRecord]) -> list[Sentence]:
+    """What could be had without any training, so what ternary weights add to that."""
+    found = []
+    if "readiness" in records:
+        decode, memory = (
+            records["readiness"].metric(f"{name}_over_int8", source="probe")
+            for name in ("decode_speedup", "memory_ratio")
+        )
+        if decode and memory and decode.value and memory.value:
+            values = {"decode": decode.value, "memory": memory.value}
+            shape = decode.labels.get("shape", "")
+            found.append(Sentence("caveat.int8_probe", {**values, "shape": shape}))
+    if "measure_ab" in records:
+        gap = records["measure_ab"].metric("quality_gap_bits_per_byte", arm="int8")
+        if gap and gap.value is not None:
+            found.append(Sentence("caveat.int8_quality", {"gap": gap.value}))
     return found
 
 

@@ -25,7 +25,7 @@ from workbench.report.vocabulary import FIGURES, better
 from workbench.roadmap import STAGES
 
 Records = Mapping[str, StageRecord]
-ARMS = ("full_precision", "ternary", "post_training", "hybrid")
+ARMS = ("full_precision", "ternary", "post_training", "int8", "hybrid")
 PHASES = ("before", "switch", "after")
 RESULT_THEMES = ("quality", "latency", "throughput", "memory", "energy", "hybrid", "rollback")
 HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (

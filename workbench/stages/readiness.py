@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import ternary_kernels
 
-from workbench.engine.probe import run_probe
+from workbench.engine.probe import leave_out, run_probe
 from workbench.errors import ConfigError
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.describe import describe_machine
@@ -39,17 +39,6 @@ GB = 1e9
 USABLE = 0.9
 """Share of the free memory that an estimate may fill: the estimates leave out allocator slack
 and the key-value cache."""
-
-BOTH = ("full_precision", "ternary")
-PROBE_FIGURES = {
-    # name: (unit, arms that have it)
-    "decode_tokens_per_s": ("tokens/s", BOTH),
-    "prefill_tokens_per_s": ("tokens/s", BOTH),
-    "model_memory_mb": ("MB", BOTH),
-    "decode_speedup": ("x", ("ternary",)),
-    "prefill_speedup": ("x", ("ternary",)),
-    "memory_ratio": ("x", ("ternary",)),
-}
 
 
 class Device(NamedTuple):
@@ -113,7 +102,7 @@ def run(context: StageContext) -> None:
     if pilot.readiness.probe.enabled:
         run_probe(context)
     else:
-        _leave_out_probe(context, "readiness.probe.enabled is false")
+        leave_out(record, "readiness.probe.enabled is false")
     record.facts["verdict"] = [
         _about_machine(machine, device),
         *_about_sizes(pilot, fits),
@@ -216,12 +205,6 @@ def _meters(context: StageContext) -> tuple[list[str], list[MissingMeter]]:
     return found, missing
 
 
-def _leave_out_probe(context: StageContext, reason: str) -> None:
-    for name, (unit, arms) in PROBE_FIGURES.items():
-        for arm in arms:
-            context.record.missing(name, unit, reason, arm=arm, source="probe")
-
-
 def _training_bytes(pilot: Pilot, shape: Shape) -> int:
     return shape.training_bytes(
         pilot.train.batch_size,
@@ -281,9 +264,9 @@ def _about_speed(device: Device, kernels: ternary_kernels.Backend) -> str:
 
 
 def _about_probe(record: StageRecord) -> str:
-    decode, held = (
+    decode, held, over_int8 = (
         record.metric(name, arm="ternary", source="probe")
-        for name in ("decode_speedup", "memory_ratio")
+        for name in ("decode_speedup", "memory_ratio", "decode_speedup_over_int8")
     )
     if decode is None or decode.value is None:
         return f"No speed probe: {decode.reason if decode else 'it left no figure'}."
@@ -293,9 +276,14 @@ def _about_probe(record: StageRecord) -> str:
         if held is None or held.value is None
         else (f" and its weights take {held.value:.2f} times less memory")
     )
+    int8_text = (
+        ""
+        if over_int8 is None or over_int8.value is None
+        else f" INT8, which needs no training, is {over_int8.value:.2f} times slower than ternary."
+    )
     return (
         f"Speed probe, {decode.labels.get('shape', 'real shape')}: ternary decodes "
-        f"{decode.value:.2f} times{interval} as fast as bf16{memory_text}."
+        f"{decode.value:.2f} times{interval} as fast as bf16{memory_text}.{int8_text}"
     )
 
 

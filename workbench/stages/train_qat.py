@@ -1,8 +1,9 @@
 """Stage 2: a full-precision baseline and a ternary model at equal tokens.
 
 Corpus -> tokenizer -> tokens -> the two arms -> what later stages need of them: the trained
-models, the same baseline ternarised without training, and the held-out text. Everything made
-on the way stays in the stage's folder, so a killed stage goes on where it stopped.
+models, the same baseline made ternary and INT8 without training, and the held-out text.
+Everything made on the way stays in the stage's folder, so a killed stage goes on where it
+stopped.
 
 Both arms start from the same weights, see the same batches and are judged on the same text.
 That is checked on what happened (digests of the weights and of every batch), not assumed.
@@ -51,7 +52,7 @@ from workbench.ternary.folder import replacing_folder
 from workbench.ternary.fused import plain_reason, why_plain
 from workbench.ternary.master import require_plain_master, save_master
 from workbench.ternary.packed import save_packed
-from workbench.ternary.policy import require_ternary
+from workbench.ternary.policy import require_ternary, resolve
 from workbench.ternary.post_training import ternarize_post_training
 from workbench.train.arm import Lesson, train_arm
 from workbench.train.distill import attention_projections
@@ -267,6 +268,7 @@ def _train_baseline(
     _free_memory()
     losses["full_precision"] = judge.losses(model, "master")
     _save_model(model, context.folder / "full_precision", lesson.tokenizer)
+    _save_int8(model, context.folder / "int8", section, lesson.tokenizer)
 
     ids_BT = _first_sequences(lesson, CALIBRATION_SEQUENCES)
     report = ternarize_post_training(
@@ -285,7 +287,7 @@ def _train_baseline(
         report.threshold,
         lesson.tokenizer,
     )
-    record.artefacts |= {name: name for name in ("full_precision", "post_training")}
+    record.artefacts |= {name: name for name in ("full_precision", "int8", "post_training")}
     return judge
 
 
@@ -400,6 +402,20 @@ def _save_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedToken
     with quiet_transformers(), replacing_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+
+
+def _save_int8(
+    model: PreTrainedModel, folder: Path, section: Model, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The baseline with INT8 in the place of all that the policy would make ternary or INT8: what
+    can be had without training."""
+    precisions = {
+        name: precision if precision == "high_precision" else "int8"
+        for name, precision in resolve(section.policy, model).precisions.items()
+    }
+    save_packed(
+        model, folder, precisions, ThresholdVersion.from_section(section.threshold), tokenizer
+    )
 
 
 def _require_equal(context: StageContext, baseline: Judge, ternary: Judge) -> None:

@@ -33,8 +33,8 @@ class Meters(Section):
 class MeasureAb(Section):
     """The arms side by side, interleaved in ABBA blocks."""
 
-    arms: list[Literal["full_precision", "ternary", "post_training"]] = Field(
-        ["full_precision", "ternary", "post_training"],
+    arms: list[Literal["full_precision", "ternary", "post_training", "int8"]] = Field(
+        ["full_precision", "ternary", "post_training", "int8"],
         description="what is compared; full_precision, which the ratios refer to, always",
     )
     prompt_tokens: Count = Field(128, description="prompt of every timed request, tokens")

@@ -10,7 +10,7 @@ from workbench.pilot.sections.base import Count, Section
 
 
 class Probe(Section):
-    """Full precision against random ternary weights on a real shape, before any training.
+    """Full precision, INT8 and random ternary weights on a real shape, before any training.
 
     Speed and memory do not depend on what the weights are, so this is a real measurement.
     """
