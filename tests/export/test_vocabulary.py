@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from workbench.errors import ConfigError
 from workbench.export.gguf_file import write_gguf
-from workbench.export.vocabulary import PRE_TOKENIZERS, vocabulary
+from workbench.export.vocabulary import PRE_TOKENIZERS, vocabulary, write_special_tokens
 
 TEXTS = [
     "It's 2026: 12345 tokens — naïve café,\n\n  x = f(a_b) + 3.5e-4;\tEnd  ",
@@ -81,6 +81,50 @@ def test_llama_cpp_reads_the_same_tokens(tmp_path: Path, kind: str) -> None:
     assert peer.token_eos() == tokenizer.eos_token_id
 
 
+def test_a_text_begins_with_eos_where_there_is_no_bos(tmp_path: Path) -> None:
+    tokenizer = KINDS["qwen2"]()
+    tokenizer.bos_token = None
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    fields = written_fields(tokenizer, tmp_path / "small.gguf")
+    assert fields["tokenizer.ggml.bos_token_id"].contents() == tokenizer.eos_token_id
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is True
+    assert fields["tokenizer.chat_template"].contents() == "{{ messages }}"
+    assert fields["tokenizer.chat_template.tool_use"].contents() == "{{ tools }}"
+
+
+def written_fields(tokenizer: PreTrainedTokenizerFast, path: Path) -> dict:
+    """The fields of a file that has no tensors."""
+    from gguf import GGUFReader, GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    write_special_tokens(writer, tokenizer, frozenset())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return GGUFReader(path).fields
+
+
+def test_a_token_without_a_row_is_refused() -> None:
+    tokenizer = KINDS["gpt-2"]()
+    rows = len(tokenizer) - 5
+    with pytest.raises(ConfigError, match=rf"ids up to {rows + 4}, its embedding {rows} rows"):
+        vocabulary(tokenizer, rows, WHERE)
+
+
+def test_spaces_as_a_pre_tokenizer_are_sentencepiece_too() -> None:
+    space = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    words = vocabulary(changed("sentencepiece", None, space), 500, WHERE)
+    assert words.model == "llama" and words.space_prefix
+
+
+def changed(kind: str, normalizer, pre_tokenizer=None) -> PreTrainedTokenizerFast:
+    tokenizer = KINDS[kind]()
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    if pre_tokenizer:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
+    return tokenizer
+
+
 def test_rows_without_a_token_are_unused_and_special_ones_are_control() -> None:
     from gguf import TokenType
 
@@ -100,6 +144,16 @@ def test_rows_without_a_token_are_unused_and_special_ones_are_control() -> None:
         (lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)), "BPE.*ByteLevel"),
         (lambda: split(r"\w+"), "BPE, cut by Split and ByteLevel"),
         (lambda: byte_level(pre_tokenizers.Whitespace()), "BPE, cut by Whitespace"),
+        (
+            lambda: changed("llama-bpe", normalizers.Lowercase()),
+            "BPE, changed by Lowercase, cut by Split and ByteLevel",
+        ),
+        (lambda: changed("sentencepiece", normalizers.NFKC()), "BPE with bytes, changed by NFKC"),
+        (lambda: changed("sentencepiece", None), "BPE with bytes, cut by nothing"),
+        (
+            lambda: changed("sentencepiece", None, pre_tokenizers.Metaspace(split=True)),
+            "BPE with bytes, cut by Metaspace",
+        ),
     ],
 )
 def test_a_tokenizer_that_llama_cpp_lacks_is_refused(make, what: str) -> None:

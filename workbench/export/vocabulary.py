@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from workbench.data.tokenizer import document_start
+from workbench.data.tokenizer import document_start, vocabulary_size
 from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,26 +63,35 @@ class Vocabulary:
 def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, where: Path) -> Vocabulary:
     """rows: of the embedding; those without a token are marked unused.
 
-    where: for the ConfigError about a tokenizer that llama.cpp does not have.
+    where: for the ConfigError about a tokenizer that llama.cpp does not have, or that has tokens
+    without a row.
     """
     parts = _parts(tokenizer, where)
+    if (needed := vocabulary_size(tokenizer)) > rows:
+        raise ConfigError(
+            f"the tokenizer of {where} has ids up to {needed - 1}, its embedding {rows} rows",
+            allowed="a row for every token",
+            next_step="--no-tokenizer writes a file for token ids alone",
+        )
     tokens, types = _tokens_and_types(tokenizer, rows)
     bpe = parts["model"]
     if bpe["type"] == "BPE" and bpe.get("byte_fallback"):
+        if not _is_sentencepiece(parts):
+            raise _unknown(where, f"BPE with bytes, {_prepared(parts)}")
         return Vocabulary(
             "llama", "default", tokens, types, _scores(bpe, tokens), space_prefix=_prefixes(parts)
         )
     merges = tuple(m if isinstance(m, str) else " ".join(m) for m in bpe.get("merges", ()))
     pre = _pre_tokenizer(parts) if bpe["type"] == "BPE" else None
     if pre is None:
-        raise _unknown(where, f"{bpe['type']}, cut by {_described(parts['pre_tokenizer'])}")
+        raise _unknown(where, f"{bpe['type']}, {_prepared(parts)}")
     return Vocabulary("gpt2", pre, tokens, types, merges=merges)
 
 
 def write_special_tokens(
     writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]
 ) -> None:
-    """The ids of special tokens; a text begins as in training, with bos where there is one."""
+    """The ids of special tokens; a text begins as in training, with bos or, without one, eos."""
     ids = {"bos": document_start(tokenizer), "eos": tokenizer.eos_token_id}
     ids |= {"unk": tokenizer.unk_token_id, "pad": tokenizer.pad_token_id}
     if others := sorted(eos_ids - {ids["eos"]}):
@@ -90,9 +99,13 @@ def write_special_tokens(
     for kind, token in ids.items():
         if token is not None:
             getattr(writer, f"add_{kind}_token_id")(token)
-    writer.add_add_bos_token(tokenizer.bos_token_id is not None)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    writer.add_add_bos_token(ids["bos"] is not None)
+    if template := tokenizer.chat_template:  # a text, or several by name
+        writer.add_chat_template(
+            template
+            if isinstance(template, str)
+            else [{"name": name, "template": text} for name, text in template.items()]
+        )
 
 
 def _parts(tokenizer: PreTrainedTokenizerBase, where: Path) -> dict[str, Any]:
@@ -129,8 +142,25 @@ def _pre_tokenizer(parts: dict[str, Any]) -> str | None:
     if len(steps) == 1 and last.get("use_regex"):
         return None if parts["normalizer"] else "gpt-2"
     if len(steps) == 2 and steps[0].get("type") == "Split" and not last.get("use_regex"):
-        return PRE_TOKENIZERS.get(steps[0]["pattern"].get("Regex"))
+        split = steps[0]
+        whole = split["behavior"] == "Isolated" and not split["invert"]
+        name = PRE_TOKENIZERS.get(split["pattern"].get("Regex")) if whole else None
+        # Qwen composes characters (NFC) and llama.cpp does not; nearly all text is composed.
+        known = (None, "NFC") if name == "qwen2" else (None,)
+        return name if (parts["normalizer"] or {}).get("type") in known else None
     return None
+
+
+def _is_sentencepiece(parts: dict[str, Any]) -> bool:
+    """Whether nothing happens before the merges but that spaces become ▁, with one in front or
+    not: by a normalizer (Llama 2) or by a pre-tokenizer that does not split (Mistral)."""
+    normal, cut = parts["normalizer"], parts["pre_tokenizer"]
+    if cut is not None:
+        spaces = cut["type"] == "Metaspace" and cut["replacement"] == "▁"
+        return normal is None and spaces and not cut.get("split", True)
+    steps = (normal or {}).get("normalizers", [normal] if normal else [])
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    return steps in ([replace], [{"type": "Prepend", "prepend": "▁"}, replace])
 
 
 def _scores(bpe: dict[str, Any], tokens: tuple[str, ...]) -> tuple[float, ...]:
@@ -152,10 +182,16 @@ def _prefixes(parts: dict[str, Any]) -> bool:
     )
 
 
+def _prepared(parts: dict[str, Any]) -> str:
+    normal = parts["normalizer"]
+    changed = f"changed by {_described(normal)}, " if normal else ""
+    return f"{changed}cut by {_described(parts['pre_tokenizer'])}"
+
+
 def _described(step: dict[str, Any] | None) -> str:
     if step is None:
         return "nothing"
-    inner = step.get("pretokenizers")
+    inner = step.get("pretokenizers") or step.get("normalizers")
     return " and ".join(map(_described, inner)) if inner else step["type"]
 
 
