@@ -65,6 +65,18 @@ def test_an_arm_of_a_run(run, tmp_path: Path, capsys) -> None:
         export_command(Path("mine"), tmp_path / "b.gguf")
 
 
+def test_an_arm_that_an_older_run_does_not_have(run, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"no arm int8[\s\S]*allowed: ternary\n"):
+        export_command(Path("mine"), tmp_path / "a.gguf", arm="int8")
+
+
+@pytest.mark.parametrize("name", ["file/a.gguf", "file/a", "n" * 300 + ".gguf"])
+def test_a_place_that_cannot_be_written_is_named(packed, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written: "):
+        export_command(packed(), tmp_path / name, tokenizer=False)
+
+
 def test_nothing_that_exists_is_replaced(packed, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").touch()
     (tmp_path / "full").mkdir()

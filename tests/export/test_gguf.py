@@ -189,6 +189,22 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, fields, rea
     assert not list(tmp_path.iterdir())
 
 
+def test_biases_that_llama_cpp_does_not_load_are_refused(packed) -> None:
+    with pytest.raises(ConfigError, match="biases in a model of type 'qwen3'"):
+        written(packed("qwen3", attention_bias=True))
+
+
+def test_an_int8_row_of_zeros_is_written(packed) -> None:
+    folder = packed()
+    model = load_packed(folder)
+    model.model.embed_tokens.int8[7] = 0
+    model.model.embed_tokens.scale[7] = 1e-14
+    done = write_gguf(model, None, folder / "a.gguf", name="small")
+    assert done.scale_error < 2**-11
+    found = {t.name: t for t in gguf.GGUFReader(folder / "a.gguf").tensors}
+    assert not decoded(found["token_embd.weight"].data, "Q8_0")[7].any()
+
+
 def test_a_scale_that_float16_loses_is_refused(tmp_path: Path) -> None:
     layer = PackedTernaryLinear.from_values(
         torch.ones(4, 32, dtype=torch.int8), torch.tensor([1e-8])

@@ -117,9 +117,9 @@ def _require_sayable(model: PreTrainedModel, ternary: list[str]) -> None:
     if not ternary:
         raise ConfigError(
             "no layer of this model keeps its ternary codes in Hugging Face's BitNet format",
-            allowed="a packed model with one scale a tensor (model.threshold.granularity: tensor)",
-            next_step="a GGUF file holds scales a row or a group too: give a name that ends in "
-            ".gguf",
+            allowed="ternary layers with one scale a tensor (model.threshold.granularity: tensor)",
+            next_step="a GGUF file holds scales a row or a group, INT8 and full precision too: "
+            "give a name that ends in .gguf",
         )
     norm = norm_inside(model)
     precise = next((n for n in ternary if model.get_submodule(n).activations != "int8"), None)

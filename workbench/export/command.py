@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from workbench.data.tokenizer import load_tokenizer
-from workbench.errors import ConfigError, StageError
+from workbench.errors import ConfigError, StageError, reason_of
 from workbench.export.bitnet_folder import write_bitnet_folder
 from workbench.export.gguf_file import require_gguf, write_gguf
 from workbench.model.build import load_checkpoint
@@ -37,23 +39,39 @@ def export_command(
     source: a run's folder or name, or a model folder. arm: of a run. kind: block type of the
     ternary layers in a GGUF file. tokenizer: False leaves it out.
     Prints what was written to standard error, and the path last, to standard output.
+    Raises ConfigError where ``out`` exists or cannot be written, StageError without that arm.
     """
     to_gguf = out.suffix.lower() == ".gguf"
     if to_gguf:
         require_gguf()
-    if out.exists() and not (out.is_dir() and not to_gguf and not any(out.iterdir())):
+    with _place(out):
+        taken = out.exists() and not (out.is_dir() and not to_gguf and not any(out.iterdir()))
+    if taken:
         raise ConfigError(
             f"{shown(out)} exists", next_step="give another name, or move that out of the way"
         )
     name, folder = _found(source, arm)
     model, description = _load(folder)
     words = load_tokenizer(str(folder)) if tokenizer else None
-    if to_gguf:
-        done = write_gguf(model, words, out, kind, name=name, description=description)
-        print(done, file=sys.stderr)
-    else:
-        print(write_bitnet_folder(model, words, out), file=sys.stderr)
+    with _place(out):
+        if to_gguf:
+            done = write_gguf(model, words, out, kind, name=name, description=description)
+            print(done, file=sys.stderr)
+        else:
+            print(write_bitnet_folder(model, words, out), file=sys.stderr)
     print(out)
+
+
+@contextmanager
+def _place(out: Path) -> Iterator[None]:
+    """A ConfigError that names ``out`` where the file system refuses it."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{shown(out)} cannot be written: {error.strerror or reason_of(error)}",
+            next_step="give a name in a folder that can be written to and has room",
+        ) from None
 
 
 def _found(source: Path, arm: str) -> tuple[str, Path]:
@@ -66,6 +84,12 @@ def _found(source: Path, arm: str) -> tuple[str, Path]:
         raise StageError(
             f"{run.name} has no finished {ARMS[arm]}, which makes the arm {arm}",
             next_step="finish that run with workbench run, or name another --arm",
+        )
+    if arm not in record.artefacts:
+        raise StageError(
+            f"{run.name} has no arm {arm}: its {ARMS[arm]} was run by an older workbench",
+            allowed=", ".join(a for a in ARMS if a in record.artefacts),
+            next_step="run that pilot again with workbench run, or name another --arm",
         )
     return f"{run.name} {arm}", record.artefact(arm)
 

@@ -168,6 +168,8 @@ def _require_known(model: PreTrainedModel) -> None:
         raise _not_for_llama_cpp(f"activation {config.hidden_act!r}")
     if rope not in ROPE_TYPES or (rope == "llama3" and ARCHITECTURES[family] != "llama"):
         raise _not_for_llama_cpp(f"RoPE type {rope!r} in a model of type {family!r}")
+    if family == "qwen3" and getattr(config, "attention_bias", False):
+        raise _not_for_llama_cpp("biases in a model of type 'qwen3'")
     if name := norm_inside(model):
         raise _not_for_llama_cpp(f"{name} has a norm inside (model.sub_norm)")
 
@@ -177,7 +179,8 @@ def _not_for_llama_cpp(reason: str) -> ConfigError:
         f"cannot be written as GGUF: {reason}",
         allowed="Llama, Mistral, Qwen 2 and Qwen 3 with SiLU, RoPE "
         f"{', '.join(ROPE_TYPES)}, and no norms inside linear layers",
-        next_step="export a Hugging Face folder instead: give a name without .gguf",
+        next_step="a Hugging Face folder (a name without .gguf) holds all but norms inside layers; "
+        "workbench serve runs every model as it is",
     )
 
 
@@ -265,7 +268,8 @@ def _matrix_tensor(name: str, module: Matrix, rows: Tensor | None, done: Written
             return _Tensor(name, data, shape, kind.id)
     elif isinstance(module, Int8Linear | Int8Embedding) and module.int8.shape[1] % Q8_0_SIZE == 0:
         done.types["Q8_0"] += 1
-        scale = ordered(module.scale).numpy()
+        # A row of zeros, as checkpoints have for tokens that are none, has the smallest scale.
+        scale = ordered(torch.where(module.int8.any(dim=1), module.scale, 1.0)).numpy()
         done.scale_error = max(done.scale_error, scale_error(scale, name))
         return _Tensor(name, q8_0(ordered(module.int8).numpy(), scale), module.int8.shape, Q8_0)
     done.types["BF16"] += 1
