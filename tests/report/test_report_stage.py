@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from workbench.errors import GateError
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
+from workbench.report.text import Texts
 from workbench.report.verdict import caveats
 from workbench.runner.pilot_run import raise_failed_gates
 from workbench.stages import report
@@ -37,6 +39,18 @@ def test_tables_metric_and_verdict_are_recorded(shared_run) -> None:
     ]  # fmt: skip
     assert "ternary decodes 1.4" in verdict["caveats"][2]["text"]
     assert "gap of 0.005" in verdict["caveats"][3]["text"]
+
+
+def test_no_gain_in_speed_over_int8_is_not_called_one(make_run) -> None:
+    records = make_run().records()
+    metrics = records["readiness"].metrics
+    for i, metric in enumerate(metrics):
+        if metric.name == "decode_speedup_over_int8":
+            metrics[i] = replace(metric, value=1.02, lo=0.9, hi=1.1)
+    (found,) = [s for s in caveats(records, PILOT) if s.code.startswith("caveat.int8_probe")]
+    assert found.code == "caveat.int8_probe_no_faster"
+    for language in ("en", "ru"):
+        assert "{" not in Texts(language)(found.code, **found.values)
 
 
 def test_without_int8_figures_nothing_is_said_of_int8(make_run) -> None:

@@ -17,7 +17,7 @@ FLUID, WHOLE = "accelerators_needed_fluid", "accelerators_needed"
 
 
 def fleet_metrics(records: Mapping[str, StageRecord], accelerators: int | None) -> list[Metric]:
-    """For each ternary arm the accelerators it would need instead of ``accelerators``.
+    """For each other arm the accelerators that it would need instead of ``accelerators``.
 
     Nothing when the pilot names no fleet; missing with a reason when no ratio was measured.
     """

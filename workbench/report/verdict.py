@@ -98,7 +98,9 @@ def _against_int8(records: Mapping[str, StageRecord]) -> list[Sentence]:
         if decode and memory and decode.value and memory.value:
             values = {"decode": decode.value, "memory": memory.value}
             shape = decode.labels.get("shape", "")
-            found.append(Sentence("caveat.int8_probe", {**values, "shape": shape}))
+            surely = decode.value if decode.lo is None else decode.lo
+            code = "caveat.int8_probe" if surely > 1 else "caveat.int8_probe_no_faster"
+            found.append(Sentence(code, {**values, "shape": shape}))
     if "measure_ab" in records:
         gap = records["measure_ab"].metric("quality_gap_bits_per_byte", arm="int8")
         if gap and gap.value is not None:

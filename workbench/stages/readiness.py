@@ -279,7 +279,7 @@ def _about_probe(record: StageRecord) -> str:
     int8_text = (
         ""
         if over_int8 is None or over_int8.value is None
-        else f" INT8, which needs no training, is {over_int8.value:.2f} times slower than ternary."
+        else f" It decodes {over_int8.value:.2f} times as fast as INT8, which needs no training."
     )
     return (
         f"Speed probe, {decode.labels.get('shape', 'real shape')}: ternary decodes "
