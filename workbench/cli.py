@@ -156,13 +156,13 @@ def export(
         Path, typer.Argument(metavar="OUT", help="a file.gguf, or a folder for Hugging Face")
     ],
     arm: Annotated[
-        Literal["hybrid", "ternary", "post_training", "int8", "full_precision"],
-        typer.Option(help="which of a run's models"),
-    ] = "hybrid",
+        Literal["hybrid", "ternary", "post_training", "int8", "full_precision"] | None,
+        typer.Option(help="which of a run's models [default: hybrid]"),
+    ] = None,
     kind: Annotated[
-        Literal["tq2_0", "tq1_0", "q2_0", "q4_0"],
-        typer.Option("--type", help="of ternary layers in a GGUF file"),
-    ] = "tq2_0",
+        Literal["tq2_0", "tq1_0", "q2_0", "q4_0"] | None,
+        typer.Option("--type", help="of ternary layers in a GGUF file [default: tq2_0]"),
+    ] = None,
     tokenizer: Annotated[bool, typer.Option(help="write the tokenizer too")] = True,
 ) -> None:
     """Write a run's model for other tools: GGUF (llama.cpp) or Hugging Face's BitNet format."""

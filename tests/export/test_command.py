@@ -86,6 +86,13 @@ def test_nothing_that_exists_is_replaced(packed, tmp_path: Path) -> None:
             export_command(packed(), tmp_path / name)
 
 
+def test_what_would_be_ignored_is_refused(packed, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--arm ternary of .*one model and no run"):
+        export_command(packed(), tmp_path / "a.gguf", arm="ternary")
+    with pytest.raises(ConfigError, match=r"--type q2_0 for the Hugging Face folder"):
+        export_command(packed(), tmp_path / "a", kind="q2_0")
+
+
 def test_master_weights_are_refused(packed, tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     config = LlamaConfig(**sizes, num_attention_heads=1, vocab_size=32)

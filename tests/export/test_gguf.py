@@ -14,7 +14,9 @@ from workbench.errors import ConfigError
 from workbench.export.blocks import TERNARY_TYPES, q8_0, ternary_blocks
 from workbench.export.gguf_file import Written, write_gguf
 from workbench.export.parts import dense, matrices, vectors
-from workbench.ternary.packed import load_packed
+from workbench.pilot.sections.model import Policy
+from workbench.ternary import ThresholdVersion, to_ternary
+from workbench.ternary.packed import load_packed, save_packed
 from workbench.ternary.packed_layers import PackedTernaryLinear
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -154,6 +156,29 @@ def test_a_sliding_window_ends_the_context(packed, tokenizer) -> None:
 def test_without_a_tokenizer_token_ids_still_work(packed) -> None:
     path, _ = written(packed())
     assert error(Peer(path).logits(TOKENS), ours(path.parent)) < 0.03
+
+
+def test_what_is_said_of_the_types_fits_the_widths(packed) -> None:
+    _, done = written(packed(hidden_size=288, intermediate_size=288))
+    assert done.types["Q4_0"] == 10 and "--type q2_0" not in str(done)
+
+
+def test_activations_that_llama_cpp_rounds_and_the_model_does_not(tmp_path: Path) -> None:
+    model = small_llama()
+    report = to_ternary(model, Policy(), ThresholdVersion(), activations="none")
+    save_packed(model, tmp_path / "x", report.precisions, ThresholdVersion())
+    _, done = written(tmp_path / "x")
+    assert str(done).count("which this model leaves as they are") == 1
+
+
+def test_every_token_that_ends_a_text_is_written_or_refused(packed, tokenizer) -> None:
+    path, _ = written(packed(eos_token_id=[0, 5, 7]), tokenizer=tokenizer)
+    fields = gguf.GGUFReader(path).fields
+    ends = [fields[f"tokenizer.ggml.{kind}_token_id"].contents() for kind in ("eos", "eot", "eom")]
+    assert ends == [0, 5, 7]
+    model = load_packed(packed("qwen2", eos_token_id=[0, 5, 7, 9]))
+    with pytest.raises(ConfigError, match=r"4 tokens end a text: \[0, 5, 7, 9\]"):
+        write_gguf(model, tokenizer, path.parent / "b.gguf", name="small")
 
 
 def small_llama(**fields) -> PreTrainedModel:

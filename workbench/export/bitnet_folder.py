@@ -44,7 +44,7 @@ class WrittenFolder:
     def __str__(self) -> str:
         text = (
             f"{self.size_bytes / 1e6:.1f} MB, {len(self.ternary)} ternary layers packed: codes as "
-            f"trained, their scales within {self.scale_error:.2%} (bf16)"
+            f"they are, their scales within {self.scale_error:.2%} (bf16)"
         )
         if self.widened:
             text += (

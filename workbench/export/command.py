@@ -32,18 +32,29 @@ ARMS = {
 
 
 def export_command(
-    source: Path, out: Path, *, arm: str = "hybrid", kind: str = "tq2_0", tokenizer: bool = True
+    source: Path,
+    out: Path,
+    *,
+    arm: str | None = None,
+    kind: str | None = None,
+    tokenizer: bool = True,
 ) -> None:
     """Write ``out``: a GGUF file if it ends in ``.gguf``, else a Hugging Face BitNet folder.
 
-    source: a run's folder or name, or a model folder. arm: of a run. kind: block type of the
-    ternary layers in a GGUF file. tokenizer: False leaves it out.
+    source: a run's folder or name, or a model folder. arm: of a run; None for the hybrid. kind:
+    block type of the ternary layers in a GGUF file; None for TQ2_0. tokenizer: False leaves it out.
     Prints what was written to standard error, and the path last, to standard output.
     Raises ConfigError where ``out`` exists or cannot be written, StageError without that arm.
     """
     to_gguf = out.suffix.lower() == ".gguf"
     if to_gguf:
         require_gguf()
+    elif kind:
+        raise ConfigError(
+            f"--type {kind} for the Hugging Face folder {shown(out)}",
+            allowed="a type of llama.cpp for a GGUF file",
+            next_step="leave --type out, or give a name that ends in .gguf",
+        )
     with _place(out):
         taken = out.exists() and not (out.is_dir() and not to_gguf and not any(out.iterdir()))
     if taken:
@@ -55,7 +66,9 @@ def export_command(
     words = load_tokenizer(str(folder)) if tokenizer else None
     with _place(out):
         if to_gguf:
-            done = write_gguf(model, words, out, kind, name=name, description=description)
+            done = write_gguf(
+                model, words, out, kind or "tq2_0", name=name, description=description
+            )
             print(done, file=sys.stderr)
         else:
             print(write_bitnet_folder(model, words, out), file=sys.stderr)
@@ -74,11 +87,16 @@ def _place(out: Path) -> Iterator[None]:
         ) from None
 
 
-def _found(source: Path, arm: str) -> tuple[str, Path]:
+def _found(source: Path, arm: str | None) -> tuple[str, Path]:
     """What to call the model, and its folder."""
     if (source / "config.json").is_file() and not (source / HEADER).exists():
+        if arm:
+            raise ConfigError(
+                f"--arm {arm} of {shown(source)}, which is one model and no run",
+                next_step="leave --arm out, or name a run",
+            )
         return source.resolve().name, source
-    run = find_run(str(source))
+    run, arm = find_run(str(source)), arm or "hybrid"
     record = run.record(ARMS[arm])
     if record is None:
         raise StageError(

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Model type of the configuration -> llama.cpp's architecture."""
 ROPE_TYPES = ("default", "linear", "llama3")
+ROUNDED_ACTIVATIONS = (
+    "llama.cpp rounds activations to INT8, which this model leaves as they are "
+    "(model.activations: none): judge its quality again there"
+)
 Q8_0, BF16 = 8, 30
 """Numbers of types in a GGUF file."""
 
@@ -49,19 +53,22 @@ Q8_0, BF16 = 8, 30
 @dataclass
 class Written:
     """What a file holds. types: block type -> matrices. instead: type -> ternary matrices that the
-    wanted type could not hold. scale_error: the largest relative error of a scale in float16."""
+    wanted type could not hold. smaller: how many of them :data:`NEWEST` could. scale_error: the
+    largest relative error of a scale in float16. notes: sentences for whoever asked for it."""
 
     wanted: BlockType
     size_bytes: int = 0
     types: Counter[str] = field(default_factory=Counter)
     instead: Counter[str] = field(default_factory=Counter)
+    smaller: int = 0
     scale_error: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.types.items())
         lines = [f"{self.size_bytes / 1e6:.1f} MB, matrices: {counts}"]
         if self.types.keys() - {"BF16"}:
-            lines[0] += f"; codes as trained, their scales within {self.scale_error:.2%} (float16)"
+            lines[0] += f"; codes as they are, their scales within {self.scale_error:.2%} (float16)"
         for name, count in self.instead.items():
             what = "the same values, in more bytes" if name == WIDEST.name else "rounded"
             lines.append(
@@ -69,12 +76,12 @@ class Written:
                 f"divide by {self.wanted.size}"
                 + (" and no scale a group" if self.wanted.size > 128 else "")
             )
-        if self.instead and self.wanted.size > NEWEST.size:
+        if self.smaller and self.wanted.size > NEWEST.size:
             lines.append(
                 f"--type {NEWEST.name.lower()} ({NEWEST.bits} bits a weight, rows that divide by "
                 f"{NEWEST.size}) is smaller where llama.cpp is of 2026 or newer"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def require_gguf() -> None:
@@ -255,10 +262,13 @@ def _matrix_tensor(name: str, module: Matrix, rows: Tensor | None, done: Written
         return x if rows is None or len(x) == 1 else x[rows]
 
     if isinstance(module, PackedTernaryLinear):
+        if module.activations != "int8" and not done.notes:
+            done.notes.append(ROUNDED_ACTIVATIONS)
         K, shape = module.in_features, (module.out_features, module.in_features)
         kind = next((t for t in (done.wanted, WIDEST) if t.holds(K, module.scale)), None)
         if kind is not done.wanted:
             done.instead["BF16" if kind is None else kind.name] += 1
+            done.smaller += NEWEST.holds(K, module.scale)
         if kind is not None:
             done.types[kind.name] += 1
             data, error = ternary_blocks(

@@ -31,6 +31,9 @@ PRE_TOKENIZERS = {
 }
 """Regular expression of the first split -> its name in llama.cpp (from ``convert_hf_to_gguf``)."""
 
+OTHER_ENDS = ("eot", "eom")
+"""What llama.cpp calls the tokens beside eos that end a text: of a turn, of a message."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -94,8 +97,14 @@ def write_special_tokens(
     """The ids of special tokens; a text begins as in training, with bos or, without one, eos."""
     ids = {"bos": document_start(tokenizer), "eos": tokenizer.eos_token_id}
     ids |= {"unk": tokenizer.unk_token_id, "pad": tokenizer.pad_token_id}
-    if others := sorted(eos_ids - {ids["eos"]}):
-        ids["eot"] = others[0]
+    others = sorted(eos_ids - {ids["eos"]})
+    if len(others) > len(OTHER_ENDS):
+        raise ConfigError(
+            f"{len(eos_ids)} tokens end a text: {sorted(eos_ids)}",
+            allowed=f"at most {1 + len(OTHER_ENDS)} in a GGUF file",
+            next_step="leave those that are never used out of eos_token_id in config.json",
+        )
+    ids |= dict(zip(OTHER_ENDS, others, strict=False))
     for kind, token in ids.items():
         if token is not None:
             getattr(writer, f"add_{kind}_token_id")(token)
