@@ -9,8 +9,9 @@ import torch
 from ternary_kernels import PackedHalf, PackedInt8, PackedTernary
 from ternary_kernels.gpu import layout
 from ternary_kernels.gpu.attention import Rows, attend, rope_append
+from ternary_kernels.gpu.gemm import plan
 from ternary_kernels.gpu.graphs import Graphs, decode_bucket, prefill_bucket
-from ternary_kernels.gpu.llama import LlamaGpu, _tiles, random_llama
+from ternary_kernels.gpu.llama import LOGITS_ROWS, LlamaGpu, _tiles, random_llama
 from ternary_kernels.gpu.pack import unpack_codes
 from ternary_kernels.llama import LINEARS, LlamaConfig, LlamaReference
 
@@ -228,6 +229,22 @@ def test_warming_touches_no_conversation():
     step = ([4], [1], [3], True)
     assert error(gpu.forward(*step), reference.forward(*step)) < 1e-5
     assert gpu.filled.tolist() == [0, 4]
+
+
+def test_warming_reaches_every_kind_of_head():
+    """What a prefill step's head may take was compiled before: no request pays for it."""
+    gpu, _ = both("half", slots=1, context=512)
+    gpu._pads, warmed = True, set()
+    gpu._run_decode = lambda *args: None
+    gpu._run_prefill = lambda size, *args: torch.zeros((2, size, 1))
+    gpu._logits = lambda last: warmed.add(len(last[0]))
+    gpu.warm()
+
+    def kinds(rows):
+        device = torch.device("cpu")
+        return {(M == 1, plan(M, 32002, 25, device, False)) for M in rows}
+
+    assert kinds(warmed) == kinds(range(1, LOGITS_ROWS + 1))
 
 
 class Recorded:

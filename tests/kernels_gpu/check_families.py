@@ -6,6 +6,8 @@ The core is made as the engine makes it, from a model in memory; only the device
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from ternary_kernels import PackedTernary
 from ternary_kernels.gpu import layout
 from ternary_kernels.gpu.llama import LlamaGpu
 from ternary_kernels.gpu.pack import unpack_codes
@@ -22,6 +24,7 @@ from workbench.engine.weights import collect_weights
 from workbench.errors import StageError
 from workbench.pilot.sections.model import Policy
 from workbench.ternary import ThresholdVersion, to_ternary
+from workbench.ternary.packed import save_packed
 
 DEVICE = "cpu" if layout.INTERPRETED else "cuda"
 SHAPE = {
@@ -106,6 +109,10 @@ class OnThisDevice(LlamaGpu):
 def gpu_engines(monkeypatch):
     monkeypatch.setattr("ternary_kernels.gpu.llama.LlamaGpu", OnThisDevice)
     monkeypatch.setattr("workbench.engine.build.torch_gpu", lambda: ("a GPU", ""))
+    monkeypatch.setattr(
+        "workbench.engine.build._packs_on",
+        lambda setup: DEVICE if setup.device == "cuda" else None,
+    )
 
 
 def test_the_whole_engine_runs_on_the_core(gpu_engines):
@@ -131,6 +138,50 @@ def test_the_whole_engine_runs_on_the_core(gpu_engines):
             handles = [scheduler.submit(request) for request in greedy]
             assert all(handle.wait(60) for handle in handles)
         assert [handle.tokens for handle in handles] == expected
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = make_model("llama")
+    report = to_ternary(model, Policy(), ThresholdVersion())
+    model.to(torch.bfloat16)
+    save_packed(model, tmp_path / "packed", report.precisions, ThresholdVersion())
+    return tmp_path / "packed"
+
+
+def test_a_folder_is_packed_on_the_device(gpu_engines, folder, monkeypatch):
+    request = GenerationRequest(tuple(TOKENS.tolist()), 3, ignore_eos=True)
+    with Engine.load(folder, kv_dtype="float32") as cpu:
+        expected = cpu.generate(request).tokens
+        tiles = cpu.core.weights["layers.0.down"].tiles
+
+    def on_the_host(*args):
+        raise AssertionError("packed on the host")
+
+    monkeypatch.setattr(PackedTernary, "from_codes", on_the_host)
+    with Engine.load(folder, kv_dtype="float32", device="cuda") as gpu:
+        ((down, _),) = gpu.core._layers[0].down.parts
+        assert torch.equal(down.tiles.cpu(), tiles)
+        assert gpu.generate(request).tokens == expected
+
+
+def test_a_damaged_folder_is_refused_on_the_device_too(gpu_engines, folder):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.up_proj.codes"][5, 3] = 0b11
+    save_file(tensors, file)
+    with pytest.raises(StageError, match="up_proj: row 5 holds the forbidden code 3"):
+        Engine.load(folder, device="cuda")
+
+
+def test_memory_that_runs_out_while_packing_is_said(gpu_engines, folder, monkeypatch):
+    def refuse(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr("ternary_kernels.gpu.pack.pack", refuse)
+    monkeypatch.setattr("workbench.engine.build.torch_gpu_memory", lambda: (int(5e9), int(8e9)))
+    with pytest.raises(StageError, match=r"does not fit the GPU.*2 GiB.*\n.*5\.0 of 8\.0 GB"):
+        Engine.load(folder, device="cuda")
 
 
 def test_a_gpu_too_small_is_said_with_what_to_lower(gpu_engines, monkeypatch):

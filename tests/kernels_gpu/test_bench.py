@@ -10,9 +10,9 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
 from ternary_kernels.gpu.layout import interpreter_problem
 
-from workbench.bench.gpu import REHEARSAL, bench_gpu, parts_of
-from workbench.bench.gpu_clock import median
-from workbench.errors import ConfigError
+from workbench.bench.gpu import REHEARSAL, Bench, Work, bench_gpu, parts_of
+from workbench.bench.gpu_clock import RehearsalClock, Row, median
+from workbench.errors import ConfigError, StageError
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -48,7 +48,7 @@ def test_the_rehearsal_runs_every_case():
     assert {row.device for row in rows} == {REHEARSAL}
     assert {row.name for row in rows} >= {
         "copy", "int_mm", "matmul", "product", "linear", "rms_norm+quantize", "silu*up+quantize",
-        "relu2*up+quantize", "quantize+pack", "unpack", "qat_layer", "first_call",
+        "relu2*up+quantize", "quantize+pack", "unpack", "qat_layer", "first_call", "second_call",
     }  # fmt: skip
     assert all(row.value > 0 and not row.note for row in rows)
     for row in rows:
@@ -59,6 +59,26 @@ def test_parts_are_named_and_ordered():
     assert parts_of("large, product") == ("product", "large")
     with pytest.raises(ConfigError, match=r"unknown: speed\n.*product, engine"):
         parts_of("speed")
+
+
+def test_a_case_that_fails_costs_the_others_nothing(monkeypatch):
+    """Time on a device may be given once: all other rows are written, and then it is said."""
+
+    def broken(self, N, K, M):
+        raise RuntimeError("an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(Bench, "_between", broken)
+    monkeypatch.setattr(Bench, "_ceilings", lambda self, shape: None)
+    monkeypatch.setattr(
+        Bench,
+        "_weights",
+        lambda self, *at: self._add(Row("unpack", "", 0, "", 1.0, 1.0, 1.0, "us")),
+    )
+    bench = Bench(RehearsalClock(), "cpu", "rehearsal", lambda line: None, Work.tiny())
+    with pytest.raises(StageError, match=r"2 cases failed: between products 32x32 1; between"):
+        bench.run(("between", "weights"))
+    assert [row.name for row in bench.rows] == ["between products"] * 2 + ["unpack"]
+    assert "illegal memory access" in bench.rows[0].note and bench.rows[0].value is None
 
 
 def test_the_kernels_need_neither_pilots_nor_a_server():

@@ -35,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ from torch.nn import functional as F
 
 from workbench.bench.gpu_clock import Call, GraphClock, RehearsalClock, Row, median
 from workbench.bench.gpu_sizes import EndToEnd, Trained
-from workbench.errors import ConfigError, StageError, WorkbenchError
+from workbench.errors import ConfigError, StageError, WorkbenchError, reason_of
 from workbench.machine.gpu import driver_version, torch_gpu
 from workbench.paths import PROJECT
 
@@ -166,7 +167,8 @@ class Bench:
         self.work, self.end_to_end, self.trained = work, work.end_to_end, work.trained
         self.begin = time.monotonic()
         self.rows: list[Row] = []
-        self.first_calls_s: list[float] = []
+        self.failed: list[str] = []
+        self.calls_s: dict[str, list[float]] = {"first_call": [], "second_call": []}
         self.bytes_s = self.int8_ops_s = self.bf16_ops_s = 0.0
 
     def run(self, parts: tuple[str, ...]) -> list[Row]:
@@ -179,6 +181,12 @@ class Bench:
                 self._guarded(part, "", 0, PARTS[part], lambda run=run: run(self))
             else:
                 getattr(self, f"_part_{part}")()
+        if self.failed:
+            raise StageError(
+                f"bench gpu: {len(self.failed)} cases failed: {'; '.join(self.failed)}",
+                allowed="every case measured; the rows of all others are kept",
+                next_step="run python -m pytest tests/kernels_gpu on this machine and report it",
+            )
         return self.rows
 
     def _part_product(self) -> None:
@@ -187,9 +195,10 @@ class Bench:
         cases += [(N, K, M) for M in (*work.batches, work.prompt_rows) for N, K in work.large[:2]]
         for case in cases:
             self._case("product", *case, self._product)
-        if self.first_calls_s:
-            least, most = min(self.first_calls_s), max(self.first_calls_s)
-            self._add(Row("first_call", "each shape once", 0, "ternary", most, least, most, "s"))
+        for name, seconds in self.calls_s.items():
+            if seconds:
+                least, most = min(seconds), max(seconds)
+                self._add(Row(name, "each shape once", 0, "ternary", most, least, most, "s"))
 
     def _part_between(self) -> None:
         for M in (1, self.work.prompt_rows):
@@ -207,7 +216,10 @@ class Bench:
     def _guarded(
         self, name: str, shape: str, rows: int, needs_s: float, measure: Callable[[], None]
     ) -> None:
-        """What does not fit into the time or the memory leaves a row that says so."""
+        """What does not fit into the time or the memory leaves a row that says so.
+
+        So does what fails: the time on a device may be short, and the other cases go on.
+        """
         note, left_s = "", TIME_LIMIT_S - RESERVE_S - (time.monotonic() - self.begin)
         if self.device == "cuda" and left_s < needs_s:
             note = (
@@ -221,17 +233,25 @@ class Bench:
                 note = f"not measured: out of device memory ({str(error).splitlines()[0]})"
             except MemoryError as error:
                 note = f"not measured: {error}"
+            except Exception as error:
+                traceback.print_exc()
+                note = f"failed: {reason_of(error)}"
+                self.failed.append(" ".join(f"{name} {shape} {rows or ''}".split()))
         if note:
             self._add(Row(name, shape, rows, "", None, None, None, "", note=note))
         if self.device == "cuda":
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError as error:  # the device is lost: every later row says so itself
+                print(f"bench gpu: {error}", file=sys.stderr)
 
     def _product(self, N: int, K: int, M: int) -> None:
         from ternary_kernels.gpu import linear, linear_weight_only, quantize
 
         xs, weights = self._operands(N, K, M)
         both = list(zip(xs, weights, strict=True))
-        self.first_calls_s.append(self.clock.once(lambda: linear(*both[0])))
+        for seconds in self.calls_s.values():
+            seconds.append(self.clock.once(lambda: linear(*both[0])))
         rows = [quantize(x) for x in xs]
         self._check(weights[0], rows[0], M)
         dense = [self._normal(N, K) for _ in range(self.clock.copies(2 * N * K))]

@@ -30,7 +30,8 @@ Call = Callable[[], object]
 @dataclass(frozen=True)
 class Row:
     """value: median; lo, hi: its 95 % interval from order statistics of the replays (for
-    ``first_call`` the extremes). shape: [N x K] of the weight. rows: tokens at a time.
+    ``first_call`` and ``second_call``, whose value is the slowest, the extremes). shape: [N x K]
+    of the weight. rows: tokens at a time.
     ratio_bf16: speed over the best bf16 product of the same run. roofline_pct: of what the
     counted bytes and operations allow at this run's measured ceilings. note: why there is no
     value, where there is none."""

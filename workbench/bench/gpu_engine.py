@@ -145,7 +145,7 @@ def run_engine(bench: Bench) -> None:
             best[kind] = _add_rate(
                 bench, row, samples, sizes.output, nbytes=nbytes, against=against
             )
-            bench._add(Row("engine_first_call", name, 0, precision, first_s, None, None, "s"))
+            bench._add(Row("engine_first_call", name, 0, precision, first_s, first_s, first_s, "s"))
             _say_notes(bench, core, "decode", name)
             core.close()
             del core, prefill, decode, rewind

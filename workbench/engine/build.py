@@ -6,7 +6,8 @@ graphs on a GPU. What their architecture does not know runs through transformers
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,7 +82,7 @@ def from_folder(folder: Path, setup: Setup) -> Engine:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
     def weights(shape: llama.LlamaConfig) -> Weights:
-        source = FolderSource(folder, config, manifest)
+        source = FolderSource(folder, config, manifest, _packs_on(setup))
         tied = config.tie_word_embeddings and not source.has_own_head()
         return collect_weights(shape, config.model_type, tied, source, setup.tables)
 
@@ -94,7 +95,8 @@ def from_model(model: nn.Module, setup: Setup) -> Engine:
     def weights(shape: llama.LlamaConfig) -> Weights:
         config = model.config
         tied = config.tie_word_embeddings and not _has_own_head(model)
-        return collect_weights(shape, config.model_type, tied, ModelSource(model), setup.tables)
+        source = ModelSource(model, _packs_on(setup))
+        return collect_weights(shape, config.model_type, tied, source, setup.tables)
 
     return _build(model.config, weights, lambda: model, setup)
 
@@ -141,6 +143,26 @@ def _require_gpu() -> None:
         raise NotForKernels("Triton is not installed here")
 
 
+@contextmanager
+def _fitting_the_gpu() -> Iterator[None]:
+    """Raise StageError with what to lower where the device's memory runs out."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        free, total = torch_gpu_memory()
+        raise StageError(
+            f"the model does not fit the GPU: {str(error).splitlines()[0]}",
+            allowed=f"what is free now: {free / 1e9:.1f} of {total / 1e9:.1f} GB",
+            next_step="fewer sequences at a time (measure_ab.batch_sizes, deploy_rollback.slots) "
+            "or a shorter context take less; so does an arm less",
+        ) from error
+
+
+def _packs_on(setup: Setup) -> str | None:
+    """Where ternary layers are packed: on the GPU that will multiply them; None: on the CPU."""
+    return "cuda" if setup.device == "cuda" else None
+
+
 def _on_gpu(
     shape: llama.LlamaConfig,
     weights: Weights,
@@ -150,19 +172,11 @@ def _on_gpu(
     from ternary_kernels.gpu.llama import LlamaGpu
 
     other = setup.cache_of.core if setup.cache_of else None
-    try:
+    with _fitting_the_gpu():
         core = LlamaGpu(
             shape, weights, setup.slots, setup.context, setup.kv_dtype,
             cache_of=other if isinstance(other, LlamaGpu) else None,
         )  # fmt: skip
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        free, total = torch_gpu_memory()
-        raise StageError(
-            f"the model does not fit the GPU: {str(error).splitlines()[0]}",
-            allowed=f"what is free now: {free / 1e9:.1f} of {total / 1e9:.1f} GB",
-            next_step="fewer sequences at a time (measure_ab.batch_sizes, deploy_rollback.slots) "
-            "or a shorter context take less; so does an arm less",
-        ) from error
     name, _ = torch_gpu()
     return Engine(core, backend=f"ternary_kernels.gpu on {name}, CUDA graphs", eos_tokens=eos)
 
@@ -178,7 +192,8 @@ def _build(
         if setup.device == "cuda":
             _require_gpu()
         shape = kernel_config(config)
-        packed = weights(shape)
+        with _fitting_the_gpu() if setup.device == "cuda" else nullcontext():
+            packed = weights(shape)
     except NotForKernels as reason:
         return _through_transformers(model(), setup, str(reason))
     make = _on_gpu if setup.device == "cuda" else _native

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from ternary_kernels import PackedHalf, PackedInt8, PackedTernary, PackedWeight
+from ternary_kernels import PackedHalf, PackedInt8, PackedWeight
 from torch import Tensor, nn
 
 from workbench.engine.architecture import (
@@ -11,15 +11,19 @@ from workbench.engine.architecture import (
     refuse_norm_inside,
     require_int8_activations,
 )
+from workbench.engine.device import from_codes, from_portable
 from workbench.ternary import BitLinear
 from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
 
 
 class ModelSource:
-    """Reads a ``transformers`` model module by module; see :class:`~.weights.Source`."""
+    """Reads a ``transformers`` model module by module; see :class:`~.weights.Source`.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    device: where the GPU's kernels pack ternary layers; None: packed on the CPU.
+    """
+
+    def __init__(self, model: nn.Module, device: str | None = None) -> None:
+        self._model, self._device = model, device
 
     @torch.no_grad()
     def linear(self, module: str, shape: tuple[int, int], *, as_int8: bool = False) -> PackedWeight:
@@ -31,10 +35,10 @@ class ModelSource:
                 raise NotForKernels(f"{module} is between precise and ternary")
             require_int8_activations(layer.activations, module)
             codes, scale = layer.ternarized()
-            return PackedTernary.from_codes(codes.cpu() + 1, scale)
+            return from_codes(codes + 1, scale, self._device)
         if isinstance(layer, PackedTernaryLinear):
             require_int8_activations(layer.activations, module)
-            return PackedTernary.from_portable(layer.codes.cpu(), layer.in_features, layer.scale)
+            return from_portable(layer.codes, layer.in_features, layer.scale, self._device)
         if isinstance(layer, Int8Linear):
             require_int8_activations(layer.activations, module)
             return PackedInt8.from_codes(layer.int8.cpu(), layer.scale)

@@ -26,6 +26,7 @@ from workbench.engine.architecture import (
     require_int8_activations,
 )
 from workbench.engine.bitnet_checkpoint import BitnetCheckpoint
+from workbench.engine.device import from_portable
 from workbench.errors import StageError
 from workbench.ternary.manifest import Manifest, read_json_object
 
@@ -83,13 +84,18 @@ class FolderSource:
     """Reads a packed model folder or a Hugging Face folder with safetensors files."""
 
     def __init__(
-        self, folder: Path, config: PretrainedConfig, manifest: Manifest | None = None
+        self,
+        folder: Path,
+        config: PretrainedConfig,
+        manifest: Manifest | None = None,
+        device: str | None = None,
     ) -> None:
-        """manifest: of a packed folder. Raises StageError when a file is missing, damaged or
+        """manifest: of a packed folder. device: where the GPU's kernels pack its ternary layers;
+        None: packed on the CPU. Raises StageError when a file is missing, damaged or
         truncated, NotForKernels when the packed layers compute what the kernels do not."""
         if manifest:
             _require_kernel_layers(manifest)
-        self._folder = folder
+        self._folder, self._device = folder, device
         self._files = {
             name: file for path in _weight_files(folder) for file, names in [_open(path)]
             for name in names
@@ -101,7 +107,7 @@ class FolderSource:
         K = shape[1]
         if f"{module}.codes" in self._files:
             codes, scale = self._tensor(f"{module}.codes"), self._tensor(f"{module}.scale")
-            return self._packed(module, lambda: PackedTernary.from_portable(codes, K, scale), shape)
+            return self._packed(module, lambda: from_portable(codes, K, scale, self._device), shape)
         if f"{module}.int8" in self._files:
             values, scale = self._tensor(f"{module}.int8"), self._tensor(f"{module}.scale")
             return self._packed(module, lambda: PackedInt8.from_codes(values, scale), shape)

@@ -3,8 +3,8 @@
 =====================  ==================================================================
 inference              :func:`linear`, :func:`linear_weight_only`, :func:`to_device`
 activations            :func:`quantize` (with RMSNorm), :func:`quantize_gated`
-weights                :func:`pack_weights`, :func:`pack_codes`, :func:`unpack_weights`,
-                       :func:`unpack_codes`
+weights                :func:`pack_weights`, :func:`pack_codes`, :func:`pack_portable`,
+                       :func:`unpack_weights`, :func:`unpack_codes`
 training               :class:`QATLinear`, :func:`keep_fresh`, :func:`qat_linear`
 a whole model          :class:`.llama.LlamaGpu`: cache, attention, CUDA graphs; with it
                        :mod:`.int8`, :mod:`.norm`, :mod:`.attention`, :mod:`.graphs`
@@ -23,7 +23,7 @@ Every kernel runs on NVIDIA GPUs from sm_80 and, for tests, on a CPU under
 from __future__ import annotations
 
 from .linear import linear, linear_weight_only, to_device
-from .pack import pack_codes, pack_weights, unpack_codes, unpack_weights
+from .pack import pack_codes, pack_portable, pack_weights, unpack_codes, unpack_weights
 from .qat import QATLinear, keep_fresh, qat_layers, qat_linear
 from .quantize import QuantizedRows, quantize, quantize_gated
 
@@ -34,6 +34,7 @@ __all__ = [
     "linear",
     "linear_weight_only",
     "pack_codes",
+    "pack_portable",
     "pack_weights",
     "qat_layers",
     "qat_linear",

@@ -41,6 +41,11 @@ _POINTERS = {
     torch.float16: "*fp16",
 }
 
+# Address, opcode (behind its predicate), and the address that a branch goes to.
+_INSTRUCTION = (
+    r"^\s+/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)[^;\n]*?(?:\b0x([0-9a-f]+))? ?;"
+)
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -53,7 +58,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the assembler reports. stack_bytes: a thread's, not zero when registers spill."""
+    """What the assembler reports. stack_bytes: a thread's, not zero when registers spill.
+
+    instructions, loop: how often each opcode stands in the whole code, and in its longest loop.
+    """
 
     kernel: str
     capability: int
@@ -63,6 +71,7 @@ class Compiled:
     stack_bytes: int
     shared_bytes: int
     instructions: Counter[str]
+    loop: Counter[str]
 
     def __str__(self) -> str:
         constants = " ".join(f"{k}={v}" for k, v in self.constants.items() if v is not None)
@@ -114,7 +123,12 @@ def _source(launch: Launch) -> ASTSource:
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, launch.arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        fixed = parameter.do_not_specialize
+        if (
+            parameter.is_constexpr
+            or value is None
+            or (type(value) is int and value == 1 and not fixed)
+        ):
             signature[name], constants[name] = "constexpr", value
             continue
         if isinstance(value, Tensor):
@@ -123,7 +137,7 @@ def _source(launch: Launch) -> ASTSource:
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and not fixed):
             attributes[(i,)] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
 
@@ -135,9 +149,16 @@ def _report(launch: Launch, source: ASTSource, binary: Any, capability: int) -> 
         command = [str(tool), "-sass", "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)", text, re.M)
+    code = [
+        (int(at, 16), opcode, int(target, 16) if target else None)
+        for at, opcode, target in re.findall(_INSTRUCTION, text, re.M)
+    ]
+    loops = [(to, at) for at, opcode, to in code if opcode == "BRA" and to is not None and to < at]
+    first, last = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, -1))
     constants = {launch.kernel.arg_names[at[0]]: value for at, value in source.constants.items()}
     return Compiled(
         launch.kernel.__name__, capability, constants, launch.options,
-        usage["REG"], usage["STACK"] + usage["LOCAL"], binary.metadata.shared, Counter(opcodes),
+        usage["REG"], usage["STACK"] + usage["LOCAL"], binary.metadata.shared,
+        Counter(opcode for _, opcode, _ in code),
+        Counter(opcode for at, opcode, _ in code if first <= at <= last),
     )  # fmt: skip

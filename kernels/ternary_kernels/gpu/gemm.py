@@ -9,7 +9,7 @@ chain a group on sm_90, ``mma.sync`` on sm_80.
 - Small batch (2 to 64 rows): bound by the bytes of W. Few output tiles would leave most of the
   chip idle, so K is split over programs; each writes a partial sum, a second kernel adds them
   in a fixed order. No atomics: the same bits every time. The split is kept so small that the
-  partial sums stay well under the bytes of W.
+  partial sums stay under the bytes of W; they are read where they were written, in L2.
 - Prefill: bound by the tensor cores. 128 x 128 tiles, programs in groups of eight tiles of rows
   so that neighbours share W in L2.
 
@@ -43,6 +43,9 @@ from .layout import (
 )
 
 SUMS_AT_ONCE = tl.constexpr(16)
+PLANNED = ["M", "groups_each", "SPLITS"]
+"""What changes with the number of rows: no address needs it to be divisible by anything, so one
+compiled kernel serves all of them."""
 
 
 @triton.jit
@@ -69,7 +72,7 @@ def _store(y_ptr, bias_ptr, y, m, n, M, N, offset, BIAS: tl.constexpr):
     tl.store(y_ptr + at, tl.trans(y).to(y_ptr.dtype.element_ty), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PLANNED)
 def int8_kernel(
     q_ptr, w_ptr, undo_ptr, sums_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr,
     M, N, KB, G, groups_each, SPLITS,
@@ -118,7 +121,7 @@ def int8_kernel(
         _store(y_ptr, bias_ptr, y, m, n, M, N, 0, BIAS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PLANNED)
 def half_kernel(
     x_ptr, w_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr,
     M, N, KB, G, groups_each, SPLITS,
@@ -155,7 +158,7 @@ def half_kernel(
         _store(y_ptr, bias_ptr, total, m, n, M, N, 0, BIAS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PLANNED)
 def add_splits_kernel(
     partial_ptr, undo_ptr, scale_ptr, bias_ptr, y_ptr, M, N, SPLITS,
     GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, UNDO: tl.constexpr,
@@ -194,18 +197,23 @@ def plan(
     """(BM, BN, splits, warps, stages) for a shape: a rule, so no first call ever measures.
 
     Small batches: a tile over all rows, and K split until the chip holds about two programs a
-    multiprocessor, but never into partial sums (8 bytes each way a split, row and column) of
-    more than half the bytes of W (32 a group and column), nor under four groups each.
+    multiprocessor, but never under four groups each, nor into partial sums (8 bytes a split, row
+    and column, written and read) of more than half the bytes of W (32 a group and column); from
+    33 rows on, where arithmetic is the limit and idle multiprocessors cost more, all of them.
+    Every tile of columns reads all activations again, 128 bytes a row and group beside 32 a
+    column: so 128 columns at a time wherever their splits still reach the whole chip, and 64
+    otherwise.
     Scales a group need a second set of sums: 64 rows at a time, or registers would spill.
     """
     most = 64 if grouped else 128
     if M > 128:
         return most, 128, 1, 8, 3
     BM = min(most, max(16, triton.next_power_of_2(M)))
-    BN = 64 if M <= 64 else 128
-    wanted = 2 * multiprocessors(device) // -(-N // BN)
-    splits = max(1, min(wanted, 2 * G // M, G // 4, 16))
-    return BM, BN, splits, 4 if BN == 64 else 8, 5 if BN == 64 else 4
+    chip = multiprocessors(device)
+    most_splits = max(1, min((2 if M <= 32 else 4) * G // M, G // 4, 16))
+    BN = 128 if M > 64 or -(-N // 128) * most_splits >= chip else 64
+    splits = max(1, min(2 * chip // -(-N // BN), most_splits))
+    return BM, BN, splits, 4 if BN == 64 else 8, 5 if BM <= 64 else 4
 
 
 def launch_gemm(

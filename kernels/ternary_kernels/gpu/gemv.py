@@ -28,12 +28,19 @@ def gemv_kernel(
     q_ptr, w_ptr, undo_ptr, sums_ptr, scale_ptr, bias_ptr, y_ptr, N, KB, G,
     GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """q_ptr, w_ptr: int32 words; BLOCKS: blocks of 16 inputs at a time, a multiple of 8."""
+    """q_ptr, w_ptr: int32 words; BLOCKS: blocks of 16 inputs at a time, a multiple of 8.
+
+    BLOCKS is under the number of threads, and must be: then Triton loads q straight into the
+    layout that W has, every thread what it needs; from there on it would go through shared
+    memory, with eight barriers a trip.
+    """
     wait_for_inputs()
     owner = tl.program_id(0)
     r = tl.arange(0, 16)
     w_ptr += owner.to(tl.int64) * KB * 16
     block = tl.arange(0, BLOCKS)
+    w_at = w_ptr + block[:, None] * 16 + r[None, :]
+    q_at = q_ptr + block // 8 * 32 + block % 8
     a0 = tl.zeros((BLOCKS, 16), tl.int32)
     a1 = tl.zeros((BLOCKS, 16), tl.int32)
     a2 = tl.zeros((BLOCKS, 16), tl.int32)
@@ -42,8 +49,8 @@ def gemv_kernel(
     total = tl.zeros((16,), tl.float32)
     for start in range(0, KB, BLOCKS):
         kb = start + block
-        word = tl.load(w_ptr + kb[:, None] * 16 + r[None, :], mask=(kb < KB)[:, None], other=0)
-        at = q_ptr + kb // 8 * 32 + kb % 8
+        word = tl.load(w_at + start * 16, mask=(kb < KB)[:, None], other=0)
+        at = q_at + start * 4
         x0 = tl.load(at, mask=kb < KB, other=0)[:, None]
         x1 = tl.load(at + 8, mask=kb < KB, other=0)[:, None]
         x2 = tl.load(at + 16, mask=kb < KB, other=0)[:, None]
@@ -84,7 +91,7 @@ def launch_gemv(
     q: Tensor, undo: Tensor, sums: Tensor, tiles: Tensor, row_scales: Tensor,
     bias: Tensor | None, y: Tensor,
 ) -> None:  # fmt: skip
-    """Fill y [1, N]. One iteration for most layers: warps grow with K instead of trips."""
+    """Fill y [1, N]. Warps grow with K; 64 registers let four programs of eight run at a time."""
     KB = tiles.shape[1]
     if tiles.storage_offset() % 4:  # a view at an odd byte: words need aligned addresses
         tiles = tiles.clone()
@@ -93,5 +100,5 @@ def launch_gemv(
         q.view(torch.int32), tiles.view(torch.int32), undo, sums, row_scales, bias, y,
         y.shape[1], KB, q.shape[1] // GROUP,
         GROUPED=row_scales.ndim == 3, ONE=one_scale(row_scales), BIAS=bias is not None,
-        BLOCKS=warps * 32, num_warps=warps, **OPTIONS,
+        BLOCKS=warps * 16, num_warps=warps, **OPTIONS,
     )  # fmt: skip

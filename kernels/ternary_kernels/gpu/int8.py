@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import checks
-from .gemm import _program, _store, add_splits_kernel, plan
+from .gemm import PLANNED, _program, _store, add_splits_kernel, plan
 from .layout import GROUP, OPTIONS, dot4_signed, interleaved, wait_for_inputs
 from .matrices import Int8Matrix
 from .quantize import QuantizedRows
@@ -47,7 +47,7 @@ def int8_gemv_kernel(
     tl.store(y_ptr + n, y.to(y_ptr.dtype.element_ty), mask=n < N)
 
 
-@triton.jit(do_not_specialize=["M"])  # any number of rows after the first: nothing to compile
+@triton.jit(do_not_specialize=PLANNED)
 def int8_gemm_kernel(
     q_ptr, w_ptr, undo_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr, M, N, G, groups_each, SPLITS,
     BIAS: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -175,7 +175,7 @@ def _launch_gemm(q, undo, values, scale, bias, y) -> None:
     biased = bias is not None
     int8_gemm_kernel[(-(-M // BM) * -(-N // BN) * splits,)](
         q, values, undo, scale, bias, y, partial, M, N, G, groups_each, splits,
-        BIAS=biased, SPLIT=splits > 1, BM=BM, BN=BN, num_warps=warps, num_stages=min(stages, 4),
+        BIAS=biased, SPLIT=splits > 1, BM=BM, BN=BN, num_warps=warps, num_stages=min(stages, 3),
         **OPTIONS,
     )  # fmt: skip
     if splits > 1:

@@ -49,6 +49,8 @@ from .quantize import add_quantize, quantize, quantize_gated
 KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MOST_ROWS = 2048
 """Rows of one prefill step; a longer call is cut into several."""
+WARMED_ROWS = (1, 16, 32, 64, 128, 512)
+"""One of each kind of product that a head's rows can take; see :func:`.gemm.plan`."""
 LOGITS_ROWS = 512
 """Rows whose logits are computed together after a prefill step: 262 MB for 128,256 words."""
 
@@ -266,7 +268,10 @@ class LlamaGpu(LlamaModel):
             self._run_decode(size, (), (), ())
         most = min(self.prefill_rows, self.slots * self.context)
         for size in sorted({prefill_bucket(n + 1, self.prefill_rows) for n in range(most)}):
-            self._run_prefill(size, (), (), (), np.zeros((2, 0), dtype=np.int32))
+            last = self._run_prefill(size, (), (), (), np.zeros((2, 0), dtype=np.int32))
+        # The head runs after a prefill step, uncaptured, over as many rows as are wanted.
+        for wanted in {min(n, size) for n in WARMED_ROWS}:
+            self._logits((last[0][:wanted], last[1][:wanted]))
 
     def _decode(self, tokens, slots, positions) -> np.ndarray:
         logits = self._run_decode(self._decode_size(len(tokens)), tokens, slots, positions)

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import packing
-from ..weights import PackedTernary, _kernel_scales
+from ..weights import PackedTernary, _check_scale, _kernel_scales
 from . import checks
 from .layout import (
     GROUP,
@@ -239,6 +239,16 @@ def pack_codes(codes: Tensor, scale: Tensor | float) -> PackedTernary:
     _check_scale_shape(scale, "scale", N, K)
     tiles = pack(codes.to(torch.uint8), None, "half_even")
     return PackedTernary((N, K), tiles, _kernel_scales(scale, (N, K)), scale)
+
+
+def pack_portable(packed: Tensor, K: int, scale: Tensor | float) -> PackedTernary:
+    """From the interchange form uint8 [N, ceil(K/4)] on its device, as a model folder holds it.
+
+    The twin of ``PackedTernary.from_portable``, with the same checks; N K bytes of codes and
+    their masks are needed for a moment.
+    """
+    codes = packing.unpack_portable(packed, K)
+    return pack_codes(codes, _check_scale(scale, *codes.shape))
 
 
 def unpack_weights(weight: PackedTernary, dtype: torch.dtype = torch.bfloat16) -> Tensor:
