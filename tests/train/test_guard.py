@@ -70,12 +70,12 @@ def test_a_spike_is_far_above_the_median_and_told_once(tmp_path: Path) -> None:
 
 def test_storms_and_dead_layers_are_named(tmp_path: Path) -> None:
     guard = make_guard(tmp_path, one_value_share=0.9)
-    guard.after_look(5, [layer("a", 0.3, 0.4, None), layer("b", 0.3, 0.4, 0.25)])
+    guard.after_look(5, [layer("a", 0.3, 0.4, None), layer("b", 0.3, 0.4, 0.5)])
     assert guard.telemetry.frame(TABLE).empty
-    guard.after_look(9, [layer("a", 0.04, 0.95, 0.1), layer("b", 0.3, 0.4, 0.35)])
+    guard.after_look(9, [layer("a", 0.04, 0.95, 0.1), layer("b", 0.3, 0.4, 0.65)])
     rows = guard.telemetry.frame(TABLE)
     assert rows["limit"].tolist() == ["flip_rate", "one_value_share"]
-    assert "in 1 of 2 layers: b 35%" in rows["text"].iloc[0]
+    assert "in 1 of 2 layers: b 65%" in rows["text"].iloc[0]
     assert "in 1 of 2 layers: a 95%" in rows["text"].iloc[1]
     assert guard.factor == 1.0, "it only warns"
 
