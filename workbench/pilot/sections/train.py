@@ -90,8 +90,8 @@ class Guard(Section):
     window: Count = Field(50, description="steps of that median, and the least between two spikes")
     flip_rate: Share = Field(
         0.6,
-        description="of a layer's codes, since the look before, with the threshold fully on; codes "
-        "drawn anew at random differ by two thirds, and a healthy layer's by two fifths where looks "
+        description="of a layer's codes, since the look before, with the threshold fully on: codes "
+        "drawn anew at random differ by two thirds, a healthy layer's by two fifths where looks "
         "are thousands of steps apart",
     )
     one_value_share: Share = Field(
