@@ -148,7 +148,6 @@ def test_nothing_is_trained_twice(
 def test_arms_beside_each_other_end_as_they_do_one_by_one(
     pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes, and an error of one of them keeps its words."""
     overrides = ["study.seeds=[1]", "study.size.tokens_per_parameter=0.005"]
     resolved = resolve(pilot_file, overrides)
     found = []
@@ -156,9 +155,28 @@ def test_arms_beside_each_other_end_as_they_do_one_by_one(
         monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / str(jobs)))
         found.append(run_study("size", resolved, jobs=jobs).table("arms")["bits_per_byte"])
     assert found[0].equals(found[1])
-    resolved = resolve(pilot_file, [*overrides, "train.lr=1e30", "train.lr_warmup_share=0.0"])
+
+
+def test_an_error_of_one_of_several_processes_keeps_its_words(
+    pilot_file: Path, tmp_path: Path
+) -> None:
+    resolved = resolve(pilot_file, ["train.lr=1e30", "train.lr_warmup_share=0.0"])
+    progress = Progress(tmp_path / "events.jsonl", "study_recipe")
     with pytest.raises(StageError, match="broke at step"):
-        run_study("size", resolved, jobs=2)
+        several.train_all(tmp_path, STUDIES["recipe"].arms(resolved)[:1], progress, jobs=2)
+
+
+def test_teachers_are_trained_before_their_pupils(
+    pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = []
+    monkeypatch.setattr(
+        several, "_beside_each_other", lambda root, arms, *_: turns.append([a.name for a in arms])
+    )
+    arms = STUDIES["recipe"].arms(resolve(pilot_file, ["study.seeds=[1]"]))
+    (pupil,) = (arm for arm in arms if arm.name == "distilled")
+    several.train_all(tmp_path, [pupil], Progress(tmp_path / "events.jsonl", "study"), jobs=2)
+    assert turns == [["teacher"], ["distilled"]]
 
 
 def test_the_kept_lines_say_where_they_come_from(
@@ -173,8 +191,9 @@ def test_the_kept_lines_say_where_they_come_from(
 
 
 def test_the_command_prints_the_lines(
-    pilot_file: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+    pilot_file: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WORKBENCH_RUNS", str(finished))
     lines: list[str] = []
     study_command("size", pilot_file, ["study.seeds=[1]"], jobs=1, say=lines.append)
     assert json.loads(lines[-1])["name"] == size.HEADLINE
