@@ -124,6 +124,7 @@ def _require_text(name: str) -> None:
 
 def serve(spec: ServeSpec, announce: Callable[[Ready], None]) -> None:
     """Load, warm, listen; returns when the server was told to stop and has drained."""
+    listener = listen(spec.host, spec.port)  # before the seconds that these imports take
     import psutil
     import uvicorn
 
@@ -131,7 +132,6 @@ def serve(spec: ServeSpec, announce: Callable[[Ready], None]) -> None:
     from workbench.serve.app import Service, make_app
     from workbench.serve.router import Arm, Route, Router
 
-    listener = listen(spec.host, spec.port)
     with ExitStack() as open_things:
         open_things.callback(listener.close)
         tokenizer = _shared_tokenizer(spec.arms)
