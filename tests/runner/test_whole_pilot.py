@@ -56,15 +56,17 @@ def events_of(runs: Path) -> list[dict]:
     return []
 
 
-def started(runs: Path, reached: Callable[[dict], bool]) -> subprocess.Popen:
-    """The command whose gate fails, once an event of this attempt fits."""
+def started(
+    runs: Path, reached: Callable[[dict], bool], errors: int = subprocess.DEVNULL
+) -> subprocess.Popen:
+    """The command whose gate fails, once an event of this attempt fits. errors: takes stderr."""
     already = len(events_of(runs))
     process = subprocess.Popen(
         [*COMMAND, GATE],
         env=environment(runs),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
         start_new_session=True,
     )
@@ -80,7 +82,7 @@ def kill_when(runs: Path, reached: Callable[[dict], bool]) -> None:
     """kill -9 the whole group of the command at that moment."""
     process = started(runs, reached)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
 
 
 def only_run(runs: Path) -> Run:
@@ -134,7 +136,7 @@ class Disturbed:
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory) -> Disturbed:
     runs = tmp_path_factory.mktemp("disturbed")
-    interrupted = started(runs, lambda e: e["stage"] == "profile_load")
+    interrupted = started(runs, lambda e: e["stage"] == "profile_load", subprocess.PIPE)
     interrupted.send_signal(signal.SIGTERM)
     _, errors = interrupted.communicate(timeout=60)
     stages = set(only_run(runs).records())

@@ -66,7 +66,7 @@ def _costs(record: StageRecord, rows: pd.DataFrame, name: str) -> None:
     record.measured("linear_bits_per_weight", bits, "bits", how, n=1, arm=name)
     if name == UNTRAINED:
         return
-    how = "sum over the steps, mean over seeds; another training ran beside it"
+    how = "sum over the steps, mean over seeds; with --jobs above 1 others ran beside it"
     seconds = float(rows["seconds"].mean())
     record.measured("training_time_s", seconds, "s", how, n=len(rows), arm=name)
     if rows["teacher_tokens"].notna().all():
