@@ -8,6 +8,7 @@ the headline is the default's gap over the gap of ``lambda_warmup``.
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from workbench.pilot.resolve import ResolvedPilot
@@ -84,8 +85,10 @@ def _ratio(record: StageRecord, documents: Documents, name: str, **labels: str) 
         record.missing(HEADLINE, "ratio", why, **labels)
         return
 
-    def ratio(bits: BitsPerByte):
-        return (bits[name] - bits[FULL]) / (bits[REFERENCE] - bits[FULL])
+    def ratio(bits: BitsPerByte) -> np.ndarray:
+        """Not defined where the reference loses nothing: there is no gap to be a share of."""
+        gap, reference = bits[name] - bits[FULL], bits[REFERENCE] - bits[FULL]
+        return np.divide(gap, reference, out=np.full_like(gap, np.nan), where=reference > 0)
 
     how = f"gap of {name} over gap of {REFERENCE}, both to full precision at equal tokens"
     record.add(documents.estimate(ratio).metric(HEADLINE, "ratio", how, "derived", **labels))
