@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from workbench.errors import WorkbenchError
-from workbench.serve.spec import MOST_SLOTS, MOST_WAITING
+from workbench.pilot.sections.base import MOST_SLOTS, MOST_WAITING
 
 INTERRUPTED = 130
 

@@ -9,10 +9,6 @@ from typing import Any
 from workbench.records.files import read_json, write_json
 from workbench.serve.rollback_rule import RollbackRule
 
-MOST_SLOTS = 4096
-"""Of an arm: a step decodes them all, and each has a cache."""
-MOST_WAITING = 1_000_000
-
 
 @dataclass(frozen=True)
 class ServeSpec:

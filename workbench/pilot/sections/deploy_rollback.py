@@ -6,8 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.pilot.sections.base import Count, Positive, Section, Share
-from workbench.serve.spec import MOST_SLOTS, MOST_WAITING
+from workbench.pilot.sections.base import (
+    MOST_SLOTS,
+    MOST_WAITING,
+    Count,
+    Positive,
+    Section,
+    Share,
+)
 
 Seconds = Annotated[float, Field(gt=0.0, le=7 * 24 * 3600)]
 """A week at most."""

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from workbench.pilot.sections.base import Count, Positive, Section, input_path
-from workbench.serve.spec import MOST_SLOTS
+from workbench.pilot.sections.base import MOST_SLOTS, Count, Positive, Section, input_path
 
 
 class Meters(Section):
