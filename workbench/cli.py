@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from workbench.errors import WorkbenchError
+from workbench.pilot.sections.base import MOST_SLOTS, MOST_WAITING
 
 INTERRUPTED = 130
 
@@ -138,8 +139,12 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
-    slots: Annotated[int, typer.Option(min=1, help="requests decoded together in each arm")] = 4,
-    queue: Annotated[int, typer.Option(min=0, help="requests that may wait")] = 256,
+    slots: Annotated[
+        int, typer.Option(min=1, max=MOST_SLOTS, help="requests decoded together in each arm")
+    ] = 4,
+    queue: Annotated[
+        int, typer.Option(min=0, max=MOST_WAITING, help="requests that may wait")
+    ] = 256,
     threads: Annotated[int, typer.Option(min=0, help="0: all usable cores")] = 0,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="what computes")] = "cpu",
 ) -> None:

@@ -50,6 +50,8 @@ def test_rows_that_nobody_can_measure_are_refused() -> None:
         cpu.bench_cpu("7b")
     with pytest.raises(ConfigError, match="threads 0"):
         cpu.bench_cpu("tiny", 0)
+    with pytest.raises(ConfigError, match=r"threads 100000\n.*1 to \d+: this processor"):
+        cpu.bench_cpu("tiny", 100_000)
 
 
 def test_named_weights_are_measured_alone() -> None:

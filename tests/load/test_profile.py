@@ -99,3 +99,9 @@ def test_a_replay_too_short_for_any_request_is_a_clear_error():
     made = profile([0, 1000, 2000])
     with pytest.raises(ConfigError, match="no request falls into a replay"):
         replay_schedule(made, 0.001, 1.0, 0, ANY_LENGTH)
+
+
+def test_a_replay_of_more_requests_than_can_be_kept_is_a_clear_error():
+    made = profile([0, 1000, 2000])
+    with pytest.raises(ConfigError, match=r"has 1e\+300 requests\n.*allowed: 1000000\n"):
+        replay_schedule(made, 1.0, 1e303, 0, ANY_LENGTH)

@@ -67,6 +67,16 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
     assert "pilot.yaml:10: data.corpus: no such file or folder" in text
 
 
+def test_free_maps_take_finite_numbers_only_and_name_the_line(tmp_path: Path) -> None:
+    model = "model:\n  overrides:\n    a: {b: .nan}\n    c: [1.0,\n      .inf]\n"
+    study = "study: {recipe: {arms: {one: {train: {lr: .inf}}}}}\n"
+    text = problems(write(tmp_path, MINIMAL + model + study))
+    assert "pilot.yaml:7: model.overrides.a.b: got nan: input should be a finite number" in text
+    assert "pilot.yaml:9: model.overrides.c.1: got inf: input should be a finite" in text
+    assert "pilot.yaml:10: study.recipe.arms.one.train.lr: got inf: input should" in text
+    assert text.count("finite number") == 3
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -81,6 +91,17 @@ def test_all_problems_come_at_once_with_their_lines(tmp_path: Path) -> None:
         ("train.lr=!rate 1", "not valid YAML"),
         ("train.lr=.inf", "train.lr: got inf: input should be a finite number"),
         ("report.cost.tariff_per_kwh=.nan", "tariff_per_kwh: got nan: input should be a finite"),
+        ("model.overrides.eps=-.inf", "model.overrides.eps: got -inf: input should be a finite"),
+        ("deploy_rollback.slots=5000", "input should be less than or equal to 4096"),
+        ("deploy_rollback.queue=1e9", "allowed: a whole number"),
+        ("deploy_rollback.queue=1000000000", "less than or equal to 1000000"),
+        ("deploy_rollback.duration_s=1e300", "less than or equal to 604800"),
+        ("deploy_rollback.hold_s=1e300", "less than or equal to 604800"),
+        ("deploy_rollback.max_prompt_tokens=10000000000", "less than or equal to 1048576"),
+        ("deploy_rollback.max_output_tokens=10000000000", "less than or equal to 1048576"),
+        ("deploy_rollback.rollback_rule.window=10000000", "less than or equal to 1000000"),
+        ("deploy_rollback.rollback_rule={fewest: 51}", "fewest 51 of a window of 50: the rule"),
+        ("measure_ab.batch_sizes=[1, 5000]", "give at most 4096 sequences"),
         ("none=3", "none: unknown key; allowed: name"),
         ("lr[0]=3", "lr[0]: unknown key; allowed: name"),
         ("train.none=3", "train.none: unknown key; allowed: steps"),

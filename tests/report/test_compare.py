@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 from workbench.errors import ConfigError
 from workbench.figures import compare as figures
+from workbench.figures.theme import FigureTexts
 from workbench.records.files import read_json, write_json
 from workbench.report.compare import compare, compare_runs, compare_text
 
@@ -84,8 +87,9 @@ def test_names_are_resolved_and_two_are_needed(make_run) -> None:
     run, other = make_run(), make_run(seed=5)
     assert compare_runs([run.name, other.name]).runs == (run.name, other.name)
     assert set(compare_runs().runs) == {run.name, other.name}
-    with pytest.raises(ConfigError, match="two or more different runs"):
-        compare_runs([run.name, run.name])
+    for twice in ([run], [run, run], [run, other, run]):
+        with pytest.raises(ConfigError, match="two or more runs, each once"):
+            compare_runs([each.name for each in twice])
 
 
 @pytest.mark.parametrize("draw", figures.FIGURES, ids=lambda f: f.__name__)
@@ -94,6 +98,37 @@ def test_comparisons_are_drawn(make_run, draw) -> None:
     assert len(draw(compare(runs)).data) > 0
     unfinished = compare([runs[0], make_run(seed=4, stages=("hybrid_plan",))])
     assert draw(unfinished).layout.title.text
+
+
+def test_a_file_that_was_changed_is_a_difference_and_no_repetition(make_run) -> None:
+    run, other = make_run(), make_run(assumed_power_w=200.0)
+    one, two = (
+        replace(each, header=each.header | {"files": {"data.corpus": digest}})
+        for each, digest in ((run, "aa"), (other, "bb"))
+    )
+    found = compare([one, two])
+    assert found.settings["setting"].tolist() == [
+        "report.cost.assumed_power_w",
+        "data.corpus (content)",
+    ]
+    record = other.record("train_qat")
+    record.metrics = [m for m in record.metrics if m.name != "share_zero"]
+    record.measured("share_zero", 0.99, "share", "counted")
+    record.save()
+    assert row(compare([one, two]), "share_zero")["because"] == "configuration"
+
+
+def test_a_run_between_decides_nothing_about_the_last_against_the_first(make_run) -> None:
+    runs = [make_run(), make_run(seed=2), make_run(seed=3)]
+    for run, tokens in zip(runs, (10.0, 99.0, 10.0), strict=True):
+        record = run.record("train_qat")
+        record.measured("training_time_s", tokens, "s", "clock", arm="third")
+        record.save()
+    found = compare(runs)
+    assert row(found, "training_time_s", arm="third")["state"] == "differs"
+    third = found.figures[found.figures["labels"] == "arm=third"]
+    (drawn,) = figures.ratios(replace(found, figures=third)).data
+    assert drawn.name == FigureTexts("en")("compare.same")
 
 
 def with_software(run, **software) -> None:

@@ -1,4 +1,6 @@
-"""A whole small pilot: killed at three moments it ends with the same numbers; its exit codes."""
+"""A whole small pilot: interrupted and killed three times it ends with the same numbers; its exit
+codes. Only two are run, for each takes half a minute: one undisturbed, and one that is disturbed
+at every moment and whose gate fails in the end."""
 
 from __future__ import annotations
 
@@ -9,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from workbench import cli
 from workbench.records.run import Run, open_folder
 from workbench.roadmap import STAGES
 
@@ -23,8 +27,11 @@ SMALL = [
     "--set=data.max_bytes=400000",
     "--set=train.steps=24",
     "--set=train.save_every=4",
-    "--set=deploy_rollback.duration_s=4.0",
+    "--set=measure_ab.interactive_output_tokens=[2]",
+    "--set=deploy_rollback.duration_s=2.0",
 ]
+GATE = "--set=report.gates=[{metric: memory_ratio, at_least: 1000.0, on_fail: stop}]"
+"""Decides nothing before the report, so that all other numbers stay as they are without it."""
 COMMAND = [sys.executable, "-m", "workbench.cli", "run", str(PILOT), "--no-notebooks", *SMALL]
 QUALITY = ("final_bits_per_byte", "bits_per_byte", "quality_gap_bits_per_byte", "share_zero",
            "hybrid_quality_loss_bits_per_byte", "hybrid_size_ratio")  # fmt: skip
@@ -49,15 +56,18 @@ def events_of(runs: Path) -> list[dict]:
     return []
 
 
-def kill_when(runs: Path, reached: Callable[[dict], bool]) -> None:
-    """Start the command and kill -9 its whole group once an event of this attempt fits."""
+def started(
+    runs: Path, reached: Callable[[dict], bool], errors: int = subprocess.DEVNULL
+) -> subprocess.Popen:
+    """The command whose gate fails, once an event of this attempt fits. errors: takes stderr."""
     already = len(events_of(runs))
     process = subprocess.Popen(
-        COMMAND,
+        [*COMMAND, GATE],
         env=environment(runs),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=errors,
+        text=True,
         start_new_session=True,
     )
     deadline = time.monotonic() + 240
@@ -65,6 +75,12 @@ def kill_when(runs: Path, reached: Callable[[dict], bool]) -> None:
         assert process.poll() is None, "the run ended before the moment to kill it came"
         assert time.monotonic() < deadline, "the moment to kill it never came"
         time.sleep(0.02)
+    return process
+
+
+def kill_when(runs: Path, reached: Callable[[dict], bool]) -> None:
+    """kill -9 the whole group of the command at that moment."""
+    process = started(runs, reached)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -105,14 +121,40 @@ def training(arm_done: int) -> Callable[[dict], bool]:
     return reached
 
 
-def test_killed_at_three_moments_it_ends_with_the_same_numbers(undisturbed, tmp_path) -> None:
-    kill_when(tmp_path, training(6))
-    kill_when(tmp_path, lambda e: e["stage"] == "measure_ab" and e["kind"] == "step")
-    kill_when(tmp_path, lambda e: e["stage"] == "hybrid_plan" and e["kind"] == "step")
-    done = run_to_the_end(tmp_path)
-    assert done.returncode == 0, done.stderr
-    killed, whole = only_run(tmp_path), only_run(undisturbed)
-    assert set(killed.records()) == set(STAGES)
+@dataclass(frozen=True)
+class Disturbed:
+    """One run, interrupted once and killed three times. code, errors: of the interrupted attempt;
+    stages: finished at that time. done: the attempt that was let to its end."""
+
+    runs: Path
+    code: int
+    errors: str
+    stages: set[str]
+    done: subprocess.CompletedProcess
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory) -> Disturbed:
+    runs = tmp_path_factory.mktemp("disturbed")
+    interrupted = started(runs, lambda e: e["stage"] == "profile_load", subprocess.PIPE)
+    interrupted.send_signal(signal.SIGTERM)
+    _, errors = interrupted.communicate(timeout=60)
+    stages = set(only_run(runs).records())
+    kill_when(runs, training(6))
+    kill_when(runs, lambda e: e["stage"] == "measure_ab" and e["kind"] == "step")
+    kill_when(runs, lambda e: e["stage"] == "hybrid_plan" and e["kind"] == "step")
+    return Disturbed(runs, interrupted.returncode, errors, stages, run_to_the_end(runs, GATE))
+
+
+def test_an_interruption_ends_with_130_and_loses_nothing(disturbed) -> None:
+    assert disturbed.code == 130, disturbed.errors
+    assert "interrupted" in disturbed.errors
+    assert "readiness" in disturbed.stages and "train_qat" not in disturbed.stages
+
+
+def test_killed_at_three_moments_it_ends_with_the_same_numbers(undisturbed, disturbed) -> None:
+    killed, whole = only_run(disturbed.runs), only_run(undisturbed)
+    assert set(killed.records()) == set(STAGES), disturbed.done.stderr
     expected = quality(whole)
     assert len(expected) >= 8
     assert quality(killed) == expected
@@ -135,37 +177,29 @@ def test_run_again_it_loads_everything_in_seconds(undisturbed) -> None:
     assert {s: r.started for s, r in only_run(undisturbed).records().items()} == before
 
 
-def test_a_gate_that_must_hold_ends_the_run_with_4(undisturbed, tmp_path) -> None:
-    gate = "report.gates=[{metric: memory_ratio, at_least: 1000.0, on_fail: stop}]"
-    for stage in ("measure_ab", "readiness"):
-        assert only_run(undisturbed).record(stage)
-    done = run_to_the_end(undisturbed, f"--set={gate}")
+def test_a_gate_that_must_hold_ends_the_run_with_4(disturbed) -> None:
+    done = disturbed.done
     assert done.returncode == 4, done.stderr
     assert "Memory saving against full precision" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.splitlines()[-1].endswith("report.html")
 
 
-def test_a_missing_stage_before_ends_with_3_and_a_wrong_key_with_2(tmp_path) -> None:
-    early = run_to_the_end(tmp_path, "--only", "measure_ab")
-    assert early.returncode == 3
-    assert "needs train_qat" in early.stderr
-    wrong = run_to_the_end(tmp_path, "--set", "train.stepz=3")
-    assert wrong.returncode == 2
-    assert "did you mean steps" in wrong.stderr
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--only", "measure_ab"), 3, "needs train_qat"),
+        (("--set", "train.stepz=3"), 2, "did you mean steps"),
+    ],
+)
+def test_a_missing_stage_before_ends_with_3_and_a_wrong_key_with_2(
+    tmp_path, monkeypatch, capsys, options: tuple[str, str], code: int, says: str
+) -> None:
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path))
+    command = ["workbench", "run", str(PILOT), "--no-notebooks", *SMALL, *options]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert says in capsys.readouterr().err
     assert not list(tmp_path.glob("*/*/stages/*/record.json"))
-
-
-def test_an_interruption_ends_with_130_and_loses_nothing(tmp_path) -> None:
-    process = subprocess.Popen(
-        COMMAND, env=environment(tmp_path), cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    while not any(e["stage"] == "profile_load" for e in events_of(tmp_path)):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "interrupted" in errors
-    assert only_run(tmp_path).record("readiness")

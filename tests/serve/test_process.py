@@ -21,10 +21,11 @@ from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
 from workbench.errors import ConfigError, StageError
 from workbench.load.profile import PlannedRequest
+from workbench.machine.memory import Memory
 from workbench.records.files import read_json, write_json
 from workbench.records.run import FIELDS, HEADER, Run
 from workbench.records.stage_record import StageRecord
-from workbench.serve.main import arms_of, listen
+from workbench.serve.main import _load_arm, arms_of, listen, serve
 from workbench.serve.process import server_process
 from workbench.serve.replay import load_client
 from workbench.serve.spec import Ready, ServeSpec
@@ -150,29 +151,52 @@ with server_process(ServeSpec.load(Path(sys.argv[1])), Path(sys.argv[2])) as ser
 
 
 def test_a_server_that_cannot_start_says_why(arms, tmp_path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(StageError) as caught,
+            server_process(spec(arms, port=port), tmp_path),
+        ):
+            pass
+    said = caught.value.got
+    assert "ended with code 2; the end of its log" in said
+    assert f"cannot listen on 127.0.0.1:{port}" in said and "Traceback" not in said
+
+
+def test_weights_that_are_cut_off_are_said(arms, tmp_path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in arms["hybrid"].iterdir():
         (broken / file.name).write_bytes(
             file.read_bytes()[: 1000 if "safetensors" in file.name else None]
         )
-    with (
-        pytest.raises(StageError) as caught,
-        server_process(spec({**arms, "hybrid": broken}), tmp_path),
-    ):
-        pass
-    assert "end of its log" in caught.value.got and "broken" in caught.value.got
-    assert "Traceback" not in caught.value.got
+    with pytest.raises(StageError, match="broken"):
+        serve(spec({**arms, "hybrid": broken}), print)
 
 
-def test_slots_that_do_not_fit_are_said(arms, tmp_path) -> None:
-    with (
-        pytest.raises(StageError) as caught,
-        server_process(spec(arms, slots=10**8), tmp_path),
-    ):
-        pass
-    assert "100000000 slots does not fit" in caught.value.got and "lower slots" in caught.value.got
-    assert "Traceback" not in caught.value.got
+def test_slots_beyond_the_memory_are_said_before_anything_is_loaded(arms, monkeypatch) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr("workbench.serve.main._load_arm", loaded)
+    free = Memory(2 * 10**9, 10**9, None)
+    monkeypatch.setattr("workbench.serve.main.memory", lambda: free)
+    with Engine.load(arms["hybrid"], slots=1, context=128, threads=1) as engine:
+        slot_bytes = 2 * engine.kv_bytes
+    fitting = 10**9 // slot_bytes
+    with pytest.raises(ConfigError) as caught:
+        serve(spec(arms, slots=fitting + 1), print)
+    assert caught.value.got.startswith(f"{fitting + 1} slots keep 1.0 GB of keys and values")
+    assert caught.value.allowed.startswith(f"at most {fitting}, and the weights come on top")
+    assert "--slots, a pilot: deploy_rollback.slots" in caught.value.next_step
+    with pytest.raises(AssertionError, match="it was loaded"):
+        serve(spec(arms, slots=fitting), print)
+
+
+def test_a_cache_that_the_system_refuses_is_said(arms) -> None:
+    with pytest.raises(StageError, match=r"100000000 slots does not fit") as caught:
+        _load_arm(arms["hybrid"], spec(arms, slots=10**8), 128)
+    assert "lower slots" in caught.value.next_step
 
 
 def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
@@ -194,8 +218,11 @@ def test_an_address_that_cannot_be_is_said(host: str, port: int) -> None:
         ("--port", "99999", "65535"),
         ("--port", "-1", "equal to 0"),
         ("--slots", "0", "equal to 1"),
+        ("--slots", "100000000", "equal to 4096"),
         ("--queue", "-1", "equal to 0"),
+        ("--queue", "10000000000", "equal to 1000000"),
         ("--threads", "-3", "equal to 0"),
+        ("--threads", "100000000", "runs "),
         ("--device", "foo", "'cpu', 'cuda'"),
     ],
 )
@@ -242,6 +269,15 @@ def test_arms_are_named_by_their_folders(arms, tmp_path) -> None:
         arms_of([tmp_path])
     with pytest.raises(ConfigError, match="different names"):
         arms_of([arms["hybrid"], arms["hybrid"]])
+
+
+def test_a_folder_whose_name_no_answer_can_carry_is_refused(arms, tmp_path, monkeypatch) -> None:
+    """Its arm would be called by bytes that are no text: every answer would be an error."""
+    (tmp_path / os.fsdecode(b"a\xffd")).mkdir()
+    (tmp_path / os.fsdecode(b"a\xffd") / "config.json").touch()
+    monkeypatch.chdir(tmp_path / os.fsdecode(b"a\xffd"))
+    with pytest.raises(ConfigError, match=r"'a\\udcffd' has bytes in its name that are no UTF-8"):
+        arms_of([Path(".")])
 
 
 def test_a_run_is_served_by_its_name(arms, tmp_path, monkeypatch) -> None:

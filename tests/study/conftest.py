@@ -64,7 +64,18 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def records(pilot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageRecord]:
+def finished(pilot_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs in which every study is finished; tests may add to it."""
+    folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WORKBENCH_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("WORKBENCH_RUNS", str(folder))
+        for name in STUDIES:
+            run_study(name, resolve(pilot_file))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def records(finished: Path, pilot_file: Path) -> dict[str, StageRecord]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_RUNS", str(finished))
         return {name: run_study(name, resolve(pilot_file)) for name in STUDIES}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -13,9 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from workbench.errors import ConfigError, StageError
 from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress
+from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.study import recipe, several, size
 from workbench.study.command import study_command
+from workbench.study.documents import Documents
 from workbench.study.lesson import make_lesson
 from workbench.study.lines import json_lines, write_lines
 from workbench.study.run import STUDIES, run_study
@@ -62,11 +65,28 @@ def test_the_recipes_are_compared_at_equal_tokens_on_equal_documents(
         assert by_arm[name]["id"].tolist() == by_arm["full_precision"]["id"].tolist()
     gap = record.metric("gap_bits_per_byte", arm="default").value
     reference = record.metric("gap_bits_per_byte", arm="lambda_warmup").value
-    assert record.metrics[-1].value == pytest.approx(gap / reference)
+    share = pytest.approx(gap / reference) if reference > 0 else None
+    assert record.metrics[-1].value == share
     per_seed = [record.metric(recipe.HEADLINE, seed=str(seed)) for seed in (1, 2)]
     assert all(metric is not None for metric in per_seed)
     assert record.metric("linear_bits_per_weight", arm="full_precision").value == 16
     assert 2.0 <= record.metric("linear_bits_per_weight", arm="lambda_warmup").value < 2.2
+
+
+def test_a_reference_that_loses_nothing_gives_no_ratio(tmp_path: Path) -> None:
+    def headline(reference_nats: float) -> Metric:
+        arms = {"full_precision": 10.0, "lambda_warmup": reference_nats, "default": 12.0}
+        excerpts = pd.DataFrame(
+            {"arm": arm, "seed": 1, "id": f"d{i}@0", "nats": nats, "bytes": 10}
+            for arm, nats in arms.items()
+            for i in range(8)
+        )
+        record = StageRecord("study_recipe", tmp_path)
+        recipe._ratio(record, Documents(excerpts), "default")
+        return record.metric(recipe.HEADLINE)
+
+    assert headline(11.0).value == pytest.approx(2.0)
+    assert headline(9.0).value is None and "not defined" in headline(9.0).reason
 
 
 def test_the_teacher_is_the_full_precision_arm_and_its_cost_is_told(
@@ -148,7 +168,6 @@ def test_nothing_is_trained_twice(
 def test_arms_beside_each_other_end_as_they_do_one_by_one(
     pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes, and an error of one of them keeps its words."""
     overrides = ["study.seeds=[1]", "study.size.tokens_per_parameter=0.005"]
     resolved = resolve(pilot_file, overrides)
     found = []
@@ -156,9 +175,28 @@ def test_arms_beside_each_other_end_as_they_do_one_by_one(
         monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / str(jobs)))
         found.append(run_study("size", resolved, jobs=jobs).table("arms")["bits_per_byte"])
     assert found[0].equals(found[1])
-    resolved = resolve(pilot_file, [*overrides, "train.lr=1e30", "train.lr_warmup_share=0.0"])
+
+
+def test_an_error_of_one_of_several_processes_keeps_its_words(
+    pilot_file: Path, tmp_path: Path
+) -> None:
+    resolved = resolve(pilot_file, ["train.lr=1e30", "train.lr_warmup_share=0.0"])
+    progress = Progress(tmp_path / "events.jsonl", "study_recipe")
     with pytest.raises(StageError, match="broke at step"):
-        run_study("size", resolved, jobs=2)
+        several.train_all(tmp_path, STUDIES["recipe"].arms(resolved)[:1], progress, jobs=2)
+
+
+def test_teachers_are_trained_before_their_pupils(
+    pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = []
+    monkeypatch.setattr(
+        several, "_beside_each_other", lambda root, arms, *_: turns.append([a.name for a in arms])
+    )
+    arms = STUDIES["recipe"].arms(resolve(pilot_file, ["study.seeds=[1]"]))
+    (pupil,) = (arm for arm in arms if arm.name == "distilled")
+    several.train_all(tmp_path, [pupil], Progress(tmp_path / "events.jsonl", "study"), jobs=2)
+    assert turns == [["teacher"], ["distilled"]]
 
 
 def test_the_kept_lines_say_where_they_come_from(
@@ -173,8 +211,9 @@ def test_the_kept_lines_say_where_they_come_from(
 
 
 def test_the_command_prints_the_lines(
-    pilot_file: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+    pilot_file: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WORKBENCH_RUNS", str(finished))
     lines: list[str] = []
     study_command("size", pilot_file, ["study.seeds=[1]"], jobs=1, say=lines.append)
     assert json.loads(lines[-1])["name"] == size.HEADLINE

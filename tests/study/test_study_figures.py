@@ -42,13 +42,20 @@ def test_an_empty_study_gives_a_reason(name: str, draw, tmp_path: Path) -> None:
     assert "not measured" in drawn.layout.annotations[0].text
 
 
-def test_a_notebook_trains_and_shows_its_study(pilot_file: Path, runs: Path) -> None:
-    target = runs / "91.ipynb"
+def test_a_notebook_trains_and_shows_its_study(
+    pilot_file: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One recipe is left to train, in a process beside the kernel."""
+    monkeypatch.setenv("WORKBENCH_RUNS", str(finished))
+    target = tmp_path / "91.ipynb"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        parameters = {"pilot": str(pilot_file), "overrides": ["study.seeds=[1]"]}
+        another = "study.recipe.arms.another={train: {finetune: {weight_decay: 0.05}}}"
+        parameters = {"pilot": str(pilot_file), "overrides": ["study.seeds=[1]", another]}
         assert execute_with("91_study_recipe.ipynb", target, parameters) is None
     document = nbformat.read(target, as_version=4)
     outputs = [o for cell in document.cells for o in cell.get("outputs", [])]
     assert sum("application/vnd.plotly.v1+json" in o.get("data", {}) for o in outputs) == 3
     assert target.stat().st_size < 1_000_000
+    events = [path.read_text(encoding="utf-8") for path in finished.glob("*/*/events.jsonl")]
+    assert any("5 of 6 arms are trained already" in text for text in events)

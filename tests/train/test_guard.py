@@ -69,15 +69,48 @@ def test_a_spike_is_far_above_the_median_and_told_once(tmp_path: Path) -> None:
 
 
 def test_storms_and_dead_layers_are_named(tmp_path: Path) -> None:
-    guard = make_guard(tmp_path, flip_rate=0.6, one_value_share=0.9)
+    guard = make_guard(tmp_path, one_value_share=0.9)
     guard.after_look(5, [layer("a", 0.3, 0.4, None), layer("b", 0.3, 0.4, 0.5)])
     assert guard.telemetry.frame(TABLE).empty
-    guard.after_look(9, [layer("a", 0.04, 0.95, 0.1), layer("b", 0.3, 0.4, 0.7)])
+    guard.after_look(9, [layer("a", 0.04, 0.95, 0.1), layer("b", 0.3, 0.4, 0.65)])
     rows = guard.telemetry.frame(TABLE)
     assert rows["limit"].tolist() == ["flip_rate", "one_value_share"]
-    assert "in 1 of 2 layers: b 70%" in rows["text"].iloc[0]
+    assert "in 1 of 2 layers: b 65%" in rows["text"].iloc[0]
     assert "in 1 of 2 layers: a 95%" in rows["text"].iloc[1]
     assert guard.factor == 1.0, "it only warns"
+
+
+def test_a_dead_layer_is_told_when_it_dies_and_brakes_once(tmp_path: Path) -> None:
+    section = {"one_value_share": 0.9, "action": "lower_rate"}
+    alive, dead = (0.3, 0.4, None), (0.04, 0.95, None)
+
+    def look(guard: Guard, step: int, **states: tuple[float, float, None]) -> None:
+        rows = [{"step": step} | layer(name, *state) for name, state in states.items()]
+        guard.telemetry.add("loss", [{"step": step, "loss": 1.0, "strength": 1.0}])
+        guard.telemetry.add("layers", rows)
+        guard.after_look(step, rows)
+
+    guard = make_guard(tmp_path, **section)
+    look(guard, 5, a=dead, b=alive)
+    look(guard, 9, a=dead, b=alive)
+    assert guard.telemetry.frame(TABLE)["step"].tolist() == [5] and guard.factor == 0.5
+    again = make_guard(tmp_path, **section)
+    look(again, 13, a=dead, b=dead)
+    rows = again.telemetry.frame(TABLE)
+    assert rows["step"].tolist() == [5, 13] and again.factor == 0.25
+    assert "in 1 of 2 layers: b 95%" in rows["text"].iloc[1]
+    look(again, 17, a=alive, b=dead)
+    look(again, 21, a=dead, b=dead)
+    assert again.telemetry.frame(TABLE)["step"].tolist() == [5, 13, 21]
+
+
+def test_a_look_before_the_threshold_is_fully_on_hides_no_dead_layer(tmp_path: Path) -> None:
+    guard = make_guard(tmp_path, one_value_share=0.9)
+    guard.telemetry.add("loss", [{"step": 2, "loss": 1.0, "strength": 0.5}])
+    guard.telemetry.add("layers", [{"step": 2} | layer("a", 0.04, 0.95, None)])
+    again = make_guard(tmp_path, one_value_share=0.9)
+    again.after_look(5, [layer("a", 0.04, 0.95, None)])
+    assert again.telemetry.frame(TABLE)["step"].tolist() == [5]
 
 
 def test_a_lowered_rate_survives_a_kill_bit_for_bit(small: SimpleNamespace, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_adapters_learn_come_back_and_leave_the_base_alone(
     assert set(loss["strength"]) == {1.0} and set(loss["phase"]) == {"finetune"}
     assert loss["loss"].iloc[-4:].mean() < loss["loss"].iloc[:4].mean()
     assert not judge.telemetry.frame("layers")["flip_rate"].fillna(0).any()
+    assert set(judge.telemetry.frame("evaluations")["weights"]) == {"ternary"}
     after = logits(model)
     assert (after - before).abs().max() > 1e-3 and digest(base) == untouched
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import pandas as pd
 import pytest
 from transformers.integrations import integration_utils
 
@@ -42,30 +43,50 @@ def test_a_missing_tracker_is_named_with_its_package(monkeypatch: pytest.MonkeyP
     assert "pip install mlflow" in caught.value.next_step
 
 
-def test_an_installed_tracker_gets_the_curve_beside_the_checkpoints(
-    small: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    board = ModuleType("torch.utils.tensorboard")
-    board.SummaryWriter = Writer
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> list[Writer]:
+    """The writers that TensorBoard, as good as installed, has been asked for."""
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: True)
     monkeypatch.setattr("workbench.train.trainer.require_trackers", lambda _: None)
     monkeypatch.setattr(Writer, "made", [])
-    lesson = small.make_lesson(
-        steps=3,
-        evaluations=3,
-        trackers=["tensorboard"],
-        warmup={"share": 0.0},
-        threshold={"share": 0.0},
-        lr_schedule="constant",
-        guard={"action": "lower_rate", "one_value_share": 0.0},
-    )
-    progress = Progress(tmp_path / "events.jsonl", "train_qat")
+    return Writer.made
+
+
+def trained(
+    small: SimpleNamespace, folder: Path, teaches: bool = False, **train: object
+) -> pd.DataFrame:
+    """The loss of three steps at full strength."""
+    at_once = {"warmup": {"share": 0.0}, "threshold": {"share": 0.0}, "lr_schedule": "constant"}
+    lesson = small.make_lesson(steps=3, evaluations=3, trackers=["tensorboard"], **at_once | train)
+    progress = Progress(folder / "events.jsonl", "train_qat")
+    teacher = small.make_model("full_precision", lesson) if teaches else None
     model = small.make_model("ternary", lesson)
-    loss = train_arm("ternary", model, lesson, tmp_path, progress).telemetry.frame("loss")
-    (writer,) = Writer.made
+    return train_arm("ternary", model, lesson, folder, progress, teacher).telemetry.frame("loss")
+
+
+def sent(writer: Writer, name: str) -> list[float]:
+    return [value for own, _, value in writer.scalars if own == f"train/{name}"]
+
+
+def test_an_installed_tracker_gets_the_curve_beside_the_checkpoints(
+    small: SimpleNamespace, tmp_path: Path, board: list[Writer]
+) -> None:
+    loss = trained(small, tmp_path, guard={"action": "lower_rate", "one_value_share": 0.0})
+    (writer,) = board
     assert writer.log_dir == str(tmp_path / "tensorboard")
-    sent = [value for name, _, value in writer.scalars if name == "train/loss"]
-    assert sent == pytest.approx(loss["loss"].tolist())
-    rates = [value for name, _, value in writer.scalars if name == "train/learning_rate"]
-    assert rates == pytest.approx([1e-3, 5e-4, 2.5e-4]) and rates == loss["lr"].tolist()
+    assert sent(writer, "loss") == pytest.approx(loss["loss"].tolist())
+    rates = sent(writer, "learning_rate")
+    assert rates == pytest.approx([1e-3, 5e-4, 5e-4]) and rates == loss["lr"].tolist()
+
+
+def test_the_loss_of_a_distilled_arm_is_that_of_the_next_token_here_too(
+    small: SimpleNamespace, tmp_path: Path, board: list[Writer]
+) -> None:
+    loss = trained(small, tmp_path, True, distillation={"teacher": "full_precision", "alpha": 0.5})
+    (writer,) = board
+    for name in ("loss", "objective", "teacher_kl"):
+        assert sent(writer, name) == pytest.approx(loss[name].tolist())
+    assert (abs(loss["loss"] - loss["objective"]) > 0.01).all()

@@ -30,6 +30,7 @@ from workbench.bench.cpu_rows import HEADER, Row, row
 from workbench.bench.cpu_turns import REPEATS, Contender, Limits, Turns
 from workbench.engine.random_weights import random_weights
 from workbench.errors import ConfigError
+from workbench.machine.cpu import cpu
 
 PROMPT, OUTPUT, BATCH = 512, 64, 8
 BATCHED = f"decode, batch {BATCH}"
@@ -66,8 +67,11 @@ def bench_cpu(
     """
     if shape not in SHAPES:
         raise ConfigError(f"shape {shape!r}", allowed=", ".join(SHAPES))
-    if threads < 1:
-        raise ConfigError(f"threads {threads}", allowed="1 or more")
+    most = cpu().logical_cores
+    if not 1 <= threads <= most:
+        raise ConfigError(
+            f"threads {threads}", allowed=f"1 to {most}: this processor runs no more at once"
+        )
     rest = _rest(only, peers)
     theirs = any(kind in cpu_peers.PEERS for kind in rest)
     missing = cpu_peers.missing_packages() if peers or theirs else []

@@ -67,7 +67,7 @@ class SetupFields(TypedDict, total=False):
 
 def from_folder(folder: Path, setup: Setup) -> Engine:
     """See :meth:`Engine.load`."""
-    config = _read_config(folder)
+    config = read_config(folder)
     layout = folder / MANIFEST
     if layout.exists() and read_json_object(layout).get("kind") == "master":
         return from_model(load_master(folder), setup)
@@ -231,7 +231,8 @@ def _with_context(config: PretrainedConfig, setup: Setup) -> Setup:
     return Setup(**{**vars(setup), "context": context})
 
 
-def _read_config(folder: Path) -> PretrainedConfig:
+def read_config(folder: Path) -> PretrainedConfig:
+    """Of a model folder. Raises StageError for one that has none or cannot be used."""
     if not (folder / "config.json").is_file():
         raise StageError(
             f"{folder} has no config.json",

@@ -18,7 +18,7 @@ from workbench.figures.theme import (
     why_not,
     wrapped,
 )
-from workbench.report.compare import Comparison
+from workbench.report.compare import Comparison, state_of
 from workbench.report.gates import labels_of
 from workbench.report.numbers import number
 
@@ -40,7 +40,12 @@ def ratios(found: Comparison, language: str = "en") -> go.Figure:
     moved = rows["ratio"].map(lambda r: max(r, 1 / r)).sort_values(ascending=False)
     shown = rows.loc[moved.index[:MOST_ROWS]]
     drawn = figure(say, title, say("axis.ratio"), height=170 + 30 * len(shown), log="x")
-    verdicts = [_verdict(row) for row in shown.to_dict("records")]
+    verdicts = [
+        _verdict(row, state_of([metrics[0], metrics[-1]]))
+        for row, metrics in zip(
+            shown.to_dict("records"), (found.metrics[place] for place in shown.index), strict=True
+        )
+    ]
     names = [
         wrapped(say.figure(m, labels_of(t)), 64)
         for m, t in zip(shown["metric"], shown["labels"], strict=True)
@@ -95,8 +100,9 @@ def quality_speed(found: Comparison, language: str = "en") -> go.Figure:
 FIGURES = (ratios, quality_speed)
 
 
-def _verdict(row: dict[str, object]) -> str:
-    if row["state"] in ("same", "within intervals"):
+def _verdict(row: dict[str, object], state: str) -> str:
+    """state: of the last run against the first, which the ratio compares as well."""
+    if state in ("same", "within intervals"):
         return "same"
     if row["better"] == "neither":
         return "neither"

@@ -18,6 +18,8 @@ from workbench.records.stage_record import StageRecord
 
 CANDIDATES = 64
 """Cut-outs that :func:`replay_schedule` chooses from."""
+MOST_REQUESTS = 1_000_000
+"""Of a replay; the client keeps what became of each."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,18 @@ def replay_schedule(
     profile's mean rate is taken, so that a short replay of a bursty trace is neither empty
     nor all burst; the order of gaps within it is the trace's own.
 
-    Raises ConfigError when no request falls into the replay.
+    Raises ConfigError when no request falls into the replay, or more than MOST_REQUESTS do.
     """
     times_s = profile.requests["start_s"].to_numpy()
     # The ring closes with one mean gap between the last request and the first.
     period_s = len(times_s) / profile.rate_per_s
     piece_s = duration_s * speedup
+    if (expected := piece_s * profile.rate_per_s) > MOST_REQUESTS:
+        raise ConfigError(
+            f"a replay of {duration_s:g} s at speedup {speedup:g} has {expected:.3g} requests",
+            allowed=f"{MOST_REQUESTS}",
+            next_step="lower deploy_rollback.duration_s or deploy_rollback.speedup",
+        )
     begins_s = np.random.default_rng(seed).uniform(0.0, period_s, CANDIDATES)
     counts = _upto(times_s, period_s, begins_s + piece_s) - _upto(times_s, period_s, begins_s)
     begin_s = begins_s[np.argmin(np.abs(counts - piece_s * profile.rate_per_s))]

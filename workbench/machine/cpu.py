@@ -103,17 +103,17 @@ def quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
         return None
 
 
-def measurement_threads(asked: int) -> int:
-    """Threads for a measurement: ``asked`` (``readiness.threads``), or with 0 all usable cores.
+def measurement_threads(asked: int, field: str = "readiness.threads") -> int:
+    """Threads for a measurement: ``asked`` by ``field``, or with 0 all usable cores.
 
     Raises ConfigError for more threads than the processor has, because they would take turns.
     """
     here = cpu()
     if asked > here.logical_cores:
         raise ConfigError(
-            f"readiness.threads is {asked}; this processor runs {here.logical_cores} at once",
+            f"{field} is {asked}; this processor runs {here.logical_cores} at once",
             allowed=f"0 (all {here.usable_cores} usable cores) to {here.logical_cores}",
-            next_step="lower readiness.threads",
+            next_step=f"lower {field}",
         )
     return asked or here.usable_cores
 

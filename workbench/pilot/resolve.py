@@ -7,6 +7,7 @@ problems are reported at once, and every value remembers where it came from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,7 @@ def resolve(path: Path | str, overrides: Sequence[str] = ()) -> ResolvedPilot:
     for text in overrides:
         merge.override(text)
     merge.resolve_paths()
+    merge.refuse_endless_numbers()
 
     pilot = None
     try:
@@ -171,6 +173,13 @@ class _Merge:
                     f"{'.'.join(map(str, keys))}: {absent} (allowed: an existing path{words})",
                 )
 
+    def refuse_endless_numbers(self) -> None:
+        """In free maps, whose values no section checks; the other fields refuse them themselves."""
+        for keys, value in _scalars(self.values, ()):
+            if isinstance(value, float) and not math.isfinite(value) and _is_free_map(keys):
+                name = ".".join(map(str, keys))
+                self.problem(keys, f"{name}: got {value}: input should be a finite number")
+
 
 def path_fields(model: type[BaseModel], keys: Keys = ()) -> Iterator[tuple[Keys, InputPath]]:
     """All fields of the pilot that name something to read."""
@@ -250,5 +259,14 @@ def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
     if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from _leaves(item, (*keys, key))
+    else:
+        yield keys, value
+
+
+def _scalars(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+    """Every value that is no mapping and no list."""
+    if isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _scalars(item, (*keys, key))
     else:
         yield keys, value

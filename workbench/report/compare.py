@@ -41,7 +41,8 @@ class Comparison:
         measured) and ``because`` (configuration, machine, software, perhaps software,
         repetition).
     metrics: behind each row of ``figures``, the metric of each run or None.
-    settings: the fields of the pilots that differ. surroundings: machine and software,
+    settings: the fields of the pilots that differ, and the digests of the files they name
+        where those do. surroundings: machine and software,
         the same or not, with a column ``differs``.
     """
 
@@ -64,10 +65,10 @@ def compare_runs(names: Sequence[str] = ()) -> Comparison:
 def compare(runs: Sequence[Run]) -> Comparison:
     """The runs held against the first of them."""
     names = tuple(run.name for run in runs)
-    if len(set(names)) < 2:
+    if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(
             f"compare: got {', '.join(names) or 'no run'}",
-            allowed="two or more different runs",
+            allowed="two or more runs, each once",
             next_step="workbench runs lists them; workbench run PILOT.yaml makes one",
         )
     settings = _settings(runs)
@@ -106,8 +107,13 @@ def compare_text(runs: Sequence[Run]) -> str:
 
 
 def _settings(runs: Sequence[Run]) -> pd.DataFrame:
-    """The leaves of the resolved pilots that are not the same everywhere."""
-    leaves = [dict(_leaves(read_yaml(run.folder / "pilot.yaml").values)) for run in runs]
+    """The leaves of the resolved pilots that are not the same everywhere. A file that was changed
+    between two runs decides their figures as much as one of another name."""
+    leaves = [
+        dict(_leaves(read_yaml(run.folder / "pilot.yaml").values))
+        | {f"{field} (content)": digest for field, digest in run.header["files"].items()}
+        for run in runs
+    ]
     keys = dict.fromkeys(key for own in leaves for key in own)
     rows = [
         {
@@ -180,7 +186,7 @@ def _figures(
     rows = []
     for (stage, name, labels), metrics in found.items():
         values = [m.value if m else None for m in metrics]
-        state = _state(metrics)
+        state = state_of(metrics)
         alike = state in ("same", "not measured")
         rows.append(
             {
@@ -208,7 +214,8 @@ def _ratio(first: float | None, last: float | None) -> float | None:
     return last / first if first and last and first > 0 and last > 0 else None
 
 
-def _state(metrics: Sequence[Metric | None]) -> str:
+def state_of(metrics: Sequence[Metric | None]) -> str:
+    """Of a figure in several runs, held against the first; see :class:`Comparison`."""
     known = [m for m in metrics if m is not None and m.value is not None]
     if not known:
         return "not measured"

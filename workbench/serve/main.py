@@ -21,17 +21,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.errors import ConfigError, StageError, WorkbenchError
+from workbench.machine.cpu import measurement_threads
+from workbench.machine.gpu import torch_gpu, torch_gpu_memory
+from workbench.machine.memory import memory
 from workbench.paths import shown
 from workbench.serve.spec import ArmReady, Ready, ServeSpec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from workbench.engine.scheduler import Scheduler
 
 DRAIN_S = 60
 """Answers under way at SIGTERM may take this long; then they are cut."""
 WARM_TOKENS = 4
+MB, GB = 1e6, 1e9
 
 
 def serve_run(
@@ -51,6 +55,7 @@ def serve_run(
         the last the route.
     Raises ConfigError or StageError with what is wrong; nothing is served then.
     """
+    measurement_threads(threads, "--threads")
     arms = arms_of(folders)
     names = list(arms)
     spec = ServeSpec(
@@ -94,6 +99,8 @@ def arms_of(folders: Sequence[Path]) -> dict[str, Path]:
                 allowed="a run's folder, or folders with config.json, weights and tokenizer",
                 next_step="workbench runs lists the runs",
             )
+    for folder in folders:
+        _require_text(folder.resolve().name)
     arms = {folder.resolve().name: folder for folder in folders}
     if not folders or len(arms) < len(folders):
         raise ConfigError(
@@ -103,19 +110,34 @@ def arms_of(folders: Sequence[Path]) -> dict[str, Path]:
     return arms
 
 
+def _require_text(name: str) -> None:
+    """ConfigError for a folder's name that no answer could carry: it becomes the arm's name."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"the model folder {name!a} has bytes in its name that are no UTF-8",
+            allowed="a name in UTF-8: the arm is called by it",
+            next_step="rename the folder, or give a link to it",
+        ) from None
+
+
 def serve(spec: ServeSpec, announce: Callable[[Ready], None]) -> None:
     """Load, warm, listen; returns when the server was told to stop and has drained."""
+    listener = listen(spec.host, spec.port)  # before the seconds that these imports take
     import psutil
     import uvicorn
 
+    from workbench.engine.build import read_config
     from workbench.serve.app import Service, make_app
     from workbench.serve.router import Arm, Route, Router
 
-    listener = listen(spec.host, spec.port)
     with ExitStack() as open_things:
         open_things.callback(listener.close)
         tokenizer = _shared_tokenizer(spec.arms)
-        context = _shared_context(spec)
+        configs = [read_config(folder) for folder in spec.arms.values()]
+        context = _shared_context(spec, configs)
+        _require_room(spec, configs, context)
         loaded = {}
         for name, folder in spec.arms.items():
             loaded[name] = _load_arm(folder, spec, context)
@@ -204,17 +226,38 @@ def _shared_tokenizer(arms: dict[str, Path]) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _shared_context(spec: ServeSpec) -> int:
+def _shared_context(spec: ServeSpec, configs: Sequence[PretrainedConfig]) -> int:
     """Tokens that a request may have in every arm."""
-    from transformers import AutoConfig
-
     from workbench.engine.build import LONGEST_CONTEXT
 
     longest = LONGEST_CONTEXT if spec.context is None else spec.context
-    for folder in spec.arms.values():
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    for config in configs:
         longest = min(longest, getattr(config, "max_position_embeddings", None) or longest)
     return longest
+
+
+def _require_room(spec: ServeSpec, configs: Sequence[PretrainedConfig], context: int) -> None:
+    """ConfigError unless the keys and values of all slots fit what is free; nothing of the models
+    is loaded yet."""
+    on_gpu = spec.device == "cuda" and torch_gpu()[0]
+    free = torch_gpu_memory()[0] if on_gpu else memory().available_bytes
+    slot_bytes = sum(_slot_bytes(config.get_text_config(), context) for config in configs)
+    if spec.slots * slot_bytes > free:
+        raise ConfigError(
+            f"{spec.slots} slots keep {spec.slots * slot_bytes / GB:.1f} GB of keys and values: "
+            f"{slot_bytes / MB:.1f} MB each, {context} tokens in {len(configs)} arms",
+            allowed=f"at most {free // slot_bytes}, and the weights come on top: "
+            f"{free / GB:.1f} GB are free",
+            next_step="lower slots (workbench serve: --slots, a pilot: deploy_rollback.slots)",
+        )
+
+
+def _slot_bytes(config: PretrainedConfig, context: int) -> int:
+    """Bytes of a conversation's keys and values, two a value; 0 of a model that keeps none."""
+    heads = getattr(config, "num_attention_heads", 0)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
+    return 2 * 2 * config.num_hidden_layers * context * kv_heads * head_dim
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ the headline is the default's gap over the gap of ``lambda_warmup``.
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from workbench.pilot.resolve import ResolvedPilot
@@ -66,7 +67,7 @@ def _costs(record: StageRecord, rows: pd.DataFrame, name: str) -> None:
     record.measured("linear_bits_per_weight", bits, "bits", how, n=1, arm=name)
     if name == UNTRAINED:
         return
-    how = "sum over the steps, mean over seeds; another training ran beside it"
+    how = "sum over the steps, mean over seeds; with --jobs above 1 others ran beside it"
     seconds = float(rows["seconds"].mean())
     record.measured("training_time_s", seconds, "s", how, n=len(rows), arm=name)
     if rows["teacher_tokens"].notna().all():
@@ -84,8 +85,10 @@ def _ratio(record: StageRecord, documents: Documents, name: str, **labels: str) 
         record.missing(HEADLINE, "ratio", why, **labels)
         return
 
-    def ratio(bits: BitsPerByte):
-        return (bits[name] - bits[FULL]) / (bits[REFERENCE] - bits[FULL])
+    def ratio(bits: BitsPerByte) -> np.ndarray:
+        """Not defined where the reference loses nothing: there is no gap to be a share of."""
+        gap, reference = bits[name] - bits[FULL], bits[REFERENCE] - bits[FULL]
+        return np.divide(gap, reference, out=np.full_like(gap, np.nan), where=reference > 0)
 
     how = f"gap of {name} over gap of {REFERENCE}, both to full precision at equal tokens"
     record.add(documents.estimate(ratio).metric(HEADLINE, "ratio", how, "derived", **labels))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import safetensors.torch
+from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.data.dataset import PackedSequences
@@ -73,7 +74,7 @@ def train_arm(
     checkpoints.mkdir(parents=True, exist_ok=True)
     start = last_whole(checkpoints)
     done = lesson.train.steps if final.exists() else start[1] if start else 0
-    judge = _judge(arm, lesson, Telemetry(folder / "telemetry", done))
+    judge = _judge(arm, model, lesson, Telemetry(folder / "telemetry", done))
     if final.exists():
         safetensors.torch.load_model(model, final)
     else:
@@ -89,16 +90,23 @@ def train_arm(
     return judge
 
 
-def _judge(arm: Arm, lesson: Lesson, telemetry: Telemetry) -> Judge:
-    is_ternary = arm == "ternary"
+def _judge(arm: Arm, model: PreTrainedModel, lesson: Lesson, telemetry: Telemetry) -> Judge:
+    weights = ("ternary", "master") if arm == "ternary" else ("master",)
+    if arm == "ternary" and not _quantised(model):
+        weights = ("ternary",)  # adapters: they correct these, and say nothing beside the others
     return Judge(
         tokenizer=lesson.tokenizer,
         excerpts=lesson.excerpts,
         context=lesson.sequence_length,
         telemetry=telemetry,
-        weights=("ternary", "master") if is_ternary else ("master",),
-        layers=LayerWatch() if is_ternary else None,
+        weights=weights,
+        layers=LayerWatch() if arm == "ternary" else None,
     )
+
+
+def _quantised(model: PreTrainedModel) -> list[Parameter]:
+    """The weights that learn to be ternary; none in a frozen base."""
+    return [layer.weight for _, layer in bit_linears(model) if layer.weight.requires_grad]
 
 
 def _run(
@@ -119,7 +127,7 @@ def _run(
     )
     if train.gradient_checkpointing:
         _recompute_activations(model)
-    quantised = [layer.weight for _, layer in bit_linears(model) if layer.weight.requires_grad]
+    quantised = _quantised(model)
     several_passes = train.gradient_accumulation > 1 or train.gradient_checkpointing
     set_reuse(model, several_passes or not quantised)
     taught = None if teacher is None else Teacher(teacher, train.distillation)

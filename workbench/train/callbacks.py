@@ -92,9 +92,10 @@ class RecordCallback(TrainerCallback):
         seconds = time.perf_counter() - self._began
         moment = self.schedule.at(state.global_step - 1)
         loss, grad_norm = logs["loss"], logs["grad_norm"]
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        objective = logs.get("objective", loss)
+        if not (math.isfinite(objective) and math.isfinite(grad_norm)):
             raise self._not_finite(
-                state.global_step, loss, grad_norm, moment, Path(args.output_dir)
+                state.global_step, objective, grad_norm, moment, Path(args.output_dir)
             )
         self._tokens += self.trainer.tokens
         row = {
@@ -108,8 +109,9 @@ class RecordCallback(TrainerCallback):
             "seconds": seconds,
             "batch": self.trainer.batch_crc,
         }
-        if self.trainer.teacher:
-            row |= self._taught(loss)
+        if teacher := self.trainer.teacher:
+            row |= {name: logs[name] for name in ("objective", "teacher_kl", "relations")}
+            row |= {"teacher_tokens": teacher.tokens, "teacher_seconds": teacher.seconds}
         self.judge.telemetry.add("loss", [row])
         if self.watched:
             self.guard.after_step(row)
@@ -123,19 +125,6 @@ class RecordCallback(TrainerCallback):
             layers = self.judge(parts["model"], state.global_step, epoch, gradients)
             if self.watched and moment.strength == 1.0:
                 self.guard.after_look(state.global_step, layers)
-
-    def _taught(self, objective: float) -> dict[str, float | int | None]:
-        """What distillation adds to the row, and the loss without the teacher's part."""
-        teacher = self.trainer.teacher
-        is_summed = self.trainer.model_accepts_loss_kwargs  # else each batch has its own mean
-        return {
-            "loss": float(self.trainer.loss_sum) / (1 if is_summed else teacher.batches),
-            "objective": objective,
-            "teacher_kl": float(teacher.kl) / teacher.batches,
-            "relations": float(teacher.relations) / teacher.batches,
-            "teacher_tokens": teacher.tokens,
-            "teacher_seconds": teacher.seconds,
-        }
 
     def _not_finite(
         self, step: int, loss: float, grad_norm: float, moment: Moment, checkpoints: Path

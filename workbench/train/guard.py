@@ -3,18 +3,20 @@
 - *loss spike*: a step's loss is above ``loss_spike`` times the median of the ``window`` steps
   before it; after one, the next ``window`` steps cannot be another.
 - *flip storm*: more than ``flip_rate`` of a layer's codes changed since the look before.
-- *dead layer*: one of -1, 0, +1 has more than ``one_value_share`` of a layer's codes.
+- *dead layer*: one of -1, 0, +1 has more than ``one_value_share`` of a layer's codes. A lower rate
+  brings no layer back, so this is told when a layer dies and not at every look after that.
 
 The last two are judged at the looks at which the threshold is fully on. What the guard did is a
-table of the training's telemetry, and its state (the factor on the learning rate, the last spike)
-is read from that table: rows of a step are there before the step's checkpoint, so a resumed
-training brakes at the same steps by the same factor.
+table of the training's telemetry, and its state (the factor on the learning rate, the last spike,
+the dead layers) is read from the telemetry: rows of a step are there before the step's checkpoint,
+so a resumed training brakes at the same steps by the same factor.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ class Guard:
         self.factor = float(done["factor"].iloc[-1]) if len(done) else 1.0
         spikes = done.loc[done["limit"] == "loss_spike", "step"] if len(done) else []
         self._last_spike = int(spikes.iloc[-1]) if len(spikes) else -section.window
+        last_look = _last_look_at_full_strength(telemetry)
+        self._dead = _over(section.one_value_share, _largest_shares(last_look)).keys()
 
     def after_step(self, row: dict[str, Any]) -> None:
         """A row of the table ``loss``; raises StageError where the action is to stop."""
@@ -69,28 +73,23 @@ class Guard:
 
     def after_look(self, step: int, layers: list[dict[str, Any]]) -> None:
         """Rows of the table ``layers`` of one look at full strength."""
-        section = self.section
+        section, total = self.section, len(layers)
         flips = {row["layer"]: row["flip_rate"] or 0.0 for row in layers}
-        self._judge(
-            step, "flip_rate", section.flip_rate, flips, "codes changed since the last look"
-        )
-        shares = {
-            row["layer"]: max(row[f"share_{state}"] for state in ("minus", "zero", "plus"))
-            for row in layers
-        }
-        self._judge(step, "one_value_share", section.one_value_share, shares, "codes are one value")
+        storms = _over(section.flip_rate, flips)
+        self._judge(step, "flip_rate", storms, total, "codes changed since the last look")
+        dead = _over(section.one_value_share, _largest_shares(layers))
+        died = {layer: share for layer, share in dead.items() if layer not in self._dead}
+        self._dead = dead.keys()
+        self._judge(step, "one_value_share", died, total, "codes are one value")
 
-    def _judge(
-        self, step: int, name: str, limit: float, values: dict[str, float], what: str
-    ) -> None:
-        over = {layer: value for layer, value in values.items() if value > limit}
+    def _judge(self, step: int, limit: str, over: dict[str, float], total: int, what: str) -> None:
+        """over: the layers beyond the limit, of ``total``."""
         if over:
             named = ", ".join(f"{layer} {over[layer]:.0%}" for layer in list(over)[:NAMED])
             rest = ", ..." if len(over) > NAMED else ""
-            text = (
-                f"{what} in {len(over)} of {len(values)} layers: {named}{rest} (limit {limit:.0%})"
-            )
-            self._act(step, name, text, max(over.values()))
+            allowed = getattr(self.section, limit)
+            text = f"{what} in {len(over)} of {total} layers: {named}{rest} (limit {allowed:.0%})"
+            self._act(step, limit, text, max(over.values()))
 
     def _act(self, step: int, limit: str, text: str, value: float) -> None:
         section = self.section
@@ -114,3 +113,22 @@ class Guard:
         row = {"step": step, "limit": limit, "value": value, "factor": self.factor, "text": said}
         self.telemetry.add(TABLE, [row])
         self.progress.warning(said)
+
+
+def _over(limit: float, values: dict[str, float]) -> dict[str, float]:
+    return {layer: value for layer, value in values.items() if value > limit}
+
+
+def _largest_shares(layers: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Of the three codes, by layer."""
+    states = ("minus", "zero", "plus")
+    return {row["layer"]: max(row[f"share_{state}"] for state in states) for row in layers}
+
+
+def _last_look_at_full_strength(telemetry: Telemetry) -> list[dict[str, Any]]:
+    """Rows of the table ``layers``; none where there was no such look."""
+    steps, looks = telemetry.frame("loss"), telemetry.frame("layers")
+    if steps.empty or looks.empty:
+        return []
+    looks = looks[looks["step"].isin(steps.loc[steps["strength"] == 1.0, "step"])]
+    return looks[looks["step"] == looks["step"].max()].to_dict("records")

@@ -119,10 +119,18 @@ class ArmTrainer(Trainer):
             self.teacher.reset()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """To the trackers, with the rate that the step was made with: the scheduler's own value,
-        which ``transformers`` puts there, knows nothing of the guard."""
+        """To the trackers and the records, with the rate that the step was made with: the
+        scheduler's own value, which ``transformers`` puts there, knows nothing of the guard. What
+        ``transformers`` calls loss is the objective; beside a teacher the loss is another."""
         if "learning_rate" in logs:
             logs["learning_rate"] = self.lr
+        if self.teacher and "loss" in logs:
+            is_summed = self.model_accepts_loss_kwargs  # else each batch has its own mean
+            batches = self.teacher.batches
+            logs["objective"] = logs["loss"]
+            logs["loss"] = float(self.loss_sum) / (1 if is_summed else batches)
+            logs["teacher_kl"] = float(self.teacher.kl) / batches
+            logs["relations"] = float(self.teacher.relations) / batches
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader[Any]:

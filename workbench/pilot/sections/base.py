@@ -34,3 +34,6 @@ def input_path(*words: str, hub: bool = False, live: bool = False, **field: Any)
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+MOST_SLOTS = 4096
+"""Of an arm: a step decodes them all, and each has a cache."""
+MOST_WAITING = 1_000_000

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from workbench.pilot.sections.base import Count, Positive, Section, Share
+from workbench.pilot.sections.base import (
+    MOST_SLOTS,
+    MOST_WAITING,
+    Count,
+    Positive,
+    Section,
+    Share,
+)
+
+Seconds = Annotated[float, Field(gt=0.0, le=7 * 24 * 3600)]
+"""A week at most."""
+Tokens = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class Rule(Section):
     """When the server goes back to full precision by itself; it never goes forward by itself."""
 
-    window: Count = Field(50, description="latest requests of the hybrid arm that are looked at")
+    window: Count = Field(
+        50, le=MOST_WAITING, description="latest requests of the hybrid arm that are looked at"
+    )
     fewest: Count = Field(10, description="requests before the rule says anything")
     max_error_share: Share = Field(0.05, description="failed requests in the window, at most")
     ttft_s: Positive | None = Field(
@@ -20,11 +33,20 @@ class Rule(Section):
     )
     max_slow_share: Share = Field(0.10, description="slow requests in the window, at most")
 
+    @model_validator(mode="after")
+    def window_holds_enough(self) -> Rule:
+        if self.fewest > self.window:
+            raise ValueError(
+                f"fewest {self.fewest} of a window of {self.window}: the rule would never say "
+                "anything; lower fewest or widen the window"
+            )
+        return self
+
 
 class DeployRollback(Section):
     """The hybrid artefact served next to the full-precision one, both warm."""
 
-    duration_s: Positive = Field(20.0, description="length of the replayed load, s")
+    duration_s: Seconds = Field(20.0, description="length of the replayed load, s")
     speedup: Positive | None = Field(
         None, description="2 replays twice as fast; null fits the load to what the server can do"
     )
@@ -32,15 +54,17 @@ class DeployRollback(Section):
         0.5, gt=0, lt=1, description="of the measured capacity, when speedup is null"
     )
     rollback_at: float = Field(0.5, gt=0, lt=1, description="moment of the rollback, as a share")
-    slots: Count = Field(4, description="requests decoded together in each arm")
-    queue: Count = Field(256, description="requests that may wait; beyond it a client gets 429")
-    max_prompt_tokens: Count = Field(
+    slots: Count = Field(4, le=MOST_SLOTS, description="requests decoded together in each arm")
+    queue: Count = Field(
+        256, le=MOST_WAITING, description="requests that may wait; beyond it a client gets 429"
+    )
+    max_prompt_tokens: Tokens = Field(
         256, description="longer prompts of the trace are cut, and said"
     )
-    max_output_tokens: Count = Field(
+    max_output_tokens: Tokens = Field(
         64, description="longer outputs of the trace are cut, and said"
     )
-    hold_s: Positive = Field(
+    hold_s: Seconds = Field(
         30.0, description="after a rollback the hybrid's share may not grow for so long, s"
     )
     rollback_rule: Rule | None = Field(

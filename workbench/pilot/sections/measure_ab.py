@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from workbench.pilot.sections.base import Count, Positive, Section, input_path
+from workbench.pilot.sections.base import MOST_SLOTS, Count, Positive, Section, input_path
 
 
 class Meters(Section):
@@ -62,4 +62,11 @@ class MeasureAb(Section):
     def positive_and_different(cls, values: list[int]) -> list[int]:
         if not values or min(values) < 1 or len(set(values)) != len(values):
             raise ValueError("give one or more different whole numbers from 1")
+        return values
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def decoded_together(cls, values: list[int]) -> list[int]:
+        if max(values) > MOST_SLOTS:
+            raise ValueError(f"give at most {MOST_SLOTS} sequences")
         return values

@@ -89,7 +89,10 @@ class Guard(Section):
     loss_spike: float = Field(2.0, gt=1, description="a step's loss over the median of the window")
     window: Count = Field(50, description="steps of that median, and the least between two spikes")
     flip_rate: Share = Field(
-        0.6, description="of a layer's codes, since the look before, with the threshold fully on"
+        0.6,
+        description="of a layer's codes, since the look before, with the threshold fully on: codes "
+        "drawn anew at random differ by two thirds, a healthy layer's by two fifths where looks "
+        "are thousands of steps apart",
     )
     one_value_share: Share = Field(
         0.95, description="of a layer's codes being the same: a dead layer; threshold fully on"
