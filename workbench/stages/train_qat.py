@@ -109,6 +109,7 @@ def run(context: StageContext) -> None:
     """Fill the tables, artefacts and figures of ``train_qat`` (docs/design.md)."""
     pilot, record = context.pilot, context.record
     _plan_memory(context)
+    _note_idle_gpus(context)
     corpus = read_corpus(pilot.data, pilot.seed)
     tokenizer = _tokenizer(context, corpus)
     lesson = _lesson(context, corpus, tokenizer)
@@ -185,6 +186,19 @@ def _plan_memory(context: StageContext) -> None:
         config, pilot.model, pilot.train, pilot.data.sequence_length, torch_gpu_memory()[0],
         context.progress.note,
     )  # fmt: skip
+
+
+def _note_idle_gpus(context: StageContext) -> None:
+    """Once, where there are more GPUs than the training uses."""
+    visible = torch.cuda.device_count()
+    if _device() == "cpu" or visible == 1:
+        return
+    text = (
+        f"{visible} GPUs are visible and the training uses the first; CUDA_VISIBLE_DEVICES says "
+        "which that is, so another pilot can train on another one"
+    )
+    context.progress.note(text)
+    context.record.notes.append(text)
 
 
 def _device() -> str:

@@ -38,6 +38,15 @@ def require_optimizer(name: str) -> None:
         raise ConfigError(f"train.optimizer {name}: unknown{did_you_mean(name, known)}")
 
 
+class OneDevice(TrainingArguments):
+    """A process trains on one device. Where it sees several GPUs, the Trainer would wrap the model
+    in ``nn.DataParallel`` without being asked, and multiply the batch by their number."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
+
+
 def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArguments:
     """The Trainer's settings: offline, silent, float32 or bfloat16, on CUDA or else on the CPU.
 
@@ -46,7 +55,7 @@ def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArgumen
     require_optimizer(train.optimizer)
     require_trackers(train.trackers)
     on_cuda = torch.cuda.is_available()
-    return TrainingArguments(
+    return OneDevice(
         output_dir=str(folder),
         max_steps=train.steps,
         per_device_train_batch_size=train.batch_size,
