@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from workbench.pilot.sections.train import Train
 from workbench.records.events import Progress
 from workbench.stages import train_qat
 from workbench.train.arm import train_arm
@@ -27,16 +28,20 @@ def test_a_process_that_sees_eight_gpus_trains_on_one_as_the_pilot_says(
     assert rows["tokens"].tolist() == [2 * 16, 4 * 16] and not wrapped
 
 
-@pytest.mark.parametrize(("device", "visible", "said"), [("cuda", 8, 1), ("cuda", 1, 0)])
+@pytest.mark.parametrize(("visible", "used", "said"), [(8, 1, 1), (8, 8, 0), (1, 1, 0)])
 def test_idle_gpus_are_noted_once(
-    monkeypatch: pytest.MonkeyPatch, device: str, visible: int, said: int
+    monkeypatch: pytest.MonkeyPatch, visible: int, used: int, said: int
 ) -> None:
     told: list[str] = []
     record = SimpleNamespace(notes=[])
-    monkeypatch.setattr(train_qat, "_device", lambda: device)
+    monkeypatch.setattr(train_qat, "_device", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     train_qat._note_idle_gpus(
-        SimpleNamespace(record=record, progress=SimpleNamespace(note=told.append))
+        SimpleNamespace(
+            pilot=SimpleNamespace(train=Train(batch_size=8, processes=used)),
+            record=record,
+            progress=SimpleNamespace(note=told.append),
+        )
     )
     assert told == record.notes and len(told) == said
-    assert all(text.startswith("8 GPUs are visible") for text in told)
+    assert all("8 GPUs are visible and the training uses 1" in text for text in told)

@@ -31,7 +31,7 @@ from workbench.data.tokenizer import (
     vocabulary_size,
 )
 from workbench.errors import ConfigError, StageError
-from workbench.machine.gpu import torch_gpu_memory
+from workbench.machine.gpu import free_gpu_memory, torch_gpu_memory
 from workbench.measure.statistics import bits_per_byte
 from workbench.model.build import (
     build_model,
@@ -59,6 +59,7 @@ from workbench.train.guard import TABLE as GUARD
 from workbench.train.int8_gradients import LARGEST_ERROR, gradient_errors, set_int8_gradients
 from workbench.train.judge import Judge
 from workbench.train.memory_plan import require_memory
+from workbench.train.processes import require_devices
 from workbench.train.quality import document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
 from workbench.train.trackers import require_trackers
@@ -76,6 +77,7 @@ def check(pilot: Pilot) -> list[str]:
     data, model = pilot.data, pilot.model
     require_optimizer(pilot.train.optimizer)
     require_trackers(pilot.train.trackers)
+    require_devices(pilot.train)
     if pilot.train.distillation.teacher == "checkpoint" and model.checkpoint is None:
         raise ConfigError(
             "train.distillation.teacher: checkpoint, but model.checkpoint is null",
@@ -183,19 +185,27 @@ def _plan_memory(context: StageContext) -> None:
     else:
         config = checkpoint_config(pilot.model.checkpoint, ask_hub=True)
     require_memory(
-        config, pilot.model, pilot.train, pilot.data.sequence_length, torch_gpu_memory()[0],
+        config, pilot.model, pilot.train, pilot.data.sequence_length, _free_on_each(pilot),
         context.progress.note,
     )  # fmt: skip
 
 
+def _free_on_each(pilot: Pilot) -> int:
+    """Free bytes of the fullest GPU that will train."""
+    free = torch_gpu_memory()[0]
+    if pilot.train.processes == 1:
+        return free
+    return min(free, *free_gpu_memory()[: pilot.train.processes])
+
+
 def _note_idle_gpus(context: StageContext) -> None:
     """Once, where there are more GPUs than the training uses."""
-    visible = torch.cuda.device_count()
-    if _device() == "cpu" or visible == 1:
+    visible, used = torch.cuda.device_count(), context.pilot.train.processes
+    if _device() == "cpu" or visible <= used:
         return
     text = (
-        f"{visible} GPUs are visible and the training uses the first; CUDA_VISIBLE_DEVICES says "
-        "which that is, so another pilot can train on another one"
+        f"{visible} GPUs are visible and the training uses {used}: train.processes says how many, "
+        "each with an equal part of every step; the step itself stays as it is"
     )
     context.progress.note(text)
     context.record.notes.append(text)
@@ -447,7 +457,7 @@ def _record_guard(record: StageRecord, arms: dict[str, Judge]) -> None:
 def _record_figures(
     context: StageContext, arms: dict[str, Judge], losses: dict[str, pd.DataFrame]
 ) -> None:
-    record = context.record
+    record, on_gpu = context.record, _device() == "cuda"
     for arm, frame in losses.items():
         documents = [name.rpartition("@")[0] for name in frame["id"]]
         estimate = bits_per_byte(frame["nats"], frame["bytes"], groups=documents)
@@ -457,6 +467,10 @@ def _record_figures(
         rows = judge.telemetry.frame("loss")
         seconds, tokens = float(rows["seconds"].sum()), int(rows["tokens"].iloc[-1])
         how = "sum over the steps, forward to update; evaluations and checkpoints not counted"
+        if (processes := context.pilot.train.processes) > 1:
+            how += (
+                f"; {processes} processes together, one a {'GPU' if on_gpu else 'share of the CPU'}"
+            )
         record.measured("training_time_s", seconds, "s", how, n=len(rows), arm=arm)
         record.measured(
             "training_tokens_per_s", tokens / seconds, "tokens/s", how, n=len(rows), arm=arm
