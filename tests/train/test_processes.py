@@ -74,6 +74,7 @@ def test_two_processes_train_as_one_does_through_every_interruption(
         train(small, lesson, folder, kill)
     assert not workers(folder) and last_whole(checkpoints) and not (folder / FINAL).exists()
     two = train(small, lesson, folder).telemetry
+    assert not (folder / "processes").exists()
 
     for name, exact in (
         ("loss", ["step", "tokens", "phase", "batch", "teacher_tokens", "lr"]),

@@ -457,7 +457,7 @@ def _record_guard(record: StageRecord, arms: dict[str, Judge]) -> None:
 def _record_figures(
     context: StageContext, arms: dict[str, Judge], losses: dict[str, pd.DataFrame]
 ) -> None:
-    record, on_gpu = context.record, _device() == "cuda"
+    record = context.record
     for arm, frame in losses.items():
         documents = [name.rpartition("@")[0] for name in frame["id"]]
         estimate = bits_per_byte(frame["nats"], frame["bytes"], groups=documents)
@@ -468,9 +468,7 @@ def _record_figures(
         seconds, tokens = float(rows["seconds"].sum()), int(rows["tokens"].iloc[-1])
         how = "sum over the steps, forward to update; evaluations and checkpoints not counted"
         if (processes := context.pilot.train.processes) > 1:
-            how += (
-                f"; {processes} processes together, one a {'GPU' if on_gpu else 'share of the CPU'}"
-            )
+            how += f"; {processes} processes together"
         record.measured("training_time_s", seconds, "s", how, n=len(rows), arm=arm)
         record.measured(
             "training_tokens_per_s", tokens / seconds, "tokens/s", how, n=len(rows), arm=arm

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,9 +66,8 @@ def train_in_processes(training: Training, progress: Progress) -> None:
     """
     device = next(training.model.parameters()).device
     folder = training.folder / "processes"
-    folder.mkdir(exist_ok=True)
-    for left in folder.glob("*.*"):
-        left.unlink()
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+    folder.mkdir()
     for model in (training.model, training.teacher):
         if model is not None:
             model.to("cpu")
@@ -80,6 +80,7 @@ def train_in_processes(training: Training, progress: Progress) -> None:
         (folder / HANDOVER).unlink(missing_ok=True)  # as large as the model
         (folder / TOKENS).unlink(missing_ok=True)
         training.model.to(device)
+    shutil.rmtree(folder)
 
 
 def _hand_over(training: Training, progress: Progress, folder: Path) -> None:
