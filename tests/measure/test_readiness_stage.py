@@ -88,6 +88,16 @@ def test_training_needs_more_memory_with_more_tokens_a_step():
     assert large["serving_full_gb"].equals(small["serving_full_gb"])
 
 
+@pytest.mark.parametrize(("gpu", "held"), [("a GPU", 1), (None, 4)])
+def test_processes_share_main_memory_and_have_a_gpu_each(monkeypatch, gpu, held):
+    monkeypatch.setattr(readiness, "torch_gpu", lambda: (gpu, ""))
+    alone = readiness.fits_table(pilot(train={"batch_size": 2}), 10**9)
+    shared = readiness.fits_table(pilot(train={"batch_size": 8, "processes": 4}), 10**9)
+    exchanged = 4 * alone["parameters"] / 1e9
+    wanted = held * (alone["training_gb"] + exchanged)
+    assert shared["training_gb"].to_numpy() == pytest.approx(wanted.to_numpy())
+
+
 def test_a_model_that_does_not_fit_is_said_in_the_verdict(tmp_path):
     verdict = finished(tmp_path, pilot(model={"preset": "llama-3-70b"})).facts["verdict"]
     assert any("does not fit here: llama-3-70b needs about" in sentence for sentence in verdict)

@@ -55,6 +55,15 @@ def test_a_teacher_is_planned_for_in_the_arm_it_teaches() -> None:
     assert ternary.parts["teacher"] == pytest.approx(2 * 3.43e9 + 14 * 8192 * 32_000, rel=0.01)
 
 
+def test_each_gpu_of_several_has_the_whole_model_and_its_part_of_a_batch() -> None:
+    wide = AB_3B.model_copy(update={"batch_size": 8, "gradient_accumulation": 1})
+    alone = memory_plans(CONFIG, MODEL, wide, 2048)[1].parts
+    each = memory_plans(CONFIG, MODEL, wide.model_copy(update={"processes": 4}), 2048)[1].parts
+    assert each["weights"] == alone["weights"] and each["optimizer"] == alone["optimizer"]
+    assert each["logits"] == alone["logits"] / 4
+    assert each["buckets of gradients"] == each["gradients"]
+
+
 @pytest.mark.parametrize(
     ("train", "free", "cure"),
     [

@@ -206,12 +206,18 @@ def _meters(context: StageContext) -> tuple[list[str], list[MissingMeter]]:
 
 
 def _training_bytes(pilot: Pilot, shape: Shape) -> int:
-    return shape.training_bytes(
-        pilot.train.batch_size,
+    """Of one device: a GPU has one process, the main memory all of them."""
+    train = pilot.train
+    each = shape.training_bytes(
+        train.share[0],
         pilot.data.sequence_length,
-        bytes_per_value=4 if pilot.train.precision == "float32" else 2,
-        checkpointing=pilot.train.gradient_checkpointing,
+        bytes_per_value=4 if train.precision == "float32" else 2,
+        checkpointing=train.gradient_checkpointing,
     )
+    if train.processes == 1:
+        return each
+    each += 4 * shape.parameters  # gradients on their way to the other processes
+    return each if torch_gpu()[0] else train.processes * each
 
 
 def _about_machine(machine: dict[str, Any], device: Device) -> str:
@@ -229,7 +235,7 @@ def _about_sizes(pilot: Pilot, fits: pd.DataFrame) -> list[str]:
 
     sentences = [
         f"Largest preset that fits: {largest('trains_here')} to train (batch "
-        f"{pilot.train.batch_size} x {pilot.data.sequence_length} tokens), "
+        f"{pilot.train.share[0]} x {pilot.data.sequence_length} tokens), "
         f"{largest('serves_full_here')} to serve in full precision, "
         f"{largest('serves_ternary_here')} to serve as ternary."
     ]

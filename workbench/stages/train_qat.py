@@ -32,7 +32,7 @@ from workbench.data.tokenizer import (
     vocabulary_size,
 )
 from workbench.errors import ConfigError, StageError
-from workbench.machine.gpu import torch_gpu_memory
+from workbench.machine.gpu import free_gpu_memory, torch_gpu_memory
 from workbench.measure.statistics import bits_per_byte
 from workbench.model.build import (
     build_model,
@@ -60,6 +60,7 @@ from workbench.train.guard import TABLE as GUARD
 from workbench.train.int8_gradients import LARGEST_ERROR, gradient_errors, set_int8_gradients
 from workbench.train.judge import Judge
 from workbench.train.memory_plan import require_memory
+from workbench.train.processes import require_devices
 from workbench.train.quality import document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
 from workbench.train.trackers import require_trackers
@@ -77,6 +78,7 @@ def check(pilot: Pilot) -> list[str]:
     data, model = pilot.data, pilot.model
     require_optimizer(pilot.train.optimizer)
     require_trackers(pilot.train.trackers)
+    require_devices(pilot.train)
     if pilot.train.distillation.teacher == "checkpoint" and model.checkpoint is None:
         raise ConfigError(
             "train.distillation.teacher: checkpoint, but model.checkpoint is null",
@@ -110,6 +112,7 @@ def run(context: StageContext) -> None:
     """Fill the tables, artefacts and figures of ``train_qat`` (docs/design.md)."""
     pilot, record = context.pilot, context.record
     _plan_memory(context)
+    _note_idle_gpus(context)
     corpus = read_corpus(pilot.data, pilot.seed)
     tokenizer = _tokenizer(context, corpus)
     lesson = _lesson(context, corpus, tokenizer)
@@ -183,9 +186,30 @@ def _plan_memory(context: StageContext) -> None:
     else:
         config = checkpoint_config(pilot.model.checkpoint, ask_hub=True)
     require_memory(
-        config, pilot.model, pilot.train, pilot.data.sequence_length, torch_gpu_memory()[0],
+        config, pilot.model, pilot.train, pilot.data.sequence_length, _free_on_each(pilot),
         context.progress.note,
     )  # fmt: skip
+
+
+def _free_on_each(pilot: Pilot) -> int:
+    """Free bytes of the fullest GPU that will train."""
+    free = torch_gpu_memory()[0]
+    if pilot.train.processes == 1:
+        return free
+    return min(free, *free_gpu_memory()[: pilot.train.processes])
+
+
+def _note_idle_gpus(context: StageContext) -> None:
+    """Once, where there are more GPUs than the training uses."""
+    visible, used = torch.cuda.device_count(), context.pilot.train.processes
+    if _device() == "cpu" or visible <= used:
+        return
+    text = (
+        f"{visible} GPUs are visible and the training uses {used}: train.processes says how many, "
+        "each with an equal part of every step; the step itself stays as it is"
+    )
+    context.progress.note(text)
+    context.record.notes.append(text)
 
 
 def _device() -> str:
@@ -459,6 +483,8 @@ def _record_figures(
         rows = judge.telemetry.frame("loss")
         seconds, tokens = float(rows["seconds"].sum()), int(rows["tokens"].iloc[-1])
         how = "sum over the steps, forward to update; evaluations and checkpoints not counted"
+        if (processes := context.pilot.train.processes) > 1:
+            how += f"; {processes} processes together"
         record.measured("training_time_s", seconds, "s", how, n=len(rows), arm=arm)
         record.measured(
             "training_tokens_per_s", tokens / seconds, "tokens/s", how, n=len(rows), arm=arm

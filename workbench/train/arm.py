@@ -27,6 +27,7 @@ from workbench.train.distill import Teacher
 from workbench.train.guard import Guard
 from workbench.train.judge import Judge
 from workbench.train.layers import LayerWatch
+from workbench.train.processes import require_devices, train_in_processes
 from workbench.train.quiet import quiet_transformers
 from workbench.train.schedule import Arm, Schedule
 from workbench.train.space import disk_full_is_said, require_space
@@ -55,6 +56,22 @@ class Lesson:
     new_norms: bool = False
 
 
+@dataclass(frozen=True)
+class Training:
+    """All that a process needs to train one arm.
+
+    start: the checkpoint to go on from and its step, None for none. folder: the arm's.
+    """
+
+    arm: Arm
+    model: PreTrainedModel
+    lesson: Lesson
+    judge: Judge
+    start: tuple[Path, int] | None
+    folder: Path
+    teacher: PreTrainedModel | None
+
+
 def train_arm(
     arm: Arm,
     model: PreTrainedModel,
@@ -66,10 +83,13 @@ def train_arm(
     """Train ``model`` in place; its strength afterwards is 1 (the baseline has none).
 
     teacher: what ``train.distillation`` distils from; it is frozen, and None means no teacher.
+    ``train.processes`` above 1 are processes beside this one, which waits for them.
     Returns the judge, whose telemetry holds the tables loss, evaluations, layers, histograms
-    and guard. Raises StageError for a loss that is not finite, for a full disk and where the guard
-    stops; the last whole checkpoint stays, and the next call with the same folder goes on from it.
+    and guard. Raises ConfigError for more processes than GPUs; StageError for a loss that is not
+    finite, for a full disk, where the guard stops and where a process ends; the last whole
+    checkpoint stays, and the next call with the same folder goes on from it.
     """
+    require_devices(lesson.train)
     final, checkpoints = folder / FINAL, folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     start = last_whole(checkpoints)
@@ -80,11 +100,15 @@ def train_arm(
     else:
         if start:
             progress.note(f"{arm}: goes on from step {done} of {lesson.train.steps}")
+        training = Training(arm, model, lesson, judge, start, folder, teacher)
         with quiet_transformers(), disk_full_is_said(folder):
-            require_space(model, folder)
-            _run(arm, model, lesson, judge, start, checkpoints, progress, teacher)
-            with replacing(final) as partial:
-                safetensors.torch.save_model(model, str(partial))
+            if lesson.train.processes > 1:
+                require_space(model, folder, handed_over=(model, teacher))
+                train_in_processes(training, progress)
+                safetensors.torch.load_model(model, final)
+            else:
+                require_space(model, folder)
+                learn(training, progress)
     shutil.rmtree(checkpoints)
     set_strength(model, 1.0)
     return judge
@@ -109,17 +133,11 @@ def _quantised(model: PreTrainedModel) -> list[Parameter]:
     return [layer.weight for _, layer in bit_linears(model) if layer.weight.requires_grad]
 
 
-def _run(
-    arm: Arm,
-    model: PreTrainedModel,
-    lesson: Lesson,
-    judge: Judge,
-    start: tuple[Path, int] | None,
-    checkpoints: Path,
-    progress: Progress,
-    teacher: PreTrainedModel | None,
-) -> None:
-    train, schedule = lesson.train, Schedule(lesson.train, arm, lesson.new_norms)
+def learn(training: Training, progress: Progress) -> None:
+    """Train in this process, alone or as one of several; the first writes what is kept."""
+    lesson, model, judge = training.lesson, training.model, training.judge
+    train, schedule = lesson.train, Schedule(lesson.train, training.arm, lesson.new_norms)
+    checkpoints = training.folder / "checkpoints"
     arguments = training_arguments(train, checkpoints, lesson.seed)
     batch = sequences_a_step(arguments)
     sequences = PackedSequences(
@@ -128,21 +146,28 @@ def _run(
     if train.gradient_checkpointing:
         _recompute_activations(model)
     quantised = _quantised(model)
-    several_passes = train.gradient_accumulation > 1 or train.gradient_checkpointing
+    several_passes = arguments.gradient_accumulation_steps > 1 or train.gradient_checkpointing
     set_reuse(model, several_passes or not quantised)
+    teacher = training.teacher
     taught = None if teacher is None else Teacher(teacher, train.distillation)
     trainer = ArmTrainer(model, arguments, sequences, schedule, quantised, taught)
-    guard = Guard(train.guard, arm, judge.telemetry, progress, checkpoints)
-    trainer.add_callback(PhaseCallback(schedule, guard))
-    trainer.add_callback(RecordCallback(trainer, judge, guard, progress))
-    trainer.add_callback(CheckpointCallback(judge))
+    guard = Guard(train.guard, training.arm, judge.telemetry, progress, checkpoints)
+    is_first = arguments.process_index == 0
+    trainer.add_callback(PhaseCallback(trainer, guard))
+    if is_first:
+        trainer.add_callback(RecordCallback(trainer, judge, guard, progress))
+    trainer.add_callback(CheckpointCallback(trainer, judge))
+    start = training.start
     if start and judge.layers:
         judge.layers.load(start[0])
-    keep_apart(trainer, checkpoints.with_name("tensorboard"))
+    keep_apart(trainer, training.folder / "tensorboard")
     try:
         trainer.train(resume_from_checkpoint=str(start[0]) if start else None)
     finally:
         end_run(train.trackers)
+    if is_first:
+        with replacing(training.folder / FINAL) as partial:
+            safetensors.torch.save_model(model, str(partial))
 
 
 def _recompute_activations(model: PreTrainedModel) -> None:

@@ -3,6 +3,9 @@
 The Trainer calls ``on_step_begin`` before the first forward pass of a step, ``on_log`` after
 it (``logging_steps`` is 1) and only then saves, so every row of a step is on disk before the
 step's checkpoint, and a step whose loss is not finite raises before it can be saved.
+
+Of several processes all set the phase and wait for a checkpoint to be whole; the first alone
+records and judges, and the others have the guard's factor from it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import broadcast
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -21,7 +26,7 @@ from workbench.ternary import forget_quantised, set_strength
 from workbench.train.checkpoints import last_whole, mark_whole
 from workbench.train.guard import Guard
 from workbench.train.judge import Judge
-from workbench.train.schedule import Moment, Schedule, epoch_steps
+from workbench.train.schedule import Moment, epoch_steps
 from workbench.train.trainer import ArmTrainer, sequences_a_step
 
 
@@ -32,8 +37,8 @@ class PhaseCallback(TrainerCallback):
     The quantised weights are made once a step: kept for its micro-batches, then forgotten.
     """
 
-    def __init__(self, schedule: Schedule, guard: Guard) -> None:
-        self.schedule, self.guard = schedule, guard
+    def __init__(self, trainer: ArmTrainer, guard: Guard) -> None:
+        self.trainer, self.guard = trainer, guard
 
     def on_step_begin(
         self,
@@ -42,13 +47,17 @@ class PhaseCallback(TrainerCallback):
         control: TrainerControl,
         **parts: Any,
     ) -> None:
-        moment = self.schedule.at(state.global_step)
+        moment = self.trainer.schedule.at(state.global_step)
         set_strength(parts["model"], moment.strength)
         forget_quantised(parts["model"])
+        if args.world_size > 1:
+            factor = torch.tensor(self.guard.factor, dtype=torch.float64, device=args.device)
+            self.guard.factor = float(broadcast(factor, from_process=0))
         for group in parts["optimizer"].param_groups:
             group["lr"] *= self.guard.factor
             if group["decays"]:
                 group["weight_decay"] = moment.weight_decay
+        self.trainer.begin_step()
 
 
 class RecordCallback(TrainerCallback):
@@ -76,7 +85,6 @@ class RecordCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        self.trainer.begin_step()
         self._began = time.perf_counter()
 
     def on_log(
@@ -111,7 +119,8 @@ class RecordCallback(TrainerCallback):
         }
         if teacher := self.trainer.teacher:
             row |= {name: logs[name] for name in ("objective", "teacher_kl", "relations")}
-            row |= {"teacher_tokens": teacher.tokens, "teacher_seconds": teacher.seconds}
+            row["teacher_tokens"] = teacher.tokens * self.trainer.args.world_size
+            row["teacher_seconds"] = teacher.seconds
         self.judge.telemetry.add("loss", [row])
         if self.watched:
             self.guard.after_step(row)
@@ -145,14 +154,18 @@ class RecordCallback(TrainerCallback):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Adds to a checkpoint what the Trainer does not know of, and then the marker."""
+    """Adds to a checkpoint what the Trainer does not know of, and then the marker, once every
+    process has written its own part."""
 
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
+    def __init__(self, trainer: ArmTrainer, judge: Judge) -> None:
+        self.trainer, self.judge = trainer, judge
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
+        self.trainer.accelerator.wait_for_everyone()
+        if args.process_index > 0:
+            return
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if self.judge.layers:
             self.judge.layers.save(folder)

@@ -45,19 +45,24 @@ class Plan:
 def memory_plans(
     config: PretrainedConfig, model: Model, train: Train, sequence: int
 ) -> tuple[Plan, Plan]:
-    """Of the full-precision arm and of the ternary arm. sequence: tokens."""
+    """Of the full-precision arm and of the ternary arm, on each of ``train.processes`` GPUs.
+
+    sequence: tokens.
+    """
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
     parameters = sum(p.numel() for p in empty.parameters())
     linear = sum(m.weight.numel() for m in empty.modules() if isinstance(m, nn.Linear))
     ternary = _ternary_parameters(empty, model.policy)
-    tokens = train.batch_size * sequence
+    tokens = train.share[0] * sequence
     value = 2 if train.precision == "bfloat16" else 4
     shared = {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
         "optimizer": _state_bytes(train.optimizer) * parameters,
     }
+    if train.processes > 1:
+        shared["buckets of gradients"] = 4 * parameters  # what the processes exchange
     logits = 12 * tokens * config.vocab_size
     plans = []
     for arm in ("full precision", "ternary"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,10 +26,14 @@ BYTES_A_PARAMETER = 12
 """float32 weights and AdamW's two moments."""
 
 
-def require_space(model: torch.nn.Module, folder: Path) -> None:
-    """StageError unless the checkpoints of ``model`` fit: the kept ones and the one written."""
+def require_space(
+    model: torch.nn.Module, folder: Path, handed_over: Sequence[torch.nn.Module | None] = ()
+) -> None:
+    """StageError unless the checkpoints of ``model`` fit: the kept ones and the one written, and
+    the models that are handed over to other processes through a file."""
     parameters = sum(p.numel() for p in model.parameters())
     needed = parameters * BYTES_A_PARAMETER * (KEPT_CHECKPOINTS + 1)
+    needed += sum(p.nbytes for each in handed_over if each for p in each.parameters())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StageError(

@@ -38,19 +38,30 @@ def require_optimizer(name: str) -> None:
         raise ConfigError(f"train.optimizer {name}: unknown{did_you_mean(name, known)}")
 
 
+class OneDevice(TrainingArguments):
+    """A process trains on one device. Where it sees several GPUs, the Trainer would wrap the model
+    in ``nn.DataParallel`` without being asked, and multiply the batch by their number."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
+
+
 def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArguments:
     """The Trainer's settings: offline, silent, float32 or bfloat16, on CUDA or else on the CPU.
 
-    Apple's GPU is not used: the CPU is what the promise of equal bits was tested on.
+    Apple's GPU is not used: the CPU is what the promise of equal bits was tested on. Of several
+    processes each is given its own, and they join here (see :mod:`workbench.train.processes`).
     """
     require_optimizer(train.optimizer)
     require_trackers(train.trackers)
     on_cuda = torch.cuda.is_available()
-    return TrainingArguments(
+    sequences, batches = train.share
+    return OneDevice(
         output_dir=str(folder),
         max_steps=train.steps,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation,
+        per_device_train_batch_size=sequences,
+        gradient_accumulation_steps=batches,
         learning_rate=1.0,  # the schedule gives absolute rates
         adam_beta1=train.betas[0],
         adam_beta2=train.betas[1],
@@ -71,6 +82,8 @@ def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArgumen
         use_cpu=not on_cuda,
         dataloader_pin_memory=on_cuda,
         remove_unused_columns=False,
+        ddp_backend="gloo" if train.processes > 1 and not on_cuda else None,
+        ddp_find_unused_parameters=True,  # learned scales have no gradient before the threshold
     )
 
 
@@ -81,12 +94,13 @@ def sequences_a_step(arguments: TrainingArguments) -> int:
 
 
 class ArmTrainer(Trainer):
-    """Trains one arm.
+    """Trains one arm, alone or as one of several processes, which then have equal figures.
 
     quantised: the parameters that become ternary; they have their own learning rate.
     teacher: what the arm is distilled from, None for none.
     loss_sum: next-token losses of the last step's batches, where a teacher changes the objective.
-    tokens, batch_crc: tokens of the last optimizer step, and the CRC-32 of their ids.
+    tokens, batch_crc: tokens of the last optimizer step, and the CRC-32 of their ids, of all
+    processes in the order of the data.
     gradients: norms of the last optimizer step, before clipping.
     lr: rate of the first group in the last optimizer step, the guard's factor in it.
     """
@@ -125,6 +139,8 @@ class ArmTrainer(Trainer):
         if "learning_rate" in logs:
             logs["learning_rate"] = self.lr
         if self.teacher and "loss" in logs:
+            if self.args.world_size > 1:
+                self._average_sums(self.teacher)
             is_summed = self.model_accepts_loss_kwargs  # else each batch has its own mean
             batches = self.teacher.batches
             logs["objective"] = logs["loss"]
@@ -171,8 +187,8 @@ class ArmTrainer(Trainer):
         inputs: dict[str, torch.Tensor],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        ids = inputs["input_ids"]
-        self.tokens += ids.numel() * self.args.world_size
+        ids = self.accelerator.gather(inputs["input_ids"])
+        self.tokens += ids.numel()
         self.batch_crc = zlib.crc32(ids.cpu().numpy().tobytes(), self.batch_crc)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:
@@ -202,6 +218,12 @@ class ArmTrainer(Trainer):
             extra = extra / self.current_gradient_accumulation_steps
         loss = (1 - self.teacher.section.alpha) * loss + extra
         return (loss, outputs) if return_outputs else loss
+
+    def _average_sums(self, teacher: Teacher) -> None:
+        """What each process has summed over its own batches becomes the mean over all of them."""
+        own = [float(value) for value in (self.loss_sum, teacher.kl, teacher.relations)]
+        sums = torch.tensor(own, dtype=torch.float64, device=self.args.device)
+        self.loss_sum, teacher.kl, teacher.relations = self.accelerator.reduce(sums, "mean")
 
     def _groups(self, model: torch.nn.Module) -> list[dict[str, Any]]:
         quantised, matrices, small = [], [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -102,7 +103,8 @@ class Guard(Section):
 
 
 class Train(Section):
-    """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` sequences.
+    """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` x
+    ``gradient_accumulation`` sequences.
 
     The defaults suit up to a few million parameters and steps of about 1,000 tokens
     (docs/studies.md and docs/log.md say what was tried). Steps of 100,000 tokens and more want
@@ -110,8 +112,17 @@ class Train(Section):
     """
 
     steps: Count = Field(2400, description="optimizer steps of each arm")
-    batch_size: Count = Field(4, description="sequences a step and device")
-    gradient_accumulation: Count = Field(1, description="batches whose gradients make one step")
+    batch_size: Count = Field(4, description="sequences of a batch")
+    gradient_accumulation: Count = Field(
+        1,
+        description="batches whose gradients make one step: batch_size x gradient_accumulation "
+        "sequences, however many processes share them",
+    )
+    processes: Count = Field(
+        1,
+        description="that train together, each with the whole model and an equal part of every "
+        "step: one a GPU, or on the CPU; they must divide a step's sequences",
+    )
     lr: Positive = Field(2e-3, description="peak learning rate of the full-precision arm")
     ternary_lr: Positive | None = Field(None, description="of the ternary arm; null: same as lr")
     lr_warmup_share: Share = Field(0.1, description="of all steps, linear from 0")
@@ -153,6 +164,23 @@ class Train(Section):
     def phases_fit(self) -> Train:
         if self.warmup.share + self.threshold.share > 1:
             raise ValueError("warmup.share and threshold.share must not exceed 1 together")
+        return self
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(sequences of a batch, batches a step) of each process: whole batches are shared out as
+        far as they go, then the sequences of each."""
+        turns = math.gcd(self.gradient_accumulation, self.processes)
+        return self.batch_size * turns // self.processes, self.gradient_accumulation // turns
+
+    @model_validator(mode="after")
+    def processes_divide_a_step(self) -> Train:
+        sequences = self.batch_size * self.gradient_accumulation
+        if sequences % self.processes:
+            raise ValueError(
+                f"processes {self.processes} cannot share a step's {sequences} sequences "
+                "(batch_size x gradient_accumulation) equally"
+            )
         return self
 
     @model_validator(mode="after")

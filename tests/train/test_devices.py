@@ -1,0 +1,47 @@
+"""Which devices a training uses: one, unless the pilot asks for more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from workbench.pilot.sections.train import Train
+from workbench.records.events import Progress
+from workbench.stages import train_qat
+from workbench.train.arm import train_arm
+
+
+def test_a_process_that_sees_eight_gpus_trains_on_one_as_the_pilot_says(
+    small: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped = []
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 8))
+    monkeypatch.setattr(torch.nn.DataParallel, "__init__", lambda *_: wrapped.append(1))
+    lesson = small.make_lesson(steps=2, evaluations=1)
+    model = small.make_model("ternary", lesson)
+    progress = Progress(tmp_path / "events.jsonl", "train_qat")
+    rows = train_arm("ternary", model, lesson, tmp_path, progress).telemetry.frame("loss")
+    assert rows["tokens"].tolist() == [2 * 16, 4 * 16] and not wrapped
+
+
+@pytest.mark.parametrize(("visible", "used", "said"), [(8, 1, 1), (8, 8, 0), (1, 1, 0)])
+def test_idle_gpus_are_noted_once(
+    monkeypatch: pytest.MonkeyPatch, visible: int, used: int, said: int
+) -> None:
+    told: list[str] = []
+    record = SimpleNamespace(notes=[])
+    monkeypatch.setattr(train_qat, "_device", lambda: "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    train_qat._note_idle_gpus(
+        SimpleNamespace(
+            pilot=SimpleNamespace(train=Train(batch_size=8, processes=used)),
+            record=record,
+            progress=SimpleNamespace(note=told.append),
+        )
+    )
+    assert told == record.notes and len(told) == said
+    assert all("8 GPUs are visible and the training uses 1" in text for text in told)

@@ -1,0 +1,159 @@
+"""One training in several processes, each with the whole model and an equal part of every step.
+
+This process waits. It hands the training over in a file; torch's elastic launcher starts the
+processes (:mod:`workbench.train.launcher`), and in each (:mod:`workbench.train.worker`)
+``transformers`` and ``accelerate`` join it to the others by DistributedDataParallel: NCCL between
+GPUs, gloo on a CPU. The first process writes telemetry, checkpoints and final weights, as a
+training without others does, so what is kept and how it resumes is the same.
+
+The processes hold a pipe of this one as their standard input. It closes however this process
+ends, and they end with it: two trainings never write into one folder.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from workbench.errors import ConfigError, StageError, WorkbenchError
+from workbench.paths import shown
+from workbench.pilot.sections.train import Train
+from workbench.records.events import Progress, follow
+from workbench.records.files import read_json
+
+if TYPE_CHECKING:
+    from workbench.train.arm import Training
+
+HANDOVER, TOKENS, LOG, KILLED = "handover.pt", "tokens.npy", "log.txt", "killed.json"
+STOP_S = 40.0
+"""The launcher gives its processes 30 s to end before it kills them."""
+TAIL_LINES = 15
+
+
+def require_devices(train: Train) -> None:
+    """ConfigError for more processes than GPUs, and inside another launcher's processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a launcher has started this several times",
+            allowed="one process, which starts the others itself",
+            next_step="run workbench without torchrun, and set train.processes instead",
+        )
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else None
+    if visible is not None and train.processes > visible:
+        raise ConfigError(
+            f"train.processes: {train.processes}, but torch sees {visible} "
+            f"GPU{'s' if visible > 1 else ''}",
+            allowed=f"1 to {visible}, one process a GPU",
+            next_step="lower train.processes, or name more GPUs in CUDA_VISIBLE_DEVICES",
+        )
+
+
+def train_in_processes(training: Training, progress: Progress) -> None:
+    """Train in ``train.processes`` others, until the final weights are in the arm's folder.
+
+    The models are on the CPU meanwhile: the first process needs the memory of this one's GPU.
+    Raises what a process raised, and StageError where one was killed.
+    """
+    device = next(training.model.parameters()).device
+    folder = training.folder / "processes"
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+    folder.mkdir()
+    for model in (training.model, training.teacher):
+        if model is not None:
+            model.to("cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        _hand_over(training, progress, folder)
+        _launch(training.lesson.train.processes, folder, progress)
+    finally:
+        (folder / HANDOVER).unlink(missing_ok=True)  # as large as the model
+        (folder / TOKENS).unlink(missing_ok=True)
+        training.model.to(device)
+    shutil.rmtree(folder)
+
+
+def _hand_over(training: Training, progress: Progress, folder: Path) -> None:
+    """Into one file; the tokens, which may be many, stay in theirs."""
+    tokens = training.lesson.tokens
+    path = getattr(tokens, "filename", None)
+    if path is None:
+        path = folder / TOKENS
+        np.save(path, tokens)
+    bare = replace(training, lesson=replace(training.lesson, tokens=None))
+    parts = (bare, Path(path), progress.path, progress.stage)
+    torch.save(parts, folder / HANDOVER, pickle_protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def take_over(folder: Path) -> tuple[Training, Progress]:
+    """What :func:`_hand_over` wrote; the weights are mapped from the file."""
+    path = folder / HANDOVER
+    training, tokens, events, stage = torch.load(path, mmap=True, weights_only=False)
+    lesson = replace(training.lesson, tokens=np.load(tokens, mmap_mode="r"))
+    return replace(training, lesson=lesson), Progress(events, stage)
+
+
+def _launch(processes: int, folder: Path, progress: Progress) -> None:
+    """Start the processes and pass their events on to this one's listener until they end."""
+    log = folder / LOG
+    seen = progress.path.stat().st_size if progress.path.exists() else 0
+    threads = max(1, torch.get_num_threads() // processes)
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "workbench.train.launcher", str(folder), str(processes)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # Ctrl-C is for this process, which ends them in order
+        ) as launcher,
+    ):
+        try:
+            for event in follow(progress.path, lambda: launcher.poll() is not None, seen):
+                if progress.listener and event["stage"] == progress.stage:
+                    progress.listener(event)
+        finally:
+            _stop(launcher)
+    if launcher.returncode:
+        raise _failure(processes, folder)
+
+
+def _stop(launcher: subprocess.Popen[bytes]) -> None:
+    if launcher.poll() is None:
+        launcher.terminate()
+        try:
+            launcher.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            launcher.kill()
+
+
+def _failure(processes: int, folder: Path) -> WorkbenchError:
+    """Who was killed, or what the first process that failed said."""
+    goes_on = "the same command goes on from the last whole checkpoint"
+    killed = read_json(folder / KILLED) if (folder / KILLED).exists() else {}
+    for rank, number in killed.items():
+        return StageError(
+            f"training in {processes} processes: process {rank} was killed by signal {number} "
+            f"({signal.Signals(number).name})",
+            next_step=f"often the memory was full: lower train.batch_size; {goes_on}",
+        )
+    said = [pickle.loads(path.read_bytes()) for path in folder.glob("failure-*.pickle")]
+    if said:
+        return min(said, key=lambda pair: pair[0])[1]
+    lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    tail = "\n    ".join(lines[-TAIL_LINES:]) or "(it printed nothing)"
+    return StageError(
+        f"training in {processes} processes ended; the end of its log:\n    {tail}",
+        next_step=f"the whole log is {shown(folder / LOG)}; {goes_on}",
+    )
