@@ -31,6 +31,7 @@ def run_suite(tmp_path: Path, **variables: str) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(900)  # four minutes of two quiet cores
 @pytest.mark.skipif(bool(interpreter_problem()), reason=str(interpreter_problem()))
 def test_under_the_interpreter(tmp_path):
     output = run_suite(tmp_path, TRITON_INTERPRET="1")
