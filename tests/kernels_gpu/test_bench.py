@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
 from ternary_kernels.gpu.layout import interpreter_problem
 
+from workbench.bench import gpu_kernels
 from workbench.bench.gpu import REHEARSAL, Bench, Work, bench_gpu, parts_of
 from workbench.bench.gpu_clock import RehearsalClock, Row, median
 from workbench.errors import ConfigError, StageError
@@ -64,15 +65,15 @@ def test_parts_are_named_and_ordered():
 def test_a_case_that_fails_costs_the_others_nothing(monkeypatch):
     """Time on a device may be given once: all other rows are written, and then it is said."""
 
-    def broken(self, N, K, M):
+    def broken(bench, N, K, M):
         raise RuntimeError("an illegal memory access was encountered\nmore")
 
-    monkeypatch.setattr(Bench, "_between", broken)
+    monkeypatch.setattr(gpu_kernels, "_between", broken)
     monkeypatch.setattr(Bench, "_ceilings", lambda self, shape: None)
     monkeypatch.setattr(
-        Bench,
+        gpu_kernels,
         "_weights",
-        lambda self, *at: self._add(Row("unpack", "", 0, "", 1.0, 1.0, 1.0, "us")),
+        lambda bench, *at: bench.add(Row("unpack", "", 0, "", 1.0, 1.0, 1.0, "us")),
     )
     bench = Bench(RehearsalClock(), "cpu", "rehearsal", lambda line: None, Work.tiny())
     with pytest.raises(StageError, match=r"2 cases failed: between products 32x32 1; between"):
@@ -92,6 +93,7 @@ class Absent(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Absent())
 from workbench.bench.gpu_clock import RehearsalClock
 from workbench.bench.gpu import Bench, Work
+import workbench.bench.gpu_kernels
 bench = Bench(RehearsalClock(), "cpu", "rehearsal", print, Work.tiny())
 bench._ceilings = lambda shape: None
 print(len(bench.run(())))

@@ -9,7 +9,7 @@ bf16 by cuBLAS); then the parts
 - ``engine``, ``capacity``, ``large``: whole models (:mod:`.gpu_engine`);
 - ``training``: a whole training step (:mod:`.gpu_training`);
 - ``between``, ``weights``, ``qat_layer``: the kernels between the products, what a training step
-  does to its weights, one training layer.
+  does to its weights, one training layer (:mod:`.gpu_kernels`, as are the products).
 
 ``--only product,engine`` runs some of them, so that a long run can be cut into short calls; a
 part that no longer fits into the time leaves a row that says so. Random data, fresh for each
@@ -38,6 +38,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,23 +53,21 @@ from workbench.paths import PROJECT
 TIME_LIMIT_S = 8 * 60
 RESERVE_S = 30
 REHEARSAL = "rehearsal: Triton interpreter on a CPU, no figure here means anything"
-LARGEST_ERROR = 2**-7  # one unit in the last place of bf16: Triton's interpreter cuts results off
-LARGEST_GRADIENT_ERROR = 0.03
 PUBLISHED = (
     (2560, 2560), (3840, 2560), (13824, 2560), (2560, 6912),
     (3200, 3200), (4800, 3200), (3200, 10240), (20480, 3200),
 )  # fmt: skip
 BATCHES = (16, 64, 128)
 LARGE = ((8192, 8192), (28672, 8192), (8192, 28672))
+KERNELS, ENGINE, TRAINING = (
+    f"workbench.bench.{name}" for name in ("gpu_kernels", "gpu_engine", "gpu_training")
+)
 PARTS = {
-    # name: seconds that it needs at least, compilation and making of models included
-    "product": 0, "engine": 60, "training": 80, "capacity": 90, "large": 50, "between": 0,
-    "weights": 0, "qat_layer": 0,
-}  # fmt: skip
-
-WHOLE = {
-    "engine": "workbench.bench.gpu_engine", "training": "workbench.bench.gpu_training",
-    "capacity": "workbench.bench.gpu_engine", "large": "workbench.bench.gpu_engine",
+    # name: where it is, seconds that it needs at least, compilation and making of models included;
+    # 0: it looks at the time before each of its cases
+    "product": (KERNELS, 0), "engine": (ENGINE, 60), "training": (TRAINING, 80),
+    "capacity": (ENGINE, 90), "large": (ENGINE, 50), "between": (KERNELS, 0),
+    "weights": (KERNELS, 0), "qat_layer": (KERNELS, 0),
 }  # fmt: skip
 
 
@@ -175,12 +174,13 @@ class Bench:
         self.say(json.dumps(self._environment()))
         self._ceilings(self.work.large[0])
         for part in parts:
-            if part in WHOLE:
-                # Whole models need transformers and pilots; kernels need torch and triton alone.
-                run = getattr(importlib.import_module(WHOLE[part]), f"run_{part}")
-                self._guarded(part, "", 0, PARTS[part], lambda run=run: run(self))
+            where, needs_s = PARTS[part]
+            # Whole models need transformers and pilots; kernels need torch and triton alone.
+            measure = partial(getattr(importlib.import_module(where), f"run_{part}"), self)
+            if needs_s:
+                self._guarded(part, "", 0, needs_s, measure)
             else:
-                getattr(self, f"_part_{part}")()
+                measure()
         if self.failed:
             raise StageError(
                 f"bench gpu: {len(self.failed)} cases failed: {'; '.join(self.failed)}",
@@ -189,28 +189,8 @@ class Bench:
             )
         return self.rows
 
-    def _part_product(self) -> None:
-        work = self.work
-        cases = [(N, K, 1) for N, K in (*work.one_row, *work.large)]
-        cases += [(N, K, M) for M in (*work.batches, work.prompt_rows) for N, K in work.large[:2]]
-        for case in cases:
-            self._case("product", *case, self._product)
-        for name, seconds in self.calls_s.items():
-            if seconds:
-                least, most = min(seconds), max(seconds)
-                self._add(Row(name, "each shape once", 0, "ternary", most, least, most, "s"))
-
-    def _part_between(self) -> None:
-        for M in (1, self.work.prompt_rows):
-            self._case("between products", *self.work.large[0], M, self._between)
-
-    def _part_weights(self) -> None:
-        self._case("weights", *self.work.large[0], 0, self._weights)
-
-    def _part_qat_layer(self) -> None:
-        self._case("qat_layer", *self.work.layer, 2 * self.work.prompt_rows, self._training)
-
-    def _case(self, name: str, N: int, K: int, M: int, measure: Callable) -> None:
+    def case(self, name: str, N: int, K: int, M: int, measure: Callable) -> None:
+        """Measure one shape, ``measure(N, K, M)``; see :meth:`_guarded`."""
         self._guarded(name, f"{N}x{K}", M, 0, lambda: measure(N, K, M))
 
     def _guarded(
@@ -238,118 +218,12 @@ class Bench:
                 note = f"failed: {reason_of(error)}"
                 self.failed.append(" ".join(f"{name} {shape} {rows or ''}".split()))
         if note:
-            self._add(Row(name, shape, rows, "", None, None, None, "", note=note))
+            self.add(Row(name, shape, rows, "", None, None, None, "", note=note))
         if self.device == "cuda":
             try:
                 torch.cuda.empty_cache()
             except RuntimeError as error:  # the device is lost: every later row says so itself
                 print(f"bench gpu: {error}", file=sys.stderr)
-
-    def _product(self, N: int, K: int, M: int) -> None:
-        from ternary_kernels.gpu import linear, linear_weight_only, quantize
-
-        xs, weights = self._operands(N, K, M)
-        both = list(zip(xs, weights, strict=True))
-        for seconds in self.calls_s.values():
-            seconds.append(self.clock.once(lambda: linear(*both[0])))
-        rows = [quantize(x) for x in xs]
-        self._check(weights[0], rows[0], M)
-        dense = [self._normal(N, K) for _ in range(self.clock.copies(2 * N * K))]
-        pairs = [(xs[i % len(xs)], w) for i, w in enumerate(dense)]
-        torch._dynamo.reset()
-        backend = "inductor" if self.device == "cuda" else "eager"
-        compiled = torch.compile(lambda x, w: F.linear(x, w), dynamic=False, backend=backend)
-        ops = 2 * M * N * K
-        plain_bytes = 2 * (N * K + M * K + M * N)
-        best = min(
-            self._time("product", N, K, M, f"bf16 {kind}", calls, plain_bytes, bf16_ops=ops)
-            for kind, calls in (
-                ("cublas", [lambda x=x, w=w: F.linear(x, w) for x, w in pairs]),
-                ("torch.compile", [lambda x=x, w=w: compiled(x, w) for x, w in pairs]),
-            )
-        )
-        del dense, pairs
-        packed = weights[0].nbytes
-        int8_bytes = packed + M * (K + 4 + K // 32) + 2 * M * N
-        self._time(
-            "product", N, K, M, "int8 x ternary",
-            [lambda r=r, w=w: linear(r, w) for r, w in zip(rows, weights, strict=True)],
-            int8_bytes, int8_ops=ops, against=best,
-        )  # fmt: skip
-        self._time(
-            "linear", N, K, M, "int8 x ternary",
-            [lambda x=x, w=w: linear(x, w) for x, w in both],
-            int8_bytes + 3 * M * K, int8_ops=ops, against=best,
-        )  # fmt: skip
-        if N == K:
-            self._time(
-                "linear", N, K, M, "bf16 x ternary",
-                [lambda x=x, w=w: linear_weight_only(x, w) for x, w in both],
-                packed + 2 * M * (N + K), bf16_ops=ops, against=best,
-            )  # fmt: skip
-
-    def _between(self, N: int, K: int, M: int) -> None:
-        """What stands between the products: norm and gate, each with its quantisation."""
-        from ternary_kernels.gpu import quantize, quantize_gated
-
-        copies = self.clock.copies(3 * M * K)
-        gain = self._normal(K)
-        xs = [self._normal(M, K) for _ in range(copies)]
-        self._time(
-            "rms_norm+quantize", N, K, M, "int8",
-            [lambda x=x: quantize(x, gain) for x in xs], 3 * M * K,
-        )  # fmt: skip
-        halves = [self._normal(M, 2 * K) for _ in range(copies)]
-        for activation in ("silu", "relu2"):
-            self._time(
-                f"{activation}*up+quantize", N, K, M, "int8",
-                [lambda x=x, a=activation: quantize_gated(x, a) for x in halves], 5 * M * K,
-            )  # fmt: skip
-
-    def _weights(self, N: int, K: int, M: int) -> None:
-        """What a training step does to its weights: quantise and pack, unpack."""
-        from ternary_kernels.gpu import pack_weights, unpack_weights
-
-        copies = self.clock.copies(2 * N * K)
-        masters = [self._normal(N, K) for _ in range(copies)]
-        packed = [pack_weights(w) for w in masters]
-        self._time(
-            "quantize+pack", N, K, M, "ternary",
-            [lambda w=w: pack_weights(w) for w in masters], 4 * N * K + N * K // 4,
-        )  # fmt: skip
-        self._time(
-            "unpack", N, K, M, "bf16",
-            [lambda w=w: unpack_weights(w) for w in packed], 2 * N * K + N * K // 4,
-        )  # fmt: skip
-
-    def _training(self, N: int, K: int, M: int) -> None:
-        """Forward and backward of one layer; the weights' quantisation is once a step, apart."""
-        from ternary_kernels.gpu import QATLinear
-
-        x = self._normal(M, K).requires_grad_()
-        dy = self._normal(M, N)
-        like = {"bias": False, "device": self.device, "dtype": torch.bfloat16}
-        plain, ternary = torch.nn.Linear(K, N, **like), QATLinear(K, N, **like)
-        all_int8 = QATLinear(K, N, int8_gradients=True, **like)
-        all_int8.load_state_dict(ternary.state_dict())
-        for layer in (ternary, all_int8):
-            layer.refresh()
-        ops, nbytes = 2 * M * N * K, 2 * 3 * (M * K + M * N + N * K)
-
-        def step(layer: torch.nn.Linear) -> Call:
-            return lambda: torch.autograd.grad(layer(x), (x, layer.weight), dy)
-
-        best = self._time("qat_layer", N, K, M, "bf16", [step(plain)], nbytes, bf16_ops=3 * ops)
-        self._time(
-            "qat_layer", N, K, M, "int8 x ternary", [step(ternary)], nbytes,
-            int8_ops=ops, bf16_ops=2 * ops, against=best,
-        )  # fmt: skip
-        for got, wanted in zip(step(all_int8)(), step(ternary)(), strict=True):
-            self._require_near(got, wanted, LARGEST_GRADIENT_ERROR, f"INT8 gradients of {N}x{K}")
-        self._time(
-            "qat_layer", N, K, M, "int8 x ternary, int8 gradients", [step(all_int8)], nbytes,
-            int8_ops=3 * ops, against=best,
-        )  # fmt: skip
 
     def _ceilings(self, shape: tuple[int, int]) -> None:
         """Copied bytes a second, INT8 and bf16 operations a second: this run's own limits."""
@@ -367,17 +241,17 @@ class Bench:
         ops, side = 2 * size**3, f"{size}x{size}"
         multiply = torch._int_mm
         self.int8_ops_s = self._ceiling("int_mm", side, "int8", lambda: multiply(a, b.T), ops)
-        a, b = self._normal(size, size), self._normal(size, size)
+        a, b = self.normal(size, size), self.normal(size, size)
         self.bf16_ops_s = self._ceiling("matmul", side, "bf16", lambda: F.linear(a, b), ops)
 
     def _ceiling(self, name: str, shape: str, precision: str, call: Call, amount: int) -> float:
         value, lo, hi = median([amount / s for s in self.clock.samples([call])])
         divisor, unit = (1e9, "GB/s") if name == "copy" else (1e12, "TOP/s")
         row = Row(name, shape, 0, precision, value / divisor, lo / divisor, hi / divisor, unit)
-        self._add(row)
+        self.add(row)
         return value
 
-    def _time(
+    def timed(
         self,
         name: str,
         N: int,
@@ -394,7 +268,7 @@ class Bench:
         """Time the calls, add the row, return the median in seconds."""
         value, lo, hi = median(self.clock.samples(calls))
         floor = max(nbytes / self.bytes_s, int8_ops / self.int8_ops_s + bf16_ops / self.bf16_ops_s)
-        self._add(
+        self.add(
             Row(
                 name,
                 f"{N}x{K}",
@@ -410,18 +284,7 @@ class Bench:
         )
         return value
 
-    def _check(self, weight, rows, M: int) -> None:
-        """The product against float32 on the same quantised rows and unpacked weights."""
-        from ternary_kernels.gpu import linear, unpack_weights
-        from ternary_kernels.gpu.quantize import dequantize_rows
-
-        K = weight.shape[1]
-        x = dequantize_rows(rows.q, rows.undo, K, torch.float32)
-        expected = x @ unpack_weights(weight, torch.float32).T
-        what = f"{M} rows times {weight.shape}"
-        self._require_near(linear(rows, weight), expected, LARGEST_ERROR, what)
-
-    def _require_near(
+    def require_near(
         self, got: torch.Tensor, wanted: torch.Tensor, allowed: float, what: str
     ) -> None:
         error = float((got.float() - wanted.float()).norm() / wanted.float().norm())
@@ -432,23 +295,10 @@ class Bench:
                 next_step="run python -m pytest tests/kernels_gpu on this machine and report it",
             )
 
-    def _operands(self, N: int, K: int, M: int) -> tuple[list[torch.Tensor], list]:
-        from ternary_kernels.gpu import pack_codes
-
-        copies = self.clock.copies(N * K // 4)
-        xs = [self._normal(M, K) for _ in range(copies)]
-        weights = [
-            pack_codes(
-                torch.randint(0, 3, (N, K), dtype=torch.uint8, device=self.device), 1 / K**0.5
-            )
-            for _ in range(copies)
-        ]
-        return xs, weights
-
-    def _normal(self, *shape: int) -> torch.Tensor:
+    def normal(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, device=self.device, dtype=torch.bfloat16)
 
-    def _add(self, row: Row) -> None:
+    def add(self, row: Row) -> None:
         row = row.on(self.label)
         self.rows.append(row)
         self.say(row.as_json())

@@ -95,7 +95,7 @@ class Metered:
             value = energy.energy_j / tokens
             note = f"GPU board only, gross; idle {before} before, {after} after"
         about = (f"{row.name} energy", row.shape, row.rows, row.precision)
-        self.bench._add(Row(*about, value, value, value, "J/token", note=note))
+        self.bench.add(Row(*about, value, value, value, "J/token", note=note))
 
 
 def run_engine(bench: Bench) -> None:
@@ -145,7 +145,7 @@ def run_engine(bench: Bench) -> None:
             best[kind] = _add_rate(
                 bench, row, samples, sizes.output, nbytes=nbytes, against=against
             )
-            bench._add(Row("engine_first_call", name, 0, precision, first_s, first_s, first_s, "s"))
+            bench.add(Row("engine_first_call", name, 0, precision, first_s, first_s, first_s, "s"))
             _say_notes(bench, core, "decode", name)
             core.close()
             del core, prefill, decode, rewind
@@ -165,7 +165,7 @@ def run_capacity(bench: Bench) -> None:
         )
         if slots < 1:
             note = f"not measured: weights of {size / 1e9:.1f} GB leave no room for one sequence"
-            bench._add(
+            bench.add(
                 Row("throughput", name, 0, precision, None, None, None, "tokens/s", note=note)
             )
             _free(bench)
@@ -247,7 +247,7 @@ def _add_rate(
     value, lo, hi = median([tokens / s for s in samples])
     floor_s = nbytes / bench.bytes_s * (steps or tokens)
     floor_s = max(floor_s, int8_ops / bench.int8_ops_s + bf16_ops / bench.bf16_ops_s)
-    bench._add(
+    bench.add(
         Row(
             row.name, row.shape, row.rows, row.precision, value, lo, hi, row.unit,
             ratio_bf16=None if against is None else value / against,
@@ -333,7 +333,7 @@ def _prompt(shape: Shape, length: int) -> list[int]:
 
 def _say_notes(bench: Bench, core: Any, name: str, shape: str) -> None:
     for note in core.notes:
-        bench._add(Row(f"{name} note", shape, 0, "", None, None, None, "", note=note))
+        bench.add(Row(f"{name} note", shape, 0, "", None, None, None, "", note=note))
 
 
 def _free(bench: Bench) -> None:

@@ -66,9 +66,7 @@ def run_training(bench: Bench) -> None:
             best = best or rate
         if bench.device == "cuda":
             peak = torch.cuda.max_memory_allocated() / 1e9
-            bench._add(
-                Row("qat_step memory", sizes.name, tokens, precision, peak, peak, peak, "GB")
-            )
+            bench.add(Row("qat_step memory", sizes.name, tokens, precision, peak, peak, peak, "GB"))
         del model, step
         gc.collect()
 
