@@ -12,6 +12,7 @@ from workbench.engine.engine import Engine
 from workbench.engine.probe import run_probe
 from workbench.errors import StageError
 from workbench.machine.memory import Memory
+from workbench.measure.statistics import mean_ratio
 from workbench.model.presets import PRESETS
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
@@ -38,6 +39,10 @@ def test_it_measures_all_arms_in_turn(tmp_path: Path) -> None:
     for name in (*phases, *(f"{phase}_over_int8" for phase in phases)):
         metric = context.record.metric(name, source="probe", shape="tiny-1m")
         assert metric.n == 3 and metric.lo < metric.value < metric.hi
+        of_phase = turns[turns["phase"] == name.split("_")[0]]
+        seconds = of_phase.pivot(index="block", columns="arm", values="seconds")
+        other = seconds["int8" if name.endswith("_over_int8") else "full_precision"]
+        assert metric.value == mean_ratio(other, seconds["ternary"]).value
     sizes = {
         arm: context.record.metric("model_memory_mb", arm=arm, source="probe").value
         for arm in forth

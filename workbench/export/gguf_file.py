@@ -108,9 +108,9 @@ def write_gguf(
     it cannot hold becomes Q4_0, or bf16 where that cannot either. name, description: for people.
     Raises ConfigError for a model or a tokenizer that llama.cpp would not compute as it is meant.
     """
+    require_gguf()
     import gguf
 
-    require_gguf()
     config, where = model.config, Path(model.config.name_or_path or name)
     _require_known(model)
     words = vocabulary(tokenizer, config.vocab_size, where) if tokenizer else Vocabulary("none")
