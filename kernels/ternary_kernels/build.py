@@ -24,7 +24,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "csrc"
 OUTPUT = Path(__file__).parent / "_native"
-COMMON = ("dispatch", "team", "ops", "llama")
+COMMON = ("dispatch", "team", "ops", "llama", "layout")
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")

@@ -38,6 +38,10 @@ class Backend:
     threads: int
 
 
+class LayoutError(RuntimeError):
+    """The library's structs lie in memory otherwise than this module writes them."""
+
+
 @dataclass
 class _Loaded:
     lib: ctypes.CDLL | None
@@ -89,11 +93,15 @@ class Llama(ctypes.Structure):
     )
 
 
+_MIRRORS = {"Weight": Weight, "TkLayer": Layer, "TkLlama": Llama}
+"""The library's name of a struct -> its mirror here."""
+
 _KINDS = {"ternary": 0, "ternary5": 1, "int8": 2}
 _SCALINGS = {"none": 0, "row": 0, "group": 1, "tensor": 2}
 MODES = {"silu": 2, "relu2": 3}
 
 _SIGNATURES: dict[str, tuple] = {
+    "tk_layout": (c_char_p,),
     "tk_isa": (c_char_p,),
     "tk_available_isas": (c_char_p, c_int),
     "tk_force_isa": (c_int, c_char_p),
@@ -181,6 +189,31 @@ def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def layout() -> str:
+    """The mirrors in the form of csrc/layout.cpp: "Weight.tiles 16 8" is a field with its offset
+    and size in bytes, "Weight 32" the size of a struct; one line each."""
+    lines = []
+    for name, mirror in _MIRRORS.items():
+        fields = [field for field, *_ in mirror._fields_]
+        places = [(field, getattr(mirror, field)) for field in fields]
+        lines += [f"{name}.{field} {place.offset} {place.size}" for field, place in places]
+        lines.append(f"{name} {ctypes.sizeof(mirror)}")
+    return "\n".join(lines) + "\n"
+
+
+def check_layout(of_library: str) -> None:
+    """Raise LayoutError unless every field lies where the library reads it, and all are known."""
+    theirs, ours = of_library.splitlines(), layout().splitlines()
+    different = [line for line in ours if line not in theirs]
+    different += [f"{line} (the library)" for line in theirs if line not in ours]
+    if different:
+        raise LayoutError(
+            "structs of the native library and of native.py differ (name, offset, size): "
+            f"{', '.join(different[:6])}; allowed: equal. Make csrc/abi.h, csrc/layout.cpp and "
+            "native.py agree; where TERNARY_KERNELS_LIBRARY names a library, unset it."
+        )
+
+
 def _load() -> _Loaded:
     # Here, so that `python -m ternary_kernels.build` does not find itself imported already.
     from . import build
@@ -197,6 +230,7 @@ def _load() -> _Loaded:
             function.restype, function.argtypes = result, arguments
     except (build.BuildError, OSError, AttributeError) as error:
         return _without(str(error))
+    check_layout(lib.tk_layout().decode())
     isa = os.environ.get("TERNARY_KERNELS_ISA", "")
     if isa and lib.tk_force_isa(isa.encode()):
         raise ValueError(

@@ -24,7 +24,7 @@ def quantize(
 ) -> tuple[Tensor, Tensor]:
     """Per-token INT8 of x [M, K], after RMSNorm where ``eps`` is given (one fused pass).
 
-    Returns int8 [M, K] and fp32 [M], the factor that undoes the quantisation.
+    Returns q, int8 [M, K], and x_scale, fp32 [M]: x is about q * x_scale.
     """
     x_MK = _activations(x, "x", x.shape[-1])
     norm = _vector(norm, "norm", x_MK.shape[1])
@@ -32,14 +32,14 @@ def quantize(
     if lib is None or x_MK.shape[0] == 0:
         return reference.quantize_activations(_checked_norm(x_MK, norm, eps))
     q_MK = torch.empty(x_MK.shape, dtype=torch.int8)
-    undo_M = torch.empty(x_MK.shape[0])
+    x_scale_M = torch.empty(x_MK.shape[0])
     _raise_for(
         lib.tk_quantize(
             x_MK.data_ptr(), *x_MK.shape, native.pointer(norm),
-            _NO_NORM if eps is None else eps, q_MK.data_ptr(), undo_M.data_ptr(),
+            _NO_NORM if eps is None else eps, q_MK.data_ptr(), x_scale_M.data_ptr(),
         )
     )  # fmt: skip
-    return q_MK, undo_M
+    return q_MK, x_scale_M
 
 
 def linear_int(q: Tensor, weight: PackedWeight) -> Tensor:

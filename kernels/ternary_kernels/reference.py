@@ -18,9 +18,10 @@ MAX_K = 131072
 
 
 def quantize_activations(x_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """BitNet's per-token INT8: scale = 127 / clamp(absmax, 1e-5), round half to even.
+    """BitNet's per-token INT8: q = round_half_even(x * 127 / clamp(absmax, 1e-5)).
 
-    Returns int8 [M, K] and the factor that undoes it, clamp(absmax, 1e-5) / 127, fp32 [M].
+    Returns q, int8 [M, K], and x_scale = clamp(absmax, 1e-5) / 127, fp32 [M]: x is about
+    q * x_scale.
     """
     absmax_M = x_MK.abs().amax(1).clamp(min=1e-5)
     # PyTorch computes 127 / t as reciprocal(t) * 127, in BitNet's own code too.
@@ -43,22 +44,22 @@ def linear(x_MK: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Te
             weight._dense = weight.dequantize()
         y_MN = x_MK @ weight._dense.T
     else:
-        q_MK, undo_M = quantize_activations(x_MK)
-        y_MN = scale_products(q_MK, undo_M, weight)
+        q_MK, x_scale_M = quantize_activations(x_MK)
+        y_MN = scale_products(q_MK, x_scale_M, weight)
     return y_MN if bias is None else y_MN + bias
 
 
-def scale_products(q_MK: Tensor, undo_M: Tensor, weight: PackedWeight) -> Tensor:
+def scale_products(q_MK: Tensor, x_scale_M: Tensor, weight: PackedWeight) -> Tensor:
     """Integer products times the weight's scales, then times the activation's factor."""
     if weight.granularity != "group":
-        return (linear_int(q_MK, weight).float() * weight.scale) * undo_M[:, None]
+        return (linear_int(q_MK, weight).float() * weight.scale) * x_scale_M[:, None]
     total_MN = torch.zeros(q_MK.shape[0], weight.shape[0])
     codes_NK = _dense_int8(weight)
     for g in range(weight.scale.shape[1]):
         part = slice(g * GROUP, (g + 1) * GROUP)
         dot_MN = q_MK[:, part].float() @ codes_NK[:, part].float().T
         total_MN += dot_MN * weight.scale[:, g]
-    return total_MN * undo_M[:, None]
+    return total_MN * x_scale_M[:, None]
 
 
 def rms_norm(x_MK: Tensor, weight_K: Tensor | None, eps: float) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import ternary_kernels as tk
 import torch
-from ternary_kernels import build
+from ternary_kernels import build, native
 
 needs_native = pytest.mark.skipif(not tk.available_isas(), reason="no native library")
 
@@ -124,3 +126,22 @@ def test_bad_arguments_are_refused():
         tk.gated(torch.randn(1, 8), weight, tk.PackedTernary.from_float(torch.randn(6, 8)))
     with pytest.raises(ValueError, match=r"q is torch\.float32"):
         tk.linear_int(torch.randn(1, 8), weight)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("mirror", "fields", "named"),
+    [
+        ("Weight", lambda own: (own[1], own[0], *own[2:]), "Weight.kind 4 4"),  # swapped
+        ("Layer", lambda own: own[:-1], "TkLayer.ffn_sub_norm"),  # one forgotten
+        ("Llama", lambda own: (*own, ("more", ctypes.c_int32)), "TkLlama.more"),  # one too many
+        ("Llama", lambda own: (("hidden", ctypes.c_int64), *own[1:]), "TkLlama.hidden 0 8"),
+    ],
+)
+def test_a_wrong_mirror_of_a_struct_is_refused(monkeypatch, mirror, fields, named):
+    own = getattr(native, mirror)
+    wrong = type(mirror, (ctypes.Structure,), {"_fields_": fields(own._fields_)})
+    names = {"Weight": "Weight", "Layer": "TkLayer", "Llama": "TkLlama"}
+    monkeypatch.setitem(native._MIRRORS, names[mirror], wrong)
+    with pytest.raises(native.LayoutError, match=re.escape(named)):
+        native._load()

@@ -115,19 +115,19 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 def test_activations_are_quantised_as_bitnet_does(isa):
     x = torch.tensor([[0.5, 1.5, 2.5, -127.0], [0.0, 0.0, 0.0, 0.0]])
-    q, undo = tk.quantize(x)
+    q, x_scale = tk.quantize(x)
     assert q.tolist() == [[0, 2, 2, -127], [0, 0, 0, 0]]  # ties to even
-    assert torch.equal(undo, torch.tensor([1.0, 1e-5 / 127.0]))
+    assert torch.equal(x_scale, torch.tensor([1.0, 1e-5 / 127.0]))
 
 
 def test_norm_is_fused_with_quantisation(isa):
     g = torch.Generator().manual_seed(0)
     for K in (1, 15, 16, 100, 1000):
         x, norm = torch.randn(5, K, generator=g), torch.rand(K, generator=g) + 0.5
-        q, undo = tk.quantize(x, norm, 1e-5)
+        q, x_scale = tk.quantize(x, norm, 1e-5)
         expected = reference.rms_norm(x, norm, 1e-5)
         # The sum of squares may round differently: at most one code up or down.
-        assert float((q * undo[:, None] - expected).abs().max()) <= float(undo.max()) * 0.501
+        assert float((q * x_scale[:, None] - expected).abs().max()) <= float(x_scale.max()) * 0.501
 
 
 @pytest.mark.parametrize("activation", ["silu", "relu2"])

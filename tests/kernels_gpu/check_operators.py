@@ -38,14 +38,14 @@ def calls() -> dict[str, list[tuple]]:
         "add_half_rows": [(x, x.bfloat16(), gain, 1e-5, torch.bfloat16)],
         "add_quantize_rows": [(x, x.bfloat16(), gain, 1e-5)],
         "attend": [(q, *at, None, *cache, 0), (q, *at, tiles, *cache, 7)],
-        "dequantize_rows": [(rows.q, rows.undo, 200, torch.bfloat16)],
+        "dequantize_rows": [(rows.q, rows.x_scale, 200, torch.bfloat16)],
         "embed": [(ints(3, 0, 23), *int8, 200)],
         "half_rows": [
             (x, gain, 1e-5, "none", torch.bfloat16), (gate_up, None, 1e-5, "silu", torch.float16)
         ],
         "linear_half": [(x.half(), *packed, None, 24)],
         "linear_int8": [(*rows, *packed, None, 24, 200, torch.float32)],
-        "linear_int8_weight": [(rows.q, rows.undo, *int8, None, 200, torch.float32)],
+        "linear_int8_weight": [(rows.q, rows.x_scale, *int8, None, 200, torch.float32)],
         "pack": [(codes, None, "half_even")],
         "qat_linear": [(learned[0], learned[1], None, learned[2], 1e-5, *packed, False)],
         "quantize_rows": [(x, gain, 1e-5, "none"), (gate_up, None, 1e-5, "relu2")],

@@ -85,11 +85,11 @@ def test_every_element_is_written(monkeypatch):
     x, weight, bias = case(5, 70, 1024, "row")
     taken = torch.Tensor.new_empty
 
-    def poisoned(self, *args, **kwargs):
+    def filled_with_nan(self, *args, **kwargs):
         tensor = taken(self, *args, **kwargs)
         return tensor.fill_(torch.nan if tensor.is_floating_point() else 101)
 
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    monkeypatch.setattr(torch.Tensor, "new_empty", filled_with_nan)
     y = linear(x.to(DEVICE), to_device(weight, DEVICE), bias.to(DEVICE)).cpu()
     monkeypatch.undo()
     assert torch.equal(y, reference.linear(x, weight, bias))

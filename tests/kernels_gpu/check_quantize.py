@@ -23,10 +23,10 @@ def test_quantisation_is_the_references_bit_for_bit(shape, dtype):
     torch.manual_seed(1)
     x = (torch.randn(shape) * 2).to(dtype)
     x[0] = 0
-    q, undo, sums = (t.cpu() for t in quantize(x.to(DEVICE)))
+    q, x_scale, sums = (t.cpu() for t in quantize(x.to(DEVICE)))
     expected, factor = reference.quantize_activations(x.float())
     assert torch.equal(natural_order(q, shape[1]), expected)
-    assert torch.equal(undo, factor)
+    assert torch.equal(x_scale, factor)
     assert torch.equal(sums, q.int().unflatten(1, (-1, 128)).sum(2, dtype=torch.int32))
     assert (q.int().sum(1) == expected.int().sum(1)).all()  # the padding is zero
 
@@ -38,7 +38,7 @@ def test_norm_and_quantisation_in_one(shape):
     rows = quantize(x.to(DEVICE), weight.to(DEVICE), eps=1e-5)
     normed = reference.rms_norm(x, weight, 1e-5)
     expected, factor = reference.quantize_activations(normed)
-    torch.testing.assert_close(rows.undo.cpu(), factor, rtol=1e-5, atol=0)
+    torch.testing.assert_close(rows.x_scale.cpu(), factor, rtol=1e-5, atol=0)
     difference = natural_order(rows.q.cpu(), shape[1]).int() - expected.int()
     assert difference.abs().max() <= 1  # a rounding at a tie, and rarely
     assert (difference != 0).float().mean() < 1e-3
@@ -58,7 +58,7 @@ def test_gate_times_up_and_quantisation_in_one(activation, normed):
     rows = quantize_gated(
         gate_up.to(DEVICE), activation, None if weight is None else weight.to(DEVICE)
     )
-    torch.testing.assert_close(rows.undo.cpu(), factor, rtol=1e-5, atol=0)
+    torch.testing.assert_close(rows.x_scale.cpu(), factor, rtol=1e-5, atol=0)
     difference = natural_order(rows.q.cpu(), 300).int() - expected.int()
     assert difference.abs().max() <= 1 and (difference != 0).float().mean() < 2e-3
 
@@ -66,9 +66,9 @@ def test_gate_times_up_and_quantisation_in_one(activation, normed):
 def test_dequantisation_restores_the_natural_order():
     x = torch.randn(4, 300)
     rows = quantize(x.to(DEVICE))
-    back = dequantize_rows(rows.q, rows.undo, 300, torch.float32).cpu()
-    values, undo = reference.quantize_activations(x)
-    assert torch.equal(back, values.float() * undo[:, None])
+    back = dequantize_rows(rows.q, rows.x_scale, 300, torch.float32).cpu()
+    values, x_scale = reference.quantize_activations(x)
+    assert torch.equal(back, values.float() * x_scale[:, None])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 60), (70, 130), (2, 8320)], ids=str)

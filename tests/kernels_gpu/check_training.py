@@ -20,8 +20,8 @@ def straight_through(x, weight, bias, norm_weight, granularity):
     """The layer in plain PyTorch: fake quantisation with detached rounding errors."""
     if norm_weight is not None:
         x = reference.rms_norm(x, norm_weight, 1e-5)
-    q, undo = reference.quantize_activations(x.detach().reshape(-1, x.shape[-1]).float())
-    used = (q.float() * undo[:, None]).reshape(x.shape)
+    q, x_scale = reference.quantize_activations(x.detach().reshape(-1, x.shape[-1]).float())
+    used = (q.float() * x_scale[:, None]).reshape(x.shape)
     dense = pack_weights(weight.detach().to(DEVICE), granularity)
     ternary = unpack_weights(dense, torch.float32).cpu()
     return torch.nn.functional.linear(

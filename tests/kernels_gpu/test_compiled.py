@@ -190,7 +190,7 @@ def test_the_rest_for_sm_90():
             quantize_gated(
                 torch.empty(1, 2 * 8640, dtype=torch.bfloat16), activation, gain.new_empty(8640)
             )
-        dequantize_rows(rows.q, rows.undo, 3200, torch.bfloat16)
+        dequantize_rows(rows.q, rows.x_scale, 3200, torch.bfloat16)
         rms_norm_backward(x, x, gain, torch.empty(4096))
         for granularity in ("tensor", "row", "group"):
             packed = pack_weights(torch.empty(8640, 3200), granularity)

@@ -164,7 +164,7 @@ def _check(bench: Bench, weight, rows, M: int) -> None:
     from ternary_kernels.gpu.quantize import dequantize_rows
 
     K = weight.shape[1]
-    x = dequantize_rows(rows.q, rows.undo, K, torch.float32)
+    x = dequantize_rows(rows.q, rows.x_scale, K, torch.float32)
     expected = x @ unpack_weights(weight, torch.float32).T
     what = f"{M} rows times {weight.shape}"
     bench.require_near(linear(rows, weight), expected, LARGEST_ERROR, what)

@@ -23,6 +23,10 @@ struct TkLlama {
   const TkLayer* layer;
 };
 
+// Every field of Weight, TkLayer and TkLlama with its offset and size, and their own sizes: what
+// native.py holds its mirrors against when it loads this library (layout.cpp).
+TK_API const char* tk_layout();
+
 TK_API const char* tk_isa();
 TK_API const char* tk_available_isas(int index);  // null past the last
 TK_API int tk_force_isa(const char* name);        // 0, or 1 if unavailable
@@ -30,7 +34,7 @@ TK_API void tk_set_threads(int threads);
 TK_API int tk_threads();
 
 TK_API int tk_quantize(const float* x, int M, int K, const float* norm, float eps, int8_t* q,
-                       float* undo);
+                       float* x_scale);
 TK_API void tk_linear_int(const tk::Weight* w, const int8_t* q, int M, int32_t* out);
 // `count` weights over one activation; norm may be null; eps < 0: no norm.
 TK_API int tk_linears(const tk::Weight* const* weights, int count, const float* x, int M,

@@ -12,7 +12,7 @@ class Activations {
       : normed_(static_cast<size_t>(rows) * static_cast<size_t>(max_K)),
         q_(static_cast<size_t>(rows) * static_cast<size_t>(q_stride(max_K))),
         packed_(q_.size()),
-        undo_(static_cast<size_t>(rows)),
+        x_scale_(static_cast<size_t>(rows)),
         sums_(static_cast<size_t>(rows) * static_cast<size_t>(sums_stride(max_K))) {}
 
   // Row m of M, of K floats: norm (eps < 0: none), then INT8 unless only floats are asked for.
@@ -29,7 +29,7 @@ class Activations {
       row = own;
     }
     if (!quantize) return k.finite_row(row, K);
-    if (!k.quantize_row(row, K, q_.data() + m * q_stride(K), undo_.data() + m,
+    if (!k.quantize_row(row, K, q_.data() + m * q_stride(K), x_scale_.data() + m,
                         sums_.data() + m * sums_stride(K)))
       return false;
     if (M > k.tile_rows && m < M / k.tile_rows * k.tile_rows) pack(m, k.tile_rows, K);
@@ -39,10 +39,10 @@ class Activations {
   // What the kernels read, once all M rows are prepared.
   Acts view(const Kernels& k, int M, int K) const {
     const int8_t* packed = M > k.tile_rows ? packed_.data() : nullptr;
-    return {M, normed_.data(), K, q_.data(), packed, undo_.data(), sums_.data()};
+    return {M, normed_.data(), K, q_.data(), packed, x_scale_.data(), sums_.data()};
   }
   int8_t* q() { return q_.data(); }
-  float* undo() { return undo_.data(); }
+  float* x_scale() { return x_scale_.data(); }
   int32_t* sums() { return sums_.data(); }
 
  private:
@@ -56,7 +56,7 @@ class Activations {
 
   std::vector<float> normed_;
   std::vector<int8_t> q_, packed_;
-  std::vector<float> undo_;
+  std::vector<float> x_scale_;
   std::vector<int32_t> sums_;
 };
 

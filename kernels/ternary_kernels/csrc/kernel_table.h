@@ -47,7 +47,7 @@ struct Acts {
   ptrdiff_t x_stride;
   const int8_t* q;       // stride q_stride(K)
   const int8_t* packed;  // null, or whole tiles of q: [M/T][q_stride/4][T][4], T = tile_rows
-  const float* undo;     // [M]: absmax / 127
+  const float* x_scale;  // [M]: absmax / 127; x is about q * x_scale
   const int32_t* sums;   // stride sums_stride(K)
 };
 
@@ -90,7 +90,7 @@ struct Kernels {
   // RMSNorm of a row (weight may be null) or a copy where eps < 0. y may be x.
   void (*norm_row)(const float* x, const float* weight, float eps, int K, float* y);
   // Per-token INT8. False if the row holds NaN or Inf.
-  bool (*quantize_row)(const float* x, int K, int8_t* q, float* undo, int32_t* sums);
+  bool (*quantize_row)(const float* x, int K, int8_t* q, float* x_scale, int32_t* sums);
   bool (*finite_row)(const float* x, int K);
   // Rotary embedding in place; cos and sin are [D/2].
   void (*rotate_head)(float* x, const float* cos, const float* sin, int D);

@@ -235,7 +235,7 @@ struct Operand {
         for (int r = 0; r < R; ++r) {
           const int at = (m * R + r) * 16;
           store(y + at,
-                mul(mul(to_float(iload(sums + at)), load(scales[r])), set1(acts.undo[m0 + m])));
+                mul(mul(to_float(iload(sums + at)), load(scales[r])), set1(acts.x_scale[m0 + m])));
         }
       return;
     }
@@ -253,7 +253,7 @@ struct Operand {
     for (int m = 0; m < M; ++m)
       for (int r = 0; r < R; ++r) {
         const int at = (m * R + r) * 16;
-        store(y + at, mul(load(y + at), set1(acts.undo[m0 + m])));
+        store(y + at, mul(load(y + at), set1(acts.x_scale[m0 + m])));
       }
   }
 };

@@ -52,7 +52,7 @@ TK_API void tk_set_threads(int threads) { Team::instance().resize(threads); }
 TK_API int tk_threads() { return Team::instance().size(); }
 
 TK_API int tk_quantize(const float* x, int M, int K, const float* norm, float eps, int8_t* q,
-                       float* undo) {
+                       float* x_scale) {
   const Kernels& k = kernels();
   Activations acts(M, K);
   std::atomic<int> bad{0};
@@ -61,7 +61,7 @@ TK_API int tk_quantize(const float* x, int M, int K, const float* norm, float ep
   for (int m = 0; m < M; ++m) {
     __builtin_memcpy(q + static_cast<ptrdiff_t>(m) * K, acts.q() + m * q_stride(K),
                      static_cast<size_t>(K));
-    undo[m] = acts.undo()[m];
+    x_scale[m] = acts.x_scale()[m];
   }
   return bad;
 }

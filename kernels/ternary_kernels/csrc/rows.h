@@ -37,20 +37,20 @@ inline int32_t absmax_bits(const float* x, int K) {
 
 bool finite_row(const float* x, int K) { return absmax_bits(x, K) < kInfinityBits; }
 
-bool quantize_row(const float* x, int K, int8_t* q, float* undo, int32_t* sums) {
+bool quantize_row(const float* x, int K, int8_t* q, float* x_scale, int32_t* sums) {
   const int32_t bits = absmax_bits(x, K);
   if (bits >= kInfinityBits) return false;
   float absmax;
   __builtin_memcpy(&absmax, &bits, 4);
   absmax = absmax < 1e-5f ? 1e-5f : absmax;
-  *undo = absmax / 127.0f;
+  *x_scale = absmax / 127.0f;
   // Two roundings, as PyTorch takes them for 127 / absmax: the codes must be the same to the bit.
-  const F scale = set1((1.0f / absmax) * 127.0f);
+  const F inverse = set1((1.0f / absmax) * 127.0f);
   int32_t total = 0;
   for (int g = 0; g * tk::kGroupK < K; ++g) {
     I sum = izero();
     for (int k = g * tk::kGroupK; k < least(K, (g + 1) * tk::kGroupK); k += 16) {
-      const I code = to_int(mul(load_at(x, k, K), scale));
+      const I code = to_int(mul(load_at(x, k, K), inverse));
       store_int8(q + k, code);
       sum = iadd(sum, code);
     }

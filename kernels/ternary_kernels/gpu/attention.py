@@ -80,9 +80,9 @@ def rope_append_kernel(
         high *= tl.load(k_norm_ptr + half + d, mask=inside & is_k, other=1.0)
         a *= rstd * low
         b *= rstd * high
-    turned = inside & (is_q | is_k) & real
-    cos = tl.load(cos_ptr + position * half + d, mask=turned, other=1.0)
-    sin = tl.load(sin_ptr + position * half + d, mask=turned, other=0.0)
+    rotated = inside & (is_q | is_k) & real
+    cos = tl.load(cos_ptr + position * half + d, mask=rotated, other=1.0)
+    sin = tl.load(sin_ptr + position * half + d, mask=rotated, other=0.0)
     low, high = a * cos - b * sin, b * cos + a * sin
     q_at = q_ptr + (row * H + head) * D
     tl.store(q_at + d, low.to(q_ptr.dtype.element_ty), mask=inside & is_q)

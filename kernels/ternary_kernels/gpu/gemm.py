@@ -74,7 +74,7 @@ def _store(y_ptr, bias_ptr, y, m, n, M, N, offset, BIAS: tl.constexpr):
 
 @triton.jit(do_not_specialize=PLANNED)
 def int8_kernel(
-    q_ptr, w_ptr, undo_ptr, sums_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr,
+    q_ptr, w_ptr, x_scale_ptr, sums_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr,
     M, N, KB, G, groups_each, SPLITS,
     GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, SPLIT: tl.constexpr,
     EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -117,7 +117,7 @@ def int8_kernel(
     else:
         if not GROUPED:
             y = y.to(tl.float32) * load_scale(scale_ptr, n, N, ONE)[:, None]
-        y = y * tl.load(undo_ptr + row)[None, :]
+        y = y * tl.load(x_scale_ptr + row)[None, :]
         _store(y_ptr, bias_ptr, y, m, n, M, N, 0, BIAS)
 
 
@@ -160,11 +160,11 @@ def half_kernel(
 
 @triton.jit(do_not_specialize=PLANNED)
 def add_splits_kernel(
-    partial_ptr, undo_ptr, scale_ptr, bias_ptr, y_ptr, M, N, SPLITS,
-    GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, UNDO: tl.constexpr,
+    partial_ptr, x_scale_ptr, scale_ptr, bias_ptr, y_ptr, M, N, SPLITS,
+    GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, X_SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y = (sum of the partial sums, in order) * scale * undo + bias, one row and BLOCK columns."""
+    """y = (sum of the partial sums, in order) * scale * x_scale + bias: one row, BLOCK columns."""
     wait_for_inputs()
     blocks = tl.cdiv(N, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
@@ -176,8 +176,8 @@ def add_splits_kernel(
     y = total.to(tl.float32)
     if not GROUPED:
         y *= load_scale(scale_ptr, n, N, ONE)
-    if UNDO:
-        y *= tl.load(undo_ptr + row)
+    if X_SCALE:
+        y *= tl.load(x_scale_ptr + row)
     if BIAS:
         y += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
     tl.store(y_ptr + row * N + n, y.to(y_ptr.dtype.element_ty), mask=n < N)
@@ -217,12 +217,12 @@ def plan(
 
 
 def launch_gemm(
-    x: Tensor, undo: Tensor | None, sums: Tensor | None, tiles: Tensor, row_scales: Tensor,
+    x: Tensor, x_scale: Tensor | None, sums: Tensor | None, tiles: Tensor, row_scales: Tensor,
     bias: Tensor | None, y: Tensor,
 ) -> None:  # fmt: skip
-    """Fill y [M, N] from quantised rows (undo given) or half-precision x, both interleaved."""
+    """Fill y [M, N] from quantised rows (x_scale given) or half-precision x, both interleaved."""
     (M, N), KB, G = y.shape, tiles.shape[1], x.shape[1] // GROUP
-    int8, grouped = undo is not None, row_scales.ndim == 3
+    int8, grouped = x_scale is not None, row_scales.ndim == 3
     BM, BN, splits, warps, stages = plan(M, N, G, y.device, grouped)
     if not int8:  # operands of twice the bytes: fewer at a time, in registers and shared memory
         BM, stages = min(BM, 64), 3
@@ -235,7 +235,7 @@ def launch_gemm(
     grid = (-(-M // BM) * -(-N // BN) * splits,)
     if int8:
         int8_kernel[grid](
-            x, tiles, undo, sums, row_scales, bias, y, partial, M, N, KB, G, groups_each, splits,
+            x, tiles, x_scale, sums, row_scales, bias, y, partial, M, N, KB, G, groups_each, splits,
             SPLIT=splits > 1, EVEN=KB % 8 == 0, **flags, **options,
         )  # fmt: skip
     else:
@@ -245,6 +245,6 @@ def launch_gemm(
         )  # fmt: skip
     if splits > 1:
         add_splits_kernel[(M * -(-N // 1024),)](
-            partial, undo, row_scales, bias, y, M, N, splits, UNDO=int8, BLOCK=1024,
+            partial, x_scale, row_scales, bias, y, M, N, splits, X_SCALE=int8, BLOCK=1024,
             num_warps=4, **flags, **OPTIONS,
         )  # fmt: skip

@@ -25,7 +25,7 @@ from .layout import GROUP, OPTIONS, dot4, load_scale, one_scale, wait_for_inputs
 
 @triton.jit
 def gemv_kernel(
-    q_ptr, w_ptr, undo_ptr, sums_ptr, scale_ptr, bias_ptr, y_ptr, N, KB, G,
+    q_ptr, w_ptr, x_scale_ptr, sums_ptr, scale_ptr, bias_ptr, y_ptr, N, KB, G,
     GROUPED: tl.constexpr, ONE: tl.constexpr, BIAS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """q_ptr, w_ptr: int32 words; BLOCKS: blocks of 16 inputs at a time, a multiple of 8.
@@ -81,14 +81,14 @@ def gemv_kernel(
         dot = a0 + (a1 >> 2) + (a2 >> 4) + (a3 >> 6)
         total = (tl.sum(dot, 0) - tl.sum(sums, 0)).to(tl.float32)
         total *= load_scale(scale_ptr, n, N, ONE)
-    y = total * tl.load(undo_ptr)
+    y = total * tl.load(x_scale_ptr)
     if BIAS:
         y += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
     tl.store(y_ptr + n, y.to(y_ptr.dtype.element_ty), mask=n < N)
 
 
 def launch_gemv(
-    q: Tensor, undo: Tensor, sums: Tensor, tiles: Tensor, row_scales: Tensor,
+    q: Tensor, x_scale: Tensor, sums: Tensor, tiles: Tensor, row_scales: Tensor,
     bias: Tensor | None, y: Tensor,
 ) -> None:  # fmt: skip
     """Fill y [1, N]. Warps grow with K; 64 registers let four programs of eight run at a time."""
@@ -97,7 +97,7 @@ def launch_gemv(
         tiles = tiles.clone()
     warps = max(2, min(8, triton.next_power_of_2(KB) // 64))
     gemv_kernel[(tiles.shape[0],)](
-        q.view(torch.int32), tiles.view(torch.int32), undo, sums, row_scales, bias, y,
+        q.view(torch.int32), tiles.view(torch.int32), x_scale, sums, row_scales, bias, y,
         y.shape[1], KB, q.shape[1] // GROUP,
         GROUPED=row_scales.ndim == 3, ONE=one_scale(row_scales), BIAS=bias is not None,
         BLOCKS=warps * 16, num_warps=warps, **OPTIONS,

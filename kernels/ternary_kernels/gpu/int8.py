@@ -1,6 +1,6 @@
 """INT8 weights: embedding, head, and the layers that a hybrid keeps at 8 bits.
 
-    y[m, n] = undo[m] * scale[n] * sum_k q[m, k] w[n, k]  (+ bias[n])
+    y[m, n] = x_scale[m] * scale[n] * sum_k q[m, k] w[n, k]  (+ bias[n])
 
 Both operands are signed and in the same interleaved order (:mod:`.matrices`), so a product is a
 plain integer one: ``dp4a`` for one row, INT8 tensor cores for more, K split as in :mod:`.gemm`
@@ -26,7 +26,7 @@ from .quantize import QuantizedRows
 
 @triton.jit
 def int8_gemv_kernel(
-    q_ptr, w_ptr, undo_ptr, scale_ptr, bias_ptr, y_ptr, N, W,
+    q_ptr, w_ptr, x_scale_ptr, scale_ptr, bias_ptr, y_ptr, N, W,
     BIAS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row of activations. q_ptr, w_ptr: int32 words, W of them a row."""
@@ -41,7 +41,7 @@ def int8_gemv_kernel(
         x = tl.load(q_ptr + at, mask=at < W, other=0)[None, :]
         total = dot4_signed(word, x, total)
     y = tl.sum(total, 1).to(tl.float32) * tl.load(scale_ptr + n, mask=n < N, other=0.0)
-    y *= tl.load(undo_ptr)
+    y *= tl.load(x_scale_ptr)
     if BIAS:
         y += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
     tl.store(y_ptr + n, y.to(y_ptr.dtype.element_ty), mask=n < N)
@@ -49,8 +49,8 @@ def int8_gemv_kernel(
 
 @triton.jit(do_not_specialize=PLANNED)
 def int8_gemm_kernel(
-    q_ptr, w_ptr, undo_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr, M, N, G, groups_each, SPLITS,
-    BIAS: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    q_ptr, w_ptr, x_scale_ptr, scale_ptr, bias_ptr, y_ptr, partial_ptr, M, N, G, groups_each,
+    SPLITS, BIAS: tl.constexpr, SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """y^T[BN, BM] = w[BN, 128] q^T[128, BM], a group of 128 inputs at a time; see gemm.py."""
     wait_for_inputs()
@@ -70,7 +70,7 @@ def int8_gemm_kernel(
         _store(partial_ptr, bias_ptr, dot, m, n, M, N, offset, BIAS=False)
     else:
         y = dot.to(tl.float32) * tl.load(scale_ptr + n, mask=n < N, other=0.0)[:, None]
-        y = y * tl.load(undo_ptr + row)[None, :]
+        y = y * tl.load(x_scale_ptr + row)[None, :]
         _store(y_ptr, bias_ptr, y, m, n, M, N, 0, BIAS)
 
 
@@ -89,7 +89,7 @@ def embed_kernel(token_ptr, w_ptr, scale_ptr, y_ptr, K, G, BLOCK: tl.constexpr):
 
 @torch.library.custom_op("ternary_gpu::linear_int8_weight", mutates_args=())
 def linear_int8_weight(
-    q: Tensor, undo: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None, K: int,
+    q: Tensor, x_scale: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None, K: int,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """y [M, N] in ``dtype`` from quantised rows and an :class:`Int8Matrix`'s own tensors."""
@@ -107,14 +107,14 @@ def linear_int8_weight(
         checks.vector(bias, N, "bias", q)
     y = q.new_empty((M, N), dtype=dtype)
     if M == 1:
-        _launch_gemv(q, undo, values.contiguous(), scale, bias, y)
+        _launch_gemv(q, x_scale, values.contiguous(), scale, bias, y)
     elif M > 1:
-        _launch_gemm(q.contiguous(), undo, values.contiguous(), scale, bias, y)
+        _launch_gemm(q.contiguous(), x_scale, values.contiguous(), scale, bias, y)
     return y
 
 
 @linear_int8_weight.register_fake
-def _(q, undo, values, scale, bias, K, dtype):
+def _(q, x_scale, values, scale, bias, K, dtype):
     return q.new_empty((q.shape[0], values.shape[0]), dtype=dtype)
 
 
@@ -126,8 +126,8 @@ def linear_int8_rows(
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
     """y [M, N] = x W^T (+ bias [N], after the scale) for rows that :func:`quantize` made."""
-    q, undo, _ = rows
-    return linear_int8_weight(q, undo, weight.tiles, weight.scale, bias, weight.shape[1], dtype)
+    q, x_scale, _ = rows
+    return linear_int8_weight(q, x_scale, weight.tiles, weight.scale, bias, weight.shape[1], dtype)
 
 
 def embed(tokens: Tensor, table: Int8Matrix) -> Tensor:
@@ -153,7 +153,7 @@ def _(tokens, values, scale, K):
     return scale.new_empty((tokens.shape[0], K))
 
 
-def _launch_gemv(q, undo, values, scale, bias, y) -> None:
+def _launch_gemv(q, x_scale, values, scale, bias, y) -> None:
     W = values.shape[1] // 4
     if values.storage_offset() % 4:  # a view at an odd byte: words need aligned addresses
         values = values.clone()
@@ -161,12 +161,12 @@ def _launch_gemv(q, undo, values, scale, bias, y) -> None:
         q = q.clone()
     block = min(256, triton.next_power_of_2(W))
     int8_gemv_kernel[(-(-y.shape[1] // 8),)](
-        q.view(torch.int32), values.view(torch.int32), undo, scale, bias, y, y.shape[1], W,
+        q.view(torch.int32), values.view(torch.int32), x_scale, scale, bias, y, y.shape[1], W,
         BIAS=bias is not None, ROWS=8, BLOCK=block, num_warps=4, **OPTIONS,
     )  # fmt: skip
 
 
-def _launch_gemm(q, undo, values, scale, bias, y) -> None:
+def _launch_gemm(q, x_scale, values, scale, bias, y) -> None:
     (M, N), G = y.shape, q.shape[1] // GROUP
     BM, BN, splits, warps, stages = plan(M, N, G, y.device, False)
     groups_each = -(-G // splits)
@@ -174,12 +174,12 @@ def _launch_gemm(q, undo, values, scale, bias, y) -> None:
     partial = y.new_empty((splits, M, N), dtype=torch.int32) if splits > 1 else None
     biased = bias is not None
     int8_gemm_kernel[(-(-M // BM) * -(-N // BN) * splits,)](
-        q, values, undo, scale, bias, y, partial, M, N, G, groups_each, splits,
+        q, values, x_scale, scale, bias, y, partial, M, N, G, groups_each, splits,
         BIAS=biased, SPLIT=splits > 1, BM=BM, BN=BN, num_warps=warps, num_stages=min(stages, 3),
         **OPTIONS,
     )  # fmt: skip
     if splits > 1:
         add_splits_kernel[(M * -(-N // 1024),)](
-            partial, undo, scale, bias, y, M, N, splits, GROUPED=False, ONE=False, BIAS=biased,
-            UNDO=True, BLOCK=1024, num_warps=4, **OPTIONS,
+            partial, x_scale, scale, bias, y, M, N, splits, GROUPED=False, ONE=False, BIAS=biased,
+            X_SCALE=True, BLOCK=1024, num_warps=4, **OPTIONS,
         )  # fmt: skip

@@ -22,8 +22,8 @@ HALVES = (torch.bfloat16, torch.float16)
 
 @torch.library.custom_op("ternary_gpu::linear_int8", mutates_args=())
 def linear_int8(
-    q: Tensor, undo: Tensor, sums: Tensor, tiles: Tensor, row_scales: Tensor, bias: Tensor | None,
-    N: int, K: int, dtype: torch.dtype,
+    q: Tensor, x_scale: Tensor, sums: Tensor, tiles: Tensor, row_scales: Tensor,
+    bias: Tensor | None, N: int, K: int, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """y [M, N] in ``dtype`` from quantised rows (see QuantizedRows) and a packed weight [N, K]."""
     M, G = q.shape[0], -(-K // GROUP)
@@ -38,14 +38,14 @@ def linear_int8(
         checks.vector(bias, N, "bias", q)
     y = q.new_empty((M, N), dtype=dtype)
     if M == 1:
-        launch_gemv(q, undo, sums, tiles, row_scales, bias, y)
+        launch_gemv(q, x_scale, sums, tiles, row_scales, bias, y)
     elif M > 1:
-        launch_gemm(q.contiguous(), undo, sums, tiles, row_scales, bias, y)
+        launch_gemm(q.contiguous(), x_scale, sums, tiles, row_scales, bias, y)
     return y
 
 
 @linear_int8.register_fake
-def _(q, undo, sums, tiles, row_scales, bias, N, K, dtype):
+def _(q, x_scale, sums, tiles, row_scales, bias, N, K, dtype):
     return q.new_empty((q.shape[0], N), dtype=dtype)
 
 

@@ -49,40 +49,40 @@ def _qat_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, eps: float,
     tiles: Tensor, row_scales: Tensor, int8_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(y, q, undo, rstd) of x [M, K]; the last three are kept for the backward pass."""
+    """(y, q, x_scale, rstd) of x [M, K]; the last three are kept for the backward pass."""
     N, K = weight.shape
-    q, undo, sums, rstd = quantize_rows(x, norm_weight, eps, "none")
-    y = linear_int8(q, undo, sums, tiles, row_scales, bias, N, K, x.dtype)
-    return y, q, undo, rstd
+    q, x_scale, sums, rstd = quantize_rows(x, norm_weight, eps, "none")
+    y = linear_int8(q, x_scale, sums, tiles, row_scales, bias, N, K, x.dtype)
+    return y, q, x_scale, rstd
 
 
 @_qat_linear.register_fake
 def _(x, weight, bias, norm_weight, eps, tiles, row_scales, int8_gradients):
-    q, undo, _, rstd = quantize_rows(x, norm_weight, eps, "none")
-    return x.new_empty((x.shape[0], weight.shape[0])), q, undo, rstd
+    q, x_scale, _, rstd = quantize_rows(x, norm_weight, eps, "none")
+    return x.new_empty((x.shape[0], weight.shape[0])), q, x_scale, rstd
 
 
 def _keep(ctx, inputs, output) -> None:
     x, weight, bias, norm_weight, _, tiles, row_scales, ctx.int8_gradients = inputs
-    _, q, undo, rstd = output
-    ctx.mark_non_differentiable(q, undo, rstd)
+    _, q, x_scale, rstd = output
+    ctx.mark_non_differentiable(q, x_scale, rstd)
     ctx.save_for_backward(
-        q, undo, tiles, row_scales, *((x, norm_weight, rstd) if norm_weight is not None else ())
+        q, x_scale, tiles, row_scales, *((x, norm_weight, rstd) if norm_weight is not None else ())
     )
     ctx.shape, ctx.x_dtype, ctx.weight_dtype = weight.shape, x.dtype, weight.dtype
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _backward(ctx, dy, *_):
-    q, undo, tiles, row_scales, *norm = ctx.saved_tensors
+    q, x_scale, tiles, row_scales, *norm = ctx.saved_tensors
     (N, K), needs = ctx.shape, ctx.needs_input_grad
     dx = dweight = dbias = dnorm = None
     in_int8 = ctx.int8_gradients and 0 < len(dy) <= MAX_K and N <= MAX_K
     if needs[1]:
         if in_int8:
-            dweight = int8_weight_gradient(dy, q, undo, K).to(ctx.weight_dtype)
+            dweight = int8_weight_gradient(dy, q, x_scale, K).to(ctx.weight_dtype)
         else:
-            dweight = (dy.T @ dequantize_rows(q, undo, K, dy.dtype)).to(ctx.weight_dtype)
+            dweight = (dy.T @ dequantize_rows(q, x_scale, K, dy.dtype)).to(ctx.weight_dtype)
     if needs[2]:
         dbias = dy.sum(0).to(ctx.bias_dtype)
     if needs[0] or needs[3]:
@@ -106,19 +106,19 @@ def int8_input_gradient(dy: Tensor, tiles: Tensor, row_scales: Tensor, N: int, K
     else:
         scales = row_scales.new_ones(ROW_GROUP)
         dy_scaled = dy * row_scales[:N].to(dy.dtype)
-    q, undo, sums, _ = quantize_rows(dy_scaled, None, 0.0, "none")
+    q, x_scale, sums, _ = quantize_rows(dy_scaled, None, 0.0, "none")
     codes_KN = unpack(tiles, None, N, K, torch.uint8).T.contiguous()
-    turned = pack(codes_KN, None, "half_even")
-    return linear_int8(q, undo, sums, turned, scales, None, K, N, dy.dtype)
+    transposed = pack(codes_KN, None, "half_even")
+    return linear_int8(q, x_scale, sums, transposed, scales, None, K, N, dy.dtype)
 
 
-def int8_weight_gradient(dy: Tensor, q: Tensor, undo: Tensor, K: int) -> Tensor:
-    """dW [N, K] in dy's type: Q8((dy * undo)^T) times the rows q that the forward pass kept."""
+def int8_weight_gradient(dy: Tensor, q: Tensor, x_scale: Tensor, K: int) -> Tensor:
+    """dW [N, K] in dy's type: Q8((dy * x_scale)^T) times the rows q that the forward pass kept."""
     M = len(dy)
-    dy_NM = (dy * undo[:, None]).to(dy.dtype).T.contiguous()
-    q_NM, undo_N, _, _ = quantize_rows(dy_NM, None, 0.0, "none")
+    dy_NM = (dy * x_scale[:, None]).to(dy.dtype).T.contiguous()
+    q_NM, x_scale_N, _, _ = quantize_rows(dy_NM, None, 0.0, "none")
     q_KM = interleave(natural_order(q, K).T.contiguous())
-    return linear_int8_weight(q_NM, undo_N, q_KM, undo.new_ones(K), None, M, dy.dtype)
+    return linear_int8_weight(q_NM, x_scale_N, q_KM, x_scale.new_ones(K), None, M, dy.dtype)
 
 
 def qat_linear(

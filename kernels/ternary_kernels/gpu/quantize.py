@@ -5,16 +5,16 @@ One program a row. It reads the row twice: the first pass finds max |x w| and su
 rounds; the second reading comes out of L1. Formulas (BitNet b1.58, arXiv 2402.17764):
 
     y = x * rsqrt(mean(x^2) + eps) * w          (only with norm_weight)
-    q = round_half_even(y * 127 / max(|y|, 1e-5)),   undo = max(|y|, 1e-5) / 127
+    q = round_half_even(y * 127 / max(|y|, 1e-5)),   x_scale = max(|y|, 1e-5) / 127
 
 and with ``gated`` input [gate, up] (two halves of the row) x = act(gate) * up, act(g) either
 g * sigmoid(g) or relu(g)^2, before the norm. gate * up cannot be part of the product's epilogue:
 the scale needs the whole row, and its columns belong to many programs. With ``add`` the rows of
 a residual stream are summed on the way (x + add, kept in float32): a launch less a layer.
 
-A row that holds NaN or Inf gets undo = NaN, so every output computed from it is NaN.
+A row that holds NaN or Inf gets x_scale = NaN, so every output computed from it is NaN.
 
-Bytes a row: K * (2 + 1) for bf16 (gated: 2K * 2 + K), + 4 for undo + K/32 for the sums. Floor at
+Bytes a row: K * (2 + 1) for bf16 (gated: 2K * 2 + K), + 4 for x_scale + K/32 for the sums. Floor at
 4.3 TB/s: 4096 rows of 8192, 102 MB, 24 us; one row: the launch.
 The backward of norm and quantisation (straight through the rounding) is RMSNorm's:
 
@@ -43,12 +43,12 @@ DW_SLABS = 64
 class QuantizedRows(NamedTuple):
     """INT8 activations as the products read them.
 
-    q: int8 [M, 128 G], interleaved order, zeros beyond K. undo: fp32 [M]; x is about q * undo.
-    sums: int32 [M, G], the sum of q in each group of 128.
+    q: int8 [M, 128 G], interleaved order, zeros beyond K. x_scale: fp32 [M]; x is about
+    q * x_scale. sums: int32 [M, G], the sum of q in each group of 128.
     """
 
     q: Tensor
-    undo: Tensor
+    x_scale: Tensor
     sums: Tensor
 
 
@@ -70,7 +70,7 @@ def _value(x_ptr, add_ptr, k, K, ACT: tl.constexpr, ADD: tl.constexpr):
 
 @triton.jit
 def quantize_rows_kernel(
-    x_ptr, add_ptr, w_ptr, q_ptr, undo_ptr, sums_ptr, rstd_ptr, total_ptr, K, G, x_stride, eps,
+    x_ptr, add_ptr, w_ptr, q_ptr, x_scale_ptr, sums_ptr, rstd_ptr, total_ptr, K, G, x_stride, eps,
     ACT: tl.constexpr, ADD: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     wait_for_inputs()
@@ -81,7 +81,7 @@ def quantize_rows_kernel(
     at = tl.arange(0, BLOCK)
     largest = tl.zeros((BLOCK,), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
-    poison = tl.zeros((BLOCK,), tl.float32)
+    nan_or_zero = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, K, BLOCK):
         x = _value(x_ptr, add_ptr, start + at, K, ACT, ADD)
         if ADD:
@@ -89,7 +89,7 @@ def quantize_rows_kernel(
         if NORM:
             squares += x * x
             x *= tl.load(w_ptr + start + at, mask=start + at < K, other=0.0).to(tl.float32)
-        poison += x * 0.0  # NaN as soon as one value, or the norm's weight, is NaN or Inf
+        nan_or_zero += x * 0.0  # NaN as soon as one value, or the norm's weight, is NaN or Inf
         largest = tl.maximum(largest, tl.abs(x))
     absmax = tl.max(largest, 0)
     rstd = 1.0
@@ -101,7 +101,7 @@ def quantize_rows_kernel(
         tl.store(rstd_ptr + row, rstd)
     absmax = tl.maximum(absmax, 1e-5)
     factor = tl.div_rn(1.0, absmax) * 127.0  # as torch evaluates 127 / absmax
-    tl.store(undo_ptr + row, tl.div_rn(absmax, 127.0) + tl.sum(poison, 0))
+    tl.store(x_scale_ptr + row, tl.div_rn(absmax, 127.0) + tl.sum(nan_or_zero, 0))
     for start in range(0, K, BLOCK):
         x = _value(x_ptr, add_ptr, start + at, K, ACT, ADD)
         if NORM:
@@ -119,14 +119,14 @@ def quantize_rows_kernel(
 
 
 @triton.jit
-def dequantize_rows_kernel(q_ptr, undo_ptr, y_ptr, K, G, BLOCK: tl.constexpr):
+def dequantize_rows_kernel(q_ptr, x_scale_ptr, y_ptr, K, G, BLOCK: tl.constexpr):
     wait_for_inputs()
     row = tl.program_id(0).to(tl.int64)
-    undo = tl.load(undo_ptr + row)
+    x_scale = tl.load(x_scale_ptr + row)
     for start in range(0, K, BLOCK):
         k = start + tl.arange(0, BLOCK)
         q = tl.load(q_ptr + row * G * 128 + interleaved(k), mask=k < K, other=0)
-        y = (q.to(tl.float32) * undo).to(y_ptr.dtype.element_ty)
+        y = (q.to(tl.float32) * x_scale).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + row * K + k, y, mask=k < K)
 
 
@@ -177,7 +177,7 @@ def rms_norm_dw_kernel(
 def quantize_rows(
     x: Tensor, norm_weight: Tensor | None, eps: float, activation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x [M, K] (or [M, 2K] with an activation) -> q, undo, sums, rstd; see QuantizedRows."""
+    """x [M, K] (or [M, 2K] with an activation) -> q, x_scale, sums, rstd; see QuantizedRows."""
     return _launch(x, None, norm_weight, eps, activation)[:4]
 
 
@@ -185,10 +185,10 @@ def quantize_rows(
 def add_quantize_rows(
     x: Tensor, add: Tensor, norm_weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, add [M, K] -> q, undo, sums of norm(x + add), and x + add in float32."""
+    """x, add [M, K] -> q, x_scale, sums of norm(x + add), and x + add in float32."""
     checks.addend(add, x)
-    q, undo, sums, _, total = _launch(x, add.contiguous(), norm_weight, eps, "none")
-    return q, undo, sums, total
+    q, x_scale, sums, _, total = _launch(x, add.contiguous(), norm_weight, eps, "none")
+    return q, x_scale, sums, total
 
 
 @add_quantize_rows.register_fake
@@ -198,8 +198,8 @@ def _(x, add, norm_weight, eps):
 
 
 def _launch(x, add, norm_weight, eps, activation) -> tuple[Tensor, ...]:
-    """q, undo, sums, rstd, and x + add where something is added."""
-    q, undo, sums, rstd = outputs = _quantize_rows_outputs(x, norm_weight, activation)
+    """q, x_scale, sums, rstd, and x + add where something is added."""
+    q, x_scale, sums, rstd = outputs = _quantize_rows_outputs(x, norm_weight, activation)
     M, G = sums.shape
     K = x.shape[1] if activation == "none" else x.shape[1] // 2
     checks.rows(x, "x")
@@ -211,7 +211,7 @@ def _launch(x, add, norm_weight, eps, activation) -> tuple[Tensor, ...]:
     x = x if x.stride(1) == 1 else x.contiguous()
     block = min(triton.next_power_of_2(G * GROUP), 8192)
     quantize_rows_kernel[(M,)](
-        x, add, norm_weight, q, undo, sums, rstd, total, K, G, x.stride(0), eps,
+        x, add, norm_weight, q, x_scale, sums, rstd, total, K, G, x.stride(0), eps,
         ACT=ACTIVATIONS[activation], ADD=add is not None, NORM=norm_weight is not None,
         BLOCK=block, num_warps=max(1, min(16, block // 512)), **OPTIONS,
     )  # fmt: skip
@@ -235,20 +235,20 @@ def _(x, norm_weight, eps, activation):
 
 
 @torch.library.custom_op("ternary_gpu::dequantize_rows", mutates_args=())
-def dequantize_rows(q: Tensor, undo: Tensor, K: int, dtype: torch.dtype) -> Tensor:
-    """The activations [M, K] that q and undo stand for, in natural order."""
+def dequantize_rows(q: Tensor, x_scale: Tensor, K: int, dtype: torch.dtype) -> Tensor:
+    """The activations [M, K] that q and x_scale stand for, in natural order."""
     M, y = q.shape[0], q.new_empty((q.shape[0], K), dtype=dtype)
     if M:
         block = min(triton.next_power_of_2(K), 4096)
         dequantize_rows_kernel[(M,)](
-            q, undo, y, K, q.shape[1] // GROUP, BLOCK=block,
+            q, x_scale, y, K, q.shape[1] // GROUP, BLOCK=block,
             num_warps=max(1, min(8, block // 256)), **OPTIONS,
         )  # fmt: skip
     return y
 
 
 @dequantize_rows.register_fake
-def _(q, undo, K, dtype):
+def _(q, x_scale, K, dtype):
     return q.new_empty((q.shape[0], K), dtype=dtype)
 
 
@@ -293,8 +293,8 @@ def add_quantize(
     x: Tensor, add: Tensor, norm_weight: Tensor | None = None, eps: float = 1e-5
 ) -> tuple[QuantizedRows, Tensor]:
     """Quantise norm(x + add) of two [M, K]; the rows, and x + add in float32 for what follows."""
-    q, undo, sums, total = add_quantize_rows(x, add, norm_weight, eps)
-    return QuantizedRows(q, undo, sums), total
+    q, x_scale, sums, total = add_quantize_rows(x, add, norm_weight, eps)
+    return QuantizedRows(q, x_scale, sums), total
 
 
 def quantize_gated(
