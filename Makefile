@@ -2,6 +2,7 @@
 # make test    set up, run the whole test suite
 # make lab     JupyterLab on notebooks/
 # make smoke   the small pilot that CI runs
+# make golden write the losses of tests/golden anew, after a change that is meant to move them
 # make fuzz    the native kernels under AddressSanitizer and UBSan
 # make sanitize  the Triton kernels under NVIDIA's compute-sanitizer (a GPU machine)
 # make lint    ruff, as the tests' authors run it
@@ -17,7 +18,7 @@ PILOT ?= pilots/quickstart.yaml
 # Threads that wait must not starve those that work; see workbench/__init__.py.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: pilot test lab smoke fuzz sanitize lint clean
+.PHONY: pilot test lab smoke golden fuzz sanitize lint clean
 
 pilot: .venv/ready
 	@$(BIN)/workbench run $(PILOT)
@@ -30,6 +31,9 @@ test: .venv/ready-for-tests
 
 lab: .venv/ready
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+golden: .venv/ready-for-tests
+	@$(BIN)/python tests/golden/trace.py tests/golden
 
 fuzz: .venv/ready-for-tests
 	@$(BIN)/python -m ternary_kernels.fuzz
