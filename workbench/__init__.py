@@ -1,8 +1,6 @@
 """Ternary Workbench: pilots that tell whether ternary language models pay off here.
 
-Data flows one way, and so do imports:
-pilot, records -> load -> data -> model, ternary -> train -> engine -> measure
--> hybrid -> serve -> report -> runner -> cli.
+Data flows one way, and so do imports; docs/design.md gives the order.
 """
 
 import os

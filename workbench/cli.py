@@ -125,10 +125,11 @@ def report(
     name: Annotated[str, typer.Argument(metavar="RUN", help="a run of workbench runs")],
 ) -> None:
     """Write report.html of a run again from its records, and print its path."""
+    from workbench.figures.page import stage_figures
     from workbench.records.run import find_run
     from workbench.report.html import write_html
 
-    print(write_html(find_run(name).folder))
+    print(write_html(find_run(name).folder, stage_figures))
 
 
 @app.command()

@@ -1,21 +1,14 @@
 """The roadmap: which stages there are, what decides their results, and in which order.
 
-Each is a module ``workbench.stages.<name>`` with ``run(context)``; none needs Jupyter or Plotly.
+Only names and orders: a stage's code is found by :mod:`workbench.stages.find`.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING
 
 from workbench.errors import ConfigError
 from workbench.pilot.problems import did_you_mean
-
-if TYPE_CHECKING:
-    from workbench.stages.context import StageContext
 
 
 @dataclass(frozen=True)
@@ -39,14 +32,6 @@ class Stage:
     @property
     def notebook(self) -> str:
         return f"{self.number:02d}_{self.name}.ipynb"
-
-    @property
-    def module(self) -> ModuleType:
-        return importlib.import_module(f"workbench.stages.{self.name}")
-
-    @property
-    def run(self) -> Callable[[StageContext], None]:
-        return self.module.run
 
 
 STAGES: dict[str, Stage] = {

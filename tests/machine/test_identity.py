@@ -1,10 +1,10 @@
 import subprocess
 import sys
 
+from workbench.files import write_json
 from workbench.machine.environment import describe_environment
 from workbench.machine.gpu import Gpu, select_visible
 from workbench.machine.identity import machine_digest, machine_identity
-from workbench.records.files import write_json
 
 
 def test_the_digest_is_the_same_in_another_process_and_needs_no_torch():

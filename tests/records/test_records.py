@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 from workbench.errors import ConfigError, StageError
+from workbench.files import digest_json, digest_path, replacing, write_json
 from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress, follow, read_events
-from workbench.records.files import digest_json, digest_path, replacing, write_json
 from workbench.records.metric import Metric
 from workbench.records.run import open_run
 from workbench.records.stage_record import RECORD, StageRecord

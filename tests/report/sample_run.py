@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from workbench.files import write_json
 from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress
-from workbench.records.files import write_json
 from workbench.records.metric import Metric
 from workbench.records.run import Run, open_run
 from workbench.records.stage_record import StageRecord

@@ -10,7 +10,7 @@ import pytest
 from workbench.errors import ConfigError
 from workbench.figures import compare as figures
 from workbench.figures.theme import FigureTexts
-from workbench.records.files import read_json, write_json
+from workbench.files import read_json, write_json
 from workbench.report.compare import compare, compare_runs, compare_text
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from workbench.figures.theme import ARM_COLOURS, MOST_POINTS
 from workbench.records.stage_record import StageRecord
-from workbench.report.text import LANGUAGES
 from workbench.roadmap import STAGES
+from workbench.wording.text import LANGUAGES
 
 MODULES = {name: importlib.import_module(f"workbench.figures.{name}") for name in STAGES}
 DRAWERS = [

@@ -9,10 +9,11 @@ import pytest
 from workbench.pilot.sections.report import Gate
 from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
-from workbench.report.gates import evaluate, gates_frame, label_text, labels_of
-from workbench.report.text import Texts
+from workbench.report.gates import evaluate, gates_frame
 from workbench.report.verdict import decide
 from workbench.stages import report as stage
+from workbench.wording.labels import label_text, labels_of
+from workbench.wording.text import Texts
 
 PILOT = Pilot(name="trial", question="does it hold?")
 

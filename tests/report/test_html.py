@@ -15,10 +15,11 @@ from workbench.figures import (
     readiness,
     train_qat,
 )
+from workbench.figures.page import stage_figures
 from workbench.report import html, plotly_page
 from workbench.report.html import write_html
-from workbench.report.text import Texts
 from workbench.report.views import command_of, missing_rows, result_tables
+from workbench.wording.text import Texts
 
 STAGES = (readiness, profile_load, train_qat, measure_ab, hybrid_plan, deploy_rollback)
 DRAWN = sum(len(module.FIGURES) for module in STAGES) + 1
@@ -31,7 +32,7 @@ SECTIONS = ("verdict", "gates", "claims", "results", "missing", "cost", "stages"
 @pytest.mark.browser
 @pytest.mark.parametrize(("language", "width"), [("en", 1300), ("ru", 390)])
 def test_the_page_draws_offline(shared_run, browser, language: str, width: int) -> None:
-    page_file = write_html(shared_run.folder, language)
+    page_file = write_html(shared_run.folder, stage_figures, language)
     requests, complaints = [], []
     context = browser.new_context(offline=True, viewport={"width": width, "height": 900})
     page = context.new_page()
@@ -77,7 +78,7 @@ def test_the_page_draws_offline(shared_run, browser, language: str, width: int) 
 
 @pytest.mark.browser
 def test_the_policy_stops_a_script_that_calls_home(shared_run, browser) -> None:
-    page_file = write_html(shared_run.folder)
+    page_file = write_html(shared_run.folder, stage_figures)
     context = browser.new_context()
     page = context.new_page()
     page.goto(page_file.as_uri())
@@ -92,7 +93,7 @@ def test_the_policy_stops_a_script_that_calls_home(shared_run, browser) -> None:
 
 
 def test_the_page_is_complete(shared_run) -> None:
-    text = write_html(shared_run.folder).read_text()
+    text = write_html(shared_run.folder, stage_figures).read_text()
     assert text.count('id="plotly-library"') == 1
     assert text.count("data-figure=") == DRAWN
     assert all(f'<section id="{name}"' in text for name in SECTIONS)
@@ -104,7 +105,7 @@ def test_the_page_is_complete(shared_run) -> None:
 
 
 def test_russian_pages_speak_russian(shared_run) -> None:
-    text = write_html(shared_run.folder, "ru").read_text()
+    text = write_html(shared_run.folder, stage_figures, "ru").read_text()
     body = text.split("</style>")[1].split('id="plotly-library"')[0]
     for english in ("At a glance", "Not measured, and why", "lower is better", "measured</span>"):
         assert english not in body
@@ -114,7 +115,7 @@ def test_russian_pages_speak_russian(shared_run) -> None:
 
 def test_without_plotly_the_page_has_tables_and_says_so(shared_run, monkeypatch) -> None:
     monkeypatch.setattr(html, "plotly_installed", lambda: False)
-    text = write_html(shared_run.folder).read_text()
+    text = write_html(shared_run.folder, stage_figures).read_text()
     assert len(text) < 500_000
     assert "plotly is not installed here" in text
     assert "data-figure" not in text and "plotly-library" not in text
@@ -123,7 +124,7 @@ def test_without_plotly_the_page_has_tables_and_says_so(shared_run, monkeypatch)
 
 def test_an_unfinished_run_has_a_page_too(make_run) -> None:
     run = make_run(stages=("readiness", "profile_load"))
-    text = write_html(run.folder).read_text()
+    text = write_html(run.folder, stage_figures).read_text()
     assert "Undecided" in text
     assert "2 of 7 stages are finished" in text
     assert text.count("The stage has not finished in this run.") == 4 + 3
@@ -139,7 +140,7 @@ def test_text_of_others_cannot_become_markup(make_run) -> None:
     layers.loc[0, "layer"] = hostile
     record.save_table("layers", layers)
     record.save()
-    text = write_html(run.folder).read_text()
+    text = write_html(run.folder, stage_figures).read_text()
     page = text.replace(plotly_page.plotly_js(), "")
     assert "<script>alert" not in page and "<img src=x" not in page
     assert "&lt;img src=x onerror" in page
@@ -150,14 +151,14 @@ def test_a_figure_that_cannot_be_drawn_does_not_take_the_page_with_it(make_run) 
     record = run.record("hybrid_plan")
     record.save_table("plan", record.table("plan").drop(columns="size_bytes"))
     record.save()
-    text = write_html(run.folder).read_text()
+    text = write_html(run.folder, stage_figures).read_text()
     assert "This figure could not be drawn: KeyError" in text
     assert text.count("data-figure=") == DRAWN - 1
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="is not a run"):
-        write_html(tmp_path)
+        write_html(tmp_path, stage_figures)
 
 
 def test_arms_stand_together_under_the_same_conditions(shared_run) -> None:

@@ -12,11 +12,11 @@ from workbench.errors import GateError
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
-from workbench.report.text import Texts
 from workbench.report.verdict import caveats
 from workbench.runner.pilot_run import raise_failed_gates
 from workbench.stages import report
 from workbench.stages.context import StageContext
+from workbench.wording.text import Texts
 
 PILOT = Pilot(name="taught", question="?")
 BROKEN = """

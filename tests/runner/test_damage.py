@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from workbench.errors import ConfigError, StageError
+from workbench.files import write_json
 from workbench.pilot.resolve import ResolvedPilot, resolve
-from workbench.records.files import write_json
 from workbench.records.run import all_runs, find_run, open_run
 from workbench.runner import pilot_run
 from workbench.stages.execute import execute

@@ -14,11 +14,11 @@ from workbench.errors import ConfigError, StageError
 from workbench.pilot.resolve import ResolvedPilot, resolve
 from workbench.records.events import read_events
 from workbench.records.run import all_runs, find_run, open_run
-from workbench.report.text import Texts
 from workbench.report.views import environment_view
 from workbench.roadmap import stage_named
 from workbench.runner.pilot_run import run_stage
 from workbench.stages.execute import execute, finished, recorded_failure
+from workbench.wording.text import Texts
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 import pytest
 
 from workbench.records.stage_record import StageRecord
-from workbench.report.text import LANGUAGES
 from workbench.runner.papermill_run import execute_with
 from workbench.study.run import STUDIES
+from workbench.wording.text import LANGUAGES
 
 MODULES = {name: importlib.import_module(f"workbench.figures.study_{name}") for name in STUDIES}
 DRAWERS = [

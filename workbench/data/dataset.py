@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 from workbench.data.document import Document
 from workbench.data.tokenizer import document_start, encode, vocabulary_size
 from workbench.errors import ConfigError
+from workbench.files import replacing
 from workbench.records.events import Progress
-from workbench.records.files import replacing
 
 DOCUMENTS_AT_ONCE = 256
 

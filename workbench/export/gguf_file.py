@@ -33,7 +33,7 @@ from workbench.export.blocks import (
 )
 from workbench.export.parts import Matrix, dense, matrices, norm_inside, vectors
 from workbench.export.vocabulary import Vocabulary, vocabulary, write_special_tokens
-from workbench.records.files import replacing
+from workbench.files import replacing
 from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from workbench.figures.theme import (
     wrapped,
 )
 from workbench.report.compare import Comparison, state_of
-from workbench.report.gates import labels_of
-from workbench.report.numbers import number
+from workbench.wording.labels import labels_of
+from workbench.wording.numbers import number
 
 MOST_ROWS = 25
 TICKS = (0.01, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 100)

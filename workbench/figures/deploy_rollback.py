@@ -22,9 +22,8 @@ from workbench.figures.theme import (
     why_not,
 )
 from workbench.records.stage_record import StageRecord
-from workbench.report.text import Texts
-
-PHASES = ("before", "switch", "after")
+from workbench.wording.labels import PHASES
+from workbench.wording.text import Texts
 
 
 def timeline(record: StageRecord, language: str = "en") -> go.Figure:

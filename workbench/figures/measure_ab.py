@@ -21,7 +21,7 @@ from workbench.figures.theme import (
 )
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
-from workbench.report.text import Texts
+from workbench.wording.text import Texts
 
 
 def quality(record: StageRecord, language: str = "en") -> go.Figure:

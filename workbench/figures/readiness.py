@@ -23,7 +23,7 @@ from workbench.figures.theme import (
     wrapped,
 )
 from workbench.records.stage_record import StageRecord
-from workbench.report.numbers import number
+from workbench.wording.numbers import number
 
 
 def bandwidth(record: StageRecord, language: str = "en") -> go.Figure:

@@ -17,7 +17,7 @@ from workbench.figures.theme import (
     wrapped,
 )
 from workbench.records.stage_record import StageRecord
-from workbench.report.gates import labels_of
+from workbench.wording.labels import labels_of
 
 OUTCOME_SYMBOLS = {"pass": "circle", "fail": "x", "not measured": "circle-open"}
 

@@ -15,7 +15,7 @@ from workbench.figures.theme import (
     why_not,
 )
 from workbench.records.stage_record import StageRecord
-from workbench.report.numbers import number
+from workbench.wording.numbers import number
 
 
 def widths(record: StageRecord, language: str = "en") -> go.Figure:

@@ -19,8 +19,9 @@ import plotly.io
 
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
-from workbench.report.numbers import number
-from workbench.report.text import REPORT_TEXTS, Texts
+from workbench.wording.labels import ARMS
+from workbench.wording.numbers import number
+from workbench.wording.text import REPORT_TEXTS, Texts
 
 plotly.io.renderers.default = "plotly_mimetype"
 
@@ -173,5 +174,5 @@ def thinned(rows: pd.DataFrame, most: int = MOST_POINTS) -> pd.DataFrame:
 
 def arms_in_order(names: Sequence[str]) -> list[str]:
     """The known arms first, in their order, then any other by name."""
-    known = [arm for arm in ARM_COLOURS if arm in names]
+    known = [arm for arm in ARMS if arm in names]
     return known + sorted(set(names) - set(known))

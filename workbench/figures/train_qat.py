@@ -21,7 +21,7 @@ from workbench.figures.theme import (
     why_not,
 )
 from workbench.records.stage_record import StageRecord
-from workbench.report.text import Texts
+from workbench.wording.text import Texts
 
 MOST_LAYERS = 60
 TIME_COLOURS = ("#9CC9E8", SKY, "#5E7FA8", ORANGE, VERMILION)

@@ -16,8 +16,8 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from workbench.errors import StageError
+from workbench.files import digest_json, write_text
 from workbench.hybrid.base import Assignment, Base
-from workbench.records.files import digest_json, write_text
 from workbench.train.quality import bits_per_byte, document_losses
 
 

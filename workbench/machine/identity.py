@@ -10,9 +10,9 @@ import functools
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from workbench.files import digest_json
 from workbench.machine.cpu import cpu, quota_cores
 from workbench.machine.gpu import visible_gpus
-from workbench.records.files import digest_json
 
 
 def machine_identity() -> dict[str, Any]:

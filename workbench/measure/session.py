@@ -19,9 +19,9 @@ from typing import Any
 import pandas as pd
 
 from workbench.engine.engine import Engine
+from workbench.files import read_json, replacing, write_json
 from workbench.measure.latency import LoadClass, Prompt, Span, take_turn
 from workbench.measure.meters import Energy, EnergySession
-from workbench.records.files import read_json, replacing, write_json
 
 AGAIN = "full_precision_again"
 """The baseline in its second place of the A/A comparison."""

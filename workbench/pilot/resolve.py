@@ -16,12 +16,12 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from workbench.errors import ConfigError
+from workbench.files import digest_json
 from workbench.paths import expanded, shown
 from workbench.pilot.problems import did_you_mean, section_at, sentence
 from workbench.pilot.sections.base import InputPath
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import Keys, YamlFile, parse_scalar, read_yaml
-from workbench.records.files import digest_json
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import ConfigError, StageError
+from workbench.files import digest_json, digest_path, read_json, write_json, write_text
 from workbench.machine.identity import machine_digest
 from workbench.paths import runs_root, shown
 from workbench.pilot.resolve import ResolvedPilot, path_fields, resolved_from
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import dump_yaml, read_yaml
-from workbench.records.files import digest_json, digest_path, read_json, write_json, write_text
 from workbench.records.stage_record import StageRecord
 from workbench.roadmap import STAGES
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import StageError
-from workbench.records.files import read_json, replacing, write_json
+from workbench.files import read_json, replacing, write_json
 from workbench.records.metric import Metric
 
 RECORD = "record.json"

@@ -17,8 +17,8 @@ import pandas as pd
 
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
-from workbench.report.gates import label_text
-from workbench.report.text import Texts
+from workbench.wording.labels import label_text
+from workbench.wording.text import Texts
 
 Records = Mapping[str, StageRecord]
 

@@ -22,10 +22,10 @@ from workbench.machine.environment import DECIDING
 from workbench.pilot.yaml_file import read_yaml
 from workbench.records.metric import Metric
 from workbench.records.run import Run, all_runs, find_run
-from workbench.report.gates import label_text
-from workbench.report.numbers import number, with_interval
-from workbench.report.vocabulary import better
 from workbench.roadmap import STAGES
+from workbench.wording.labels import label_text
+from workbench.wording.numbers import number, with_interval
+from workbench.wording.vocabulary import better
 
 SOFTWARE = {"commit", "workbench", "python", *DECIDING}
 UNKNOWN_CODE, CHANGED = "unknown", "(changed)"

@@ -17,7 +17,7 @@ import pandas as pd
 from workbench.pilot.sections.report import Cost
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
-from workbench.report.gates import label_text
+from workbench.wording.labels import label_text
 
 JOULES_PER_KWH = 3.6e6
 

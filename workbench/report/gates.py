@@ -18,7 +18,8 @@ import pandas as pd
 from workbench.pilot.sections.report import Gate
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
-from workbench.report.text import Texts
+from workbench.wording.labels import label_text
+from workbench.wording.text import Texts
 
 Outcome = Literal["pass", "fail", "not measured"]
 
@@ -90,16 +91,6 @@ def gates_frame(results: Sequence[GateResult]) -> pd.DataFrame:
     columns = list(GateResult.__dataclass_fields__)
     rows = [{**asdict(r), "labels": label_text(r.labels)} for r in results]
     return pd.DataFrame(rows, columns=columns)
-
-
-def label_text(labels: Mapping[str, str]) -> str:
-    """``arm=ternary source=probe``, the form labels have in tables."""
-    return " ".join(f"{name}={labels[name]}" for name in sorted(labels))
-
-
-def labels_of(text: str) -> dict[str, str]:
-    """The inverse of :func:`label_text`."""
-    return dict(pair.split("=", 1) for pair in text.split())
 
 
 def _hold(gate: Gate, stage: str, metric: Metric) -> GateResult:

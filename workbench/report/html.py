@@ -7,21 +7,28 @@ of plotly.js, and a content security policy that forbids it any request.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from workbench.files import write_text
 from workbench.pilot.yaml_file import read_yaml
-from workbench.records.files import write_text
 from workbench.records.run import open_folder
+from workbench.records.stage_record import StageRecord
 from workbench.report import views
-from workbench.report.plotly_page import plotly_installed, plotly_js, stage_figures, templates
-from workbench.report.text import Texts
+from workbench.report.plotly_page import PageFigure, plotly_installed, plotly_js, templates
 from workbench.roadmap import STAGES
+from workbench.wording.text import Texts
+
+Draw = Callable[[StageRecord, str, tuple[str, ...]], list[PageFigure]]
+"""Of a stage's record, in a language, the figures with these names, or all of them with none:
+:func:`workbench.figures.page.stage_figures`."""
 
 
-def write_html(run_folder: Path | str, language: str | None = None) -> Path:
+def write_html(run_folder: Path | str, draw: Draw, language: str | None = None) -> Path:
     """Write ``report.html`` of a run from its records, and return its path.
 
+    draw: makes the figures; not called where plotly is not installed, and the page says so.
     language: ``en`` or ``ru``; None takes the pilot's ``report.language``. A run that is not
     finished gives a page as well, which says what is missing. Raises ConfigError when the
     folder holds no run.
@@ -40,7 +47,7 @@ def write_html(run_folder: Path | str, language: str | None = None) -> Path:
             continue
         view = views.stage_view(name, records.get(name), texts)
         record = records.get(name) if drawing else None
-        view["figures"] = stage_figures(record, texts.language) if record else []
+        view["figures"] = draw(record, texts.language, ()) if record else []
         stages.append(view)
 
     page = (
@@ -55,9 +62,7 @@ def write_html(run_folder: Path | str, language: str | None = None) -> Path:
             tiles=views.headlines(records, texts),
             gates=views.gate_rows(report, texts) if report else [],
             claims=views.claim_groups(report, texts) if report else [],
-            claim_figures=(
-                stage_figures(report, texts.language, ("claims",)) if report and drawing else []
-            ),
+            claim_figures=(draw(report, texts.language, ("claims",)) if report and drawing else []),
             tables=views.result_tables(records, texts),
             missing=views.missing_rows(records, texts),
             cost=settings["cost"],

@@ -18,10 +18,10 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from workbench.errors import ConfigError
+from workbench.files import write_text
 from workbench.paths import shown
-from workbench.records.files import write_text
 from workbench.report.plotly_page import PageFigure, figure_spec, plotly_js, templates
-from workbench.report.text import Texts
+from workbench.wording.text import Texts
 
 PLOTLY = "application/vnd.plotly.v1+json"
 

@@ -19,8 +19,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from workbench.records.stage_record import StageRecord
-
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -44,33 +42,6 @@ def plotly_js() -> Markup:
     """The library's source, to be inlined exactly once."""
     offline = importlib.import_module("plotly.offline")
     return Markup(_no_end_tag(offline.get_plotlyjs()))
-
-
-def stage_figures(
-    record: StageRecord, language: str, names: tuple[str, ...] = ()
-) -> list[PageFigure]:
-    """All figures of a stage (or those in ``names``), drawn from its record.
-
-    A figure that cannot be drawn is one sentence in its place: the page must come out.
-    """
-    module = importlib.import_module(f"workbench.figures.{record.stage}")
-    theme = importlib.import_module("workbench.figures.theme")
-    say = theme.FigureTexts(language)
-    figures = []
-    for draw in module.FIGURES:
-        name = draw.__name__
-        if names and name not in names:
-            continue
-        key, place = f"{record.stage}.{name}", f"figure-{record.stage}-{name}"
-        head = (place, say(f"{key}.title"), say(f"{key}.read"))
-        try:
-            figures.append(
-                PageFigure(*head, figure_spec(json.loads(draw(record, language).to_json())))
-            )
-        except (KeyError, ValueError, TypeError) as error:
-            why = say("page.figure_failed", error=f"{type(error).__name__}: {error}")
-            figures.append(PageFigure(*head, error=why))
-    return figures
 
 
 def figure_spec(figure: dict[str, Any], *, keep_title: bool = False) -> Markup:

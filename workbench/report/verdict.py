@@ -15,7 +15,7 @@ from typing import Any, Literal
 from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
 from workbench.report.gates import GateResult
-from workbench.report.text import Texts
+from workbench.wording.text import Texts
 
 Decision = Literal["go", "no go", "undecided"]
 

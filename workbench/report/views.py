@@ -18,15 +18,13 @@ from workbench.paths import PROJECT
 from workbench.records.metric import Metric
 from workbench.records.run import Run
 from workbench.records.stage_record import StageRecord
-from workbench.report.gates import labels_of
-from workbench.report.numbers import duration, number, with_interval
-from workbench.report.text import Texts, label_place
-from workbench.report.vocabulary import FIGURES, better
 from workbench.roadmap import STAGES
+from workbench.wording.labels import ARMS, PHASES, label_place, labels_of
+from workbench.wording.numbers import duration, number, with_interval
+from workbench.wording.text import Texts
+from workbench.wording.vocabulary import FIGURES, better
 
 Records = Mapping[str, StageRecord]
-ARMS = ("full_precision", "ternary", "post_training", "int8", "hybrid")
-PHASES = ("before", "switch", "after")
 RESULT_THEMES = ("quality", "latency", "throughput", "memory", "energy", "hybrid", "rollback")
 HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("readiness", "memory_ratio", {"arm": "ternary", "source": "probe"}),

@@ -11,13 +11,14 @@ from workbench.errors import ConfigError
 from workbench.paths import shown
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.roadmap import STAGES
+from workbench.stages.find import stage_check
 
 
 def check_pilot(resolved: ResolvedPilot) -> None:
     """Raise one ConfigError with every problem that the stages' own checks find."""
     problems: list[str] = []
-    for stage in STAGES.values():
-        check = getattr(stage.module, "check", None)
+    for name in STAGES:
+        check = stage_check(name)
         try:
             problems += check(resolved.pilot) if check else []
         except ConfigError as error:

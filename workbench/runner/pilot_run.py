@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from workbench.errors import ConfigError, GateError, StageError
+from workbench.files import write_json
 from workbench.machine.environment import describe_environment
 from workbench.paths import shown
 from workbench.pilot.resolve import ResolvedPilot
-from workbench.records.files import write_json
 from workbench.records.run import ENVIRONMENT, Run, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import watching
@@ -123,9 +123,10 @@ def _keep_environment(run: Run) -> None:
 
 
 def _write_report(run: Run) -> None:
+    from workbench.figures.page import stage_figures
     from workbench.report.html import write_html
 
-    write_html(run.folder)
+    write_html(run.folder, stage_figures)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ import pandas as pd
 
 from workbench.measure.statistics import Estimate, quantile
 from workbench.serve.replay import Outcome
+from workbench.wording.labels import PHASES
 
-PHASES = ("before", "switch", "after")
 QUANTILES = (0.5, 0.9, 0.99)
 COLUMNS = {
     "id": "id",

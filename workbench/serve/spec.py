@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.records.files import read_json, write_json
+from workbench.files import read_json, write_json
 from workbench.serve.rollback_rule import RollbackRule
 
 

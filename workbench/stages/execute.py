@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import StageError, WorkbenchError
+from workbench.files import read_json, write_json, write_text
 from workbench.machine.environment import describe_software
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.events import Progress
-from workbench.records.files import read_json, write_json, write_text
 from workbench.records.run import Run
 from workbench.records.stage_record import RECORD, StageRecord
 from workbench.roadmap import STAGES
 from workbench.stages.adopt import adopt
 from workbench.stages.context import StageContext
+from workbench.stages.find import stage_run
 from workbench.stages.keys import stage_key
 
 FAILURE = "failure.json"
@@ -69,7 +70,7 @@ def execute(
         )
         progress.event("started", text=STAGES[name].decides)
         try:
-            run_stage = STAGES[name].run  # imports torch and more: seconds that are not the stage's
+            run_stage = stage_run(name)  # imports torch and more: seconds that are not the stage's
             began = time.monotonic()
             run_stage(StageContext(resolved.pilot, record, progress, upstream))
             record.duration_s = round(time.monotonic() - began, 2)

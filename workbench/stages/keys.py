@@ -8,8 +8,8 @@ machine of the run. Two equal keys mean that the finished result may be loaded i
 from __future__ import annotations
 
 import workbench
+from workbench.files import digest_json
 from workbench.pilot.resolve import ResolvedPilot
-from workbench.records.files import digest_json
 from workbench.records.run import Run
 from workbench.roadmap import STAGES
 

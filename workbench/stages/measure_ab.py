@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.engine.engine import Engine
 from workbench.errors import ConfigError, StageError
+from workbench.files import replacing
 from workbench.machine.gpu import torch_gpu
 from workbench.machine.memory import memory
 from workbench.measure.ab_figures import (
@@ -36,7 +37,6 @@ from workbench.measure.session import Session
 from workbench.model.build import checkpoint_config, preset_config
 from workbench.pilot.sections.measure_ab import MeasureAb
 from workbench.pilot.spec import Pilot
-from workbench.records.files import replacing
 from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 import ternary_kernels
 
-from workbench.engine.probe import leave_out, run_probe
 from workbench.errors import ConfigError
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.describe import describe_machine
@@ -28,6 +27,7 @@ from workbench.measure.bandwidth import (
 )
 from workbench.measure.meters import MissingMeter, find_meters
 from workbench.measure.meters.csv_log import CsvMeter
+from workbench.measure.probe import leave_out, run_probe
 from workbench.measure.statistics import quantile
 from workbench.model.presets import PRESETS, Shape
 from workbench.pilot.problems import did_you_mean

@@ -14,10 +14,10 @@ from workbench.report.claims import claim_rows, claims_frame
 from workbench.report.cost import cost_frame, cost_rows
 from workbench.report.fleet import fleet_metrics
 from workbench.report.gates import evaluate, gates_frame
-from workbench.report.text import Texts
 from workbench.report.verdict import decide
-from workbench.report.vocabulary import FIGURES
 from workbench.stages.context import StageContext
+from workbench.wording.text import Texts
+from workbench.wording.vocabulary import FIGURES
 
 COUNTED = "gates_failed"
 

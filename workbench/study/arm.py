@@ -15,11 +15,11 @@ from typing import Any
 import workbench
 from workbench.data.tokenizer import tokenizer_name
 from workbench.errors import ConfigError
+from workbench.files import digest_json, digest_path
 from workbench.paths import shown
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.resolve import ResolvedPilot, resolved_from
 from workbench.pilot.spec import Pilot
-from workbench.records.files import digest_json, digest_path
 from workbench.train.schedule import Arm
 
 SECTIONS = ("train", "model")

@@ -13,8 +13,8 @@ import pandas as pd
 from workbench.data.corpus import read_corpus
 from workbench.data.dataset import write_tokens
 from workbench.data.tokenizer import load_tokenizer, make_tokenizer
+from workbench.files import replacing
 from workbench.records.events import Progress
-from workbench.records.files import replacing
 from workbench.study.arm import StudyArm
 from workbench.ternary.folder import replacing_folder
 from workbench.train.arm import Lesson

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from workbench.files import write_text
 from workbench.machine.provenance import provenance
-from workbench.records.files import write_text
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 

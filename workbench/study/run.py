@@ -18,11 +18,11 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import ConfigError
+from workbench.files import digest_json
 from workbench.paths import runs_root
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.events import Progress
-from workbench.records.files import digest_json
 from workbench.records.run import open_run
 from workbench.records.stage_record import StageRecord
 from workbench.stages import train_qat

@@ -1,4 +1,4 @@
-"""Folders that are whole or absent, like :mod:`workbench.records.files` for single files."""
+"""Folders that are whole or absent, like :mod:`workbench.files` for single files."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.data.dataset import PackedSequences
+from workbench.files import replacing
 from workbench.pilot.sections.train import Train
 from workbench.records.events import Progress
-from workbench.records.files import replacing
 from workbench.ternary import bit_linears, set_reuse, set_strength
 from workbench.train.callbacks import CheckpointCallback, PhaseCallback, RecordCallback
 from workbench.train.checkpoints import last_whole

@@ -12,7 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
-from workbench.records.files import read_json, write_json
+from workbench.files import read_json, write_json
 
 MARKER = "whole.json"
 _NAME = re.compile(r"checkpoint-(\d+)")

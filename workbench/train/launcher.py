@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from workbench.records.files import write_json
+from workbench.files import write_json
 from workbench.train.processes import KILLED
 
 TOGETHER_S = 10.0

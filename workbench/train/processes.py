@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from workbench.errors import ConfigError, StageError, WorkbenchError
+from workbench.files import read_json
 from workbench.paths import shown
 from workbench.pilot.sections.train import Train
 from workbench.records.events import Progress, follow
-from workbench.records.files import read_json
 
 if TYPE_CHECKING:
     from workbench.train.arm import Training

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.records.files import write_text
+from workbench.files import write_text
 
 
 class Telemetry:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from workbench.errors import StageError, WorkbenchError, reason_of
+from workbench.files import replacing
 from workbench.paths import shown
-from workbench.records.files import replacing
 from workbench.train.arm import learn
 from workbench.train.processes import LOG, take_over
 from workbench.train.quiet import quiet_transformers

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.report.numbers import duration, number, with_interval
+from workbench.wording.numbers import duration, number, with_interval
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
-from workbench.engine import probe
 from workbench.engine.engine import Engine
-from workbench.engine.probe import run_probe
 from workbench.errors import StageError
 from workbench.machine.memory import Memory
+from workbench.measure import probe
+from workbench.measure.probe import run_probe
 from workbench.measure.statistics import mean_ratio
 from workbench.model.presets import PRESETS
 from workbench.pilot.spec import Pilot

@@ -11,27 +11,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from workbench.records.files import read_json
-from workbench.report.numbers import number
+from workbench.files import read_json
+from workbench.wording.labels import label_place
+from workbench.wording.numbers import number
 
 LANGUAGES = ("en", "ru")
 REPORT_TEXTS = Path(__file__).parent
-LABEL_ORDER = (
-    "arm",
-    "source",
-    "shape",
-    "class",
-    "batch",
-    "phase",
-    "quantile",
-    "precision",
-    "threads",
-)
-
-
-def label_place(name: str) -> tuple[int, str]:
-    """Sorts labels into the order in which they are read."""
-    return (LABEL_ORDER.index(name) if name in LABEL_ORDER else len(LABEL_ORDER), name)
 
 
 class Texts:

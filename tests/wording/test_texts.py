@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import workbench.figures
+from workbench.files import read_json
 from workbench.paths import PROJECT
-from workbench.records.files import read_json
-from workbench.report.text import LANGUAGES, REPORT_TEXTS, Texts
-from workbench.report.vocabulary import FIGURES
+from workbench.wording.text import LANGUAGES, REPORT_TEXTS, Texts
+from workbench.wording.vocabulary import FIGURES
 
 FIGURE_TEXTS = Path(workbench.figures.__file__).parent
 
@@ -32,7 +32,7 @@ def test_every_metric_of_the_contract_has_a_name(language: str) -> None:
 
 
 def test_every_text_that_a_template_asks_for_exists() -> None:
-    templates = (REPORT_TEXTS / "templates").glob("*.html")
+    templates = (PROJECT / "workbench" / "report" / "templates").glob("*.html")
     asked = {
         key for path in templates for key in re.findall(r'\bt\("([\w.]+)"[,)]', path.read_text())
     }

@@ -1,0 +1,35 @@
+"""The labels of a figure: their form in tables, and the order in which a reader meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+ARMS = ("full_precision", "ternary", "post_training", "int8", "hybrid")
+PHASES = ("before", "switch", "after")
+"""Of a rollback under load."""
+LABELS = (
+    "arm",
+    "source",
+    "shape",
+    "class",
+    "batch",
+    "phase",
+    "quantile",
+    "precision",
+    "threads",
+)
+
+
+def label_text(labels: Mapping[str, str]) -> str:
+    """``arm=ternary source=probe``, the form labels have in tables."""
+    return " ".join(f"{name}={labels[name]}" for name in sorted(labels))
+
+
+def labels_of(text: str) -> dict[str, str]:
+    """The inverse of :func:`label_text`."""
+    return dict(pair.split("=", 1) for pair in text.split())
+
+
+def label_place(name: str) -> tuple[int, str]:
+    """Sorts labels into the order in which they are read."""
+    return (LABELS.index(name) if name in LABELS else len(LABELS), name)
