@@ -30,7 +30,7 @@ test: .venv/ready-for-tests
 	@$(BIN)/python -m pytest
 
 lab: .venv/ready
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@env -u JUPYTER_PATH $(BIN)/jupyter lab --notebook-dir=notebooks
 
 golden: .venv/ready-for-tests
 	@$(BIN)/python tests/golden/trace.py tests/golden

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from workbench.errors import ConfigError
+from workbench.paths import NOTEBOOKS
 from workbench.report.notebook_html import PLOTLY, export_notebook
 from workbench.runner.papermill_run import execute_with
 
@@ -18,7 +19,7 @@ def executed(make_run, tmp_path):
     target = tmp_path / "90.ipynb"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert execute_with("90_compare_runs.ipynb", target, {"runs": runs}) is None
+        assert execute_with(NOTEBOOKS / "90_compare_runs.ipynb", target, {"runs": runs}) is None
     return target
 
 

@@ -102,7 +102,7 @@ def test_a_folder_removed_under_a_stage_is_said_and_stays_away(runs, monkeypatch
 def test_what_a_kernel_could_not_say_is_said_before_it_starts(runs, monkeypatch) -> None:
     resolved = pilot(runs)
     run = open_run(resolved)
-    monkeypatch.setattr("workbench.runner.papermill_run.execute_notebook", lambda *_: "never")
+    monkeypatch.setattr("workbench.runner.papermill_run.execute_notebook", lambda *_: 1 / 0)
     with pytest.raises(StageError, match="hybrid_plan needs train_qat"):
         pilot_run._notebook("hybrid_plan", resolved, run)
     with run.lock("train_qat"), pytest.raises(StageError, match="worked on by another process"):

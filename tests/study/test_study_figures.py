@@ -10,6 +10,7 @@ import nbformat
 import plotly.graph_objects as go
 import pytest
 
+from workbench.paths import NOTEBOOKS
 from workbench.records.stage_record import StageRecord
 from workbench.runner.papermill_run import execute_with
 from workbench.study.run import STUDIES
@@ -52,7 +53,7 @@ def test_a_notebook_trains_and_shows_its_study(
         warnings.simplefilter("ignore")
         another = "study.recipe.arms.another={train: {finetune: {weight_decay: 0.05}}}"
         parameters = {"pilot": str(pilot_file), "overrides": ["study.seeds=[1]", another]}
-        assert execute_with("91_study_recipe.ipynb", target, parameters) is None
+        assert execute_with(NOTEBOOKS / "91_study_recipe.ipynb", target, parameters) is None
     document = nbformat.read(target, as_version=4)
     outputs = [o for cell in document.cells for o in cell.get("outputs", [])]
     assert sum("application/vnd.plotly.v1+json" in o.get("data", {}) for o in outputs) == 3

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from workbench.errors import ConfigError, GateError, StageError
 from workbench.files import write_json
 from workbench.machine.environment import describe_environment
-from workbench.paths import shown
+from workbench.paths import NOTEBOOKS, shown
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.run import ENVIRONMENT, Run, open_run
 from workbench.records.stage_record import StageRecord
@@ -36,11 +36,16 @@ def run_pilot(
 
     stages: names; those before them must be finished, or are among them.
     force: compute them again. For a whole pilot that makes a new run.
-    notebooks: None executes notebooks if papermill is installed.
+    notebooks: None executes notebooks where papermill and the notebooks themselves are installed.
     Raises ConfigError, StageError, GateError; KeyboardInterrupt also for SIGTERM.
     """
-    if notebooks is None:
-        notebooks = importlib.util.find_spec("papermill") is not None
+    notebooks = _executable_notebooks() if notebooks is None else notebooks
+    if notebooks and not NOTEBOOKS.is_dir():
+        raise ConfigError(
+            f"--notebooks: there are none at {shown(NOTEBOOKS)}",
+            allowed="in a checkout, which has them; the package alone does not",
+            next_step="leave the option out, or say --no-notebooks: the stages are the same",
+        )
     check_pilot(resolved)
     whole = tuple(stages) == tuple(STAGES)
     run = open_run(resolved, fresh=force and whole)
@@ -88,6 +93,10 @@ def selected_stages(only: str | None, first: str | None) -> tuple[str, ...]:
     return names[names.index(stage_named(first).name) :] if first else names
 
 
+def _executable_notebooks() -> bool:
+    return NOTEBOOKS.is_dir() and importlib.util.find_spec("papermill") is not None
+
+
 def _notebook(name: str, resolved: ResolvedPilot, run: Run) -> None:
     """Execute a stage's notebook unless it shows the finished record already."""
     from workbench.runner.papermill_run import execute_notebook
@@ -103,14 +112,14 @@ def _notebook(name: str, resolved: ResolvedPilot, run: Run) -> None:
     problem = execute_notebook(STAGES[name].notebook, target, resolved, run)
     if finished(name, resolved, run) is None:
         raise recorded_failure(run, name) or StageError(
-            f"{name}: its kernel ended before the stage did ({problem or 'no reason given'})",
-            next_step="often the memory was full: close programs or choose a smaller preset; "
-            "the same command goes on from the last checkpoint",
+            f"{name} did not finish: "
+            + (problem.what if problem else "its notebook ended before the stage did"),
+            next_step=problem.cure if problem else "the same command goes on from here",
         )
     if problem:
         target.unlink(missing_ok=True)
         raise StageError(
-            f"{name} finished, but its notebook did not: {problem}",
+            f"{name} finished, but its notebook did not: {problem.what}",
             next_step=f"open notebooks/{STAGES[name].notebook}; the stage itself is kept",
         )
 
