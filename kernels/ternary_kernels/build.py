@@ -54,7 +54,9 @@ class Unit:
 
 
 def find_compiler() -> list[str]:
-    """The C++ compiler as a command: ``$CXX``, else the first of c++, g++, clang++."""
+    """The C++ compiler as a command: ``$CXX``, which may have arguments, else the first of c++,
+    g++ and clang++ that answers. Raises :class:`BuildError`.
+    """
     named = os.environ.get("CXX")
     if named:
         command = shlex.split(named)
@@ -62,9 +64,20 @@ def find_compiler() -> list[str]:
             raise BuildError(f"CXX={named} is not there; set CXX to a C++17 compiler or unset it")
         return command
     for name in ("c++", "g++", "clang++"):
-        if shutil.which(name):
+        if shutil.which(name) and compiler_version([name]):
             return [name]
     raise BuildError("no C++ compiler (looked for $CXX, c++, g++, clang++); install g++ or clang")
+
+
+def compiler_version(command: list[str]) -> str | None:
+    """The first line that a compiler prints about itself; None from one that does not work: the
+    c++ of a Mac may only offer to install the tools."""
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.strip().splitlines()
+    return lines[0] if lines and done.returncode == 0 else None
 
 
 def units(sanitize: bool = False) -> list[Unit]:

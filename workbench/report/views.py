@@ -250,7 +250,9 @@ def verdict_view(records: Records, texts: Texts) -> dict[str, Any]:
 def environment_view(run: Run, texts: Texts) -> dict[str, Any]:
     """Where the run was made, with what, and the command that makes it again."""
     environment = run.environment()
-    machine = environment.get("machine") or {}
+    readiness = run.record("readiness")  # knows what only torch and the kernels can tell
+    machine = (readiness.facts.get("machine") if readiness else None) or {}
+    machine |= environment.get("machine") or {}
     cpu, memory = machine.get("cpu") or {}, machine.get("memory") or {}
     unknown = texts("page.unknown")
     rows: list[tuple[str, str]] = [(texts("page.created"), run.header.get("created", unknown))]

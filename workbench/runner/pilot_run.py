@@ -65,7 +65,7 @@ def run_pilot(
 
 def run_stage(name: str, resolved: ResolvedPilot, *, force: bool = False) -> StageRecord:
     """One stage in this process, without Jupyter, papermill or Plotly."""
-    check_pilot(resolved)
+    check_pilot(resolved, (name,))
     run = open_run(resolved)
     with terminable(), watching(run.events):
         _keep_environment(run)

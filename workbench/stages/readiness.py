@@ -17,7 +17,7 @@ import ternary_kernels
 
 from workbench.errors import ConfigError
 from workbench.machine.cpu import measurement_threads
-from workbench.machine.describe import describe_machine
+from workbench.machine.describe import describe_computing, describe_machine
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.machine.memory import memory
 from workbench.measure.bandwidth import (
@@ -75,7 +75,7 @@ def check(pilot: Pilot) -> list[str]:
 def run(context: StageContext) -> None:
     """Fill the tables ``bandwidth``, ``fits`` and ``probe``, the figures and the verdict."""
     pilot, record = context.pilot, context.record
-    machine = describe_machine()
+    machine = describe_machine() | describe_computing()
     device = _device(pilot.readiness.device)
     record.facts.update(machine=machine, device=device.name)
     record.measured(
