@@ -27,7 +27,10 @@ app = typer.Typer(
 bench = typer.Typer(no_args_is_help=True, help="Measure the kernels on this machine.")
 app.add_typer(bench, name="bench")
 
-PilotFile = Annotated[Path, typer.Argument(metavar="PILOT.yaml", help="the pilot file")]
+PilotFile = Annotated[
+    Path,
+    typer.Argument(metavar="PILOT.yaml", help="the pilot file, or workbench:NAME of a shipped one"),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a field, e.g. train.lr=3e-4"),

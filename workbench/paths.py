@@ -20,6 +20,13 @@ def runs_root() -> Path:
     return (PROJECT if NOTEBOOKS.is_dir() else Path.cwd()) / "runs"
 
 
+def shipped_pilots() -> Path:
+    """The folder of the pilots that come with the workbench: ``pilots/`` of a checkout, the same
+    folder of the package where it was installed without one."""
+    packaged = Path(__file__).parent / "pilots"
+    return packaged.resolve() if packaged.is_dir() else PROJECT / "pilots"
+
+
 def expanded(path: Path, of: str = "") -> Path:
     """``path`` with ``~`` or ``~user`` at its beginning replaced by that home folder.
 
@@ -33,6 +40,19 @@ def expanded(path: Path, of: str = "") -> Path:
             allowed="~ or ~user, for a user of this machine",
             next_step="write the path out",
         ) from None
+
+
+def located(folder: Path, name: str) -> tuple[Path, str]:
+    """The path that ``name`` means in a file of ``folder``, and why nothing can be found there
+    (empty where something is)."""
+    try:
+        path = (folder / expanded(Path(name))).resolve()
+        return path, "" if path.exists() else f"no such file or folder: {shown(path)}"
+    except ConfigError as error:
+        return folder / name, error.got
+    except (OSError, RuntimeError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        return folder / name, f"cannot be looked at: {name!r}: {why}"
 
 
 def shown(path: Path) -> str:

@@ -167,12 +167,6 @@ def test_a_path_in_a_closed_folder_says_so(tmp_path: Path, monkeypatch: pytest.M
     assert "pilot.yaml:5: data.corpus: cannot be looked at: 'corpus.txt': Permission" in text
 
 
-def test_extends_goes_one_level_only(tmp_path: Path) -> None:
-    write(tmp_path, MINIMAL, "one.yaml")
-    write(tmp_path, "extends: one.yaml\n", "two.yaml")
-    assert "allowed: one level of extends" in problems(write(tmp_path, "extends: two.yaml\n"))
-
-
 def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "base").mkdir()
     write(tmp_path / "base", "text", "corpus.txt")

@@ -1,7 +1,7 @@
 """From a pilot file, its base and the command line to one validated pilot.
 
-Later wins: defaults, then the file named by ``extends`` (one level), then the pilot file,
-then each ``--set``. Mappings merge key by key; lists and scalars are replaced whole. All
+Later wins: defaults, then the files named by ``extends``, the furthest first, then the pilot
+file, then each ``--set``. Mappings merge key by key; lists and scalars are replaced whole. All
 problems are reported at once, and every value remembers where it came from.
 """
 
@@ -17,11 +17,12 @@ from pydantic import BaseModel, ValidationError
 
 from workbench.errors import ConfigError
 from workbench.files import digest_json
-from workbench.paths import expanded, shown
+from workbench.paths import located, shown
+from workbench.pilot.extends import files_of, pilot_path
 from workbench.pilot.problems import did_you_mean, section_at, sentence
 from workbench.pilot.sections.base import InputPath
 from workbench.pilot.spec import Pilot
-from workbench.pilot.yaml_file import Keys, YamlFile, parse_scalar, read_yaml
+from workbench.pilot.yaml_file import Keys, YamlFile, parse_scalar
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,14 @@ class ResolvedPilot:
 def resolve(path: Path | str, overrides: Sequence[str] = ()) -> ResolvedPilot:
     """Read and check a whole pilot.
 
+    path: of the pilot file, or ``workbench:NAME`` for one that the workbench ships.
     overrides: ``section.key=value`` texts, values by YAML's rules.
     Raises ConfigError listing every problem with file and line.
     """
-    path = expanded(Path(path)).absolute()
+    path = pilot_path(path)
     merge = _Merge()
-    own = read_yaml(path)
-    if "extends" in own.values:
-        merge.file(_base_of(own))
-    merge.file(own)
+    for file in files_of(path):
+        merge.file(file)
     for text in overrides:
         merge.override(text)
     merge.resolve_paths()
@@ -163,7 +163,7 @@ class _Merge:
                         keys, f"{'.'.join(map(str, keys))}: takes no hf: name, got {value}"
                     )
                 continue
-            found, absent = _located(self.folders[keys], value)
+            found, absent = located(self.folders[keys], value)
             section[keys[-1]] = str(found)
             if absent:
                 words = "".join(f", or {w}" for w in rule.words)
@@ -198,40 +198,6 @@ def _path_rule(annotation: Any) -> InputPath | None:
         if isinstance(part, InputPath):
             return part
     return next((rule for arg in get_args(annotation) if (rule := _path_rule(arg))), None)
-
-
-def _located(folder: Path, name: str) -> tuple[Path, str]:
-    """The path that ``name`` means in a file of ``folder``, and why nothing can be found there
-    (empty where something is)."""
-    try:
-        path = (folder / expanded(Path(name))).resolve()
-        return path, "" if path.exists() else f"no such file or folder: {shown(path)}"
-    except ConfigError as error:
-        return folder / name, error.got
-    except (OSError, RuntimeError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        return folder / name, f"cannot be looked at: {name!r}: {why}"
-
-
-def _base_of(own: YamlFile) -> YamlFile:
-    name = own.values["extends"]
-    where = f"{shown(own.path)}:{own.lines[('extends',)]}"
-    if not isinstance(name, str):
-        raise ConfigError(f"{where}: extends: got {name!r}", allowed="the name of one pilot file")
-    base_path, absent = _located(own.path.parent, name)
-    if absent:
-        raise ConfigError(
-            f"{where}: extends: {absent}",
-            allowed="a pilot file, relative to this one",
-        )
-    base = read_yaml(base_path)
-    if "extends" in base.values:
-        raise ConfigError(
-            f"{shown(base_path)}:{base.lines[('extends',)]}: a base extends another file",
-            allowed="one level of extends",
-            next_step=f"write its values into {shown(own.path)} or into {shown(base_path)}",
-        )
-    return base
 
 
 def _is_free_map(keys: Keys) -> bool:

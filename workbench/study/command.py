@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workbench.errors import ConfigError
 from workbench.machine.cpu import cpu
-from workbench.paths import PROJECT
+from workbench.pilot.extends import SHIPPED
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.resolve import resolve
 from workbench.records.run import open_run
@@ -28,11 +28,11 @@ def study_command(
 ) -> None:
     """Run study ``name`` or go on with it, and say its lines.
 
-    pilot: None takes ``pilots/study_<name>.yaml``. jobs: 0 takes one training a core.
+    pilot: None takes the shipped ``study_<name>``. jobs: 0 takes one training a core.
     """
     if name not in STUDIES:
         raise ConfigError(f"study {name}: unknown{did_you_mean(name, STUDIES)}")
-    resolved = resolve(pilot or PROJECT / "pilots" / f"study_{name}.yaml", overrides)
+    resolved = resolve(pilot or f"{SHIPPED}study_{name}", overrides)
     with terminable(), watching(open_run(resolved).events):
         record = run_study(name, resolved, jobs=jobs or cpu().usable_cores)
     for line in json_lines(record):
