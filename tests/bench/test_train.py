@@ -17,13 +17,13 @@ def no_speed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Blocks of known length: the ternary arm takes 1.25 times as long."""
     turns: list[str] = []
 
-    def seconds(self: train.Arm, steps: int) -> float:
+    def seconds(self: train.TimedModel, steps: int) -> float:
         ternary = any("BitLinear" in type(m).__name__ for m in self.model.modules())
         if steps != train.WARM_STEPS:
             turns.append("ternary" if ternary else "dense")
         return steps * (1.25 if ternary else 1.0)
 
-    monkeypatch.setattr(train.Arm, "seconds", seconds)
+    monkeypatch.setattr(train.TimedModel, "seconds", seconds)
     return turns
 
 

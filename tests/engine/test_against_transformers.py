@@ -130,9 +130,9 @@ def test_slots_do_not_see_each_other() -> None:
     np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_tables_become_int8_when_asked() -> None:
+def test_embeddings_become_int8_when_asked() -> None:
     model = make_model("qwen2")
-    with Engine.from_model(model, tables="int8") as small, Engine.from_model(model) as large:
+    with Engine.from_model(model, embeddings="int8") as small, Engine.from_model(model) as large:
         assert isinstance(small.core.weights["embed"], PackedInt8)
         assert isinstance(small.core.weights["head"], PackedInt8)
         assert small.weight_bytes < large.weight_bytes

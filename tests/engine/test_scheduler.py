@@ -42,18 +42,18 @@ def test_many_requests_on_few_slots_give_what_each_gives_alone(engine: Engine) -
     streamed: dict[int, list[int]] = {i: [] for i in range(len(requests))}
     ended = []
     with Scheduler(engine, prefill_chunk=5) as scheduler:
-        handles = [
+        submitted = [
             scheduler.submit(request, streamed[i].append, ended.append)
             for i, request in enumerate(requests)
         ]
-        assert all(handle.wait(30) for handle in handles)
-    assert [handle.tokens for handle in handles] == alone == list(streamed.values())
-    assert sorted(map(id, ended)) == sorted(map(id, handles))
-    for handle in handles:
-        assert handle.finish_reason == "length"
+        assert all(request.wait(30) for request in submitted)
+    assert [request.tokens for request in submitted] == alone == list(streamed.values())
+    assert sorted(map(id, ended)) == sorted(map(id, submitted))
+    for request in submitted:
+        assert request.finish_reason == "length"
         times = (
-            handle.submitted_s, handle.started_s, handle.first_token_s,
-            handle.last_token_s, handle.finished_s,
+            request.submitted_s, request.started_s, request.first_token_s,
+            request.last_token_s, request.finished_s,
         )  # fmt: skip
         assert list(times) == sorted(times)
 
@@ -119,14 +119,14 @@ def test_a_full_queue_refuses_and_a_cancelled_request_frees_its_slot(engine: Eng
         while scheduler.running < 3:
             time.sleep(0.001)
         waiting = [scheduler.submit(make_request(i)) for i in range(2)]
-        with pytest.raises(QueueFull, match="2 requests wait; allowed: 2"):
+        with pytest.raises(QueueFull, match="2 requests wait already"):
             scheduler.submit(make_request(9))
         waiting[0].cancel()
         running[0].cancel()
         hold.set()
-        assert all(handle.wait(30) for handle in (*running, *waiting))
-    assert [handle.finish_reason for handle in running] == ["cancelled", "length", "length"]
-    assert [handle.finish_reason for handle in waiting] == ["cancelled", "length"]
+        assert all(request.wait(30) for request in (*running, *waiting))
+    assert [request.finish_reason for request in running] == ["cancelled", "length", "length"]
+    assert [request.finish_reason for request in waiting] == ["cancelled", "length"]
     assert not engine.core.filled.any()
 
 
@@ -163,8 +163,8 @@ def test_a_failing_step_ends_its_requests_and_the_next_ones_run(engine: Engine) 
 
 def test_close_drains_or_cancels(engine: Engine) -> None:
     scheduler = Scheduler(engine)
-    handles = [scheduler.submit(make_request(i)) for i in range(5)]
+    submitted = [scheduler.submit(make_request(i)) for i in range(5)]
     scheduler.close(drain=True)
-    assert [handle.finish_reason for handle in handles] == ["length"] * 5
+    assert [request.finish_reason for request in submitted] == ["length"] * 5
     with pytest.raises(RuntimeError, match="closed"):
         scheduler.submit(make_request(1))

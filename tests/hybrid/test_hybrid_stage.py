@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import workbench.hybrid.judge as judge_module
+import workbench.hybrid.evaluator as evaluator_module
 import workbench.stages.hybrid_plan as hybrid_plan
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import StageError
@@ -140,7 +140,7 @@ def test_an_unreachable_quality_gives_the_best_plan_and_says_so(trained, tmp_pat
 def test_a_killed_stage_goes_on_and_ends_the_same(trained, tmp_path, monkeypatch) -> None:
     whole = run(trained, tmp_path / "whole")
     total = len((tmp_path / "whole" / "evaluations.jsonl").read_text().splitlines())
-    original, calls = judge_module.document_losses, []
+    original, calls = evaluator_module.document_losses, []
 
     def killed_at_the_fifth(*arguments):
         if len(calls) == 4:
@@ -148,13 +148,15 @@ def test_a_killed_stage_goes_on_and_ends_the_same(trained, tmp_path, monkeypatch
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(judge_module, "document_losses", killed_at_the_fifth)
+    monkeypatch.setattr(evaluator_module, "document_losses", killed_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         run(trained, tmp_path / "killed")
     results = tmp_path / "killed" / "evaluations.jsonl"
     results.write_text(results.read_text() + '{"key": "half a li')
     calls.clear()
-    monkeypatch.setattr(judge_module, "document_losses", lambda *a: calls.append(1) or original(*a))
+    monkeypatch.setattr(
+        evaluator_module, "document_losses", lambda *a: calls.append(1) or original(*a)
+    )
     resumed = run(trained, tmp_path / "killed")
     assert len(calls) == total - 4
     assert resumed.metrics == whole.metrics
@@ -173,7 +175,7 @@ def test_an_arm_that_diverged_is_named(trained, tmp_path, monkeypatch) -> None:
     def diverged(*_):
         return pd.DataFrame({"nats": [float("nan")], "bytes": [1]})
 
-    monkeypatch.setattr(judge_module, "document_losses", diverged)
+    monkeypatch.setattr(evaluator_module, "document_losses", diverged)
     with pytest.raises(StageError, match="full_precision with nothing changed: a loss"):
         run(trained, tmp_path / "s")
 

@@ -12,7 +12,7 @@ from ternary_kernels.gpu.layout import interpreter_problem
 
 from workbench.bench import gpu_kernels
 from workbench.bench.gpu import REHEARSAL, Bench, Work, bench_gpu, parts_of
-from workbench.bench.gpu_clock import RehearsalClock, Row, median
+from workbench.bench.gpu_clock import GpuRow, RehearsalClock, median
 from workbench.errors import ConfigError, StageError
 
 
@@ -73,7 +73,7 @@ def test_a_case_that_fails_costs_the_others_nothing(monkeypatch):
     monkeypatch.setattr(
         gpu_kernels,
         "_weights",
-        lambda bench, *at: bench.add(Row("unpack", "", 0, "", 1.0, 1.0, 1.0, "us")),
+        lambda bench, *at: bench.add(GpuRow("unpack", "", 0, "", 1.0, 1.0, 1.0, "us")),
     )
     bench = Bench(RehearsalClock(), "cpu", "rehearsal", lambda line: None, Work.tiny())
     with pytest.raises(StageError, match=r"2 cases failed: between products 32x32 1; between"):

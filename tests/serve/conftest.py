@@ -21,7 +21,7 @@ from workbench.pilot.sections.model import Model
 from workbench.serve.app import make_app
 from workbench.serve.generate import Service
 from workbench.serve.main import listen
-from workbench.serve.router import Arm, Route, Router
+from workbench.serve.router import Route, Router, ServedArm
 from workbench.ternary.packed import save_packed
 from workbench.ternary.post_training import ternarize_post_training
 
@@ -29,12 +29,12 @@ CONTEXT = 64
 
 
 @dataclass(eq=False)
-class ScriptedHandle:
+class ScriptedRequest:
     """What the router holds of a request."""
 
     request: GenerationRequest
     on_token: Callable[[int], None]
-    on_done: Callable[[ScriptedHandle], None]
+    on_done: Callable[[ScriptedRequest], None]
     finish_reason: str | None = None
     error: str | None = None
     cancelled: bool = False
@@ -57,14 +57,14 @@ class ScriptedScheduler:
         self.gate.set()
         self.broken: str | None = None
         self.fail_after = 0
-        self.seen: list[ScriptedHandle] = []
-        self._running: list[ScriptedHandle] = []
+        self.seen: list[ScriptedRequest] = []
+        self._running: list[ScriptedRequest] = []
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._thread.start()
 
-    def submit(self, request, on_token, on_done) -> ScriptedHandle:
-        handle = ScriptedHandle(request, on_token, on_done)
+    def submit(self, request, on_token, on_done) -> ScriptedRequest:
+        handle = ScriptedRequest(request, on_token, on_done)
         self.seen.append(handle)
         self._running.append(handle)
         return handle
@@ -78,7 +78,7 @@ class ScriptedScheduler:
             for handle in list(self._running):
                 self._step(handle)
 
-    def _step(self, handle: ScriptedHandle) -> None:
+    def _step(self, handle: ScriptedRequest) -> None:
         if handle.cancelled:
             return self._end(handle, "cancelled")
         if self.broken and handle.given >= self.fail_after:
@@ -92,7 +92,7 @@ class ScriptedScheduler:
             self._end(handle, "length")
         return None
 
-    def _end(self, handle: ScriptedHandle, reason: str) -> None:
+    def _end(self, handle: ScriptedRequest, reason: str) -> None:
         self._running.remove(handle)
         handle.finish_reason = reason
         handle.on_done(handle)
@@ -168,7 +168,7 @@ def _start(
         name: ScriptedScheduler(encode(tokenizer, [text])[0], step_s)
         for name, text in texts.items()
     }
-    arms = [Arm(name, scheduler, slots) for name, scheduler in schedulers.items()]
+    arms = [ServedArm(name, scheduler, slots) for name, scheduler in schedulers.items()]
     options = {"fallback": "full_precision", "route": Route("hybrid"), **router}
     service = Service(Router(arms, **options), tokenizer, "pilot", CONTEXT, len(tokenizer))
     address = stack.enter_context(_listening(service))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from workbench.load.profile import PlannedRequest
-from workbench.serve.rehearsal import Handover, latency_figures, requests_table, slo_met
+from workbench.serve.rehearsal import Handover, phase_latencies, requests_table, slo_met
 from workbench.serve.replay import Outcome, load_client
 
 
@@ -55,7 +55,7 @@ def test_a_quantile_that_nobody_reached_is_missing_with_its_reason() -> None:
     many = requests_table([outcome(i, "hybrid", 0.0, 0.001 * i, 0.1) for i in range(1, 51)])
     figures = {
         (name, labels["phase"], labels["quantile"]): estimate
-        for name, estimate, labels in latency_figures(many, np.array(["before"] * 50))
+        for name, estimate, labels in phase_latencies(many, np.array(["before"] * 50))
     }
     assert len(figures) == 2 * 3 * 3
     middle = figures["ttft_ms", "before", "p50"]
@@ -72,7 +72,7 @@ def test_only_whole_answers_have_a_latency() -> None:
         [outcome(i, "hybrid", 0.0, 0.01, 0.02) for i in range(4)]
         + [outcome(9, "hybrid", 0.0, 9.0, 9.0, status="truncated", output_tokens=1)]
     )
-    figures = list(latency_figures(mixed, np.array(["after"] * 5)))
+    figures = list(phase_latencies(mixed, np.array(["after"] * 5)))
     (p50,) = [
         e for n, e, la in figures if (n, la["phase"], la["quantile"]) == ("ttft_ms", "after", "p50")
     ]

@@ -16,7 +16,7 @@ from workbench.engine.request import GenerationRequest
 from workbench.load.profile import PlannedRequest
 from workbench.serve.replay import load_client
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.router import Arm, Route, Router
+from workbench.serve.router import Route, Router, ServedArm
 
 LETTER = {"full_precision": "A", "hybrid": "B"}
 
@@ -268,14 +268,14 @@ def test_the_rule_and_the_metrics_take_a_stop_text_for_an_end(serve) -> None:
 
 
 def test_the_rule_counts_slow_first_tokens() -> None:
-    judge = RollbackRule(window=10, fewest=4, ttft_s=1.0, max_slow_share=0.3).judge()
+    monitor = RollbackRule(window=10, fewest=4, ttft_s=1.0, max_slow_share=0.3).monitor()
     for ttft_s in (0.1, 2.0, 0.1, 0.1):
-        judge.observe(True, ttft_s)
-        assert judge.verdict() is None
-    assert judge.verdict(late=1) == "rule: 2 of the last 5 had no first token within 1 s"
-    assert judge.verdict() is None, "late ones are counted anew each time"
-    judge.observe(True, None)
-    assert judge.verdict() == "rule: 2 of the last 5 had no first token within 1 s"
+        monitor.observe(True, ttft_s)
+        assert monitor.verdict() is None
+    assert monitor.verdict(late=1) == "rule: 2 of the last 5 had no first token within 1 s"
+    assert monitor.verdict() is None, "late ones are counted anew each time"
+    monitor.observe(True, None)
+    assert monitor.verdict() == "rule: 2 of the last 5 had no first token within 1 s"
 
 
 class SilentScheduler:
@@ -286,19 +286,19 @@ class SilentScheduler:
 
     def submit(self, request, on_token, on_done):
         self.taken += 1
-        handle = SimpleNamespace(finish_reason=None, error=None)
+        submitted = SimpleNamespace(finish_reason=None, error=None)
 
         def cancel() -> None:
-            if not self.hangs and handle.finish_reason is None:
-                handle.finish_reason = "cancelled"
-                on_done(handle)
+            if not self.hangs and submitted.finish_reason is None:
+                submitted.finish_reason = "cancelled"
+                on_done(submitted)
 
-        handle.cancel = cancel
-        return handle
+        submitted.cancel = cancel
+        return submitted
 
 
 def silent_router(*, hangs: bool, slots: int = 4) -> Router:
-    arms = [Arm(name, SilentScheduler(hangs=hangs), slots) for name in LETTER]
+    arms = [ServedArm(name, SilentScheduler(hangs=hangs), slots) for name in LETTER]
     rule = RollbackRule(fewest=10, ttft_s=0.05)
     return Router(arms, fallback="full_precision", route=Route("hybrid"), rule=rule)
 
@@ -312,8 +312,8 @@ def test_the_rule_sees_clients_that_give_up(hangs: bool) -> None:
     async def load() -> Router:
         router = silent_router(hangs=hangs)
         for _ in range(40):
-            ticket = router.submit(REQUEST)
-            asyncio.get_running_loop().call_later(0.06, router.cancel, ticket)
+            routed = router.submit(REQUEST)
+            asyncio.get_running_loop().call_later(0.06, router.cancel, routed)
             await asyncio.sleep(0.005)
         return router
 
@@ -343,8 +343,8 @@ def test_clients_that_leave_early_are_not_held_against_an_arm() -> None:
     async def load() -> Router:
         router = silent_router(hangs=False)
         for _ in range(40):
-            ticket = router.submit(REQUEST)
-            asyncio.get_running_loop().call_later(0.001, router.cancel, ticket)
+            routed = router.submit(REQUEST)
+            asyncio.get_running_loop().call_later(0.001, router.cancel, routed)
             await asyncio.sleep(0.002)
         await asyncio.sleep(0.1)
         return router
@@ -357,11 +357,11 @@ def test_waiting_for_the_other_arm_is_not_held_against_a_candidate() -> None:
         router = silent_router(hangs=False, slots=20)
         router.arms["full_precision"].slots = 0
         router.switch("full_precision")
-        tickets = [router.submit(REQUEST) for _ in range(20)]
+        requests = [router.submit(REQUEST) for _ in range(20)]
         await asyncio.sleep(0.1)
         router.switch("hybrid", force=True)
         switches = [len(router.switches)]
-        router.cancel(tickets[0])
+        router.cancel(requests[0])
         await asyncio.sleep(0.01)
         switches.append(len(router.switches))
         await asyncio.sleep(0.1)

@@ -26,7 +26,7 @@ from ternary_kernels import PackedTernary, PackedTernary5, backend, set_threads
 from ternary_kernels.llama import LINEARS, LlamaConfig, LlamaModel, create
 
 from workbench.bench import cpu_peers
-from workbench.bench.cpu_rows import HEADER, Row, row
+from workbench.bench.cpu_rows import HEADER, CpuRow, row
 from workbench.bench.cpu_turns import REPEATS, Contender, Limits, Turns
 from workbench.engine.random_weights import random_weights
 from workbench.errors import ConfigError
@@ -60,7 +60,7 @@ def bench_cpu(
     only: str | None = None,
     as_json: bool = False,
     say: Callable[[str], None] = print,
-) -> list[Row]:
+) -> list[CpuRow]:
     """Measure, and say each row as soon as it is there; all rows are returned.
 
     only: names of ``NEEDS_S`` with commas between: those alone, without the comparisons.
@@ -105,7 +105,7 @@ def _rest(only: str | None, peers: bool) -> list[str]:
 
 def _all_rows(
     config: LlamaConfig, threads: int, peers: bool, rest: list[str], compare: bool
-) -> Iterator[Row]:
+) -> Iterator[CpuRow]:
     began, limits = time.monotonic(), Limits(threads)
     if compare:
         yield from _compared_rows(config, limits, peers)
@@ -132,7 +132,7 @@ def _all_rows(
     yield row("INT8 peak", *what, limits.peaks, "GMAC/s")
 
 
-def _compared_rows(config: LlamaConfig, limits: Limits, peers: bool) -> Iterator[Row]:
+def _compared_rows(config: LlamaConfig, limits: Limits, peers: bool) -> Iterator[CpuRow]:
     """What the project is judged by: ternary and full precision, beside llama.cpp with peers."""
     with _bench(config, "ternary", limits) as ternary:
         yield from ternary.rows(against="TQ2_0" if peers else None)
@@ -143,7 +143,7 @@ def _compared_rows(config: LlamaConfig, limits: Limits, peers: bool) -> Iterator
 
 def _half_precision_rows(
     ternary: ModelBench, bf16: ModelBench, against: str | None
-) -> Iterator[Row]:
+) -> Iterator[CpuRow]:
     """The full-precision arm; ternary, bf16 and llama.cpp's ``against`` decode in turns."""
     with _peer(bf16.core.config, against, bf16.limits.threads) as theirs:
         yield from _compared(bf16.limits, bf16.prefill, *theirs[:1], limit_s=PATIENCE_S)
@@ -156,7 +156,9 @@ def _half_precision_rows(
         yield bf16.resident()
 
 
-def _compared(limits: Limits, *contenders: Contender, limit_s: float = math.inf) -> Iterator[Row]:
+def _compared(
+    limits: Limits, *contenders: Contender, limit_s: float = math.inf
+) -> Iterator[CpuRow]:
     """A row each, and by how much the first is faster than each of the others."""
     turns = Turns(limits, *contenders, limit_s=limit_s)
     yield from turns.rows()
@@ -188,7 +190,7 @@ class ModelBench:
         )
         core.forward([7], [0], [0], True)  # warm: buffers made, weights mapped
 
-    def rows(self, against: str | None = None) -> Iterator[Row]:
+    def rows(self, against: str | None = None) -> Iterator[CpuRow]:
         """Prefill, decode and memory, beside llama.cpp's type ``against`` where one is named."""
         with _peer(self.core.config, against, self.limits.threads) as theirs:
             patience_s = 4 * PATIENCE_S if against else PATIENCE_S
@@ -196,7 +198,7 @@ class ModelBench:
             yield from _compared(self.limits, self.decode, *theirs[1:])
         yield self.resident()
 
-    def batch_rows(self) -> Iterator[Row]:
+    def batch_rows(self) -> Iterator[CpuRow]:
         """A batch beside one sequence, and what the engine around the kernels takes."""
         for slot in range(1, BATCH):
             self._prefill(slot)
@@ -206,7 +208,7 @@ class ModelBench:
         yield row("time outside kernels", *self.what, self._overhead(), "%")
         self._prefill()
 
-    def resident(self) -> Row:
+    def resident(self) -> CpuRow:
         return row("weights resident", *self.what, [self.core.weight_bytes / 1e9], "GB")
 
     def _prefill(self, slot: int = 0) -> int:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
-class Row:
+class CpuRow:
     """A figure of the benchmark.
 
     value: the median of ``n`` runs; lo, hi: their extremes (of five runs: a 94 % interval of
@@ -51,11 +51,13 @@ HEADER = (
 
 def row(
     name: str, engine: str, precision: str, threads: int, values: Iterable[float], unit: str
-) -> Row:
+) -> CpuRow:
     """A row without a roofline."""
     values = sorted(values)
     middle = statistics.median(values)
-    return Row(name, engine, precision, threads, middle, values[0], values[-1], unit, len(values))
+    return CpuRow(
+        name, engine, precision, threads, middle, values[0], values[-1], unit, len(values)
+    )
 
 
 def _rounded(value: object) -> object:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ternary_kernels.benchmarks import int8_peak_gmacs, read_bandwidth_gbps
 
-from workbench.bench.cpu_rows import Row, row
+from workbench.bench.cpu_rows import CpuRow, row
 
 REPEATS = 5
 
@@ -84,17 +84,17 @@ class Turns:
                 self._runs[id(it)].append(limits.time(it))
             rounds += 1
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[CpuRow]:
         """A row for each contender."""
         return map(self.row, self._contenders)
 
-    def row(self, it: Contender) -> Row:
+    def row(self, it: Contender) -> CpuRow:
         """Its tokens a second."""
         runs = self._runs[id(it)]
         rates = [run.tokens_per_s for run in runs]
         return _beside_limit(row(it.name, *it.what, rates, "tokens/s"), it, runs)
 
-    def ratio(self, name: str, one: Contender, other: Contender) -> Row:
+    def ratio(self, name: str, one: Contender, other: Contender) -> CpuRow:
         """By how much ``one`` is faster than its neighbour, and how near ``one`` came to its
         own limit in these very runs."""
         ours, theirs = self._runs[id(one)], self._runs[id(other)]
@@ -102,7 +102,7 @@ class Turns:
         return _beside_limit(row(name, *one.what, ratios, "x"), one, ours)
 
 
-def _beside_limit(found: Row, it: Contender, runs: Sequence[Run]) -> Row:
+def _beside_limit(found: CpuRow, it: Contender, runs: Sequence[Run]) -> CpuRow:
     shares = [run.share for run in runs if run.share is not None]
     if not shares:
         return found

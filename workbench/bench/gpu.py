@@ -44,7 +44,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from workbench.bench.gpu_clock import Call, GraphClock, RehearsalClock, Row, median
+from workbench.bench.gpu_clock import Call, GpuRow, GraphClock, RehearsalClock, median
 from workbench.bench.gpu_sizes import EndToEnd, Trained
 from workbench.errors import ConfigError, StageError, WorkbenchError, reason_of
 from workbench.machine.gpu import driver_version, torch_gpu
@@ -109,7 +109,7 @@ def bench_gpu(
     only: str | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = print,
-) -> list[Row]:
+) -> list[GpuRow]:
     """Measure and say each row as a line of JSON; all rows are returned.
 
     only: parts, with commas between; None: all. out: the file that takes the lines too; by
@@ -165,12 +165,12 @@ class Bench:
         self.clock, self.device, self.label, self.say = clock, device, label, say
         self.work, self.end_to_end, self.trained = work, work.end_to_end, work.trained
         self.begin = time.monotonic()
-        self.rows: list[Row] = []
+        self.rows: list[GpuRow] = []
         self.failed: list[str] = []
         self.calls_s: dict[str, list[float]] = {"first_call": [], "second_call": []}
         self.bytes_s = self.int8_ops_s = self.bf16_ops_s = 0.0
 
-    def run(self, parts: tuple[str, ...]) -> list[Row]:
+    def run(self, parts: tuple[str, ...]) -> list[GpuRow]:
         self.say(json.dumps(self._environment()))
         self._ceilings(self.work.large[0])
         for part in parts:
@@ -218,7 +218,7 @@ class Bench:
                 note = f"failed: {reason_of(error)}"
                 self.failed.append(" ".join(f"{name} {shape} {rows or ''}".split()))
         if note:
-            self.add(Row(name, shape, rows, "", None, None, None, "", note=note))
+            self.add(GpuRow(name, shape, rows, "", None, None, None, "", note=note))
         if self.device == "cuda":
             try:
                 torch.cuda.empty_cache()
@@ -247,7 +247,7 @@ class Bench:
     def _ceiling(self, name: str, shape: str, precision: str, call: Call, amount: int) -> float:
         value, lo, hi = median([amount / s for s in self.clock.samples([call])])
         divisor, unit = (1e9, "GB/s") if name == "copy" else (1e12, "TOP/s")
-        row = Row(name, shape, 0, precision, value / divisor, lo / divisor, hi / divisor, unit)
+        row = GpuRow(name, shape, 0, precision, value / divisor, lo / divisor, hi / divisor, unit)
         self.add(row)
         return value
 
@@ -269,7 +269,7 @@ class Bench:
         value, lo, hi = median(self.clock.samples(calls))
         floor = max(nbytes / self.bytes_s, int8_ops / self.int8_ops_s + bf16_ops / self.bf16_ops_s)
         self.add(
-            Row(
+            GpuRow(
                 name,
                 f"{N}x{K}",
                 M,
@@ -298,7 +298,7 @@ class Bench:
     def normal(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, device=self.device, dtype=torch.bfloat16)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: GpuRow) -> None:
         row = row.on(self.label)
         self.rows.append(row)
         self.say(row.as_json())
@@ -317,7 +317,7 @@ class Bench:
         }
 
 
-def _rehearsed(parts: tuple[str, ...], say: Callable[[str], None]) -> list[Row]:
+def _rehearsed(parts: tuple[str, ...], say: Callable[[str], None]) -> list[GpuRow]:
     """Rehearse in a process of its own: Triton reads TRITON_INTERPRET when it is imported."""
     from ternary_kernels.gpu.layout import interpreter_problem
 
@@ -339,11 +339,11 @@ def _rehearsed(parts: tuple[str, ...], say: Callable[[str], None]) -> list[Row]:
         say(line)
         fields = json.loads(line)
         if "record" not in fields:
-            rows.append(Row(**fields))
+            rows.append(GpuRow(**fields))
     return rows
 
 
-def rehearse_here(parts: tuple[str, ...], say: Callable[[str], None]) -> list[Row]:
+def rehearse_here(parts: tuple[str, ...], say: Callable[[str], None]) -> list[GpuRow]:
     """The rehearsal itself, inside a process that has TRITON_INTERPRET=1: every time the same."""
     torch.manual_seed(0)
     return Bench(RehearsalClock(), "cpu", REHEARSAL, say, Work.tiny()).run(parts)

@@ -28,7 +28,7 @@ Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Row:
+class GpuRow:
     """value: median; lo, hi: its 95 % interval from order statistics of the replays (for
     ``first_call`` and ``second_call``, whose value is the slowest, the extremes). shape: [N x K]
     of the weight. rows: tokens at a time.
@@ -52,7 +52,7 @@ class Row:
     def as_json(self) -> str:
         return json.dumps({k: _rounded(v) for k, v in asdict(self).items()})
 
-    def on(self, device: str) -> Row:
+    def on(self, device: str) -> GpuRow:
         return replace(self, device=device)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig
 
-from workbench.bench.gpu_clock import Row, median
+from workbench.bench.gpu_clock import GpuRow, median
 from workbench.engine.architecture import kernel_config
 from workbench.measure.meters import EnergySession, MissingMeter, find_meters
 from workbench.model.presets import Shape
@@ -50,7 +50,7 @@ class Metered:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self._windows: list[tuple[Row, float, float, int]] = []
+        self._windows: list[tuple[GpuRow, float, float, int]] = []
 
     @contextmanager
     def session(self) -> Iterator[Metered]:
@@ -68,7 +68,7 @@ class Metered:
         self._windows.clear()
 
     def seconds(
-        self, call: Callable[[], object], tokens: int, row: Row, before: Callable[[], object]
+        self, call: Callable[[], object], tokens: int, row: GpuRow, before: Callable[[], object]
     ) -> list[float]:
         """Seconds of each repetition of ``call``, warm, ``before`` each outside the time."""
         clock, samples = self.bench.clock, []
@@ -87,7 +87,7 @@ class Metered:
         self._windows.append((row, begin_s, now_s, calls * tokens))
         return samples
 
-    def _add_energy(self, row: Row, energy: Any, tokens: int) -> None:
+    def _add_energy(self, row: GpuRow, energy: Any, tokens: int) -> None:
         value, note = None, f"not measured: {energy.reason}: {energy.text}"
         if energy.energy_j is not None:
             idle = [energy.idle_before_w, energy.idle_after_w]
@@ -95,7 +95,7 @@ class Metered:
             value = energy.energy_j / tokens
             note = f"GPU board only, gross; idle {before} before, {after} after"
         about = (f"{row.name} energy", row.shape, row.rows, row.precision)
-        self.bench.add(Row(*about, value, value, value, "J/token", note=note))
+        self.bench.add(GpuRow(*about, value, value, value, "J/token", note=note))
 
 
 def run_engine(bench: Bench) -> None:
@@ -107,7 +107,7 @@ def run_engine(bench: Bench) -> None:
     context = prompt + sizes.output + 1
     best: dict[str, float] = {}
     with Metered(bench).session() as metered:
-        row = Row("decode", name, 1, "bf16 torch.compile", None, None, None, "tokens/s")
+        row = GpuRow("decode", name, 1, "bf16 torch.compile", None, None, None, "tokens/s")
         step = compiled_step(shape, prompt, sizes.output, bench.device)
         samples = metered.seconds(step, sizes.output, row, lambda: None)
         nbytes = _decode_bytes(2 * shape.parameters, shape, prompt, sizes.output, 1)
@@ -123,7 +123,7 @@ def run_engine(bench: Bench) -> None:
                 core.forward(tokens, *rows)
 
             first_s = bench.clock.once(prefill)
-            row = Row("prefill", name, prompt, precision, None, None, None, "tokens/s")
+            row = GpuRow("prefill", name, prompt, precision, None, None, None, "tokens/s")
             samples = metered.seconds(prefill, prompt, row, lambda core=core: core.reset(0))
             ops = 2 * prompt * shape.linear_parameters
             at = {"int8_ops": ops} if kind == "ternary" else {"bf16_ops": ops}
@@ -137,7 +137,7 @@ def run_engine(bench: Bench) -> None:
                 core.filled[0] = prompt
 
             first_s = max(first_s, bench.clock.once(decode))
-            row = Row("decode", name, 1, precision, None, None, None, "tokens/s")
+            row = GpuRow("decode", name, 1, precision, None, None, None, "tokens/s")
             rewind()
             samples = metered.seconds(decode, sizes.output, row, rewind)
             nbytes = _decode_bytes(core.weight_bytes, shape, prompt, sizes.output, 1)
@@ -145,7 +145,9 @@ def run_engine(bench: Bench) -> None:
             best[kind] = _add_rate(
                 bench, row, samples, sizes.output, nbytes=nbytes, against=against
             )
-            bench.add(Row("engine_first_call", name, 0, precision, first_s, first_s, first_s, "s"))
+            bench.add(
+                GpuRow("engine_first_call", name, 0, precision, first_s, first_s, first_s, "s")
+            )
             _say_notes(bench, core, "decode", name)
             core.close()
             del core, prefill, decode, rewind
@@ -166,7 +168,7 @@ def run_capacity(bench: Bench) -> None:
         if slots < 1:
             note = f"not measured: weights of {size / 1e9:.1f} GB leave no room for one sequence"
             bench.add(
-                Row("throughput", name, 0, precision, None, None, None, "tokens/s", note=note)
+                GpuRow("throughput", name, 0, precision, None, None, None, "tokens/s", note=note)
             )
             _free(bench)
             continue
@@ -179,7 +181,7 @@ def run_capacity(bench: Bench) -> None:
             core.filled[:] = 0
 
         with Metered(bench).session() as metered:
-            row = Row("throughput", name, slots, precision, None, None, None, "tokens/s")
+            row = GpuRow("throughput", name, slots, precision, None, None, None, "tokens/s")
             _prefill_all(core, _prompt(shape, prompt), slots)  # compiles and captures
             core.decode_greedy(list(range(slots)), [1] * slots, 1)
             core.filled[:] = 0
@@ -221,7 +223,7 @@ def run_large(bench: Bench) -> None:
             def rewind() -> None:
                 core.filled[:] = prompt
 
-            row = Row("decode", name, batch, ARMS["ternary"], None, None, None, "tokens/s")
+            row = GpuRow("decode", name, batch, ARMS["ternary"], None, None, None, "tokens/s")
             samples = metered.seconds(decode, batch * output, row, rewind)
             nbytes = _decode_bytes(core.weight_bytes, shape, prompt, output, batch)
             _add_rate(bench, row, samples, batch * output, nbytes=nbytes, steps=output)
@@ -232,7 +234,7 @@ def run_large(bench: Bench) -> None:
 
 def _add_rate(
     bench: Bench,
-    row: Row,
+    row: GpuRow,
     samples: Sequence[float],
     tokens: int,
     *,
@@ -248,7 +250,7 @@ def _add_rate(
     floor_s = nbytes / bench.bytes_s * (steps or tokens)
     floor_s = max(floor_s, int8_ops / bench.int8_ops_s + bf16_ops / bench.bf16_ops_s)
     bench.add(
-        Row(
+        GpuRow(
             row.name, row.shape, row.rows, row.precision, value, lo, hi, row.unit,
             ratio_bf16=None if against is None else value / against,
             roofline_pct=100 * floor_s * value / tokens if floor_s else None,
@@ -333,7 +335,7 @@ def _prompt(shape: Shape, length: int) -> list[int]:
 
 def _say_notes(bench: Bench, core: Any, name: str, shape: str) -> None:
     for note in core.notes:
-        bench.add(Row(f"{name} note", shape, 0, "", None, None, None, "", note=note))
+        bench.add(GpuRow(f"{name} note", shape, 0, "", None, None, None, "", note=note))
 
 
 def _free(bench: Bench) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from workbench.bench.gpu_clock import Call, Row
+from workbench.bench.gpu_clock import Call, GpuRow
 
 if TYPE_CHECKING:
     from workbench.bench.gpu import Bench
@@ -30,7 +30,7 @@ def run_product(bench: Bench) -> None:
     for name, seconds in bench.calls_s.items():
         if seconds:
             least, most = min(seconds), max(seconds)
-            bench.add(Row(name, "each shape once", 0, "ternary", most, least, most, "s"))
+            bench.add(GpuRow(name, "each shape once", 0, "ternary", most, least, most, "s"))
 
 
 def run_between(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from workbench.bench.gpu_clock import Row
+from workbench.bench.gpu_clock import GpuRow
 from workbench.bench.gpu_engine import Metered, _add_rate, _free
 from workbench.bench.gpu_sizes import Trained
 from workbench.pilot.sections.model import Policy
@@ -51,7 +51,7 @@ def run_training(bench: Bench) -> None:
             note = f"plain path: {reason}" if reason else ""
         step = _step(model, sizes, bench.device)
         with Metered(bench).session() as metered:
-            row = Row("qat_step", sizes.name, tokens, precision, None, None, None, "tokens/s")
+            row = GpuRow("qat_step", sizes.name, tokens, precision, None, None, None, "tokens/s")
             samples = metered.seconds(step, tokens, row, lambda: None)
             share = 2 * tokens * sizes.shape.linear_parameters
             bf16_ops = BACKWARD_AND_RECOMPUTED * share
@@ -66,7 +66,9 @@ def run_training(bench: Bench) -> None:
             best = best or rate
         if bench.device == "cuda":
             peak = torch.cuda.max_memory_allocated() / 1e9
-            bench.add(Row("qat_step memory", sizes.name, tokens, precision, peak, peak, peak, "GB"))
+            bench.add(
+                GpuRow("qat_step memory", sizes.name, tokens, precision, peak, peak, peak, "GB")
+            )
         del model, step
         gc.collect()
 

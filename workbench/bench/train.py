@@ -70,7 +70,7 @@ def bench_train(
             if arm == "ternary":
                 threshold = ThresholdVersion.from_section(section.threshold)
                 to_ternary(model, section.policy, threshold, section.activations)
-            arms[arm] = Arm(model.to(device), batch, sequence, vocab, device)
+            arms[arm] = TimedModel(model.to(device), batch, sequence, vocab, device)
     for arm in arms.values():
         arm.seconds(WARM_STEPS)
     tokens = batch * sequence * steps
@@ -96,7 +96,7 @@ def bench_train(
     return rows
 
 
-class Arm:
+class TimedModel:
     """One model and its optimizer."""
 
     def __init__(

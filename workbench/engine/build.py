@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from workbench.engine.architecture import NotForKernels, eos_tokens, kernel_config
 from workbench.engine.engine import Engine
 from workbench.engine.modules import ModelSource
-from workbench.engine.random_weights import Precision, random_weights
+from workbench.engine.random_weights import WeightKind, random_weights
 from workbench.engine.transformers_core import TransformersCore
-from workbench.engine.weights import FolderSource, Tables, collect_weights
+from workbench.engine.weights import EmbeddingKind, FolderSource, collect_weights
 from workbench.errors import StageError, reason_of
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
@@ -47,7 +47,7 @@ class Setup:
     slots: int = 1
     context: int | None = None
     threads: int = 0
-    tables: Tables = "auto"
+    embeddings: EmbeddingKind = "auto"
     kv_dtype: str = "float16"
     device: Literal["cpu", "cuda"] = "cpu"
     cache_of: Engine | None = None
@@ -59,7 +59,7 @@ class SetupFields(TypedDict, total=False):
     slots: int
     context: int | None
     threads: int
-    tables: Tables
+    embeddings: EmbeddingKind
     kv_dtype: str
     device: Literal["cpu", "cuda"]
     cache_of: Engine | None
@@ -84,7 +84,7 @@ def from_folder(folder: Path, setup: Setup) -> Engine:
     def weights(shape: llama.LlamaConfig) -> Weights:
         source = FolderSource(folder, config, manifest, _packs_on(setup))
         tied = config.tie_word_embeddings and not source.has_own_head()
-        return collect_weights(shape, config.model_type, tied, source, setup.tables)
+        return collect_weights(shape, config.model_type, tied, source, setup.embeddings)
 
     return _build(config, weights, model, setup)
 
@@ -96,12 +96,12 @@ def from_model(model: nn.Module, setup: Setup) -> Engine:
         config = model.config
         tied = config.tie_word_embeddings and not _has_own_head(model)
         source = ModelSource(model, _packs_on(setup))
-        return collect_weights(shape, config.model_type, tied, source, setup.tables)
+        return collect_weights(shape, config.model_type, tied, source, setup.embeddings)
 
     return _build(model.config, weights, lambda: model, setup)
 
 
-def random_model(config: PretrainedConfig, precision: Precision, setup: Setup) -> Engine:
+def random_model(config: PretrainedConfig, kind: WeightKind, setup: Setup) -> Engine:
     """See :meth:`Engine.random`."""
     shape, setup = kernel_config(config), _with_context(config, setup)
     tied = config.tie_word_embeddings
@@ -109,9 +109,9 @@ def random_model(config: PretrainedConfig, precision: Precision, setup: Setup) -
         _require_gpu()
         from ternary_kernels.gpu.llama import random_llama
 
-        weights = random_llama(shape, precision, tied=tied, device="cuda")
+        weights = random_llama(shape, kind, tied=tied, device="cuda")
         return _on_gpu(shape, weights, setup, frozenset())
-    return _native(shape, random_weights(shape, precision, tied=tied), setup, frozenset())
+    return _native(shape, random_weights(shape, kind, tied=tied), setup, frozenset())
 
 
 def _native(
@@ -203,8 +203,8 @@ def _build(
 def _has_own_head(model: nn.Module) -> bool:
     """Whether the head is another matrix than the embedding, whatever the configuration says."""
     modules = model.get_input_embeddings(), model.get_output_embeddings()
-    table, head = (getattr(module, "weight", None) for module in modules)
-    return table is not None and head is not None and table is not head
+    embedding, head = (getattr(module, "weight", None) for module in modules)
+    return embedding is not None and head is not None and embedding is not head
 
 
 def _through_transformers(model: nn.Module, setup: Setup, reason: str) -> Engine:

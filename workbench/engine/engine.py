@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from workbench.engine.build import SetupFields
-    from workbench.engine.random_weights import Precision
+    from workbench.engine.random_weights import WeightKind
 
 PREFILL_CHUNK = 256
 """Rows of one prefill step on a CPU: enough to use the matrix kernels fully, few enough to stay in
@@ -71,7 +71,7 @@ class Engine:
 
         slots: conversations side by side (1). context: tokens a slot can hold; None: what the
         model was made for, 4096 at most. threads: 0: one per physical core.
-        tables: precision of embedding and head; ``auto``: INT8 beside ternary layers when they
+        embeddings: precision of embedding and head; ``auto``: INT8 beside ternary layers when they
         are big, as they are stored otherwise. kv_dtype: ``float16``, ``bfloat16``, ``float32``.
         device: ``cpu`` or ``cuda``, each with its own kernels; other architectures run through
         transformers. cache_of: on ``cuda``, an engine of the same shape whose cache of keys and
@@ -92,16 +92,16 @@ class Engine:
 
     @classmethod
     def random(
-        cls, config: PretrainedConfig, precision: Precision, **setup: Unpack[SetupFields]
+        cls, config: PretrainedConfig, kind: WeightKind, **setup: Unpack[SetupFields]
     ) -> Engine:
         """A model of this shape whose weights mean nothing, for measuring speed and memory.
 
-        precision: ``half``, ``int8`` or ``ternary`` linear layers. Speed does not depend on
+        kind: ``half``, ``int8`` or ``ternary`` linear layers. Speed does not depend on
         the weights' values; see :mod:`workbench.engine.random_weights`.
         """
         from workbench.engine.build import Setup, random_model
 
-        return random_model(config, precision, Setup(**setup))
+        return random_model(config, kind, Setup(**setup))
 
     @property
     def notes(self) -> list[str]:

@@ -17,46 +17,48 @@ from ternary_kernels.llama import LINEARS, LlamaConfig
 from ternary_kernels.memory import in_huge_pages
 from torch import Tensor
 
-Precision = Literal["half", "int8", "ternary"]
+WeightKind = Literal["half", "int8", "ternary"]
+"""How a matrix is packed; see ``kind`` of :class:`ternary_kernels.PackedWeight`."""
+
 DRAWN_ROWS = 16
 """Rows of one group of the packed layouts."""
 
 
 def random_weights(
-    config: LlamaConfig, precision: Precision, *, tied: bool, seed: int = 0
+    config: LlamaConfig, kind: WeightKind, *, tied: bool, seed: int = 0
 ) -> dict[str, PackedWeight | Tensor]:
-    """All weights of a model of this shape, linear layers in ``precision``.
+    """All weights of a model of this shape, linear layers of ``kind``.
 
     tied: the head is the embedding. Embedding and head are bf16 beside half-precision layers,
     INT8 beside the others.
     """
     generator = torch.Generator().manual_seed(seed)
     weights: dict[str, PackedWeight | Tensor] = {"norm": torch.ones(config.hidden_size)}
-    table: Precision = "half" if precision == "half" else "int8"
+    embedding: WeightKind = "half" if kind == "half" else "int8"
     for name in ("embed",) if tied else ("embed", "head"):
         shape = (config.vocab_size, config.hidden_size)
-        weights[name] = random_weight(shape, table, generator)
+        weights[name] = random_weight(shape, embedding, generator)
     for i in range(config.num_layers):
         for name in LINEARS:
             shape = config.linear_shape(name)
-            weights[f"layers.{i}.{name}"] = random_weight(shape, precision, generator)
+            weights[f"layers.{i}.{name}"] = random_weight(shape, kind, generator)
         for name in ("attn_norm", "ffn_norm"):
             weights[f"layers.{i}.{name}"] = torch.ones(config.hidden_size)
     return weights
 
 
 def random_weight(
-    shape: tuple[int, int], precision: Precision, generator: torch.Generator
+    shape: tuple[int, int], kind: WeightKind, generator: torch.Generator
 ) -> PackedWeight:
     """One matrix [N, K] of standard deviation about 1/sqrt(K)."""
     N, K = shape
     rows, deviation = min(N, DRAWN_ROWS), 1.0 / math.sqrt(K)
-    if precision == "ternary":
+    if kind == "ternary":
         codes = torch.randint(0, 3, (rows, K), generator=generator)
         drawn = PackedTernary.from_codes(codes, deviation)
     else:
-        kind = PackedHalf if precision == "half" else PackedInt8
-        drawn = kind.from_float(torch.randn(rows, K, generator=generator) * deviation)
+        packing = PackedHalf if kind == "half" else PackedInt8
+        drawn = packing.from_float(torch.randn(rows, K, generator=generator) * deviation)
     repeats = -(-N // DRAWN_ROWS)
     tiles = in_huge_pages(drawn.tiles.expand(repeats, *drawn.tiles.shape[1:]))
     state = {"tiles": tiles, "shape": torch.tensor(shape)}

@@ -23,12 +23,19 @@ from workbench.engine.sampling import Sampler
 
 
 class QueueFull(RuntimeError):
-    """As many requests wait as may wait; try again later (a server answers 429)."""
+    """As many requests wait as may wait; try again later (a server answers 429).
+
+    retry_after_s: when to try again, where whoever refuses can tell.
+    """
+
+    def __init__(self, waiting: int, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{waiting} requests wait already, which is the limit")
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(eq=False)
-class Handle:
-    """One submitted request and what has become of it.
+class SubmittedRequest:
+    """One request in a scheduler, and what has become of it.
 
     Times are ``time.monotonic()`` seconds: ``submitted_s``; ``started_s``, when it got a slot;
     ``first_token_s``, ``last_token_s``; ``finished_s``. tokens: the output so far; an end or
@@ -44,6 +51,12 @@ class Handle:
     finish_reason: FinishReason | None = None
     error: str | None = None
     tokens: list[int] = field(default_factory=list)
+    _sampler: Sampler | None = None
+    _on_token: Callable[[int], None] | None = None
+    _on_done: Callable[[SubmittedRequest], None] | None = None
+    _slot: int = -1
+    _prefilled: int = 0
+    """Prompt tokens already in the cache."""
     _cancelled: bool = False
     _ended: threading.Event = field(default_factory=threading.Event)
 
@@ -56,16 +69,6 @@ class Handle:
         return self._ended.wait(timeout_s)
 
 
-@dataclass(eq=False)
-class _Running:
-    handle: Handle
-    sampler: Sampler
-    slot: int
-    on_token: Callable[[int], None] | None
-    on_done: Callable[[Handle], None] | None
-    fed: int = 0  # prompt tokens already in the cache
-
-
 class Scheduler:
     """Runs requests on an engine that nobody else uses meanwhile.
 
@@ -74,15 +77,15 @@ class Scheduler:
     when none does.
 
     Callbacks run in the scheduler's thread, in order: ``on_token(token)`` for each output
-    token, then ``on_done(handle)`` once. They must return at once (hand over to a queue or to
+    token, then ``on_done(submitted)`` once. They must return at once (hand over to a queue or to
     ``loop.call_soon_threadsafe``), because every request waits for them.
     """
 
     def __init__(self, engine: Engine, *, queue_limit: int = 256, prefill_chunk: int = 0) -> None:
         self.engine, self.queue_limit = engine, queue_limit
         self.prefill_chunk = prefill_chunk or engine.prefill_rows // 4
-        self._waiting: deque[_Running] = deque()
-        self._running: list[_Running] = []
+        self._waiting: deque[SubmittedRequest] = deque()
+        self._running: list[SubmittedRequest] = []
         self._free = list(range(engine.slots))
         self._wake = threading.Condition()
         self._closing = self._draining = False
@@ -103,21 +106,26 @@ class Scheduler:
         self,
         request: GenerationRequest,
         on_token: Callable[[int], None] | None = None,
-        on_done: Callable[[Handle], None] | None = None,
-    ) -> Handle:
+        on_done: Callable[[SubmittedRequest], None] | None = None,
+    ) -> SubmittedRequest:
         """Queue a request. Raises ValueError for one that can never run here, QueueFull when
         ``queue_limit`` requests wait, RuntimeError after ``close``."""
         self.engine.check_tokens(request.prompt_tokens, request.max_tokens)
-        handle = Handle(request, time.monotonic())
-        sampler = Sampler(request, self.engine.eos_tokens)
+        submitted = SubmittedRequest(
+            request,
+            time.monotonic(),
+            _sampler=Sampler(request, self.engine.eos_tokens),
+            _on_token=on_token,
+            _on_done=on_done,
+        )
         with self._wake:
             if self._closing or self._draining:
                 raise RuntimeError("the scheduler is closed; submit to another one")
             if len(self._waiting) >= self.queue_limit + len(self._free):
-                raise QueueFull(f"{len(self._waiting)} requests wait; allowed: {self.queue_limit}")
-            self._waiting.append(_Running(handle, sampler, -1, on_token, on_done))
+                raise QueueFull(len(self._waiting))
+            self._waiting.append(submitted)
             self._wake.notify()
-        return handle
+        return submitted
 
     def close(self, *, drain: bool = False, timeout_s: float | None = None) -> None:
         """Stop. With ``drain`` accepted requests finish first; else they end as cancelled."""
@@ -144,86 +152,84 @@ class Scheduler:
             self._admit()
             if self._running:
                 self._step()
-        for running in [*self._running, *self._waiting]:
-            self._end(running, "cancelled")
+        for request in [*self._running, *self._waiting]:
+            self._end(request, "cancelled")
 
     def _drop_cancelled(self) -> None:
-        for running in [r for r in [*self._running, *self._waiting] if r.handle._cancelled]:
-            self._end(running, "cancelled")
+        for request in [r for r in [*self._running, *self._waiting] if r._cancelled]:
+            self._end(request, "cancelled")
 
     def _admit(self) -> None:
         with self._wake:
             while self._waiting and self._free:
-                running = self._waiting.popleft()
-                running.slot = self._free.pop()
-                running.handle.started_s = time.monotonic()
-                self._running.append(running)
+                request = self._waiting.popleft()
+                request._slot = self._free.pop()
+                request.started_s = time.monotonic()
+                self._running.append(request)
 
     def _step(self) -> None:
         """One native call: a token of each request that decodes, a piece of the prompts."""
-        decoding = [r for r in self._running if r.handle.tokens]
-        tokens = [r.handle.tokens[-1] for r in decoding]
-        slots = [r.slot for r in decoding]
+        decoding = [r for r in self._running if r.tokens]
+        tokens = [r.tokens[-1] for r in decoding]
+        slots = [r._slot for r in decoding]
         want = [True] * len(decoding)
         asking = list(decoding)
         budget = self.prefill_chunk if decoding else 4 * self.prefill_chunk
         for running in self._running:
-            if running.handle.tokens or not budget:
+            if running.tokens or not budget:
                 continue
-            prompt = running.handle.request.prompt_tokens
-            piece = prompt[running.fed : running.fed + budget]
-            running.fed += len(piece)
+            prompt = running.request.prompt_tokens
+            piece = prompt[running._prefilled : running._prefilled + budget]
+            running._prefilled += len(piece)
             budget -= len(piece)
             tokens += piece
-            slots += [running.slot] * len(piece)
+            slots += [running._slot] * len(piece)
             want += [False] * len(piece)
-            if running.fed == len(prompt):
+            if running._prefilled == len(prompt):
                 want[-1] = True
                 asking.append(running)
         try:
             logits = self.engine.step(tokens, slots, want)
         except (ValueError, RuntimeError, MemoryError) as error:
             for running in list(self._running):
-                running.handle.error = f"{type(error).__name__}: {error}"
+                running.error = f"{type(error).__name__}: {error}"
                 self._end(running, "error")
             return
         now = time.monotonic()
         for running, logits_V in zip(asking, logits, strict=True):
             self._deliver(running, logits_V, now)
 
-    def _deliver(self, running: _Running, logits_V: np.ndarray, now: float) -> None:
-        handle = running.handle
-        token = running.sampler.choose(logits_V, len(handle.tokens))
-        if token in running.sampler.ends:
+    def _deliver(self, running: SubmittedRequest, logits_V: np.ndarray, now: float) -> None:
+        token = running._sampler.choose(logits_V, len(running.tokens))
+        if token in running._sampler.ends:
             self._end(running, "stop")
             return
-        handle.tokens.append(token)
-        handle.last_token_s = now
-        if handle.first_token_s is None:
-            handle.first_token_s = now
-        if running.on_token:
+        running.tokens.append(token)
+        running.last_token_s = now
+        if running.first_token_s is None:
+            running.first_token_s = now
+        if running._on_token:
             try:
-                running.on_token(token)
+                running._on_token(token)
             except Exception as error:  # a listener's fault must not stop the other requests
-                handle.error = f"on_token failed: {type(error).__name__}: {error}"
+                running.error = f"on_token failed: {type(error).__name__}: {error}"
                 self._end(running, "error")
                 return
-        if len(handle.tokens) >= handle.request.max_tokens:
+        if len(running.tokens) >= running.request.max_tokens:
             self._end(running, "length")
 
-    def _end(self, running: _Running, reason: FinishReason) -> None:
+    def _end(self, submitted: SubmittedRequest, reason: FinishReason) -> None:
         with self._wake:
-            if running in self._running:
-                self._running.remove(running)
-                self.engine.release(running.slot)
-                self._free.append(running.slot)
-            elif running in self._waiting:
-                self._waiting.remove(running)
-        handle = running.handle
-        handle.finish_reason, handle.finished_s = reason, time.monotonic()
-        handle._ended.set()
-        if running.on_done:
+            if submitted in self._running:
+                self._running.remove(submitted)
+                self.engine.release(submitted._slot)
+                self._free.append(submitted._slot)
+            elif submitted in self._waiting:
+                self._waiting.remove(submitted)
+        submitted.finish_reason, submitted.finished_s = reason, time.monotonic()
+        submitted._ended.set()
+        if submitted._on_done:
             try:
-                running.on_done(handle)
+                submitted._on_done(submitted)
             except Exception:
                 logging.getLogger(__name__).exception("on_done failed")

@@ -30,11 +30,11 @@ from workbench.engine.device import from_portable
 from workbench.errors import StageError
 from workbench.ternary.manifest import Manifest, read_json_object
 
-Tables = Literal["auto", "half", "int8"]
+EmbeddingKind = Literal["auto", "half", "int8"]
 """Precision of embedding and head. ``auto``: INT8 beside ternary layers when they are big,
 because they would outweigh all the rest; as they are stored otherwise."""
 
-BIG_TABLE = 1 << 24
+BIG_EMBEDDING = 1 << 24
 """Weights from which on ``auto`` makes an embedding or a head INT8: 32 MiB in bf16."""
 
 
@@ -54,7 +54,7 @@ class Source(Protocol):
 
 
 def collect_weights(
-    config: LlamaConfig, family: str, tied: bool, source: Source, tables: Tables = "auto"
+    config: LlamaConfig, family: str, tied: bool, source: Source, embeddings: EmbeddingKind = "auto"
 ) -> dict[str, PackedWeight | Tensor]:
     """All weights of the model under the names of :mod:`ternary_kernels.llama`.
 
@@ -76,7 +76,7 @@ def collect_weights(
     vocabulary = (config.vocab_size, config.hidden_size)
     for name, module in (("embed", "model.embed_tokens"), ("head", "lm_head")):
         if not (name == "head" and tied):
-            weights[name] = _table(source, module, vocabulary, tables, ternary)
+            weights[name] = _embedding(source, module, vocabulary, embeddings, ternary)
     return weights
 
 
@@ -128,8 +128,8 @@ class FolderSource:
         ``transformers`` keeps such matrices apart whatever config.json says, and so do we.
         """
         names = ("model.embed_tokens.weight", "lm_head.weight")
-        table, head = (self._tensor_or_none(name) for name in names)
-        return table is not None and head is not None and not torch.equal(table, head)
+        embedding, head = (self._tensor_or_none(name) for name in names)
+        return embedding is not None and head is not None and not torch.equal(embedding, head)
 
     def _packed(
         self, module: str, pack: Callable[[], PackedWeight], shape: tuple[int, int]
@@ -210,12 +210,12 @@ def _required(source: Source, name: str) -> Tensor:
     return vector
 
 
-def _table(
-    source: Source, module: str, shape: tuple[int, int], tables: Tables, ternary: bool
+def _embedding(
+    source: Source, module: str, shape: tuple[int, int], embeddings: EmbeddingKind, ternary: bool
 ) -> PackedWeight:
-    big = shape[0] * shape[1] >= BIG_TABLE
-    as_int8 = tables == "int8" or (tables == "auto" and ternary and big)
-    table = source.linear(module, shape, as_int8=as_int8)
-    if tables == "half" and isinstance(table, PackedInt8):
-        return PackedHalf.from_float(table.dequantize(), torch.bfloat16)
-    return table
+    big = shape[0] * shape[1] >= BIG_EMBEDDING
+    as_int8 = embeddings == "int8" or (embeddings == "auto" and ternary and big)
+    embedding = source.linear(module, shape, as_int8=as_int8)
+    if embeddings == "half" and isinstance(embedding, PackedInt8):
+        return PackedHalf.from_float(embedding.dequantize(), torch.bfloat16)
+    return embedding

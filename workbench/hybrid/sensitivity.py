@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.hybrid.base import Base
-from workbench.hybrid.judge import Judge
+from workbench.hybrid.evaluator import PlanEvaluator
 from workbench.records.events import Progress
 from workbench.ternary.policy import Precision
 
@@ -31,14 +31,14 @@ class Option:
 
 
 def measure_options(
-    base: Base, judge: Judge, precisions: Sequence[Precision], progress: Progress
+    base: Base, evaluator: PlanEvaluator, precisions: Sequence[Precision], progress: Progress
 ) -> list[Option]:
     """Every unit in every allowed precision.
 
     For a ternary base INT8 is measured only where the unrounded master weights recover
     something (or may not be used): rounding them to INT8 cannot help where they do not.
     """
-    trained = judge(base, {})
+    trained = evaluator(base, {})
     options = []
     for unit in progress.each(f"sensitivity of {base.name}", base.units, "layers"):
         losses: dict[Precision, float] = {}
@@ -52,7 +52,7 @@ def measure_options(
                 and precision == "int8"
                 and losses.get("high_precision", -1.0) >= 0
             ):
-                losses[precision] = judge(base, {unit: precision}) - trained
+                losses[precision] = evaluator(base, {unit: precision}) - trained
                 size = base.size_bytes(unit, precision)
                 options.append(Option(unit, precision, losses[precision], size))
     return options

@@ -44,8 +44,8 @@ class LoadClass:
 
 @dataclass(frozen=True)
 class Span:
-    """What ran: ``phase`` prefill, decode or request (both). tokens: fed in prefill, put out
-    otherwise. sequences: requests, or sequences of the batches."""
+    """What ran: ``phase`` prefill, decode or request (both). tokens: of the prompts in
+    prefill, of the output otherwise. sequences: requests, or sequences of the batches."""
 
     phase: str
     seconds: float
@@ -99,9 +99,9 @@ def _one_batch(engine: Engine, wanted: LoadClass, prompts: list[Prompt]) -> list
     finally:
         for slot in slots:
             engine.release(slot)
-    fed, put_out = sum(map(len, prompts)), wanted.output_tokens * len(slots)
+    prompt_tokens, output_tokens = sum(map(len, prompts)), wanted.output_tokens * len(slots)
     return [
-        Span("prefill", prefilled - began, fed, len(slots)),
-        Span("decode", ended - prefilled, put_out, len(slots)),
-        Span("request", ended - began, put_out, len(slots)),
+        Span("prefill", prefilled - began, prompt_tokens, len(slots)),
+        Span("decode", ended - prefilled, output_tokens, len(slots)),
+        Span("request", ended - began, output_tokens, len(slots)),
     ]

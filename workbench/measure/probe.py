@@ -23,7 +23,7 @@ from ternary_kernels import backend
 from transformers import LlamaConfig
 
 from workbench.engine.engine import Engine
-from workbench.engine.random_weights import Precision
+from workbench.engine.random_weights import WeightKind
 from workbench.errors import StageError
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.machine.memory import memory
@@ -37,7 +37,7 @@ from workbench.records.stage_record import StageRecord
 if TYPE_CHECKING:
     from workbench.stages.context import StageContext
 
-ARMS: dict[str, Precision] = {"full_precision": "half", "int8": "int8", "ternary": "ternary"}
+ARMS: dict[str, WeightKind] = {"full_precision": "half", "int8": "int8", "ternary": "ternary"}
 OVER = {"full_precision": "", "int8": "_over_int8"}
 """What ternary is compared with -> how the names of those ratios end."""
 NEEDED = ("full_precision", "ternary")
@@ -257,11 +257,12 @@ def _blocks(
         for place, arm in enumerate(order):
             turns = [_turn(engines[arm], prompt, section.output_tokens) for _ in range(repeats)]
             prefill, decode = sum(t.prefill for t in turns), sum(t.decode for t in turns)
-            fed, out = repeats * len(prompt), repeats * section.output_tokens
+            prompt_tokens = repeats * len(prompt)
+            output_tokens = repeats * section.output_tokens
             at = {"block": block, "order": place, "arm": arm}
             rows += [
-                {**at, "phase": "prefill", "seconds": prefill, "tokens": fed},
-                {**at, "phase": "decode", "seconds": decode, "tokens": out},
+                {**at, "phase": "prefill", "seconds": prefill, "tokens": prompt_tokens},
+                {**at, "phase": "decode", "seconds": decode, "tokens": output_tokens},
             ]
     context.progress.step("speed probe", section.repetitions, section.repetitions, "blocks")
     return rows

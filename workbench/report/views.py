@@ -38,7 +38,7 @@ HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One figure of a table. mark: the letter of its "how" below the table."""
 
     of: str
@@ -57,7 +57,7 @@ class Group:
     title: str
     unit: str
     better: str
-    rows: list[Row] = field(default_factory=list)
+    rows: list[TableRow] = field(default_factory=list)
 
 
 @dataclass
@@ -325,9 +325,9 @@ def stage_view(name: str, record: StageRecord | None, texts: Texts) -> dict[str,
     return view
 
 
-def _row(metric: Metric, texts: Texts, mark: str) -> Row:
+def _row(metric: Metric, texts: Texts, mark: str) -> TableRow:
     value, interval = with_interval(metric.value or 0.0, metric.lo, metric.hi, texts.language)
-    return Row(
+    return TableRow(
         of=texts.labels(metric.labels),
         value=value,
         interval=interval,

@@ -26,9 +26,9 @@ from workbench.engine.request import GenerationRequest
 from workbench.serve import prompts
 from workbench.serve.answers import DONE, Form, sse, usage
 from workbench.serve.metrics import Metrics
-from workbench.serve.router import QueueFull, Router, Ticket
+from workbench.serve.router import QueueFull, RoutedRequest, Router
 from workbench.serve.text import StopTexts, TextStream
-from workbench.serve.wire import ApiError, ChatRequest, CompletionRequest, Generation, parse
+from workbench.serve.wire import ApiError, ChatRequest, CommonFields, CompletionRequest, parse
 
 ARM_HEADER = "x-workbench-arm"
 Value = TypeVar("Value")
@@ -85,11 +85,11 @@ async def chat(service: Service, request: Request, body: Any) -> Response:
 
 
 async def _answer(
-    service: Service, request: Request, kind: type[Generation], body: Any
+    service: Service, request: Request, kind: type[CommonFields], body: Any
 ) -> Response:
     fields, wanted, pinned = await service.beside_the_loop(_understood, service, kind, body)
     try:
-        ticket = service.router.submit(wanted, pinned)
+        routed = service.router.submit(wanted, pinned)
     except QueueFull as full:
         raise ApiError(
             429,
@@ -98,12 +98,12 @@ async def _answer(
             code="queue_full",
             headers={"Retry-After": str(max(1, math.ceil(full.retry_after_s)))},
         ) from None
-    output = _Output(service, ticket, fields.stop_texts)
+    output = _AnswerText(service, routed, fields.stop_texts)
     try:
         await _unless_gone(request, output.begin())
         form = Form(
             model=fields.model or service.model,
-            arm=ticket.arm or "none",
+            arm=routed.arm or "none",
             chat=isinstance(fields, ChatRequest),
             counts=fields.include_usage,
         )
@@ -112,14 +112,14 @@ async def _answer(
             return _Stream(output, form, {**headers, "cache-control": "no-cache"})
         text = await _unless_gone(request, output.rest())
     except BaseException:
-        service.router.cancel(ticket)
+        service.router.cancel(routed)
         raise
     return JSONResponse(form.whole(text, output.finish_reason, output.usage), headers=headers)
 
 
 def _understood(
-    service: Service, kind: type[Generation], body: Any
-) -> tuple[Generation, GenerationRequest, str | None]:
+    service: Service, kind: type[CommonFields], body: Any
+) -> tuple[CommonFields, GenerationRequest, str | None]:
     """The checked fields, what the engine is asked, and the arm that was asked for."""
     fields = parse(kind, body)
     pinned = service.pinned(fields.model)
@@ -134,14 +134,14 @@ def _understood(
     return fields, wanted, pinned
 
 
-class _Output:
-    """The text of one ticket, piece by piece: one piece a token, then what was held back."""
+class _AnswerText:
+    """The text of one request, piece by piece: one piece a token, then what was held back."""
 
-    def __init__(self, service: Service, ticket: Ticket, stops: tuple[str, ...]) -> None:
+    def __init__(self, service: Service, routed: RoutedRequest, stops: tuple[str, ...]) -> None:
         decode = partial(
             service.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        self._router, self._ticket = service.router, ticket
+        self._router, self._routed = service.router, routed
         self._text, self._stops = TextStream(decode), StopTexts(stops)
         self._pieces = self._read()
         self._first: str | None = None
@@ -152,14 +152,14 @@ class _Output:
         self.check()
 
     def check(self) -> None:
-        if self._ticket.finish_reason == "error":
+        if self._routed.finish_reason == "error":
             raise ApiError(
                 500,
-                f"arm {self._ticket.arm}: {self._ticket.error or 'the engine failed'}",
+                f"arm {self._routed.arm}: {self._routed.error or 'the engine failed'}",
                 kind="server_error",
                 code="engine_failed",
             )
-        if self._ticket.finish_reason == "cancelled":
+        if self._routed.finish_reason == "cancelled":
             raise ApiError(503, "the server is closing", kind="server_error", code="server_closing")
 
     async def rest(self) -> str:
@@ -179,29 +179,29 @@ class _Output:
         return self._stops.push(self._text.flush()) + self._stops.flush()
 
     async def _read(self) -> AsyncIterator[str]:
-        count, fewest = 0, self._ticket.request.min_tokens
-        async for token in self._ticket.stream():
+        count, fewest = 0, self._routed.request.min_tokens
+        async for token in self._routed.stream():
             piece, count = self._text.push(token), count + 1
             # Text before the minimum is out of a stop text's reach, its beginning included.
             yield piece if count < fewest else self._stops.push(piece)
             if self._stops.found:
-                self._router.stop(self._ticket)
+                self._router.stop(self._routed)
                 return
 
     def cancel(self) -> None:
         """The rest is not wanted; nothing happens when there is none."""
-        self._router.cancel(self._ticket)
+        self._router.cancel(self._routed)
 
     @property
     def finish_reason(self) -> str:
-        return "stop" if self._stops.found else self._ticket.finish_reason or "stop"
+        return "stop" if self._stops.found else self._routed.finish_reason or "stop"
 
     @property
     def usage(self) -> dict[str, int]:
-        return usage(len(self._ticket.request.prompt_tokens), self._ticket.tokens)
+        return usage(len(self._routed.request.prompt_tokens), self._routed.tokens)
 
 
-async def _events(output: _Output, form: Form) -> AsyncIterator[str]:
+async def _events(output: _AnswerText, form: Form) -> AsyncIterator[str]:
     """The chunks of a stream, in order."""
     first = True
     try:
@@ -223,7 +223,7 @@ class _Stream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, output: _Output, form: Form, headers: dict[str, str]) -> None:
+    def __init__(self, output: _AnswerText, form: Form, headers: dict[str, str]) -> None:
         super().__init__(_events(output, form), headers=headers)
         self._output = output
 

@@ -130,7 +130,7 @@ def serve(spec: ServeSpec, announce: Callable[[Ready], None]) -> None:
 
     from workbench.engine.build import read_config
     from workbench.serve.app import Service, make_app
-    from workbench.serve.router import Arm, Route, Router
+    from workbench.serve.router import Route, Router, ServedArm
 
     with ExitStack() as open_things:
         open_things.callback(listener.close)
@@ -144,7 +144,7 @@ def serve(spec: ServeSpec, announce: Callable[[Ready], None]) -> None:
             open_things.callback(loaded[name].close)
         vocab_size = min(arm.scheduler.engine.vocab_size for arm in loaded.values())
         router = Router(
-            [Arm(name, arm.scheduler, spec.slots) for name, arm in loaded.items()],
+            [ServedArm(name, arm.scheduler, spec.slots) for name, arm in loaded.items()],
             fallback=spec.fallback,
             route=Route(spec.route),
             queue=spec.queue,
@@ -198,11 +198,11 @@ def _load_arm(folder: Path, spec: ServeSpec, context: int) -> _LoadedArm:
     scheduler = Scheduler(engine, queue_limit=spec.slots)
     tokens = min(WARM_TOKENS, context // 2)
     warm = GenerationRequest((0,) * tokens, max_tokens=tokens, ignore_eos=True)
-    for handle in [scheduler.submit(warm) for _ in range(spec.slots)]:
-        handle.wait()
-        if handle.error:
+    for request in [scheduler.submit(warm) for _ in range(spec.slots)]:
+        request.wait()
+        if request.error:
             raise StageError(
-                f"{shown(folder)} was loaded, and its first request failed: {handle.error}",
+                f"{shown(folder)} was loaded, and its first request failed: {request.error}",
                 next_step="check the model folder; the log of the server says more",
             )
     grown = psutil.Process().memory_info().rss - before

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from workbench.serve.router import Router, Switch, Ticket
+from workbench.serve.router import RoutedRequest, Router, Switch
 
 BUCKETS_S = tuple(m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5))[2:]
 
@@ -69,20 +69,20 @@ class Metrics:
             return route.weight
         return 1.0 - route.weight if arm == self._router.fallback else 0.0
 
-    def _finished(self, ticket: Ticket) -> None:
-        arm, reason = ticket.arm or "none", ticket.finish_reason or "error"
+    def _finished(self, routed: RoutedRequest) -> None:
+        arm, reason = routed.arm or "none", routed.finish_reason or "error"
         self._requests.labels(arm, reason).inc()
-        if ticket.arm:
+        if routed.arm:
             prompt = self._counters["vllm:prompt_tokens"].labels(self._model)
-            prompt.inc(len(ticket.request.prompt_tokens))
-        self._counters["vllm:generation_tokens"].labels(self._model).inc(ticket.tokens)
-        if ticket.first_token_s is not None:
-            ttft_s = ticket.first_token_s - ticket.arrived_s
+            prompt.inc(len(routed.request.prompt_tokens))
+        self._counters["vllm:generation_tokens"].labels(self._model).inc(routed.tokens)
+        if routed.first_token_s is not None:
+            ttft_s = routed.first_token_s - routed.arrived_s
             self._ttft.labels(self._model).observe(ttft_s)
             self._arm_ttft.labels(arm).observe(ttft_s)
         if reason in ("stop", "length"):
             self._success.labels(self._model, reason).inc()
-            self._e2e.labels(self._model).observe(ticket.ended_s - ticket.arrived_s)
+            self._e2e.labels(self._model).observe(routed.ended_s - routed.arrived_s)
 
     def _switched(self, switch: Switch) -> None:
         self._switches.labels(switch.from_arm, switch.to_arm).inc()

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.data.tokenizer import document_start, encode
 from workbench.engine.request import GenerationRequest
-from workbench.serve.wire import ApiError, ChatRequest, CompletionRequest, Generation
+from workbench.serve.wire import ApiError, ChatRequest, CommonFields, CompletionRequest
 
 DEFAULT_TOKENS = 16
 """Output of a completion that does not say how long; OpenAI's default. A chat takes the rest
@@ -75,7 +75,7 @@ def chat_tokens(
 
 
 def generation_request(
-    fields: Generation, prompt: Sequence[int], *, context: int, vocab_size: int
+    fields: CommonFields, prompt: Sequence[int], *, context: int, vocab_size: int
 ) -> GenerationRequest:
     """What the engine is asked. context: tokens of prompt and output together.
 

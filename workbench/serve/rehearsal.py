@@ -75,7 +75,7 @@ class Handover:
         return np.select([before, after], ["before", "after"], "switch")
 
 
-def latency_figures(
+def phase_latencies(
     requests: pd.DataFrame, phases: np.ndarray
 ) -> Iterator[tuple[str, Estimate, dict[str, str]]]:
     """(metric, estimate, labels) of every phase and quantile, over requests answered in full.

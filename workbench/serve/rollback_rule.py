@@ -26,13 +26,14 @@ class RollbackRule:
     ttft_s: float | None = None
     max_slow_share: float = 0.10
 
-    def judge(self) -> Judge:
-        """A fresh window over this rule."""
-        return Judge(self)
+    def monitor(self) -> RollbackMonitor:
+        """The rule at work, with an empty window."""
+        return RollbackMonitor(self)
 
 
-class Judge:
-    """The rule at work; make a new one after each switch, so that old sins do not count."""
+class RollbackMonitor:
+    """Holds the latest requests against a rule; make a new one after each switch, so that old
+    sins do not count."""
 
     def __init__(self, rule: RollbackRule) -> None:
         self._rule = rule

@@ -23,42 +23,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 from workbench.engine.request import FinishReason, GenerationRequest
+from workbench.engine.scheduler import QueueFull, Scheduler, SubmittedRequest
 from workbench.serve.rollback_rule import RollbackRule
 
 GOLDEN = (5**0.5 - 1) / 2
 TICK_S = 1e-3
 """asyncio's timers may be early by the clock's resolution."""
-
-
-class Handle(Protocol):
-    """What a scheduler gives for a request; the last two are set when it has ended."""
-
-    finish_reason: FinishReason | None
-    error: str | None
-
-    def cancel(self) -> None: ...
-
-
-class Scheduler(Protocol):
-    """The part of :class:`workbench.engine.scheduler.Scheduler` that the router needs."""
-
-    def submit(
-        self,
-        request: GenerationRequest,
-        on_token: Callable[[int], None] | None = None,
-        on_done: Callable[[Handle], None] | None = None,
-    ) -> Handle: ...
-
-
-class QueueFull(Exception):
-    """As many requests wait as may wait. ``retry_after_s``: when to try again."""
-
-    def __init__(self, waiting: int, retry_after_s: float) -> None:
-        super().__init__(f"{waiting} requests wait already, which is the limit")
-        self.retry_after_s = retry_after_s
 
 
 class RouteHeld(Exception):
@@ -70,7 +42,7 @@ class RouteHeld(Exception):
 
 
 @dataclass(eq=False)
-class Arm:
+class ServedArm:
     """One precision. slots: requests its scheduler runs together."""
 
     name: str
@@ -99,12 +71,13 @@ class Switch:
 
 
 @dataclass(eq=False)
-class Ticket:
+class RoutedRequest:
     """One request on its way through the router. Times are ``time.monotonic()`` seconds.
 
     position: in [0, 1); it goes to the route's arm when below its weight.
     pinned: an arm the client asked for, whatever the route. arm: set when it starts.
     has_enough: it is ended before its last token, and was answered in full.
+    submitted: the same request in its arm's scheduler, once it has started.
     """
 
     request: GenerationRequest
@@ -119,7 +92,7 @@ class Ticket:
     has_enough: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None
-    handle: Handle | None = None
+    submitted: SubmittedRequest | None = None
     events: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
 
     async def stream(self) -> AsyncIterator[int]:
@@ -137,7 +110,7 @@ class Router:
 
     def __init__(
         self,
-        arms: Iterable[Arm],
+        arms: Iterable[ServedArm],
         *,
         fallback: str,
         route: Route,
@@ -151,12 +124,12 @@ class Router:
                 raise ValueError(f"arm {name!r}; allowed: {', '.join(self.arms)}")
         self.fallback, self.route, self.queue, self.hold_s = fallback, route, queue, hold_s
         self.switches: list[Switch] = []
-        self.on_finished: Callable[[Ticket], None] = lambda ticket: None
+        self.on_finished: Callable[[RoutedRequest], None] = lambda routed: None
         self.on_switch: Callable[[Switch], None] = lambda switch: None
         self._rule = rule
-        self._judge = rule.judge() if rule else None
-        self._waiting: deque[Ticket] = deque()
-        self._running: set[Ticket] = set()
+        self._monitor = rule.monitor() if rule else None
+        self._waiting: deque[RoutedRequest] = deque()
+        self._running: set[RoutedRequest] = set()
         self._position = 0.0
         self._since_s = 0.0
         """When the route became what it is; the rule judges what started under it."""
@@ -171,30 +144,30 @@ class Router:
     def running(self) -> int:
         return sum(arm.running for arm in self.arms.values())
 
-    def submit(self, request: GenerationRequest, pinned: str | None = None) -> Ticket:
+    def submit(self, request: GenerationRequest, pinned: str | None = None) -> RoutedRequest:
         """Start a request, or let it wait. Raises QueueFull."""
         self._position = (self._position + GOLDEN) % 1.0
-        ticket = Ticket(request, self._position, pinned, time.monotonic())
-        arm = self._arm_for(ticket)
+        routed = RoutedRequest(request, self._position, pinned, time.monotonic())
+        arm = self._arm_for(routed)
         if arm.running >= arm.slots and len(self._waiting) >= self.queue:
             raise QueueFull(len(self._waiting), self._time_to_drain_s())
-        self._waiting.append(ticket)
+        self._waiting.append(routed)
         self._dispatch()
-        self._judge_when_late()
-        return ticket
+        self._look_when_late()
+        return routed
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, routed: RoutedRequest) -> None:
         """The client is gone. A slot is free when the scheduler says so."""
-        if ticket in self._waiting:
-            self._waiting.remove(ticket)
-            self._finish(ticket, "cancelled", None)
-        elif ticket.handle and not ticket.finish_reason:
-            ticket.handle.cancel()
+        if routed in self._waiting:
+            self._waiting.remove(routed)
+            self._finish(routed, "cancelled", None)
+        elif routed.submitted and not routed.finish_reason:
+            routed.submitted.cancel()
 
-    def stop(self, ticket: Ticket) -> None:
+    def stop(self, routed: RoutedRequest) -> None:
         """The answer is complete with what came so far: an end like the model's own."""
-        ticket.has_enough = True
-        self.cancel(ticket)
+        routed.has_enough = True
+        self.cancel(routed)
 
     def switch(
         self, arm: str, weight: float = 1.0, *, reason: str = "ordered", force: bool = False
@@ -219,11 +192,11 @@ class Router:
             self._held_until = now + self.hold_s
         switch = Switch(now, self.route.arm, target.arm, target.weight, reason)
         self.route, self._since_s = target, now
-        self._judge = self._rule.judge() if self._rule else None
+        self._monitor = self._rule.monitor() if self._rule else None
         self.switches.append(switch)
         self.on_switch(switch)
         self._dispatch()
-        self._judge_when_late()
+        self._look_when_late()
         return switch
 
     def _grows(self, target: Route) -> bool:
@@ -231,100 +204,100 @@ class Router:
             return False
         return target.arm != self.route.arm or target.weight > self.route.weight
 
-    def _arm_for(self, ticket: Ticket) -> Arm:
-        if ticket.pinned:
-            return self.arms[ticket.pinned]
-        chosen = ticket.position < self.route.weight
+    def _arm_for(self, routed: RoutedRequest) -> ServedArm:
+        if routed.pinned:
+            return self.arms[routed.pinned]
+        chosen = routed.position < self.route.weight
         return self.arms[self.route.arm if chosen else self.fallback]
 
     def _dispatch(self) -> None:
         """Start what can start, in order of arrival; nobody waits for another arm's slot."""
-        kept: deque[Ticket] = deque()
-        tickets, self._waiting = self._waiting, kept
-        for ticket in tickets:
-            arm = self._arm_for(ticket)
+        kept: deque[RoutedRequest] = deque()
+        requests, self._waiting = self._waiting, kept
+        for routed in requests:
+            arm = self._arm_for(routed)
             if arm.running < arm.slots:
-                self._start(ticket, arm)
+                self._start(routed, arm)
             else:
-                kept.append(ticket)
+                kept.append(routed)
 
-    def _start(self, ticket: Ticket, arm: Arm) -> None:
+    def _start(self, routed: RoutedRequest, arm: ServedArm) -> None:
         loop = asyncio.get_running_loop()
         call_soon = loop.call_soon_threadsafe
-        ticket.arm, ticket.started_s = arm.name, time.monotonic()
+        routed.arm, routed.started_s = arm.name, time.monotonic()
         arm.running += 1
-        self._running.add(ticket)
+        self._running.add(routed)
         try:
-            ticket.handle = arm.scheduler.submit(
-                ticket.request,
-                partial(call_soon, self._token, ticket),
-                partial(call_soon, self._done, ticket, arm),
+            routed.submitted = arm.scheduler.submit(
+                routed.request,
+                partial(call_soon, self._token, routed),
+                partial(call_soon, self._done, routed, arm),
             )
         except (ValueError, RuntimeError) as error:
             arm.running -= 1
             # Later, because an end may change the route while the queue is being walked.
-            loop.call_soon(self._finish, ticket, "error", f"{type(error).__name__}: {error}")
+            loop.call_soon(self._finish, routed, "error", f"{type(error).__name__}: {error}")
 
-    def _token(self, ticket: Ticket, token: int) -> None:
-        ticket.tokens += 1
-        if ticket.first_token_s is None:
-            ticket.first_token_s = time.monotonic()
-        ticket.events.put_nowait(token)
+    def _token(self, routed: RoutedRequest, token: int) -> None:
+        routed.tokens += 1
+        if routed.first_token_s is None:
+            routed.first_token_s = time.monotonic()
+        routed.events.put_nowait(token)
 
-    def _done(self, ticket: Ticket, arm: Arm, handle: Handle) -> None:
+    def _done(self, routed: RoutedRequest, arm: ServedArm, submitted: SubmittedRequest) -> None:
         arm.running -= 1
-        self._finish(ticket, handle.finish_reason or "error", handle.error)
+        self._finish(routed, submitted.finish_reason or "error", submitted.error)
         self._dispatch()
 
-    def _finish(self, ticket: Ticket, reason: FinishReason, error: str | None) -> None:
-        if reason == "cancelled" and ticket.has_enough:
+    def _finish(self, routed: RoutedRequest, reason: FinishReason, error: str | None) -> None:
+        if reason == "cancelled" and routed.has_enough:
             reason = "stop"
-        ticket.finish_reason, ticket.error = reason, error
-        ticket.ended_s = time.monotonic()
-        self._running.discard(ticket)
-        ticket.events.put_nowait(None)
+        routed.finish_reason, routed.error = reason, error
+        routed.ended_s = time.monotonic()
+        self._running.discard(routed)
+        routed.events.put_nowait(None)
         if reason != "cancelled":
-            self._ends_s.append(ticket.ended_s)
-        self.on_finished(ticket)
-        if self._judge and self._on_trial(ticket):
+            self._ends_s.append(routed.ended_s)
+        self.on_finished(routed)
+        if self._monitor and self._on_trial(routed):
             # A client that left early says nothing; one that left because it waited does.
-            if reason != "cancelled" or self._is_late(ticket, ticket.ended_s):
-                first = ticket.first_token_s
-                ttft_s = None if first is None else self._waited_s(ticket, first)
-                self._judge.observe(reason != "error", ttft_s)
+            if reason != "cancelled" or self._is_late(routed, routed.ended_s):
+                first = routed.first_token_s
+                ttft_s = None if first is None else self._waited_s(routed, first)
+                self._monitor.observe(reason != "error", ttft_s)
             self._look()
 
     def _look(self) -> None:
         """Go back if the rule says so."""
-        if not self._judge or self.route.arm == self.fallback:
+        if not self._monitor or self.route.arm == self.fallback:
             return
         now, under_way = time.monotonic(), [*self._running, *self._waiting]
-        late = sum(self._on_trial(ticket) and self._is_late(ticket, now) for ticket in under_way)
-        if verdict := self._judge.verdict(late):
+        late = sum(self._on_trial(routed) and self._is_late(routed, now) for routed in under_way)
+        if verdict := self._monitor.verdict(late):
             self.switch(self.fallback, reason=verdict)
 
-    def _judge_when_late(self) -> None:
+    def _look_when_late(self) -> None:
         """Look again when what waits now is late: a hung arm gives no other occasion."""
         if self._rule and self._rule.ttft_s is not None:
             loop = asyncio.get_running_loop()
             loop.call_later(self._rule.ttft_s + TICK_S, self._look)
 
-    def _on_trial(self, ticket: Ticket) -> bool:
+    def _on_trial(self, routed: RoutedRequest) -> bool:
         """Whether it says something about the route: it is the candidate's, and did not start
         before the route became what it is."""
-        arm = ticket.arm or self._arm_for(ticket).name
-        chosen = arm == self.route.arm != self.fallback and not ticket.pinned
-        return chosen and (ticket.started_s is None or ticket.started_s >= self._since_s)
+        arm = routed.arm or self._arm_for(routed).name
+        chosen = arm == self.route.arm != self.fallback and not routed.pinned
+        return chosen and (routed.started_s is None or routed.started_s >= self._since_s)
 
-    def _is_late(self, ticket: Ticket, now: float) -> bool:
+    def _is_late(self, routed: RoutedRequest, now: float) -> bool:
         if self._rule is None or self._rule.ttft_s is None:
             return False
-        first = ticket.first_token_s
-        return self._waited_s(ticket, now if first is None else first) > self._rule.ttft_s
+        first = routed.first_token_s
+        return self._waited_s(routed, now if first is None else first) > self._rule.ttft_s
 
-    def _waited_s(self, ticket: Ticket, until: float) -> float:
-        """Seconds that this route let a ticket wait; what another one did is not its fault."""
-        return until - max(ticket.arrived_s, self._since_s)
+    def _waited_s(self, routed: RoutedRequest, until: float) -> float:
+        """Seconds that this route let a request wait; what another one did is not its fault."""
+        return until - max(routed.arrived_s, self._since_s)
 
     def _time_to_drain_s(self) -> float:
         """Seconds until the queue is empty at the rate of the latest ends; 1 if unknown."""

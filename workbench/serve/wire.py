@@ -102,7 +102,7 @@ MOST_TURNS = 10_000
 Tokens = Annotated[list[Token], Field(min_length=1, fail_fast=True)]
 
 
-class Generation(_Wire):
+class CommonFields(_Wire):
     """The fields that both endpoints share."""
 
     model: str | None = None
@@ -130,7 +130,7 @@ class Generation(_Wire):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @model_validator(mode="after")
-    def fields_agree(self) -> Generation:
+    def fields_agree(self) -> CommonFields:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options goes with stream: true only")
         if self.wanted_tokens is not None and self.min_tokens > self.wanted_tokens:
@@ -140,7 +140,7 @@ class Generation(_Wire):
         return self
 
 
-class CompletionRequest(Generation):
+class CompletionRequest(CommonFields):
     """POST /v1/completions. ``prompt``: one text, or the token ids of one prompt."""
 
     prompt: (
@@ -173,7 +173,7 @@ class Message(_Wire):
         return "".join(part.text for part in self.content)
 
 
-class ChatRequest(Generation):
+class ChatRequest(CommonFields):
     """POST /v1/chat/completions, text only."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_TURNS, fail_fast=True)

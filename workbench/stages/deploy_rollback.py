@@ -22,7 +22,7 @@ from workbench.load.profile import LengthLimits, LoadProfile, PlannedRequest, re
 from workbench.machine.gpu import torch_gpu
 from workbench.measure.statistics import Estimate, share
 from workbench.serve.process import ServerProcess, server_process
-from workbench.serve.rehearsal import Handover, latency_figures, requests_table, slo_met
+from workbench.serve.rehearsal import Handover, phase_latencies, requests_table, slo_met
 from workbench.serve.replay import LoadClient, Outcome, load_client
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.spec import ServeSpec
@@ -328,7 +328,7 @@ def _record_rollback(context: StageContext, requests: pd.DataFrame, switches: li
         f"{answered} of {len(requests)} requests, those answered in full, from the intended start; "
         "the switch lasted until the old arm had drained, {:.2f} s"
     )
-    for name, estimate, labels in latency_figures(requests, phases):
+    for name, estimate, labels in phase_latencies(requests, phases):
         text = how.format(handover.drained_s - handover.ordered_s)
         record.add(estimate.metric(name, "ms", text, **labels))
 

@@ -22,7 +22,7 @@ from workbench.data.document import Document
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import StageError
 from workbench.hybrid.base import Base, units_of
-from workbench.hybrid.judge import Judge
+from workbench.hybrid.evaluator import PlanEvaluator
 from workbench.hybrid.plan import Found, coarsest_within, descent
 from workbench.hybrid.sensitivity import Option, measure_options
 from workbench.measure.statistics import bits_per_byte_difference
@@ -57,7 +57,9 @@ def run(context: StageContext) -> None:
     trained = context.need("train_qat")
     tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
     choosing, judging = _texts(context, trained, tokenizer)
-    judge = Judge(tokenizer, choosing, context.pilot.data.sequence_length, context.folder / RESULTS)
+    evaluator = PlanEvaluator(
+        tokenizer, choosing, context.pilot.data.sequence_length, context.folder / RESULTS
+    )
     names = ["full_precision"]
     if "ternary" in context.pilot.hybrid_plan.precisions:
         names.append("ternary")
@@ -66,8 +68,8 @@ def run(context: StageContext) -> None:
     for name in names:
         base = _open_base(context, trained, name)
         if name == "full_precision":
-            reference = judge(base, {})
-        candidates.append(_best_plan(context, base, judge, reference))
+            reference = evaluator(base, {})
+        candidates.append(_best_plan(context, base, evaluator, reference))
         del base
         gc.collect()  # one of the models at a time
     chosen = min(candidates, key=_preference)
@@ -132,12 +134,14 @@ def _open_base(context: StageContext, trained: StageRecord, name: str) -> Base:
     return Base("full_precision", model, "high_precision", units, lowered, threshold)
 
 
-def _best_plan(context: StageContext, base: Base, judge: Judge, reference: float) -> Candidate:
+def _best_plan(
+    context: StageContext, base: Base, evaluator: PlanEvaluator, reference: float
+) -> Candidate:
     section, progress = context.pilot.hybrid_plan, context.progress
-    options = measure_options(base, judge, section.precisions, progress)
+    options = measure_options(base, evaluator, section.precisions, progress)
     found = coarsest_within(
         descent(options, base_is_precise=base.own != "ternary"),
-        lambda assignment: judge(base, assignment) - reference,
+        lambda assignment: evaluator(base, assignment) - reference,
         section.max_quality_loss,
     )
     ratio = base.size_ratio(found.assignment)

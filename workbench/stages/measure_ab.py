@@ -46,7 +46,7 @@ PROMPTS = 16
 
 
 @dataclass(frozen=True)
-class Arm:
+class MeasuredArm:
     """resident_bytes: growth of the memory when the arm was loaded, its cache included."""
 
     engine: Engine
@@ -109,7 +109,7 @@ def run(context: StageContext) -> None:
 
 
 @contextmanager
-def _loaded_arms(context: StageContext, trained: StageRecord) -> Iterator[dict[str, Arm]]:
+def _loaded_arms(context: StageContext, trained: StageRecord) -> Iterator[dict[str, MeasuredArm]]:
     """The arms in memory side by side, the baseline first; closed afterwards."""
     section, readiness = context.pilot.measure_ab, context.pilot.readiness
     gpu, _ = torch_gpu()
@@ -118,7 +118,7 @@ def _loaded_arms(context: StageContext, trained: StageRecord) -> Iterator[dict[s
     folders = {name: trained.artefact(name) for name in names}
     if device == "cpu":
         _require_memory(folders)
-    arms: dict[str, Arm] = {}
+    arms: dict[str, MeasuredArm] = {}
     try:
         for name, folder in folders.items():
             context.progress.note(f"loading {name}")
@@ -135,7 +135,7 @@ def _loaded_arms(context: StageContext, trained: StageRecord) -> Iterator[dict[s
                     cache_of=first,
                 )
             shared = first.kv_bytes if first and not engine.kv_bytes else 0
-            arms[name] = Arm(engine, growth.size_bytes + shared)
+            arms[name] = MeasuredArm(engine, growth.size_bytes + shared)
             for note in engine.notes:
                 _say(context, f"{name}: {note}")
         yield arms

@@ -15,7 +15,6 @@ from typing import Any
 NOT_LABELS = {
     "name", "value", "lo", "hi", "unit", "n", "how", "commit", "machine", "date", "corpus",
 }  # fmt: skip
-Row = dict[str, Any]
 
 
 def markdown(path: Path) -> str:
@@ -46,7 +45,7 @@ def _label(key: str, value: str) -> str:
     return value.replace("_", " ") if key == "arm" else f"{key} {value}"
 
 
-def _cell(row: Row) -> str:
+def _cell(row: dict[str, Any]) -> str:
     if row["value"] is None:
         return "not measured"
     value = _number(row["value"])

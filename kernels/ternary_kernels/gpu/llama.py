@@ -441,7 +441,7 @@ class LlamaGpu(LlamaModel):
 
 def random_llama(
     config: LlamaConfig,
-    precision: str,
+    kind: str,
     *,
     tied: bool,
     device: torch.device | str,
@@ -450,19 +450,19 @@ def random_llama(
 ) -> dict[str, PackedWeight | Tensor]:
     """Weights of a model of this shape, made on the device, for measuring speed and memory.
 
-    precision: of the linear layers, 'ternary', 'int8' or 'half'. tied: the head is the
+    kind: of the linear layers, 'ternary', 'int8' or 'half'. tied: the head is the
     embedding. Embedding and head are half precision beside such layers, INT8 beside the others.
     """
     generator = torch.Generator(device).manual_seed(seed)
     weights: dict[str, PackedWeight | Tensor] = {"norm": torch.ones(config.hidden_size)}
-    table = "half" if precision == "half" else "int8"
+    embedding = "half" if kind == "half" else "int8"
     for name in ("embed",) if tied else ("embed", "head"):
         shape = (config.vocab_size, config.hidden_size)
-        weights[name] = random_matrix(shape, table, device, dtype, generator)
+        weights[name] = random_matrix(shape, embedding, device, dtype, generator)
     for i in range(config.num_layers):
         for name in LINEARS:
             weights[f"layers.{i}.{name}"] = random_matrix(
-                config.linear_shape(name), precision, device, dtype, generator
+                config.linear_shape(name), kind, device, dtype, generator
             )
         for name in ("attn_norm", "ffn_norm"):
             weights[f"layers.{i}.{name}"] = torch.ones(config.hidden_size)

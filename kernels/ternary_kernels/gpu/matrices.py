@@ -108,28 +108,28 @@ def stack(matrices: Sequence[PackedWeight]) -> PackedWeight:
 
 def random_matrix(
     shape: tuple[int, int],
-    precision: str,
+    kind: str,
     device: torch.device | str,
     dtype: torch.dtype,
     generator: torch.Generator,
 ) -> PackedWeight:
     """A matrix made on the device, every weight drawn, of standard deviation about 1/sqrt(K).
 
-    precision: 'ternary', 'int8' or 'half'. generator: of ``device``.
+    kind: 'ternary', 'int8' or 'half'. generator: of ``device``.
     """
     deviation = shape[1] ** -0.5
     like = {"device": device, "generator": generator}
-    if precision == "ternary":
+    if kind == "ternary":
         tiles = pack(torch.randint(0, 3, shape, dtype=torch.uint8, **like), None, "half_even")
         scale = torch.full((1,), deviation, device=device)
         return PackedTernary(shape, tiles, _kernel_scales(scale, shape), scale)
-    if precision == "int8":
+    if kind == "int8":
         values = torch.randint(-127, 128, shape, dtype=torch.int8, **like)
         return Int8Matrix.from_values(values, torch.tensor(deviation / 73))
-    if precision == "half":
+    if kind == "half":
         dense = torch.randn(shape, dtype=dtype, **like).mul_(deviation)
         return HalfMatrix(shape, dense, None, None)
-    raise ValueError(f"precision {precision!r}; allowed: 'ternary', 'int8', 'half'")
+    raise ValueError(f"kind {kind!r}; allowed: 'ternary', 'int8', 'half'")
 
 
 def _half(weight: PackedHalf) -> Tensor:

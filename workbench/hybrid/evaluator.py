@@ -22,7 +22,7 @@ from workbench.train.quality import bits_per_byte, document_losses
 
 
 @dataclass
-class Judge:
+class PlanEvaluator:
     """texts: columns id, source, text. context: tokens of a window. path: results so far."""
 
     tokenizer: PreTrainedTokenizerBase
