@@ -112,6 +112,7 @@ def test_a_ratio_is_one_of_neighbours_and_held_against_the_limit_around_them(
     assert turns.row(theirs).roofline_pct is None
 
 
+@pytest.mark.slow
 def test_what_no_longer_fits_is_named_and_not_guessed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ See check_products for how these files are run.
 """
 
 import pytest
+import ternary_kernels.gpu.llama  # noqa: F401 (registers the engine's operators)
 import torch
 from ternary_kernels import PackedInt8
 from ternary_kernels.gpu import layout, pack_weights, quantize

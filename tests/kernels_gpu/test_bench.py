@@ -40,6 +40,7 @@ def test_a_rehearsal_that_the_versions_rule_out_is_refused(monkeypatch):
     assert interpreter_problem() is None
 
 
+@pytest.mark.slow
 @interpreted
 def test_the_rehearsal_runs_every_case():
     lines: list[str] = []
@@ -102,6 +103,7 @@ print(len(bench.run(())))
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @interpreted
 def test_every_whole_model_is_rehearsed_and_metered():
     rows = bench_gpu(rehearse=True, only="engine,capacity,large,training", say=lambda line: None)

@@ -73,6 +73,7 @@ def test_the_main_products_for_sm_90():
     compile_products(90, [(M, 8192, 8192, "row", False) for M in (1, 64, 4096)])
 
 
+@pytest.mark.slow
 def test_the_instructions_of_a_weight_stay_under_the_time_of_its_bytes():
     """The table "Instructions counted" of docs/gpu.md: a loop that grows would miss a target."""
     with recorded() as launches:
@@ -89,6 +90,7 @@ def test_the_instructions_of_a_weight_stay_under_the_time_of_its_bytes():
     assert gemv.registers <= 64  # four programs of eight warps a multiprocessor
 
 
+@pytest.mark.slow
 def test_the_main_products_for_sm_80():
     compile_products(80, [(1, 8192, 8192, "row", False), (128, 8192, 8192, "row", False)])
 

@@ -1,6 +1,6 @@
 """A whole small pilot: interrupted and killed three times it ends with the same numbers; its exit
-codes. Only two are run, for each takes half a minute: one undisturbed, and one that is disturbed
-at every moment and whose gate fails in the end."""
+codes. Only two are run, for each takes half a minute: one undisturbed, and (in the slow suite) one
+that is disturbed at every moment and whose gate fails in the end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ COMMAND = [sys.executable, "-m", "workbench.cli", "run", str(PILOT), "--no-noteb
 QUALITY = ("final_bits_per_byte", "bits_per_byte", "quality_gap_bits_per_byte", "share_zero",
            "hybrid_quality_loss_bits_per_byte", "hybrid_size_ratio")  # fmt: skip
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def environment(runs: Path) -> dict[str, str]:
@@ -146,12 +146,14 @@ def disturbed(tmp_path_factory) -> Disturbed:
     return Disturbed(runs, interrupted.returncode, errors, stages, run_to_the_end(runs, GATE))
 
 
+@pytest.mark.slow
 def test_an_interruption_ends_with_130_and_loses_nothing(disturbed) -> None:
     assert disturbed.code == 130, disturbed.errors
     assert "interrupted" in disturbed.errors
     assert "readiness" in disturbed.stages and "train_qat" not in disturbed.stages
 
 
+@pytest.mark.slow
 def test_killed_at_three_moments_it_ends_with_the_same_numbers(undisturbed, disturbed) -> None:
     killed, whole = only_run(disturbed.runs), only_run(undisturbed)
     assert set(killed.records()) == set(STAGES), disturbed.done.stderr
@@ -177,6 +179,7 @@ def test_run_again_it_loads_everything_in_seconds(undisturbed) -> None:
     assert {s: r.started for s, r in only_run(undisturbed).records().items()} == before
 
 
+@pytest.mark.slow
 def test_a_gate_that_must_hold_ends_the_run_with_4(disturbed) -> None:
     done = disturbed.done
     assert done.returncode == 4, done.stderr
