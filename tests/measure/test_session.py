@@ -213,13 +213,13 @@ def block_table(seconds: dict[str, list[float]], phases=("prefill", "decode", "r
 
 def test_figures_are_made_within_blocks() -> None:
     """A machine that slows down fourfold changes the latencies and not the ratio."""
-    drift = np.array([1.0, 2.0, 4.0])
-    noise = np.array([1.0, 1.01, 0.99])
+    drift = np.array([1.0, 2.0, 4.0, 1.0, 2.0, 4.0])
+    noise = np.array([1.0, 1.01, 0.99, 1.0, 1.01, 0.99])
     blocks = block_table(
         {
             "full_precision": (0.3 * drift).tolist(),
             "ternary": (0.1 * drift * noise).tolist(),
-            AGAIN: (0.3 * drift * np.array([1.02, 0.98, 1.0])).tolist(),
+            AGAIN: (0.3 * drift * np.array([1.02, 0.98, 1.0, 1.02, 0.98, 1.0])).tolist(),
         }
     )
     metrics = {
@@ -234,7 +234,7 @@ def test_figures_are_made_within_blocks() -> None:
     assert ("speedup", "full_precision") not in metrics
     assert not any(arm == AGAIN for _, arm in metrics)
     (effect,) = visible_effects(blocks, "full_precision", CLASSES[1:2])
-    assert 0.02 < effect.value < 0.08
+    assert 0.01 < abs(effect.value) < 0.04
     assert list(block_seconds(blocks, "interactive_5", "request")["ternary"]) == pytest.approx(
         (0.1 * drift * noise).tolist()
     )
@@ -250,12 +250,12 @@ def test_a_request_of_one_token_has_no_time_per_token() -> None:
 
 def test_quality_is_compared_on_the_same_excerpts() -> None:
     rng = np.random.default_rng(0)
-    size_bytes = rng.integers(500, 1500, 40)
-    hard = rng.uniform(0.5, 2.0, 40)
+    size_bytes = rng.integers(500, 1500, 128)
+    hard = rng.uniform(0.5, 2.0, 128)
     frames = [
         pd.DataFrame(
             {
-                "id": [f"d{i // 2}@{i % 2}" for i in range(40)], "source": "x", "arm": arm,
+                "id": [f"d{i // 2}@{i % 2}" for i in range(128)], "source": "x", "arm": arm,
                 "nats": np.log(2) * size_bytes * (hard + worse), "bytes": size_bytes,
             }
         )
@@ -266,10 +266,10 @@ def test_quality_is_compared_on_the_same_excerpts() -> None:
         for m in quality_figures(pd.concat(frames), "full_precision", 500, 0)
     }
     gap = metrics["quality_gap_bits_per_byte", "ternary"]
-    assert (gap.value, gap.n) == (pytest.approx(0.05), 20)
+    assert (gap.value, gap.n) == (pytest.approx(0.05), 64)
     assert gap.hi - gap.lo < 1e-6
     whole = metrics["bits_per_byte", "ternary"]
-    assert whole.hi - whole.lo > 0.1
+    assert whole.hi - whole.lo > 0.05
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +320,8 @@ def test_the_stage_measures_everything_it_promises(trained: StageRecord, tmp_pat
     assert quality.groupby("arm").size().to_dict() == {"full_precision": 9, "ternary": 9}
     # An untrained model knows nothing: about log2(300) bits a token.
     per_byte = record.metric("bits_per_byte", arm="full_precision", source="trained")
-    assert 1.0 < per_byte.value < 9.0 and per_byte.lo is not None
+    assert 1.0 < per_byte.value < 9.0
+    assert "9 groups, a bootstrap needs 64" in per_byte.reason
     names = {metric.name for metric in record.metrics}
     assert names == {
         "bits_per_byte", "quality_gap_bits_per_byte", "ttft_ms", "tpot_ms", "latency_ms",

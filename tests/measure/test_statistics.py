@@ -10,7 +10,10 @@ from workbench.measure.statistics import (
     bits_per_byte,
     bits_per_byte_difference,
     block_means,
+    count,
     fewest_for_quantile,
+    holm,
+    mean,
     mean_ratio,
     quantile,
     share,
@@ -36,10 +39,10 @@ def test_bits_per_byte_is_a_ratio_of_sums_not_a_mean_of_ratios():
 
 def test_pairing_removes_what_is_hard_for_both_models():
     random = np.random.default_rng(1)
-    size = random.integers(200, 5000, 60)
-    difficulty = random.gamma(4, 0.3, 60)
+    size = random.integers(200, 5000, 64)
+    difficulty = random.gamma(4, 0.3, 64)
     a = difficulty * size
-    b = a + (0.02 + random.normal(0, 0.005, 60)) * size
+    b = a + (0.02 + random.normal(0, 0.005, 64)) * size
     paired = bits_per_byte_difference(a, b, size)
     assert paired.value == pytest.approx(0.02 / math.log(2), abs=0.002)
     alone = bits_per_byte(b, size)
@@ -50,23 +53,22 @@ def test_pairing_removes_what_is_hard_for_both_models():
 
 def test_the_paired_bootstrap_covers_the_true_difference():
     def one(random):
-        size = random.integers(100, 4000, 60)
-        gap = random.exponential(0.03, 60)
-        a = random.gamma(4, 0.3, 60) * size
+        size = random.integers(100, 4000, 64)
+        gap = random.exponential(0.03, 64)
+        a = random.gamma(4, 0.3, 64) * size
         return bits_per_byte_difference(a, a + gap * size, size, resamples=400, seed=1)
 
-    # A percentile-type bootstrap over 60 skewed documents covers a little under its level.
-    assert coverage(one, 0.03 / math.log(2)) > 0.95 - SLACK - 0.03
+    assert coverage(one, 0.03 / math.log(2)) > 0.95 - SLACK
 
 
 def test_resampling_whole_sources_is_wider_when_documents_of_a_source_resemble_each_other():
     random = np.random.default_rng(2)
-    source = np.repeat(np.arange(12), 20)
-    nats = 100 * (1 + random.normal(0, 0.3, 12)[source] + random.normal(0, 0.02, 240))
-    size = np.full(240, 100)
+    source = np.repeat(np.arange(64), 20)
+    nats = 100 * (1 + random.normal(0, 0.3, 64)[source] + random.normal(0, 0.02, 1280))
+    size = np.full(1280, 100)
     by_document = bits_per_byte(nats, size)
     by_source = bits_per_byte(nats, size, groups=source)
-    assert by_source.n == 12
+    assert by_source.n == 64
     assert by_source.value == pytest.approx(by_document.value)
     assert by_source.hi - by_source.lo > 2 * (by_document.hi - by_document.lo)
 
@@ -74,7 +76,7 @@ def test_resampling_whole_sources_is_wider_when_documents_of_a_source_resemble_e
 def test_documents_that_carry_no_interval_say_why():
     few = bits_per_byte_difference([1, 2, 3], [2, 3, 5], [1, 1, 1])
     assert (few.lo, few.hi) == (None, None)
-    assert few.reason == "no interval: 3 documents, a bootstrap needs 8"
+    assert few.reason == "no interval: 3 documents, a bootstrap needs 64"
     none = bits_per_byte([], [])
     assert none.value is None
     assert none.metric("bits_per_byte", "bits", "test").kind == "not measured"
@@ -89,14 +91,14 @@ def test_identical_models_differ_by_exactly_nothing():
 
 
 def test_a_ratio_over_blocks_cancels_the_drift_between_blocks():
-    drift = np.array([1.0, 1.5, 3.0, 0.7])
+    drift = np.array([1.0, 1.5, 3.0, 0.7, 1.1, 0.9])
     ratio = mean_ratio(2.0 * drift, drift)
     assert ratio.value == pytest.approx(2.0)
     assert (ratio.lo, ratio.hi) == pytest.approx((2.0, 2.0))
 
 
 def test_a_ratio_and_its_inverse_tell_the_same_story():
-    a, b = np.array([2.0, 2.2, 1.9]), np.array([1.0, 1.05, 0.97])
+    a, b = np.array([2.0, 2.2, 1.9, 2.1, 2.0, 2.3]), np.array([1.0, 1.05, 0.97, 1.0, 1.1, 0.9])
     one, other = mean_ratio(a, b), mean_ratio(b, a)
     assert one.value * other.value == pytest.approx(1.0)
     assert one.lo * other.hi == pytest.approx(1.0)
@@ -104,17 +106,27 @@ def test_a_ratio_and_its_inverse_tell_the_same_story():
 
 def test_the_interval_of_a_ratio_covers_the_truth():
     def one(random):
-        drift = random.lognormal(0, 0.3, 5)
+        drift = random.lognormal(0, 0.3, 6)
         return mean_ratio(
-            1.3 * drift * random.lognormal(0, 0.05, 5), drift * random.lognormal(0, 0.05, 5)
+            1.3 * drift * random.lognormal(0, 0.05, 6), drift * random.lognormal(0, 0.05, 6)
         )
 
     assert coverage(one, 1.3) == pytest.approx(0.95, abs=SLACK)
 
 
-def test_one_block_gives_a_ratio_without_an_interval():
-    one = mean_ratio([2.0], [1.0])
-    assert (one.value, one.lo, one.reason) == (2.0, None, "no interval: a spread needs two blocks")
+def test_two_noisy_blocks_give_a_ratio_and_the_reason_why_no_interval():
+    """Student's t over these two blocks reached from 0.0001 to 86,257."""
+    two = mean_ratio([2.0, 8.0], [1.0, 1.0])
+    assert (two.value, two.lo, two.hi) == (4.0, None, None)
+    assert two.reason == two.metric("speedup", "x", "timed").reason
+    assert two.reason == "no interval: 2 blocks, an interval needs 6"
+
+
+def test_an_interval_of_times_stays_above_zero_however_noisy_they_are():
+    noisy = mean([1.0, 1.0, 1.0, 1.0, 1.0, 30.0])
+    assert 0 < noisy.lo < noisy.value < noisy.hi
+    signed = mean([-1.0, 1.0, 2.0, 0.5, 1.0, 30.0])
+    assert signed.lo < 0
 
 
 def test_a_block_with_a_missing_arm_or_a_nought_is_left_out():
@@ -130,29 +142,49 @@ def test_a_block_with_a_missing_arm_or_a_nought_is_left_out():
     assert means.loc[0].to_dict() == pytest.approx({"a": 2.0, "b": 4.0})
 
 
-def test_the_smallest_visible_effect_is_what_an_a_a_comparison_hides():
-    def declared_different(random, effect: float) -> bool:
-        noise = random.lognormal(0, 0.02, (2, 6))
-        ratio = mean_ratio((1 + effect) * noise[0], noise[1])
-        return not ratio.lo <= 1.0 <= ratio.hi
-
+def test_the_smallest_visible_effect_is_found_in_four_of_five_sessions():
     random = np.random.default_rng(5)
-    noise = random.lognormal(0, 0.02, (2, 6))
-    visible = smallest_visible_effect(noise[0], noise[1]).value
-    assert 0.0 < visible < 0.1
-    assert np.mean([declared_different(random, 0.0) for _ in range(TRIALS)]) < 0.05 + SLACK
-    assert np.mean([declared_different(random, 3 * visible) for _ in range(TRIALS)]) > 0.9
+
+    def effect_of(noise: np.ndarray) -> float:
+        return smallest_visible_effect(noise[0], noise[1]).value
+
+    noises = random.lognormal(0, 0.02, (TRIALS, 2, 12))
+    typical = math.expm1(np.mean([abs(math.log1p(abs(effect_of(noise)))) for noise in noises]))
+    found = []
+    for noise in random.lognormal(0, 0.02, (TRIALS, 2, 12)):
+        ratio = mean_ratio((1 + typical) * noise[0], noise[1])
+        found.append(not ratio.lo <= 1.0 <= ratio.hi)
+    # The lean of the A/A comparison comes on top, so it is a little more than four of five.
+    assert 0.8 - SLACK < np.mean(found) < 0.97
 
 
-def test_a_favour_to_one_place_is_part_of_the_smallest_visible_effect():
-    second = np.array([1.0, 1.001, 0.999, 1.0])
-    assert smallest_visible_effect(1.05 * second, second).value >= 0.05
+def test_a_favour_to_one_place_is_part_of_the_smallest_visible_effect_with_its_sign():
+    second = np.array([1.0, 1.001, 0.999, 1.0, 1.0, 1.0])
+    assert smallest_visible_effect(second, 1.05 * second).value >= 0.05
+    assert smallest_visible_effect(1.05 * second, second).value <= -0.05
 
 
-def test_an_a_a_comparison_needs_two_blocks():
+def test_an_a_a_comparison_needs_six_blocks():
     lone = smallest_visible_effect([1.0], [1.0])
     assert lone.value is None
-    assert "two or more whole blocks, got 1" in lone.reason
+    assert "needs 6 whole blocks, got 1" in lone.reason
+
+
+def test_of_fifteen_comparisons_of_equal_arms_a_false_one_is_rare_after_holm():
+    random = np.random.default_rng(6)
+    alone, corrected = [], []
+    for _ in range(TRIALS):
+        arms = random.lognormal(0, 0.02, (16, 8))
+        p_values = [mean_ratio(arms[0], arm).p_value for arm in arms[1:]]
+        alone.append(min(p_values) < 0.05)
+        corrected.append(any(holm(p_values)))
+    assert np.mean(alone) > 0.3
+    assert np.mean(corrected) <= 0.05 + SLACK
+
+
+def test_holm_steps_down_until_one_comparison_does_not_differ():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
+    assert holm([]) == []
 
 
 @pytest.mark.parametrize(("q", "needed"), [(0.99, 368), (0.95, 72), (0.9, 36), (0.5, 6)])
@@ -178,10 +210,14 @@ def test_the_interval_of_a_quantile_covers_the_truth_for_a_skewed_distribution(q
     assert covered > 0.95 - SLACK
 
 
-def test_a_share_has_wilson_s_interval():
+def test_a_share_and_a_count_have_the_exact_interval():
     some = share(8, 10)
-    assert (some.lo, some.hi) == pytest.approx((0.4902, 0.9433), abs=1e-3)
+    assert (some.lo, some.hi) == pytest.approx((0.4439, 0.9748), abs=1e-4)
     assert share(0, 0).value is None
+    lost = count(0, 41)
+    assert (lost.value, lost.lo, lost.basis) == (0.0, 0.0, "count")
+    assert lost.hi == pytest.approx(41 * (1 - 0.025 ** (1 / 41)))
+    assert "0 of 41" in lost.metric("lost_requests", "requests", "replayed").how
 
 
 def test_an_estimate_becomes_a_metric_with_everything_it_knows():

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.files import write_json
+from workbench.measure.statistics import count
 from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress
 from workbench.records.metric import Metric
@@ -84,7 +85,7 @@ def _readiness(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
     for threads, value in (("1", 11.0), ("2", 19.0), ("4", 21.0)):
         _around(record, draw, "read_bandwidth_gbps", value, "GB/s", 7, threads=threads)
     record.missing("int8_peak_gmacs", "GMAC/s", "no compiler was found", threads="2")
-    record.measured("memory_available_gb", 6.2, "GB", "operating system")
+    record.measured("memory_available_gb", 6.2, "GB", "operating system", basis="exact")
     for arm, tokens, prefill, memory in (
         ("full_precision", 4.1, 60.0, 2400.0), ("int8", 6.9, 57.0, 1230.0),
         ("ternary", 9.7, 52.0, 820.0),
@@ -92,14 +93,16 @@ def _readiness(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
         labels = {"arm": arm, "source": "probe", "shape": "bitnet-700m"}
         _around(record, draw, "decode_tokens_per_s", tokens, "tokens/s", 5, **labels)
         _around(record, draw, "prefill_tokens_per_s", prefill, "tokens/s", 5, **labels)
-        record.measured("model_memory_mb", memory, "MB", "bytes of all tensors", **labels)
+        record.measured(
+            "model_memory_mb", memory, "MB", "bytes of all tensors", basis="exact", **labels
+        )
     probe = {"arm": "ternary", "source": "probe", "shape": "bitnet-700m"}
     _around(record, draw, "decode_speedup", 2.37, "x", 5, **probe)
     _around(record, draw, "prefill_speedup", 0.87, "x", 5, **probe)
-    record.measured("memory_ratio", 2.93, "x", "bytes over bytes", **probe)
+    record.measured("memory_ratio", 2.93, "x", "bytes over bytes", basis="exact", **probe)
     _around(record, draw, "decode_speedup_over_int8", 1.41, "x", 5, **probe)
     _around(record, draw, "prefill_speedup_over_int8", 0.91, "x", 5, **probe)
-    record.measured("memory_ratio_over_int8", 1.5, "x", "bytes over bytes", **probe)
+    record.measured("memory_ratio_over_int8", 1.5, "x", "bytes over bytes", basis="exact", **probe)
     sizes = {"tiny-2m": 2e6, "small-25m": 25e6, "bitnet-700m": 7e8, "llama-3.2-3b": 3.2e9}
     record.save_table(
         "fits",
@@ -215,7 +218,9 @@ def _measure_ab(record: StageRecord, draw: np.random.Generator, energy: bool) ->
         trained = {"arm": arm, "source": "trained"}
         _around(record, draw, "bits_per_byte", bits[arm], "bits/byte", 64, **trained)
         memory = 9.8 if arm == "full_precision" else 6.1
-        record.measured("model_memory_mb", memory, "MB", "bytes of all tensors", **trained)
+        record.measured(
+            "model_memory_mb", memory, "MB", "bytes of all tensors", basis="exact", **trained
+        )
         for name in CLASSES:
             tokens = int(name.split("_")[1])
             latency = (12 + 3.1 * tokens) / SPEED[arm]
@@ -247,7 +252,9 @@ def _measure_ab(record: StageRecord, draw: np.random.Generator, energy: bool) ->
             gap = bits[arm] - bits["full_precision"]
             record.measured("quality_gap_bits_per_byte", gap, "bits/byte", "paired bootstrap",
                             n=64, lo=gap - 0.02, hi=gap + 0.02, **trained)  # fmt: skip
-            record.measured("memory_ratio", 9.8 / 6.1, "x", "bytes over bytes", **trained)
+            record.measured(
+                "memory_ratio", 9.8 / 6.1, "x", "bytes over bytes", basis="exact", **trained
+            )
     for name in CLASSES:
         record.measured("smallest_visible_effect", 0.04, "x", "A/A blocks", n=8, source="trained",
                         **{"class": name})  # fmt: skip
@@ -266,10 +273,12 @@ def _hybrid_plan(record: StageRecord, draw: np.random.Generator, energy: bool) -
     record.save_table("sensitivity", pd.DataFrame(rows))
     record.save_table("plan", pd.DataFrame(plan))
     _around(record, draw, "hybrid_quality_loss_bits_per_byte", 0.015, "bits/byte", 24)
-    record.measured("hybrid_size_ratio", 0.31, "", "bytes over bytes")
+    record.measured("hybrid_size_ratio", 0.31, "", "bytes over bytes", basis="exact")
     for precision in ("ternary", "int8", "high_precision"):
-        count = sum(row["precision"] == precision for row in plan)
-        record.measured("layers", float(count), "layers", "counted", precision=precision)
+        number = sum(row["precision"] == precision for row in plan)
+        record.measured(
+            "layers", float(number), "layers", "counted", basis="exact", precision=precision
+        )
 
 
 def _deploy_rollback(record: StageRecord, draw: np.random.Generator, energy: bool) -> None:
@@ -290,8 +299,8 @@ def _deploy_rollback(record: StageRecord, draw: np.random.Generator, energy: boo
         pd.DataFrame([{"time_s": 10.0, "from_arm": "hybrid", "to_arm": "full_precision",
                        "reason": "rehearsal"}]),
     )  # fmt: skip
-    record.measured("lost_requests", 0, "requests", "counted", n=90)
-    record.measured("truncated_requests", 0, "requests", "counted", n=90)
+    record.add(count(0, 90).metric("lost_requests", "requests", "counted"))
+    record.add(count(0, 90).metric("truncated_requests", "requests", "counted"))
     record.measured("rollback_first_token_s", 0.083, "s", "clock", n=1)
     for phase, factor in (("before", 1.0), ("switch", 1.8), ("after", 1.2)):
         for quantile, tail in (("p50", 1.0), ("p99", 2.6)):
@@ -301,7 +310,7 @@ def _deploy_rollback(record: StageRecord, draw: np.random.Generator, energy: boo
     record.measured("goodput_per_s", 4.4, "requests/s", "requests within all SLOs", n=90)
     record.measured("slo_met_share", 0.98, "", "counted", n=90, lo=0.92, hi=1.0,
                     **{"class": "interactive"})  # fmt: skip
-    record.measured("memory_both_arms_mb", 16.0, "MB", "bytes of all tensors")
+    record.measured("memory_both_arms_mb", 16.0, "MB", "bytes of all tensors", basis="exact")
     record.notes.append("11 answers of the profile were cut to 64 tokens")
 
 

@@ -87,7 +87,8 @@ def test_a_gate_on_the_fleet_is_judged_and_one_on_the_gates_refused(tmp_path) ->
     settings = {"cost": {"accelerators": 8}, "gates": gates}
     pilot = Pilot(name="fleet", question="?", report=settings)
     measured = StageRecord("measure_ab", tmp_path)
-    measured.measured("throughput_ratio", 2.0, "x", "blocks", arm="ternary", batch="8")
+    labels = {"arm": "ternary", "batch": "8"}
+    measured.measured("throughput_ratio", 2.0, "x", "blocks", lo=1.9, hi=2.1, **labels)
     record = StageRecord("report", tmp_path)
     progress = Progress(tmp_path / "events.jsonl", "report")
     report.run(StageContext(pilot, record, progress, {"measure_ab": measured}))

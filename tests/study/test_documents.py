@@ -30,15 +30,15 @@ def table(bits: dict[str, np.ndarray], size: np.ndarray, seeds: int = 1) -> pd.D
 @pytest.fixture
 def drawn() -> tuple[dict[str, np.ndarray], np.ndarray]:
     rng = np.random.default_rng(3)
-    size = rng.integers(100, 900, 60).astype(float)
-    full = 2.0 * size * rng.uniform(0.6, 1.4, 60)
+    size = rng.integers(100, 900, 64).astype(float)
+    full = 2.0 * size * rng.uniform(0.6, 1.4, 64)
     return {"full": full, "bad": full + 0.2 * size, "good": full + 0.1 * size}, size
 
 
 def test_bits_per_byte_is_a_ratio_of_sums_averaged_over_seeds(drawn) -> None:
     bits, size = drawn
     documents = Documents(table(bits, size, seeds=3))
-    assert len(documents) == 60
+    assert len(documents) == 64
     estimate = documents.estimate(lambda b: b["full"])
     assert estimate.value == pytest.approx(bits["full"].sum() / size.sum())
     assert estimate.lo < estimate.value < estimate.hi
@@ -54,16 +54,16 @@ def test_what_makes_a_document_hard_for_all_cancels(drawn) -> None:
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
-    """Gaps drawn around 0.1: about 95 of 100 intervals hold it."""
+    """Gaps drawn around 0.1: 95 of 100 intervals or more hold it."""
     held = 0
     for seed in range(100):
         rng = np.random.default_rng(seed)
-        size = rng.integers(300, 600, 40).astype(float)
+        size = rng.integers(300, 600, 64).astype(float)
         full = 2.0 * size
-        bits = {"full": full, "arm": full + size * rng.normal(0.1, 0.05, 40)}
+        bits = {"full": full, "arm": full + size * rng.normal(0.1, 0.05, 64)}
         estimate = Documents(table(bits, size)).estimate(lambda b: b["arm"] - b["full"])
         held += estimate.lo <= 0.1 <= estimate.hi
-    assert 87 <= held <= 100
+    assert held >= 92
 
 
 def test_arms_judged_on_different_documents_are_refused(drawn) -> None:

@@ -19,7 +19,7 @@ from workbench.figures.theme import (
 from workbench.records.stage_record import StageRecord
 from workbench.wording.labels import labels_of
 
-OUTCOME_SYMBOLS = {"pass": "circle", "fail": "x", "not measured": "circle-open"}
+OUTCOME_SYMBOLS = {"pass": "circle", "fail": "x", "inconclusive": "diamond-open"}
 
 
 def gates(record: StageRecord, language: str = "en") -> go.Figure:

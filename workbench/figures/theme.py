@@ -26,7 +26,7 @@ from workbench.wording.text import REPORT_TEXTS, Texts
 plotly.io.renderers.default = "plotly_mimetype"
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY, GREY = "#E69F00", "#56B4E9", "#8A8F98"
+ORANGE, SKY, GREY, AMBER = "#E69F00", "#56B4E9", "#8A8F98", "#B8860B"
 ARM_COLOURS = {
     "full_precision": BLUE, "ternary": VERMILION, "post_training": PURPLE, "int8": ORANGE,
     "hybrid": GREEN,
@@ -38,7 +38,7 @@ ARM_SYMBOLS = {
 CLASS_COLOURS = {"interactive": BLUE, "batch": ORANGE}
 STATE_COLOURS = {"minus": BLUE, "zero": "#C9CDD3", "plus": VERMILION}
 PRECISION_COLOURS = {"ternary": VERMILION, "int8": ORANGE, "high_precision": BLUE}
-OUTCOME_COLOURS = {"pass": GREEN, "fail": VERMILION, "not measured": GREY}
+OUTCOME_COLOURS = {"pass": GREEN, "fail": VERMILION, "inconclusive": AMBER}
 LOG_TICKS = [round(m * 10.0**e, 9) for e in range(-4, 8) for m in (1, 2, 5)]
 FIGURE_TEXTS = Path(__file__).parent
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"

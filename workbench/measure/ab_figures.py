@@ -118,11 +118,12 @@ def memory_figures(sizes: Mapping[str, tuple[int, int]], baseline: str) -> Itera
             "bytes of all weights in memory, embedding, head and scales included, counted; with "
             f"its cache and buffers memory grew by {resident / MB:.1f} MB"
         )
-        yield Metric("model_memory_mb", weights / MB, "MB", how, "measured", labels=labels)
+        size = weights / MB
+        yield Metric("model_memory_mb", size, "MB", how, labels=labels, basis="exact")
         if arm != baseline:
             how = f"bytes of the weights of {baseline} over those of {arm}"
             ratio = sizes[baseline][0] / weights
-            yield Metric("memory_ratio", ratio, "x", how, "derived", labels=labels)
+            yield Metric("memory_ratio", ratio, "x", how, "derived", labels=labels, basis="exact")
 
 
 def energy_figures(blocks: pd.DataFrame, classes: Classes) -> Iterator[Metric]:

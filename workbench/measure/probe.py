@@ -312,6 +312,7 @@ def _record_memory(
             "MB",
             "bytes of all weights in memory, embedding, head and scales included, counted; with "
             f"cache and buffers memory grew by {resident[arm] / MB:.0f} MB",
+            basis="exact",
             arm=arm,
             **labels,
         )
@@ -325,6 +326,7 @@ def _record_memory(
                 f"bytes of the weights, {other} over ternary; growth of memory: {grown:.2f} x",
                 "derived",
                 labels={"arm": "ternary", **labels},
+                basis="exact",
             )
         )
 

@@ -15,6 +15,10 @@ Kind = Literal["measured", "derived", "modelled", "assumed", "theoretical", "not
 """measured: read in this run. derived: arithmetic on measured values of this run.
 modelled: a model of something measured elsewhere. assumed: declared by the user.
 theoretical: from a paper or a count of operations. not measured: value is None."""
+Basis = Literal["sample", "count", "exact"]
+"""Where a figure's uncertainty comes from. sample: an estimate from observations, which decides
+nothing without an interval. count: ``value`` of ``n`` (lost requests), with an exact interval.
+exact: bytes that were counted, a declared value; repeated, it would be the same."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class Metric:
     labels: what it is a figure of, e.g. ``{"arm": "ternary", "class": "interactive_1"}``;
         the label ``source`` is ``trained`` or ``probe`` where both exist.
     lo, hi: the interval at ``level`` (0.95), in the same unit.
+    reason: why there is no value, or no interval.
+    basis: what a gate may decide by: see :data:`Basis`.
+    p_value: of a comparison, two-sided, that there is no difference; None elsewhere.
     """
 
     name: str
@@ -38,10 +45,14 @@ class Metric:
     level: float = 0.95
     reason: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    basis: Basis = "sample"
+    p_value: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"metric {self.name}: kind {self.kind!r}, allowed: {get_args(Kind)}")
+        if self.basis not in get_args(Basis):
+            raise ValueError(f"metric {self.name}: basis {self.basis!r}, of {get_args(Basis)}")
         if (self.value is None) != (self.kind == "not measured"):
             raise ValueError(f"metric {self.name}: value None goes with kind 'not measured' only")
         if self.value is None and not self.reason:

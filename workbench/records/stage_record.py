@@ -14,7 +14,7 @@ import pandas as pd
 
 from workbench.errors import StageError
 from workbench.files import read_json, replacing, write_json
-from workbench.records.metric import Metric
+from workbench.records.metric import Basis, Metric
 
 RECORD = "record.json"
 
@@ -60,10 +60,13 @@ class StageRecord:
         n: int | None = None,
         lo: float | None = None,
         hi: float | None = None,
+        basis: Basis = "sample",
         **labels: str,
     ) -> Metric:
-        """Record a figure that this run measured."""
-        return self.add(Metric(name, value, unit, how, "measured", n, lo, hi, labels=labels))
+        """Record a figure that this run measured; ``basis`` as of :class:`Metric`."""
+        return self.add(
+            Metric(name, value, unit, how, "measured", n, lo, hi, labels=labels, basis=basis)
+        )
 
     def missing(self, name: str, unit: str, reason: str, **labels: str) -> Metric:
         """Record that a figure could not be measured, and why."""

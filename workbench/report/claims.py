@@ -188,7 +188,7 @@ def _rows(claim: Claim, records: Records) -> list[ClaimRow]:
             n=m.n,
             kind=m.kind,
             how=m.how,
-            reason=m.reason or "",
+            reason=m.reason or "" if m.value is None else "",
         )
         for m in found
     ]

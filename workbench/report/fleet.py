@@ -42,7 +42,8 @@ def _needed(ratio: Metric, accelerators: int) -> tuple[Metric, Metric]:
 
     def figure(name: str, *values: float | None) -> Metric:
         number, lo, hi = values
-        return Metric(name, number, "accelerators", how, "derived", ratio.n, lo, hi, labels=labels)
+        ends = {"lo": lo, "hi": hi, "reason": ratio.reason}
+        return Metric(name, number, "accelerators", how, "derived", ratio.n, labels=labels, **ends)
 
     return figure(FLUID, value, *ends), figure(
         WHOLE, math.ceil(value), *(end and math.ceil(end) for end in ends)

@@ -1,19 +1,26 @@
-"""Gates: rules about the run's figures, written down before the run.
+"""Gates: rules about the run's figures, written down before the run, and their three outcomes.
 
-The interval decides, not the value: its upper end for ``at_most``, its lower end for
-``at_least``. A figure without an interval decides by its value. A gate whose labels fit
-several figures must hold for each of them, so each gives a result of its own. A gate that
-must hold (``on_fail: stop``) and could not be measured stops too: not known to hold is not
-the same as held.
+The interval decides, not the value. **pass**: the whole interval keeps the rule. **fail**: the
+whole interval lies beyond it. **inconclusive**: it crosses the limit, or there is none that the
+observations support, or the figure was not measured; a value alone decides nothing, or fewer
+observations would make every gate easier to pass. Two kinds of figures need no such interval: an
+exact one (bytes that were counted) decides by its value, and of a count none in n keeps "at
+most 0" and is said with n, because no number of requests proves a rate of nought.
+
+A gate whose labels fit several figures must hold for each of them, so each gives a result of
+its own. A gate that must hold (``on_fail: stop``) and is inconclusive stops too: not known to
+hold is not the same as held.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
+from scipy.stats import t
 
 from workbench.pilot.sections.report import Gate
 from workbench.records.metric import Metric
@@ -21,7 +28,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.wording.labels import label_text
 from workbench.wording.text import Texts
 
-Outcome = Literal["pass", "fail", "not measured"]
+Outcome = Literal["pass", "fail", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class GateResult:
     side, limit: the rule. decider: the number held against the limit; decided_by: whether it
     is the interval's end or the value. reason_code: a key below ``reason.`` of the catalogue
     where the reason is the gate's own; reason: in words, of the gate or of the stage.
+    chance: the gate fails, but with as many gates as there are one such failure may be chance.
     """
 
     metric: str
@@ -51,25 +59,22 @@ class GateResult:
     decided_by: Literal["interval", "value", ""] = ""
     reason_code: str = ""
     reason: str = ""
+    chance: bool = False
 
     @property
     def stops(self) -> bool:
         return self.on_fail == "stop" and self.outcome != "pass"
 
-    @property
-    def only_uncertain(self) -> bool:
-        """The value keeps the rule and its interval does not: a longer run may show it."""
-        return self.reason_code == "interval_crosses"
-
     def sentence(self, texts: Texts) -> str:
         """The result in one line, for the terminal."""
         figure = {"name": self.metric, "labels": self.labels}
         if self.decider is None:
-            return texts("gate.not_measured", figure=figure, reason=self.reason)
+            return texts("gate.open", figure=figure, reason=self.reason)
         unit = texts.unit(self.unit)
-        return texts(
+        said = texts(
             f"gate.{self.side}", figure=figure, got=self.decider, limit=self.limit, unit=unit
         )
+        return said if self.outcome != "inconclusive" else f"{said} ({self.reason})"
 
 
 def evaluate(gates: Sequence[Gate], records: Mapping[str, StageRecord]) -> list[GateResult]:
@@ -83,7 +88,7 @@ def evaluate(gates: Sequence[Gate], records: Mapping[str, StageRecord]) -> list[
             if metric.matches(gate.metric, gate.labels)
         ]
         results += [_hold(gate, stage, metric) for stage, metric in found] or [_absent(gate)]
-    return results
+    return _with_chance(results)
 
 
 def gates_frame(results: Sequence[GateResult]) -> pd.DataFrame:
@@ -94,37 +99,74 @@ def gates_frame(results: Sequence[GateResult]) -> pd.DataFrame:
 
 
 def _hold(gate: Gate, stage: str, metric: Metric) -> GateResult:
-    rule = _rule(gate)
-    figure: dict[str, Any] = {
+    rule = _rule(gate) | {"labels": dict(metric.labels)}
+    figure = {
         "stage": stage, "unit": metric.unit, "value": metric.value, "lo": metric.lo,
         "hi": metric.hi, "n": metric.n, "kind": metric.kind,
     }  # fmt: skip
-    rule["labels"] = dict(metric.labels)
+    return GateResult(**rule, **figure, **_judged(metric, rule["side"], rule["limit"]))
+
+
+def _judged(metric: Metric, side: str, limit: float) -> dict[str, Any]:
+    """Outcome, decider and reason of one figure."""
     if metric.value is None:
-        return GateResult(**rule, **figure, outcome="not measured", reason=metric.reason or "")
-    end = metric.hi if rule["side"] == "at_most" else metric.lo
-    decider = metric.value if end is None else end
-    holds = _keeps(decider, rule)
-    crosses = not holds and _keeps(metric.value, rule)
-    code = "interval_crosses" if crosses else ""
-    return GateResult(
-        **rule,
-        **figure,
-        outcome="pass" if holds else "fail",
-        decider=decider,
-        decided_by="value" if end is None else "interval",
-        reason_code=code,
-        reason=Texts()(f"reason.{code}") if code else "",
-    )
+        return {"outcome": "inconclusive", "reason": metric.reason or ""}
+    if metric.basis == "exact":
+        outcome = "pass" if _keeps(metric.value, side, limit) else "fail"
+        return {"outcome": outcome, "decider": metric.value, "decided_by": "value"}
+    if metric.basis == "count" and metric.n and metric.value == limit == 0 and side == "at_most":
+        return {
+            "outcome": "pass", "decider": 0.0, "decided_by": "value",
+            **_own_reason("none_of_n", n=metric.n),
+        }  # fmt: skip
+    worst, best = (metric.hi, metric.lo) if side == "at_most" else (metric.lo, metric.hi)
+    if worst is not None and _keeps(worst, side, limit):
+        return {"outcome": "pass", "decider": worst, "decided_by": "interval"}
+    if best is not None and not _keeps(best, side, limit):
+        return {"outcome": "fail", "decider": best, "decided_by": "interval"}
+    if worst is not None:
+        return {
+            "outcome": "inconclusive", "decider": worst, "decided_by": "interval",
+            **_own_reason("interval_crosses"),
+        }  # fmt: skip
+    why = {"reason": metric.reason} if metric.reason else _own_reason("no_interval")
+    return {"outcome": "inconclusive", **why}
+
+
+def _own_reason(code: str, **values: Any) -> dict[str, str]:
+    return {"reason_code": code, "reason": Texts()(f"reason.{code}", **values)}
+
+
+def _with_chance(results: list[GateResult]) -> list[GateResult]:
+    """Mark the failures that m gates would bring by chance: with m at their limits, one of them
+    fails in up to m times 2.5 % of all runs, so the verdict asks for intervals of 1 - 0.05/m."""
+    judged = sum(r.decided_by == "interval" for r in results)
+    return [
+        replace(r, chance=r.decided_by == "interval" and not _excludes_widened(r, judged))
+        if r.outcome == "fail"
+        else r
+        for r in results
+    ]
+
+
+def _excludes_widened(result: GateResult, family: int) -> bool:
+    """Whether the interval would still exclude the rule at level 1 - 0.05/``family``.
+
+    Its half width grows as Student's t does; on a logarithmic scale where the figure is positive.
+    """
+    if family == 1 or result.value is None or result.decider is None:
+        return True
+    freedom = max(1, (result.n or 2) - 1)
+    factor = float(t.isf(0.025 / family, freedom) / t.isf(0.025, freedom))
+    value, end, limit = result.value, result.decider, result.limit
+    if min(value, end, limit) > 0:
+        value, end, limit = math.log(value), math.log(end), math.log(limit)
+    widened = value + factor * (end - value)
+    return widened > limit if result.side == "at_most" else widened < limit
 
 
 def _absent(gate: Gate) -> GateResult:
-    return GateResult(
-        **_rule(gate),
-        outcome="not measured",
-        reason_code="no_figure",
-        reason=Texts()("reason.no_figure"),
-    )
+    return GateResult(**_rule(gate), outcome="inconclusive", **_own_reason("no_figure"))
 
 
 def _rule(gate: Gate) -> dict[str, Any]:
@@ -135,5 +177,5 @@ def _rule(gate: Gate) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _keeps(value: float, rule: Mapping[str, Any]) -> bool:
-    return value <= rule["limit"] if rule["side"] == "at_most" else value >= rule["limit"]
+def _keeps(value: float, side: str, limit: float) -> bool:
+    return value <= limit if side == "at_most" else value >= limit

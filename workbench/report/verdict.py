@@ -1,9 +1,9 @@
-"""Go, no go or undecided, and why.
+"""Go, no go or inconclusive, and why.
 
-The gates decide, nothing else: **no go** when a gate is broken, **undecided** when none is
-broken but one could not be measured, or holds by its value and not by its interval, or when
-there are no gates at all; **go** when every gate holds. Caveats do not change the decision;
-they say how far it reaches.
+The gates decide, nothing else: **no go** when a gate fails, by more than one of so many gates
+would by chance; **inconclusive** when none does but one is inconclusive or there are no gates at
+all; **go** when every gate passes. Caveats do not change the decision; they say how far it
+reaches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.report.gates import GateResult
 from workbench.wording.text import Texts
 
-Decision = Literal["go", "no go", "undecided"]
+Decision = Literal["go", "no go", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,19 @@ def decide(
     results: Sequence[GateResult], records: Mapping[str, StageRecord], pilot: Pilot
 ) -> Verdict:
     """The verdict on the results of all gates."""
-    broken = [r for r in results if r.outcome == "fail" and not r.only_uncertain]
-    uncertain = [r for r in results if r.only_uncertain]
-    unmeasured = [r for r in results if r.outcome == "not measured"]
-    held = sum(r.outcome == "pass" for r in results)
-    reasons = [
-        *(_about("verdict.broken", r) for r in broken),
-        *(_about("verdict.uncertain", r) for r in uncertain),
-        *(Sentence("verdict.unmeasured", {"figure": _figure(r)}) for r in unmeasured),
-    ]
     if not results:
-        return Verdict("undecided", [Sentence("verdict.no_gates")], caveats(records, pilot))
-    reasons.append(Sentence("verdict.held", {"held": held, "all": len(results)}))
-    decision: Decision = "no go" if broken else "undecided" if uncertain or unmeasured else "go"
+        reasons = [Sentence("verdict.no_gates")]
+        return Verdict("inconclusive", reasons, caveats(records, pilot))
+    failed = [r for r in results if r.outcome == "fail"]
+    open_ = [r for r in results if r.outcome == "inconclusive"]
+    surely = [r for r in failed if not r.chance]
+    reasons = [
+        *(_about("verdict.failed", r) for r in surely),
+        *(_about("verdict.failed_by_chance", r, all=len(results)) for r in failed if r.chance),
+        *(_why_open(r) for r in open_),
+        Sentence("verdict.held", {"held": len(results) - len(failed + open_), "all": len(results)}),
+    ]
+    decision: Decision = "no go" if surely else "inconclusive" if failed or open_ else "go"
     return Verdict(decision, reasons, caveats(records, pilot))
 
 
@@ -116,12 +116,22 @@ def _figure(result: GateResult) -> dict[str, Any]:
     return {"name": result.metric, "labels": result.labels}
 
 
-def _about(code: str, result: GateResult) -> Sentence:
+def _why_open(result: GateResult) -> Sentence:
+    if result.value is None:
+        return Sentence("verdict.unmeasured", {"figure": _figure(result)})
+    if result.decider is None:
+        why = {"reason": result.reason, "reason_code": result.reason_code}
+        return _about("verdict.no_interval", result, **why)
+    return _about("verdict.crosses", result)
+
+
+def _about(code: str, result: GateResult, **more: Any) -> Sentence:
     values = {
         "figure": _figure(result),
         "value": result.value,
-        "decider": result.decider,
+        "lo": "\N{MINUS SIGN}∞" if result.lo is None else result.lo,
+        "hi": "∞" if result.hi is None else result.hi,
         "limit": result.limit,
         "unit": result.unit,
     }
-    return Sentence(f"{code}.{result.side}", values)
+    return Sentence(f"{code}.{result.side}", values | more)

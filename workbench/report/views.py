@@ -117,7 +117,8 @@ def headlines(records: Records, texts: Texts) -> list[dict[str, str]]:
             tile |= {"value": texts("kind.not measured"), "unit": "", "note": metric.reason or ""}
         else:
             value, interval = with_interval(metric.value, metric.lo, metric.hi, texts.language)
-            tile |= {"value": value, "unit": texts.unit(metric.unit), "note": interval}
+            note = interval or metric.reason or ""
+            tile |= {"value": value, "unit": texts.unit(metric.unit), "note": note}
         tiles.append(tile | {"missing": "yes" if metric.value is None else ""})
     return tiles
 
@@ -236,7 +237,7 @@ def verdict_view(records: Records, texts: Texts) -> dict[str, Any]:
     report = records.get("report")
     if report is None:
         done = _capital(texts("verdict.no_report", done=len(records), all=len(STAGES)))
-        return {"decision": "undecided", "name": texts("decision.undecided"),
+        return {"decision": "inconclusive", "name": texts("decision.inconclusive"),
                 "reasons": [done], "caveats": []}  # fmt: skip
     verdict = report.facts["verdict"]
     return {
@@ -360,6 +361,8 @@ def _sentence(sentence: Mapping[str, Any], texts: Texts) -> str:
     values = dict(sentence["values"])
     if "unit" in values:
         values["unit"] = texts.unit(values["unit"])
+    if values.get("reason_code"):
+        values["reason"] = texts(f"reason.{values['reason_code']}", n=values.get("n"))
     return _capital(texts(sentence["code"], **values))
 
 
@@ -384,7 +387,10 @@ def _fine(row: Mapping[str, Any], texts: Texts) -> str:
 
 
 def _reason(row: Mapping[str, Any], texts: Texts) -> str:
-    return texts(f"reason.{row['reason_code']}") if row["reason_code"] else row["reason"]
+    if not row["reason_code"]:
+        return row["reason"]
+    n = None if _empty(row["n"]) else int(row["n"])
+    return texts(f"reason.{row['reason_code']}", n=n)
 
 
 def _empty(value: Any) -> bool:

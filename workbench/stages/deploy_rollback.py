@@ -20,7 +20,7 @@ from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.errors import StageError
 from workbench.load.profile import LengthLimits, LoadProfile, PlannedRequest, replay_schedule
 from workbench.machine.gpu import torch_gpu
-from workbench.measure.statistics import Estimate, share
+from workbench.measure.statistics import Estimate, count, share
 from workbench.serve.process import ServerProcess, server_process
 from workbench.serve.rehearsal import Handover, phase_latencies, requests_table, slo_met
 from workbench.serve.replay import LoadClient, Outcome, load_client
@@ -231,6 +231,7 @@ def _record_server(context: StageContext, server: ServerProcess, replayed: Repla
         "MB",
         "largest resident set of the server process during the replay, runtime included; "
         f"growth by loading and warming, MB: {parts}",
+        basis="exact",
     )
     if replayed.gpu_bytes is not None:
         record.measured(
@@ -238,6 +239,7 @@ def _record_server(context: StageContext, server: ServerProcess, replayed: Repla
             replayed.gpu_bytes / MB,
             "MB",
             "the most that torch held on the server's GPU until the end of the replay",
+            basis="exact",
         )
     for name, arm in arms.items():
         record.measured(
@@ -258,7 +260,7 @@ def _record_replay(context: StageContext, replayed: Replayed) -> None:
     columns = ["time_s", "from_arm", "to_arm", "reason"]
     record.save_table("switches", pd.DataFrame(replayed.switches, columns=columns))
     record.add(
-        Estimate(replayed.speedup, None, None, 1, "").metric(
+        Estimate(replayed.speedup, None, None, 1, "", basis="exact").metric(
             "replay_speedup",
             "",
             "as the pilot says"
@@ -282,16 +284,10 @@ def _record_losses(context: StageContext, requests: pd.DataFrame) -> None:
     failed, rejected, truncated = (
         int(counts.get(status, 0)) for status in ("failed", "rejected", "truncated")
     )
-    record.measured(
-        "lost_requests",
-        float(failed + rejected),
-        "requests",
-        f"without any token: {failed} failed, {rejected} rejected because the queue was full",
-        n=n,
-    )
-    record.measured(
-        "truncated_requests", float(truncated), "requests", "answers that broke off", n=n
-    )
+    how = f"without any token: {failed} failed, {rejected} rejected because the queue was full"
+    record.add(count(failed + rejected, n).metric("lost_requests", "requests", how))
+    how = "answers that broke off"
+    record.add(count(truncated, n).metric("truncated_requests", "requests", how))
     late_s = float((requests["sent_s"] - requests["intended_s"]).quantile(0.99))
     if late_s > 0.01:
         record.notes.append(

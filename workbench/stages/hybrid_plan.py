@@ -253,15 +253,16 @@ def _record_figures(
     how = f"packed plan against full precision, {len(judging)} held-out pieces not used to choose"
     record.add(loss.metric("hybrid_quality_loss_bits_per_byte", "bits/byte", how))
     size_how = "bytes of the planned linear layers, scales included, over their bytes in bf16"
-    record.add(Metric("hybrid_size_ratio", chosen.size_ratio, "ratio", size_how, "derived"))
+    record.add(
+        Metric("hybrid_size_ratio", chosen.size_ratio, "ratio", size_how, "derived", basis="exact")
+    )
     manifest = Manifest.read(record.artefact(HYBRID))
     planned = set(Manifest.read(trained.artefact("ternary")).named("ternary"))
     for precision in PRECISIONS:
         count = len(planned & set(manifest.named(precision)))
         how = "planned linear layers of that precision"
-        record.add(
-            Metric("layers", count, "layers", how, "derived", labels={"precision": precision})
-        )
+        labels = {"precision": precision}
+        record.add(Metric("layers", count, "layers", how, "derived", labels=labels, basis="exact"))
     missed = []
     if not chosen.plan.within:
         missed.append(

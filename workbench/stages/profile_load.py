@@ -67,7 +67,13 @@ def _figures(
     requests, source = profile.requests, profile.source
     n = len(requests)
     figures = [
-        ("requests", "requests", source, Estimate(float(n), None, None, n, "counted"), {}),
+        (
+            "requests",
+            "requests",
+            source,
+            Estimate(float(n), None, None, n, "counted", basis="exact"),
+            {},
+        ),
         (
             "request_rate_per_s",
             "requests/s",

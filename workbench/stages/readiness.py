@@ -83,11 +83,11 @@ def run(context: StageContext) -> None:
         memory().available_bytes / GB,
         "GB",
         "free main memory, at most what the control group leaves",
+        basis="exact",
     )
     if device.name == "cuda":
-        record.measured(
-            "gpu_memory_available_gb", device.free_bytes / GB, "GB", "free memory of torch's GPU 0"
-        )
+        free, how = device.free_bytes / GB, "free memory of torch's GPU 0"
+        record.measured("gpu_memory_available_gb", free, "GB", how, basis="exact")
 
     kernels = ternary_kernels.backend()
     record.facts["kernels"] = asdict(kernels)

@@ -47,8 +47,9 @@ def run(context: StageContext) -> None:
             COUNTED,
             sum(r.outcome == "fail" for r in results),
             "gates",
-            how="gates whose interval, or value where there is none, breaks the rule",
+            how="gates whose whole interval, or exact value, lies beyond the limit",
             kind="derived",
+            basis="exact",
             n=len(results),
         )
     )

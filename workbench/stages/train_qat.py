@@ -498,20 +498,19 @@ def _record_figures(
         if "teacher_tokens" in rows:
             _record_teacher(record, rows, arm)
     how = "counted in the batches, the same for both arms"
-    record.measured("training_tokens", tokens, "tokens", how, n=len(rows))
+    record.measured("training_tokens", tokens, "tokens", how, n=len(rows), basis="exact")
     bars = arms["ternary"].telemetry.frame("histograms")
     last = bars[(bars["step"] == bars["step"].max()) & (bars["kind"] == "ternary")]
     zeros = last.loc[last["left"] == -0.5, "count"].sum()
     total = int(last["count"].sum())
-    record.measured(
-        "share_zero", zeros / total, "share", "weights with code 0 in all ternary layers", n=total
-    )
+    how = "weights with code 0 in all ternary layers, all counted"
+    record.measured("share_zero", zeros / total, "share", how, n=total, basis="exact")
 
 
 def _record_teacher(record: StageRecord, rows: pd.DataFrame, arm: str) -> None:
     how = "of the teacher's forward passes, one over every training batch"
     tokens = int(rows["teacher_tokens"].sum())
-    record.measured("teacher_tokens", tokens, "tokens", how, n=len(rows), arm=arm)
+    record.measured("teacher_tokens", tokens, "tokens", how, n=len(rows), basis="exact", arm=arm)
     seconds = rows["teacher_seconds"]
     if seconds.isna().any():
         why = "on a GPU the passes of teacher and student overlap; training_time_s has them both"

@@ -3,9 +3,9 @@
 A study's figure is a function of several arms' bits per byte: a ratio of two gaps, the width
 at which two curves cross, the slope of a trend. The documents are drawn with replacement, the
 same draw for every arm, each arm's bits per byte made anew, and the function taken of them; the
-interval holds the middle 95 % of what comes out. What makes a document hard for all arms
-cancels in this. What it does not hold is the luck of a seed: that needs more seeds, whose
-losses are averaged per document before anything is drawn.
+interval holds the middle 95 % of what comes out, more of it where documents are few. What makes
+a document hard for all arms cancels in this. What it does not hold is the luck of a seed: that
+needs more seeds, whose losses are averaged per document before anything is drawn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from workbench.measure.statistics import FEWEST_RESAMPLED, LEVEL, Estimate
+from workbench.measure.statistics import (
+    FEWEST_DOCUMENTS,
+    LEVEL,
+    Estimate,
+    tail_of_documents,
+)
 
 BitsPerByte = Mapping[str, np.ndarray]
 """Arm -> bits per byte, one value a draw."""
@@ -63,15 +68,16 @@ class Documents:
         n = len(self)
         if not math.isfinite(value):
             return Estimate(None, None, None, n, "", LEVEL, "not defined on these documents")
-        if n < FEWEST_RESAMPLED:
-            why = f"no interval: {n} documents, a bootstrap needs {FEWEST_RESAMPLED}"
+        if n < FEWEST_DOCUMENTS:
+            why = f"no interval: {n} documents, a bootstrap needs {FEWEST_DOCUMENTS}"
             return Estimate(value, None, None, n, "", LEVEL, why)
         found = figure(self._drawn)
         undefined = float(np.mean(~np.isfinite(found)))
         if undefined > MOST_UNDEFINED:
             why = f"no interval: not defined in {undefined:.0%} of the draws"
             return Estimate(value, None, None, n, "", LEVEL, why)
-        lo, hi = np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        tail = tail_of_documents(n)
+        lo, hi = np.nanquantile(found, [tail, 1 - tail])
         method = f"paired bootstrap over {n} documents, {RESAMPLES} resamples, percentiles"
         return Estimate(value, float(lo), float(hi), n, method)
 

@@ -1,9 +1,10 @@
 """Numbers as a reader wants them: as many digits as the figure deserves, and no more.
 
-The interval decides the digits of its figure: its half width is shown with two significant
-digits where it starts with 1 or 2 and with one above, the rule of the Particle Data Group.
-A figure without an interval shows three significant digits, fewer where it was given with
-fewer, and whole numbers stay whole.
+A figure shows three significant digits, and more where its interval is narrow enough to deserve
+them: half the interval's width is then shown with two significant digits where it starts with 1
+or 2 and with one above, the rule of the Particle Data Group. A wide interval takes no digit away:
+a ratio of 2.71 stays 2.71, and an end for which the figure's decimals are too few or too many
+has digits of its own. Whole numbers stay whole.
 """
 
 from __future__ import annotations
@@ -41,11 +42,31 @@ def with_interval(
         return number(value, language), f"[{number(value, language)}]"
     place = math.floor(math.log10(half_width))
     digits = 2 if half_width / 10.0**place < 3 else 1
-    decimals = min(9, max(0, digits - 1 - place))
-    shown = [_localised(f"{x:,.{decimals}f}", language) for x in (value, *ends)]
-    low = shown[1] if lo is not None else f"{MINUS}∞"
-    high = shown[2] if hi is not None else "∞"
-    return shown[0], f"[{low}{'; ' if language == 'ru' else ', '}{high}]"
+    narrow = min(9, max(0, digits - 1 - place))
+    decimals = max(narrow, min(narrow + 2, _own_decimals(value)))
+    shown = _localised(f"{value:,.{decimals}f}", language)
+    low, high = (_end(x, value, decimals, language) for x in ends)
+    low = low if lo is not None else f"{MINUS}∞"
+    high = high if hi is not None else "∞"
+    return shown, f"[{low}{'; ' if language == 'ru' else ', '}{high}]"
+
+
+def _own_decimals(value: float) -> int:
+    """Decimals of three significant digits; none more than the value was given with."""
+    if value == 0 or float(value).is_integer():
+        return 0
+    decimals = min(9, max(0, 2 - math.floor(math.log10(abs(value)))))
+    while decimals and round(value, decimals - 1) == value:
+        decimals -= 1
+    return decimals
+
+
+def _end(end: float, value: float, decimals: int, language: str) -> str:
+    """To the decimals of the figure ``value``, unless those say nothing about this end."""
+    vanishes = end != 0 and round(end, decimals) == 0 and value > 1000 * abs(end)
+    if vanishes or abs(end) > 100 * max(1.0, abs(value)):
+        return number(end, language)
+    return _localised(f"{end:,.{decimals}f}", language)
 
 
 def duration(seconds: float, language: str = "en") -> str:

@@ -43,7 +43,9 @@ class MeasureAb(Section):
     )
     batch_sizes: list[int] = Field([1, 4, 8], description="sequences decoded together")
     batch_output_tokens: Count = Field(32, description="tokens each sequence of a batch decodes")
-    blocks: int = Field(4, ge=2, description="ABBA blocks; the block is the unit of the statistics")
+    blocks: int = Field(
+        6, ge=2, description="blocks, the unit of the statistics; under 6 there are no intervals"
+    )
     quality_documents: Count = Field(
         64, description="excerpts of held-out documents judged at most, from as many documents"
     )

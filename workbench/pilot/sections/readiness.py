@@ -22,7 +22,9 @@ class Probe(Section):
     largest: str = Field("llama-3.2-3b", description="auto goes no further than this preset")
     prompt_tokens: Count = Field(128, description="tokens of the prompt whose prefill is timed")
     output_tokens: Count = Field(16, description="tokens decoded in each repetition")
-    repetitions: Count = Field(5, description="timed blocks of each arm, arms interleaved (ABBA)")
+    repetitions: Count = Field(
+        6, description="timed blocks of each arm, arms interleaved; under 6 there are no intervals"
+    )
     memory_share: float = Field(0.7, gt=0, lt=1, description="of the free memory the probe may use")
 
 

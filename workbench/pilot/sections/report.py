@@ -10,8 +10,9 @@ from workbench.pilot.sections.base import Positive, Section
 
 
 class Gate(Section):
-    """A rule about one metric. The interval decides: its upper end for ``at_most``, its lower
-    end for ``at_least``; a metric without an interval decides by its value."""
+    """A rule about one metric. It passes when the whole interval keeps it, fails when the whole
+    interval lies beyond it, and is inconclusive otherwise, also where there is no interval;
+    exact figures, such as bytes that were counted, decide by their value."""
 
     metric: str = Field(description="name of a metric of this run")
     labels: dict[str, str] = Field({}, description="which of the figures with that name")
@@ -20,7 +21,7 @@ class Gate(Section):
     on_fail: Literal["stop", "warn"] = Field(
         "warn",
         description="stop: the run exits with 4 if the gate breaks or could not be measured; "
-        "warn: the verdict says it",
+        "warn: the verdict says it; inconclusive stops as well: it is not known to hold",
     )
     why: str = Field("", description="the sentence a reader of the report sees")
 
