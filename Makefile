@@ -1,11 +1,12 @@
 # make pilot   set up, run pilots/quickstart.yaml, print the path of the report
-# make test    set up, run the whole test suite
+# make test    set up, run the tests: every component once
+# make test-slow  the tests that are slow and rarely broken
 # make lab     JupyterLab on notebooks/
 # make smoke   the small pilot that CI runs
 # make golden write the losses of tests/golden anew, after a change that is meant to move them
-# make fuzz    the native kernels under AddressSanitizer and UBSan
+# make fuzz    the native kernels under AddressSanitizer and UBSan; FUZZ_SECONDS=60
 # make sanitize  the Triton kernels under NVIDIA's compute-sanitizer (a GPU machine)
-# make lint    ruff, as the tests' authors run it
+# make lint    ruff (rules and layout) and mypy
 
 # The first Python that runs and is new enough; or name one: make PYTHON=/path/to/python3.12 pilot
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -14,11 +15,12 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PILOT ?= pilots/quickstart.yaml
+FUZZ_SECONDS ?= 60
 
 # Threads that wait must not starve those that work; see workbench/__init__.py.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: pilot test lab smoke golden fuzz sanitize lint clean
+.PHONY: pilot test test-slow lab smoke golden fuzz sanitize lint clean
 
 pilot: .venv/ready
 	@$(BIN)/workbench run $(PILOT)
@@ -27,7 +29,10 @@ smoke: .venv/ready
 	@$(BIN)/workbench run pilots/smoke.yaml
 
 test: .venv/ready-for-tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/ready-for-tests
+	@$(BIN)/python -m pytest -m slow
 
 lab: .venv/ready
 	@env -u JUPYTER_PATH $(BIN)/jupyter lab --notebook-dir=notebooks
@@ -36,7 +41,7 @@ golden: .venv/ready-for-tests
 	@$(BIN)/python tests/golden/trace.py tests/golden
 
 fuzz: .venv/ready-for-tests
-	@$(BIN)/python -m ternary_kernels.fuzz
+	@$(BIN)/python -m ternary_kernels.fuzz --seconds $(FUZZ_SECONDS)
 
 # memcheck: no access outside an allocation; racecheck: no hazard in shared memory. Triton's cache
 # is left out, and torch's caching allocator too, because it would hide what lies behind a tensor.
@@ -48,7 +53,7 @@ sanitize: .venv/ready-for-tests
 	  -p no:cacheprovider tests/kernels_gpu/check_*.py -k "not captured" || exit 1; done
 
 lint: .venv/ready-for-tests
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:
 	rm -rf .venv build *.egg-info kernels/ternary_kernels/_native

@@ -53,6 +53,7 @@ def _chunks(
     progress: Progress | None,
 ) -> Iterator[list[int]]:
     start = document_start(tokenizer)
+    assert start is not None, "load_tokenizer refuses a tokenizer without one"
     for begin in range(0, len(documents), DOCUMENTS_AT_ONCE):
         some = documents[begin : begin + DOCUMENTS_AT_ONCE]
         yield [

@@ -91,8 +91,8 @@ def parse_cpuinfo(text: str) -> tuple[str, str, tuple[str, ...]]:
 def quota_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     """Processor time that the control group grants, in cores; None without a limit."""
     try:
-        limit, period = (root / "cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
+        quota, window = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(window)
     except (OSError, ValueError):
         pass
     try:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from workbench.machine.gpu import nvml, torch_gpu
 from workbench.measure.meters.sample import Channel, Sample
@@ -32,7 +32,7 @@ class NvmlMeter:
         self._driver, self._stack = driver, stack
         self._questions: list[tuple[Channel, Any, Any]] = []
         for scope, handle in handles.items():
-            offered = (
+            offered: tuple[tuple[Literal["energy", "power"], Any], ...] = (
                 ("energy", driver.nvmlDeviceGetTotalEnergyConsumption),
                 ("power", driver.nvmlDeviceGetPowerUsage),
             )

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from workbench.machine.cpu import cpu
-from workbench.measure.meters.sample import Channel, Sample
+from workbench.measure.meters.sample import Channel, Kind, Sample
 
 POWERCAP = Path("/sys/class/powercap")
 UPDATE_S = 0.001
@@ -48,7 +48,7 @@ def find_rapl(root: Path = POWERCAP) -> RaplMeter:
         system = platform.system()
         where = "absent in most virtual machines" if system == "Linux" else "a Linux interface"
         raise OSError(f"no {root}: {where}")
-    kind = "modelled" if cpu().vendor == "AuthenticAMD" else "measured"
+    kind: Kind = "modelled" if cpu().vendor == "AuthenticAMD" else "measured"
     zones: dict[Channel, Path] = {}
     for folder in sorted(root.glob("intel-rapl:*")):
         name = (folder / "name").read_text().strip()
