@@ -45,7 +45,7 @@ class Study(Section):
     """Trainings compared with each other. Widths keep the proportions of ``model``: layers and
     the size of a head stay, the feed-forward width and the number of heads follow."""
 
-    seeds: Seeds = Field([1234], description="each arm is trained once for each")  # type: ignore[assignment]
+    seeds: Seeds = Field([1234], description="each arm is trained once for each")
     width_lr_power: float = Field(
         0.0, ge=0, description="a width's rates are those of train times (model's / it)^power"
     )
