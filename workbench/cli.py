@@ -12,20 +12,53 @@ from typing import Annotated, Literal
 
 import typer
 
+from workbench import __version__
 from workbench.errors import WorkbenchError
+from workbench.model.presets import PRESETS
+from workbench.paths import runs_root
 from workbench.pilot.sections.base import MOST_SLOTS, MOST_WAITING
+from workbench.roadmap import STAGES
 
 INTERRUPTED = 130
+STAGE_NAMES = ", ".join(STAGES)
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Pilots that tell whether ternary language models pay off here.",
 )
 
 bench = typer.Typer(no_args_is_help=True, help="Measure the kernels on this machine.")
 app.add_typer(bench, name="bench")
+
+
+def _stages(typed: str) -> list[str]:
+    """Completions of a stage's name."""
+    return [name for name in STAGES if name.startswith(typed)]
+
+
+def _runs(typed: str) -> list[str]:
+    """Completions of a run's name; from the folders alone, since a shell waits for them."""
+    names = sorted("/".join(path.parts[-3:-1]) for path in runs_root().glob("*/*/run.json"))
+    return [name for name in names if name.startswith(typed)]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"workbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def workbench(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_say_version, is_eager=True, help="print the version and end"
+        ),
+    ] = False,
+) -> None:
+    """Pilots that tell whether ternary language models pay off here."""
+
 
 PilotFile = Annotated[
     Path,
@@ -33,7 +66,15 @@ PilotFile = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="override a field, e.g. train.lr=3e-4"),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="override a field, e.g. train.lr=3e-4; may be given again",
+        show_default="the pilot's own",
+    ),
+]
+OutFile = Annotated[
+    Path | None, typer.Option(help="file that takes the lines as well", show_default="none")
 ]
 
 
@@ -41,11 +82,29 @@ Overrides = Annotated[
 def run(
     pilot: PilotFile,
     overrides: Overrides = None,
-    only: Annotated[str | None, typer.Option(help="run this stage alone")] = None,
-    first: Annotated[str | None, typer.Option("--from", help="start at this stage")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE",
+            help=f"run this stage alone: {STAGE_NAMES}",
+            show_default="all stages",
+            autocompletion=_stages,
+        ),
+    ] = None,
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STAGE",
+            help="start at this stage",
+            show_default="the first",
+            autocompletion=_stages,
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="compute again what is finished")] = False,
     notebooks: Annotated[
-        bool | None, typer.Option(help="execute the notebooks [default: if papermill is here]")
+        bool | None,
+        typer.Option(help="execute the notebooks", show_default="if papermill is here"),
     ] = None,
 ) -> None:
     """Run a pilot, or go on with it; the last line printed is the report's path."""
@@ -76,7 +135,14 @@ def show(pilot: PilotFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(metavar="STAGE", help="e.g. train_qat, 02_train_qat or 2")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="STAGE",
+            help=f"{STAGE_NAMES}; or its number, or its notebook's name",
+            autocompletion=_stages,
+        ),
+    ],
     pilot: PilotFile,
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="compute again though finished")] = False,
@@ -111,7 +177,10 @@ def runs() -> None:
 
 @app.command()
 def compare(
-    names: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="two or more runs")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN RUN...", help="two or more runs", autocompletion=_runs),
+    ],
 ) -> None:
     """Print two or more runs side by side: what differs, and every shared figure."""
     from workbench.errors import ConfigError
@@ -125,7 +194,10 @@ def compare(
 
 @app.command()
 def report(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="a run of workbench runs")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="a run of workbench runs", autocompletion=_runs),
+    ],
 ) -> None:
     """Write report.html of a run again from its records, and print its path."""
     from workbench.figures.page import stage_figures
@@ -139,7 +211,9 @@ def report(
 def serve(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN|MODEL...", help="a run, or model folders"),
+        typer.Argument(
+            metavar="RUN|MODEL...", help="a run, or model folders", autocompletion=_runs
+        ),
     ],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
@@ -160,17 +234,20 @@ def serve(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a run, or a model folder")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|MODEL", help="a run, or a model folder", autocompletion=_runs),
+    ],
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="a file.gguf, or a folder for Hugging Face")
     ],
     arm: Annotated[
         Literal["hybrid", "ternary", "post_training", "int8", "full_precision"] | None,
-        typer.Option(help="which of a run's models [default: hybrid]"),
+        typer.Option(help="which of a run's models", show_default="hybrid"),
     ] = None,
     kind: Annotated[
         Literal["tq2_0", "tq1_0", "q2_0", "q4_0"] | None,
-        typer.Option("--type", help="of ternary layers in a GGUF file [default: tq2_0]"),
+        typer.Option("--type", help="of ternary layers in a GGUF file", show_default="tq2_0"),
     ] = None,
     tokenizer: Annotated[bool, typer.Option(help="write the tokenizer too")] = True,
 ) -> None:
@@ -184,11 +261,14 @@ def export(
 def study(
     name: Annotated[str, typer.Argument(metavar="recipe|parity|size", help="which study")],
     pilot: Annotated[
-        Path | None, typer.Argument(metavar="[PILOT.yaml]", help="[default: the study's own]")
+        Path | None,
+        typer.Argument(
+            metavar="[PILOT.yaml]", help="a pilot file", show_default="workbench:study_NAME"
+        ),
     ] = None,
     overrides: Overrides = None,
     jobs: Annotated[int, typer.Option(help="trainings at a time; 0: one a core")] = 0,
-    out: Annotated[Path | None, typer.Option(help="file that takes the lines as well")] = None,
+    out: OutFile = None,
 ) -> None:
     """Train the arms of a study that are not trained yet; print its figures as JSON lines."""
     from workbench.study.command import study_command
@@ -198,10 +278,18 @@ def study(
 
 @bench.command("cpu")
 def bench_cpu(
-    shape: Annotated[str, typer.Option(help="a shape of workbench.bench.cpu")] = "llama-3.2-3b",
+    shape: Annotated[
+        Literal["llama-3.2-3b", "bitnet-2b4t", "tiny"], typer.Option(help="of the network")
+    ] = "llama-3.2-3b",
     threads: Annotated[int, typer.Option(help="threads of every engine")] = 2,
     peers: Annotated[bool, typer.Option("--peers", help="llama.cpp beside it")] = False,
-    only: Annotated[str | None, typer.Option(help="these weights alone, e.g. int8,Q8_0")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="these weights alone, with commas: int8, TQ1_0, Q4_0, Q8_0, ternary5",
+            show_default="all",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
     """Decode and prefill of the native kernels, with the roofline beside every row."""
@@ -212,13 +300,13 @@ def bench_cpu(
 
 @bench.command("train")
 def bench_train(
-    preset: Annotated[str, typer.Option(help="a shape of workbench.model.presets")] = "tiny-2m",
+    preset: Annotated[str, typer.Option(help=f"a shape: {', '.join(PRESETS)}")] = "tiny-2m",
     batch: Annotated[int, typer.Option(help="sequences a step")] = 16,
     sequence: Annotated[int, typer.Option(help="tokens of a sequence")] = 128,
     pairs: Annotated[int, typer.Option(help="blocks of each arm")] = 8,
     steps: Annotated[int, typer.Option(help="optimizer steps of a block")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
-    out: Annotated[Path | None, typer.Option(help="file that takes the rows as well")] = None,
+    out: OutFile = None,
 ) -> None:
     """Training speed of the ternary arm over the dense one, in one run."""
     from workbench.bench.train import bench_train
@@ -231,8 +319,18 @@ def bench_train(
 @bench.command("gpu")
 def bench_gpu(
     rehearse: Annotated[bool, typer.Option("--rehearse", help="tiny, without a GPU")] = False,
-    only: Annotated[str | None, typer.Option(help="parts, e.g. product,engine")] = None,
-    out: Annotated[Path | None, typer.Option(help="file that takes the rows")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="parts, with commas: product, engine, training, capacity, large, between, "
+            "weights, qat_layer",
+            show_default="all",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="file that takes the rows", show_default="bench-DEVICE-DATE.jsonl"),
+    ] = None,
 ) -> None:
     """The Triton kernels and the engine on them against bf16, as JSON lines."""
     from workbench.bench.gpu import bench_gpu

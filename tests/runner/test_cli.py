@@ -1,11 +1,19 @@
 """What the command line says when it ends early."""
 
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import typer
 
+import workbench
 from workbench import cli
+from workbench.bench import cpu, gpu
+from workbench.model.presets import PRESETS
+from workbench.roadmap import STAGES
 from workbench.runner import pilot_run
+from workbench.study.run import STUDIES
 
 
 @pytest.mark.parametrize("notebooks", ["--notebooks", "--no-notebooks"])
@@ -23,3 +31,87 @@ def test_an_interruption_between_two_stages_is_said(monkeypatch, capsys, tmp_pat
         cli.main()
     assert ended.value.code == 130
     assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+
+
+def commands(group, *names: str) -> Iterator[tuple[str, Any]]:
+    """Full name and command of each, those of sub-commands included."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *names, name)
+        else:
+            yield " ".join((*names, name)), command
+
+
+ROOT = typer.main.get_command(cli.app)
+COMMANDS = dict(commands(ROOT))
+
+
+def said(monkeypatch, capsys, *words: str, **environment: str) -> str:
+    """What ``workbench WORDS`` prints on a wide terminal, before it ends with 0."""
+    for name, value in {"COLUMNS": "240", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["workbench", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_what_is_taken_without_an_option(monkeypatch, capsys, name):
+    command, shown = COMMANDS[name], said(monkeypatch, capsys, *name.split(), "--help")
+    for parameter in command.params:
+        is_flag = getattr(parameter, "is_flag", False) and not parameter.secondary_opts
+        if parameter.required or is_flag or parameter.name == "help":
+            continue
+        label = parameter.opts[0] if parameter.param_type_name == "option" else parameter.metavar
+        (line,) = [row for row in shown.splitlines() if f" {label} " in row]
+        assert "[default: " in line, f"workbench {name} {label} hides its default: {line}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_word_of_a_help_text_is_taken_for_markup(monkeypatch, capsys, name):
+    shown = said(monkeypatch, capsys, *name.split(), "--help")
+    for parameter in COMMANDS[name].params:
+        for word in (getattr(parameter, "help", None) or "").split():
+            assert word in shown, f"workbench {name} {parameter.opts}: {word!r} is swallowed"
+
+
+def test_help_names_the_choices_of_free_words(monkeypatch, capsys):
+    choices = {
+        "run": STAGES,
+        "stage": STAGES,
+        "study": STUDIES,
+        "bench cpu": {**cpu.SHAPES, **cpu.NEEDS_S},
+        "bench train": PRESETS,
+        "bench gpu": gpu.PARTS,
+    }
+    for name, words in choices.items():
+        shown = said(monkeypatch, capsys, *name.split(), "--help")
+        assert not [word for word in words if word not in shown], name
+
+
+def test_version(monkeypatch, capsys):
+    assert said(monkeypatch, capsys, "--version") == f"workbench {workbench.__version__}\n"
+
+
+def test_a_shell_completes_commands_stages_and_runs(monkeypatch, capsys, tmp_path):
+    # Under python -m pytest the name of the command, which the variable has, would be another.
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)
+    assert "COMP_WORDS" in said(monkeypatch, capsys, "--show-completion", "bash")
+    (tmp_path / "quickstart" / "2026-1").mkdir(parents=True)
+    (tmp_path / "quickstart" / "2026-1" / "run.json").touch()
+    for typed, completed in {
+        "workbench rep": "report",
+        "workbench stage hyb": "hybrid_plan",
+        "workbench report qui": "quickstart/2026-1",
+    }.items():
+        shown = said(
+            monkeypatch,
+            capsys,
+            _WORKBENCH_COMPLETE="complete_bash",
+            WORKBENCH_RUNS=str(tmp_path),
+            COMP_WORDS=typed,
+            COMP_CWORD=str(len(typed.split()) - 1),
+        )
+        assert shown.split() == [completed]
