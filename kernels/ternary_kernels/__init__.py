@@ -3,6 +3,7 @@
 - :mod:`ternary_kernels.weights`: packed weights (2-bit, base-3, INT8, half)
 - :mod:`ternary_kernels.ops`: linear layers and fused operations over them
 - :mod:`ternary_kernels.llama`: a whole Llama-type model, one native call a step
+- :mod:`ternary_kernels.core`: what such a model is to a decode engine, and how to write another
 - :func:`backend`: which code computes, and why
 
 The native library is compiled on first use (or by ``python -m ternary_kernels.build``); where

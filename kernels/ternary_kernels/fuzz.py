@@ -161,7 +161,7 @@ def _check_model(case: random.Random) -> bool:
     import numpy as np
     import torch
 
-    from .llama import LINEARS, LlamaConfig, LlamaCore
+    from .llama import LINEARS, LlamaConfig, LlamaNative
 
     kv_heads, group, D = case.randint(1, 3), case.choice((1, 3, 5, 13)), 2 * case.randint(1, 24)
     H, inter, V, context = _size(case), _size(case), _size(case), case.randint(1, 70)
@@ -174,7 +174,7 @@ def _check_model(case: random.Random) -> bool:
             weights[f"layers.{i}.{name}"] = _weight(case, *config.linear_shape(name))
         weights[f"layers.{i}.attn_norm"] = weights[f"layers.{i}.ffn_norm"] = torch.ones(H)
     kv = case.choice(("float32", "float16", "bfloat16"))
-    with LlamaCore(config, weights, 2, context, kv) as core:
+    with LlamaNative(config, weights, 2, context, kv) as core:
         tokens = np.array([case.randrange(V) for _ in range(context)])
         try:
             whole = core.forward(tokens, np.zeros(context), np.arange(context), True)

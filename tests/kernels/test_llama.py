@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import ternary_kernels as tk
 import torch
-from ternary_kernels.llama import LINEARS, LlamaConfig, LlamaCore, LlamaReference, create
+from ternary_kernels.llama import LINEARS, LlamaConfig, LlamaNative, LlamaReference, create
 
 MAKE = {
     "ternary": tk.PackedTernary.from_float,
@@ -91,7 +91,7 @@ def test_native_equals_reference(case, isa, kv_dtype):
     config, weights = random_model(**CASES[case])
     best = tk.backend().isa
     tk.force_isa(isa)
-    with LlamaCore(config, weights, 3, 40, kv_dtype) as core:
+    with LlamaNative(config, weights, 3, 40, kv_dtype) as core:
         expected = LlamaReference(config, weights, 3, 40, kv_dtype)
         # Where sums round differently, a cached or quantised value may fall to its neighbour.
         exact = isinstance(CASES[case]["kinds"], str) and CASES[case]["kinds"] == "bf16"
@@ -106,7 +106,7 @@ def test_native_equals_reference(case, isa, kv_dtype):
 def test_a_long_prompt_in_one_call_equals_token_by_token():
     config, weights = random_model("row")
     tokens = np.random.default_rng(0).integers(0, 101, 600)
-    with LlamaCore(config, weights, 2, 600, "float32") as core:
+    with LlamaNative(config, weights, 2, 600, "float32") as core:
         whole = core.forward(tokens, np.zeros(600), np.arange(600), True)
         single = [core.forward(tokens[j : j + 1], [1], [j], True) for j in range(600)]
     # Chunks, tiles and threads change no product; attention's sums alone round differently.
@@ -136,7 +136,7 @@ def test_reference_equals_transformers():
     tokens = np.random.default_rng(0).integers(0, 101, 30)
     with torch.no_grad():
         expected = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
-    for cls in (LlamaReference, *((LlamaCore,) if tk.available_isas() else ())):
+    for cls in (LlamaReference, *((LlamaNative,) if tk.available_isas() else ())):
         core = cls(config, weights, 1, 30, "float32")
         logits = core.forward(tokens, np.zeros(30), np.arange(30), True)
         assert relative_error(logits, expected) < 1e-5

@@ -233,7 +233,7 @@ class ModelBench:
         from workbench.engine.engine import Engine
         from workbench.engine.request import GenerationRequest
 
-        engine, inside, native = Engine(self.core, backend=""), [0.0], self.core._forward
+        engine, inside, native = Engine(self.core), [0.0], self.core._forward
 
         def timed(*rows: np.ndarray) -> np.ndarray:
             begin = time.perf_counter()

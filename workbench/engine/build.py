@@ -1,6 +1,6 @@
 """From a folder or a model to an engine: our kernels where they fit, transformers elsewhere.
 
-Both devices have a core of the same interface: native code on a CPU, Triton kernels in CUDA
+Each device has a :class:`~ternary_kernels.core.Core`: native code on a CPU, Triton kernels in CUDA
 graphs on a GPU. What their architecture does not know runs through transformers, and says so.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 import torch
-from ternary_kernels import PackedWeight, backend, llama, set_threads
+from ternary_kernels import PackedWeight, llama, set_threads
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
@@ -122,12 +122,7 @@ def _native(
 ) -> Engine:
     set_threads(measurement_threads(setup.threads))
     core = llama.create(shape, weights, setup.slots, setup.context, setup.kv_dtype)
-    computes = backend()
-    notes = []
-    if computes.reason:
-        notes.append(f"the kernels compute in PyTorch, slower by far: {computes.reason}")
-    name = " ".join(filter(None, ("ternary_kernels", computes.name, computes.isa)))
-    return Engine(core, backend=f"{name}, {computes.threads} threads", eos_tokens=eos, notes=notes)
+    return Engine(core, eos_tokens=eos)
 
 
 def _require_gpu() -> None:
@@ -177,8 +172,7 @@ def _on_gpu(
             shape, weights, setup.slots, setup.context, setup.kv_dtype,
             cache_of=other if isinstance(other, LlamaGpu) else None,
         )  # fmt: skip
-    name, _ = torch_gpu()
-    return Engine(core, backend=f"ternary_kernels.gpu on {name}, CUDA graphs", eos_tokens=eos)
+    return Engine(core, eos_tokens=eos)
 
 
 def _build(
@@ -209,14 +203,8 @@ def _has_own_head(model: nn.Module) -> bool:
 
 def _through_transformers(model: nn.Module, setup: Setup, reason: str) -> Engine:
     torch.set_num_threads(measurement_threads(setup.threads))
-    core = TransformersCore(model, setup.slots, setup.context, setup.device)
-    note = f"runs through transformers on {setup.device}, not through the kernels: {reason}"
-    return Engine(
-        core,
-        backend=f"transformers on {setup.device}",
-        eos_tokens=eos_tokens(model.config),
-        notes=[note],
-    )
+    core = TransformersCore(model, setup.slots, setup.context, setup.device, reason)
+    return Engine(core, eos_tokens=eos_tokens(model.config))
 
 
 def _with_context(config: PretrainedConfig, setup: Setup) -> Setup:

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from ternary_kernels.core import Core
 
 from workbench.engine.request import FinishReason, GenerationRequest
 from workbench.engine.sampling import Sampler
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 
     from workbench.engine.build import SetupFields
     from workbench.engine.random_weights import WeightKind
-
-PREFILL_CHUNK = 256
-"""Rows of one prefill step on a CPU: enough to use the matrix kernels fully, few enough to stay in
-the caches."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +44,13 @@ class Engine:
 
     Make one with :meth:`load`, :meth:`from_model` or :meth:`random`.
 
-    core: the model in native code or on a GPU, or one that computes the same through
-    ``transformers``. backend: what computes, for the record. notes: fallbacks taken while it was
-    made, with their reasons.
+    core: computes the model; any class that is a :class:`ternary_kernels.core.Core`.
+    eos_tokens: those that end a text.
     """
 
-    def __init__(
-        self,
-        core: Any,
-        *,
-        backend: str,
-        eos_tokens: frozenset[int] = frozenset(),
-        notes: Sequence[str] = (),
-    ) -> None:
-        self.core, self.backend, self.eos_tokens = core, backend, eos_tokens
-        self._notes = list(notes)
-        self.slots, self.context = core.slots, core.context
-        self.vocab_size = core.config.vocab_size
+    def __init__(self, core: Core, *, eos_tokens: frozenset[int] = frozenset()) -> None:
+        self.core, self.eos_tokens = core, eos_tokens
+        self.slots, self.context, self.vocab_size = core.slots, core.context, core.vocab_size
 
     @classmethod
     def load(cls, folder: Path, **setup: Unpack[SetupFields]) -> Engine:
@@ -104,14 +91,19 @@ class Engine:
         return random_model(config, kind, Setup(**setup))
 
     @property
+    def backend(self) -> str:
+        """What computes, for the record."""
+        return self.core.backend
+
+    @property
     def notes(self) -> list[str]:
         """Fallbacks taken so far, with their reasons."""
-        return [*self._notes, *getattr(self.core, "notes", ())]
+        return self.core.notes
 
     @property
     def prefill_rows(self) -> int:
         """Rows of one prefill step that suit what computes."""
-        return getattr(self.core, "prefill_rows", PREFILL_CHUNK)
+        return self.core.prefill_rows
 
     @property
     def weight_bytes(self) -> int:
@@ -125,8 +117,7 @@ class Engine:
 
     def warm(self) -> None:
         """Pay now for what first uses cost: on a GPU, compiling and capturing every step."""
-        if hasattr(self.core, "warm"):
-            self.core.warm()
+        self.core.warm()
 
     def check_tokens(self, prompt: Sequence[int], output_tokens: int = 0) -> None:
         """Raise ValueError unless the prompt is valid and fits a slot with its output."""
@@ -181,13 +172,7 @@ class Engine:
         Starts from ``tokens``; int32 ``[steps, n]``. On a GPU tokens are chosen on the device
         and no logits are copied.
         """
-        if hasattr(self.core, "decode_greedy"):
-            return self.core.decode_greedy(slots, tokens, steps)
-        chosen = []
-        for _ in range(steps):
-            tokens = self.decode(slots, tokens).argmax(axis=1).astype(np.int32)
-            chosen.append(tokens)
-        return np.stack(chosen)
+        return self.core.decode_greedy(slots, tokens, steps)
 
     def release(self, slot: int) -> None:
         """Forget the slot's conversation."""

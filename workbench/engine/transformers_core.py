@@ -1,8 +1,7 @@
 """The engine's core for models that the kernels do not know: ``transformers`` itself.
 
-The interface is that of :class:`ternary_kernels.llama.LlamaModel`. Each slot has a cache of
-its own and its rows run as one call of the model, so that sequences do not share a step: right
-for every architecture, and slower in batches than the native core.
+Each slot has a cache of its own and its rows run as one call of the model, so that sequences do
+not share a step: right for every architecture, and slower in batches than the native core.
 """
 
 from __future__ import annotations
@@ -11,17 +10,36 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from ternary_kernels.core import Core
 from transformers import DynamicCache, PreTrainedModel
 
 
-class TransformersCore:
-    """Runs ``model`` on ``device``. slots, context: as in the native core."""
+class TransformersCore(Core):
+    """Runs ``model`` on ``device``. reason: why the kernels do not, for :attr:`notes`."""
 
-    def __init__(self, model: PreTrainedModel, slots: int, context: int, device: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, slots: int, context: int, device: str, reason: str = ""
+    ) -> None:
         self.model = model.to(device).eval()
         self.config, self.slots, self.context, self.device = model.config, slots, context, device
         self.filled = np.zeros(slots, dtype=np.int64)
         self._caches: list[DynamicCache | None] = [None] * slots
+        self._reason = reason
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def backend(self) -> str:
+        return f"transformers on {self.device}"
+
+    @property
+    def notes(self) -> list[str]:
+        if not self._reason:
+            return []
+        where = f"runs through transformers on {self.device}, not through the kernels"
+        return [f"{where}: {self._reason}"]
 
     @torch.inference_mode()
     def forward(
@@ -31,7 +49,7 @@ class TransformersCore:
         positions: Sequence[int],
         want_logits: Sequence[bool] | bool,
     ) -> np.ndarray:
-        """Float32 logits ``[rows wanted, V]``; rows continue their slot, in order."""
+        """See :meth:`ternary_kernels.core.Core.forward`."""
         slots_n, tokens_n = np.asarray(slots), np.asarray(tokens)
         want_n = np.broadcast_to(np.asarray(want_logits, dtype=bool), slots_n.shape)
         self._check(slots_n, np.asarray(positions))

@@ -36,7 +36,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..llama import LINEARS, LlamaConfig, LlamaModel, _not_finite
+from ..llama import KV_DTYPES, LINEARS, LlamaConfig, LlamaModel
+from ..llama.model import not_finite
 from ..weights import PackedTernary, PackedWeight
 from .attention import Rows, attend, padded, rope_append, tile_rows
 from .graphs import Graphs, decode_bucket, prefill_bucket
@@ -46,7 +47,6 @@ from .matrices import HalfMatrix, place, random_matrix, stack, stackable
 from .norm import add_half_rows, half_rows
 from .quantize import add_quantize, quantize, quantize_gated
 
-KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MOST_ROWS = 2048
 """Rows of one prefill step; a longer call is cut into several."""
 WARMED_ROWS = (1, 16, 32, 64, 128, 512)
@@ -164,6 +164,12 @@ class LlamaGpu(LlamaModel):
         with torch.inference_mode():
             self._place()
             self._make_buffers()
+
+    @property
+    def backend(self) -> str:
+        on_gpu = self.device.type == "cuda"
+        name = torch.cuda.get_device_name(self.device) if on_gpu else "the CPU, interpreted"
+        return f"ternary_kernels.gpu on {name}" + (", CUDA graphs" if self.graphs.enabled else "")
 
     @property
     def notes(self) -> list[str]:
@@ -336,7 +342,7 @@ class LlamaGpu(LlamaModel):
         # A value that is not finite spoils its whole row: the quantiser makes it NaN, a matrix
         # product in half precision spreads it. So one column tells.
         if not np.isfinite(logits[:, :1]).all():
-            raise ValueError(_not_finite("head"))
+            raise ValueError(not_finite("head"))
         return logits
 
     def _make_cache(self, other: LlamaGpu | None) -> tuple[Tensor, Tensor]:
