@@ -121,9 +121,10 @@ def run(
 
 @app.command()
 def show(pilot: PilotFile, overrides: Overrides = None) -> None:
-    """Print every resolved value and where it came from."""
+    """Print every resolved value and where it came from; refuse what `run` would refuse."""
     from workbench.pilot.resolve import resolve
     from workbench.pilot.yaml_file import dump_scalar
+    from workbench.runner.checks import check_pilot
 
     resolved = resolve(pilot, overrides or ())
     leaves = [(name, dump_scalar(value), source) for name, value, source in resolved.leaves()]
@@ -131,6 +132,8 @@ def show(pilot: PilotFile, overrides: Overrides = None) -> None:
     value_width = min(40, max(len(value) for _, value, _ in leaves))
     for name, value, source in leaves:
         print(f"{name:{name_width}}  {value:{value_width}}  {source}")
+    sys.stdout.flush()  # a problem, said on standard error, comes after the values
+    check_pilot(resolved)
 
 
 @app.command()

@@ -13,7 +13,6 @@ from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.report.gates import GateResult, evaluate, gates_frame
 from workbench.report.verdict import decide
-from workbench.stages import report as stage
 from workbench.wording.labels import label_text, labels_of
 from workbench.wording.text import Texts
 
@@ -142,16 +141,3 @@ def test_labels_survive_the_table() -> None:
     frame = gates_frame(evaluate([Gate(metric="speedup", at_least=1.5)], records()))
     assert frame.loc[0, "labels"] == "arm=ternary"
     assert list(gates_frame([]).columns) == list(frame.columns)
-
-
-def test_a_gate_about_an_unknown_figure_is_found_before_the_run() -> None:
-    pilot = Pilot.model_validate(
-        {
-            "name": "trial",
-            "question": "?",
-            "report": {"gates": [{"metric": "memory_ration", "at_least": 2.0}]},
-        }
-    )
-    (problem,) = stage.check(pilot)
-    assert "report.gates[0].metric" in problem and "did you mean memory_ratio?" in problem
-    assert stage.check(PILOT) == []

@@ -96,7 +96,7 @@ def test_a_gate_on_the_fleet_is_judged_and_one_on_the_gates_refused(tmp_path) ->
     assert report.check(pilot) == []
     gates = [{"metric": "gates_failed", "at_most": 0}]
     (problem,) = report.check(Pilot(name="fleet", question="?", report={"gates": gates}))
-    assert "report.gates[0].metric: got 'gates_failed'" in problem
+    assert "report.gates.0.metric: got 'gates_failed'" in problem
 
 
 def test_the_stage_and_the_page_need_no_plotly_and_no_jupyter() -> None:

@@ -18,7 +18,9 @@ import pytest
 
 from workbench import cli
 from workbench.records.run import Run, open_folder
+from workbench.report.gate_check import fits
 from workbench.roadmap import STAGES
+from workbench.wording.vocabulary import FIGURES
 
 ROOT = Path(__file__).parents[2]
 PILOT = ROOT / "pilots" / "smoke.yaml"
@@ -168,6 +170,14 @@ def test_killed_at_three_moments_it_ends_with_the_same_numbers(undisturbed, dist
         assert ours.equals(theirs), f"{table} differs"
     plans = [run.record("hybrid_plan").table("plan") for run in (killed, whole)]
     assert plans[0].equals(plans[1])
+
+
+def test_every_figure_stands_in_the_list_with_its_labels(undisturbed) -> None:
+    run = only_run(undisturbed)
+    pilot = run.resolved().pilot
+    for stage, record in run.records().items():
+        for m in record.metrics:
+            assert m.name in FIGURES and fits(m.labels, m.name, pilot), (stage, m.name, m.labels)
 
 
 def test_run_again_it_loads_everything_in_seconds(undisturbed) -> None:

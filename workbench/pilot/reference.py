@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from workbench.pilot.problems import section_at
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import dump_scalar
+from workbench.wording.vocabulary import FIGURES
 
 HEAD = """# Fields of a pilot file
 
@@ -23,10 +24,29 @@ Written by `python -m workbench.pilot.reference`; what each section is for stand
 [pilots.md](pilots.md). Unknown keys and wrong types are errors.
 """
 
+FIGURES_HEAD = """
+## Figures of a run
+
+What a gate may name (`gates_failed`, which the gates make, excepted): a metric, and as many of the
+labels of one of its rows as it needs. A gate holds for every figure that its labels fit.
+
+| metric | labels | better |
+|---|---|---|
+"""
+
 
 def reference() -> str:
     """Markdown: one table a section, each field with its type, default and meaning."""
-    return HEAD + "".join(_section("", Pilot, {}))
+    return HEAD + "".join(_section("", Pilot, {})) + "".join(_figures())
+
+
+def _figures() -> Iterator[str]:
+    """What ``report.gates[].metric`` and ``labels`` may be: a row for each set of labels."""
+    yield FIGURES_HEAD
+    for name, figure in FIGURES.items():
+        for own in figure.labels:
+            labels = "; ".join(f"`{label}`: {values.text}" for label, values in own.items())
+            yield f"| `{name}` | {labels} | {figure.better} |\n"
 
 
 def _section(title: str, section: type[BaseModel], defaults: dict[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ problems are reported at once, and every value remembers where it came from.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,14 @@ class ResolvedPilot:
     @property
     def digest(self) -> str:
         return digest_json(self.values)
+
+    def where(self, problem: str) -> str:
+        """File and line (or ``--set``) of the field that a sentence begins with; the pilot file
+        where it begins with none, or with one that nobody gave."""
+        name = re.match(r"\w+(\.\w+)*", problem)
+        parts = name[0].split(".") if name else []
+        keys = tuple(int(part) if part.isdigit() else part for part in parts)
+        return _nearest(self.sources, keys) or shown(self.path)
 
     def leaves(self) -> Iterator[tuple[str, Any, str]]:
         """(dotted name, value, source) of every field, in the order of the sections."""
@@ -110,17 +119,24 @@ class _Merge:
         self.problems: list[str] = []
 
     def problem(self, keys: Keys, text: str) -> None:
-        near = (keys[:n] for n in range(len(keys), 0, -1))
-        where = next((self.sources[k] for k in near if k in self.sources), None)
+        where = _nearest(self.sources, keys)
         self.problems.append(f"{where}: {text}" if where else text)
 
     def file(self, file: YamlFile) -> None:
+        given = dict(_leaves(file.values, ()))
         for keys, line in file.lines.items():
+            if keys in given:
+                self._forget_below(keys)
             if keys[0] != "extends":
                 self.sources[keys] = f"{shown(file.path)}:{line}"
                 self.folders[keys] = file.path.parent
         values = {k: v for k, v in file.values.items() if k != "extends"}
         self.values = _merged(self.values, values)
+
+    def _forget_below(self, keys: Keys) -> None:
+        """A list or a scalar replaces all that stood there, so nothing in it has that place."""
+        for old in [k for k in self.sources if len(k) > len(keys) and k[: len(keys)] == keys]:
+            del self.sources[old]
 
     def override(self, text: str) -> None:
         name, equals, value_text = text.partition("=")
@@ -145,6 +161,7 @@ class _Merge:
             nested = {key: nested}
         self.values = _merged(self.values, nested)
         for leaf, _ in _leaves(value, keys):
+            self._forget_below(leaf)
             self.sources[leaf] = f"--set {text}"
             self.folders[leaf] = Path.cwd()
 
@@ -179,6 +196,12 @@ class _Merge:
             if isinstance(value, float) and not math.isfinite(value) and _is_free_map(keys):
                 name = ".".join(map(str, keys))
                 self.problem(keys, f"{name}: got {value}: input should be a finite number")
+
+
+def _nearest(sources: dict[Keys, str], keys: Keys) -> str | None:
+    """Where a value was given, or what it lies in."""
+    near = (keys[:n] for n in range(len(keys), 0, -1))
+    return next((sources[k] for k in near if k in sources), None)
 
 
 def path_fields(model: type[BaseModel], keys: Keys = ()) -> Iterator[tuple[Keys, InputPath]]:

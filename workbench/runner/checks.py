@@ -2,7 +2,7 @@
 
 The fields were checked one by one when the pilot was resolved. A stage module may also have
 ``check(pilot) -> list[str]``: sentences about what its inputs or a combination of fields
-make impossible.
+make impossible. One that begins with a field's name is shown with the line of that field.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from workbench.errors import ConfigError
-from workbench.paths import shown
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.roadmap import STAGES
 from workbench.stages.find import stage_check
@@ -31,6 +30,6 @@ def check_pilot(resolved: ResolvedPilot, stages: Iterable[str] = STAGES) -> None
             problems.append(str(error))
     if problems:
         raise ConfigError(
-            "\n".join(f"{shown(resolved.path)}: {problem}" for problem in problems),
+            "\n".join(f"{resolved.where(problem)}: {problem}" for problem in problems),
             next_step="correct the above; nothing was started",
         )

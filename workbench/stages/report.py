@@ -7,29 +7,21 @@ into exit code 4 after everything is written.
 
 from __future__ import annotations
 
-from workbench.pilot.problems import did_you_mean
 from workbench.pilot.spec import Pilot
 from workbench.records.metric import Metric
 from workbench.report.claims import claim_rows, claims_frame
 from workbench.report.cost import cost_frame, cost_rows
 from workbench.report.fleet import fleet_metrics
+from workbench.report.gate_check import COUNTED, gate_problems
 from workbench.report.gates import evaluate, gates_frame
 from workbench.report.verdict import decide
 from workbench.stages.context import StageContext
 from workbench.wording.text import Texts
-from workbench.wording.vocabulary import FIGURES
-
-COUNTED = "gates_failed"
 
 
 def check(pilot: Pilot) -> list[str]:
     """Gates about figures that no stage records, or that the gates themselves make."""
-    known = [name for name in FIGURES if name != COUNTED]
-    return [
-        f"report.gates[{place}].metric: got {gate.metric!r}{did_you_mean(gate.metric, known)}"
-        for place, gate in enumerate(pilot.report.gates)
-        if gate.metric not in known
-    ]
+    return gate_problems(pilot)
 
 
 def run(context: StageContext) -> None:

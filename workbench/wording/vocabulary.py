@@ -1,13 +1,18 @@
-"""The figures a run may hold: the theme each belongs to, and which way is better.
+"""The figures a run may hold: the theme each belongs to, which way is better, and its labels.
 
-The names are the contract of ``docs/design.md``; a test holds the two together. A gate may
-only name one of these, so that a slip of the pen is found before the run and not after it.
+This is the one list of them. The names are the contract of ``docs/design.md``, a test holds the
+two together; the labels stand in ``docs/fields.md``, which is written from here. A gate may only
+name what is in the list, so that a slip of the pen is found before the run and not after it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from workbench.pilot.spec import Pilot
 
 Theme = Literal[
     "machine", "load", "training", "quality", "latency", "throughput", "memory", "energy",
@@ -17,66 +22,133 @@ Better = Literal["higher", "lower", "neither"]
 
 
 @dataclass(frozen=True)
+class Values:
+    """What a label may say. text: in words. of: the values in a run of this pilot; None where
+    only the machine decides, and ``open_to`` says what any of them looks like."""
+
+    text: str
+    of: Callable[[Pilot], Sequence[str]] | None
+    open_to: str = ""
+
+
+LabelSet = Mapping[str, Values]
+
+
+def words(*allowed: str) -> Values:
+    """The same values in every run."""
+    return Values(", ".join(f"`{word}`" for word in allowed), lambda _: allowed)
+
+
+@dataclass(frozen=True)
 class Figure:
+    """labels: the sets of labels it comes with, one for each source of it."""
+
     theme: Theme
     better: Better = "neither"
+    labels: tuple[LabelSet, ...] = ({},)
 
+
+def _interactive(pilot: Pilot) -> list[str]:
+    return [f"interactive_{tokens}" for tokens in pilot.measure_ab.interactive_output_tokens]
+
+
+def _batched(pilot: Pilot) -> list[str]:
+    return [f"batch_{size}" for size in pilot.measure_ab.batch_sizes]
+
+
+_INTERACTIVE = "`interactive_N`, N of `measure_ab.interactive_output_tokens`"
+_MEASURED_CLASSES = Values(
+    f"{_INTERACTIVE}; `batch_N`, N of `measure_ab.batch_sizes`",
+    lambda pilot: [*_interactive(pilot), *_batched(pilot)],
+)
+_THREADS = {"threads": Values("a number", None, r"[1-9][0-9]*")}
+_SHAPE = Values("a model preset", None, r".+")
+_LOAD_CLASS = {"class": words("interactive", "batch")}
+_LOAD_QUANTILE = {"quantile": words("p50", "p90", "p95", "p99")}
+_BOTH_ARMS = {"arm": words("full_precision", "ternary")}
+_PROBED = {
+    "arm": words("full_precision", "int8", "ternary"), "source": words("probe"), "shape": _SHAPE,
+}  # fmt: skip
+_PROBED_GAIN = {**_PROBED, "arm": words("ternary")}
+_TRAINED = {
+    "arm": Values("one of `measure_ab.arms`", lambda pilot: pilot.measure_ab.arms),
+    "source": words("trained"),
+}
+_TRAINED_GAIN = {
+    "arm": Values(
+        "one of `measure_ab.arms` but `full_precision`",
+        lambda pilot: [arm for arm in pilot.measure_ab.arms if arm != "full_precision"],
+    ),
+    "source": words("trained"),
+}
+_ALONE = {"class": Values(_INTERACTIVE, _interactive)}
+_BATCH = {
+    "batch": Values(
+        "one of `measure_ab.batch_sizes`",
+        lambda pilot: [str(size) for size in pilot.measure_ab.batch_sizes],
+    )
+}
+_REPLAYED = {"phase": words("before", "switch", "after"), "quantile": words("p50", "p90", "p99")}
 
 FIGURES: dict[str, Figure] = {
-    "read_bandwidth_gbps": Figure("machine", "higher"),
-    "int8_peak_gmacs": Figure("machine", "higher"),
+    "read_bandwidth_gbps": Figure("machine", "higher", (_THREADS,)),
+    "int8_peak_gmacs": Figure("machine", "higher", (_THREADS,)),
     "memory_available_gb": Figure("machine", "higher"),
     "gpu_read_bandwidth_gbps": Figure("machine", "higher"),
     "gpu_memory_available_gb": Figure("machine", "higher"),
     "requests": Figure("load"),
     "request_rate_per_s": Figure("load"),
     "gap_cv": Figure("load"),
-    "prompt_tokens": Figure("load"),
-    "output_tokens": Figure("load"),
-    "class_share": Figure("load"),
-    "final_bits_per_byte": Figure("training", "lower"),
+    "prompt_tokens": Figure("load", labels=(_LOAD_QUANTILE,)),
+    "output_tokens": Figure("load", labels=(_LOAD_QUANTILE,)),
+    "class_share": Figure("load", labels=(_LOAD_CLASS,)),
+    "final_bits_per_byte": Figure(
+        "training", "lower", ({"arm": words("full_precision", "ternary", "post_training")},)
+    ),
     "training_tokens": Figure("training"),
-    "training_tokens_per_s": Figure("training", "higher"),
-    "training_time_s": Figure("training", "lower"),
-    "teacher_tokens": Figure("training"),
-    "teacher_time_s": Figure("training", "lower"),
-    "int8_gradient_error": Figure("training", "lower"),
-    "training_energy_j": Figure("training", "lower"),
+    "training_tokens_per_s": Figure("training", "higher", (_BOTH_ARMS,)),
+    "training_time_s": Figure("training", "lower", (_BOTH_ARMS,)),
+    "teacher_tokens": Figure("training", labels=(_BOTH_ARMS,)),
+    "teacher_time_s": Figure("training", "lower", (_BOTH_ARMS,)),
+    "int8_gradient_error": Figure("training", "lower", ({"moment": words("before", "after")},)),
+    "training_energy_j": Figure("training", "lower", (_BOTH_ARMS,)),
     "share_zero": Figure("training"),
-    "bits_per_byte": Figure("quality", "lower"),
-    "quality_gap_bits_per_byte": Figure("quality", "lower"),
-    "ttft_ms": Figure("latency", "lower"),
-    "tpot_ms": Figure("latency", "lower"),
-    "latency_ms": Figure("latency", "lower"),
-    "e2e_ms": Figure("latency", "lower"),
-    "speedup": Figure("latency", "higher"),
-    "smallest_visible_effect": Figure("latency", "lower"),
-    "decode_speedup": Figure("latency", "higher"),
-    "prefill_speedup": Figure("latency", "higher"),
-    "decode_speedup_over_int8": Figure("latency", "higher"),
-    "prefill_speedup_over_int8": Figure("latency", "higher"),
-    "decode_tokens_per_s": Figure("throughput", "higher"),
-    "prefill_tokens_per_s": Figure("throughput", "higher"),
-    "throughput_ratio": Figure("throughput", "higher"),
-    "accelerators_needed_fluid": Figure("throughput", "lower"),
-    "accelerators_needed": Figure("throughput", "lower"),
-    "model_memory_mb": Figure("memory", "lower"),
-    "memory_ratio": Figure("memory", "higher"),
-    "memory_ratio_over_int8": Figure("memory", "higher"),
+    "bits_per_byte": Figure("quality", "lower", (_TRAINED,)),
+    "quality_gap_bits_per_byte": Figure("quality", "lower", (_TRAINED_GAIN,)),
+    "ttft_ms": Figure("latency", "lower", (_TRAINED | _ALONE, _REPLAYED)),
+    "tpot_ms": Figure("latency", "lower", (_TRAINED | _ALONE,)),
+    "latency_ms": Figure("latency", "lower", (_TRAINED | _ALONE,)),
+    "e2e_ms": Figure("latency", "lower", (_REPLAYED,)),
+    "speedup": Figure("latency", "higher", (_TRAINED_GAIN | _ALONE,)),
+    "smallest_visible_effect": Figure(
+        "latency", "lower", ({"class": _MEASURED_CLASSES, "source": words("trained")},)
+    ),
+    "decode_speedup": Figure("latency", "higher", (_PROBED_GAIN,)),
+    "prefill_speedup": Figure("latency", "higher", (_PROBED_GAIN,)),
+    "decode_speedup_over_int8": Figure("latency", "higher", (_PROBED_GAIN,)),
+    "prefill_speedup_over_int8": Figure("latency", "higher", (_PROBED_GAIN,)),
+    "decode_tokens_per_s": Figure("throughput", "higher", (_TRAINED | _BATCH, _PROBED)),
+    "prefill_tokens_per_s": Figure("throughput", "higher", (_PROBED,)),
+    "throughput_ratio": Figure("throughput", "higher", (_TRAINED_GAIN | _BATCH,)),
+    "accelerators_needed_fluid": Figure("throughput", "lower", (_TRAINED_GAIN | _BATCH,)),
+    "accelerators_needed": Figure("throughput", "lower", (_TRAINED_GAIN | _BATCH,)),
+    "model_memory_mb": Figure("memory", "lower", (_TRAINED, _PROBED)),
+    "memory_ratio": Figure("memory", "higher", (_TRAINED_GAIN, _PROBED_GAIN)),
+    "memory_ratio_over_int8": Figure("memory", "higher", (_PROBED_GAIN,)),
     "gpu_memory_both_arms_mb": Figure("memory", "lower"),
     "memory_both_arms_mb": Figure("memory", "lower"),
-    "energy_j_per_token": Figure("energy", "lower"),
-    "energy_j_per_request": Figure("energy", "lower"),
+    "energy_j_per_token": Figure("energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES},)),
+    "energy_j_per_request": Figure("energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES},)),
     "hybrid_quality_loss_bits_per_byte": Figure("hybrid", "lower"),
     "hybrid_size_ratio": Figure("hybrid", "lower"),
-    "layers": Figure("hybrid"),
+    "layers": Figure("hybrid", labels=({"precision": words("ternary", "int8", "high_precision")},)),
     "lost_requests": Figure("rollback", "lower"),
     "truncated_requests": Figure("rollback", "lower"),
     "rollback_first_token_s": Figure("rollback", "lower"),
-    "capacity_per_s": Figure("rollback", "higher"),
+    "capacity_per_s": Figure("rollback", "higher", ({"arm": words("full_precision", "hybrid")},)),
     "replay_speedup": Figure("rollback"),
     "goodput_per_s": Figure("rollback", "higher"),
-    "slo_met_share": Figure("rollback", "higher"),
+    "slo_met_share": Figure("rollback", "higher", (_LOAD_CLASS,)),
     "gates_failed": Figure("report", "lower"),
 }
 

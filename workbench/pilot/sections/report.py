@@ -14,8 +14,10 @@ class Gate(Section):
     interval lies beyond it, and is inconclusive otherwise, also where there is no interval;
     exact figures, such as bytes that were counted, decide by their value."""
 
-    metric: str = Field(description="name of a metric of this run")
-    labels: dict[str, str] = Field({}, description="which of the figures with that name")
+    metric: str = Field(description="name of a figure of this run; all are listed below")
+    labels: dict[str, str] = Field(
+        {}, description="which of the figures with that name; all that the labels fit must hold"
+    )
     at_most: float | None = Field(None, description="passes up to here, in the metric's unit")
     at_least: float | None = Field(None, description="passes from here on")
     on_fail: Literal["stop", "warn"] = Field(
