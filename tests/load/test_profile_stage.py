@@ -40,11 +40,13 @@ def test_a_trace_is_recorded_as_measured_with_its_tables_and_slos(tmp_path):
     record = finished(tmp_path, trace=str(trace), interactive_max_output_tokens=5000)
     rate = record.metric("request_rate_per_s")
     assert (rate.kind, rate.value) == ("measured", pytest.approx(2.0))
-    assert rate.lo == pytest.approx(2.0)
+    assert rate.lo == pytest.approx(2.0, rel=0.01)
     assert record.metric("gap_cv").value == pytest.approx(0.0, abs=1e-6)
     assert record.metric("requests").value == 2001
     median = record.metric("prompt_tokens", quantile="p50")
-    assert median.lo < median.value == 1001 < median.hi
+    assert median.value == 1001
+    assert median.lo is None, "lengths that rise all the time are worth no independent ones"
+    assert "2001 requests depend on one another" in median.reason
     assert record.metric("class_share", **{"class": "batch"}).value == pytest.approx(1002 / 2001)
     assert record.table("windows")["requests"].sum() == 2001
     assert record.facts["slo"]["interactive"]["ttft_ms"] == 500.0

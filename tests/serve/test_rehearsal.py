@@ -59,7 +59,8 @@ def test_a_quantile_that_nobody_reached_is_missing_with_its_reason() -> None:
     }
     assert len(figures) == 2 * 3 * 3
     middle = figures["ttft_ms", "before", "p50"]
-    assert middle.value == pytest.approx(25.5) and middle.lo < 25.5 < middle.hi
+    assert middle.value == pytest.approx(25.5)
+    assert middle.lo is None and "depend on one another" in middle.reason, "each waited longer"
     tail = figures["ttft_ms", "before", "p99"]
     assert (
         tail.value is None and tail.reason == "50 requests in this phase; p99 needs 100 for a value"

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.measure.statistics import Estimate, quantile
+from workbench.measure.dependence import quantile_over_time
+from workbench.measure.statistics import Estimate
 from workbench.serve.replay import Outcome
 from workbench.wording.labels import PHASES
 
@@ -80,6 +81,8 @@ def phase_latencies(
 ) -> Iterator[tuple[str, Estimate, dict[str, str]]]:
     """(metric, estimate, labels) of every phase and quantile, over requests answered in full.
 
+    requests: in the order of their intended starts, because they share a queue.
+
     A quantile is missing where fewer requests were seen than would put one beyond it: the 99th
     percentile of twenty requests is just the slowest of them.
     """
@@ -98,7 +101,7 @@ def _quantile(values: np.ndarray, q: float) -> Estimate:
     if n < fewest:
         why = f"{n} requests in this phase; p{100 * q:g} needs {fewest} for a value"
         return Estimate(None, None, None, n, "", reason=why)
-    return quantile(values, q)
+    return quantile_over_time(values, q)
 
 
 def slo_met(requests: pd.DataFrame, slos: Mapping[str, Mapping[str, Any]]) -> pd.Series:

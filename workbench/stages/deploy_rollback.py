@@ -20,7 +20,8 @@ from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.errors import StageError
 from workbench.load.profile import LengthLimits, LoadProfile, PlannedRequest, replay_schedule
 from workbench.machine.gpu import torch_gpu
-from workbench.measure.statistics import Estimate, count, share
+from workbench.measure.dependence import rate_over_time, share_over_time
+from workbench.measure.statistics import Estimate, count
 from workbench.serve.process import ServerProcess, server_process
 from workbench.serve.rehearsal import Handover, phase_latencies, requests_table, slo_met
 from workbench.serve.replay import LoadClient, Outcome, load_client
@@ -34,6 +35,8 @@ TEXT_CHARACTERS = 2_000_000
 """Held-out text that prompts are cut from."""
 CAPACITY_SHARE, CAPACITY_LEAST_S, CAPACITY_MOST_S = 0.05, 0.5, 10.0
 """Time for each arm's measurement of capacity, as a share of the replay, and its limits."""
+SHORTEST_WINDOW_S, MOST_WINDOWS = 0.1, 400
+"""Windows in which requests that met their targets are counted, for the interval of goodput."""
 ORDER_LEAD_S = 0.02
 """Ahead of the request that it is meant for; two connections of one client keep no order."""
 
@@ -336,14 +339,15 @@ def _record_goodput(context: StageContext, requests: pd.DataFrame) -> None:
     lasted_s = max(section.duration_s, float(requests["end_s"].max()))
     judged = met.notna()
     if judged.any():
-        record.measured(
-            "goodput_per_s",
-            sum(value is True for value in met) / lasted_s,
-            "requests/s",
-            f"requests that met every target of their class, over {lasted_s:.1f} s; "
-            "lost and truncated ones are misses",
-            n=int(judged.sum()),
+        good = met.map(lambda value: value is True).to_numpy(bool)
+        windows = max(1, min(MOST_WINDOWS, int(lasted_s / SHORTEST_WINDOW_S)))
+        counts, _ = np.histogram(requests["intended_s"][good], windows, (0.0, lasted_s))
+        how = (
+            f"requests that met every target of their class, over {lasted_s:.1f} s; lost and "
+            "truncated ones are misses"
         )
+        goodput = rate_over_time(counts, lasted_s / windows)
+        record.add(goodput.metric("goodput_per_s", "requests/s", how))
     else:
         record.missing("goodput_per_s", "requests/s", "no class of the profile has a target")
     for class_ in sorted(set(requests["class"]) | set(slos)):
@@ -354,5 +358,7 @@ def _record_goodput(context: StageContext, requests: pd.DataFrame) -> None:
             why = "the class has no target" if came else "no request of this class in the replay"
             record.missing("slo_met_share", "", why, **{"class": class_})
         else:
-            estimate = share(int(own.sum()), len(own))
+            of = requests.loc[own.index]
+            waited_s = (of["end_s"] - of["intended_s"]).fillna(lasted_s)
+            estimate = share_over_time(own.to_numpy(bool), waited_s)
             record.add(estimate.metric("slo_met_share", "", f"targets: {how}", **{"class": class_}))

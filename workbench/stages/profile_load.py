@@ -13,14 +13,15 @@ from workbench.load.arrivals import declared_trace
 from workbench.load.formats import read_trace
 from workbench.load.profile import LoadProfile
 from workbench.load.trace import CLASSES, Trace
-from workbench.measure.statistics import Estimate, mean, quantile, share
+from workbench.measure.dependence import quantile_over_time, rate_over_time, share_over_time
+from workbench.measure.statistics import Estimate
 from workbench.pilot.sections.profile_load import ProfileLoad
 from workbench.pilot.spec import Pilot
 from workbench.stages.context import StageContext
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
-FEWEST_WINDOWS = 10
-"""Fewer whole windows than this say too little about how the rate varies."""
+RATE_WINDOWS = 400
+"""Windows of the interval of the rate; those of the curve are the pilot's ``window_s``."""
 
 
 def check(pilot: Pilot) -> list[str]:
@@ -78,7 +79,7 @@ def _figures(
             "request_rate_per_s",
             "requests/s",
             f"{source}: requests after the first over the time they took",
-            _rate(profile, section.window_s),
+            _rate(profile),
             {},
         ),
         (
@@ -92,7 +93,13 @@ def _figures(
         ),
     ]
     figures += [
-        (column, "tokens", source, quantile(requests[column], q), {"quantile": f"p{100 * q:g}"})
+        (
+            column,
+            "tokens",
+            source,
+            quantile_over_time(requests[column], q),
+            {"quantile": f"p{100 * q:g}"},
+        )
         for column in ("prompt_tokens", "output_tokens")
         for q in QUANTILES
     ]
@@ -102,7 +109,7 @@ def _figures(
             "",
             f"{source}: class of the trace, else batch above "
             f"{section.interactive_max_output_tokens} output tokens",
-            share(int((requests["class"] == name).sum()), n),
+            share_over_time(requests["class"] == name, requests["output_tokens"]),
             {"class": name},
         )
         for name in CLASSES
@@ -110,13 +117,10 @@ def _figures(
     return figures
 
 
-def _rate(profile: LoadProfile, window_s: float) -> Estimate:
-    """The mean rate, its interval from the whole windows as repeated observations of it."""
-    rate = Estimate(profile.rate_per_s, None, None, len(profile.requests) - 1, "")
+def _rate(profile: LoadProfile) -> Estimate:
+    """The mean rate; its interval from short windows, whose autocorrelation shows its bursts."""
+    window_s = profile.span_s / RATE_WINDOWS
     windows = profile.rate_windows(window_s)
-    whole = windows[windows["start_s"] + window_s <= profile.span_s]
-    rates = whole.groupby("start_s")["rate_per_s"].sum()
-    if len(rates) < FEWEST_WINDOWS:
-        return replace(rate, reason=f"no interval: fewer than {FEWEST_WINDOWS} whole windows")
-    spread = mean(rates, "windows")
-    return replace(rate, lo=spread.lo, hi=spread.hi, n=spread.n, method=spread.method)
+    whole = windows[windows["start_s"] + window_s <= profile.span_s * (1 + 1e-9)]
+    counts = whole.groupby("start_s")["requests"].sum()  # in time order
+    return replace(rate_over_time(counts, window_s), value=profile.rate_per_s)
