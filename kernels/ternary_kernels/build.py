@@ -28,9 +28,11 @@ COMMON = ("dispatch", "team", "ops", "llama", "layout")
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
+_AMX = ("-mamx-tile", "-mamx-int8", "-mamx-bf16")
 # Instruction set -> (its simd_*.h, flags). "plain" is there on every architecture.
 _ISAS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "x86_64": {
+        "amx": ("TK_SIMD_AVX512", (*_AVX512, *_AMX, "-DTK_TILES_AMX")),
         "avx512vnni": ("TK_SIMD_AVX512", _AVX512),
         "avxvnni": ("TK_SIMD_AVX2", (*_AVX2, "-mavxvnni")),
         "avx2": ("TK_SIMD_AVX2", _AVX2),
@@ -90,6 +92,8 @@ def units(sanitize: bool = False) -> list[Unit]:
         common, fast, small = (*common, *_SANITIZE), ("-O1",), ("-O1",)
     found = [Unit(f"{name}.cpp", (*common, *small)) for name in COMMON]
     found.append(Unit("isa.cpp", (*common, *small, *_isa_defines("plain", None))))
+    model = (*_isa_defines("tile_model", None), "-DTK_TILES_MODEL")
+    found.append(Unit("isa.cpp", (*common, *fast, *model)))
     for isa, (simd, flags) in _ISAS.get(machine, {}).items():
         found.append(Unit("isa.cpp", (*common, *fast, *flags, *_isa_defines(isa, simd))))
     return found

@@ -65,8 +65,16 @@ class Core(Protocol):
     @property
     def backend(self) -> str:
         """What computes, in a few words for the record: kernels, instruction set or device,
-        threads. Equal for two cores exactly when their speeds may be compared as one backend's."""
+        threads. Equal for two cores exactly when their speeds may be compared as one backend's,
+        but for the units that multiply (:attr:`units`), which are named for each precision."""
         ...
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What multiplies long prompts and large batches with the layers, each once, sorted:
+        names of tile units ('amx_int8') and 'vectors'. Two arms on unlike kinds are no fair
+        comparison of their weights. Empty where that is not the core's to know."""
+        return ()
 
     @property
     def notes(self) -> list[str]:

@@ -30,12 +30,27 @@ class Backend:
 
     ``name`` 'native' or 'torch'; ``isa`` the instruction set ('' for torch); ``reason`` why the
     native library is not used ('' if it is); ``threads`` of the native team or of torch.
+    ``tile_rows``: a tile unit multiplies batches of so many rows or more (0: there is none);
+    ``no_tiles``: why the processor's is not used although it has one ('' where it is).
     """
 
     name: str
     isa: str
     reason: str
     threads: int
+    tile_rows: int = 0
+    no_tiles: str = ""
+
+    @property
+    def vectors(self) -> str:
+        """The vectors' instruction set: what computes all but large batches of products."""
+        return {"amx": "avx512vnni", "tile_model": "plain"}.get(self.isa, self.isa)
+
+    def unit(self, weight: PackedWeight) -> str:
+        """What multiplies large batches with ``weight``: 'amx_int8', 'amx_bf16' or 'vectors'."""
+        if not self.tile_rows or weight.tiles.dtype == torch.float16:
+            return "vectors"
+        return f"{self.isa}_{'bf16' if weight.kind == 'half' else 'int8'}"
 
 
 class LayoutError(RuntimeError):
@@ -104,6 +119,8 @@ _SIGNATURES: dict[str, tuple] = {
     "tk_layout": (c_char_p,),
     "tk_isa": (c_char_p,),
     "tk_available_isas": (c_char_p, c_int),
+    "tk_tile_unit_refused": (c_char_p,),
+    "tk_unit_rows": (c_int,),
     "tk_force_isa": (c_int, c_char_p),
     "tk_set_threads": (None, c_int),
     "tk_threads": (c_int,),
@@ -140,7 +157,10 @@ def backend() -> Backend:
     lib = library()
     if lib is None:
         return Backend("torch", "", _loaded.reason, torch.get_num_threads())
-    return Backend("native", lib.tk_isa().decode(), "", lib.tk_threads())
+    return Backend(
+        "native", lib.tk_isa().decode(), "", lib.tk_threads(),
+        lib.tk_unit_rows(), lib.tk_tile_unit_refused().decode(),
+    )  # fmt: skip
 
 
 def available_isas() -> list[str]:
@@ -235,7 +255,7 @@ def _load() -> _Loaded:
     if isa and lib.tk_force_isa(isa.encode()):
         raise ValueError(
             f"TERNARY_KERNELS_ISA={isa!r} is not available on this machine; unset it, or name one "
-            "of avx512vnni, avxvnni, avx2, neon, plain that the processor has"
+            "of amx, avx512vnni, avxvnni, avx2, neon, plain that the processor has"
         )
     lib.tk_set_threads(torch.get_num_threads())
     return _Loaded(lib, "")

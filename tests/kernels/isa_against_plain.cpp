@@ -65,6 +65,17 @@ std::vector<float> products(const char* isa, const tk::Weight& w, const std::vec
   return out;
 }
 
+// Activations that bf16 holds exactly, so that rounding them again changes nothing.
+std::vector<float> in_bf16(std::vector<float> values) {
+  for (float& v : values) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, 4);
+    bits &= 0xffff0000;
+    std::memcpy(&v, &bits, 4);
+  }
+  return values;
+}
+
 bool equal(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {
   for (size_t i = 0; i < a.size(); ++i)
     if (!(std::fabs(a[i] - b[i]) <= tolerance * (1.0f + std::fabs(b[i])))) return false;
@@ -75,7 +86,7 @@ bool equal(const std::vector<float>& a, const std::vector<float>& b, float toler
 
 int main() {
   const int shapes[][3] = {{1, 1, 1},    {2, 17, 60},   {3, 33, 129}, {4, 16, 128},  {5, 70, 300},
-                           {8, 40, 257}, {13, 31, 640}, {1, 48, 3001}, {40, 33, 200}};
+                           {8, 40, 257}, {13, 31, 640}, {1, 48, 3001}, {40, 33, 200}, {16, 16, 64}, {33, 50, 63}};
   const tk::Kind kinds[] = {tk::kTernary, tk::kTernary5, tk::kInt8, tk::kBf16, tk::kF16};
   int cases = 0;
   for (int i = 0; tk_available_isas(i); ++i) {
@@ -91,7 +102,11 @@ int main() {
             const RandomWeight w(kind, scaling, N, K);
             const std::vector<float> x = floats(static_cast<size_t>(M) * static_cast<size_t>(K));
             const bool exact = kind <= tk::kInt8 && mode == 0;
-            if (!equal(products(isa, w.weight, x, M, mode), products("plain", w.weight, x, M, mode),
+            // A tile unit takes the activations of bf16 weights in bf16: x is one that loses nothing by it.
+            tk_force_isa(isa);
+            const bool rounds = kind == tk::kBf16 && tk_unit_rows() && M >= tk_unit_rows();
+            if (!equal(products(isa, w.weight, rounds ? in_bf16(x) : x, M, mode),
+                       products("plain", w.weight, rounds ? in_bf16(x) : x, M, mode),
                        exact ? 0.0f : 1e-3f)) {
               std::printf("%s differs from plain: M %d N %d K %d kind %d scaling %d mode %d\n", isa, M,
                           N, K, kind, scaling, mode);

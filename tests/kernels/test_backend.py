@@ -145,3 +145,27 @@ def test_a_wrong_mirror_of_a_struct_is_refused(monkeypatch, mirror, fields, name
     monkeypatch.setitem(native._MIRRORS, names[mirror], wrong)
     with pytest.raises(native.LayoutError, match=re.escape(named)):
         native._load()
+
+
+@pytest.mark.skipif("amx" not in tk.available_isas(), reason="no AMX on this machine")
+def test_a_refused_tile_unit_is_said_and_vectors_compute():
+    """The system refuses tiles to a process one of whose signal stacks could not hold them."""
+    code = (
+        "import ctypes, torch\n"
+        "class Stack(ctypes.Structure):\n"
+        "    _fields_ = [('at', ctypes.c_void_p), ('flags', ctypes.c_int),\n"
+        "        ('size', ctypes.c_size_t)]\n"
+        "memory = ctypes.create_string_buffer(4096)\n"
+        "stack = Stack(ctypes.addressof(memory), 0, 4096)\n"
+        "assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0\n"
+        "import ternary_kernels as tk\n"
+        "from transformers import LlamaConfig\n"
+        "from workbench.engine.engine import Engine\n"
+        "tiny = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32,\n"
+        "    num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)\n"
+        "engine = Engine.random(tiny, 'ternary', context=32)\n"
+        "print(tk.backend().isa, engine.units, engine.notes)"
+    )
+    done = run_python(code)
+    assert done.stdout.startswith("avx512vnni ('vectors',)"), done.stdout + done.stderr
+    assert "tile unit (AMX) is not used: a thread's alternative signal stack" in done.stdout

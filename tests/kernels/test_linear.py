@@ -22,7 +22,11 @@ UGLY = [
     (1, 4999, 61),
     (4, 3, 5000),
     (40, 97, 257),
+    (16, 16, 64),
+    (33, 50, 63),
+    (48, 33, 700),
 ]
+TILED = [isa for isa in tk.available_isas() if isa in ("amx", "tile_model")]
 KINDS = ("tensor", "row", "group", "base3", "int8")
 
 
@@ -83,7 +87,7 @@ def test_random_shapes(isa, M, N, K, kind, seed):
 @pytest.mark.parametrize("value", [-128, 127])
 def test_no_overflow_at_the_extremes(isa, code, value):
     K = 100_001
-    q = torch.full((1, K), value, dtype=torch.int8)
+    q = torch.full((max(1, tk.backend().tile_rows), K), value, dtype=torch.int8)
     codes = torch.full((17, K), code)
     for cls in (tk.PackedTernary, tk.PackedTernary5):
         out = tk.linear_int(q, cls.from_codes(codes, 1.0))
@@ -99,12 +103,53 @@ def test_half_weights(isa, dtype):
         weight = tk.PackedHalf.from_float(torch.randn(N, K, generator=g), dtype)
         x = torch.randn(M, K, generator=g)
         exact = x.double() @ weight.dequantize().double().T
+        y = tk.linear(x, weight).double()
+        if tk.backend().unit(weight) != "vectors" and tk.backend().tile_rows <= M:
+            # The unit rounds activations to bf16: no worse than twice what torch's bf16 does.
+            plain = torch.nn.functional.linear(x.to(dtype), weight.dequantize().to(dtype)).double()
+            assert float((y - exact).norm()) <= 2 * float((plain - exact).norm())
+            continue
         bound = (x.abs().double() @ weight.dequantize().abs().double().T) * 2**-20
-        assert bool(((tk.linear(x, weight).double() - exact).abs() <= bound + 1e-30).all())
+        assert bool(((y - exact).abs() <= bound + 1e-30).all())
+
+
+@pytest.mark.parametrize("isa", TILED, indirect=True)
+@pytest.mark.parametrize("kind", [*KINDS, "bf16", "fp16"])
+def test_the_tile_unit_starts_where_it_says(isa, kind):
+    """Rows below, at and above the batch from which tiles multiply, all in the same bits where
+    integers are summed; bf16 as the reference has it from rounded activations."""
+    rows = tk.backend().tile_rows
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(2 * rows + 1, 333, generator=g)
+    if kind in ("bf16", "fp16"):
+        dtype = torch.bfloat16 if kind == "bf16" else torch.float16
+        weight = tk.PackedHalf.from_float(torch.randn(50, 333, generator=g), dtype)
+        assert (tk.backend().unit(weight) == "vectors") == (kind == "fp16")
+        rounded = x.to(dtype).float() if kind == "bf16" else x
+        for M in (rows - 1, rows, 2 * rows + 1):
+            fed = x if rows > M else rounded
+            expected = reference.linear(fed[:M], weight)
+            torch.testing.assert_close(tk.linear(x[:M], weight), expected, rtol=1e-4, atol=1e-4)
+        return
+    weight = exact_weight(kind, 50, 333, 3)
+    for M in (rows - 1, rows, 2 * rows + 1):
+        assert torch.equal(tk.linear(x[:M], weight), reference.linear(x[:M], weight))
+
+
+@pytest.mark.skipif("amx" not in TILED, reason="this processor has no AMX, or its system no tiles")
+def test_the_model_of_the_tile_instructions_is_right():
+    """The hardware's bf16 sums to the bit: what the model says holds where only it runs."""
+    weight, x = tk.PackedHalf.from_float(torch.randn(70, 1000)), torch.randn(50, 1000)
+    before, results = tk.backend().isa, []
+    for isa in ("amx", "tile_model"):
+        tk.force_isa(isa)
+        results.append(tk.linear(x, weight))
+    tk.force_isa(before)
+    assert torch.equal(*results)
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
-    weight, x = exact_weight("row", 1000, 777, 0), torch.randn(19, 777)
+    weight, x = exact_weight("row", 1000, 777, 0), torch.randn(40, 777)
     before, results = tk.backend().threads, []
     for threads in (1, 2, 5):
         tk.set_threads(threads)
@@ -131,7 +176,9 @@ def test_norm_is_fused_with_quantisation(isa):
 
 
 @pytest.mark.parametrize("activation", ["silu", "relu2"])
-@pytest.mark.parametrize("kinds", [("row", "row"), ("row", "int8"), ("group", "tensor")])
+@pytest.mark.parametrize(
+    "kinds", [("row", "row"), ("row", "int8"), ("group", "tensor"), ("int8", "base3")]
+)
 def test_gated_pair(isa, activation, kinds):
     for M, N, K in UGLY:
         gate, up = (exact_weight(kind, N, K, seed) for seed, kind in enumerate(kinds))

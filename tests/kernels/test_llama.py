@@ -95,6 +95,7 @@ def test_native_equals_reference(case, isa, kv_dtype):
         expected = LlamaReference(config, weights, 3, 40, kv_dtype)
         # Where sums round differently, a cached or quantised value may fall to its neighbour.
         exact = isinstance(CASES[case]["kinds"], str) and CASES[case]["kinds"] == "bf16"
+        exact &= not tk.backend().tile_rows  # tiles take the activations in bf16
         bound = 1e-3 if exact or "fp16" in case else 3e-2
         for tokens, slots, positions, want in steps(config.vocab_size):
             rows = (tokens, slots, list(positions), want)
@@ -139,7 +140,8 @@ def test_reference_equals_transformers():
     for cls in (LlamaReference, *((LlamaNative,) if tk.available_isas() else ())):
         core = cls(config, weights, 1, 30, "float32")
         logits = core.forward(tokens, np.zeros(30), np.arange(30), True)
-        assert relative_error(logits, expected) < 1e-5
+        tiles = cls is LlamaNative and tk.backend().tile_rows
+        assert relative_error(logits, expected) < (1e-2 if tiles else 1e-5)
 
 
 def test_bad_rows_are_refused():

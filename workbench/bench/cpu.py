@@ -172,7 +172,7 @@ class ModelBench:
 
     def __init__(self, core: LlamaModel, precision: str, limits: Limits) -> None:
         self.core, self.precision, self.limits = core, precision, limits
-        self.what = (_engine(), precision, limits.threads)
+        self.what = (_engine(precision), precision, limits.threads)
         c = core.config
         macs = float(sum(np.prod(c.linear_shape(n)) for n in LINEARS) * c.num_layers)
 
@@ -306,5 +306,10 @@ def _peer(config: LlamaConfig, kind: str | None, threads: int) -> Iterator[tuple
             )
 
 
-def _engine() -> str:
-    return " ".join(filter(None, (backend().name, backend().isa)))
+def _engine(precision: str = "") -> str:
+    """What computes; of a precision: with the unit that multiplies its prompts."""
+    computes = backend()
+    kernels = " ".join(filter(None, (computes.name, computes.vectors)))
+    if not (precision and computes.tile_rows):
+        return kernels
+    return f"{kernels} + {computes.isa}_{'bf16' if precision == 'bf16' else 'int8'}"

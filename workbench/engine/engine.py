@@ -96,6 +96,11 @@ class Engine:
         return self.core.backend
 
     @property
+    def units(self) -> tuple[str, ...]:
+        """What multiplies long prompts and large batches; see :attr:`Core.units`."""
+        return self.core.units
+
+    @property
     def notes(self) -> list[str]:
         """Fallbacks taken so far, with their reasons."""
         return self.core.notes

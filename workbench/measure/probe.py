@@ -24,6 +24,7 @@ from transformers import LlamaConfig
 
 from workbench.engine.engine import Engine
 from workbench.engine.random_weights import WeightKind
+from workbench.engine.units import backends, uneven_units
 from workbench.errors import StageError
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.machine.memory import memory
@@ -102,7 +103,10 @@ def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
                 f"speed probe: {done} of {section.repetitions} blocks, because its time of "
                 f"{budget_s:.0f} s was used up; the intervals are wider for it",
             )
-        _record_speed(record, turns, name, next(iter(engines.values())).backend)
+        if uneven := uneven_units({arm: engine.units for arm, engine in engines.items()}):
+            record.facts["uneven_units"] = uneven
+            _say(context, f"speed probe: {uneven}")
+        _record_speed(record, turns, name, engines)
         _record_memory(record, engines, resident, name)
         if left_out:
             leave_out(record, left_out, int8_alone=True, shape=name)
@@ -284,18 +288,22 @@ def _prompt(engines: dict[str, Engine], section: Probe) -> list[int]:
     return np.random.default_rng(0).integers(0, vocab_size, section.prompt_tokens).tolist()
 
 
-def _record_speed(record: StageRecord, turns: pd.DataFrame, name: str, computes: str) -> None:
+def _record_speed(
+    record: StageRecord, turns: pd.DataFrame, name: str, engines: dict[str, Engine]
+) -> None:
     labels = {"source": "probe", "shape": name}
     for phase in ("decode", "prefill"):
         of_phase = turns[turns["phase"] == phase]
         seconds = of_phase.pivot(index="block", columns="arm", values="seconds")
         tokens = int(of_phase["tokens"].iloc[0])
         for arm in seconds:
+            computes = engines[arm].backend
             how = f"{tokens} tokens a block, one sequence, random weights, {computes}"
             rate = mean_ratio(np.full(len(seconds), tokens), seconds[arm])
             record.add(rate.metric(f"{phase}_tokens_per_s", "tokens/s", how, arm=arm, **labels))
         for other in [each for each in OVER if each in seconds]:
             ratio = mean_ratio(seconds[other], seconds["ternary"])
+            computes = backends({arm: engines[arm] for arm in (other, "ternary")})
             how = f"{other} over ternary seconds for {tokens} tokens, in turn (ABBA), {computes}"
             name = f"{phase}_speedup{OVER[other]}"
             record.add(ratio.metric(name, "x", how, arm="ternary", **labels))

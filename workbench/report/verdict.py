@@ -79,6 +79,9 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     probe = records["readiness"].metric("decode_speedup") if "readiness" in records else None
     if probe and probe.value:
         found.append(Sentence("caveat.probe", {"shape": probe.labels.get("shape", "")}))
+    measured = (records[stage] for stage in ("readiness", "measure_ab") if stage in records)
+    if any("uneven_units" in record.facts for record in measured):
+        found.append(Sentence("caveat.uneven_units"))
     found += _against_int8(records)
     if "profile_load" in records and records["profile_load"].facts.get("kind") == "assumed":
         found.append(Sentence("caveat.assumed_load"))

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.engine.engine import Engine
+from workbench.engine.units import backends, uneven_units
 from workbench.errors import ConfigError, StageError
 from workbench.files import replacing
 from workbench.machine.gpu import torch_gpu
@@ -96,7 +97,7 @@ def run(context: StageContext) -> None:
     record.save_table("quality", quality)
 
     classes = _classes(section)
-    computes = ", ".join(sorted({engine.backend for engine in engines.values()}))
+    computes = _about_kernels(record, engines)
     for metric in (
         *quality_figures(quality, BASELINE, section.bootstrap, context.pilot.seed),
         *latency_figures(blocks, BASELINE, classes, computes),
@@ -106,6 +107,17 @@ def run(context: StageContext) -> None:
         *energy_figures(blocks, classes),
     ):
         record.add(metric)
+
+
+def _about_kernels(record: StageRecord, engines: dict[str, Engine]) -> str:
+    """What computes, each arm by its name where they differ; a comparison of unlike units is
+    recorded as such."""
+    units = {arm: list(engine.units) for arm, engine in engines.items()}
+    record.facts["units"] = units
+    if uneven := uneven_units(units):
+        record.facts["uneven_units"] = uneven
+        record.notes.append(uneven)
+    return backends(engines)
 
 
 @contextmanager

@@ -29,6 +29,8 @@ TK_API const char* tk_layout();
 
 TK_API const char* tk_isa();
 TK_API const char* tk_available_isas(int index);  // null past the last
+TK_API const char* tk_tile_unit_refused();        // why, or empty
+TK_API int tk_unit_rows();                        // see Kernels::unit_rows
 TK_API int tk_force_isa(const char* name);        // 0, or 1 if unavailable
 TK_API void tk_set_threads(int threads);
 TK_API int tk_threads();

@@ -11,7 +11,8 @@ class Activations {
   Activations(int rows, int max_K)
       : normed_(static_cast<size_t>(rows) * static_cast<size_t>(max_K)),
         q_(static_cast<size_t>(rows) * static_cast<size_t>(q_stride(max_K))),
-        packed_(q_.size()),
+        packed_(rounded(rows) * static_cast<size_t>(q_stride(max_K))),
+        bf16_(rows < 16 ? 0 : rounded(rows) / 16 * static_cast<size_t>(bf16_tile_bytes(max_K))),
         x_scale_(static_cast<size_t>(rows)),
         sums_(static_cast<size_t>(rows) * static_cast<size_t>(sums_stride(max_K))) {}
 
@@ -28,24 +29,44 @@ class Activations {
         __builtin_memcpy(own, x, static_cast<size_t>(K) * sizeof(float));
       row = own;
     }
-    if (!quantize) return k.finite_row(row, K);
+    const bool tiles = on_unit(k, M);
+    if (!quantize) {
+      if (!k.finite_row(row, K)) return false;
+      if (tiles) k.tile_bf16_row(row, m, K, bf16_.data());
+      return true;
+    }
     if (!k.quantize_row(row, K, q_.data() + m * q_stride(K), x_scale_.data() + m,
                         sums_.data() + m * sums_stride(K)))
       return false;
-    if (M > k.tile_rows && m < M / k.tile_rows * k.tile_rows) pack(m, k.tile_rows, K);
+    if (tiles && floats) k.tile_bf16_row(row, m, K, bf16_.data());
+    if (tiles)
+      tile_q(k, m, M, K);
+    else if (M > k.tile_rows && m < M / k.tile_rows * k.tile_rows)
+      pack(m, k.tile_rows, K);
     return true;
+  }
+  // Row m of M of q to the tile unit's layout, where there is one that takes M rows.
+  void tile_q(const Kernels& k, int m, int M, int K) {
+    if (!on_unit(k, M)) return;
+    k.tile_q_row(q_.data() + m * q_stride(K), m, K, reinterpret_cast<uint8_t*>(packed_.data()));
   }
 
   // What the kernels read, once all M rows are prepared.
   Acts view(const Kernels& k, int M, int K) const {
-    const int8_t* packed = M > k.tile_rows ? packed_.data() : nullptr;
-    return {M, normed_.data(), K, q_.data(), packed, x_scale_.data(), sums_.data()};
+    const bool tiles = on_unit(k, M);
+    const int8_t* packed = !tiles && M > k.tile_rows ? packed_.data() : nullptr;
+    const auto* q_tiles = reinterpret_cast<const uint8_t*>(packed_.data());
+    return {M,       normed_.data(), K,           q_.data(),      packed,
+            q_tiles, bf16_.data(),   x_scale_.data(), sums_.data()};
   }
   int8_t* q() { return q_.data(); }
   float* x_scale() { return x_scale_.data(); }
   int32_t* sums() { return sums_.data(); }
 
  private:
+  static size_t rounded(int rows) { return static_cast<size_t>((rows + 15) / 16 * 16); }
+  static bool on_unit(const Kernels& k, int M) { return k.unit_rows && M >= k.unit_rows; }
+
   // Row m's words of four k to its place in its tile.
   void pack(int m, int tile, int K) {
     const ptrdiff_t words = q_stride(K) / 4;
@@ -55,7 +76,8 @@ class Activations {
   }
 
   std::vector<float> normed_;
-  std::vector<int8_t> q_, packed_;
+  std::vector<int8_t> q_, packed_;  // packed_: as Acts::packed, or as Acts::q_tiles
+  std::vector<uint8_t> bf16_;
   std::vector<float> x_scale_;
   std::vector<int32_t> sums_;
 };

@@ -7,6 +7,8 @@ namespace tk {
 const Kernels& kernels();
 // Null-terminated list of what this machine can run, best first.
 const Kernels* const* available_kernels();
+// Why the processor's tile unit cannot be used; empty where it can, or where there is none.
+const char* tile_unit_refused();
 // False if this build or this processor does not have it.
 bool force_kernels(const char* name);
 

@@ -1,6 +1,10 @@
 // One instruction set: compiled once for each with its own flags and namespace (build.py),
 // it turns the templates into one table of functions.
 #include "attention.h"
+#if defined(TK_TILES_AMX) || defined(TK_TILES_MODEL)
+#include "tile_linear.h"
+#define TK_TILES 1
+#endif
 
 namespace TK_NS {
 
@@ -46,9 +50,41 @@ uint64_t dot_peak(uint64_t rounds, int32_t* sink) {
 
 extern const tk::Kernels TK_TABLE;
 const tk::Kernels TK_TABLE = {
-    TK_TEXT(TK_NAME),   TK_NS::kMaxRows,          TK_NS::linear_scratch, TK_NS::linear_items,
-    TK_NS::linear_item, TK_NS::linear_int_item,   TK_NS::norm_row,       TK_NS::quantize_row,
-    TK_NS::finite_row,  TK_NS::rotate_head,       TK_NS::embed_row,      TK_NS::store_key,
-    TK_NS::store_value, TK_NS::attention_scratch, TK_NS::attend,         TK_NS::read_all,
+    TK_TEXT(TK_NAME),
+    TK_NS::kMaxRows,
+#if defined(TK_TILES)
+    TK_NS::kUnitRows,
+    TK_NS::unit_linear_scratch,
+    TK_NS::unit_linear_items,
+    TK_NS::unit_linear_item,
+    TK_NS::unit_linear_int_item,
+#else
+    0,
+    TK_NS::linear_scratch,
+    TK_NS::linear_items,
+    TK_NS::linear_item,
+    TK_NS::linear_int_item,
+#endif
+    TK_NS::norm_row,
+    TK_NS::quantize_row,
+    TK_NS::finite_row,
+#if defined(TK_TILES)
+    TK_NS::tile_q_row,
+    TK_NS::tile_bf16_row,
+#else
+    nullptr,
+    nullptr,
+#endif
+    TK_NS::rotate_head,
+    TK_NS::embed_row,
+    TK_NS::store_key,
+    TK_NS::store_value,
+    TK_NS::attention_scratch,
+    TK_NS::attend,
+    TK_NS::read_all,
+#if defined(TK_TILES)
+    TK_NS::unit_dot_peak,
+#else
     TK_NS::dot_peak,
+#endif
 };

@@ -29,6 +29,9 @@ inline int k_groups(int K) { return (K + kGroupK - 1) / kGroupK; }
 inline ptrdiff_t q_stride(int K) { return (K + 63) / 64 * 64 + 64; }
 // int32 between rows of sums: the whole row's first, then one for each 128 columns.
 inline ptrdiff_t sums_stride(int K) { return 1 + k_groups(K); }
+// Bytes of sixteen rows in tiles of 64 bytes each: INT8, and bf16.
+inline ptrdiff_t q_tile_bytes(int K) { return static_cast<ptrdiff_t>((K + 63) / 64) * 1024; }
+inline ptrdiff_t bf16_tile_bytes(int K) { return static_cast<ptrdiff_t>((K + 31) / 32) * 1024; }
 
 struct Weight {
   Kind kind;
@@ -47,6 +50,8 @@ struct Acts {
   ptrdiff_t x_stride;
   const int8_t* q;       // stride q_stride(K)
   const int8_t* packed;  // null, or whole tiles of q: [M/T][q_stride/4][T][4], T = tile_rows
+  const uint8_t* q_tiles;     // for a tile unit: q as [M/16][K/64][16][64], K padded with zeros
+  const uint8_t* bf16_tiles;  // and x as bf16 [M/16][K/32][16][32]
   const float* x_scale;  // [M]: absmax / 127; x is about q * x_scale
   const int32_t* sums;   // stride sums_stride(K)
 };
@@ -78,11 +83,12 @@ struct AttentionTile {
 struct Kernels {
   const char* name;
   int tile_rows;  // rows of activations in the largest register tile
+  int unit_rows;  // batches of so many rows or more go to the tile unit; 0: there is none
 
   // Bytes of scratch that linear_item needs for a weight.
   size_t (*linear_scratch)(const Weight& w);
-  // Items of `linear_item` in a Linear: each makes 16 * row_groups_per_item columns of out.
-  int (*linear_items)(const Linear& linear);
+  // Items of `linear_item` in a Linear over M rows: each makes one or two row groups of out.
+  int (*linear_items)(const Linear& linear, int M);
   void (*linear_item)(const Linear& linear, const Acts& acts, int item, void* scratch);
   // The exact integer products of one item, [M, N] at `out`.
   void (*linear_int_item)(const Weight& w, const Acts& acts, int item, int32_t* out, void* scratch);
@@ -92,6 +98,9 @@ struct Kernels {
   // Per-token INT8. False if the row holds NaN or Inf.
   bool (*quantize_row)(const float* x, int K, int8_t* q, float* x_scale, int32_t* sums);
   bool (*finite_row)(const float* x, int K);
+  // Row m to its place in Acts::q_tiles and bf16_tiles; null without a tile unit.
+  void (*tile_q_row)(const int8_t* q, int m, int K, uint8_t* tiles);
+  void (*tile_bf16_row)(const float* x, int m, int K, uint8_t* tiles);
   // Rotary embedding in place; cos and sin are [D/2].
   void (*rotate_head)(float* x, const float* cos, const float* sin, int D);
   // A row of an embedding as floats, times its scale for INT8.

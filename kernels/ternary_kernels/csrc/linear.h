@@ -35,6 +35,11 @@ inline size_t group_bytes(const Weight& w) {
 inline const uint8_t* group_tiles(const Weight& w, int group) {
   return static_cast<const uint8_t*>(w.tiles) + group_bytes(w) * static_cast<size_t>(group);
 }
+inline const float* group_scales(const Weight& w, int group) {
+  if (w.is_float()) return nullptr;
+  const int vectors = w.scaling == tk::kByGroup ? tk::k_groups(w.K) : w.scaling == tk::kByRow;
+  return w.scales + static_cast<ptrdiff_t>(group) * vectors * 16;
+}
 // Bytes of one row group unpacked to a byte a code, in whole blocks of 16 k.
 inline size_t panel_bytes(const Weight& w) {
   const int words = blocks_of(w) * (w.kind == tk::kTernary5 ? 5 : 4);
@@ -187,8 +192,7 @@ struct Operand {
         unpack_panel(weight, groups[r], own);
         w[r] = own;
       }
-      const int vectors = grouped ? tk::k_groups(K) : weight.scaling == tk::kByRow ? 1 : 0;
-      scales[r] = weight.scales + static_cast<ptrdiff_t>(groups[r]) * vectors * 16;
+      scales[r] = group_scales(weight, groups[r]);
     }
   }
 
@@ -330,7 +334,7 @@ inline void gated_group(const Linear& linear, const Acts& acts, int group, uint8
   }
 }
 
-int linear_items(const Linear& linear) {
+int linear_items(const Linear& linear, int) {
   const int groups = tk::row_groups(linear.first->N);
   return linear.second ? groups : (groups + kRowGroups - 1) / kRowGroups;
 }

@@ -206,7 +206,7 @@ class Model {
         fail(-1);
     });
     const Linear out = {&spec_.head, nullptr, nullptr, nullptr, kStore, logits, spec_.vocab};
-    const int items = k.linear_items(out);
+    const int items = k.linear_items(out, wanted);
     void* scratch = worker.scratch(k.linear_scratch(spec_.head));
     worker.for_each(items, portion_of(items, worker.threads()), [&](int item) {
       k.linear_item(out, acts_->view(k, wanted, spec_.hidden), item, scratch);
@@ -230,7 +230,7 @@ class Model {
     size_t scratch = 0;
     int ends[3] = {}, items = 0;
     for (int j = 0; j < count; ++j) {
-      ends[j] = items += k.linear_items(linears[j]);
+      ends[j] = items += k.linear_items(linears[j], rows_);
       for (const Weight* w : {linears[j].first, linears[j].second})
         if (w) scratch = std::max(scratch, k.linear_scratch(*w));
     }

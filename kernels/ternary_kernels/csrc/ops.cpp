@@ -32,7 +32,7 @@ void run_linear(Worker& worker, const Kernels& k, const Linear& linear, const Ac
     scratch = scratch > other ? scratch : other;
   }
   void* memory = worker.scratch(scratch);
-  const int items = k.linear_items(linear);
+  const int items = k.linear_items(linear, acts.M);
   worker.for_each(items, portion_of(items, worker.threads()),
                   [&](int item) { k.linear_item(linear, acts, item, memory); });
 }
@@ -47,6 +47,8 @@ TK_API const char* tk_available_isas(int index) {
   return *list ? (*list)->name : nullptr;
 }
 
+TK_API const char* tk_tile_unit_refused() { return tile_unit_refused(); }
+TK_API int tk_unit_rows() { return kernels().unit_rows; }
 TK_API int tk_force_isa(const char* name) { return force_kernels(name) ? 0 : 1; }
 TK_API void tk_set_threads(int threads) { Team::instance().resize(threads); }
 TK_API int tk_threads() { return Team::instance().size(); }
@@ -76,6 +78,7 @@ TK_API void tk_linear_int(const Weight* w, const int8_t* q, int M, int32_t* out)
     for (int i = 0; i < K; ++i) sum += row[i];
     acts.sums()[m * sums_stride(K)] = sum;
     __builtin_memcpy(acts.q() + m * q_stride(K), row, static_cast<size_t>(K));
+    acts.tile_q(k, m, M, K);
   }
   Acts view = acts.view(k, M, K);
   view.packed = nullptr;
@@ -83,7 +86,7 @@ TK_API void tk_linear_int(const Weight* w, const int8_t* q, int M, int32_t* out)
   shape.first = w;
   Team::instance().run([&](Worker& worker) {
     void* memory = worker.scratch(k.linear_scratch(*w));
-    worker.for_each(k.linear_items(shape), 1,
+    worker.for_each(k.linear_items(shape, M), 1,
                     [&](int item) { k.linear_int_item(*w, view, item, out, memory); });
   });
 }

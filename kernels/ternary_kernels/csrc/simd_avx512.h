@@ -79,6 +79,14 @@ inline void store_bf16(uint16_t* p, F v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
+// Two rows of sixteen bf16 to sixteen pairs.
+inline void pair_rows(const uint16_t* rows, uint8_t* out) {
+  alignas(64) static const uint16_t order[32] = {0, 16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                 21, 6, 22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  _mm512_storeu_si512(
+      out, _mm512_permutexvar_epi16(_mm512_load_si512(order), _mm512_loadu_si512(rows)));
+}
 
 inline C load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline void store_codes(uint8_t* p, C v) { _mm512_storeu_si512(p, v); }

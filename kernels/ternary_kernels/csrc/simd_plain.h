@@ -122,6 +122,9 @@ inline void store_bf16(uint16_t* p, F x) {
     p[i] = static_cast<uint16_t>((b + 0x7fff + ((b >> 16) & 1)) >> 16);
   }
 }
+inline void pair_rows(const uint16_t* rows, uint8_t* out) {
+  for (int i = 0; i < 32; ++i) __builtin_memcpy(out + 2 * i, rows + i / 2 + i % 2 * 16, 2);
+}
 #undef TK_LANES
 
 inline C load_codes(const uint8_t* p) {

@@ -7,6 +7,7 @@ import ctypes
 import numpy as np
 
 from .. import native
+from ..weights import PackedWeight
 from .config import LINEARS
 from .model import KV_DTYPES, LlamaModel, not_finite
 from .reference import LlamaReference
@@ -34,7 +35,19 @@ class LlamaNative(LlamaModel):
     @property
     def backend(self) -> str:
         computes = native.backend()
-        return f"ternary_kernels native {computes.isa}, {computes.threads} threads"
+        kernels = (computes.vectors, *(unit for unit in self.units if unit != "vectors"))
+        return f"ternary_kernels native {' + '.join(kernels)}, {computes.threads} threads"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        computes = native.backend()
+        layers = (w for name, w in self.weights.items() if name.startswith("layers."))
+        return tuple(sorted({computes.unit(w) for w in layers if isinstance(w, PackedWeight)}))
+
+    @property
+    def notes(self) -> list[str]:
+        refused = native.backend().no_tiles
+        return [f"the processor's tile unit (AMX) is not used: {refused}"] if refused else []
 
     @property
     def kv_bytes(self) -> int:

@@ -1,0 +1,343 @@
+// Linear layers on a tile unit (tile_unit.h): prefill, and batches of kUnitRows rows or more.
+//
+// An item is two row groups of one weight, or one of gate and one of up. Its weights become
+// panels, once for all rows: [K/64][16][64] bytes of codes, or [K/32][16][64] bytes of pairs of
+// bf16. Two-bit and base-3 codes are unpacked, INT8 weights lie in memory as the unit wants them,
+// bf16 rows are paired. Rows of activations come in tiles too (Kernels::tile_q_row), and a block of
+// two tiles of rows meets both panels: four products for four loads.
+//
+// Integer sums are exact and the scales are applied in the vector kernels' order, so results
+// are theirs to the bit. bf16 weights meet activations rounded to bf16, with float32 sums.
+// Weights of fp16 have no tiles: they stay with the vector kernels.
+#pragma once
+#include "linear.h"
+#include "tile_unit.h"
+
+namespace TK_NS {
+
+// From so many rows on: below, most of a tile is padding (measured: docs/log.md).
+constexpr int kUnitRows = 16;
+constexpr int kTileRows = 16;
+constexpr size_t kTileBytes = 1024;
+constexpr int kBlockTiles = 2;  // tiles of rows in a block
+constexpr int kBlockRows = kBlockTiles * kTileRows;
+
+inline bool has_tiles(const Weight& w) { return w.kind != tk::kF16; }
+inline bool on_unit(const Linear& linear, int M) {
+  return M >= kUnitRows && has_tiles(*linear.first) &&
+         (!linear.second || has_tiles(*linear.second));
+}
+// Products of whole tiles along K.
+inline int unit_steps(const Weight& w) { return w.is_float() ? (w.K + 31) / 32 : (w.K + 63) / 64; }
+inline size_t unit_panel_bytes(const Weight& w) {
+  const size_t steps = kTileBytes * static_cast<size_t>(unit_steps(w));
+  return w.kind == tk::kTernary5 ? largest(steps, panel_bytes(w)) : steps;
+}
+
+// One row group of a weight, tile after tile: `whole` of them at `tiles`, then perhaps one more.
+struct UnitPanel {
+  const uint8_t* tiles;
+  int whole;
+  const uint8_t* last;
+
+  const uint8_t* at(int step) const {
+    return step < whole ? tiles + kTileBytes * static_cast<size_t>(step) : last;
+  }
+};
+
+inline UnitPanel unit_panel(const Weight& w, int group, uint8_t* scratch) {
+  const int steps = unit_steps(w);
+  const size_t bytes = kTileBytes * static_cast<size_t>(steps);
+  const uint8_t* from = group_tiles(w, group);
+  if (w.kind == tk::kInt8) {
+    const size_t tail = group_bytes(w) % kTileBytes;
+    if (tail) {
+      __builtin_memcpy(scratch, from + group_bytes(w) - tail, tail);
+      __builtin_memset(scratch + tail, 0, kTileBytes - tail);
+    }
+    return {from, tail ? steps - 1 : steps, scratch};
+  }
+  if (w.kind == tk::kBf16) {
+    const auto* rows = reinterpret_cast<const uint16_t*>(from);
+    uint8_t* out = scratch;
+    for (int k = 0; k + 2 <= w.K; k += 2, out += 64) pair_rows(rows + k * 16, out);
+    if (w.K % 2) {
+      alignas(64) uint16_t last[32] = {};
+      __builtin_memcpy(last, rows + (w.K - 1) * 16, 32);
+      pair_rows(last, out);
+      out += 64;
+    }
+    __builtin_memset(out, 0, bytes - static_cast<size_t>(out - scratch));
+  } else {
+    unpack_panel(w, group, scratch);
+    const size_t used = panel_bytes(w);
+    if (used < bytes) __builtin_memset(scratch + used, 0, bytes - used);
+  }
+  return {scratch, steps, nullptr};
+}
+
+// R row groups of weights, all of integers or all of bf16, of one K and kind of scaling.
+template <int R>
+struct UnitOperand {
+  UnitPanel panels[R];
+  const float* scales[R];
+  int32_t zeros[R];
+  int K, steps;
+  bool bf16, grouped;
+
+  UnitOperand(const Weight* const (&weights)[R], const int (&groups)[R], uint8_t* scratch) {
+    K = weights[0]->K;
+    steps = unit_steps(*weights[0]);
+    bf16 = weights[0]->is_float();
+    grouped = weights[0]->scaling == tk::kByGroup;
+    for (int r = 0; r < R; ++r) {
+      const Weight& w = *weights[r];
+      panels[r] = unit_panel(w, groups[r], scratch);
+      scratch += unit_panel_bytes(w);
+      zeros[r] = w.kind == tk::kInt8 ? 128 : 1;
+      scales[r] = group_scales(w, groups[r]);
+    }
+  }
+
+  // Sums over the steps [from, to) of T tiles of rows, to out[t][r][16 rows][16].
+  template <int T, bool kHalf>
+  void sum_tiles(const uint8_t* rows, int from, int to, void* out) const {
+    const size_t tile_stride = kTileBytes * static_cast<size_t>(steps);
+    TileUnit::zero<0>();
+    if constexpr (R == 2) TileUnit::zero<1>();
+    if constexpr (T == 2) TileUnit::zero<2>();
+    if constexpr (T == 2 && R == 2) TileUnit::zero<3>();
+    const uint8_t* a = rows + kTileBytes * static_cast<size_t>(from);
+    for (int s = from; s < to; ++s, a += kTileBytes) {
+      TileUnit::load<4>(a);
+      TileUnit::load<6>(panels[0].at(s));
+      dot<kHalf, 0, 4, 6>();
+      if constexpr (R == 2) {
+        TileUnit::load<7>(panels[1].at(s));
+        dot<kHalf, 1, 4, 7>();
+      }
+      if constexpr (T == 2) {
+        TileUnit::load<5>(a + tile_stride);
+        dot<kHalf, 2, 5, 6>();
+        if constexpr (R == 2) dot<kHalf, 3, 5, 7>();
+      }
+    }
+    auto* to_tile = static_cast<uint8_t*>(out);
+    TileUnit::store<0>(to_tile);
+    if constexpr (R == 2) TileUnit::store<1>(to_tile + kTileBytes);
+    if constexpr (T == 2) TileUnit::store<2>(to_tile + R * kTileBytes);
+    if constexpr (T == 2 && R == 2) TileUnit::store<3>(to_tile + 3 * kTileBytes);
+  }
+
+  void sums(const Acts& acts, int m0, int M, int from, int to, void* out) const {
+    const size_t at = kTileBytes * static_cast<size_t>(m0 / kTileRows * steps);
+    const uint8_t* rows = (bf16 ? acts.bf16_tiles : acts.q_tiles) + at;
+    if (bf16)
+      return M > kTileRows ? sum_tiles<2, true>(rows, from, to, out)
+                           : sum_tiles<1, true>(rows, from, to, out);
+    return M > kTileRows ? sum_tiles<2, false>(rows, from, to, out)
+                         : sum_tiles<1, false>(rows, from, to, out);
+  }
+
+  // Exact dot products of rows m0 .. m0 + M over the steps, to out[m][r][16].
+  void dots(const Acts& acts, int m0, int M, int from, int to, int sum_index, int32_t* out) const {
+    alignas(64) int32_t tiles[kBlockTiles * R * 256];
+    sums(acts, m0, M, from, to, tiles);
+    for (int m = 0; m < M; ++m) {
+      const int32_t sum = acts.sums[(m0 + m) * tk::sums_stride(K) + sum_index];
+      for (int r = 0; r < R; ++r) {
+        // Unsigned: the product may wrap where the result does not (INT8 at large K).
+        const I excess = iset1(
+            static_cast<int32_t>(static_cast<uint32_t>(sum) * static_cast<uint32_t>(zeros[r])));
+        istore(out + (m * R + r) * 16, isub(iload(tile_row(tiles, m, r)), excess));
+      }
+    }
+  }
+
+  // Scaled products of rows m0 .. m0 + M to y[m][r][16].
+  void products(const Acts& acts, int m0, int M, float* y) const {
+    alignas(64) int32_t block[kBlockRows * R * 16];
+    if (bf16) {
+      sums(acts, m0, M, 0, steps, block);
+      for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r)
+          store(y + (m * R + r) * 16, load(reinterpret_cast<const float*>(tile_row(block, m, r))));
+      return;
+    }
+    if (!grouped) {
+      dots(acts, m0, M, 0, steps, 0, block);
+      for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r) {
+          const int at = (m * R + r) * 16;
+          store(y + at,
+                mul(mul(to_float(iload(block + at)), load(scales[r])), set1(acts.x_scale[m0 + m])));
+        }
+      return;
+    }
+    constexpr int kStep = tk::kGroupK / 64;
+    for (int at = 0; at < M * R * 16; at += 16) store(y + at, set1(0.0f));
+    for (int g = 0; g * kStep < steps; ++g) {
+      dots(acts, m0, M, g * kStep, least(steps, (g + 1) * kStep), 1 + g, block);
+      for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r) {
+          const int at = (m * R + r) * 16;
+          const F part = mul(to_float(iload(block + at)), load(scales[r] + 16 * g));
+          store(y + at, add(load(y + at), part));
+        }
+    }
+    for (int m = 0; m < M; ++m)
+      for (int r = 0; r < R; ++r) {
+        const int at = (m * R + r) * 16;
+        store(y + at, mul(load(y + at), set1(acts.x_scale[m0 + m])));
+      }
+  }
+
+ private:
+  template <bool kHalf, int c, int a, int b>
+  static inline void dot() {
+    if constexpr (kHalf)
+      TileUnit::dot_bf16<c, a, b>();
+    else
+      TileUnit::dot_bytes<c, a, b>();
+  }
+  static const int32_t* tile_row(const int32_t* tiles, int m, int r) {
+    return tiles + ((m / kTileRows * R + r) * kTileRows + m % kTileRows) * 16;
+  }
+};
+
+template <int R>
+void unit_groups(const Linear& linear, const Acts& acts, int group, uint8_t* scratch) {
+  const Weight* weights[R];
+  int groups[R];
+  for (int r = 0; r < R; ++r) weights[r] = linear.first, groups[r] = group + r;
+  const UnitOperand<R> operand(weights, groups, scratch);
+  alignas(64) float y[kBlockRows * R * 16];
+  for (int m0 = 0, M; m0 < acts.M; m0 += M) {
+    M = least(kBlockRows, acts.M - m0);
+    operand.products(acts, m0, M, y);
+    for (int m = 0; m < M; ++m)
+      for (int r = 0; r < R; ++r)
+        finish(linear, m0 + m, group + r, load(y + (m * R + r) * 16), set1(0.0f));
+  }
+}
+
+inline void unit_gated_group(const Linear& linear, const Acts& acts, int group, uint8_t* scratch) {
+  const Weight *gate = linear.first, *up = linear.second;
+  alignas(64) float y[kBlockRows * 2 * 16], y2[kBlockRows * 16];
+  if (gate->is_float() == up->is_float() &&
+      (gate->scaling == tk::kByGroup) == (up->scaling == tk::kByGroup)) {
+    const UnitOperand<2> both({gate, up}, {group, group}, scratch);
+    for (int m0 = 0, M; m0 < acts.M; m0 += M) {
+      M = least(kBlockRows, acts.M - m0);
+      both.products(acts, m0, M, y);
+      for (int m = 0; m < M; ++m)
+        finish(linear, m0 + m, group, load(y + m * 32), load(y + m * 32 + 16));
+    }
+    return;
+  }
+  const UnitOperand<1> first({gate}, {group}, scratch);
+  const UnitOperand<1> second({up}, {group}, scratch + unit_panel_bytes(*gate));
+  for (int m0 = 0, M; m0 < acts.M; m0 += M) {
+    M = least(kBlockRows, acts.M - m0);
+    first.products(acts, m0, M, y);
+    second.products(acts, m0, M, y2);
+    for (int m = 0; m < M; ++m) finish(linear, m0 + m, group, load(y + m * 16), load(y2 + m * 16));
+  }
+}
+
+int unit_linear_items(const Linear& linear, int M) {
+  if (!on_unit(linear, M)) return linear_items(linear, M);
+  const int groups = tk::row_groups(linear.first->N);
+  return linear.second ? groups : (groups + 1) / 2;
+}
+
+void unit_linear_item(const Linear& linear, const Acts& acts, int item, void* scratch) {
+  if (!on_unit(linear, acts.M)) return linear_item(linear, acts, item, scratch);
+  auto* bytes = static_cast<uint8_t*>(scratch);
+  TileUnit::begin();
+  if (linear.second)
+    unit_gated_group(linear, acts, item, bytes);
+  else if (2 * item + 2 <= tk::row_groups(linear.first->N))
+    unit_groups<2>(linear, acts, 2 * item, bytes);
+  else
+    unit_groups<1>(linear, acts, 2 * item, bytes);
+  TileUnit::end();
+}
+
+template <int R>
+void unit_int_groups(const Weight& w, const Acts& acts, int group, int32_t* out, uint8_t* scratch) {
+  const Weight* weights[R];
+  int groups[R];
+  for (int r = 0; r < R; ++r) weights[r] = &w, groups[r] = group + r;
+  const UnitOperand<R> operand(weights, groups, scratch);
+  alignas(64) int32_t block[kBlockRows * R * 16];
+  for (int m0 = 0, M; m0 < acts.M; m0 += M) {
+    M = least(kBlockRows, acts.M - m0);
+    operand.dots(acts, m0, M, 0, operand.steps, 0, block);
+    for (int m = 0; m < M; ++m)
+      for (int r = 0; r < R; ++r) {
+        const int column = (group + r) * 16, lanes = least(16, w.N - column);
+        __builtin_memcpy(out + static_cast<size_t>(m0 + m) * w.N + column, block + (m * R + r) * 16,
+                         static_cast<size_t>(lanes) * sizeof(int32_t));
+      }
+  }
+}
+
+void unit_linear_int_item(const Weight& w, const Acts& acts, int item, int32_t* out,
+                          void* scratch) {
+  if (acts.M < kUnitRows) return linear_int_item(w, acts, item, out, scratch);
+  auto* bytes = static_cast<uint8_t*>(scratch);
+  TileUnit::begin();
+  if (2 * item + 2 <= tk::row_groups(w.N))
+    unit_int_groups<2>(w, acts, 2 * item, out, bytes);
+  else
+    unit_int_groups<1>(w, acts, 2 * item, out, bytes);
+  TileUnit::end();
+}
+
+size_t unit_linear_scratch(const Weight& w) {
+  const size_t vectors = linear_scratch(w);
+  return has_tiles(w) ? largest(vectors, kMaxGroups * unit_panel_bytes(w)) : vectors;
+}
+
+// Row m's 64 bytes of each step to their place in its tile.
+void tile_q_row(const int8_t* q, int m, int K, uint8_t* tiles) {
+  const int steps = (K + 63) / 64;
+  uint8_t* to = tiles + kTileBytes * static_cast<size_t>(m / kTileRows * steps) + m % kTileRows * 64;
+  for (int s = 0; s < steps; ++s, q += 64, to += kTileBytes) __builtin_memcpy(to, q, 64);
+}
+
+void tile_bf16_row(const float* x, int m, int K, uint8_t* tiles) {
+  const int steps = (K + 31) / 32;
+  uint8_t* to = tiles + kTileBytes * static_cast<size_t>(m / kTileRows * steps) + m % kTileRows * 64;
+  for (int k = 0; k < 32 * steps; k += 16) {
+    const F v = k + 16 <= K ? load(x + k) : load_n(x + k, largest(0, K - k));
+    store_bf16(reinterpret_cast<uint16_t*>(to + k / 32 * kTileBytes + k % 32 * 2), v);
+  }
+}
+
+// See dot_peak: products of tiles that hold whatever they hold.
+uint64_t unit_dot_peak(uint64_t rounds, int32_t* sink) {
+  alignas(64) int32_t tile[256] = {*sink};
+  TileUnit::begin();
+  TileUnit::zero<0>();
+  TileUnit::zero<1>();
+  TileUnit::zero<2>();
+  TileUnit::zero<3>();
+  TileUnit::load<4>(tile);
+  TileUnit::load<5>(tile);
+  TileUnit::load<6>(tile);
+  TileUnit::load<7>(tile);
+  for (uint64_t round = 0; round < rounds; ++round) {
+    TileUnit::dot_bytes<0, 4, 6>();
+    TileUnit::dot_bytes<1, 4, 7>();
+    TileUnit::dot_bytes<2, 5, 6>();
+    TileUnit::dot_bytes<3, 5, 7>();
+  }
+  TileUnit::store<0>(tile);
+  TileUnit::end();
+  *sink = tile[0];
+  return rounds * 4 * 16384;
+}
+
+}  // namespace TK_NS
