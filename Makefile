@@ -16,6 +16,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PILOT ?= pilots/quickstart.yaml
 FUZZ_SECONDS ?= 60
+# Two processes, a file of tests to each at a time (its tests share what they train), in order:
+# the longest files come before the last ones. The ten slowest tests are printed.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 # Threads that wait must not starve those that work; see workbench/__init__.py.
 export OMP_WAIT_POLICY ?= passive
@@ -29,10 +32,10 @@ smoke: .venv/ready
 	@$(BIN)/workbench run pilots/smoke.yaml
 
 test: .venv/ready-for-tests
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-slow: .venv/ready-for-tests
-	@$(BIN)/python -m pytest -m slow
+	@$(PYTEST) -m slow
 
 lab: .venv/ready
 	@env -u JUPYTER_PATH $(BIN)/jupyter lab --notebook-dir=notebooks
