@@ -15,7 +15,8 @@ from workbench.pilot.problems import did_you_mean
 class Stage:
     """One step of the roadmap.
 
-    sections: the parts of the pilot file that decide its result; they go into its key.
+    sections: the parts of the pilot file that decide its result, whole sections or one field of a
+        section; they go into its key.
     after: stages whose records it reads; their keys go into its key.
     on_machine: its result is about this machine, so the machine goes into its key as well.
     adoptable: costly and not about speed: another run of the pilot may take over the result.
@@ -54,21 +55,21 @@ STAGES: dict[str, Stage] = {
             2,
             "train_qat",
             "does ternary train",
-            ("data", "model", "train"),
+            ("data", "model", "train", "readiness.device"),
             adoptable=True,
         ),
         Stage(
             3,
             "measure_ab",
             "what is gained, what is lost",
-            ("readiness", "measure_ab"),
+            ("readiness.device", "readiness.threads", "measure_ab"),
             ("train_qat",),
         ),
         Stage(
             4,
             "hybrid_plan",
             "what stays precise",
-            ("hybrid_plan",),
+            ("hybrid_plan", "readiness.device"),
             ("train_qat",),
             adoptable=True,
         ),
@@ -76,7 +77,7 @@ STAGES: dict[str, Stage] = {
             5,
             "deploy_rollback",
             "can it run, and be taken back",
-            ("readiness", "deploy_rollback"),
+            ("readiness.device", "readiness.threads", "deploy_rollback"),
             ("profile_load", "train_qat", "hybrid_plan"),
         ),
         Stage(

@@ -102,7 +102,8 @@ def test_a_ratio_is_one_of_neighbours_and_held_against_the_limit_around_them(
 ) -> None:
     """A machine that halves its speed in the third round changes no ratio and no share."""
     bandwidth = iter([40.0] + [40.0] * 4 + [20.0] * 6)
-    monkeypatch.setattr(cpu_turns, "read_bandwidth_gbps", lambda threads: next(bandwidth))
+    measured = lambda *_: ([next(bandwidth), 1.0], "told")  # noqa: E731
+    monkeypatch.setattr(cpu_turns, "read_bandwidth_gbps", measured)
     ours = contender("ours", [2e4, 2e4, 1e4, 1e4, 1e4], bytes_per_token=1e6)
     theirs = contender("theirs", [1e4, 1e4, 5e3, 5e3, 5e3])
     turns = Turns(Limits(1), ours, theirs)

@@ -3,13 +3,18 @@ import ternary_kernels
 import torch
 
 from workbench.measure import bandwidth
-from workbench.measure.bandwidth import computing_threads, int8_peak_gmacs, read_bandwidth_gbps
+from workbench.measure.bandwidth import (
+    bandwidth_buffer,
+    computing_threads,
+    int8_peak_gmacs,
+    read_bandwidth_gbps,
+)
 
 NATIVE = ternary_kernels.backend().name == "native"
 
 
 def test_every_repetition_gives_a_bandwidth_of_this_world():
-    values, how = read_bandwidth_gbps(1, buffer_mib=8, repetitions=4)
+    values, how = read_bandwidth_gbps(1, bandwidth_buffer(8), repetitions=4)
     assert len(values) == 4
     # From an SD card to the fastest cache.
     assert all(0.01 < v < 10_000 for v in values)
@@ -18,7 +23,7 @@ def test_every_repetition_gives_a_bandwidth_of_this_world():
 
 def test_without_native_kernels_torch_reads_and_the_peak_has_a_reason(monkeypatch):
     monkeypatch.setattr(bandwidth, "library", lambda: None)
-    values, how = read_bandwidth_gbps(1, buffer_mib=8, repetitions=2)
+    values, how = read_bandwidth_gbps(1, bandwidth_buffer(8), repetitions=2)
     assert "a lower bound" in how
     assert all(0.01 < v < 10_000 for v in values)
     with pytest.raises(OSError, match="needs the native kernels"):

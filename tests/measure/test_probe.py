@@ -9,8 +9,8 @@ from transformers import LlamaConfig
 
 from workbench.engine.engine import Engine
 from workbench.errors import StageError
+from workbench.machine import device
 from workbench.machine.memory import Memory
-from workbench.measure import probe
 from workbench.measure.probe import run_probe
 from workbench.measure.statistics import mean_ratio
 from workbench.model.presets import PRESETS
@@ -64,7 +64,7 @@ def test_too_little_time_means_fewer_blocks_and_it_is_said(tmp_path: Path) -> No
 
 
 def free(monkeypatch: pytest.MonkeyPatch, size_bytes: int) -> None:
-    monkeypatch.setattr(probe, "memory", lambda: Memory(size_bytes, size_bytes, None))
+    monkeypatch.setattr(device, "memory", lambda: Memory(size_bytes, size_bytes, None))
 
 
 def test_auto_takes_what_fits_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ import pytest
 import ternary_kernels
 
 from workbench.errors import ConfigError
+from workbench.machine import device
 from workbench.model.presets import PRESETS
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
@@ -68,8 +69,8 @@ def test_a_probe_that_was_switched_off_leaves_reasons_and_no_figures(tmp_path):
 
 
 def test_what_fits_grows_with_the_memory_and_with_fewer_bits():
-    little = readiness.fits_table(pilot(), 2 * 10**9)
-    much = readiness.fits_table(pilot(), 40 * 10**9)
+    little = readiness.fits_table(pilot(), "cpu", 2 * 10**9)
+    much = readiness.fits_table(pilot(), "cpu", 40 * 10**9)
     assert list(little["preset"]) == list(much["preset"])
     assert set(little["preset"]) == set(PRESETS)
     assert little["parameters"].is_monotonic_increasing
@@ -82,17 +83,16 @@ def test_what_fits_grows_with_the_memory_and_with_fewer_bits():
 
 
 def test_training_needs_more_memory_with_more_tokens_a_step():
-    small = readiness.fits_table(pilot(train={"batch_size": 1}), 10**9)
-    large = readiness.fits_table(pilot(train={"batch_size": 64}), 10**9)
+    small = readiness.fits_table(pilot(train={"batch_size": 1}), "cpu", 10**9)
+    large = readiness.fits_table(pilot(train={"batch_size": 64}), "cpu", 10**9)
     assert (large["training_gb"] > small["training_gb"]).all()
     assert large["serving_full_gb"].equals(small["serving_full_gb"])
 
 
-@pytest.mark.parametrize(("gpu", "held"), [("a GPU", 1), (None, 4)])
-def test_processes_share_main_memory_and_have_a_gpu_each(monkeypatch, gpu, held):
-    monkeypatch.setattr(readiness, "torch_gpu", lambda: (gpu, ""))
-    alone = readiness.fits_table(pilot(train={"batch_size": 2}), 10**9)
-    shared = readiness.fits_table(pilot(train={"batch_size": 8, "processes": 4}), 10**9)
+@pytest.mark.parametrize(("name", "held"), [("cuda", 1), ("cpu", 4)])
+def test_processes_share_main_memory_and_have_a_gpu_each(name, held):
+    alone = readiness.fits_table(pilot(train={"batch_size": 2}), name, 10**9)
+    shared = readiness.fits_table(pilot(train={"batch_size": 8, "processes": 4}), name, 10**9)
     exchanged = 4 * alone["parameters"] / 1e9
     wanted = held * (alone["training_gb"] + exchanged)
     assert shared["training_gb"].to_numpy() == pytest.approx(wanted.to_numpy())
@@ -104,7 +104,7 @@ def test_a_model_that_does_not_fit_is_said_in_the_verdict(tmp_path):
 
 
 def test_all_that_this_machine_lacks_is_known_before_anything_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(readiness, "torch_gpu", lambda: (None, "torch finds no CUDA device"))
+    monkeypatch.setattr(device, "torch_gpu", lambda: (None, "torch finds no CUDA device"))
     log = tmp_path / "power.csv"
     log.write_text("time,W\n")
     asked = pilot(
@@ -122,6 +122,6 @@ def test_all_that_this_machine_lacks_is_known_before_anything_starts(tmp_path, m
 
 
 def test_a_gpu_that_is_not_there_is_a_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(readiness, "torch_gpu", lambda: (None, "torch finds no CUDA device"))
+    monkeypatch.setattr(device, "torch_gpu", lambda: (None, "torch finds no CUDA device"))
     with pytest.raises(ConfigError, match=r"readiness\.device is cuda, but torch finds no CUDA"):
         finished(tmp_path, pilot(readiness={"device": "cuda"}))

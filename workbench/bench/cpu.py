@@ -129,7 +129,8 @@ def _all_rows(
                 yield from bench.rows()
     what = (_engine(), "", threads)
     yield row("read bandwidth", *what, limits.bandwidths, "GB/s")
-    yield row("INT8 peak", *what, limits.peaks, "GMAC/s")
+    if limits.peaks:
+        yield row("INT8 peak", *what, limits.peaks, "GMAC/s")
 
 
 def _compared_rows(config: LlamaConfig, limits: Limits, peers: bool) -> Iterator[CpuRow]:

@@ -8,15 +8,15 @@ chooses, and of the layers' type beside the others. A peer runs in a process of 
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ternary_kernels.llama import LINEARS, LlamaConfig
 
+from workbench.child import child, end_of_log
 from workbench.errors import StageError
 
 PEERS = ("TQ2_0", "TQ1_0", "Q4_0", "Q8_0", "F16")
@@ -83,15 +83,9 @@ class Peer:
     """
 
     def __init__(self, path: Path, threads: int, prompt: int, output: int) -> None:
-        arguments = [str(path), *map(str, (threads, prompt, output))]
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "workbench.bench.cpu_peers", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
+        self._log = path.with_suffix(".log")
+        arguments = map(str, (path, threads, prompt, output))
+        self._child = child("workbench.bench.cpu_peers", *arguments, log=self._log, answers=True)
 
     def prefill(self) -> int:
         """Run the prompt from an empty cache, which it leaves filled; returns its tokens."""
@@ -109,20 +103,19 @@ class Peer:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            self._errors.seek(0)
             raise StageError(
-                f"llama.cpp ended while it should {what}: {self._errors.read().strip()[-400:]}",
+                f"llama.cpp ended while it should {what}; the end of its log:\n"
+                f"    {end_of_log(self._log)}",
                 next_step="leave --peers out, or install the bench extra again",
             )
         return int(answer)
 
     def __enter__(self) -> Peer:
+        self._process = self._child.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
+    def __exit__(self, *raised: Any) -> None:
+        self._child.__exit__(*raised)
 
 
 def _random_matrix(rng: np.random.Generator, N: int, K: int, kind: str) -> np.ndarray:

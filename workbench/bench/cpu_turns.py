@@ -14,11 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from ternary_kernels.benchmarks import int8_peak_gmacs, read_bandwidth_gbps
+import ternary_kernels
 
 from workbench.bench.cpu_rows import CpuRow, row
+from workbench.measure.bandwidth import bandwidth_buffer, int8_peak_gmacs, read_bandwidth_gbps
 
 REPEATS = 5
+BUFFER_MIB = 512
+"""Far beyond any cache."""
+REPETITIONS = 3
 
 
 @dataclass(frozen=True)
@@ -46,27 +50,43 @@ class Run(NamedTuple):
 
 
 class Limits:
-    """The machine's limits, as often as they were measured."""
+    """The machine's limits, as often as they were measured: each time the best of a few
+    repetitions, because a limit is what can be reached.
+
+    peaks: empty without the native kernels, whose dot products they are.
+    """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.bandwidths = [read_bandwidth_gbps(threads)]
-        self.peaks = [int8_peak_gmacs(threads)]
+        self._buffer = bandwidth_buffer(BUFFER_MIB)
+        self.bandwidths: list[float] = []
+        self.peaks: list[float] = []
+        self._bandwidth()
+        if ternary_kernels.backend().name == "native":
+            self._peak()
 
     def time(self, it: Contender) -> Run:
         """One run, between two measurements of its limit."""
         if it.bytes_per_token:
-            work, seen, measure = it.bytes_per_token, self.bandwidths, read_bandwidth_gbps
-        elif it.macs_per_token:
-            work, seen, measure = it.macs_per_token, self.peaks, int8_peak_gmacs
+            work, measure = it.bytes_per_token, self._bandwidth
+        elif it.macs_per_token and self.peaks:
+            work, measure = it.macs_per_token, self._peak
         else:
             return Run(_tokens_per_s(it.run))
-        before = measure(self.threads)
+        before = measure()
         rate = _tokens_per_s(it.run)
-        after = measure(self.threads)
-        seen += [before, after]
-        limit = (before + after) / 2
+        limit = (before + measure()) / 2
         return Run(rate, work * rate / 1e9 / limit, limit)
+
+    def _bandwidth(self) -> float:
+        values, _ = read_bandwidth_gbps(self.threads, self._buffer, REPETITIONS)
+        self.bandwidths.append(max(values))
+        return self.bandwidths[-1]
+
+    def _peak(self) -> float:
+        values, _ = int8_peak_gmacs(self.threads, REPETITIONS)
+        self.peaks.append(max(values))
+        return self.peaks[-1]
 
 
 class Turns:

@@ -31,7 +31,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -46,6 +45,7 @@ from torch.nn import functional as F
 
 from workbench.bench.gpu_clock import Call, GpuRow, GraphClock, RehearsalClock, median
 from workbench.bench.gpu_sizes import EndToEnd, Trained
+from workbench.child import child, how_it_ended
 from workbench.errors import ConfigError, StageError, WorkbenchError, reason_of
 from workbench.machine.gpu import driver_version, torch_gpu
 from workbench.paths import PROJECT
@@ -326,20 +326,21 @@ def _rehearsed(parts: tuple[str, ...], say: Callable[[str], None]) -> list[GpuRo
             f"bench gpu --rehearse: {problem}",
             next_step="without --rehearse kernels are compiled, and any of these versions will do",
         )
-    command = [sys.executable, "-m", "workbench.bench.gpu", "--rehearse", "--only", ",".join(parts)]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise StageError(
-            f"bench gpu --rehearse: the rehearsal ended with code {done.returncode}",
-            next_step="its own message stands above",
-        )
     rows = []
-    for line in done.stdout.splitlines():
-        say(line)
-        fields = json.loads(line)
-        if "record" not in fields:
-            rows.append(GpuRow(**fields))
+    with child(
+        "workbench.bench.gpu", "--rehearse", "--only", ",".join(parts),
+        log=None, environment={"TRITON_INTERPRET": "1"}, answers=True,
+    ) as rehearsal:  # fmt: skip
+        for line in rehearsal.stdout:
+            say(line.rstrip("\n"))
+            fields = json.loads(line)
+            if "record" not in fields:
+                rows.append(GpuRow(**fields))
+        if code := rehearsal.wait():
+            raise StageError(
+                f"bench gpu --rehearse: the rehearsal {how_it_ended(code)}",
+                next_step="its own message stands above",
+            )
     return rows
 
 

@@ -10,7 +10,6 @@ Every reader yields lazily, so that ``data.max_bytes`` also bounds what is read 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 
 from workbench.data.document import Document
 from workbench.errors import ConfigError
+from workbench.json_lines import LineError, parsed
 from workbench.paths import shown
 
 PIECE_CHARACTERS = 8192
@@ -210,24 +210,19 @@ def _pieces(lines: Iterable[str]) -> Iterator[str]:
 
 def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
     with _opened(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"corpus {shown(path)}, line {number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                cut = not line.endswith("\n")
-                raise ConfigError(
-                    f"{where}: not JSON: {error}",
-                    allowed="one JSON object a line",
-                    next_step="the file ends in the middle of a line: fetch it again"
-                    if cut
-                    else "mend the line, or set data.format: text",
-                ) from None
-            text = record_text(record, text_field, where)
-            label = _spellable(str(record.get("id", f"{name}#{number}")))
-            yield Document(label, name, text)
+        try:
+            for number, record in parsed(file):
+                text = record_text(record, text_field, f"corpus {shown(path)}, line {number}")
+                label = _spellable(str(record.get("id", f"{name}#{number}")))
+                yield Document(label, name, text)
+        except LineError as error:
+            raise ConfigError(
+                f"corpus {shown(path)}, {error}",
+                allowed="one JSON object a line",
+                next_step="the file ends in the middle of a line: fetch it again"
+                if error.is_cut
+                else "mend the line, or set data.format: text",
+            ) from None
 
 
 def _read_table(path: Path, name: str, text_field: str) -> Iterator[Document]:

@@ -7,7 +7,7 @@ unchanged; one special token, ``<|endoftext|>``, starts and ends a document. Eit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -22,6 +22,8 @@ END_OF_TEXT = "<|endoftext|>"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """Files that make a folder a tokenizer's, whichever of the formats it has."""
 
+SAMPLE_TEXTS, SAMPLE_CHARACTERS = 64, 2000
+"""What an estimate of characters a token reads."""
 LEARN_FROM_BYTES = 64 << 20
 """More text than this changes the merges little and takes minutes to count."""
 
@@ -117,6 +119,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
         verbose=False,
     )
     return encoded["input_ids"]
+
+
+def sample_counts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[int, int]:
+    """(characters, tokens) of the beginnings of the first texts: what :func:`window_characters`
+    is told where nobody has the tokens of all the text."""
+    sample = [text[:SAMPLE_CHARACTERS] for text in texts[:SAMPLE_TEXTS]]
+    return sum(map(len, sample)), sum(map(len, encode(tokenizer, sample)))
+
+
+def window_characters(window: int, characters: int, tokens: int) -> int:
+    """About how many characters ``window`` tokens hold, of text that has ``tokens`` tokens in
+    ``characters`` characters; at least 1."""
+    return max(1, window * characters // max(1, tokens))
 
 
 def changes_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> bool:

@@ -8,6 +8,9 @@ The native kernels' own loops are timed where they are built: a plain read in th
 kernels read, and dot products on registers alone. Without them torch sums the buffer, which is
 a lower bound: on a core that adds more slowly than it reads, the sum is what is timed. The
 buffer must be several times the last cache.
+
+The stage readiness records the median; the CPU benchmark holds every run against the best of
+the repetitions right before and after it.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import ternary_kernels
 import torch
 from ternary_kernels.memory import in_huge_pages
 from ternary_kernels.native import library
+from torch import Tensor
 
 MIB = 2**20
 WARM_UP = 2
@@ -29,18 +33,25 @@ SHORTEST_S = 0.02
 start of the threads."""
 
 
-def read_bandwidth_gbps(threads: int, buffer_mib: int, repetitions: int) -> tuple[list[float], str]:
-    """(GB/s of each repetition, how it was read) with ``threads`` CPU threads."""
-    # Where weights lie: in huge pages, so that translating addresses costs the same.
-    buffer = in_huge_pages(torch.ones(buffer_mib * MIB // 4, dtype=torch.float32))
-    native = library()
+def bandwidth_buffer(size_mib: int) -> Tensor:
+    """float32 [size_mib * 2**18] to read. It lies where weights lie, in huge pages, so that
+    translating addresses costs the same."""
+    return in_huge_pages(torch.ones(size_mib * MIB // 4, dtype=torch.float32))
+
+
+def read_bandwidth_gbps(threads: int, buffer: Tensor, repetitions: int) -> tuple[list[float], str]:
+    """(GB/s of each repetition, how it was read) with ``threads`` CPU threads.
+
+    buffer: of :func:`bandwidth_buffer`.
+    """
+    native, size_mib = library(), buffer.nbytes // MIB
     with computing_threads(threads):
         if native is None:
-            how = f"torch sums {buffer_mib} MiB of float32 (a lower bound)"
+            how = f"torch sums {size_mib} MiB of float32 (a lower bound)"
             seconds = _timed(buffer.sum, repetitions)
         else:
             isa = ternary_kernels.backend().isa
-            how = f"plain read of {buffer_mib} MiB in native code for {isa}"
+            how = f"plain read of {size_mib} MiB in native code for {isa}"
             address, size = buffer.data_ptr(), buffer.nbytes
             seconds = _timed(lambda: native.tk_read_all(address, size), repetitions)
     return [buffer.nbytes / s / 1e9 for s in seconds], how

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -26,12 +26,11 @@ from workbench.engine.engine import Engine
 from workbench.engine.random_weights import WeightKind
 from workbench.engine.units import backends, uneven_units
 from workbench.errors import StageError
-from workbench.machine.gpu import torch_gpu, torch_gpu_memory
-from workbench.machine.memory import memory
+from workbench.machine.device import Device
 from workbench.measure.memory_use import memory_growth
 from workbench.measure.statistics import mean_ratio
 from workbench.model.presets import PRESETS, Shape
-from workbench.pilot.sections.readiness import Probe, Readiness
+from workbench.pilot.sections.readiness import Probe
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 
@@ -72,23 +71,27 @@ def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
     """Fill table ``probe`` and the figures with ``source=probe``.
 
     budget_s: time for everything, models included; past it fewer blocks are measured than
-    ``readiness.probe.repetitions`` asks, never under two, and the record says so. What
-    ``readiness.device`` says computes; ``auto``: the GPU that torch can use, else the CPU.
+    ``readiness.probe.repetitions`` asks, never under two, and the record says so.
 
     Raises StageError when ``readiness.probe.shape`` names a preset that does not fit.
     """
     section, record, began = context.pilot.readiness.probe, context.record, time.monotonic()
-    where = _where(context.pilot.readiness)
+    where = Where(context.device, context.pilot.readiness.threads)
+    if where.device.name == "cuda" and find_spec("triton") is None:
+        reason = "a probe on the GPU needs Triton, which is not installed here"
+        context.note(f"speed probe: {reason}")
+        leave_out(record, reason)
+        return
     context.progress.note("speed probe: choosing a shape")
     name, reason = _choose(section, where, budget_s)
     if name is None:
         leave_out(record, reason)
         return
     if reason:
-        _say(context, reason)
+        context.note(reason)
     arms, left_out = _arms_that_fit(PRESETS[name], section, where)
     if left_out:
-        _say(context, left_out)
+        context.note(left_out)
     context.progress.note(f"speed probe: building {name} for {', '.join(arms)}")
     with _side_by_side(name, arms, section, where) as (engines, resident):
         rows = _blocks(context, engines, began + budget_s)
@@ -96,10 +99,9 @@ def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
         record.save_table("probe", turns)
         for arm, engine in engines.items():
             for note in engine.notes:
-                _say(context, f"speed probe, {arm}: {note}")
+                context.note(f"speed probe, {arm}: {note}")
         if (done := turns["block"].nunique()) < section.repetitions:
-            _say(
-                context,
+            context.note(
                 f"speed probe: {done} of {section.repetitions} blocks, because its time of "
                 f"{budget_s:.0f} s was used up; the intervals are wider for it",
             )
@@ -116,22 +118,13 @@ def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
 class Where:
     """What computes. threads: of the CPU's kernels."""
 
-    device: Literal["cpu", "cuda"]
+    device: Device
     threads: int
-
-    @property
-    def free_bytes(self) -> int:
-        return torch_gpu_memory()[0] if self.device == "cuda" else memory().available_bytes
-
-
-def _where(section: Readiness) -> Where:
-    on_gpu = section.device != "cpu" and torch_gpu()[0] and find_spec("triton")
-    return Where("cuda" if on_gpu else "cpu", section.threads)
 
 
 def _choose(section: Probe, where: Where, budget_s: float) -> tuple[str | None, str]:
     """A preset and, where it is not simply the wanted one, why; None when none fits."""
-    free = int(section.memory_share * where.free_bytes)
+    free = int(section.memory_share * where.device.free_bytes)
     if section.shape != "auto":
         if (needed := _needed_bytes(PRESETS[section.shape], section, where)) > free:
             raise StageError(
@@ -175,7 +168,7 @@ def _needed_bytes(
         "int8": shape.serving_bytes_int8(),
         "ternary": shape.serving_bytes_ternary(),
     }
-    if where.device == "cpu" and backend().name == "torch":
+    if where.device.name == "cpu" and backend().name == "torch":
         # PyTorch keeps a float32 copy of bf16 and an INT8 copy of codes, and makes a float64
         # copy of INT8 matrices: of the head in each step, of a layer while it multiplies.
         sizes["full_precision"] += 4 * shape.parameters
@@ -188,7 +181,7 @@ def _needed_bytes(
 
 def _arms_that_fit(shape: Shape, section: Probe, where: Where) -> tuple[tuple[str, ...], str]:
     """The arms, and why INT8 is not among them where it is not."""
-    free = int(section.memory_share * where.free_bytes)
+    free = int(section.memory_share * where.device.free_bytes)
     if (needed := _needed_bytes(shape, section, where, tuple(ARMS))) <= free:
         return tuple(ARMS), ""
     return NEEDED, (
@@ -225,13 +218,13 @@ def _side_by_side(
     resident: dict[str, int] = {}
     try:
         for arm in arms:
-            with memory_growth(where.device) as growth:
+            with memory_growth(where.device.name) as growth:
                 engines[arm] = Engine.random(
                     config,
                     ARMS[arm],
                     context=section.prompt_tokens + section.output_tokens,
                     threads=where.threads,
-                    device=where.device,
+                    device=where.device.name,
                 )
                 _turn(engines[arm], list(range(8)), 2)
             resident[arm] = growth.size_bytes
@@ -348,8 +341,3 @@ def leave_out(record: StageRecord, reason: str, *, int8_alone: bool = False, **l
     for name in ("decode_speedup", "prefill_speedup", "memory_ratio"):
         for ending in ("_over_int8",) if int8_alone else OVER.values():
             record.missing(name + ending, "x", reason, arm="ternary", source="probe", **labels)
-
-
-def _say(context: StageContext, text: str) -> None:
-    context.progress.note(text)
-    context.record.notes.append(text)

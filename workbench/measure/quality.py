@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 
-from workbench.data.tokenizer import encode
+from workbench.data.tokenizer import sample_counts, window_characters
 from workbench.engine.engine import Engine
 from workbench.train.quality import document_losses, excerpts
 
@@ -52,10 +52,8 @@ def judged_excerpts(
     Returns columns id (``<document>@<first character>``), source, text.
     """
     documents = list(heldout.itertuples(index=False))
-    sample = "".join(document.text[:2000] for document in documents[:32])
-    characters_per_token = len(sample) / max(1, len(encode(tokenizer, [sample])[0]))
-    characters = max(1, round(EXCERPT_WINDOWS * context * characters_per_token))
-    return excerpts(documents, characters, count)
+    counts = sample_counts(tokenizer, list(heldout["text"]))
+    return excerpts(documents, window_characters(EXCERPT_WINDOWS * context, *counts), count)
 
 
 def documents_of(excerpt_ids: pd.Series) -> list[str]:

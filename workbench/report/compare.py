@@ -179,7 +179,7 @@ def _figures(
             for metric in own[stage].metrics if stage in own else ():
                 key = (stage, metric.name, label_text(metric.labels))
                 found.setdefault(key, [None] * len(runs))[place] = metric
-    changed = {str(key).split(".")[0] for key in settings["setting"]}
+    changed = {str(key) for key in settings["setting"]}
     differing = set(surroundings.loc[surroundings["differs"], "what"])
     (commits,) = surroundings.loc[surroundings["what"] == "commit"].values.tolist()
     unsure = any(word in str(commit) for commit in commits for word in (UNKNOWN_CODE, CHANGED))
@@ -233,7 +233,7 @@ def state_of(metrics: Sequence[Metric | None]) -> str:
 def _because(stage: str, changed: set[str], differing: set[str], unsure: bool) -> str:
     """Which of the things that decide a stage's figures are not the same in all runs."""
     reasons = []
-    if changed & _sections(stage):
+    if any(f"{field}.".startswith(f"{name}.") for name in _sections(stage) for field in changed):
         reasons.append("configuration")
     if STAGES[stage].on_machine and differing & {"machine", "processor", "gpus"}:
         reasons.append("machine")
@@ -245,7 +245,8 @@ def _because(stage: str, changed: set[str], differing: set[str], unsure: bool) -
 
 
 def _sections(stage: str) -> set[str]:
-    """The pilot's sections that decide a stage, through the stages before it as well."""
+    """The pilot's sections, or fields of them, that decide a stage, through the stages before it
+    as well."""
     own = {"seed", *STAGES[stage].sections}
     return own.union(*(_sections(before) for before in STAGES[stage].after))
 

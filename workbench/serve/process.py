@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -14,21 +13,20 @@ from pathlib import Path
 
 import psutil
 
+from workbench.child import child, end_of_log, how_it_ended
 from workbench.errors import StageError
 from workbench.paths import shown
 from workbench.serve.spec import Ready, ServeSpec
 
 START_S = 600.0
 """A large model takes minutes to read."""
-STOP_S = 10.0
-TAIL_LINES = 15
 
 
 @dataclass(frozen=True)
 class ServerProcess:
     """A server that answers. ``log``: what it printed."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
     ready: Ready
     log: Path
 
@@ -63,22 +61,12 @@ def server_process(spec: ServeSpec, folder: Path) -> Iterator[ServerProcess]:
     )
     ready_path.unlink(missing_ok=True)
     spec.save(spec_path)
-    command = [sys.executable, "-m", "workbench.serve.main"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, str(spec_path), str(ready_path), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-    try:
+    arguments = str(spec_path), str(ready_path), str(os.getpid())
+    with child("workbench.serve.main", *arguments, log=log) as process:
         yield ServerProcess(process, _wait_ready(process, ready_path, log), log)
-    finally:
-        _stop(process)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], ready_path: Path, log: Path) -> Ready:
+def _wait_ready(process: subprocess.Popen[str], ready_path: Path, log: Path) -> Ready:
     limit = time.monotonic() + START_S
     while time.monotonic() < limit:
         if (code := process.poll()) is not None:
@@ -102,22 +90,8 @@ def _answers(ready: Ready) -> bool:
     return False
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait()
-
-
 def _ended(code: int, log: Path) -> StageError:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    memory = " (often: the memory was full)" if code == -9 else ""
-    tail = "\n    ".join(lines) or "(it printed nothing)"
     return StageError(
-        f"the server {how}{memory}; the end of its log:\n    {tail}",
+        f"the server {how_it_ended(code)}; the end of its log:\n    {end_of_log(log)}",
         next_step=f"the whole log is {shown(log)}; the same command starts the stage again",
     )

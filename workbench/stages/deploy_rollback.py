@@ -19,7 +19,6 @@ from anyio.from_thread import start_blocking_portal
 from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.errors import StageError
 from workbench.load.profile import LengthLimits, LoadProfile, PlannedRequest, replay_schedule
-from workbench.machine.gpu import torch_gpu
 from workbench.measure.dependence import rate_over_time, share_over_time
 from workbench.measure.statistics import Estimate, count
 from workbench.serve.process import ServerProcess, server_process
@@ -84,7 +83,6 @@ def run(context: StageContext) -> None:
     section = context.pilot.deploy_rollback
     trained, planned = context.need("train_qat"), context.need("hybrid_plan")
     readiness = context.pilot.readiness
-    gpu, _ = torch_gpu()
     rule = section.rollback_rule
     spec = ServeSpec(
         arms={FALLBACK: trained.artefact(FALLBACK), CANDIDATE: planned.artefact(CANDIDATE)},
@@ -96,7 +94,7 @@ def run(context: StageContext) -> None:
         queue=section.queue,
         context=section.max_prompt_tokens + section.max_output_tokens,
         threads=readiness.threads,
-        device="cuda" if gpu and readiness.device != "cpu" else "cpu",
+        device=context.device.name,
         hold_s=section.hold_s,
         rule=RollbackRule(**rule.model_dump()) if rule else None,
     )
@@ -111,7 +109,7 @@ def run(context: StageContext) -> None:
 
 
 def _load(context: StageContext, server: ServerProcess) -> Load:
-    section, record = context.pilot.deploy_rollback, context.record
+    section = context.pilot.deploy_rollback
     trained = context.need("train_qat")
     tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
     texts, size = [], 0
@@ -123,7 +121,7 @@ def _load(context: StageContext, server: ServerProcess) -> Load:
     output = min(section.max_output_tokens, server.ready.context // 2)
     prompt = min(section.max_prompt_tokens, server.ready.context - output)
     if (prompt, output) != (section.max_prompt_tokens, section.max_output_tokens):
-        record.notes.append(
+        context.note(
             f"the models hold {server.ready.context} tokens a request: prompts are cut to "
             f"{prompt} and outputs to {output} tokens"
         )
@@ -252,7 +250,8 @@ def _record_server(context: StageContext, server: ServerProcess, replayed: Repla
             "requests sent at once over the time until the last had ended",
             arm=name,
         )
-        record.notes.extend(f"{name}: {note}" for note in arm.notes)
+        for note in arm.notes:
+            context.note(f"{name}: {note}")
     record.facts["backends"] = {name: arm.backend for name, arm in arms.items()}
 
 
@@ -273,7 +272,7 @@ def _record_replay(context: StageContext, replayed: Replayed) -> None:
         )
     )
     if cut := sum(planned.cut for planned in replayed.schedule):
-        record.notes.append(
+        context.note(
             f"cut to the limits of prompt or output: {cut} of {len(replayed.schedule)} requests"
         )
     _record_losses(context, requests)
@@ -293,7 +292,7 @@ def _record_losses(context: StageContext, requests: pd.DataFrame) -> None:
     record.add(count(truncated, n).metric("truncated_requests", "requests", how))
     late_s = float((requests["sent_s"] - requests["intended_s"]).quantile(0.99))
     if late_s > 0.01:
-        record.notes.append(
+        context.note(
             f"the client itself was up to {1e3 * late_s:.0f} ms late (p99); latencies count from "
             "the intended start and contain that"
         )

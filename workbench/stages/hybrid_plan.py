@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.data.document import Document
-from workbench.data.tokenizer import load_tokenizer
+from workbench.data.tokenizer import load_tokenizer, sample_counts, window_characters
 from workbench.errors import StageError
 from workbench.hybrid.base import Base, units_of
 from workbench.hybrid.evaluator import PlanEvaluator
@@ -93,15 +93,12 @@ def _texts(
             "train_qat held out no text to judge layers by",
             next_step="raise data.holdout_share or give more text",
         )
-    sample = "".join(document.text[:2000] for document in documents[:64])
-    characters = len(sample) / len(tokenizer(sample, verbose=False)["input_ids"])
-    piece = max(1, int(context.pilot.data.sequence_length * characters))
+    counts = sample_counts(tokenizer, [document.text for document in documents])
+    piece = window_characters(context.pilot.data.sequence_length, *counts)
     count = context.pilot.hybrid_plan.sequences
     choosing = excerpts(documents[::2], piece, count)
     if len(documents) == 1:
-        context.record.notes.append(
-            "one held-out document: the plan is judged on the text it was chosen by"
-        )
+        context.note("one held-out document: the plan is judged on the text it was chosen by")
         return choosing, choosing
     return choosing, excerpts(documents[1::2], piece, count)
 
@@ -109,7 +106,7 @@ def _texts(
 def _open_base(context: StageContext, trained: StageRecord, name: str) -> Base:
     manifest = Manifest.read(trained.artefact("ternary"))
     units = units_of(manifest.named("ternary"), context.pilot.hybrid_plan.granularity)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = context.device.name
     with quiet_transformers():
         if name == "ternary":
             model = load_master(trained.artefact("ternary_master"), expect=manifest.threshold)
@@ -239,9 +236,8 @@ def _record_figures(
     record, section = context.record, context.pilot.hybrid_plan
 
     def judged(model: PreTrainedModel) -> pd.DataFrame:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         length = context.pilot.data.sequence_length
-        return document_losses(model.to(device), tokenizer, judging, length)
+        return document_losses(model.to(context.device.name), tokenizer, judging, length)
 
     with quiet_transformers():
         precise = judged(load_checkpoint(str(trained.artefact("full_precision"))))
@@ -275,6 +271,7 @@ def _record_figures(
             f"max_size_ratio is {section.max_size_ratio:g}"
         )
     record.facts |= {"base": chosen.base, "missed": missed, "threshold": manifest.threshold.id}
-    record.notes += [f"the budget is missed in {text}" for text in missed]
+    for text in missed:
+        context.note(f"the budget is missed in {text}")
     if chosen.base == "ternary" and set(chosen.plan.assignment.values()) == {"ternary"}:
-        record.notes.append("the plan is the trained ternary model itself: no layer is raised")
+        context.note("the plan is the trained ternary model itself: no layer is raised")

@@ -20,7 +20,6 @@ from workbench.engine.engine import Engine
 from workbench.engine.units import backends, uneven_units
 from workbench.errors import ConfigError, StageError
 from workbench.files import replacing
-from workbench.machine.gpu import torch_gpu
 from workbench.machine.memory import memory
 from workbench.measure.ab_figures import (
     energy_figures,
@@ -91,8 +90,7 @@ def run(context: StageContext) -> None:
         quality = _judged(context, engines, heldout, tokenizer)
         for name, engine in engines.items():
             for note in engine.notes:  # what could not be captured shows only when it runs
-                if f"{name}: {note}" not in record.notes:
-                    _say(context, f"{name}: {note}")
+                context.note(f"{name}: {note}")
     record.save_table("blocks", blocks)
     record.save_table("quality", quality)
 
@@ -124,8 +122,7 @@ def _about_kernels(record: StageRecord, engines: dict[str, Engine]) -> str:
 def _loaded_arms(context: StageContext, trained: StageRecord) -> Iterator[dict[str, MeasuredArm]]:
     """The arms in memory side by side, the baseline first; closed afterwards."""
     section, readiness = context.pilot.measure_ab, context.pilot.readiness
-    gpu, _ = torch_gpu()
-    device = "cuda" if gpu and readiness.device != "cpu" else "cpu"
+    device = context.device.name
     names = sorted(section.arms, key=lambda arm: arm != BASELINE)
     folders = {name: trained.artefact(name) for name in names}
     if device == "cpu":
@@ -149,7 +146,7 @@ def _loaded_arms(context: StageContext, trained: StageRecord) -> Iterator[dict[s
             shared = first.kv_bytes if first and not engine.kv_bytes else 0
             arms[name] = MeasuredArm(engine, growth.size_bytes + shared)
             for note in engine.notes:
-                _say(context, f"{name}: {note}")
+                context.note(f"{name}: {note}")
         yield arms
     finally:
         for arm in arms.values():
@@ -185,7 +182,7 @@ def _timed(
     with meters:
         session = Session(context.folder / "session", engines, _classes(section), prompts, meters)
         if done := session.finished():
-            _say(context, f"the session was interrupted after {done} blocks and went on later")
+            context.note(f"the session was interrupted after {done} blocks and went on later")
         blocks = session.run(
             section.blocks,
             lambda done, total: context.progress.step("arms in turn", done, total, "turns"),
@@ -258,8 +255,3 @@ def _prompts(
             next_step="lower measure_ab.prompt_tokens, or give a larger corpus",
         )
     return [tuple(stream[i * length : (i + 1) * length]) for i in range(min(found, count))]
-
-
-def _say(context: StageContext, text: str) -> None:
-    context.progress.note(text)
-    context.record.notes.append(text)

@@ -37,7 +37,8 @@ def run(context: StageContext) -> None:
     profile = LoadProfile.of(trace, section.interactive_max_output_tokens)
     context.progress.note(f"{len(profile.requests)} requests from {profile.source}")
 
-    record.notes.extend(trace.notes)
+    for note in trace.notes:
+        context.note(note)
     record.facts.update(
         source=profile.source,
         kind=profile.kind,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import ternary_kernels
@@ -18,9 +18,10 @@ import ternary_kernels
 from workbench.errors import ConfigError
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.describe import describe_computing, describe_machine
-from workbench.machine.gpu import torch_gpu, torch_gpu_memory
+from workbench.machine.device import Device, choose_device
 from workbench.machine.memory import memory
 from workbench.measure.bandwidth import (
+    bandwidth_buffer,
     gpu_read_bandwidth_gbps,
     int8_peak_gmacs,
     read_bandwidth_gbps,
@@ -41,14 +42,6 @@ USABLE = 0.9
 and the key-value cache."""
 
 
-class Device(NamedTuple):
-    """What computes. ``free_bytes``: memory that a model can take there."""
-
-    name: str
-    text: str
-    free_bytes: int
-
-
 def check(pilot: Pilot) -> list[str]:
     """What this pilot asks of a machine and this machine does not have."""
     probe, log = pilot.readiness.probe, pilot.measure_ab.meters.csv
@@ -61,7 +54,7 @@ def check(pilot: Pilot) -> list[str]:
         if name not in allowed
     ]
     for look in (
-        lambda: _device(pilot.readiness.device),
+        lambda: choose_device(pilot.readiness.device),
         lambda: measurement_threads(pilot.readiness.threads),
         lambda: CsvMeter(Path(log)) if log else None,
     ):
@@ -76,8 +69,8 @@ def run(context: StageContext) -> None:
     """Fill the tables ``bandwidth``, ``fits`` and ``probe``, the figures and the verdict."""
     pilot, record = context.pilot, context.record
     machine = describe_machine() | describe_computing()
-    device = _device(pilot.readiness.device)
-    record.facts.update(machine=machine, device=device.name)
+    device = context.device
+    record.facts["machine"] = machine
     record.measured(
         "memory_available_gb",
         memory().available_bytes / GB,
@@ -92,12 +85,12 @@ def run(context: StageContext) -> None:
     kernels = ternary_kernels.backend()
     record.facts["kernels"] = asdict(kernels)
     if kernels.reason:
-        record.notes.append(f"native kernels are not used: {kernels.reason}")
+        context.note(f"native kernels are not used: {kernels.reason}")
     context.progress.note("measuring memory bandwidth and INT8 peak")
     _bandwidth(context, device)
     _int8_peak(context)
     meters, missing = _meters(context)
-    fits = fits_table(pilot, device.free_bytes)
+    fits = fits_table(pilot, device.name, device.free_bytes)
     record.save_table("fits", fits)
     if pilot.readiness.probe.enabled:
         run_probe(context)
@@ -112,7 +105,7 @@ def run(context: StageContext) -> None:
     ]
 
 
-def fits_table(pilot: Pilot, free_bytes: int) -> pd.DataFrame:
+def fits_table(pilot: Pilot, device: str, free_bytes: int) -> pd.DataFrame:
     """One row a preset, smallest first; columns as in docs/design.md.
 
     Training is that of the ternary arm with the pilot's batch, sequence and precision; serving
@@ -121,7 +114,7 @@ def fits_table(pilot: Pilot, free_bytes: int) -> pd.DataFrame:
     room = USABLE * free_bytes
     rows = []
     for name, shape in sorted(PRESETS.items(), key=lambda item: item[1].parameters):
-        training = _training_bytes(pilot, shape)
+        training = _training_bytes(pilot, shape, device)
         full, ternary = shape.serving_bytes_full(), shape.serving_bytes_ternary()
         rows.append(
             {
@@ -138,21 +131,6 @@ def fits_table(pilot: Pilot, free_bytes: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _device(asked: str) -> Device:
-    name, reason = torch_gpu()
-    if asked == "cuda" and name is None:
-        raise ConfigError(
-            f"readiness.device is cuda, but {reason}",
-            allowed="cuda where torch can use a GPU; auto, cpu",
-            next_step="install a torch with CUDA and its driver, or set readiness.device to auto",
-        )
-    if name is None or asked == "cpu":
-        text = "the CPU computes" if name else f"no GPU ({reason})"
-        return Device("cpu", text, memory().available_bytes)
-    free, total = torch_gpu_memory()
-    return Device("cuda", f"{name} with {free / GB:.1f} of {total / GB:.1f} GB free", free)
-
-
 def _bandwidth(context: StageContext, device: Device) -> None:
     section, record = context.pilot.readiness, context.record
     size_mib, repetitions = section.bandwidth_mib, section.bandwidth_repetitions
@@ -164,8 +142,9 @@ def _bandwidth(context: StageContext, device: Device) -> None:
         )
         record.add(quantile(values, 0.5).metric(name, "GB/s", f"median, {how}", **labels))
 
+    buffer = bandwidth_buffer(size_mib)
     for threads in sorted({1, measurement_threads(section.threads)}):
-        values, how = read_bandwidth_gbps(threads, size_mib, repetitions)
+        values, how = read_bandwidth_gbps(threads, buffer, repetitions)
         keep("read_bandwidth_gbps", "cpu", values, how, threads=str(threads))
     if device.name == "cuda":
         values, how = gpu_read_bandwidth_gbps(size_mib, repetitions)
@@ -205,7 +184,7 @@ def _meters(context: StageContext) -> tuple[list[str], list[MissingMeter]]:
     return found, missing
 
 
-def _training_bytes(pilot: Pilot, shape: Shape) -> int:
+def _training_bytes(pilot: Pilot, shape: Shape, device: str) -> int:
     """Of one device: a GPU has one process, the main memory all of them."""
     train = pilot.train
     each = shape.training_bytes(
@@ -217,7 +196,7 @@ def _training_bytes(pilot: Pilot, shape: Shape) -> int:
     if train.processes == 1:
         return each
     each += 4 * shape.parameters  # gradients on their way to the other processes
-    return each if torch_gpu()[0] else train.processes * each
+    return each if device == "cuda" else train.processes * each
 
 
 def _about_machine(machine: dict[str, Any], device: Device) -> str:

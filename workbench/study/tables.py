@@ -7,10 +7,11 @@ are the study's answers and follow as a list.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from workbench.json_lines import read_rows
 
 NOT_LABELS = {
     "name", "value", "lo", "hi", "unit", "n", "how", "commit", "machine", "date", "corpus",
@@ -19,7 +20,7 @@ NOT_LABELS = {
 
 def markdown(path: Path) -> str:
     """The table, the answers, and where they come from. Names end with their unit."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(path)
     labelled: dict[str, dict[str, str]] = {}
     answers = []
     for row in rows:

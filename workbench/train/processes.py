@@ -16,8 +16,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from workbench.child import child, end_of_log
 from workbench.errors import ConfigError, StageError, WorkbenchError
 from workbench.files import read_json
 from workbench.paths import shown
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 HANDOVER, TOKENS, LOG, KILLED = "handover.pt", "tokens.npy", "log.txt", "killed.json"
 STOP_S = 40.0
 """The launcher gives its processes 30 s to end before it kills them."""
-TAIL_LINES = 15
 
 
 def require_devices(train: Train) -> None:
@@ -105,37 +103,22 @@ def take_over(folder: Path) -> tuple[Training, Progress]:
 
 def _launch(processes: int, folder: Path, progress: Progress) -> None:
     """Start the processes and pass their events on to this one's listener until they end."""
-    log = folder / LOG
     seen = progress.path.stat().st_size if progress.path.exists() else 0
     threads = max(1, torch.get_num_threads() // processes)
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            [sys.executable, "-m", "workbench.train.launcher", str(folder), str(processes)],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # Ctrl-C is for this process, which ends them in order
-        ) as launcher,
-    ):
-        try:
-            for event in follow(progress.path, lambda: launcher.poll() is not None, seen):
-                if progress.listener and event["stage"] == progress.stage:
-                    progress.listener(event)
-        finally:
-            _stop(launcher)
+    with child(
+        "workbench.train.launcher",
+        str(folder),
+        str(processes),
+        log=folder / LOG,
+        environment={"OMP_NUM_THREADS": str(threads)},
+        own_session=True,
+        stop_s=STOP_S,
+    ) as launcher:
+        for event in follow(progress.path, lambda: launcher.poll() is not None, seen):
+            if progress.listener and event["stage"] == progress.stage:
+                progress.listener(event)
     if launcher.returncode:
         raise _failure(processes, folder)
-
-
-def _stop(launcher: subprocess.Popen[bytes]) -> None:
-    if launcher.poll() is None:
-        launcher.terminate()
-        try:
-            launcher.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            launcher.kill()
 
 
 def _failure(processes: int, folder: Path) -> WorkbenchError:
@@ -151,8 +134,7 @@ def _failure(processes: int, folder: Path) -> WorkbenchError:
     said = [pickle.loads(path.read_bytes()) for path in folder.glob("failure-*.pickle")]
     if said:
         return min(said, key=lambda pair: pair[0])[1]
-    lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    tail = "\n    ".join(lines[-TAIL_LINES:]) or "(it printed nothing)"
+    tail = end_of_log(folder / LOG)
     return StageError(
         f"training in {processes} processes ended; the end of its log:\n    {tail}",
         next_step=f"the whole log is {shown(folder / LOG)}; {goes_on}",

@@ -7,7 +7,6 @@ and the rows after s, which will be made again, are cut off.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.files import write_text
+from workbench.json_lines import as_line, keep_rows, read_rows
 
 
 class Telemetry:
@@ -25,12 +24,11 @@ class Telemetry:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.jsonl"):
-            kept = [line for line, row in _whole_rows(path) if row["step"] <= step]
-            write_text(path, "".join(kept))
+            keep_rows(path, lambda row: row["step"] <= step)
 
     def add(self, table: str, rows: Iterable[dict[str, Any]]) -> None:
         """Append rows; each has a key ``step``, the number of finished steps it belongs to."""
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        lines = "".join(map(as_line, rows))
         with self._path(table).open("a", encoding="utf-8") as file:
             file.write(lines)
 
@@ -41,21 +39,11 @@ class Telemetry:
                 os.fsync(file.fileno())
 
     def last(self, table: str) -> dict[str, Any] | None:
-        rows = self._rows(table)
+        rows = read_rows(self._path(table))
         return rows[-1] if rows else None
 
     def frame(self, table: str) -> pd.DataFrame:
-        return pd.DataFrame(self._rows(table))
-
-    def _rows(self, table: str) -> list[dict[str, Any]]:
-        path = self._path(table)
-        return [row for _, row in _whole_rows(path)] if path.exists() else []
+        return pd.DataFrame(read_rows(self._path(table)))
 
     def _path(self, table: str) -> Path:
         return self.folder / f"{table}.jsonl"
-
-
-def _whole_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Lines with their rows. Only the last line can be cut off, and it is left out then."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [(line, json.loads(line)) for line in lines if line.endswith("\n")]

@@ -41,6 +41,7 @@ class Readiness(Section):
         0, ge=0, description="CPU threads for measurements; 0: all usable physical cores"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="what computes; auto: the GPU that torch can use, else the CPU"
+        "auto",
+        description="what computes, in every stage; auto: the GPU that torch can use, else the CPU",
     )
     probe: Probe = Probe()
