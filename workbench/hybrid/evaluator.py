@@ -6,7 +6,6 @@ one evaluation at most.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,9 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from workbench.errors import StageError
-from workbench.files import digest_json, write_text
+from workbench.files import digest_json
 from workbench.hybrid.base import Assignment, Base
+from workbench.json_lines import as_line, keep_rows, read_rows
 from workbench.train.quality import bits_per_byte, document_losses
 
 
@@ -32,13 +32,8 @@ class PlanEvaluator:
     known: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines(True) if self.path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        if whole != lines:
-            write_text(self.path, "".join(whole))
-        for line in whole:
-            row = json.loads(line)
-            self.known[row["key"]] = row["bits_per_byte"]
+        keep_rows(self.path)
+        self.known |= {row["key"]: row["bits_per_byte"] for row in read_rows(self.path)}
 
     def __call__(self, base: Base, assignment: Assignment) -> float:
         """Bits per byte of ``base`` with ``assignment``. StageError for a loss not finite."""
@@ -58,7 +53,7 @@ class PlanEvaluator:
 
     def _keep(self, row: dict) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(as_line(row))
             file.flush()
             os.fsync(file.fileno())
         self.known[row["key"]] = row["bits_per_byte"]
