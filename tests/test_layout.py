@@ -150,6 +150,54 @@ for name in STAGES:
     assert done.returncode == 0, done.stderr
 
 
+LIGHT_STAGE = """
+import sys
+from pathlib import Path
+import workbench.cli
+from workbench.pilot.resolve import resolve
+from workbench.runner.pilot_run import run_stage
+pilot = Path(sys.argv[1]) / "pilot.yaml"
+pilot.write_text("name: light\\nquestion: what does a stage import\\n")
+record = run_stage("profile_load", resolve(pilot))
+assert record.metrics and (record.folder.parent.parent / "environment.json").exists()
+"""
+COMMAND = """
+import sys
+from workbench.cli import app
+try:
+    app(sys.argv[2:])
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+TOLD = (
+    "\nprint(sorted({'torch', 'transformers', 'plotly', 'papermill', 'pandas'} & set(sys.modules)))"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "imported"),
+    [
+        (LIGHT_STAGE, (), "['pandas']"),
+        (COMMAND, ("--help",), "[]"),
+        (COMMAND, ("runs",), "[]"),
+    ],
+    ids=["stage", "help", "runs"],
+)
+def test_what_needs_no_model_waits_for_no_torch(
+    tmp_path: Path, code: str, arguments: tuple[str, ...], imported: str
+) -> None:
+    """torch and transformers take ten seconds to import on a busy machine."""
+    done = subprocess.run(
+        [sys.executable, "-c", code + TOLD, str(tmp_path), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "WORKBENCH_RUNS": str(tmp_path / "runs")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == imported
+
+
 @pytest.mark.parametrize("folder", [ROOT, ROOT / "notebooks", ROOT.parent], ids=lambda p: p.name)
 def test_the_folder_kernels_does_not_shadow_a_package(folder: Path) -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()

@@ -1,4 +1,3 @@
-import os
 import shlex
 import subprocess
 import sys
@@ -43,31 +42,6 @@ def test_the_environment_can_be_written_and_names_its_packages(tmp_path):
     assert environment["machine"]["memory"]["total_bytes"] > 0
     git = environment["git"]
     assert (git["commit"] is None) == ("reason" in git)
-
-
-LIGHT = """
-import sys
-from pathlib import Path
-from workbench.pilot.resolve import resolve
-from workbench.runner.pilot_run import run_stage
-from workbench.cli import app
-folder = Path(sys.argv[1])
-(folder / "pilot.yaml").write_text("name: light\\nquestion: what does a stage import\\n")
-record = run_stage("profile_load", resolve(folder / "pilot.yaml"))
-assert record.metrics and (record.folder.parent.parent / "environment.json").exists()
-print(sorted({"torch", "transformers", "plotly", "papermill"} & set(sys.modules)))
-"""
-
-
-def test_a_stage_without_a_model_waits_for_no_torch(tmp_path):
-    """torch and transformers take up to twenty seconds to import on a busy machine."""
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT, str(tmp_path)],
-        env={**os.environ, "WORKBENCH_RUNS": str(tmp_path / "runs")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def test_the_compiler_in_the_report_is_the_one_that_builds(monkeypatch):

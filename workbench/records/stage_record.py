@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import StageError
 from workbench.files import read_json, replacing, write_json
 from workbench.records.metric import Basis, Metric
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RECORD = "record.json"
 
@@ -84,6 +85,8 @@ class StageRecord:
     def table(self, name: str) -> pd.DataFrame:
         if name not in self.tables:
             raise KeyError(f"{self.stage} has no table {name!r}; it has {sorted(self.tables)}")
+        import pandas as pd  # a second on a busy machine, which a list of runs need not wait for
+
         return pd.read_parquet(self._there(self.folder / self.tables[name]))
 
     def artefact(self, name: str) -> Path:
@@ -105,11 +108,6 @@ class StageRecord:
             f"{path} is gone, a result of {self.stage}",
             next_step=f"run that stage again: workbench stage {self.stage} PILOT.yaml --force",
         )
-
-    def metrics_frame(self) -> pd.DataFrame:
-        """All figures as a frame; each label becomes a column."""
-        rows = [{**m.to_json(), **m.labels} for m in self.metrics]
-        return pd.DataFrame(rows).drop(columns="labels", errors="ignore")
 
     def save(self) -> None:
         fields = {k: v for k, v in vars(self).items() if k not in ("folder", "metrics")}
