@@ -107,7 +107,7 @@ def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
             )
         if uneven := uneven_units({arm: engine.units for arm, engine in engines.items()}):
             record.facts["uneven_units"] = uneven
-            _say(context, f"speed probe: {uneven}")
+            context.note(f"speed probe: {uneven}")
         _record_speed(record, turns, name, engines)
         _record_memory(record, engines, resident, name)
         if left_out:
