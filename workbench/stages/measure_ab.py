@@ -95,7 +95,7 @@ def run(context: StageContext) -> None:
     record.save_table("quality", quality)
 
     classes = _classes(section)
-    computes = _about_kernels(record, engines)
+    computes = _about_kernels(context, engines)
     for metric in (
         *quality_figures(quality, BASELINE, section.bootstrap, context.pilot.seed),
         *latency_figures(blocks, BASELINE, classes, computes),
@@ -107,14 +107,14 @@ def run(context: StageContext) -> None:
         record.add(metric)
 
 
-def _about_kernels(record: StageRecord, engines: dict[str, Engine]) -> str:
+def _about_kernels(context: StageContext, engines: dict[str, Engine]) -> str:
     """What computes, each arm by its name where they differ; a comparison of unlike units is
     recorded as such."""
     units = {arm: list(engine.units) for arm, engine in engines.items()}
-    record.facts["units"] = units
+    context.record.facts["units"] = units
     if uneven := uneven_units(units):
-        record.facts["uneven_units"] = uneven
-        record.notes.append(uneven)
+        context.record.facts["uneven_units"] = uneven
+        context.note(uneven)
     return backends(engines)
 
 
