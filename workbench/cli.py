@@ -236,6 +236,22 @@ def serve(
 
 
 @app.command()
+def check(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="a packed, master or Hugging Face BitNet folder, or a .gguf file"
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Say which matrices of a model are ternary, and prove it on its files; 3 where one is not."""
+    from workbench.check.ternary import check_command
+
+    check_command(path, as_json=as_json)
+
+
+@app.command()
 def export(
     source: Annotated[
         Path,

@@ -52,6 +52,12 @@ class StageError(WorkbenchError):
     exit_code = 3
 
 
+class CheckError(WorkbenchError):
+    """A model's files are not what they say they are."""
+
+    exit_code = 3
+
+
 class GateError(WorkbenchError):
     """Everything ran, and a gate that must hold does not."""
 

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from workbench.check.ternary import check_ternary
 from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
 from workbench.ternary import ThresholdVersion, bit_linears, packed_layers, to_ternary
 from workbench.ternary.master import load_master, save_master
-from workbench.ternary.packed import check_ternary, load_packed, save_packed
+from workbench.ternary.packed import load_packed, save_packed
 from workbench.ternary.packed_layers import (
     Int8Embedding,
     Int8Linear,
@@ -134,11 +135,12 @@ def test_a_mixture_keeps_each_layer_as_asked(llama, ids, tmp_path) -> None:
 def test_the_check_proves_a_good_file(llama, tmp_path) -> None:
     folder = packed(llama, tmp_path / "p")
     check = check_ternary(folder)
-    assert check.ok and len(check.shares) == 14
+    shares_of = {matrix.name: matrix.shares for matrix in check.ternary}
+    assert check.ok and len(shares_of) == 14
     codes, _ = ternarize(llama.get_submodule(Q0).weight, VERSION)
     shares = [float((codes == code).float().mean()) for code in (-1, 0, 1)]
-    assert check.shares[Q0] == pytest.approx(shares)
-    assert "14 layers hold only -1, 0, +1" in str(check)
+    assert shares_of[Q0] == pytest.approx(shares)
+    assert "14 of 15 matrices hold only -1, 0, +1" in str(check)
 
 
 def forbidden_code(tensors) -> None:
@@ -212,9 +214,9 @@ def test_left_over_and_misshapen_tensors_are_refused(llama, tmp_path) -> None:
 def test_a_truncated_file_is_named(llama, tmp_path, keep) -> None:
     path = packed(llama, tmp_path / "p") / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    for read in (load_packed, check_ternary):
-        with pytest.raises(ConfigError, match=r"p: model\.safetensors cannot be read"):
-            read(path.parent)
+    with pytest.raises(ConfigError, match=r"p: model\.safetensors cannot be read"):
+        load_packed(path.parent)
+    assert "model.safetensors cannot be read" in check_ternary(path.parent).problems[0]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from workbench.check.ternary import check_ternary
 from workbench.model.build import build_model
 from workbench.pilot.sections.model import Model, Policy
 from workbench.records.events import Progress
 from workbench.ternary import ThresholdVersion, bit_linears, to_ternary
-from workbench.ternary.packed import check_ternary, load_packed, save_packed
+from workbench.ternary.packed import load_packed, save_packed
 from workbench.train.arm import train_arm
 
 VERSION = ThresholdVersion()

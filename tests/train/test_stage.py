@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from workbench.check.ternary import check_ternary
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, StageError
 from workbench.paths import PROJECT
@@ -36,7 +37,7 @@ from workbench.stages import measure_ab, train_qat
 from workbench.stages.context import StageContext
 from workbench.ternary.manifest import Manifest
 from workbench.ternary.master import NAME, load_master
-from workbench.ternary.packed import check_ternary, load_packed
+from workbench.ternary.packed import load_packed
 from workbench.train.arm import Lesson
 from workbench.train.lora import load_lora
 from workbench.train.quality import bits_per_byte, document_losses, excerpts

@@ -65,6 +65,17 @@ class BitnetCheckpoint:
         """Raises ValueError for a scale that cannot be what the class says."""
         if weight.dtype != torch.uint8:
             return PackedTernary.from_float(weight)
+        return PackedTernary.from_codes(self.codes(weight), self.scale(module, weight_scale))
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Packed ``weight`` uint8 ``[out/4, in]`` -> its codes uint8 ``[out, in]``, w + 1."""
+        return torch.cat([(weight >> shift) & 3 for shift in (0, 2, 4, 6)])
+
+    def scale(self, module: str, weight_scale: Tensor | None) -> Tensor:
+        """What the codes are multiplied with, float32 ``[1]``, of the stored ``weight_scale``.
+
+        Raises ValueError for one that is missing, or cannot be what the class says.
+        """
         if weight_scale is None:
             raise ValueError(f"{module} has packed codes and no weight_scale")
         scale = weight_scale.float().reshape(-1)
@@ -77,5 +88,4 @@ class BitnetCheckpoint:
                 f"weight_scale {weight_scale.tolist()} cannot be right where the layer {rule} it; "
                 "allowed: a mean magnitude of weights below 5. Check linear_class in config.json."
             )
-        rows = [(weight >> shift) & 3 for shift in (0, 2, 4, 6)]
-        return PackedTernary.from_codes(torch.cat(rows), scale)
+        return scale

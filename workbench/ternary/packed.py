@@ -8,14 +8,12 @@ they are. Tied modules are stored once, under the first's name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from ternary_kernels.packing import unpack_portable
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
@@ -95,7 +93,7 @@ def load_packed(
     """
     manifest = Manifest.read(folder)
     manifest.threshold.require(expect, str(folder))
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     model = _skeleton(folder, manifest, dtype)
     scales = {f"{name}.scale" for name in manifest.layers}
     found = {
@@ -114,44 +112,6 @@ def load_packed(
         for other in others:
             _share(model.get_submodule(first), model.get_submodule(other))
     return model.eval()
-
-
-@dataclass(frozen=True)
-class TernaryCheck:
-    """What the file itself proves. shares: ternary layer -> shares of -1, 0, +1."""
-
-    folder: Path
-    threshold: ThresholdVersion
-    shares: dict[str, tuple[float, float, float]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
-    def __str__(self) -> str:
-        if self.problems:
-            return f"{self.folder}: NOT ternary\n" + "\n".join(f"  {p}" for p in self.problems)
-        return f"{self.folder}: {len(self.shares)} layers hold only -1, 0, +1 ({self.threshold})"
-
-
-def check_ternary(folder: Path) -> TernaryCheck:
-    """Prove on the file that every ternary layer holds codes 0, 1, 2 and finite scales only.
-
-    A bad tensor is a problem in the result; a file that cannot be read raises ConfigError.
-    """
-    manifest, tensors = Manifest.read(folder), _read_tensors(folder)
-    problems = content_problems(manifest, tensors)
-    if not manifest.named("ternary"):
-        problems.append("no layer is ternary")
-    check = TernaryCheck(folder, manifest.threshold, problems=problems)
-    if check.ok:
-        for name in manifest.named("ternary"):
-            columns = manifest.layers[name].in_features
-            codes = unpack_portable(tensors[f"{name}.codes"], columns).flatten()
-            counts = torch.stack([(codes == code).sum() for code in (0, 1, 2)])
-            check.shares[name] = tuple((counts / codes.numel()).tolist())
-    return check
 
 
 def content_problems(manifest: Manifest, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -354,7 +314,8 @@ def _require_finite(name: str, module: nn.Module) -> None:
             )
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a packed folder. Raises ConfigError for a file that is missing or damaged."""
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

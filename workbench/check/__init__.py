@@ -1,0 +1,1 @@
+"""Proof on a file that a model is ternary: ``workbench check``."""
