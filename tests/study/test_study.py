@@ -16,12 +16,12 @@ from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
-from workbench.study import recipe, several, size
+from workbench.study import parallel, recipe, size
 from workbench.study.command import study_command
-from workbench.study.documents import Documents
-from workbench.study.lesson import make_lesson
 from workbench.study.lines import json_lines, write_lines
+from workbench.study.paired_bootstrap import PairedBootstrap
 from workbench.study.run import STUDIES, run_study
+from workbench.study.setup import training_setup
 
 HEADLINES = {
     "recipe": "gap_over_lambda_warmup_gap",
@@ -82,7 +82,7 @@ def test_a_reference_that_loses_nothing_gives_no_ratio(tmp_path: Path) -> None:
             for i in range(8)
         )
         record = StageRecord("study_recipe", tmp_path)
-        recipe._ratio(record, Documents(excerpts), "default")
+        recipe._ratio(record, PairedBootstrap(excerpts), "default")
         return record.metric(recipe.HEADLINE)
 
     assert headline(11.0).value == pytest.approx(2.0)
@@ -136,7 +136,7 @@ def test_nothing_is_trained_twice(
     """A killed study goes on with the arms it lacks; another study takes the arms they share;
     a changed recipe trains only itself."""
     trained = []
-    real = several.train_study_arm
+    real = parallel.train_study_arm
 
     def train(root: Path, arm: object, progress: object) -> StageRecord:
         if len(trained) == 3:
@@ -144,7 +144,7 @@ def test_nothing_is_trained_twice(
         trained.append(arm.name)
         return real(root, arm, progress)
 
-    monkeypatch.setattr(several, "train_study_arm", train)
+    monkeypatch.setattr(parallel, "train_study_arm", train)
     one_seed = ["study.seeds=[1]"]
     with pytest.raises(StageError, match="killed"):
         run_study("recipe", resolve(pilot_file, one_seed))
@@ -183,19 +183,19 @@ def test_an_error_of_one_of_several_processes_keeps_its_words(
     resolved = resolve(pilot_file, ["train.lr=1e30", "train.lr_warmup_share=0.0"])
     progress = Progress(tmp_path / "events.jsonl", "study_recipe")
     with pytest.raises(StageError, match="broke at step"):
-        several.train_all(tmp_path, STUDIES["recipe"].arms(resolved)[:1], progress, jobs=2)
+        parallel.train_all(tmp_path, STUDIES["recipe"].arms(resolved)[:1], progress, jobs=2)
 
 
-def test_teachers_are_trained_before_their_pupils(
+def test_teachers_are_trained_before_their_students(
     pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns = []
     monkeypatch.setattr(
-        several, "_beside_each_other", lambda root, arms, *_: turns.append([a.name for a in arms])
+        parallel, "_train_in_parallel", lambda root, arms, *_: turns.append([a.name for a in arms])
     )
     arms = STUDIES["recipe"].arms(resolve(pilot_file, ["study.seeds=[1]"]))
-    (pupil,) = (arm for arm in arms if arm.name == "distilled")
-    several.train_all(tmp_path, [pupil], Progress(tmp_path / "events.jsonl", "study"), jobs=2)
+    (student,) = (arm for arm in arms if arm.name == "distilled")
+    parallel.train_all(tmp_path, [student], Progress(tmp_path / "events.jsonl", "study"), jobs=2)
     assert turns == [["teacher"], ["distilled"]]
 
 
@@ -250,4 +250,4 @@ def test_a_checkpoint_brings_its_tokenizer_to_the_study(pilot_file: Path, tmp_pa
     )
     assert own.data_key != plain.data_key
     progress = Progress(tmp_path / "events.jsonl", "study")
-    assert len(make_lesson(own, tmp_path / "lesson", progress).tokenizer) == 4
+    assert len(training_setup(own, tmp_path / "setup", progress).tokenizer) == 4

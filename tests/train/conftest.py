@@ -22,5 +22,5 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small() -> SimpleNamespace:
-    """make_lesson(**train), make_model(arm, lesson) and the constants of lesson.py."""
-    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("lesson.py"))))
+    """make_setup(**train), make_model(arm, setup) and the constants of small_training.py."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small_training.py"))))

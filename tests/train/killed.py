@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from lesson import make_lesson, make_model
+from small_training import make_model, make_setup
 
 from workbench.records.events import Progress
 from workbench.train import callbacks
@@ -83,11 +83,11 @@ def attempt(folder: Path, sabotage: Sabotage | None, kill_after_s: float | None)
         torch.set_num_threads(2)
         if sabotage:
             sabotage()
-        lesson = make_lesson()
+        setup = make_setup()
         train_arm(
             "ternary",
-            make_model("ternary", lesson),
-            lesson,
+            make_model("ternary", setup),
+            setup,
             folder,
             Progress(folder / "events.jsonl", "train_qat"),
         )

@@ -21,10 +21,10 @@ def test_a_process_that_sees_eight_gpus_trains_on_one_as_the_pilot_says(
     wrapped = []
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 8))
     monkeypatch.setattr(torch.nn.DataParallel, "__init__", lambda *_: wrapped.append(1))
-    lesson = small.make_lesson(steps=2, evaluations=1)
-    model = small.make_model("ternary", lesson)
+    setup = small.make_setup(steps=2, evaluations=1)
+    model = small.make_model("ternary", setup)
     progress = Progress(tmp_path / "events.jsonl", "train_qat")
-    rows = train_arm("ternary", model, lesson, tmp_path, progress).telemetry.frame("loss")
+    rows = train_arm("ternary", model, setup, tmp_path, progress).telemetry.frame("loss")
     assert rows["tokens"].tolist() == [2 * 16, 4 * 16] and not wrapped
 
 

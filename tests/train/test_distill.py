@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from workbench.errors import ConfigError
 from workbench.pilot.sections.train import Distillation, Train
-from workbench.train.arm import FINAL, Lesson, train_arm
+from workbench.train.arm import FINAL, TrainingSetup, train_arm
 from workbench.train.distill import (
     Teacher,
     attention_projections,
@@ -29,7 +29,7 @@ BOTH = {"teacher": "full_precision", "alpha": 0.25, "temperature": 2.0, "attenti
 @pytest.fixture(scope="module")
 def teacher(small: SimpleNamespace) -> PreTrainedModel:
     """Another model of the students' shape; what it was trained on does not matter here."""
-    model = small.make_model("full_precision", small.make_lesson())
+    model = small.make_model("full_precision", small.make_setup())
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -39,15 +39,15 @@ def teacher(small: SimpleNamespace) -> PreTrainedModel:
 
 def train(
     small: SimpleNamespace,
-    lesson: Lesson,
+    setup: TrainingSetup,
     folder: Path,
     teacher: PreTrainedModel | None,
     stop_at: int | None = None,
 ) -> pd.DataFrame:
     progress = small.StoppingProgress(folder / "events.jsonl", "train_qat")
     progress.stop_at = stop_at
-    model = small.make_model("ternary", lesson)
-    return train_arm("ternary", model, lesson, folder, progress, teacher).telemetry.frame("loss")
+    model = small.make_model("ternary", setup)
+    return train_arm("ternary", model, setup, folder, progress, teacher).telemetry.frame("loss")
 
 
 def test_the_divergence_of_logits_is_that_of_the_distributions() -> None:
@@ -84,12 +84,12 @@ def test_the_objective_is_the_declared_mixture_and_the_loss_stays_comparable(
     small: SimpleNamespace, teacher: PreTrainedModel, tmp_path: Path
 ) -> None:
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    rows = train(small, small.make_lesson(steps=4, distillation=BOTH), tmp_path / "a", teacher)
+    rows = train(small, small.make_setup(steps=4, distillation=BOTH), tmp_path / "a", teacher)
     mixture = 0.75 * rows["loss"] + 0.25 * 4 * rows["teacher_kl"] + 3 * rows["relations"]
     assert rows["objective"].to_numpy() == pytest.approx(mixture.to_numpy(), rel=1e-5)
     assert (rows[["teacher_kl", "relations", "teacher_seconds"]] > 0).all().all()
     assert rows["teacher_tokens"].tolist() == [2 * 16] * 4
-    alone = train(small, small.make_lesson(steps=4), tmp_path / "b", None)
+    alone = train(small, small.make_setup(steps=4), tmp_path / "b", None)
     assert rows["loss"].iloc[0] == alone["loss"].iloc[0], "the same model on the same batch"
     assert rows["loss"].iloc[3] != alone["loss"].iloc[3], "it learned from something else"
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
@@ -102,10 +102,10 @@ def test_a_student_comes_closer_to_its_teacher(
     small: SimpleNamespace, teacher: PreTrainedModel, tmp_path: Path, term: str
 ) -> None:
     only = {"teacher_kl": {"alpha": 1.0}, "relations": {"alpha": 0.0, "attention_weight": 9.0}}
-    lesson = small.make_lesson(
+    setup = small.make_setup(
         steps=30, lr=5e-3, evaluations=1, distillation={"teacher": "full_precision"} | only[term]
     )
-    rows = train(small, lesson, tmp_path, teacher)
+    rows = train(small, setup, tmp_path, teacher)
     assert rows[term].iloc[-5:].mean() < 0.9 * rows[term].iloc[:5].mean()
 
 
@@ -114,8 +114,8 @@ def test_accumulated_batches_have_the_objective_of_one_large_batch(
 ) -> None:
     whole = {"steps": 3, "batch_size": 4, "distillation": BOTH}
     parts = whole | {"batch_size": 1, "gradient_accumulation": 4, "gradient_checkpointing": True}
-    one = train(small, small.make_lesson(**whole), tmp_path / "one", teacher)
-    four = train(small, small.make_lesson(**parts), tmp_path / "four", teacher)
+    one = train(small, small.make_setup(**whole), tmp_path / "one", teacher)
+    four = train(small, small.make_setup(**parts), tmp_path / "four", teacher)
     for column in ("loss", "objective", "teacher_kl", "relations", "grad_norm"):
         assert four[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=2e-3), column
 
@@ -123,12 +123,12 @@ def test_accumulated_batches_have_the_objective_of_one_large_batch(
 def test_a_distilled_training_resumes_bit_for_bit(
     small: SimpleNamespace, teacher: PreTrainedModel, tmp_path: Path
 ) -> None:
-    lesson = small.make_lesson(steps=12, distillation=BOTH)
-    straight = train(small, lesson, tmp_path / "straight", teacher)
+    setup = small.make_setup(steps=12, distillation=BOTH)
+    straight = train(small, setup, tmp_path / "straight", teacher)
     with pytest.raises(small.Stopped):
-        train(small, lesson, tmp_path / "killed", teacher, stop_at=7)
+        train(small, setup, tmp_path / "killed", teacher, stop_at=7)
     assert len(Telemetry(tmp_path / "killed" / "telemetry", 10**9).frame("loss")) == 7
-    resumed = train(small, lesson, tmp_path / "killed", teacher)
+    resumed = train(small, setup, tmp_path / "killed", teacher)
     times = ["seconds", "teacher_seconds"]
     pd.testing.assert_frame_equal(
         straight.drop(columns=times), resumed.drop(columns=times), check_exact=True

@@ -11,17 +11,17 @@ from safetensors import SafetensorError
 
 from workbench.errors import ConfigError, StageError
 from workbench.records.events import Progress, read_events
-from workbench.train.arm import Lesson, train_arm
+from workbench.train.arm import TrainingSetup, train_arm
 from workbench.train.checkpoints import last_whole
-from workbench.train.space import disk_full_is_said
+from workbench.train.disk_space import reporting_full_disk
 from workbench.train.telemetry import Telemetry
 
 POISONED = "model.layers.1.mlp.up_proj"
 
 
-def train(small: SimpleNamespace, lesson: Lesson, folder: Path, arm: str = "ternary") -> None:
+def train(small: SimpleNamespace, setup: TrainingSetup, folder: Path, arm: str = "ternary") -> None:
     progress = Progress(folder / "events.jsonl", "train_qat")
-    train_arm(arm, small.make_model(arm, lesson), lesson, folder, progress)
+    train_arm(arm, small.make_model(arm, setup), setup, folder, progress)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_gradient_that_is_not_finite_stops_with_the_last_good_checkpoint(
     small: SimpleNamespace, tmp_path: Path, arm: str, phase: str, field: str
 ) -> None:
     with pytest.raises(StageError) as caught:
-        train(small, small.make_lesson(), tmp_path, arm)
+        train(small, small.make_setup(), tmp_path, arm)
     message = str(caught.value)
     named = f"1 of 20 gradients are not finite: {POISONED}.weight"
     for word in (arm, "step 8", phase, named, f"lower {field} (now 0.001)", "checkpoint-5"):
@@ -65,9 +65,9 @@ def test_a_gradient_that_is_not_finite_stops_with_the_last_good_checkpoint(
 def test_an_exploding_learning_rate_is_a_stage_error_too(
     small: SimpleNamespace, tmp_path: Path
 ) -> None:
-    lesson = small.make_lesson(lr=1e30, lr_warmup_share=0.0, evaluations=1)
+    setup = small.make_setup(lr=1e30, lr_warmup_share=0.0, evaluations=1)
     with pytest.raises(StageError, match=r"broke at step \d+.*learning rate \S+e\+(29|30)"):
-        train(small, lesson, tmp_path)
+        train(small, setup, tmp_path)
 
 
 @pytest.mark.parametrize("file", ["optimizer.pt", "trainer_state.json"])
@@ -84,18 +84,18 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(
             (broken / file).symlink_to("/dev/full")
 
     progress.listener = fill_the_disk
-    lesson = small.make_lesson()
+    setup = small.make_setup()
     with pytest.raises(StageError, match="no space left on the disk"):
-        train_arm("ternary", small.make_model("ternary", lesson), lesson, tmp_path, progress)
-    train(small, lesson, tmp_path)
+        train_arm("ternary", small.make_model("ternary", setup), setup, tmp_path, progress)
+    train(small, setup, tmp_path)
     assert any("goes on from step 5" in e.get("text", "") for e in read_events(progress.path))
 
 
 def test_the_writer_of_the_weights_has_its_own_words_for_a_full_disk(tmp_path: Path) -> None:
     text = "Error while serializing: I/O error: No space left on device (os error 28)"
-    with pytest.raises(StageError, match="no space left"), disk_full_is_said(tmp_path):
+    with pytest.raises(StageError, match="no space left"), reporting_full_disk(tmp_path):
         raise SafetensorError(text)
-    with pytest.raises(RuntimeError, match="another"), disk_full_is_said(tmp_path):
+    with pytest.raises(RuntimeError, match="another"), reporting_full_disk(tmp_path):
         raise RuntimeError("another fault")
 
 
@@ -103,24 +103,24 @@ def test_too_little_space_is_said_before_the_first_step(
     small: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = SimpleNamespace(total=1, used=1, free=1000)
-    monkeypatch.setattr("workbench.train.space.shutil.disk_usage", lambda _: free)
+    monkeypatch.setattr("workbench.train.disk_space.shutil.disk_usage", lambda _: free)
     with pytest.raises(StageError, match=r"checkpoints of .* parameters need .* are free"):
-        train(small, small.make_lesson(), tmp_path)
+        train(small, small.make_setup(), tmp_path)
 
 
 def test_an_unknown_optimizer_lists_those_there_are(small: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="adamw_torch_fused"):
-        train(small, small.make_lesson(optimizer="adamw_torhc"), tmp_path)
+        train(small, small.make_setup(optimizer="adamw_torhc"), tmp_path)
 
 
 def test_a_corpus_shorter_than_one_step_is_refused(small: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="too short"):
-        train(small, small.make_lesson(batch_size=4000), tmp_path)
+        train(small, small.make_setup(batch_size=4000), tmp_path)
 
 
 def test_training_prints_nothing(
     small: SimpleNamespace, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train(small, small.make_lesson(steps=6), tmp_path)
+    train(small, small.make_setup(steps=6), tmp_path)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")

@@ -41,8 +41,8 @@ def checkpoint(family: str, vocabulary: int, folder: Path, small: SimpleNamespac
 def test_convert_train_pack_load_generate(
     small: SimpleNamespace, tmp_path: Path, family: str
 ) -> None:
-    lesson = small.make_lesson(steps=12, lr=5e-3, evaluations=1)
-    vocabulary = len(lesson.tokenizer)
+    setup = small.make_setup(steps=12, lr=5e-3, evaluations=1)
+    vocabulary = len(setup.tokenizer)
     section = Model(checkpoint=str(checkpoint(family, vocabulary, tmp_path / "hf", small)))
     model = build_model(section, vocabulary, small.SEQUENCE_LENGTH, small.SEED)
     biases = {n: p.detach().clone() for n, p in model.named_parameters() if n.endswith(".bias")}
@@ -51,8 +51,8 @@ def test_convert_train_pack_load_generate(
     assert len(report.named("ternary")) == 14
 
     progress = Progress(tmp_path / "events.jsonl", "train_qat")
-    judge = train_arm("ternary", model, lesson, tmp_path / "arm", progress)
-    loss = judge.telemetry.frame("loss")["loss"]
+    evaluator = train_arm("ternary", model, setup, tmp_path / "arm", progress)
+    loss = evaluator.telemetry.frame("loss")["loss"]
     assert loss.iloc[-3:].mean() < loss.iloc[:3].mean()
     parameters = dict(model.named_parameters())
     assert all(not torch.equal(parameters[name], before) for name, before in biases.items())
@@ -62,11 +62,11 @@ def test_convert_train_pack_load_generate(
         for name in ("model.embed_tokens", "lm_head"):
             weight = model.get_submodule(name).weight
             weight.copy_(weight.bfloat16())
-    save_packed(model, tmp_path / "packed", report.precisions, VERSION, lesson.tokenizer)
+    save_packed(model, tmp_path / "packed", report.precisions, VERSION, setup.tokenizer)
     assert check_ternary(tmp_path / "packed").ok
     loaded = load_packed(tmp_path / "packed", expect=VERSION)
     assert not bit_linears(loaded)
-    ids = torch.tensor([lesson.tokens[:9].astype("int64").tolist()])
+    ids = torch.tensor([setup.tokens[:9].astype("int64").tolist()])
     options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     written = loaded.generate(ids, **options)
     assert written.shape == (1, 15)

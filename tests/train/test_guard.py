@@ -9,22 +9,22 @@ import pandas as pd
 import pytest
 
 from workbench.errors import StageError
-from workbench.pilot.sections.train import Guard as Section
+from workbench.pilot.sections.train import Guard
 from workbench.records.events import Progress, read_events
-from workbench.train.arm import FINAL, Lesson, train_arm
-from workbench.train.guard import TABLE, Guard
+from workbench.train.arm import FINAL, TrainingSetup, train_arm
+from workbench.train.guard import TABLE, StabilityGuard
 from workbench.train.telemetry import Telemetry
 
 EVERY_FLIP = {"flip_rate": 0.0, "action": "lower_rate", "rate_factor": 0.5, "least_factor": 0.2}
 
 
-def make_guard(folder: Path, **section: object) -> Guard:
+def make_guard(folder: Path, **section: object) -> StabilityGuard:
     progress = Progress(folder / "events.jsonl", "train_qat")
     telemetry = Telemetry(folder / "telemetry", 10**9)
-    return Guard(Section(**section), "ternary", telemetry, progress, folder / "checkpoints")
+    return StabilityGuard(Guard(**section), "ternary", telemetry, progress, folder / "checkpoints")
 
 
-def feed(guard: Guard, losses: dict[int, float]) -> None:
+def feed(guard: StabilityGuard, losses: dict[int, float]) -> None:
     for step, loss in losses.items():
         row = {"step": step, "loss": loss}
         guard.telemetry.add("loss", [row])
@@ -37,12 +37,12 @@ def layer(name: str, minus: float, zero: float, flips: float | None) -> dict[str
 
 
 def train(
-    small: SimpleNamespace, lesson: Lesson, folder: Path, stop_at: int | None = None
+    small: SimpleNamespace, setup: TrainingSetup, folder: Path, stop_at: int | None = None
 ) -> Telemetry:
     progress = small.StoppingProgress(folder / "events.jsonl", "train_qat")
     progress.stop_at = stop_at
-    model = small.make_model("ternary", lesson)
-    return train_arm("ternary", model, lesson, folder, progress).telemetry
+    model = small.make_model("ternary", setup)
+    return train_arm("ternary", model, setup, folder, progress).telemetry
 
 
 def test_a_spike_is_far_above_the_median_and_told_once(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_a_spike_is_far_above_the_median_and_told_once(tmp_path: Path) -> None:
 
 def test_storms_and_dead_layers_are_named(tmp_path: Path) -> None:
     guard = make_guard(tmp_path, one_value_share=0.9)
-    guard.after_look(5, [layer("a", 0.3, 0.4, None), layer("b", 0.3, 0.4, 0.5)])
+    guard.after_evaluation(5, [layer("a", 0.3, 0.4, None), layer("b", 0.3, 0.4, 0.5)])
     assert guard.telemetry.frame(TABLE).empty
-    guard.after_look(9, [layer("a", 0.04, 0.95, 0.1), layer("b", 0.3, 0.4, 0.65)])
+    guard.after_evaluation(9, [layer("a", 0.04, 0.95, 0.1), layer("b", 0.3, 0.4, 0.65)])
     rows = guard.telemetry.frame(TABLE)
     assert rows["limit"].tolist() == ["flip_rate", "one_value_share"]
     assert "in 1 of 2 layers: b 65%" in rows["text"].iloc[0]
@@ -84,42 +84,42 @@ def test_a_dead_layer_is_told_when_it_dies_and_brakes_once(tmp_path: Path) -> No
     section = {"one_value_share": 0.9, "action": "lower_rate"}
     alive, dead = (0.3, 0.4, None), (0.04, 0.95, None)
 
-    def look(guard: Guard, step: int, **states: tuple[float, float, None]) -> None:
+    def evaluate(guard: StabilityGuard, step: int, **states: tuple[float, float, None]) -> None:
         rows = [{"step": step} | layer(name, *state) for name, state in states.items()]
         guard.telemetry.add("loss", [{"step": step, "loss": 1.0, "strength": 1.0}])
         guard.telemetry.add("layers", rows)
-        guard.after_look(step, rows)
+        guard.after_evaluation(step, rows)
 
     guard = make_guard(tmp_path, **section)
-    look(guard, 5, a=dead, b=alive)
-    look(guard, 9, a=dead, b=alive)
+    evaluate(guard, 5, a=dead, b=alive)
+    evaluate(guard, 9, a=dead, b=alive)
     assert guard.telemetry.frame(TABLE)["step"].tolist() == [5] and guard.factor == 0.5
     again = make_guard(tmp_path, **section)
-    look(again, 13, a=dead, b=dead)
+    evaluate(again, 13, a=dead, b=dead)
     rows = again.telemetry.frame(TABLE)
     assert rows["step"].tolist() == [5, 13] and again.factor == 0.25
     assert "in 1 of 2 layers: b 95%" in rows["text"].iloc[1]
-    look(again, 17, a=alive, b=dead)
-    look(again, 21, a=dead, b=dead)
+    evaluate(again, 17, a=alive, b=dead)
+    evaluate(again, 21, a=dead, b=dead)
     assert again.telemetry.frame(TABLE)["step"].tolist() == [5, 13, 21]
 
 
-def test_a_look_before_the_threshold_is_fully_on_hides_no_dead_layer(tmp_path: Path) -> None:
+def test_an_evaluation_before_the_threshold_is_fully_on_hides_no_dead_layer(tmp_path: Path) -> None:
     guard = make_guard(tmp_path, one_value_share=0.9)
     guard.telemetry.add("loss", [{"step": 2, "loss": 1.0, "strength": 0.5}])
     guard.telemetry.add("layers", [{"step": 2} | layer("a", 0.04, 0.95, None)])
     again = make_guard(tmp_path, one_value_share=0.9)
-    again.after_look(5, [layer("a", 0.04, 0.95, None)])
+    again.after_evaluation(5, [layer("a", 0.04, 0.95, None)])
     assert again.telemetry.frame(TABLE)["step"].tolist() == [5]
 
 
 def test_a_lowered_rate_survives_a_kill_bit_for_bit(small: SimpleNamespace, tmp_path: Path) -> None:
-    lesson = small.make_lesson(guard=EVERY_FLIP)
-    straight = train(small, lesson, tmp_path / "straight")
+    setup = small.make_setup(guard=EVERY_FLIP)
+    straight = train(small, setup, tmp_path / "straight")
     guarded, loss = straight.frame(TABLE), straight.frame("loss").set_index("step")
-    assert guarded["step"].tolist() == [12, 16, 20, 24], "the looks at full strength"
+    assert guarded["step"].tolist() == [12, 16, 20, 24], "the evaluations at full strength"
     assert guarded["factor"].tolist() == [0.5, 0.25, 0.2, 0.2]
-    free = train(small, small.make_lesson(), tmp_path / "free").frame("loss").set_index("step")
+    free = train(small, small.make_setup(), tmp_path / "free").frame("loss").set_index("step")
     assert (loss["lr"] / free["lr"]).round(9).tolist() == [1.0] * 12 + [0.5] * 4 + [0.25] * 4 + [
         0.2
     ] * 4
@@ -128,8 +128,8 @@ def test_a_lowered_rate_survives_a_kill_bit_for_bit(small: SimpleNamespace, tmp_
         and loss.loc[14, "loss"] != free.loc[14, "loss"]
     )
     with pytest.raises(small.Stopped):
-        train(small, lesson, tmp_path / "killed", stop_at=18)
-    resumed = train(small, lesson, tmp_path / "killed")
+        train(small, setup, tmp_path / "killed", stop_at=18)
+    resumed = train(small, setup, tmp_path / "killed")
     for table in ("loss", TABLE):
         here, there = (
             t.frame(table).drop(columns="seconds", errors="ignore") for t in (straight, resumed)
@@ -143,9 +143,9 @@ def test_a_lowered_rate_survives_a_kill_bit_for_bit(small: SimpleNamespace, tmp_
 def test_a_stop_names_the_limit_and_the_last_whole_checkpoint(
     small: SimpleNamespace, tmp_path: Path
 ) -> None:
-    lesson = small.make_lesson(guard=EVERY_FLIP | {"action": "stop"})
-    with pytest.raises(StageError, match="codes changed since the last look") as caught:
-        train(small, lesson, tmp_path)
+    setup = small.make_setup(guard=EVERY_FLIP | {"action": "stop"})
+    with pytest.raises(StageError, match="codes changed since the last evaluation") as caught:
+        train(small, setup, tmp_path)
     for word in ("ternary, step 12", "model.layers.0.self_attn.q_proj", "checkpoint-10"):
         assert word in str(caught.value)
     assert "train.guard.flip_rate 0" in caught.value.allowed
@@ -153,5 +153,5 @@ def test_a_stop_names_the_limit_and_the_last_whole_checkpoint(
 
 
 def test_a_guard_that_is_off_sees_nothing(small: SimpleNamespace, tmp_path: Path) -> None:
-    lesson = small.make_lesson(steps=6, guard=EVERY_FLIP | {"action": "off"})
-    assert train(small, lesson, tmp_path).frame(TABLE).empty
+    setup = small.make_setup(steps=6, guard=EVERY_FLIP | {"action": "off"})
+    assert train(small, setup, tmp_path).frame(TABLE).empty

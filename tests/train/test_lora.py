@@ -24,7 +24,7 @@ pytest.importorskip("peft")
 @pytest.fixture(scope="module")
 def master(small: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "ternary_master"
-    save_master(small.make_model("ternary", small.make_lesson()), folder)
+    save_master(small.make_model("ternary", small.make_setup()), folder)
     return folder
 
 
@@ -46,7 +46,7 @@ def digest(model: PreTrainedModel) -> int:
 def test_adapters_learn_come_back_and_leave_the_base_alone(
     small: SimpleNamespace, master: Path, tmp_path: Path
 ) -> None:
-    lesson = replace(small.make_lesson(steps=20, lr=2e-2, evaluations=2), new_norms=True)
+    setup = replace(small.make_setup(steps=20, lr=2e-2, evaluations=2), new_norms=True)
     base = load_master(master)
     before, untouched = logits(base), digest(base)
     model = add_lora(base, rank=2, targets=("q_proj", "down_proj"))
@@ -55,12 +55,12 @@ def test_adapters_learn_come_back_and_leave_the_base_alone(
     assert len(learning) == 8 and all("lora_" in name for name in learning)
 
     progress = small.StoppingProgress(tmp_path / "events.jsonl", "train_qat")
-    judge = train_lora(model, lesson, tmp_path / "run", progress)
-    loss = judge.telemetry.frame("loss")
+    evaluator = train_lora(model, setup, tmp_path / "run", progress)
+    loss = evaluator.telemetry.frame("loss")
     assert set(loss["strength"]) == {1.0} and set(loss["phase"]) == {"finetune"}
     assert loss["loss"].iloc[-4:].mean() < loss["loss"].iloc[:4].mean()
-    assert not judge.telemetry.frame("layers")["flip_rate"].fillna(0).any()
-    assert set(judge.telemetry.frame("evaluations")["weights"]) == {"ternary"}
+    assert not evaluator.telemetry.frame("layers")["flip_rate"].fillna(0).any()
+    assert set(evaluator.telemetry.frame("evaluations")["weights"]) == {"ternary"}
     after = logits(model)
     assert (after - before).abs().max() > 1e-3 and digest(base) == untouched
 
@@ -73,7 +73,7 @@ def test_adapters_learn_come_back_and_leave_the_base_alone(
 def test_training_adapters_resumes_bit_for_bit(
     small: SimpleNamespace, master: Path, tmp_path: Path
 ) -> None:
-    lesson = small.make_lesson(steps=8, evaluations=1, save_every=3)
+    setup = small.make_setup(steps=8, evaluations=1, save_every=3)
     for name, stop_at in (("straight", None), ("killed", 5), ("killed", None)):
         with torch.random.fork_rng():
             torch.manual_seed(1)  # of A
@@ -81,7 +81,7 @@ def test_training_adapters_resumes_bit_for_bit(
         progress = small.StoppingProgress(tmp_path / name / "events.jsonl", "train_qat")
         progress.stop_at = stop_at
         try:
-            train_lora(model, lesson, tmp_path / name, progress)
+            train_lora(model, setup, tmp_path / name, progress)
         except small.Stopped:
             assert stop_at
     finals = [(tmp_path / name / FINAL).read_bytes() for name in ("straight", "killed")]
@@ -92,8 +92,8 @@ def test_an_adapter_goes_onto_its_own_base_only(
     small: SimpleNamespace, master: Path, tmp_path: Path
 ) -> None:
     save_lora(add_lora(load_master(master), rank=2), tmp_path)
-    lesson = small.make_lesson()
-    other = small.make_model("full_precision", lesson)
+    setup = small.make_setup()
+    other = small.make_model("full_precision", setup)
     to_ternary(other, small.MODEL.policy, ThresholdVersion(granularity="row"))
     with pytest.raises(ConfigError, match=r"absmean/tensor.*but absmean/row.* is asked"):
         load_lora(other, tmp_path)
@@ -122,7 +122,7 @@ def test_what_cannot_take_adapters_is_refused(
     small: SimpleNamespace, master: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match="no trainable ternary layers"):
-        add_lora(small.make_model("full_precision", small.make_lesson()))
+        add_lora(small.make_model("full_precision", small.make_setup()))
     with pytest.raises(ConfigError, match=r"targets w_proj.*\n.*allowed: down_proj, "):
         add_lora(load_master(master), targets=("q_proj", "w_proj"))
     monkeypatch.setattr("workbench.train.lora.importlib.util.find_spec", lambda _: None)

@@ -18,9 +18,9 @@ from workbench.errors import ConfigError, StageError
 from workbench.pilot.sections.train import Train
 from workbench.records.events import Progress
 from workbench.train import processes, worker
-from workbench.train.arm import FINAL, Lesson, train_arm
+from workbench.train.arm import FINAL, TrainingSetup, train_arm
 from workbench.train.checkpoints import last_whole
-from workbench.train.judge import Judge
+from workbench.train.evaluator import Evaluator
 from workbench.train.processes import require_devices
 
 TAUGHT = {
@@ -30,13 +30,15 @@ TAUGHT = {
 }  # fmt: skip
 
 
-def train(small: SimpleNamespace, lesson: Lesson, folder: Path, listener: object = None) -> Judge:
-    model, teacher = (small.make_model(arm, lesson) for arm in ("ternary", "full_precision"))
+def train(
+    small: SimpleNamespace, setup: TrainingSetup, folder: Path, listener: object = None
+) -> Evaluator:
+    model, teacher = (small.make_model(arm, setup) for arm in ("ternary", "full_precision"))
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.mul_(1.1)
     progress = Progress(folder / "events.jsonl", "train_qat", listener)
-    return train_arm("ternary", model, lesson, folder, progress, teacher)
+    return train_arm("ternary", model, setup, folder, progress, teacher)
 
 
 def workers(folder: Path) -> list[psutil.Process]:
@@ -54,8 +56,8 @@ def workers(folder: Path) -> list[psutil.Process]:
 def test_two_processes_train_as_one_does_through_every_interruption(
     small: SimpleNamespace, tmp_path: Path
 ) -> None:
-    one = train(small, small.make_lesson(**TAUGHT), tmp_path / "one").telemetry
-    lesson, folder = small.make_lesson(**TAUGHT, processes=2), tmp_path / "two"
+    one = train(small, small.make_setup(**TAUGHT), tmp_path / "one").telemetry
+    setup, folder = small.make_setup(**TAUGHT, processes=2), tmp_path / "two"
     checkpoints = folder / "checkpoints"
 
     def interrupt(event: dict) -> None:
@@ -68,12 +70,12 @@ def test_two_processes_train_as_one_does_through_every_interruption(
     events = Progress(folder / "events.jsonl", "train_qat")
     threading.Timer(0.5, events.note, ["while the processes start"]).start()
     with pytest.raises(KeyboardInterrupt):
-        train(small, lesson, folder, interrupt)
+        train(small, setup, folder, interrupt)
     assert not workers(folder)
     with pytest.raises(StageError, match=r"process 1 was killed by signal 9 \(SIGKILL\)"):
-        train(small, lesson, folder, kill)
+        train(small, setup, folder, kill)
     assert not workers(folder) and last_whole(checkpoints) and not (folder / FINAL).exists()
-    two = train(small, lesson, folder).telemetry
+    two = train(small, setup, folder).telemetry
     assert not (folder / "processes").exists()
 
     for name, exact in (
@@ -108,7 +110,7 @@ def test_what_a_process_says_first_is_what_the_user_reads(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, each in (("1", error), ("0", RuntimeError("Connection closed by peer"))):
         monkeypatch.setenv("RANK", rank)
-        worker._leave_word(tmp_path, each)
+        worker._write_failure(tmp_path, each)
     told = processes._failure(2, tmp_path)
     assert words in str(told) and told.next_step
     (tmp_path / processes.KILLED).write_text('{"1": 9}')

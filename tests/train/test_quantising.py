@@ -35,9 +35,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
 def test_once_a_step(
     small: SimpleNamespace, tmp_path: Path, counted: Counter[int], parts: int
 ) -> None:
-    lesson = small.make_lesson(steps=4, evaluations=1, gradient_accumulation=parts, **AT_ONCE)
-    model = small.make_model("ternary", lesson)
-    train_arm("ternary", model, lesson, tmp_path, Progress(tmp_path / "e.jsonl", "train_qat"))
+    setup = small.make_setup(steps=4, evaluations=1, gradient_accumulation=parts, **AT_ONCE)
+    model = small.make_model("ternary", setup)
+    train_arm("ternary", model, setup, tmp_path, Progress(tmp_path / "e.jsonl", "train_qat"))
     assert [counted[id(layer)] for _, layer in bit_linears(model)] == [4] * 14
 
 
@@ -45,7 +45,7 @@ def test_once_altogether_under_adapters(
     small: SimpleNamespace, tmp_path: Path, counted: Counter[int]
 ) -> None:
     pytest.importorskip("peft")
-    lesson = small.make_lesson(steps=4, evaluations=1)
-    model = add_lora(small.make_model("ternary", lesson))
-    train_lora(model, lesson, tmp_path, Progress(tmp_path / "e.jsonl", "train_qat"))
+    setup = small.make_setup(steps=4, evaluations=1)
+    model = add_lora(small.make_model("ternary", setup))
+    train_lora(model, setup, tmp_path, Progress(tmp_path / "e.jsonl", "train_qat"))
     assert [counted[id(layer)] for _, layer in bit_linears(model)] == [1] * 14

@@ -24,11 +24,11 @@ TABLES = ("loss", "evaluations", "layers", "histograms")
 @pytest.fixture(scope="module")
 def straight(small: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("straight")
-    lesson = small.make_lesson()
+    setup = small.make_setup()
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     progress = Progress(folder / "events.jsonl", "train_qat")
-    train_arm("ternary", small.make_model("ternary", lesson), lesson, folder, progress)
+    train_arm("ternary", small.make_model("ternary", setup), setup, folder, progress)
     torch.set_num_threads(threads)
     return folder
 
@@ -60,8 +60,8 @@ def test_every_step_has_one_row_and_phases_follow_each_other(straight: Path) -> 
     assert loss["tokens"].tolist() == [step * 2 * 16 for step in range(1, 25)]
     assert loss["phase"].drop_duplicates().tolist() == ["warmup", "threshold", "finetune"]
     assert loss["strength"].is_monotonic_increasing and loss["strength"].iloc[-1] == 1.0
-    judged = table(straight, "evaluations")
-    assert judged.groupby("weights")["step"].apply(list).to_dict() == {
+    evaluated = table(straight, "evaluations")
+    assert evaluated.groupby("weights")["step"].apply(list).to_dict() == {
         "ternary": [4, 8, 12, 16, 20, 24],
         "master": [4, 8, 12, 16, 20, 24],
     }
@@ -93,18 +93,18 @@ def test_layers_are_watched(straight: Path) -> None:
         assert rows.groupby("kind")["count"].sum().to_dict() == {"master": size, "ternary": size}
 
 
-def test_the_end_of_each_pass_over_the_corpus_is_looked_at_too(
+def test_the_end_of_each_pass_over_the_corpus_is_evaluated_too(
     small: SimpleNamespace, tmp_path: Path
 ) -> None:
-    sequences = len(small.make_lesson().tokens) // small.SEQUENCE_LENGTH
-    lesson = small.make_lesson(steps=7, batch_size=sequences // 2, evaluations=3)
+    sequences = len(small.make_setup().tokens) // small.SEQUENCE_LENGTH
+    setup = small.make_setup(steps=7, batch_size=sequences // 2, evaluations=3)
     progress = Progress(tmp_path / "events.jsonl", "train_qat")
-    judge = train_arm("ternary", small.make_model("ternary", lesson), lesson, tmp_path, progress)
-    looks = judge.telemetry.frame("layers").drop_duplicates("step")
-    ends = [step for step in range(1, 8) if step * lesson.train.batch_size >= sequences]
-    assert ends[0] in looks["step"].tolist() and {2, 5, 7} < set(looks["step"])
-    epochs = looks["step"] * lesson.train.batch_size / sequences
-    assert looks["epoch"].to_numpy() == pytest.approx(epochs.to_numpy())
+    evaluator = train_arm("ternary", small.make_model("ternary", setup), setup, tmp_path, progress)
+    layers = evaluator.telemetry.frame("layers").drop_duplicates("step")
+    ends = [step for step in range(1, 8) if step * setup.train.batch_size >= sequences]
+    assert ends[0] in layers["step"].tolist() and {2, 5, 7} < set(layers["step"])
+    epochs = layers["step"] * setup.train.batch_size / sequences
+    assert layers["epoch"].to_numpy() == pytest.approx(epochs.to_numpy())
 
 
 def test_a_finished_arm_is_loaded_and_not_trained(
@@ -112,9 +112,9 @@ def test_a_finished_arm_is_loaded_and_not_trained(
 ) -> None:
     monkeypatch.setattr("workbench.train.arm.ArmTrainer.train", lambda *_, **__: pytest.fail())
     before = table(straight, "loss")
-    lesson = small.make_lesson()
-    model = small.make_model("ternary", lesson)
-    train_arm("ternary", model, lesson, straight, Progress(straight / "e.jsonl", "train_qat"))
+    setup = small.make_setup()
+    model = small.make_model("ternary", setup)
+    train_arm("ternary", model, setup, straight, Progress(straight / "e.jsonl", "train_qat"))
     weights = safetensors.torch.load_file(straight / FINAL)
     loaded = model.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())

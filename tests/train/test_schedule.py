@@ -125,7 +125,7 @@ def test_evaluations_are_evenly_spread_and_end_with_the_last_step() -> None:
     assert plan(steps=3, evaluations=9).evaluation_steps == [1, 2, 3]
 
 
-def test_passes_over_the_corpus_are_looked_at_where_they_end() -> None:
+def test_passes_over_the_corpus_are_evaluated_where_they_end() -> None:
     assert epoch_steps(steps=10, batch=4, per_pass=12, most=9) == [3, 6, 9]
     assert epoch_steps(steps=10, batch=4, per_pass=10, most=9) == [3, 5, 8, 10]
     assert epoch_steps(steps=10, batch=4, per_pass=41, most=9) == []

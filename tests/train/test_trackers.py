@@ -60,11 +60,11 @@ def trained(
 ) -> pd.DataFrame:
     """The loss of three steps at full strength."""
     at_once = {"warmup": {"share": 0.0}, "threshold": {"share": 0.0}, "lr_schedule": "constant"}
-    lesson = small.make_lesson(steps=3, evaluations=3, trackers=["tensorboard"], **at_once | train)
+    setup = small.make_setup(steps=3, evaluations=3, trackers=["tensorboard"], **at_once | train)
     progress = Progress(folder / "events.jsonl", "train_qat")
-    teacher = small.make_model("full_precision", lesson) if teaches else None
-    model = small.make_model("ternary", lesson)
-    return train_arm("ternary", model, lesson, folder, progress, teacher).telemetry.frame("loss")
+    teacher = small.make_model("full_precision", setup) if teaches else None
+    model = small.make_model("ternary", setup)
+    return train_arm("ternary", model, setup, folder, progress, teacher).telemetry.frame("loss")
 
 
 def sent(writer: Writer, name: str) -> list[float]:

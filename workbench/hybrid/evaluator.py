@@ -1,6 +1,6 @@
-"""Bits per byte of one model after another on the same text, each judged once for good.
+"""Bits per byte of one model after another on the same text, each evaluated once for good.
 
-Every result is a line on the disk before the next model is judged, so a killed stage repeats
+Every result is a line on the disk before the next model is evaluated, so a killed stage repeats
 one evaluation at most.
 """
 

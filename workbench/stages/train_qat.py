@@ -54,11 +54,11 @@ from workbench.ternary.master import require_plain_master, save_master
 from workbench.ternary.packed import save_packed
 from workbench.ternary.policy import require_ternary, resolve
 from workbench.ternary.post_training import ternarize_post_training
-from workbench.train.arm import Lesson, train_arm
+from workbench.train.arm import TrainingSetup, train_arm
 from workbench.train.distill import attention_projections
+from workbench.train.evaluator import Evaluator
 from workbench.train.guard import TABLE as GUARD
 from workbench.train.int8_gradients import LARGEST_ERROR, gradient_errors, set_int8_gradients
-from workbench.train.judge import Judge
 from workbench.train.memory_plan import require_memory
 from workbench.train.processes import require_devices
 from workbench.train.quality import document_losses, excerpts
@@ -115,17 +115,19 @@ def run(context: StageContext) -> None:
     _note_idle_gpus(context)
     corpus = read_corpus(pilot.data, pilot.seed)
     tokenizer = _tokenizer(context, corpus)
-    lesson = _lesson(context, corpus, tokenizer)
+    setup = _setup(context, corpus, tokenizer)
     record.save_table("heldout", documents_frame(corpus.heldout))
 
     losses: dict[str, pd.DataFrame] = {}
-    baseline = _train_baseline(context, lesson, losses)
-    ternary = _train_ternary(context, lesson, losses)
+    baseline = _train_baseline(context, setup, losses)
+    ternary = _train_ternary(context, setup, losses)
     _require_equal(context, baseline, ternary)
 
     arms = {"full_precision": baseline, "ternary": ternary}
     for table in ("loss", "evaluations"):
-        frames = [judge.telemetry.frame(table).assign(arm=arm) for arm, judge in arms.items()]
+        frames = [
+            evaluator.telemetry.frame(table).assign(arm=arm) for arm, evaluator in arms.items()
+        ]
         record.save_table(table, pd.concat(frames, ignore_index=True))
     _record_guard(record, arms)
     for table in ("layers", "histograms"):
@@ -244,7 +246,9 @@ def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _lesson(context: StageContext, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Lesson:
+def _setup(
+    context: StageContext, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
+) -> TrainingSetup:
     pilot = context.pilot
     tokens = write_tokens(
         context.folder / "tokens.npy", tokenizer, corpus.training, context.progress
@@ -267,7 +271,7 @@ def _lesson(context: StageContext, corpus: Corpus, tokenizer: PreTrainedTokenize
         "copies_left_out": corpus.copies,
         "vocabulary": vocabulary_size(tokenizer),
     }
-    return Lesson(
+    return TrainingSetup(
         train=pilot.train,
         seed=pilot.seed,
         tokens=tokens,
@@ -279,22 +283,22 @@ def _lesson(context: StageContext, corpus: Corpus, tokenizer: PreTrainedTokenize
 
 
 def _train_baseline(
-    context: StageContext, lesson: Lesson, losses: dict[str, pd.DataFrame]
-) -> Judge:
+    context: StageContext, setup: TrainingSetup, losses: dict[str, pd.DataFrame]
+) -> Evaluator:
     """The full-precision arm, and the same weights made ternary without training."""
     section, record = context.pilot.model, context.record
-    model = _fresh_model(context, section, lesson, "full_precision")
-    if (distillation := lesson.train.distillation).attention_weight > 0:
+    model = _fresh_model(context, section, setup, "full_precision")
+    if (distillation := setup.train.distillation).attention_weight > 0:
         attention_projections(model, distillation.attention_layer)  # refused before it is paid for
-    judge = train_arm(
-        "full_precision", model, lesson, context.folder / "full_precision_arm", context.progress
+    evaluator = train_arm(
+        "full_precision", model, setup, context.folder / "full_precision_arm", context.progress
     )
     _free_memory()
-    losses["full_precision"] = judge.losses(model, "master")
-    _save_model(model, context.folder / "full_precision", lesson.tokenizer)
-    _save_int8(model, context.folder / "int8", section, lesson.tokenizer)
+    losses["full_precision"] = evaluator.losses(model, "master")
+    _save_model(model, context.folder / "full_precision", setup.tokenizer)
+    _save_int8(model, context.folder / "int8", section, setup.tokenizer)
 
-    ids_BT = _first_sequences(lesson, CALIBRATION_SEQUENCES)
+    ids_BT = _first_sequences(setup, CALIBRATION_SEQUENCES)
     report = ternarize_post_training(
         model,
         section.policy,
@@ -302,30 +306,32 @@ def _train_baseline(
         calibration=ids_BT.to(model.device).split(4),
     )
     losses["post_training"] = document_losses(
-        model, lesson.tokenizer, lesson.excerpts, lesson.sequence_length
+        model, setup.tokenizer, setup.excerpts, setup.sequence_length
     )
     save_packed(
         model,
         context.folder / "post_training",
         report.precisions,
         report.threshold,
-        lesson.tokenizer,
+        setup.tokenizer,
     )
     record.artefacts |= {name: name for name in ("full_precision", "int8", "post_training")}
-    return judge
+    return evaluator
 
 
-def _first_sequences(lesson: Lesson, most: int) -> torch.Tensor:
+def _first_sequences(setup: TrainingSetup, most: int) -> torch.Tensor:
     """Token ids [up to ``most``, sequence_length] of the training text."""
-    length = lesson.sequence_length
-    whole = min(most, len(lesson.tokens) // length) * length
-    return torch.from_numpy(lesson.tokens[:whole].astype("int64")).view(-1, length)
+    length = setup.sequence_length
+    whole = min(most, len(setup.tokens) // length) * length
+    return torch.from_numpy(setup.tokens[:whole].astype("int64")).view(-1, length)
 
 
-def _train_ternary(context: StageContext, lesson: Lesson, losses: dict[str, pd.DataFrame]) -> Judge:
+def _train_ternary(
+    context: StageContext, setup: TrainingSetup, losses: dict[str, pd.DataFrame]
+) -> Evaluator:
     section, record = context.pilot.model, context.record
     _free_memory()  # the baseline's weights may take a large part of it
-    model = _fresh_model(context, section, lesson, "ternary")
+    model = _fresh_model(context, section, setup, "ternary")
     threshold = ThresholdVersion.from_section(section.threshold)
     report = to_ternary(model, section.policy, threshold, section.activations, section.sub_norm)
     context.progress.note(str(report))
@@ -342,31 +348,31 @@ def _train_ternary(context: StageContext, lesson: Lesson, losses: dict[str, pd.D
         path = f"plain path, slower: {reason}" if reason else "fused INT8 kernels at strength 1"
         context.progress.note(f"ternary layers train on the GPU's {path}")
         record.notes += [f"ternary layers trained on the plain path: {reason}"] if reason else []
-    checked = [_gradient_check(context, lesson, model, "before")]
-    set_int8_gradients(model, lesson.train.int8_gradients)
+    checked = [_gradient_check(context, setup, model, "before")]
+    set_int8_gradients(model, setup.train.int8_gradients)
     teacher = _teacher(context)
-    judge = train_arm(
-        "ternary", model, lesson, context.folder / "ternary_arm", context.progress, teacher
+    evaluator = train_arm(
+        "ternary", model, setup, context.folder / "ternary_arm", context.progress, teacher
     )
     _free_memory()
-    checked.append(_gradient_check(context, lesson, model, "after"))
-    if lesson.train.int8_gradients:
+    checked.append(_gradient_check(context, setup, model, "after"))
+    if setup.train.int8_gradients:
         record.save_table("int8_gradients", pd.concat(checked, ignore_index=True))
-    losses["ternary"] = judge.losses(model, "ternary")
-    save_master(model, context.folder / "ternary_master", lesson.tokenizer)
-    save_packed(model, context.folder / "ternary", report.precisions, threshold, lesson.tokenizer)
+    losses["ternary"] = evaluator.losses(model, "ternary")
+    save_master(model, context.folder / "ternary_master", setup.tokenizer)
+    save_packed(model, context.folder / "ternary", report.precisions, threshold, setup.tokenizer)
     record.artefacts |= {name: name for name in ("ternary_master", "ternary")}
-    return judge
+    return evaluator
 
 
 def _gradient_check(
-    context: StageContext, lesson: Lesson, model: PreTrainedModel, moment: str
+    context: StageContext, setup: TrainingSetup, model: PreTrainedModel, moment: str
 ) -> pd.DataFrame | None:
     """Errors of INT8 gradients (table ``int8_gradients``); None where they are not asked for."""
-    if not lesson.train.int8_gradients:
+    if not setup.train.int8_gradients:
         return None
-    ids_BT = _first_sequences(lesson, GRADIENT_SEQUENCES).to(model.device)
-    autocast = torch.bfloat16 if lesson.train.precision == "bfloat16" else None
+    ids_BT = _first_sequences(setup, GRADIENT_SEQUENCES).to(model.device)
+    autocast = torch.bfloat16 if setup.train.precision == "bfloat16" else None
     errors = gradient_errors(model, ids_BT, autocast)
     whole = float(errors["error"].iloc[-1])
     worst = errors.loc[errors["error"].iloc[:-1].fillna(math.inf).idxmax()]
@@ -408,10 +414,10 @@ def _teacher(context: StageContext) -> PreTrainedModel | None:
 
 
 def _fresh_model(
-    context: StageContext, section: Model, lesson: Lesson, arm: str
+    context: StageContext, section: Model, setup: TrainingSetup, arm: str
 ) -> PreTrainedModel:
     """The model both arms start from; the digest of its weights goes into the facts."""
-    rows, length = vocabulary_size(lesson.tokenizer), lesson.sequence_length
+    rows, length = vocabulary_size(setup.tokenizer), setup.sequence_length
     with quiet_transformers():
         model = build_model(section, rows, length, context.pilot.seed, _device())
     require_ternary(section.policy, model)  # a model of the Hub is seen here first
@@ -442,9 +448,9 @@ def _save_int8(
     )
 
 
-def _require_equal(context: StageContext, baseline: Judge, ternary: Judge) -> None:
+def _require_equal(context: StageContext, baseline: Evaluator, ternary: Evaluator) -> None:
     """Equal tokens, batches and initial weights, or the comparison means nothing."""
-    one, other = (judge.telemetry.frame("loss") for judge in (baseline, ternary))
+    one, other = (evaluator.telemetry.frame("loss") for evaluator in (baseline, ternary))
     weights = context.record.facts["initial_weights_crc32"]
     equal = {
         "tokens": one["tokens"].equals(other["tokens"]),
@@ -460,10 +466,10 @@ def _require_equal(context: StageContext, baseline: Judge, ternary: Judge) -> No
         )
 
 
-def _record_guard(record: StageRecord, arms: dict[str, Judge]) -> None:
+def _record_guard(record: StageRecord, arms: dict[str, Evaluator]) -> None:
     """What the guard saw: a table, and a note for each line of it."""
     columns = ["arm", "step", "limit", "value", "factor", "text"]
-    frames = [judge.telemetry.frame(GUARD).assign(arm=arm) for arm, judge in arms.items()]
+    frames = [evaluator.telemetry.frame(GUARD).assign(arm=arm) for arm, evaluator in arms.items()]
     seen = [frame for frame in frames if len(frame)]
     table = pd.concat(seen, ignore_index=True) if seen else pd.DataFrame(columns=columns)
     record.save_table(GUARD, table[columns])
@@ -471,7 +477,7 @@ def _record_guard(record: StageRecord, arms: dict[str, Judge]) -> None:
 
 
 def _record_figures(
-    context: StageContext, arms: dict[str, Judge], losses: dict[str, pd.DataFrame]
+    context: StageContext, arms: dict[str, Evaluator], losses: dict[str, pd.DataFrame]
 ) -> None:
     record = context.record
     for arm, frame in losses.items():
@@ -479,8 +485,8 @@ def _record_figures(
         estimate = bits_per_byte(frame["nats"], frame["bytes"], groups=documents)
         how = f"{len(frame)} excerpts of held-out documents, after the last step"
         record.add(estimate.metric("final_bits_per_byte", "bits/byte", how, arm=arm))
-    for arm, judge in arms.items():
-        rows = judge.telemetry.frame("loss")
+    for arm, evaluator in arms.items():
+        rows = evaluator.telemetry.frame("loss")
         seconds, tokens = float(rows["seconds"].sum()), int(rows["tokens"].iloc[-1])
         how = "sum over the steps, forward to update; evaluations and checkpoints not counted"
         if (processes := context.pilot.train.processes) > 1:

@@ -20,7 +20,7 @@ from workbench.paths import shown
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.resolve import ResolvedPilot, resolved_from
 from workbench.pilot.spec import Pilot
-from workbench.train.schedule import Arm
+from workbench.train.schedule import TrainedArm
 
 SECTIONS = ("train", "model")
 TERNARY_ONLY = {
@@ -46,7 +46,7 @@ class StudyArm:
     this one is distilled from, trained before it."""
 
     name: str
-    kind: Arm
+    kind: TrainedArm
     pilot: Pilot
     split_seed: int
     teacher: StudyArm | None = None
@@ -96,7 +96,7 @@ class StudyArm:
 
 
 def make_arm(
-    resolved: ResolvedPilot, name: str, kind: Arm, seed: int, values: Mapping[str, Any]
+    resolved: ResolvedPilot, name: str, kind: TrainedArm, seed: int, values: Mapping[str, Any]
 ) -> StudyArm:
     """The pilot with ``values`` (sections train and model) over its own.
 

@@ -16,8 +16,8 @@ import pandas as pd
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm, make_arm
-from workbench.study.documents import BitsPerByte, Documents
 from workbench.study.network import values_of_width
+from workbench.study.paired_bootstrap import BitsPerByte, PairedBootstrap
 
 HEADLINE = "parity_width_factor"
 FULL, TERNARY = "full_precision", "ternary"
@@ -36,18 +36,18 @@ def arms(resolved: ResolvedPilot) -> list[StudyArm]:
 
 def figures(record: StageRecord, found: pd.DataFrame, excerpts: pd.DataFrame) -> None:
     """Add the study's figures to ``record``; see :mod:`workbench.study.run` for the tables."""
-    documents = Documents(excerpts)
+    bootstrap = PairedBootstrap(excerpts)
     rows = found[found["weights"] == "trained"].drop_duplicates("arm")
     full = rows[rows["kind"] == FULL].iloc[0]
     ternary = rows[rows["kind"] == TERNARY].sort_values("width")
     widths = ternary["width"].to_numpy(float)
     for row in rows.itertuples():
-        estimate = documents.estimate(lambda bits, name=row.arm: bits[name])
-        how = f"{len(documents)} held-out documents, {found['seed'].nunique()} seed(s)"
+        estimate = bootstrap.estimate(lambda bits, name=row.arm: bits[name])
+        how = f"{len(bootstrap)} held-out documents, {found['seed'].nunique()} seed(s)"
         labels = {"arm": row.kind, "width": str(row.width)}
         record.add(estimate.metric("bits_per_byte", "bits/byte", how, **labels))
     for row in ternary.itertuples():
-        gap = documents.estimate(lambda bits, name=row.arm: bits[name] - bits[full["arm"]])
+        gap = bootstrap.estimate(lambda bits, name=row.arm: bits[name] - bits[full["arm"]])
         how = f"against full precision of width {full['width']}, same documents; positive is worse"
         labels = {"arm": TERNARY, "width": str(row.width)}
         record.add(gap.metric("gap_bits_per_byte", "bits/byte", how, **labels))
@@ -57,7 +57,7 @@ def figures(record: StageRecord, found: pd.DataFrame, excerpts: pd.DataFrame) ->
         return parity_width(widths, gaps)
 
     def add(name: str, of_width: Callable[[np.ndarray], np.ndarray], what: str) -> None:
-        estimate = documents.estimate(lambda bits: of_width(crossing(bits)))
+        estimate = bootstrap.estimate(lambda bits: of_width(crossing(bits)))
         spread = f"widths {', '.join(f'{w:g}' for w in widths)} against {full['width']}"
         if estimate.value is None:
             why = f"the gap to full precision changes its sign at none of the {spread}"

@@ -14,7 +14,7 @@ import pandas as pd
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm, make_arm
-from workbench.study.documents import BitsPerByte, Documents
+from workbench.study.paired_bootstrap import BitsPerByte, PairedBootstrap
 
 FULL, DEFAULT, REFERENCE, UNTRAINED = (
     "full_precision",
@@ -40,24 +40,24 @@ def arms(resolved: ResolvedPilot) -> list[StudyArm]:
 
 def figures(record: StageRecord, found: pd.DataFrame, excerpts: pd.DataFrame) -> None:
     """Add the study's figures to ``record``; see :mod:`workbench.study.run` for the tables."""
-    documents = Documents(excerpts)
+    bootstrap = PairedBootstrap(excerpts)
     names = list(dict.fromkeys(found["arm"]))
     for name in names:
-        estimate = documents.estimate(lambda bits, name=name: bits[name])
-        how = f"{len(documents)} held-out documents, {_seeds(found)}"
+        estimate = bootstrap.estimate(lambda bits, name=name: bits[name])
+        how = f"{len(bootstrap)} held-out documents, {_seeds(found)}"
         record.add(estimate.metric("bits_per_byte", "bits/byte", how, arm=name))
     for name in names:
         _costs(record, found[found["arm"] == name], name)
     for name in names:
         if name != FULL:
-            gap = documents.estimate(lambda bits, name=name: bits[name] - bits[FULL])
+            gap = bootstrap.estimate(lambda bits, name=name: bits[name] - bits[FULL])
             how = f"{name} minus full precision on the same documents; positive is worse"
             record.add(gap.metric("gap_bits_per_byte", "bits/byte", how, arm=name))
     for name in [n for n in names if n not in (FULL, REFERENCE, DEFAULT)]:
-        _ratio(record, documents, name, arm=name)
+        _ratio(record, bootstrap, name, arm=name)
     for seed in found["seed"].unique() if found["seed"].nunique() > 1 else ():
-        _ratio(record, Documents(excerpts[excerpts["seed"] == seed]), DEFAULT, seed=str(seed))
-    _ratio(record, documents, DEFAULT)
+        _ratio(record, PairedBootstrap(excerpts[excerpts["seed"] == seed]), DEFAULT, seed=str(seed))
+    _ratio(record, bootstrap, DEFAULT)
 
 
 def _costs(record: StageRecord, rows: pd.DataFrame, name: str) -> None:
@@ -79,8 +79,8 @@ def _costs(record: StageRecord, rows: pd.DataFrame, name: str) -> None:
         record.measured("teacher_tokens", tokens, "tokens", how, n=len(rows), arm=name)
 
 
-def _ratio(record: StageRecord, documents: Documents, name: str, **labels: str) -> None:
-    if REFERENCE not in documents.bits:
+def _ratio(record: StageRecord, bootstrap: PairedBootstrap, name: str, **labels: str) -> None:
+    if REFERENCE not in bootstrap.bits:
         why = f"the pilot has no study.recipe.arms.{REFERENCE} to compare with"
         record.missing(HEADLINE, "ratio", why, **labels)
         return
@@ -91,7 +91,7 @@ def _ratio(record: StageRecord, documents: Documents, name: str, **labels: str) 
         return np.divide(gap, reference, out=np.full_like(gap, np.nan), where=reference > 0)
 
     how = f"gap of {name} over gap of {REFERENCE}, both to full precision at equal tokens"
-    record.add(documents.estimate(ratio).metric(HEADLINE, "ratio", how, "derived", **labels))
+    record.add(bootstrap.estimate(ratio).metric(HEADLINE, "ratio", how, "derived", **labels))
 
 
 def _seeds(found: pd.DataFrame) -> str:

@@ -28,7 +28,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.stages import train_qat
 from workbench.study import parity, recipe, size
 from workbench.study.arm import StudyArm
-from workbench.study.several import train_all
+from workbench.study.parallel import train_all
 
 STUDIES: dict[str, ModuleType] = {"recipe": recipe, "parity": parity, "size": size}
 LOSS_POINTS = 400

@@ -15,8 +15,8 @@ import pandas as pd
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm, make_arm
-from workbench.study.documents import BitsPerByte, Documents
 from workbench.study.network import shape_of_width, values_of_width
+from workbench.study.paired_bootstrap import BitsPerByte, PairedBootstrap
 
 HEADLINE = "gap_trend"
 FULL, TERNARY = "full_precision", "ternary"
@@ -34,17 +34,17 @@ def arms(resolved: ResolvedPilot) -> list[StudyArm]:
 
 def figures(record: StageRecord, found: pd.DataFrame, excerpts: pd.DataFrame) -> None:
     """Add the study's figures to ``record``; see :mod:`workbench.study.run` for the tables."""
-    documents = Documents(excerpts)
+    bootstrap = PairedBootstrap(excerpts)
     rows = found[found["weights"] == "trained"].drop_duplicates("arm")
     sizes = rows[rows["kind"] == TERNARY].sort_values("width")
     widths, parameters = sizes["width"].tolist(), sizes["parameters"].to_numpy(float)
     for row in rows.itertuples():
-        estimate = documents.estimate(lambda bits, name=row.arm: bits[name])
+        estimate = bootstrap.estimate(lambda bits, name=row.arm: bits[name])
         how = f"{row.parameters:,} parameters, {row.training_tokens:,} tokens"
         labels = {"arm": row.kind, "width": str(row.width)}
         record.add(estimate.metric("bits_per_byte", "bits/byte", how, **labels))
     for row in sizes.itertuples():
-        gap = documents.estimate(lambda bits, width=row.width: _gap(bits, width))
+        gap = bootstrap.estimate(lambda bits, width=row.width: _gap(bits, width))
         how = f"ternary minus full precision, {row.parameters:,} parameters; positive is worse"
         record.add(gap.metric("gap_bits_per_byte", "bits/byte", how, width=str(row.width)))
 
@@ -60,9 +60,9 @@ def figures(record: StageRecord, found: pd.DataFrame, excerpts: pd.DataFrame) ->
         f"least-squares slope over log2 of {', '.join(f'{p:,.0f}' for p in parameters)} "
         "parameters, for each doubling"
     )
-    estimate = documents.estimate(relative)
+    estimate = bootstrap.estimate(relative)
     record.add(estimate.metric("relative_gap_trend", "share", f"gap over loss; {how}", "derived"))
-    estimate = documents.estimate(trend)
+    estimate = bootstrap.estimate(trend)
     record.add(estimate.metric(HEADLINE, "bits/byte", f"gap; {how}", "derived"))
 
 

@@ -22,14 +22,14 @@ from workbench.model.build import build_model
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm
-from workbench.study.lesson import make_lesson
+from workbench.study.setup import training_setup
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.convert import ConversionReport
 from workbench.ternary.packed import WEIGHTS, save_packed
 from workbench.ternary.policy import resolve
 from workbench.ternary.post_training import ternarize_post_training
-from workbench.train.arm import FINAL, Lesson, train_arm
-from workbench.train.judge import Judge
+from workbench.train.arm import FINAL, TrainingSetup, train_arm
+from workbench.train.evaluator import Evaluator
 from workbench.train.quality import document_losses
 from workbench.train.quiet import quiet_transformers
 
@@ -70,19 +70,19 @@ def train_study_arm(root: Path, arm: StudyArm, progress: Progress) -> StageRecor
         return record
     folder = arm_folder(root, arm)
     record = StageRecord("study_arm", folder, arm.key, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    lesson = make_lesson(arm, data_folder(root, arm), progress)
+    setup = training_setup(arm, data_folder(root, arm), progress)
     with quiet_transformers():
         section = arm.pilot.model
-        rows = vocabulary_size(lesson.tokenizer)
-        model = build_model(section, rows, lesson.sequence_length, arm.seed)
+        rows = vocabulary_size(setup.tokenizer)
+        model = build_model(section, rows, setup.sequence_length, arm.seed)
     record.facts["parameters"] = sum(p.numel() for p in model.parameters())
     record.facts["linear_parameters"] = _linear_parameters(model, arm)
     if arm.kind == "full_precision":
-        judge, losses, sizes = _precise(arm, model, lesson, folder, progress)
+        evaluator, losses, sizes = _precise(arm, model, setup, folder, progress)
     else:
-        teacher = None if arm.teacher is None else _teacher(root, arm.teacher, lesson)
-        judge, losses, sizes = _ternary(arm, model, lesson, folder, progress, teacher)
-    rows = judge.telemetry.frame("loss")
+        teacher = None if arm.teacher is None else _teacher(root, arm.teacher, setup)
+        evaluator, losses, sizes = _ternary(arm, model, setup, folder, progress, teacher)
+    rows = evaluator.telemetry.frame("loss")
     if "teacher_seconds" in rows:
         record.facts["teacher_seconds"] = float(rows["teacher_seconds"].sum())
         record.facts["teacher_tokens"] = int(rows["teacher_tokens"].sum())
@@ -98,37 +98,37 @@ def train_study_arm(root: Path, arm: StudyArm, progress: Progress) -> StageRecor
     return record
 
 
-Finished = tuple[Judge, dict[str, pd.DataFrame], dict[str, Sizes]]
+Finished = tuple[Evaluator, dict[str, pd.DataFrame], dict[str, Sizes]]
 
 
 def _precise(
-    arm: StudyArm, model: PreTrainedModel, lesson: Lesson, folder: Path, progress: Progress
+    arm: StudyArm, model: PreTrainedModel, setup: TrainingSetup, folder: Path, progress: Progress
 ) -> Finished:
-    judge = train_arm(arm.kind, model, lesson, folder, progress)
+    evaluator = train_arm(arm.kind, model, setup, folder, progress)
     parameters = sum(p.numel() for p in model.parameters())
     linear = _linear_parameters(model, arm)
-    losses = {"trained": judge.losses(model, "master")}
+    losses = {"trained": evaluator.losses(model, "master")}
     sizes = {"trained": Sizes(BF16_BYTES * parameters, BF16_BYTES * linear)}
-    ids = lesson.tokens[: CALIBRATION_SEQUENCES * lesson.sequence_length].astype("int64")
-    ids_BT = torch.from_numpy(ids[: len(ids) // lesson.sequence_length * lesson.sequence_length])
+    ids = setup.tokens[: CALIBRATION_SEQUENCES * setup.sequence_length].astype("int64")
+    ids_BT = torch.from_numpy(ids[: len(ids) // setup.sequence_length * setup.sequence_length])
     section = arm.pilot.model
     report = ternarize_post_training(
         model,
         section.policy,
         activations=section.activations,
-        calibration=ids_BT.view(-1, lesson.sequence_length).to(model.device).split(4),
+        calibration=ids_BT.view(-1, setup.sequence_length).to(model.device).split(4),
     )
     losses["post_training"] = document_losses(
-        model, lesson.tokenizer, lesson.excerpts, lesson.sequence_length
+        model, setup.tokenizer, setup.excerpts, setup.sequence_length
     )
     sizes["post_training"] = _packed_sizes(model, report, folder)
-    return judge, losses, sizes
+    return evaluator, losses, sizes
 
 
 def _ternary(
     arm: StudyArm,
     model: PreTrainedModel,
-    lesson: Lesson,
+    setup: TrainingSetup,
     folder: Path,
     progress: Progress,
     teacher: PreTrainedModel | None,
@@ -136,17 +136,17 @@ def _ternary(
     section = arm.pilot.model
     threshold = ThresholdVersion.from_section(section.threshold)
     report = to_ternary(model, section.policy, threshold, section.activations, section.sub_norm)
-    judge = train_arm(arm.kind, model, lesson, folder, progress, teacher)
-    losses = {"trained": judge.losses(model, "ternary")}
-    return judge, losses, {"trained": _packed_sizes(model, report, folder)}
+    evaluator = train_arm(arm.kind, model, setup, folder, progress, teacher)
+    losses = {"trained": evaluator.losses(model, "ternary")}
+    return evaluator, losses, {"trained": _packed_sizes(model, report, folder)}
 
 
-def _teacher(root: Path, teacher: StudyArm, lesson: Lesson) -> PreTrainedModel:
+def _teacher(root: Path, teacher: StudyArm, setup: TrainingSetup) -> PreTrainedModel:
     """The trained full-precision arm."""
     section = teacher.pilot.model
     with quiet_transformers():
-        rows = vocabulary_size(lesson.tokenizer)
-        model = build_model(section, rows, lesson.sequence_length, teacher.seed)
+        rows = vocabulary_size(setup.tokenizer)
+        model = build_model(section, rows, setup.sequence_length, teacher.seed)
     load_model(model, arm_folder(root, teacher) / FINAL)
     return model
 

@@ -23,27 +23,27 @@ from workbench.records.events import Progress
 from workbench.ternary import bit_linears, set_reuse, set_strength
 from workbench.train.callbacks import CheckpointCallback, PhaseCallback, RecordCallback
 from workbench.train.checkpoints import last_whole
+from workbench.train.disk_space import reporting_full_disk, require_disk_space
 from workbench.train.distill import Teacher
-from workbench.train.guard import Guard
-from workbench.train.judge import Judge
-from workbench.train.layers import LayerWatch
+from workbench.train.evaluator import Evaluator
+from workbench.train.guard import StabilityGuard
+from workbench.train.layers import LayerStatistics
 from workbench.train.processes import require_devices, train_in_processes
 from workbench.train.quiet import quiet_transformers
-from workbench.train.schedule import Arm, Schedule
-from workbench.train.space import disk_full_is_said, require_space
+from workbench.train.schedule import Schedule, TrainedArm
 from workbench.train.telemetry import Telemetry
-from workbench.train.trackers import end_run, keep_apart
+from workbench.train.trackers import end_run, keep_tensorboard_in
 from workbench.train.trainer import ArmTrainer, sequences_a_step, training_arguments
 
 FINAL = "final.safetensors"
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSetup:
     """What both arms have in common.
 
     tokens: all training tokens, one dimension. sequence_length: of the training sequences and
-    of the windows that judge. excerpts: held-out text, columns id, source, text.
+    of the windows that are evaluated. excerpts: held-out text, columns id, source, text.
     new_norms: the ternary arm has untrained norms in pretrained layers; see the schedule.
     """
 
@@ -63,68 +63,70 @@ class Training:
     start: the checkpoint to go on from and its step, None for none. folder: the arm's.
     """
 
-    arm: Arm
+    arm: TrainedArm
     model: PreTrainedModel
-    lesson: Lesson
-    judge: Judge
+    setup: TrainingSetup
+    evaluator: Evaluator
     start: tuple[Path, int] | None
     folder: Path
     teacher: PreTrainedModel | None
 
 
 def train_arm(
-    arm: Arm,
+    arm: TrainedArm,
     model: PreTrainedModel,
-    lesson: Lesson,
+    setup: TrainingSetup,
     folder: Path,
     progress: Progress,
     teacher: PreTrainedModel | None = None,
-) -> Judge:
+) -> Evaluator:
     """Train ``model`` in place; its strength afterwards is 1 (the baseline has none).
 
     teacher: what ``train.distillation`` distils from; it is frozen, and None means no teacher.
     ``train.processes`` above 1 are processes beside this one, which waits for them.
-    Returns the judge, whose telemetry holds the tables loss, evaluations, layers, histograms
+    Returns the evaluator, whose telemetry holds the tables loss, evaluations, layers, histograms
     and guard. Raises ConfigError for more processes than GPUs; StageError for a loss that is not
     finite, for a full disk, where the guard stops and where a process ends; the last whole
     checkpoint stays, and the next call with the same folder goes on from it.
     """
-    require_devices(lesson.train)
+    require_devices(setup.train)
     final, checkpoints = folder / FINAL, folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     start = last_whole(checkpoints)
-    done = lesson.train.steps if final.exists() else start[1] if start else 0
-    judge = _judge(arm, model, lesson, Telemetry(folder / "telemetry", done))
+    done = setup.train.steps if final.exists() else start[1] if start else 0
+    evaluator = _evaluator(arm, model, setup, Telemetry(folder / "telemetry", done))
     if final.exists():
         safetensors.torch.load_model(model, final)
     else:
         if start:
-            progress.note(f"{arm}: goes on from step {done} of {lesson.train.steps}")
-        training = Training(arm, model, lesson, judge, start, folder, teacher)
-        with quiet_transformers(), disk_full_is_said(folder):
-            if lesson.train.processes > 1:
-                require_space(model, folder, handed_over=(model, teacher))
+            progress.note(f"{arm}: goes on from step {done} of {setup.train.steps}")
+        training = Training(arm, model, setup, evaluator, start, folder, teacher)
+        with quiet_transformers(), reporting_full_disk(folder):
+            if setup.train.processes > 1:
+                require_disk_space(model, folder, handed_over=(model, teacher))
                 train_in_processes(training, progress)
                 safetensors.torch.load_model(model, final)
             else:
-                require_space(model, folder)
-                learn(training, progress)
+                require_disk_space(model, folder)
+                run_training(training, progress)
     shutil.rmtree(checkpoints)
     set_strength(model, 1.0)
-    return judge
+    return evaluator
 
 
-def _judge(arm: Arm, model: PreTrainedModel, lesson: Lesson, telemetry: Telemetry) -> Judge:
+def _evaluator(
+    arm: TrainedArm, model: PreTrainedModel, setup: TrainingSetup, telemetry: Telemetry
+) -> Evaluator:
     weights = ("ternary", "master") if arm == "ternary" else ("master",)
     if arm == "ternary" and not _quantised(model):
         weights = ("ternary",)  # adapters: they correct these, and say nothing beside the others
-    return Judge(
-        tokenizer=lesson.tokenizer,
-        excerpts=lesson.excerpts,
-        context=lesson.sequence_length,
+    return Evaluator(
+        tokenizer=setup.tokenizer,
+        excerpts=setup.excerpts,
+        context=setup.sequence_length,
         telemetry=telemetry,
         weights=weights,
-        layers=LayerWatch() if arm == "ternary" else None,
+        layers=LayerStatistics() if arm == "ternary" else None,
     )
 
 
@@ -133,34 +135,33 @@ def _quantised(model: PreTrainedModel) -> list[Parameter]:
     return [layer.weight for _, layer in bit_linears(model) if layer.weight.requires_grad]
 
 
-def learn(training: Training, progress: Progress) -> None:
+def run_training(training: Training, progress: Progress) -> None:
     """Train in this process, alone or as one of several; the first writes what is kept."""
-    lesson, model, judge = training.lesson, training.model, training.judge
-    train, schedule = lesson.train, Schedule(lesson.train, training.arm, lesson.new_norms)
+    setup, model, evaluator = training.setup, training.model, training.evaluator
+    train, schedule = setup.train, Schedule(setup.train, training.arm, setup.new_norms)
     checkpoints = training.folder / "checkpoints"
-    arguments = training_arguments(train, checkpoints, lesson.seed)
+    arguments = training_arguments(train, checkpoints, setup.seed)
     batch = sequences_a_step(arguments)
     sequences = PackedSequences(
-        lesson.tokens, lesson.sequence_length, train.steps * batch, lesson.seed, at_least=batch
+        setup.tokens, setup.sequence_length, train.steps * batch, setup.seed, at_least=batch
     )
     if train.gradient_checkpointing:
         _recompute_activations(model)
     quantised = _quantised(model)
     several_passes = arguments.gradient_accumulation_steps > 1 or train.gradient_checkpointing
     set_reuse(model, several_passes or not quantised)
-    teacher = training.teacher
-    taught = None if teacher is None else Teacher(teacher, train.distillation)
-    trainer = ArmTrainer(model, arguments, sequences, schedule, quantised, taught)
-    guard = Guard(train.guard, training.arm, judge.telemetry, progress, checkpoints)
+    teacher = None if training.teacher is None else Teacher(training.teacher, train.distillation)
+    trainer = ArmTrainer(model, arguments, sequences, schedule, quantised, teacher)
+    guard = StabilityGuard(train.guard, training.arm, evaluator.telemetry, progress, checkpoints)
     is_first = arguments.process_index == 0
     trainer.add_callback(PhaseCallback(trainer, guard))
     if is_first:
-        trainer.add_callback(RecordCallback(trainer, judge, guard, progress))
-    trainer.add_callback(CheckpointCallback(trainer, judge))
+        trainer.add_callback(RecordCallback(trainer, evaluator, guard, progress))
+    trainer.add_callback(CheckpointCallback(trainer, evaluator))
     start = training.start
-    if start and judge.layers:
-        judge.layers.load(start[0])
-    keep_apart(trainer, training.folder / "tensorboard")
+    if start and evaluator.layers:
+        evaluator.layers.load(start[0])
+    keep_tensorboard_in(trainer, training.folder / "tensorboard")
     try:
         trainer.train(resume_from_checkpoint=str(start[0]) if start else None)
     finally:

@@ -24,9 +24,9 @@ from workbench.errors import StageError
 from workbench.records.events import Progress
 from workbench.ternary import forget_quantised, set_strength
 from workbench.train.checkpoints import last_whole, mark_whole
-from workbench.train.guard import Guard
-from workbench.train.judge import Judge
-from workbench.train.schedule import Moment, epoch_steps
+from workbench.train.evaluator import Evaluator
+from workbench.train.guard import StabilityGuard
+from workbench.train.schedule import StepSettings, epoch_steps
 from workbench.train.trainer import ArmTrainer, sequences_a_step
 
 
@@ -37,7 +37,7 @@ class PhaseCallback(TrainerCallback):
     The quantised weights are made once a step: kept for its micro-batches, then forgotten.
     """
 
-    def __init__(self, trainer: ArmTrainer, guard: Guard) -> None:
+    def __init__(self, trainer: ArmTrainer, guard: StabilityGuard) -> None:
         self.trainer, self.guard = trainer, guard
 
     def on_step_begin(
@@ -47,8 +47,8 @@ class PhaseCallback(TrainerCallback):
         control: TrainerControl,
         **parts: Any,
     ) -> None:
-        moment = self.trainer.schedule.at(state.global_step)
-        set_strength(parts["model"], moment.strength)
+        settings = self.trainer.schedule.at(state.global_step)
+        set_strength(parts["model"], settings.strength)
         forget_quantised(parts["model"])
         if args.world_size > 1:
             factor = torch.tensor(self.guard.factor, dtype=torch.float64, device=args.device)
@@ -56,7 +56,7 @@ class PhaseCallback(TrainerCallback):
         for group in parts["optimizer"].param_groups:
             group["lr"] *= self.guard.factor
             if group["decays"]:
-                group["weight_decay"] = moment.weight_decay
+                group["weight_decay"] = settings.weight_decay
         self.trainer.begin_step()
 
 
@@ -71,14 +71,21 @@ class RecordCallback(TrainerCallback):
     teacher_tokens and teacher_seconds (null on a GPU).
     """
 
-    def __init__(self, trainer: ArmTrainer, judge: Judge, guard: Guard, progress: Progress) -> None:
-        self.trainer, self.judge, self.guard, self.progress = trainer, judge, guard, progress
+    def __init__(
+        self, trainer: ArmTrainer, evaluator: Evaluator, guard: StabilityGuard, progress: Progress
+    ) -> None:
+        self.trainer, self.evaluator, self.guard, self.progress = (
+            trainer,
+            evaluator,
+            guard,
+            progress,
+        )
         self.schedule, self.watched = trainer.schedule, guard.section.action != "off"
         train, self._per_pass = self.schedule.train, trainer.train_dataset.per_pass
         self._batch = sequences_a_step(trainer.args)
         ends = epoch_steps(train.steps, self._batch, self._per_pass, train.evaluations)
-        self._judged = {*self.schedule.evaluation_steps, *ends}
-        last = judge.telemetry.last("loss")
+        self._evaluated = {*self.schedule.evaluation_steps, *ends}
+        last = evaluator.telemetry.last("loss")
         self._tokens = last["tokens"] if last else 0
         self._began = 0.0
 
@@ -98,20 +105,20 @@ class RecordCallback(TrainerCallback):
         if "loss" not in logs:  # the summary after the last step
             return
         seconds = time.perf_counter() - self._began
-        moment = self.schedule.at(state.global_step - 1)
+        settings = self.schedule.at(state.global_step - 1)
         loss, grad_norm = logs["loss"], logs["grad_norm"]
         objective = logs.get("objective", loss)
         if not (math.isfinite(objective) and math.isfinite(grad_norm)):
             raise self._not_finite(
-                state.global_step, objective, grad_norm, moment, Path(args.output_dir)
+                state.global_step, objective, grad_norm, settings, Path(args.output_dir)
             )
         self._tokens += self.trainer.tokens
         row = {
             "step": state.global_step,
             "tokens": self._tokens,
-            "phase": moment.phase,
-            "strength": moment.strength,
-            "lr": moment.lr * self.guard.factor,
+            "phase": settings.phase,
+            "strength": settings.strength,
+            "lr": settings.lr * self.guard.factor,
             "loss": loss,
             "grad_norm": grad_norm,
             "seconds": seconds,
@@ -121,29 +128,30 @@ class RecordCallback(TrainerCallback):
             row |= {name: logs[name] for name in ("objective", "teacher_kl", "relations")}
             row["teacher_tokens"] = teacher.tokens * self.trainer.args.world_size
             row["teacher_seconds"] = teacher.seconds
-        self.judge.telemetry.add("loss", [row])
+        self.evaluator.telemetry.add("loss", [row])
         if self.watched:
             self.guard.after_step(row)
-        text = f"{moment.phase}, loss {row['loss']:.3f}"
+        text = f"{settings.phase}, loss {row['loss']:.3f}"
         self.progress.step(
             f"train {self.schedule.arm}", state.global_step, args.max_steps, "steps", text
         )
-        if state.global_step in self._judged:
+        if state.global_step in self._evaluated:
             epoch = state.global_step * self._batch / self._per_pass
             gradients = self.trainer.gradients.by_name()
-            layers = self.judge(parts["model"], state.global_step, epoch, gradients)
-            if self.watched and moment.strength == 1.0:
-                self.guard.after_look(state.global_step, layers)
+            layers = self.evaluator(parts["model"], state.global_step, epoch, gradients)
+            if self.watched and settings.strength == 1.0:
+                self.guard.after_evaluation(state.global_step, layers)
 
     def _not_finite(
-        self, step: int, loss: float, grad_norm: float, moment: Moment, checkpoints: Path
+        self, step: int, loss: float, grad_norm: float, settings: StepSettings, checkpoints: Path
     ) -> StageError:
         arm = self.schedule.arm
         field = "train.ternary_lr" if arm == "ternary" else "train.lr"
         kept, named = last_whole(checkpoints), self.trainer.gradients.not_finite()
         return StageError(
-            f"training of {arm} broke at step {step}, phase {moment.phase} "
-            f"(strength {moment.strength:.2f}, learning rate {moment.lr * self.guard.factor:.2e}): "
+            f"training of {arm} broke at step {step}, phase {settings.phase} "
+            f"(strength {settings.strength:.2f}, "
+            f"learning rate {settings.lr * self.guard.factor:.2e}): "
             f"loss {loss}, gradient norm {grad_norm}{'; ' if named else ''}{named}",
             allowed="a finite loss and gradient norm",
             next_step=f"lower {field} (now {self.schedule.peak_lr:g}) or train.grad_clip, lengthen "
@@ -157,8 +165,8 @@ class CheckpointCallback(TrainerCallback):
     """Adds to a checkpoint what the Trainer does not know of, and then the marker, once every
     process has written its own part."""
 
-    def __init__(self, trainer: ArmTrainer, judge: Judge) -> None:
-        self.trainer, self.judge = trainer, judge
+    def __init__(self, trainer: ArmTrainer, evaluator: Evaluator) -> None:
+        self.trainer, self.evaluator = trainer, evaluator
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
@@ -167,7 +175,7 @@ class CheckpointCallback(TrainerCallback):
         if args.process_index > 0:
             return
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if self.judge.layers:
-            self.judge.layers.save(folder)
-        self.judge.telemetry.sync()
+        if self.evaluator.layers:
+            self.evaluator.layers.save(folder)
+        self.evaluator.telemetry.sync()
         mark_whole(folder)

@@ -83,14 +83,14 @@ class Teacher:
         """
         section, began = self.section, time.perf_counter()
         with torch.no_grad(), self.watching(self.model) as own:
-            taught_BTV = self.model(input_ids=ids_BT).logits
+            teacher_BTV = self.model(input_ids=ids_BT).logits
         if ids_BT.is_cuda:
             self.seconds = None
         elif self.seconds is not None:
             self.seconds += time.perf_counter() - began
         self.tokens += ids_BT.numel()
         self.batches += 1
-        kl = logits_divergence(logits_BTV[:, :-1], taught_BTV[:, :-1], section.temperature)
+        kl = logits_divergence(logits_BTV[:, :-1], teacher_BTV[:, :-1], section.temperature)
         self.kl = self.kl + kl.detach()
         extra = section.alpha * section.temperature**2 * kl
         if self.uses_relations:

@@ -2,14 +2,14 @@
 
 - *loss spike*: a step's loss is above ``loss_spike`` times the median of the ``window`` steps
   before it; after one, the next ``window`` steps cannot be another.
-- *flip storm*: more than ``flip_rate`` of a layer's codes changed since the look before.
+- *flip storm*: more than ``flip_rate`` of a layer's codes changed since the evaluation before.
 - *dead layer*: one of -1, 0, +1 has more than ``one_value_share`` of a layer's codes. A lower rate
-  brings no layer back, so this is told when a layer dies and not at every look after that.
+  brings no layer back, so this is told when a layer dies and not at every evaluation after that.
 
-The last two are judged at the looks at which the threshold is fully on. What the guard did is a
-table of the training's telemetry, and its state (the factor on the learning rate, the last spike,
-the dead layers) is read from the telemetry: rows of a step are there before the step's checkpoint,
-so a resumed training brakes at the same steps by the same factor.
+The last two are checked at the evaluations at which the threshold is fully on. What the guard did
+is a table of the training's telemetry, and its state (the factor on the learning rate, the last
+spike, the dead layers) is read from the telemetry: rows of a step are there before the step's
+checkpoint, so a resumed training brakes at the same steps by the same factor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import StageError
-from workbench.pilot.sections.train import Guard as Section
+from workbench.pilot.sections.train import Guard
 from workbench.records.events import Progress
 from workbench.train.checkpoints import last_whole
 from workbench.train.telemetry import Telemetry
@@ -31,12 +31,12 @@ NAMED = 3
 """Layers that a message names; the rest are counted."""
 
 
-class Guard:
+class StabilityGuard:
     """Watches one arm. checkpoints: their folder, named when the training is stopped."""
 
     def __init__(
         self,
-        section: Section,
+        section: Guard,
         arm: str,
         telemetry: Telemetry,
         progress: Progress,
@@ -51,8 +51,8 @@ class Guard:
         self.factor = float(done["factor"].iloc[-1]) if len(done) else 1.0
         spikes = done.loc[done["limit"] == "loss_spike", "step"] if len(done) else []
         self._last_spike = int(spikes.iloc[-1]) if len(spikes) else -section.window
-        last_look = _last_look_at_full_strength(telemetry)
-        self._dead = _over(section.one_value_share, _largest_shares(last_look)).keys()
+        last = _last_evaluation_at_full_strength(telemetry)
+        self._dead = _over(section.one_value_share, _largest_shares(last)).keys()
 
     def after_step(self, row: dict[str, Any]) -> None:
         """A row of the table ``loss``; raises StageError where the action is to stop."""
@@ -71,18 +71,18 @@ class Guard:
                 loss / median,
             )
 
-    def after_look(self, step: int, layers: list[dict[str, Any]]) -> None:
-        """Rows of the table ``layers`` of one look at full strength."""
+    def after_evaluation(self, step: int, layers: list[dict[str, Any]]) -> None:
+        """Rows of the table ``layers`` of one evaluation at full strength."""
         section, total = self.section, len(layers)
         flips = {row["layer"]: row["flip_rate"] or 0.0 for row in layers}
         storms = _over(section.flip_rate, flips)
-        self._judge(step, "flip_rate", storms, total, "codes changed since the last look")
+        self._check(step, "flip_rate", storms, total, "codes changed since the last evaluation")
         dead = _over(section.one_value_share, _largest_shares(layers))
         died = {layer: share for layer, share in dead.items() if layer not in self._dead}
         self._dead = dead.keys()
-        self._judge(step, "one_value_share", died, total, "codes are one value")
+        self._check(step, "one_value_share", died, total, "codes are one value")
 
-    def _judge(self, step: int, limit: str, over: dict[str, float], total: int, what: str) -> None:
+    def _check(self, step: int, limit: str, over: dict[str, float], total: int, what: str) -> None:
         """over: the layers beyond the limit, of ``total``."""
         if over:
             named = ", ".join(f"{layer} {over[layer]:.0%}" for layer in list(over)[:NAMED])
@@ -93,11 +93,11 @@ class Guard:
 
     def _act(self, step: int, limit: str, text: str, value: float) -> None:
         section = self.section
-        said = f"{self.arm}, step {step}: {text}"
+        message = f"{self.arm}, step {step}: {text}"
         if section.action == "stop":
             kept = last_whole(self.checkpoints)
             raise StageError(
-                f"the guard stopped {said}",
+                f"the guard stopped {message}",
                 allowed=f"train.guard.{limit} {getattr(section, limit):g}",
                 next_step="lower train.lr or train.ternary_lr or lengthen train.threshold.share; "
                 "or raise the limit, or set train.guard.action to lower_rate or warn. "
@@ -105,14 +105,14 @@ class Guard:
             )
         if section.action == "lower_rate":
             lowered = max(section.least_factor, self.factor * section.rate_factor)
-            if lowered < self.factor:
-                said += f"; the learning rate is {lowered:g} times the schedule's from here on"
-            else:
-                said += f"; the learning rate stays at its least, {lowered:g} times the schedule's"
+            change = f"is {lowered:g} times the schedule's from here on"
+            if lowered == self.factor:
+                change = f"stays at its least, {lowered:g} times the schedule's"
+            message += f"; the learning rate {change}"
             self.factor = lowered
-        row = {"step": step, "limit": limit, "value": value, "factor": self.factor, "text": said}
+        row = {"step": step, "limit": limit, "value": value, "factor": self.factor, "text": message}
         self.telemetry.add(TABLE, [row])
-        self.progress.warning(said)
+        self.progress.warning(message)
 
 
 def _over(limit: float, values: dict[str, float]) -> dict[str, float]:
@@ -125,10 +125,10 @@ def _largest_shares(layers: Iterable[dict[str, Any]]) -> dict[str, float]:
     return {row["layer"]: max(row[f"share_{state}"] for state in states) for row in layers}
 
 
-def _last_look_at_full_strength(telemetry: Telemetry) -> list[dict[str, Any]]:
-    """Rows of the table ``layers``; none where there was no such look."""
-    steps, looks = telemetry.frame("loss"), telemetry.frame("layers")
-    if steps.empty or looks.empty:
+def _last_evaluation_at_full_strength(telemetry: Telemetry) -> list[dict[str, Any]]:
+    """Rows of the table ``layers``; none where there was no such evaluation."""
+    steps, layers = telemetry.frame("loss"), telemetry.frame("layers")
+    if steps.empty or layers.empty:
         return []
-    looks = looks[looks["step"].isin(steps.loc[steps["strength"] == 1.0, "step"])]
-    return looks[looks["step"] == looks["step"].max()].to_dict("records")
+    layers = layers[layers["step"].isin(steps.loc[steps["strength"] == 1.0, "step"])]
+    return layers[layers["step"] == layers["step"].max()].to_dict("records")

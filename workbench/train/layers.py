@@ -1,14 +1,14 @@
-"""What the ternary layers look like at an evaluation and at the end of a pass over the corpus.
+"""What the ternary layers are like at an evaluation and at the end of a pass over the corpus.
 
 For each layer: the shares of -1, 0 and +1; the flip rate, which is the share of weights whose
-code is another than at the look before; its scale, and how far that has drifted since the look
-before and since the first; how far the master weights lie from the nearest threshold on average
-(a small distance and a high flip rate together are weights that swing); and the norm of the last
-step's gradient. Histograms of the master weights are in units of the layer's scale, so the
-thresholds lie at the same places in every layer and at every time; of the ternary weights there
-are three bars.
+code is another than at the evaluation before; its scale, and how far that has drifted since the
+evaluation before and since the first; how far the master weights lie from the nearest threshold on
+average (a small distance and a high flip rate together are weights that swing); and the norm of
+the last step's gradient. Histograms of the master weights are in units of the layer's scale, so
+the thresholds lie at the same places in every layer and at every time; of the ternary weights
+there are three bars.
 
-The codes and scales of the last look belong to the state of a training: they go into its
+The codes and scales of the last evaluation belong to the state of a training: they go into its
 checkpoints, or a resumed training would have no flip rate to report.
 """
 
@@ -31,17 +31,17 @@ BINS, REACH = 40, 4.0
 Rows = list[dict[str, Any]]
 
 
-class LayerWatch:
-    """Remembers the codes of the last look, and the mean scales of the last and the first."""
+class LayerStatistics:
+    """Remembers the codes of the last evaluation, and the mean scales of the last and the first."""
 
     def __init__(self) -> None:
         self._codes: dict[str, torch.Tensor] = {}
         self._scales: dict[str, torch.Tensor] = {}
 
-    def look(
+    def measure(
         self, model: torch.nn.Module, step: int, epoch: float, gradients: dict[str, float]
     ) -> tuple[Rows, Rows]:
-        """Rows of ``layers`` (what compares with a look before is None at the first) and of
+        """Rows of ``layers`` (what compares with an evaluation before is None at the first) and of
         ``histograms``. gradients: norms by parameter name."""
         layers: Rows = []
         histograms: Rows = []
@@ -88,7 +88,7 @@ class LayerWatch:
         return None if last is None else float((codes != last).float().mean())
 
     def _drift(self, name: str, scale: float) -> dict[str, float | None]:
-        """Relative changes of the mean scale since the last look and since the first."""
+        """Relative changes of the mean scale since the last evaluation and since the first."""
         first, last = self._scales.get(name, torch.tensor([scale, scale], dtype=torch.float64))
         is_first = name not in self._scales
         self._scales[name] = torch.tensor([first, scale], dtype=torch.float64)

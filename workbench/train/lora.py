@@ -35,8 +35,8 @@ from workbench.ternary import bit_linears, set_reuse, set_strength
 from workbench.ternary.folder import replacing_folder
 from workbench.ternary.manifest import FORMAT, NAME, read_json_object
 from workbench.ternary.threshold import ThresholdVersion
-from workbench.train.arm import Lesson, train_arm
-from workbench.train.judge import Judge
+from workbench.train.arm import TrainingSetup, train_arm
+from workbench.train.evaluator import Evaluator
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -75,20 +75,22 @@ def add_lora(
         return peft.get_peft_model(base, config)
 
 
-def train_lora(model: PeftModel, lesson: Lesson, folder: Path, progress: Progress) -> Judge:
-    """Train the adapters of ``model`` on ``lesson``; resumes in ``folder`` like any arm.
+def train_lora(
+    model: PeftModel, setup: TrainingSetup, folder: Path, progress: Progress
+) -> Evaluator:
+    """Train the adapters of ``model`` on ``setup``; resumes in ``folder`` like any arm.
 
     The threshold is on from the first step: the phases before it are for weights that learn.
     """
-    train = lesson.train
+    train = setup.train
     at_once = train.model_copy(
         update={
             "warmup": train.warmup.model_copy(update={"share": 0.0}),
             "threshold": train.threshold.model_copy(update={"share": 0.0}),
         }
     )
-    lesson = replace(lesson, train=at_once, new_norms=False)
-    return train_arm("ternary", model, lesson, folder, progress)
+    setup = replace(setup, train=at_once, new_norms=False)
+    return train_arm("ternary", model, setup, folder, progress)
 
 
 def save_lora(model: PeftModel, folder: Path) -> None:

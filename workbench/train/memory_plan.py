@@ -106,11 +106,13 @@ def require_memory(
         f"training needs about {needed / GB:.1f} GB of GPU memory "
         f"({max(plans, key=lambda p: p.total_bytes)})",
         allowed=f"{room / GB:.1f} GB: {USABLE:.0%} of what is free",
-        next_step=_cure(config, model, train, sequence, room),
+        next_step=_remedy(config, model, train, sequence, room),
     )
 
 
-def _cure(config: PretrainedConfig, model: Model, train: Train, sequence: int, room: float) -> str:
+def _remedy(
+    config: PretrainedConfig, model: Model, train: Train, sequence: int, room: float
+) -> str:
     """The mildest change that fits: each adds to the one before it."""
     changes: list[tuple[str, dict]] = []
     if not train.gradient_checkpointing:
@@ -124,13 +126,13 @@ def _cure(config: PretrainedConfig, model: Model, train: Train, sequence: int, r
         text = "train.optimizer: adamw_bnb_8bit (needs bitsandbytes)"
         changes.append((text, {"optimizer": "adamw_bnb_8bit"}))
     so_far: dict = {}
-    said: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     for text, fields in changes:
         so_far |= fields
-        said[next(iter(fields))] = text
+        chosen[next(iter(fields))] = text
         tried = train.model_copy(update=so_far)
         if max(p.total_bytes for p in memory_plans(config, model, tried, sequence)) <= room:
-            return "set " + ", ".join(said.values())
+            return "set " + ", ".join(chosen.values())
     return "choose a smaller model.preset or data.sequence_length, or a GPU with more memory"
 
 

@@ -73,7 +73,7 @@ def train_in_processes(training: Training, progress: Progress) -> None:
         torch.cuda.empty_cache()
     try:
         _hand_over(training, progress, folder)
-        _launch(training.lesson.train.processes, folder, progress)
+        _launch(training.setup.train.processes, folder, progress)
     finally:
         (folder / HANDOVER).unlink(missing_ok=True)  # as large as the model
         (folder / TOKENS).unlink(missing_ok=True)
@@ -83,12 +83,12 @@ def train_in_processes(training: Training, progress: Progress) -> None:
 
 def _hand_over(training: Training, progress: Progress, folder: Path) -> None:
     """Into one file; the tokens, which may be many, stay in theirs."""
-    tokens = training.lesson.tokens
+    tokens = training.setup.tokens
     path = getattr(tokens, "filename", None)
     if path is None:
         path = folder / TOKENS
         np.save(path, tokens)
-    bare = replace(training, lesson=replace(training.lesson, tokens=None))
+    bare = replace(training, setup=replace(training.setup, tokens=None))
     parts = (bare, Path(path), progress.path, progress.stage)
     torch.save(parts, folder / HANDOVER, pickle_protocol=pickle.HIGHEST_PROTOCOL)
 
@@ -97,8 +97,8 @@ def take_over(folder: Path) -> tuple[Training, Progress]:
     """What :func:`_hand_over` wrote; the weights are mapped from the file."""
     path = folder / HANDOVER
     training, tokens, events, stage = torch.load(path, mmap=True, weights_only=False)
-    lesson = replace(training.lesson, tokens=np.load(tokens, mmap_mode="r"))
-    return replace(training, lesson=lesson), Progress(events, stage)
+    setup = replace(training.setup, tokens=np.load(tokens, mmap_mode="r"))
+    return replace(training, setup=setup), Progress(events, stage)
 
 
 def _launch(processes: int, folder: Path, progress: Progress) -> None:
@@ -131,9 +131,9 @@ def _failure(processes: int, folder: Path) -> WorkbenchError:
             f"({signal.Signals(number).name})",
             next_step=f"often the memory was full: lower train.batch_size; {goes_on}",
         )
-    said = [pickle.loads(path.read_bytes()) for path in folder.glob("failure-*.pickle")]
-    if said:
-        return min(said, key=lambda pair: pair[0])[1]
+    failures = [pickle.loads(path.read_bytes()) for path in folder.glob("failure-*.pickle")]
+    if failures:
+        return min(failures, key=lambda pair: pair[0])[1]
     tail = end_of_log(folder / LOG)
     return StageError(
         f"training in {processes} processes ended; the end of its log:\n    {tail}",

@@ -21,13 +21,13 @@ from typing import Literal
 
 from workbench.pilot.sections.train import Finetune, SubNormWarmup, ThresholdOn, Train, Warmup
 
-Arm = Literal["full_precision", "ternary"]
+TrainedArm = Literal["full_precision", "ternary"]
 EXPONENTIAL_K = 5.0
 SIGMOID_K = 10.0
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepSettings:
     """What holds during one optimizer step.
 
     strength: share of the quantised weight in the forward pass, 0 to 1.
@@ -44,7 +44,7 @@ class Moment:
 class Schedule:
     """The plan of one arm; steps count from 0. new_norms: the arm begins with phase sub_norm."""
 
-    def __init__(self, train: Train, arm: Arm, new_norms: bool = False) -> None:
+    def __init__(self, train: Train, arm: TrainedArm, new_norms: bool = False) -> None:
         self.train, self.arm = train, arm
         self.sub_norm_end = round(train.sub_norm_warmup.share * train.steps) if new_norms else 0
         self.warmup_end = self.sub_norm_end + round(train.warmup.share * train.steps)
@@ -56,17 +56,19 @@ class Schedule:
         if arm == "ternary" and train.second_stage.lr is not None:
             self.second_from = round(train.second_stage.from_share * train.steps)
 
-    def at(self, step: int) -> Moment:
+    def at(self, step: int) -> StepSettings:
         train, peak = self.train, self.peak_lr
         if self.arm == "full_precision":
             lr = peak * self.shape(step)
-            return Moment("full_precision", 0.0, lr, lr, train.weight_decay)
+            return StepSettings("full_precision", 0.0, lr, lr, train.weight_decay)
         name, phase, strength = self._phase(step)
         decay = phase.weight_decay
         if step >= self.second_from:
             peak, decay = train.second_stage.lr, train.second_stage.weight_decay
         lr = peak * self.shape(step) * phase.lr_factor
-        return Moment(name, strength, lr, lr * getattr(phase, "quantised_lr_factor", 1.0), decay)
+        return StepSettings(
+            name, strength, lr, lr * getattr(phase, "quantised_lr_factor", 1.0), decay
+        )
 
     def _phase(
         self, step: int

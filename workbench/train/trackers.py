@@ -28,7 +28,7 @@ def require_trackers(names: Sequence[str]) -> None:
         )
 
 
-def keep_apart(trainer: Trainer, folder: Path) -> None:
+def keep_tensorboard_in(trainer: Trainer, folder: Path) -> None:
     """TensorBoard's files go to ``folder``, unless TENSORBOARD_LOGGING_DIR says another."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:

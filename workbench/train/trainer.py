@@ -245,7 +245,7 @@ class ArmTrainer(Trainer):
 
 def _rate(schedule: Schedule, quantised: bool) -> Callable[[int], float]:
     def rate(step: int) -> float:
-        moment = schedule.at(step)
-        return moment.quantised_lr if quantised else moment.lr
+        settings = schedule.at(step)
+        return settings.quantised_lr if quantised else settings.lr
 
     return rate

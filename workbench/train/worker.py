@@ -18,22 +18,22 @@ import torch
 from workbench.errors import StageError, WorkbenchError, reason_of
 from workbench.files import replacing
 from workbench.paths import shown
-from workbench.train.arm import learn
+from workbench.train.arm import run_training
+from workbench.train.disk_space import reporting_full_disk
 from workbench.train.processes import LOG, take_over
 from workbench.train.quiet import quiet_transformers
-from workbench.train.space import disk_full_is_said
 
 
 def main(folder: Path) -> None:
     threading.Thread(target=_end_with_parent, name="parent-watchdog", daemon=True).start()
     try:
         training, progress = take_over(folder)
-        with quiet_transformers(), disk_full_is_said(training.folder):
-            learn(training, progress)
+        with quiet_transformers(), reporting_full_disk(training.folder):
+            run_training(training, progress)
         torch.distributed.destroy_process_group()
     except BaseException as error:
         traceback.print_exc()
-        _leave_word(folder, error)
+        _write_failure(folder, error)
         os._exit(1)  # at once: the others wait for this process, and an orderly end for them
 
 
@@ -44,13 +44,17 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _leave_word(folder: Path, error: BaseException) -> None:
+def _write_failure(folder: Path, error: BaseException) -> None:
     rank, processes = os.environ["RANK"], os.environ["WORLD_SIZE"]
     with replacing(folder / f"failure-{rank}.pickle") as partial:
-        partial.write_bytes(pickle.dumps((time.time(), _told(error, rank, processes, folder))))
+        partial.write_bytes(
+            pickle.dumps((time.time(), _as_workbench_error(error, rank, processes, folder)))
+        )
 
 
-def _told(error: BaseException, rank: str, processes: str, folder: Path) -> WorkbenchError:
+def _as_workbench_error(
+    error: BaseException, rank: str, processes: str, folder: Path
+) -> WorkbenchError:
     if isinstance(error, WorkbenchError):
         return error
     who, goes_on = f"process {rank} of {processes}", "the same command goes on from the checkpoint"

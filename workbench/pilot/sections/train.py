@@ -15,7 +15,7 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 class SubNormWarmup(Section):
     """Before phase 1, where ``model.sub_norm`` goes into a ``model.checkpoint``: full precision.
-    The new norms are untrained and undo what the checkpoint knows; here all weights adapt to them
+    The new norms are untrained and spoil what the checkpoint knows; here all weights adapt to them
     before anything becomes ternary. A model from scratch has no such phase."""
 
     share: Share = Field(0.1, description="of all steps")
@@ -91,9 +91,9 @@ class Guard(Section):
     window: Count = Field(50, description="steps of that median, and the least between two spikes")
     flip_rate: Share = Field(
         0.6,
-        description="of a layer's codes, since the look before, with the threshold fully on: codes "
-        "drawn anew at random differ by two thirds, a healthy layer's by two fifths where looks "
-        "are thousands of steps apart",
+        description="of a layer's codes, since the evaluation before, with the threshold fully on: "
+        "codes drawn anew at random differ by two thirds, a healthy layer's by two fifths where "
+        "evaluations are thousands of steps apart",
     )
     one_value_share: Share = Field(
         0.95, description="of a layer's codes being the same: a dead layer; threshold fully on"

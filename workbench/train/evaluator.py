@@ -1,6 +1,6 @@
-"""What is looked at during training: held-out loss and, for the ternary arm, its layers.
+"""What is evaluated during training: held-out loss and, for the ternary arm, its layers.
 
-The ternary arm is judged twice: as it will be used (``ternary``, strength 1) and by its
+The ternary arm is evaluated twice: as it will be used (``ternary``, strength 1) and by its
 master weights (``master``, strength 0). While the threshold ramps up neither is the model
 that was just trained; together they show what the threshold costs and how it is repaid.
 """
@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from workbench.ternary import set_strength
-from workbench.train.layers import LayerWatch, Rows
+from workbench.train.layers import LayerStatistics, Rows
 from workbench.train.quality import bits_per_byte, document_losses
 from workbench.train.telemetry import Telemetry
 
@@ -22,11 +22,11 @@ STRENGTH_OF = {"ternary": 1.0, "master": 0.0}
 
 
 @dataclass
-class Judge:
+class Evaluator:
     """Called after some steps; adds rows to ``evaluations``, ``layers`` and ``histograms``.
 
     excerpts: columns id, source, text. context: tokens of a window.
-    weights: the kinds of weights to judge, of ``STRENGTH_OF``.
+    weights: the kinds of weights to evaluate, of ``STRENGTH_OF``.
     layers: None for the arm without ternary layers.
     """
 
@@ -35,7 +35,7 @@ class Judge:
     context: int
     telemetry: Telemetry
     weights: tuple[str, ...]
-    layers: LayerWatch | None = None
+    layers: LayerStatistics | None = None
 
     def __call__(
         self, model: torch.nn.Module, step: int, epoch: float, gradients: dict[str, float]
@@ -57,8 +57,8 @@ class Judge:
         layers: Rows = []
         if self.layers:
             training = model.training
-            model.eval()  # a look in training mode would start learned scales before their time
-            layers, histograms = self.layers.look(model, step, epoch, gradients)
+            model.eval()  # measuring in training mode would start learned scales before their time
+            layers, histograms = self.layers.measure(model, step, epoch, gradients)
             model.train(training)
             self.telemetry.add("layers", layers)
             self.telemetry.add("histograms", histograms)

@@ -26,7 +26,7 @@ BYTES_A_PARAMETER = 12
 """float32 weights and AdamW's two moments."""
 
 
-def require_space(
+def require_disk_space(
     model: torch.nn.Module, folder: Path, handed_over: Sequence[torch.nn.Module | None] = ()
 ) -> None:
     """StageError unless the checkpoints of ``model`` fit: the kept ones and the one written, and
@@ -44,7 +44,7 @@ def require_space(
 
 
 @contextmanager
-def disk_full_is_said(folder: Path) -> Iterator[None]:
+def reporting_full_disk(folder: Path) -> Iterator[None]:
     """Turn the writers' errors on a full disk into a StageError that says so."""
     try:
         yield

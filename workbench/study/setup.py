@@ -17,21 +17,21 @@ from workbench.files import replacing
 from workbench.records.events import Progress
 from workbench.study.arm import StudyArm
 from workbench.ternary.folder import replacing_folder
-from workbench.train.arm import Lesson
+from workbench.train.arm import TrainingSetup
 from workbench.train.quality import excerpts
 
 EXCERPTS = "excerpts.parquet"
 MOST_EXCERPTS = 4096
 
 
-def make_lesson(arm: StudyArm, folder: Path, progress: Progress) -> Lesson:
+def training_setup(arm: StudyArm, folder: Path, progress: Progress) -> TrainingSetup:
     """What ``arm`` learns from and is judged on; ``folder`` keeps it for the other arms."""
     data, train = arm.pilot.data, arm.pilot.train
     if not (folder / EXCERPTS).exists():
         _prepare(arm, folder, progress)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     judged = pd.read_parquet(folder / EXCERPTS)
-    return Lesson(
+    return TrainingSetup(
         train=train,
         seed=arm.seed,
         tokens=write_tokens(folder / "tokens.npy", tokenizer, ()),

@@ -31,7 +31,7 @@ MOST_UNDEFINED = 0.025
 """Share of the draws that may leave a figure without a value before its interval has an end."""
 
 
-class Documents:
+class PairedBootstrap:
     """bits: total bits by document (rows) and arm (columns), averaged over seeds.
     size_bytes: UTF-8 bytes of each document."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.study.documents import Documents
+from workbench.study.paired_bootstrap import PairedBootstrap
 from workbench.study.parity import parity_width
 from workbench.study.size import slope_per_doubling
 
@@ -37,19 +37,19 @@ def drawn() -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 def test_bits_per_byte_is_a_ratio_of_sums_averaged_over_seeds(drawn) -> None:
     bits, size = drawn
-    documents = Documents(table(bits, size, seeds=3))
-    assert len(documents) == 64
-    estimate = documents.estimate(lambda b: b["full"])
+    bootstrap = PairedBootstrap(table(bits, size, seeds=3))
+    assert len(bootstrap) == 64
+    estimate = bootstrap.estimate(lambda b: b["full"])
     assert estimate.value == pytest.approx(bits["full"].sum() / size.sum())
     assert estimate.lo < estimate.value < estimate.hi
 
 
 def test_what_makes_a_document_hard_for_all_cancels(drawn) -> None:
     """A constant loss a byte: the gap is exact though the arms themselves spread widely."""
-    documents = Documents(table(*drawn))
-    gap = documents.estimate(lambda b: b["bad"] - b["full"])
+    bootstrap = PairedBootstrap(table(*drawn))
+    gap = bootstrap.estimate(lambda b: b["bad"] - b["full"])
     assert (gap.value, gap.lo, gap.hi) == pytest.approx((0.2, 0.2, 0.2))
-    ratio = documents.estimate(lambda b: (b["good"] - b["full"]) / (b["bad"] - b["full"]))
+    ratio = bootstrap.estimate(lambda b: (b["good"] - b["full"]) / (b["bad"] - b["full"]))
     assert (ratio.value, ratio.lo, ratio.hi) == pytest.approx((0.5, 0.5, 0.5))
 
 
@@ -61,7 +61,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         size = rng.integers(300, 600, 64).astype(float)
         full = 2.0 * size
         bits = {"full": full, "arm": full + size * rng.normal(0.1, 0.05, 64)}
-        estimate = Documents(table(bits, size)).estimate(lambda b: b["arm"] - b["full"])
+        estimate = PairedBootstrap(table(bits, size)).estimate(lambda b: b["arm"] - b["full"])
         held += estimate.lo <= 0.1 <= estimate.hi
     assert held >= 92
 
@@ -69,20 +69,20 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
 def test_arms_judged_on_different_documents_are_refused(drawn) -> None:
     rows = table(*drawn)
     with pytest.raises(ValueError, match="same excerpts"):
-        Documents(rows.iloc[1:])
+        PairedBootstrap(rows.iloc[1:])
     rows.loc[0, "bytes"] += 1
     with pytest.raises(ValueError, match="same excerpts"):
-        Documents(rows)
+        PairedBootstrap(rows)
 
 
 def test_few_documents_and_undefined_figures_have_no_interval(drawn) -> None:
     bits, size = drawn
-    few = Documents(table({arm: values[:5] for arm, values in bits.items()}, size[:5]))
+    few = PairedBootstrap(table({arm: values[:5] for arm, values in bits.items()}, size[:5]))
     estimate = few.estimate(lambda b: b["full"])
     assert estimate.value and estimate.lo is None and "5 documents" in estimate.reason
-    documents = Documents(table(bits, size))
-    assert documents.estimate(lambda b: b["full"] * np.nan).value is None
-    half = documents.estimate(lambda b: np.where(b["full"] > 2.0, np.nan, b["full"]))
+    bootstrap = PairedBootstrap(table(bits, size))
+    assert bootstrap.estimate(lambda b: b["full"] * np.nan).value is None
+    half = bootstrap.estimate(lambda b: np.where(b["full"] > 2.0, np.nan, b["full"]))
     if half.value is not None:
         assert half.lo is None and "draws" in half.reason
 

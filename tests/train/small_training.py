@@ -12,9 +12,9 @@ from workbench.pilot.sections.model import Model
 from workbench.pilot.sections.train import Train
 from workbench.records.events import Progress
 from workbench.ternary import ThresholdVersion, to_ternary
-from workbench.train.arm import Lesson
+from workbench.train.arm import TrainingSetup
 from workbench.train.quality import excerpts
-from workbench.train.schedule import Arm
+from workbench.train.schedule import TrainedArm
 
 SEED = 11
 SEQUENCE_LENGTH = 16
@@ -32,13 +32,13 @@ SHAPE = {
 MODEL = Model(preset="tiny-1m", overrides=SHAPE)
 
 
-def make_lesson(**train: object) -> Lesson:
+def make_setup(**train: object) -> TrainingSetup:
     tokenizer = train_tokenizer(DOCUMENTS, 300)
     lists = encode(tokenizer, [d.text for d in DOCUMENTS])
     ids = [token for tokens in lists for token in (document_start(tokenizer), *tokens)]
     settings = {"steps": 24, "batch_size": 2, "save_every": 5, "evaluations": 6, "lr": 1e-3}
     phases = {"warmup": {"share": 0.2}, "threshold": {"share": 0.2}}
-    return Lesson(
+    return TrainingSetup(
         train=Train(**settings | phases | train),
         seed=SEED,
         tokens=np.asarray(ids, np.uint16),
@@ -48,8 +48,8 @@ def make_lesson(**train: object) -> Lesson:
     )
 
 
-def make_model(arm: Arm, lesson: Lesson) -> PreTrainedModel:
-    model = build_model(MODEL, len(lesson.tokenizer), SEQUENCE_LENGTH, SEED)
+def make_model(arm: TrainedArm, setup: TrainingSetup) -> PreTrainedModel:
+    model = build_model(MODEL, len(setup.tokenizer), SEQUENCE_LENGTH, SEED)
     if arm == "ternary":
         to_ternary(model, MODEL.policy, ThresholdVersion.from_section(MODEL.threshold))
     return model

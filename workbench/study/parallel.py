@@ -20,7 +20,7 @@ from workbench.machine.cpu import cpu
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm
-from workbench.study.lesson import make_lesson
+from workbench.study.setup import training_setup
 from workbench.study.training import arm_folder, data_folder, finished_arm, train_study_arm
 
 
@@ -42,18 +42,18 @@ def train_all(
     if waiting and len(waiting) < len(arms):
         progress.note(f"{len(arms) - len(waiting)} of {len(arms)} arms are trained already")
     for arm in {arm.data_key: arm for arm in waiting.values()}.values():
-        make_lesson(arm, data_folder(root, arm), progress)  # once, not by each process
+        training_setup(arm, data_folder(root, arm), progress)  # once, not by each process
     if jobs == 1:
         for arm in waiting.values():
             train_study_arm(root, arm, progress)
     elif waiting:
-        for taught in (False, True):  # a teacher before its pupils
-            some = [arm for arm in waiting.values() if (arm.teacher is not None) == taught]
-            _beside_each_other(root, some, progress, jobs)
+        for distilled in (False, True):  # a teacher before its students
+            some = [arm for arm in waiting.values() if (arm.teacher is not None) == distilled]
+            _train_in_parallel(root, some, progress, jobs)
     return [StageRecord.load(arm_folder(root, arm)) for arm in arms]
 
 
-def _beside_each_other(root: Path, arms: list[StudyArm], progress: Progress, jobs: int) -> None:
+def _train_in_parallel(root: Path, arms: list[StudyArm], progress: Progress, jobs: int) -> None:
     # Spawned: threads of torch do not survive a fork.
     with ProcessPoolExecutor(
         jobs, multiprocessing.get_context("spawn"), initializer=_share_cores, initargs=(jobs,)
