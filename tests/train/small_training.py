@@ -12,9 +12,9 @@ from workbench.pilot.sections.model import Model
 from workbench.pilot.sections.train import Train
 from workbench.records.events import Progress
 from workbench.ternary import ThresholdVersion, to_ternary
-from workbench.train.arm import TrainingSetup
 from workbench.train.quality import excerpts
 from workbench.train.schedule import TrainedArm
+from workbench.train.setup import TrainingSetup
 
 SEED = 11
 SEQUENCE_LENGTH = 16

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from workbench.pilot.sections.train import Train
 from workbench.records.events import Progress
-from workbench.stages import train_qat
+from workbench.train import preflight
 from workbench.train.arm import train_arm
 
 
@@ -28,20 +28,15 @@ def test_a_process_that_sees_eight_gpus_trains_on_one_as_the_pilot_says(
     assert rows["tokens"].tolist() == [2 * 16, 4 * 16] and not wrapped
 
 
-@pytest.mark.parametrize(("visible", "used", "said"), [(8, 1, 1), (8, 8, 0), (1, 1, 0)])
-def test_idle_gpus_are_noted_once(
-    monkeypatch: pytest.MonkeyPatch, visible: int, used: int, said: int
+@pytest.mark.parametrize(
+    ("visible", "used", "note"),
+    [(8, 1, "8 GPUs are visible and the training uses 1"), (8, 8, None), (1, 1, None)],
+)
+def test_idle_gpus_are_noted(
+    monkeypatch: pytest.MonkeyPatch, visible: int, used: int, note: str | None
 ) -> None:
-    told: list[str] = []
-    record = SimpleNamespace(notes=[])
-    monkeypatch.setattr(train_qat, "_device", lambda: "cuda")
+    monkeypatch.setattr(preflight, "training_device", lambda: "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    train_qat._note_idle_gpus(
-        SimpleNamespace(
-            pilot=SimpleNamespace(train=Train(batch_size=8, processes=used)),
-            record=record,
-            progress=SimpleNamespace(note=told.append),
-        )
-    )
-    assert told == record.notes and len(told) == said
-    assert all("8 GPUs are visible and the training uses 1" in text for text in told)
+    pilot = SimpleNamespace(train=Train(batch_size=8, processes=used))
+    found = preflight.idle_gpus(pilot)
+    assert found is None if note is None else note in found

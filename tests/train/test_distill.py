@@ -14,13 +14,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from workbench.errors import ConfigError
 from workbench.pilot.sections.train import Distillation, Train
-from workbench.train.arm import FINAL, TrainingSetup, train_arm
+from workbench.train.arm import FINAL, train_arm
 from workbench.train.distill import (
     Teacher,
     attention_projections,
     logits_divergence,
     relation_divergence,
 )
+from workbench.train.setup import TrainingSetup
 from workbench.train.telemetry import Telemetry
 
 BOTH = {"teacher": "full_precision", "alpha": 0.25, "temperature": 2.0, "attention_weight": 3.0}

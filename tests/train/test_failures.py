@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 
 from workbench.errors import ConfigError, StageError
 from workbench.records.events import Progress, read_events
-from workbench.train.arm import TrainingSetup, train_arm
+from workbench.train.arm import train_arm
 from workbench.train.checkpoints import last_whole
 from workbench.train.disk_space import reporting_full_disk
+from workbench.train.setup import TrainingSetup
 from workbench.train.telemetry import Telemetry
 
 POISONED = "model.layers.1.mlp.up_proj"

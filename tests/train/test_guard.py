@@ -11,8 +11,9 @@ import pytest
 from workbench.errors import StageError
 from workbench.pilot.sections.train import Guard
 from workbench.records.events import Progress, read_events
-from workbench.train.arm import FINAL, TrainingSetup, train_arm
+from workbench.train.arm import FINAL, train_arm
 from workbench.train.guard import TABLE, StabilityGuard
+from workbench.train.setup import TrainingSetup
 from workbench.train.telemetry import Telemetry
 
 EVERY_FLIP = {"flip_rate": 0.0, "action": "lower_rate", "rate_factor": 0.5, "least_factor": 0.2}

@@ -13,6 +13,7 @@ from workbench.pilot.sections.model import Model
 from workbench.pilot.sections.train import Distillation, Train
 from workbench.pilot.spec import Pilot
 from workbench.stages import train_qat
+from workbench.train import preflight
 from workbench.train.memory_plan import memory_plans, require_memory
 
 MODEL = Model(preset="bitnet-3b")
@@ -84,8 +85,8 @@ def test_the_stage_says_its_plan_before_it_reads_anything(monkeypatch: pytest.Mo
     said: list[str] = []
     pilot = Pilot(name="plan", question="Does it fit?", model=MODEL, train=AB_3B)
     context = SimpleNamespace(pilot=pilot, record=None, progress=SimpleNamespace(note=said.append))
-    monkeypatch.setattr(train_qat, "_device", lambda: "cuda")
-    monkeypatch.setattr(train_qat, "torch_gpu_memory", lambda: (int(20e9), int(85e9)))
+    monkeypatch.setattr(preflight, "training_device", lambda: "cuda")
+    monkeypatch.setattr(preflight, "torch_gpu_memory", lambda: (int(20e9), int(85e9)))
     with pytest.raises(StageError, match=r"training needs about .* GB of GPU memory"):
         train_qat.run(context)
     assert said[0].startswith("memory plan, full precision")

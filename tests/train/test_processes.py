@@ -18,10 +18,11 @@ from workbench.errors import ConfigError, StageError
 from workbench.pilot.sections.train import Train
 from workbench.records.events import Progress
 from workbench.train import processes, worker
-from workbench.train.arm import FINAL, TrainingSetup, train_arm
+from workbench.train.arm import FINAL, train_arm
 from workbench.train.checkpoints import last_whole
 from workbench.train.evaluator import Evaluator
 from workbench.train.processes import require_devices
+from workbench.train.setup import TrainingSetup
 
 TAUGHT = {
     "steps": 60, "batch_size": 2, "gradient_accumulation": 2, "save_every": 2, "evaluations": 4,

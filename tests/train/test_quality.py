@@ -12,8 +12,8 @@ import torch
 
 from workbench.data.document import Document, documents_frame
 from workbench.data.tokenizer import document_start, encode
-from workbench.train.arm import TrainingSetup
 from workbench.train.quality import bits_per_byte, document_losses, excerpts
+from workbench.train.setup import TrainingSetup
 
 
 class Uniform(torch.nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +37,7 @@ from workbench.stages.context import StageContext
 from workbench.ternary.manifest import Manifest
 from workbench.ternary.master import NAME, load_master
 from workbench.ternary.packed import load_packed
-from workbench.train.arm import TrainingSetup
+from workbench.train import setup
 from workbench.train.lora import load_lora
 from workbench.train.quality import bits_per_byte, document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
@@ -96,7 +95,7 @@ def record(
         return judged[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_qat, "excerpts", remembered)
+        patch.setattr(setup, "excerpts", remembered)
         return run_stage(pilot, tmp_path_factory.mktemp("stage"))
 
 
@@ -476,9 +475,9 @@ def test_how_far_int8_gradients_err_is_recorded_and_judged(
     pilot = make_pilot(small, tmp_path, int8_gradients=True, precision="bfloat16")
     record = StageRecord("train_qat", tmp_path)
     context = StageContext(pilot, record, Progress(tmp_path / "events.jsonl", "train_qat"), {})
-    setup = TrainingSetup(pilot.train, 0, np.arange(40), 16, None, None)
+    few = setup.TrainingSetup(pilot.train, 0, np.arange(40), 16, None, None)
     model = SimpleNamespace(device="cpu")
-    table = train_qat._gradient_check(context, setup, model, "before")
+    table = train_qat._gradient_check(context, few, model, "before")
     ((_, ids_BT, autocast),) = seen
     assert ids_BT.tolist() == np.arange(32).reshape(2, 16).tolist() and autocast == torch.bfloat16
     assert table["moment"].eq("before").all()
@@ -487,5 +486,3 @@ def test_how_far_int8_gradients_err_is_recorded_and_judged(
     assert metric.n == 2 or "not finite" in metric.reason
     assert "that of q, the worst, by 60.0%" in record.notes[0]
     assert ("set train.int8_gradients to false" in record.notes[0]) == advises
-    plain = replace(setup, train=make_pilot(small, tmp_path).train)
-    assert train_qat._gradient_check(context, plain, model, "after") is None

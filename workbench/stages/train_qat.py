@@ -12,18 +12,17 @@ That is checked on what happened (digests of the weights and of every batch), no
 from __future__ import annotations
 
 import gc
-import math
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench.data.corpus import Corpus, read_corpus, require_documents
+from workbench.data.corpus import Corpus, read_corpus
 from workbench.data.dataset import write_tokens
 from workbench.data.document import documents_frame
-from workbench.data.hub import PREFIX, require_datasets
 from workbench.data.tokenizer import (
     changes_text,
     load_tokenizer,
@@ -31,199 +30,67 @@ from workbench.data.tokenizer import (
     tokenizer_name,
     vocabulary_size,
 )
-from workbench.errors import ConfigError, StageError
-from workbench.machine.gpu import free_gpu_memory, torch_gpu_memory
-from workbench.measure.statistics import bits_per_byte
-from workbench.model.build import (
-    build_model,
-    checkpoint_config,
-    empty_model,
-    load_checkpoint,
-    preset_config,
-    refuse_overrides,
-    require_fit,
-)
+from workbench.model.build import build_model, load_checkpoint
 from workbench.pilot.sections.model import Model
 from workbench.pilot.spec import Pilot
-from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
+from workbench.stages.train_qat_record import record_arms, record_gradient_errors
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.folder import replacing_folder
-from workbench.ternary.fused import plain_reason, why_plain
-from workbench.ternary.master import require_plain_master, save_master
+from workbench.ternary.fused import why_plain
+from workbench.ternary.master import save_master
 from workbench.ternary.packed import save_packed
 from workbench.ternary.policy import require_ternary, resolve
-from workbench.ternary.post_training import ternarize_post_training
-from workbench.train.arm import TrainingSetup, train_arm
+from workbench.ternary.post_training import CALIBRATION_SEQUENCES, ternarize_post_training
+from workbench.train.arm import train_arm
 from workbench.train.distill import attention_projections
 from workbench.train.evaluator import Evaluator
-from workbench.train.guard import TABLE as GUARD
-from workbench.train.int8_gradients import LARGEST_ERROR, gradient_errors, set_int8_gradients
-from workbench.train.memory_plan import require_memory
-from workbench.train.processes import require_devices
-from workbench.train.quality import document_losses, excerpts
+from workbench.train.int8_gradients import gradient_errors, set_int8_gradients
+from workbench.train.preflight import has_new_norms, idle_gpus, plan_memory, require_trainable
+from workbench.train.quality import document_losses
 from workbench.train.quiet import quiet_transformers
-from workbench.train.trackers import require_trackers
-from workbench.train.trainer import require_optimizer
+from workbench.train.setup import TrainingSetup, corpus_summary, heldout_excerpts
+from workbench.train.trainer import training_device
 
 TOKENIZER = "tokenizer"
-CALIBRATION_SEQUENCES = 16
-"""Training sequences that weigh the errors of post-training ternarisation."""
 GRADIENT_SEQUENCES = 2
 """Training sequences whose gradients are compared for train.int8_gradients."""
 
 
 def check(pilot: Pilot) -> list[str]:
     """Raises ConfigError for what cannot be trained, before any stage has started."""
-    data, model = pilot.data, pilot.model
-    require_optimizer(pilot.train.optimizer)
-    require_trackers(pilot.train.trackers)
-    require_devices(pilot.train)
-    if pilot.train.distillation.teacher == "checkpoint" and model.checkpoint is None:
-        raise ConfigError(
-            "train.distillation.teacher: checkpoint, but model.checkpoint is null",
-            allowed="none, full_precision, or a model.checkpoint",
-            next_step="name the checkpoint, or take full_precision, the arm trained in this run",
-        )
-    if pilot.train.distillation.teacher == "none" and pilot.train.distillation.attention_weight > 0:
-        raise ConfigError(
-            "train.distillation.attention_weight: "
-            f"{pilot.train.distillation.attention_weight:g}, but there is no teacher",
-            allowed="0 without a teacher",
-            next_step="set train.distillation.teacher to full_precision or checkpoint",
-        )
-    reason = plain_reason(model.threshold.rule, model.activations, _device())
-    if pilot.train.int8_gradients and reason:
-        raise ConfigError(
-            f"train.int8_gradients: true, but {reason}",
-            allowed="a CUDA device, model.threshold.rule absmean, model.activations int8",
-            next_step="set train.int8_gradients to false, or train on a GPU machine",
-        )
-    _require_phases_fit(pilot)
-    if data.corpus.startswith(PREFIX):
-        require_datasets(data.corpus)
-    require_documents(data)
-    with quiet_transformers():
-        _require_model(pilot)
+    require_trainable(pilot)
     return []
 
 
 def run(context: StageContext) -> None:
     """Fill the tables, artefacts and figures of ``train_qat`` (docs/design.md)."""
-    pilot, record = context.pilot, context.record
-    _plan_memory(context)
-    _note_idle_gpus(context)
+    pilot, record, progress = context.pilot, context.record, context.progress
+    plan_memory(pilot, progress.note)
+    if note := idle_gpus(pilot):
+        progress.note(note)
+        record.notes.append(note)
     corpus = read_corpus(pilot.data, pilot.seed)
     tokenizer = _tokenizer(context, corpus)
-    setup = _setup(context, corpus, tokenizer)
+    tokens = write_tokens(context.folder / "tokens.npy", tokenizer, corpus.training, progress)
+    progress.note(corpus_summary(corpus, tokens))
+    record.facts["corpus"] = _corpus_facts(pilot, corpus, tokens, tokenizer)
     record.save_table("heldout", documents_frame(corpus.heldout))
-
+    length = pilot.data.sequence_length
+    setup = TrainingSetup(
+        train=pilot.train,
+        seed=pilot.seed,
+        tokens=tokens,
+        sequence_length=length,
+        tokenizer=tokenizer,
+        excerpts=heldout_excerpts(corpus, tokens, length, pilot.train.eval_sequences),
+        new_norms=has_new_norms(pilot),
+    )
     losses: dict[str, pd.DataFrame] = {}
     baseline = _train_baseline(context, setup, losses)
+    _free_memory()  # the baseline's weights may take a large part of it
     ternary = _train_ternary(context, setup, losses)
-    _require_equal(context, baseline, ternary)
-
-    arms = {"full_precision": baseline, "ternary": ternary}
-    for table in ("loss", "evaluations"):
-        frames = [
-            evaluator.telemetry.frame(table).assign(arm=arm) for arm, evaluator in arms.items()
-        ]
-        record.save_table(table, pd.concat(frames, ignore_index=True))
-    _record_guard(record, arms)
-    for table in ("layers", "histograms"):
-        record.save_table(table, ternary.telemetry.frame(table))
-    _record_figures(context, arms, losses)
-
-
-def _require_model(pilot: Pilot) -> None:
-    """There is such a model, the text fits it, and it has layers to make ternary.
-
-    Seen without its weights, so in no time; what lies on the Hub is seen when it is loaded.
-    """
-    data, model = pilot.data, pilot.model
-    if model.checkpoint is None:
-        config = preset_config(model, _vocabulary(pilot), data.sequence_length)
-    elif model.checkpoint.startswith(PREFIX):
-        refuse_overrides(model)
-        if data.tokenizer:
-            load_tokenizer(data.tokenizer)
-        return
-    else:
-        refuse_overrides(model)
-        threshold = ThresholdVersion.from_section(model.threshold)
-        require_plain_master(Path(model.checkpoint), threshold)
-        config = checkpoint_config(model.checkpoint)
-        require_fit(config, _vocabulary(pilot), data.sequence_length, model.checkpoint)
-    require_ternary(model.policy, empty_model(model, config))
-
-
-def _vocabulary(pilot: Pilot) -> int:
-    """Rows that an embedding needs; of a tokenizer that is yet to be trained, at most."""
-    name = tokenizer_name(pilot.data, pilot.model.checkpoint)
-    return vocabulary_size(load_tokenizer(name)) if name else pilot.data.vocab_size
-
-
-def _has_new_norms(pilot: Pilot) -> bool:
-    return pilot.model.sub_norm and pilot.model.checkpoint is not None
-
-
-def _require_phases_fit(pilot: Pilot) -> None:
-    train = pilot.train
-    shares = [train.sub_norm_warmup.share, train.warmup.share, train.threshold.share]
-    if _has_new_norms(pilot) and sum(shares) > 1:
-        raise ConfigError(
-            f"model.sub_norm in a checkpoint: train.sub_norm_warmup.share {shares[0]:g}, "
-            f"warmup.share {shares[1]:g} and threshold.share {shares[2]:g} exceed 1 together",
-            next_step="lower one of them",
-        )
-
-
-def _plan_memory(context: StageContext) -> None:
-    """Before anything is read: whether both arms fit the GPU that will train them."""
-    pilot = context.pilot
-    if _device() == "cpu":
-        return
-    if pilot.model.checkpoint is None:
-        config = preset_config(pilot.model, _vocabulary(pilot), pilot.data.sequence_length)
-    else:
-        config = checkpoint_config(pilot.model.checkpoint, ask_hub=True)
-    require_memory(
-        config, pilot.model, pilot.train, pilot.data.sequence_length, _free_on_each(pilot),
-        context.progress.note,
-    )  # fmt: skip
-
-
-def _free_on_each(pilot: Pilot) -> int:
-    """Free bytes of the fullest GPU that will train."""
-    free = torch_gpu_memory()[0]
-    if pilot.train.processes == 1:
-        return free
-    return min(free, *free_gpu_memory()[: pilot.train.processes])
-
-
-def _note_idle_gpus(context: StageContext) -> None:
-    """Once, where there are more GPUs than the training uses."""
-    visible, used = torch.cuda.device_count(), context.pilot.train.processes
-    if _device() == "cpu" or visible <= used:
-        return
-    text = (
-        f"{visible} GPUs are visible and the training uses {used}: train.processes says how many, "
-        "each with an equal part of every step; the step itself stays as it is"
-    )
-    context.progress.note(text)
-    context.record.notes.append(text)
-
-
-def _device() -> str:
-    """Where the Trainer trains (see training_arguments)."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _free_memory() -> None:
-    """Give back what only cycles hold: a trainer, its optimizer, its model."""
-    gc.collect()
-    if _device() == "cuda":
-        torch.cuda.empty_cache()
+    record_arms(context, {"full_precision": baseline, "ternary": ternary}, losses)
 
 
 def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -246,21 +113,10 @@ def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _setup(
-    context: StageContext, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
-) -> TrainingSetup:
-    pilot = context.pilot
-    tokens = write_tokens(
-        context.folder / "tokens.npy", tokenizer, corpus.training, context.progress
-    )
-    length = pilot.data.sequence_length
-    characters = sum(len(document.text) for document in corpus.training)
-    piece = max(1, length * characters // len(tokens))
-    context.progress.note(
-        f"{len(corpus.training)} documents to learn from ({corpus.training_bytes / 1e6:.1f} MB, "
-        f"{len(tokens):,} tokens), {len(corpus.heldout)} held out"
-    )
-    context.record.facts["corpus"] = {
+def _corpus_facts(
+    pilot: Pilot, corpus: Corpus, tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, str | int]:
+    return {
         "name": pilot.data.corpus,
         "digest": corpus.digest,
         "training_documents": len(corpus.training),
@@ -271,15 +127,6 @@ def _setup(
         "copies_left_out": corpus.copies,
         "vocabulary": vocabulary_size(tokenizer),
     }
-    return TrainingSetup(
-        train=pilot.train,
-        seed=pilot.seed,
-        tokens=tokens,
-        sequence_length=length,
-        tokenizer=tokenizer,
-        excerpts=excerpts(corpus.heldout, piece, pilot.train.eval_sequences),
-        new_norms=_has_new_norms(pilot),
-    )
 
 
 def _train_baseline(
@@ -298,7 +145,7 @@ def _train_baseline(
     _save_model(model, context.folder / "full_precision", setup.tokenizer)
     _save_int8(model, context.folder / "int8", section, setup.tokenizer)
 
-    ids_BT = _first_sequences(setup, CALIBRATION_SEQUENCES)
+    ids_BT = setup.first_sequences(CALIBRATION_SEQUENCES)
     report = ternarize_post_training(
         model,
         section.policy,
@@ -319,18 +166,10 @@ def _train_baseline(
     return evaluator
 
 
-def _first_sequences(setup: TrainingSetup, most: int) -> torch.Tensor:
-    """Token ids [up to ``most``, sequence_length] of the training text."""
-    length = setup.sequence_length
-    whole = min(most, len(setup.tokens) // length) * length
-    return torch.from_numpy(setup.tokens[:whole].astype("int64")).view(-1, length)
-
-
 def _train_ternary(
     context: StageContext, setup: TrainingSetup, losses: dict[str, pd.DataFrame]
 ) -> Evaluator:
     section, record = context.pilot.model, context.record
-    _free_memory()  # the baseline's weights may take a large part of it
     model = _fresh_model(context, section, setup, "ternary")
     threshold = ThresholdVersion.from_section(section.threshold)
     report = to_ternary(model, section.policy, threshold, section.activations, section.sub_norm)
@@ -343,20 +182,21 @@ def _train_ternary(
         "not_converted": report.reasons,
         "unmatched_patterns": report.unmatched,
     }
-    if _device() == "cuda":
+    if training_device() == "cuda":
         reason = why_plain(model)
         path = f"plain path, slower: {reason}" if reason else "fused INT8 kernels at strength 1"
         context.progress.note(f"ternary layers train on the GPU's {path}")
         record.notes += [f"ternary layers trained on the plain path: {reason}"] if reason else []
-    checked = [_gradient_check(context, setup, model, "before")]
-    set_int8_gradients(model, setup.train.int8_gradients)
+    int8 = setup.train.int8_gradients
+    checked = [_gradient_check(context, setup, model, "before")] if int8 else []
+    set_int8_gradients(model, int8)
     teacher = _teacher(context)
     evaluator = train_arm(
         "ternary", model, setup, context.folder / "ternary_arm", context.progress, teacher
     )
     _free_memory()
-    checked.append(_gradient_check(context, setup, model, "after"))
-    if setup.train.int8_gradients:
+    if int8:
+        checked.append(_gradient_check(context, setup, model, "after"))
         record.save_table("int8_gradients", pd.concat(checked, ignore_index=True))
     losses["ternary"] = evaluator.losses(model, "ternary")
     save_master(model, context.folder / "ternary_master", setup.tokenizer)
@@ -367,29 +207,12 @@ def _train_ternary(
 
 def _gradient_check(
     context: StageContext, setup: TrainingSetup, model: PreTrainedModel, moment: str
-) -> pd.DataFrame | None:
-    """Errors of INT8 gradients (table ``int8_gradients``); None where they are not asked for."""
-    if not setup.train.int8_gradients:
-        return None
-    ids_BT = _first_sequences(setup, GRADIENT_SEQUENCES).to(model.device)
+) -> pd.DataFrame:
+    """Errors of INT8 gradients, rows of the table ``int8_gradients``."""
+    ids_BT = setup.first_sequences(GRADIENT_SEQUENCES).to(model.device)
     autocast = torch.bfloat16 if setup.train.precision == "bfloat16" else None
     errors = gradient_errors(model, ids_BT, autocast)
-    whole = float(errors["error"].iloc[-1])
-    worst = errors.loc[errors["error"].iloc[:-1].fillna(math.inf).idxmax()]
-    text = (
-        f"gradient products in INT8, {moment} the training: the ternary layers' gradient errs by "
-        f"{whole:.1%}, that of {worst['layer']}, the worst, by {worst['error']:.1%}"
-    )
-    if not whole <= LARGEST_ERROR:
-        text += f"; above {LARGEST_ERROR:.0%}: set train.int8_gradients to false"
-    context.progress.note(text)
-    context.record.notes.append(text)
-    how = f"gradients of {len(ids_BT)} training sequences with products in INT8 and without"
-    name, unit = "int8_gradient_error", "share"
-    if math.isfinite(whole):
-        context.record.measured(name, whole, unit, how, n=len(errors) - 1, moment=moment)
-    else:
-        context.record.missing(name, unit, "the gradients are not finite", moment=moment)
+    record_gradient_errors(context, errors, len(ids_BT), moment)
     return errors.assign(moment=moment)
 
 
@@ -408,9 +231,9 @@ def _teacher(context: StageContext) -> PreTrainedModel | None:
     }
     with quiet_transformers():
         teacher = load_checkpoint(str(where))
-    if _device() == "cuda" and context.pilot.train.precision == "bfloat16":
+    if training_device() == "cuda" and context.pilot.train.precision == "bfloat16":
         teacher = teacher.bfloat16()  # what the computation rounds it to anyway
-    return teacher.to(_device())
+    return teacher.to(training_device())
 
 
 def _fresh_model(
@@ -419,13 +242,20 @@ def _fresh_model(
     """The model both arms start from; the digest of its weights goes into the facts."""
     rows, length = vocabulary_size(setup.tokenizer), setup.sequence_length
     with quiet_transformers():
-        model = build_model(section, rows, length, context.pilot.seed, _device())
+        model = build_model(section, rows, length, context.pilot.seed, training_device())
     require_ternary(section.policy, model)  # a model of the Hub is seen here first
     total = 0
     for parameter in model.parameters():
         total = zlib.crc32(parameter.detach().cpu().contiguous().numpy(), total)
     context.record.facts.setdefault("initial_weights_crc32", {})[arm] = total
     return model
+
+
+def _free_memory() -> None:
+    """Give back what only cycles hold: a trainer, its optimizer, its model."""
+    gc.collect()
+    if training_device() == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _save_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -446,81 +276,3 @@ def _save_int8(
     save_packed(
         model, folder, precisions, ThresholdVersion.from_section(section.threshold), tokenizer
     )
-
-
-def _require_equal(context: StageContext, baseline: Evaluator, ternary: Evaluator) -> None:
-    """Equal tokens, batches and initial weights, or the comparison means nothing."""
-    one, other = (evaluator.telemetry.frame("loss") for evaluator in (baseline, ternary))
-    weights = context.record.facts["initial_weights_crc32"]
-    equal = {
-        "tokens": one["tokens"].equals(other["tokens"]),
-        "batches": one["batch"].equals(other["batch"]),
-        "initial_weights": len(set(weights.values())) == 1,
-    }
-    context.record.facts["arms_equal"] = equal
-    if not all(equal.values()):
-        raise StageError(
-            f"the arms were not trained alike: {equal}",
-            allowed="the same tokens, batches and initial weights in both arms",
-            next_step="run the stage again with --force",
-        )
-
-
-def _record_guard(record: StageRecord, arms: dict[str, Evaluator]) -> None:
-    """What the guard saw: a table, and a note for each line of it."""
-    columns = ["arm", "step", "limit", "value", "factor", "text"]
-    frames = [evaluator.telemetry.frame(GUARD).assign(arm=arm) for arm, evaluator in arms.items()]
-    seen = [frame for frame in frames if len(frame)]
-    table = pd.concat(seen, ignore_index=True) if seen else pd.DataFrame(columns=columns)
-    record.save_table(GUARD, table[columns])
-    record.notes += [f"the guard: {text}" for text in table["text"]]
-
-
-def _record_figures(
-    context: StageContext, arms: dict[str, Evaluator], losses: dict[str, pd.DataFrame]
-) -> None:
-    record = context.record
-    for arm, frame in losses.items():
-        documents = [name.rpartition("@")[0] for name in frame["id"]]
-        estimate = bits_per_byte(frame["nats"], frame["bytes"], groups=documents)
-        how = f"{len(frame)} excerpts of held-out documents, after the last step"
-        record.add(estimate.metric("final_bits_per_byte", "bits/byte", how, arm=arm))
-    for arm, evaluator in arms.items():
-        rows = evaluator.telemetry.frame("loss")
-        seconds, tokens = float(rows["seconds"].sum()), int(rows["tokens"].iloc[-1])
-        how = "sum over the steps, forward to update; evaluations and checkpoints not counted"
-        if (processes := context.pilot.train.processes) > 1:
-            how += f"; {processes} processes together"
-        record.measured("training_time_s", seconds, "s", how, n=len(rows), arm=arm)
-        record.measured(
-            "training_tokens_per_s", tokens / seconds, "tokens/s", how, n=len(rows), arm=arm
-        )
-        record.missing(
-            "training_energy_j",
-            "J",
-            "no meter runs beside the training; measure_ab meters the trained arms",
-            arm=arm,
-        )
-        if "teacher_tokens" in rows:
-            _record_teacher(record, rows, arm)
-    how = "counted in the batches, the same for both arms"
-    record.measured("training_tokens", tokens, "tokens", how, n=len(rows), basis="exact")
-    bars = arms["ternary"].telemetry.frame("histograms")
-    last = bars[(bars["step"] == bars["step"].max()) & (bars["kind"] == "ternary")]
-    zeros = last.loc[last["left"] == -0.5, "count"].sum()
-    total = int(last["count"].sum())
-    how = "weights with code 0 in all ternary layers, all counted"
-    record.measured("share_zero", zeros / total, "share", how, n=total, basis="exact")
-
-
-def _record_teacher(record: StageRecord, rows: pd.DataFrame, arm: str) -> None:
-    how = "of the teacher's forward passes, one over every training batch"
-    tokens = int(rows["teacher_tokens"].sum())
-    record.measured("teacher_tokens", tokens, "tokens", how, n=len(rows), basis="exact", arm=arm)
-    seconds = rows["teacher_seconds"]
-    if seconds.isna().any():
-        why = "on a GPU the passes of teacher and student overlap; training_time_s has them both"
-        record.missing("teacher_time_s", "s", why, arm=arm)
-    else:
-        how += "; a part of training_time_s"
-        record.measured("teacher_time_s", float(seconds.sum()), "s", how, n=len(rows), arm=arm)

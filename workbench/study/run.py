@@ -25,10 +25,10 @@ from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.events import Progress
 from workbench.records.run import open_run
 from workbench.records.stage_record import StageRecord
-from workbench.stages import train_qat
 from workbench.study import parity, recipe, size
 from workbench.study.arm import StudyArm
 from workbench.study.parallel import train_all
+from workbench.train.preflight import require_trainable
 
 STUDIES: dict[str, ModuleType] = {"recipe": recipe, "parity": parity, "size": size}
 LOSS_POINTS = 400
@@ -53,7 +53,7 @@ def run_study(
         raise ConfigError(f"--jobs {jobs}", allowed="1 or more trainings at a time")
     arms = STUDIES[name].arms(resolved)
     for arm in arms:
-        train_qat.check(arm.pilot)
+        require_trainable(arm.pilot)
     run = open_run(resolved)
     stage = f"study_{name}"
     folder, key = run.stage_folder(stage), _key(name, arms)

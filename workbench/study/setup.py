@@ -1,4 +1,4 @@
-"""The text of a study: read, split and tokenised once, and judged on the same excerpts by all.
+"""The text of a study: read, split and tokenised once; all arms are evaluated on the same excerpts.
 
 Excerpts come from as many held-out documents as there are, because documents are what the
 intervals resample: a few long documents would make them wide, whatever their length.
@@ -17,27 +17,26 @@ from workbench.files import replacing
 from workbench.records.events import Progress
 from workbench.study.arm import StudyArm
 from workbench.ternary.folder import replacing_folder
-from workbench.train.arm import TrainingSetup
-from workbench.train.quality import excerpts
+from workbench.train.setup import TrainingSetup, corpus_summary, heldout_excerpts
 
 EXCERPTS = "excerpts.parquet"
 MOST_EXCERPTS = 4096
 
 
 def training_setup(arm: StudyArm, folder: Path, progress: Progress) -> TrainingSetup:
-    """What ``arm`` learns from and is judged on; ``folder`` keeps it for the other arms."""
+    """What ``arm`` learns from and is evaluated on; ``folder`` keeps it for the other arms."""
     data, train = arm.pilot.data, arm.pilot.train
     if not (folder / EXCERPTS).exists():
         _prepare(arm, folder, progress)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
-    judged = pd.read_parquet(folder / EXCERPTS)
+    held_out = pd.read_parquet(folder / EXCERPTS)
     return TrainingSetup(
         train=train,
         seed=arm.seed,
         tokens=write_tokens(folder / "tokens.npy", tokenizer, ()),
         sequence_length=data.sequence_length,
         tokenizer=tokenizer,
-        excerpts=judged.head(train.eval_sequences),
+        excerpts=held_out.head(train.eval_sequences),
     )
 
 
@@ -50,11 +49,7 @@ def _prepare(arm: StudyArm, folder: Path, progress: Progress) -> None:
         made.save_pretrained(partial)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     tokens = write_tokens(folder / "tokens.npy", tokenizer, corpus.training, progress)
-    characters = sum(len(document.text) for document in corpus.training)
-    piece = max(1, data.sequence_length * characters // len(tokens))
-    progress.note(
-        f"{len(corpus.training)} documents to learn from ({corpus.training_bytes / 1e6:.1f} MB, "
-        f"{len(tokens):,} tokens), {len(corpus.heldout)} held out"
-    )
+    progress.note(corpus_summary(corpus, tokens))
+    held_out = heldout_excerpts(corpus, tokens, data.sequence_length, MOST_EXCERPTS)
     with replacing(folder / EXCERPTS) as partial:
-        excerpts(corpus.heldout, piece, MOST_EXCERPTS).to_parquet(partial, index=False)
+        held_out.to_parquet(partial, index=False)

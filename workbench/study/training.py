@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-import torch
 from safetensors.torch import load_file, load_model
 from transformers import PreTrainedModel
 
@@ -27,13 +26,13 @@ from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.convert import ConversionReport
 from workbench.ternary.packed import WEIGHTS, save_packed
 from workbench.ternary.policy import resolve
-from workbench.ternary.post_training import ternarize_post_training
-from workbench.train.arm import FINAL, TrainingSetup, train_arm
+from workbench.ternary.post_training import CALIBRATION_SEQUENCES, ternarize_post_training
+from workbench.train.arm import FINAL, train_arm
 from workbench.train.evaluator import Evaluator
 from workbench.train.quality import document_losses
 from workbench.train.quiet import quiet_transformers
+from workbench.train.setup import TrainingSetup
 
-CALIBRATION_SEQUENCES = 16
 BF16_BYTES = 2
 
 
@@ -109,14 +108,13 @@ def _precise(
     linear = _linear_parameters(model, arm)
     losses = {"trained": evaluator.losses(model, "master")}
     sizes = {"trained": Sizes(BF16_BYTES * parameters, BF16_BYTES * linear)}
-    ids = setup.tokens[: CALIBRATION_SEQUENCES * setup.sequence_length].astype("int64")
-    ids_BT = torch.from_numpy(ids[: len(ids) // setup.sequence_length * setup.sequence_length])
+    ids_BT = setup.first_sequences(CALIBRATION_SEQUENCES)
     section = arm.pilot.model
     report = ternarize_post_training(
         model,
         section.policy,
         activations=section.activations,
-        calibration=ids_BT.view(-1, setup.sequence_length).to(model.device).split(4),
+        calibration=ids_BT.to(model.device).split(4),
     )
     losses["post_training"] = document_losses(
         model, setup.tokenizer, setup.excerpts, setup.sequence_length

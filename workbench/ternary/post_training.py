@@ -28,6 +28,9 @@ from workbench.ternary.policy import require_ternary
 from workbench.ternary.quantize import fake_quantize_activations
 from workbench.ternary.threshold import GROUP, Granularity, ThresholdVersion
 
+CALIBRATION_SEQUENCES = 16
+"""Training sequences that are enough to weigh the errors of the layers' inputs."""
+
 Importance = dict[str, Tensor]
 
 

@@ -10,15 +10,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import safetensors.torch
 from torch.nn import Parameter
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from workbench.data.dataset import PackedSequences
 from workbench.files import replacing
-from workbench.pilot.sections.train import Train
 from workbench.records.events import Progress
 from workbench.ternary import bit_linears, set_reuse, set_strength
 from workbench.train.callbacks import CheckpointCallback, PhaseCallback, RecordCallback
@@ -31,29 +28,12 @@ from workbench.train.layers import LayerStatistics
 from workbench.train.processes import require_devices, train_in_processes
 from workbench.train.quiet import quiet_transformers
 from workbench.train.schedule import Schedule, TrainedArm
+from workbench.train.setup import TrainingSetup
 from workbench.train.telemetry import Telemetry
 from workbench.train.trackers import end_run, keep_tensorboard_in
 from workbench.train.trainer import ArmTrainer, sequences_a_step, training_arguments
 
 FINAL = "final.safetensors"
-
-
-@dataclass(frozen=True)
-class TrainingSetup:
-    """What both arms have in common.
-
-    tokens: all training tokens, one dimension. sequence_length: of the training sequences and
-    of the windows that are evaluated. excerpts: held-out text, columns id, source, text.
-    new_norms: the ternary arm has untrained norms in pretrained layers; see the schedule.
-    """
-
-    train: Train
-    seed: int
-    tokens: np.ndarray
-    sequence_length: int
-    tokenizer: PreTrainedTokenizerBase
-    excerpts: pd.DataFrame
-    new_norms: bool = False
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,9 @@ from workbench.ternary import bit_linears, set_reuse, set_strength
 from workbench.ternary.folder import replacing_folder
 from workbench.ternary.manifest import FORMAT, NAME, read_json_object
 from workbench.ternary.threshold import ThresholdVersion
-from workbench.train.arm import TrainingSetup, train_arm
+from workbench.train.arm import train_arm
 from workbench.train.evaluator import Evaluator
+from workbench.train.setup import TrainingSetup
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -1,0 +1,154 @@
+"""What is known to stand in the way of a training before anything is read or computed.
+
+The pilot's own sections refuse what is wrong by itself; here is what only other parts can tell:
+packages, GPUs, the checkpoint, the tokenizer, the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from workbench.data.corpus import require_documents
+from workbench.data.hub import PREFIX, require_datasets
+from workbench.data.tokenizer import load_tokenizer, tokenizer_name, vocabulary_size
+from workbench.errors import ConfigError
+from workbench.machine.gpu import free_gpu_memory, torch_gpu_memory
+from workbench.model.build import (
+    checkpoint_config,
+    empty_model,
+    preset_config,
+    refuse_overrides,
+    require_fit,
+)
+from workbench.pilot.spec import Pilot
+from workbench.ternary import ThresholdVersion
+from workbench.ternary.fused import plain_reason
+from workbench.ternary.master import require_plain_master
+from workbench.ternary.policy import require_ternary
+from workbench.train.memory_plan import require_memory
+from workbench.train.processes import require_devices
+from workbench.train.quiet import quiet_transformers
+from workbench.train.trackers import require_trackers
+from workbench.train.trainer import require_optimizer, training_device
+
+
+def require_trainable(pilot: Pilot) -> None:
+    """Raises ConfigError for what cannot be trained."""
+    data = pilot.data
+    require_optimizer(pilot.train.optimizer)
+    require_trackers(pilot.train.trackers)
+    require_devices(pilot.train)
+    _require_teacher(pilot)
+    _require_int8_gradients(pilot)
+    _require_phases_fit(pilot)
+    if data.corpus.startswith(PREFIX):
+        require_datasets(data.corpus)
+    require_documents(data)
+    with quiet_transformers():
+        _require_model(pilot)
+
+
+def plan_memory(pilot: Pilot, say: Callable[[str], None]) -> None:
+    """StageError unless both arms fit the GPU that will train them; ``say`` is told the plan."""
+    if training_device() == "cpu":
+        return
+    if pilot.model.checkpoint is None:
+        config = preset_config(pilot.model, _vocabulary(pilot), pilot.data.sequence_length)
+    else:
+        config = checkpoint_config(pilot.model.checkpoint, ask_hub=True)
+    length, free_bytes = pilot.data.sequence_length, _free_on_each(pilot)
+    require_memory(config, pilot.model, pilot.train, length, free_bytes, say)
+
+
+def idle_gpus(pilot: Pilot) -> str | None:
+    """A note where there are more GPUs than the training uses."""
+    visible, used = torch.cuda.device_count(), pilot.train.processes
+    if training_device() == "cpu" or visible <= used:
+        return None
+    return (
+        f"{visible} GPUs are visible and the training uses {used}: train.processes says how many, "
+        "each with an equal part of every step; the step itself stays as it is"
+    )
+
+
+def has_new_norms(pilot: Pilot) -> bool:
+    """The ternary arm begins with untrained norms in pretrained layers; see the schedule."""
+    return pilot.model.sub_norm and pilot.model.checkpoint is not None
+
+
+def _require_teacher(pilot: Pilot) -> None:
+    distillation = pilot.train.distillation
+    if distillation.teacher == "checkpoint" and pilot.model.checkpoint is None:
+        raise ConfigError(
+            "train.distillation.teacher: checkpoint, but model.checkpoint is null",
+            allowed="none, full_precision, or a model.checkpoint",
+            next_step="name the checkpoint, or take full_precision, the arm trained in this run",
+        )
+    if distillation.teacher == "none" and distillation.attention_weight > 0:
+        raise ConfigError(
+            "train.distillation.attention_weight: "
+            f"{distillation.attention_weight:g}, but there is no teacher",
+            allowed="0 without a teacher",
+            next_step="set train.distillation.teacher to full_precision or checkpoint",
+        )
+
+
+def _require_int8_gradients(pilot: Pilot) -> None:
+    model = pilot.model
+    reason = plain_reason(model.threshold.rule, model.activations, training_device())
+    if pilot.train.int8_gradients and reason:
+        raise ConfigError(
+            f"train.int8_gradients: true, but {reason}",
+            allowed="a CUDA device, model.threshold.rule absmean, model.activations int8",
+            next_step="set train.int8_gradients to false, or train on a GPU machine",
+        )
+
+
+def _require_phases_fit(pilot: Pilot) -> None:
+    train = pilot.train
+    shares = [train.sub_norm_warmup.share, train.warmup.share, train.threshold.share]
+    if has_new_norms(pilot) and sum(shares) > 1:
+        raise ConfigError(
+            f"model.sub_norm in a checkpoint: train.sub_norm_warmup.share {shares[0]:g}, "
+            f"warmup.share {shares[1]:g} and threshold.share {shares[2]:g} exceed 1 together",
+            next_step="lower one of them",
+        )
+
+
+def _require_model(pilot: Pilot) -> None:
+    """There is such a model, the text fits it, and it has layers to make ternary.
+
+    Seen without its weights, so in no time; what lies on the Hub is seen when it is loaded.
+    """
+    data, model = pilot.data, pilot.model
+    if model.checkpoint is None:
+        config = preset_config(model, _vocabulary(pilot), data.sequence_length)
+    elif model.checkpoint.startswith(PREFIX):
+        refuse_overrides(model)
+        if data.tokenizer:
+            load_tokenizer(data.tokenizer)
+        return
+    else:
+        refuse_overrides(model)
+        threshold = ThresholdVersion.from_section(model.threshold)
+        require_plain_master(Path(model.checkpoint), threshold)
+        config = checkpoint_config(model.checkpoint)
+        require_fit(config, _vocabulary(pilot), data.sequence_length, model.checkpoint)
+    require_ternary(model.policy, empty_model(model, config))
+
+
+def _vocabulary(pilot: Pilot) -> int:
+    """Rows that an embedding needs; of a tokenizer that is yet to be trained, at most."""
+    name = tokenizer_name(pilot.data, pilot.model.checkpoint)
+    return vocabulary_size(load_tokenizer(name)) if name else pilot.data.vocab_size
+
+
+def _free_on_each(pilot: Pilot) -> int:
+    """Free bytes of the fullest GPU that will train."""
+    free = torch_gpu_memory()[0]
+    if pilot.train.processes == 1:
+        return free
+    return min(free, *free_gpu_memory()[: pilot.train.processes])

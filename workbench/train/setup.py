@@ -1,0 +1,60 @@
+"""What a training is made of: the pilot's settings, tokens to learn from, text to be evaluated on.
+
+Both arms get the same one, and so do all arms of a study on one corpus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from workbench.data.corpus import Corpus
+from workbench.pilot.sections.train import Train
+from workbench.train.quality import excerpts
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What both arms have in common.
+
+    tokens: all training tokens, one dimension. sequence_length: tokens of the training sequences
+    and of the windows that are evaluated. excerpts: held-out text, columns id, source, text.
+    new_norms: the ternary arm has untrained norms in pretrained layers; see the schedule.
+    """
+
+    train: Train
+    seed: int
+    tokens: np.ndarray
+    sequence_length: int
+    tokenizer: PreTrainedTokenizerBase
+    excerpts: pd.DataFrame
+    new_norms: bool = False
+
+    def first_sequences(self, most: int) -> torch.Tensor:
+        """Token ids [up to ``most``, sequence_length] of the training text, int64."""
+        length = self.sequence_length
+        whole = min(most, len(self.tokens) // length) * length
+        return torch.from_numpy(self.tokens[:whole].astype("int64")).view(-1, length)
+
+
+def heldout_excerpts(
+    corpus: Corpus, tokens: np.ndarray, sequence_length: int, count: int
+) -> pd.DataFrame:
+    """At most ``count`` pieces of the held-out documents, each of about ``sequence_length`` tokens.
+
+    tokens: of ``corpus.training``; they tell how many characters a token has.
+    Columns id, source, text.
+    """
+    characters = sum(len(document.text) for document in corpus.training)
+    return excerpts(corpus.heldout, max(1, sequence_length * characters // len(tokens)), count)
+
+
+def corpus_summary(corpus: Corpus, tokens: np.ndarray) -> str:
+    return (
+        f"{len(corpus.training)} documents to learn from ({corpus.training_bytes / 1e6:.1f} MB, "
+        f"{len(tokens):,} tokens), {len(corpus.heldout)} held out"
+    )
