@@ -43,6 +43,7 @@ def test_an_empty_study_gives_a_reason(name: str, draw, tmp_path: Path) -> None:
     assert "not measured" in drawn.layout.annotations[0].text
 
 
+@pytest.mark.slow
 def test_a_notebook_trains_and_shows_its_study(
     pilot_file: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

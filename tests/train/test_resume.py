@@ -37,6 +37,7 @@ def table(folder: Path, name: str) -> pd.DataFrame:
     return Telemetry(folder / "telemetry", step=10**9).frame(name)
 
 
+@pytest.mark.slow
 def test_sigkill_at_many_moments_changes_no_bit(straight: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("killed.py")
     done = subprocess.run(

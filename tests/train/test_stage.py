@@ -118,7 +118,7 @@ def test_both_arms_were_trained_alike(record: StageRecord) -> None:
 def test_every_figure_has_its_arms_and_says_how_it_was_obtained(record: StageRecord) -> None:
     for arm in ("full_precision", "ternary", "post_training"):
         final = record.metric("final_bits_per_byte", arm=arm)
-        assert final.n >= 8 and final.lo <= final.value <= final.hi and final.how
+        assert final.n >= 8 and final.value > 0 and "excerpts of held-out documents" in final.how
     for arm in ("full_precision", "ternary"):
         assert record.metric("training_tokens_per_s", arm=arm).value > 0
         assert record.metric("training_time_s", arm=arm).value > 0
@@ -227,7 +227,7 @@ def test_evaluations_in_the_warm_up_do_not_start_learned_scales(
 
 
 def test_arms_that_differ_are_refused(
-    pilot: Pilot, record: StageRecord, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    small: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from workbench.stages.train_qat import build_model
 
@@ -239,7 +239,7 @@ def test_arms_that_differ_are_refused(
         ),
     )
     with pytest.raises(StageError, match="not trained alike"):
-        run_stage(pilot, tmp_path)
+        run_stage(make_pilot(small, tmp_path, steps=1, evaluations=1), tmp_path / "run")
 
 
 def test_the_trained_baseline_teaches_and_its_cost_is_told(
