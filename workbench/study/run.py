@@ -9,7 +9,6 @@ teacher_seconds, teacher_tokens, bits_per_byte), ``excerpts`` (arm, seed, id, na
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -29,6 +28,7 @@ from workbench.study import parity, recipe, size
 from workbench.study.arm import StudyArm
 from workbench.study.parallel import train_all
 from workbench.train.preflight import require_trainable
+from workbench.train.quality import bits_per_byte
 
 STUDIES: dict[str, ModuleType] = {"recipe": recipe, "parity": parity, "size": size}
 LOSS_POINTS = 400
@@ -118,7 +118,7 @@ def _rows(arm: StudyArm, kept: StageRecord) -> list[dict[str, Any]]:
             "seconds": facts["seconds"],
             "teacher_seconds": facts.get("teacher_seconds"),
             "teacher_tokens": facts.get("teacher_tokens"),
-            "bits_per_byte": own["nats"].sum() / math.log(2) / own["bytes"].sum(),
+            "bits_per_byte": bits_per_byte(own),
         }
         rows.append(row)
     return rows
