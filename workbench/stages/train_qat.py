@@ -68,8 +68,7 @@ def run(context: StageContext) -> None:
     pilot, record, progress = context.pilot, context.record, context.progress
     plan_memory(pilot, progress.note)
     if note := idle_gpus(pilot):
-        progress.note(note)
-        record.notes.append(note)
+        context.note(note)
     corpus = read_corpus(pilot.data, pilot.seed)
     tokenizer = _tokenizer(context, corpus)
     tokens = write_tokens(context.folder / "tokens.npy", tokenizer, corpus.training, progress)

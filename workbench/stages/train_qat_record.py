@@ -131,8 +131,7 @@ def record_gradient_errors(
     )
     if not whole <= LARGEST_ERROR:
         text += f"; above {LARGEST_ERROR:.0%}: set train.int8_gradients to false"
-    context.progress.note(text)
-    context.record.notes.append(text)
+    context.note(text)
     how = f"gradients of {sequences} training sequences with products in INT8 and without"
     name, unit = "int8_gradient_error", "share"
     if math.isfinite(whole):

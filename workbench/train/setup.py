@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from workbench.data.corpus import Corpus
+from workbench.data.tokenizer import window_characters
 from workbench.pilot.sections.train import Train
 from workbench.train.quality import excerpts
 
@@ -50,7 +51,8 @@ def heldout_excerpts(
     Columns id, source, text.
     """
     characters = sum(len(document.text) for document in corpus.training)
-    return excerpts(corpus.heldout, max(1, sequence_length * characters // len(tokens)), count)
+    piece = window_characters(sequence_length, characters, len(tokens))
+    return excerpts(corpus.heldout, piece, count)
 
 
 def corpus_summary(corpus: Corpus, tokens: np.ndarray) -> str:
