@@ -13,7 +13,15 @@ LONGEST_REASON = 300
 
 
 class WorkbenchError(Exception):
-    """A failure with a cure. ``got``: the fact; ``allowed``: the rule; ``next_step``: the cure."""
+    """A failure with a cure. ``got``: the fact; ``allowed``: the rule; ``next_step``: the cure.
+
+    >>> from workbench.api import WorkbenchError, read_trace
+    >>> try:
+    ...     read_trace("absent.csv")
+    ... except WorkbenchError as error:
+    ...     print(error.got, error.exit_code)
+    absent.csv: cannot be read: No such file or directory 2
+    """
 
     exit_code = 3
 
@@ -41,7 +49,14 @@ def _made_again(
 
 
 class ConfigError(WorkbenchError):
-    """The pilot file, an override or an input file is wrong; nothing was started."""
+    """The pilot file, an override or an input file is wrong; nothing was started.
+
+    >>> from workbench.api import ConfigError
+    >>> print(ConfigError("steps is 0", allowed="1 or more", next_step="raise it"))
+    steps is 0
+      allowed: 1 or more
+      next:    raise it
+    """
 
     exit_code = 2
 

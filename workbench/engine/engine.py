@@ -46,6 +46,19 @@ class Engine:
 
     core: computes the model; any class that is a :class:`ternary_kernels.core.Core`.
     eos_tokens: those that end a text.
+
+    >>> from transformers import AutoModelForCausalLM, LlamaConfig
+    >>> from workbench.api import Engine, GenerationRequest, to_ternary
+    >>> model = AutoModelForCausalLM.from_config(LlamaConfig(
+    ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...     vocab_size=50))
+    >>> report = to_ternary(model)
+    >>> with Engine.from_model(model, slots=2, context=64) as engine:
+    ...     done = engine.generate(GenerationRequest((3, 1, 4), max_tokens=8, ignore_eos=True))
+    ...     engine.logits([3, 1, 4]).shape
+    (3, 50)
+    >>> len(done.tokens), done.finish_reason, done.first_token_s < done.end_s
+    (8, 'length', True)
     """
 
     def __init__(self, core: Core, *, eos_tokens: frozenset[int] = frozenset()) -> None:

@@ -20,6 +20,12 @@ class GenerationRequest:
         lengths); ``stop_tokens`` still stop.
     temperature: 0 takes the most likely token. top_p: the smallest set of tokens with at
         least this probability is sampled from. seed: None draws a fresh one.
+
+    Raises ValueError for a field out of its range.
+
+    >>> from workbench.api import GenerationRequest
+    >>> GenerationRequest((3, 1, 4), max_tokens=16, temperature=0.7, seed=1).top_p
+    1.0
     """
 
     prompt_tokens: tuple[int, ...]

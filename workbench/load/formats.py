@@ -106,13 +106,25 @@ FORMATS = {
 }
 
 
-def read_trace(path: Path, format: str = "auto") -> Trace:
+def read_trace(path: str | Path, format: str = "auto") -> Trace:
     """The requests of a trace file.
 
     format: a key of :data:`FORMATS`, or ``auto`` to tell it from the first line.
     Raises ConfigError with file and line when the file is empty, cut off, in no known format,
     or has a row with a missing, non-numeric or negative value or a time that goes back.
+
+    >>> from pathlib import Path
+    >>> from workbench.api import read_trace
+    >>> _ = Path("log.csv").write_text(
+    ...     "TIMESTAMP,ContextTokens,GeneratedTokens\\n"
+    ...     "2026-11-28 10:00:00.0,120,30\\n"
+    ...     "2026-11-28 10:00:02.5,80,700\\n")
+    >>> read_trace("log.csv").requests[["start_s", "prompt_tokens", "output_tokens"]]
+       start_s  prompt_tokens  output_tokens
+    0      0.0            120             30
+    1      2.5             80            700
     """
+    path = Path(path)
     lines = _text_lines(path)
     name = _sniff(path, lines) if format == "auto" else format
     chosen = FORMATS[name]

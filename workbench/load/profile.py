@@ -25,7 +25,17 @@ MOST_REQUESTS = 1_000_000
 @dataclass(frozen=True)
 class LoadProfile:
     """requests: ``start_s`` (ascending from 0), ``prompt_tokens``, ``output_tokens`` and
-    ``class`` (``interactive`` or ``batch``). kind: see :class:`workbench.load.trace.Trace`."""
+    ``class`` (``interactive`` or ``batch``). kind: see :class:`workbench.load.trace.Trace`.
+
+    >>> import pandas as pd
+    >>> from workbench.api import LoadProfile
+    >>> requests = pd.DataFrame({
+    ...     "start_s": [0.0, 1.0, 4.0], "prompt_tokens": [90, 40, 70],
+    ...     "output_tokens": [20, 30, 900], "class": ["interactive", "interactive", "batch"]})
+    >>> profile = LoadProfile(requests, "by hand", "assumed")
+    >>> profile.span_s, profile.rate_per_s, profile.gap_cv
+    (4.0, 0.5, 0.5)
+    """
 
     requests: pd.DataFrame
     source: str

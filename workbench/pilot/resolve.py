@@ -68,6 +68,10 @@ def resolve(path: Path | str, overrides: Sequence[str] = ()) -> ResolvedPilot:
     path: of the pilot file, or ``workbench:NAME`` for one that the workbench ships.
     overrides: ``section.key=value`` texts, values by YAML's rules.
     Raises ConfigError listing every problem with file and line.
+
+    >>> from workbench.api import resolve
+    >>> resolve("workbench:smoke", ["train.lr=3e-4"]).pilot.train.lr
+    0.0003
     """
     path = pilot_path(path)
     merge = _Merge()

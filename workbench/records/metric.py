@@ -32,6 +32,14 @@ class Metric:
     reason: why there is no value, or no interval.
     basis: what a gate may decide by: see :data:`Basis`.
     p_value: of a comparison, two-sided, that there is no difference; None elsewhere.
+
+    Raises ValueError for a value that is not finite, and for a missing one without a reason.
+
+    >>> from workbench.api import Metric
+    >>> Metric("speedup", 2.4, "", "geometric mean of ratios", n=12, lo=2.2, hi=2.6).value
+    2.4
+    >>> Metric.missing("energy_j_per_token", "J", "no meter here", arm="ternary").reason
+    'no meter here'
     """
 
     name: str

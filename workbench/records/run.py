@@ -114,7 +114,16 @@ class Run:
 
 
 def open_run(resolved: ResolvedPilot, *, fresh: bool = False) -> Run:
-    """The newest run of exactly this pilot on this machine, or a new one (with ``fresh``)."""
+    """The newest run of exactly this pilot on this machine, or a new one (with ``fresh``).
+
+    resolved: of ``resolve``. A new run is a folder below ``$WORKBENCH_RUNS``, or ``runs/``.
+    Raises ConfigError where that cannot be written, or a file of the pilot cannot be read.
+
+    >>> from workbench.api import open_run, resolve
+    >>> run = open_run(resolve("workbench:smoke", ["train.lr=3e-4"]))
+    >>> run.name.startswith("smoke/"), run.records()
+    (True, {})
+    """
     siblings = runs_root() / resolved.pilot.name
     identity = _identity(resolved)
     if not fresh:
@@ -158,7 +167,17 @@ def all_runs() -> list[Run]:
 
 
 def find_run(name: str) -> Run:
-    """A run by folder, by ``pilot/id``, by a unique part of that, or by pilot (its newest)."""
+    """A run by folder, by ``pilot/id``, by a unique part of that, or by pilot (its newest).
+
+    ``run.record(stage)`` has its figures, tables and artefacts, or is None for a stage that has
+    not finished. Raises ConfigError, with the runs that there are, for a name of none or several.
+
+    >>> from workbench.api import find_run, open_run, resolve
+    >>> begun = open_run(resolve("workbench:smoke"))
+    >>> run = find_run("smoke")
+    >>> run.folder == begun.folder, run.record("measure_ab")
+    (True, None)
+    """
     if (Path(name) / HEADER).exists():
         return open_folder(Path(name))
     runs = all_runs()

@@ -55,16 +55,35 @@ class ConversionReport:
 
 def to_ternary(
     model: nn.Module,
-    policy: Policy,
-    threshold: ThresholdVersion,
+    policy: Policy | None = None,
+    threshold: ThresholdVersion | None = None,
     activations: Activations = "int8",
     sub_norm: bool = False,
 ) -> ConversionReport:
-    """Replace the layers that ``policy`` makes ternary by :class:`BitLinear`, at strength 1.
+    """Replace, in place, the layers that ``policy`` makes ternary by :class:`BitLinear`.
 
-    Raises ConfigError, before anything is replaced, when no layer would become ternary and for one
-    that is too wide for every kernel.
+    model: any ``transformers`` causal model; its linear layers [out, in] keep their names and
+    their parameters, which stay full-precision master weights. They are at strength 1: the forward
+    pass sees -1, 0 and +1 times a scale at once. policy: None for a pilot's default (all linear
+    layers but the head). threshold: None for absmean, one scale a tensor. activations: ``int8``
+    rounds what a ternary layer takes to INT8, per token. sub_norm: an RMSNorm before each.
+
+    Returns what became of each layer. Raises ConfigError, before anything is replaced, when no
+    layer would become ternary and for one that is too wide for every kernel.
+
+    >>> from transformers import AutoModelForCausalLM, LlamaConfig
+    >>> from workbench.api import to_ternary
+    >>> model = AutoModelForCausalLM.from_config(LlamaConfig(
+    ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...     vocab_size=50))
+    >>> report = to_ternary(model)
+    >>> len(report.named("ternary")), report.ternary_parameters, str(report.threshold)
+    (7, 10240, 'absmean/tensor/half_even/eps1e-5')
+    >>> codes, scale = model.model.layers[0].mlp.up_proj.ternarized()
+    >>> tuple(codes.shape), sorted(set(codes.flatten().tolist())), tuple(scale.shape)
+    ((64, 32), [-1, 0, 1], (1,))
     """
+    policy, threshold = policy or Policy(), threshold or ThresholdVersion()
     resolved = require_ternary(policy, model)
     names = resolved.named("ternary")
     for name in names:

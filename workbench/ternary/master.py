@@ -25,10 +25,10 @@ WEIGHTS = "model.safetensors"
 
 
 def save_master(
-    model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+    model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
     """Write a model with BitLinears; an existing folder is replaced only by a whole one."""
-    layers = bit_linears(model)
+    folder, layers = Path(folder), bit_linears(model)
     versions = {layer.threshold.id: layer.threshold for _, layer in layers}
     if len(versions) != 1:
         raise ConfigError(
@@ -89,12 +89,27 @@ def require_plain_master(folder: Path, expected: ThresholdVersion) -> None:
         )
 
 
-def load_master(folder: Path, *, expect: ThresholdVersion | None = None) -> PreTrainedModel:
+def load_master(folder: str | Path, *, expect: ThresholdVersion | None = None) -> PreTrainedModel:
     """The ternary model (BitLinears at strength 1, float32, evaluation mode) of such a folder.
 
     expect: the threshold version the caller needs. Raises ConfigError when the folder has
     another, is no master checkpoint, or lacks tensors.
+
+    >>> import tempfile
+    >>> from transformers import AutoModelForCausalLM, LlamaConfig
+    >>> from workbench.api import load_master, to_ternary
+    >>> from workbench.ternary.master import save_master
+    >>> model = AutoModelForCausalLM.from_config(LlamaConfig(
+    ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...     vocab_size=50))
+    >>> report = to_ternary(model)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_master(model, f"{folder}/master")
+    ...     again = load_master(f"{folder}/master", expect=report.threshold)
+    >>> bool((again.lm_head.weight == model.lm_head.weight).all())
+    True
     """
+    folder = Path(folder)
     path = folder / NAME
     value = read_json_object(path)
     if value.get("kind") != "master" or value.get("format") != FORMAT:

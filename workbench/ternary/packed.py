@@ -39,20 +39,35 @@ WEIGHTS = "model.safetensors"
 
 def save_packed(
     model: PreTrainedModel,
-    folder: Path,
+    folder: str | Path,
     precisions: Mapping[str, Precision],
     threshold: ThresholdVersion,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Write ``model`` to ``folder`` with the layers of ``precisions`` packed; others stay precise.
 
-    ``model`` may hold BitLinears, plain linear layers and layers that are packed already; it is
-    not changed. An existing folder is replaced only when the new one is whole on the disk.
+    precisions: module name -> ``ternary`` (a quarter of a byte a weight), ``int8`` (one byte) or
+    ``high_precision`` (bf16), as a conversion's report has them. ``model`` may hold BitLinears,
+    plain linear layers and layers that are packed already; it is not changed. An existing folder is replaced only when the new one is whole on the disk.
 
     Raises ConfigError for a name that is no linear layer or embedding, a BitLinear with another
     threshold version, a layer too wide for the kernels, tied modules with two precisions, and
     weights that are not finite.
+
+    >>> import tempfile
+    >>> from transformers import AutoModelForCausalLM, LlamaConfig
+    >>> from workbench.api import Engine, load_packed, save_packed, to_ternary
+    >>> model = AutoModelForCausalLM.from_config(LlamaConfig(
+    ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...     vocab_size=50))
+    >>> report = to_ternary(model)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_packed(model, f"{folder}/packed", report.precisions, report.threshold)
+    ...     with Engine.load(f"{folder}/packed") as engine:
+    ...         engine.logits([3, 1, 4]).shape
+    (3, 50)
     """
+    folder = Path(folder)
     modules = _packable(model)
     manifest = _plan(modules, precisions, threshold)
     tensors: dict[str, Tensor] = {}
@@ -78,19 +93,33 @@ def save_packed(
 
 
 def load_packed(
-    folder: Path,
+    folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     expect: ThresholdVersion | None = None,
 ) -> PreTrainedModel:
-    """The model of a packed folder, on the CPU, in evaluation mode.
+    """The model of a packed folder, on the CPU, in evaluation mode; for speed take ``Engine``.
 
     dtype: of computation, and of what the file keeps in high precision. expect: the threshold
     version the caller needs; None takes the file's.
 
     Raises ConfigError naming the file or tensor for anything missing, left over, truncated, of
     another shape, or with a forbidden code or scale, and for what ``dtype`` cannot hold.
+
+    >>> import tempfile, torch
+    >>> from transformers import AutoModelForCausalLM, LlamaConfig
+    >>> from workbench.api import load_packed, save_packed, to_ternary
+    >>> model = AutoModelForCausalLM.from_config(LlamaConfig(
+    ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...     vocab_size=50))
+    >>> report = to_ternary(model)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_packed(model, f"{folder}/packed", report.precisions, report.threshold)
+    ...     loaded = load_packed(f"{folder}/packed", expect=report.threshold)
+    >>> loaded(torch.tensor([[3, 1, 4]])).logits.shape
+    torch.Size([1, 3, 50])
     """
+    folder = Path(folder)
     manifest = Manifest.read(folder)
     manifest.threshold.require(expect, str(folder))
     tensors = read_tensors(folder)

@@ -35,7 +35,12 @@ GROUP = 128
 @dataclass(frozen=True)
 class ThresholdVersion:
     """rounding: where |w/s| is exactly one half; ``half_up`` is floor(x + 0.5).
-    eps: least value of the statistic. ratio: of the mean magnitude, for ``twn`` only."""
+    eps: least value of the statistic. ratio: of the mean magnitude, for ``twn`` only.
+
+    >>> from workbench.api import ThresholdVersion
+    >>> str(ThresholdVersion(granularity="row"))
+    'absmean/row/half_even/eps1e-5'
+    """
 
     rule: Rule = "absmean"
     granularity: Granularity = "tensor"

@@ -58,6 +58,16 @@ def add_lora(
 
     Raises ConfigError without PEFT, for a model without ternary layers, and for a target that
     is not one of them.
+
+    >>> from transformers import AutoModelForCausalLM, LlamaConfig
+    >>> from workbench.api import add_lora, to_ternary
+    >>> base = AutoModelForCausalLM.from_config(LlamaConfig(
+    ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...     vocab_size=50))
+    >>> report = to_ternary(base)
+    >>> model = add_lora(base, rank=2, targets=["q_proj"])
+    >>> [tuple(p.shape) for p in model.parameters() if p.requires_grad]
+    [(2, 32), (32, 2)]
     """
     _require_peft()
     import peft
@@ -94,8 +104,26 @@ def train_lora(
     return train_arm("ternary", model, setup, folder, progress)
 
 
-def save_lora(model: PeftModel, folder: Path) -> None:
-    """Write the adapters and what base they belong to; an older folder is replaced whole."""
+def save_lora(model: PeftModel, folder: str | Path) -> None:
+    """Write the adapters and what base they belong to; an older folder is replaced whole.
+
+    folder: takes PEFT's files (A [rank, in] and B [out, rank] of each layer, float32) and
+    ``ternary.json``. Raises ConfigError for a model without ternary layers.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from transformers import AutoModelForCausalLM, LlamaConfig
+    >>> from workbench.api import add_lora, save_lora, to_ternary
+    >>> base = AutoModelForCausalLM.from_config(LlamaConfig(
+    ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...     vocab_size=50))
+    >>> report = to_ternary(base)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_lora(add_lora(base, rank=2), f"{folder}/adapter")
+    ...     Path(folder, "adapter", "ternary.json").exists()
+    True
+    """
+    folder = Path(folder)
     base = model.get_base_model()
     threshold = _threshold(base)
     value = {
@@ -110,12 +138,28 @@ def save_lora(model: PeftModel, folder: Path) -> None:
         (partial / NAME).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def load_lora(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+def load_lora(base: PreTrainedModel, folder: str | Path, *, trainable: bool = False) -> PeftModel:
     """``base`` with the adapters of ``folder``, frozen unless ``trainable``.
 
     Raises ConfigError for a folder without such adapters, for a base with another threshold
     version (both are named) and for other ternary weights than those it was trained on.
+
+    >>> import tempfile
+    >>> from transformers import AutoModelForCausalLM, LlamaConfig
+    >>> from workbench.api import add_lora, load_lora, load_master, save_lora, to_ternary
+    >>> from workbench.ternary.master import save_master
+    >>> base = AutoModelForCausalLM.from_config(LlamaConfig(
+    ...     hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+    ...     vocab_size=50))
+    >>> report = to_ternary(base)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_master(base, f"{folder}/master")
+    ...     save_lora(add_lora(base, rank=2), f"{folder}/adapter")
+    ...     model = load_lora(load_master(f"{folder}/master"), f"{folder}/adapter")
+    >>> any(p.requires_grad for p in model.parameters())
+    False
     """
+    folder = Path(folder)
     _require_peft()
     import peft
 

@@ -27,7 +27,12 @@ class Threshold(Section):
 
 class Policy(Section):
     """Which layers get which precision: shell patterns over module names. ``high_precision`` is
-    looked at first, then ``int8``, then ``ternary``; what matches nothing stays precise."""
+    looked at first, then ``int8``, then ``ternary``; what matches nothing stays precise.
+
+    >>> from workbench.api import Policy
+    >>> Policy(high_precision=["*.layers.0.*"], int8=[]).ternary[:2]
+    ['*.q_proj', '*.k_proj']
+    """
 
     ternary: list[str] = Field(
         ["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj", "*.gate_proj", "*.up_proj", "*.down_proj"],
