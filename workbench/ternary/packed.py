@@ -48,7 +48,8 @@ def save_packed(
 
     precisions: module name -> ``ternary`` (a quarter of a byte a weight), ``int8`` (one byte) or
     ``high_precision`` (bf16), as a conversion's report has them. ``model`` may hold BitLinears,
-    plain linear layers and layers that are packed already; it is not changed. An existing folder is replaced only when the new one is whole on the disk.
+    plain linear layers and layers that are packed already; it is not changed. An existing folder is
+    replaced only when the new one is whole on the disk.
 
     Raises ConfigError for a name that is no linear layer or embedding, a BitLinear with another
     threshold version, a layer too wide for the kernels, tied modules with two precisions, and
