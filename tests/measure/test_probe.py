@@ -11,6 +11,7 @@ from workbench.engine.engine import Engine
 from workbench.errors import StageError
 from workbench.machine import device
 from workbench.machine.memory import Memory
+from workbench.measure.orders import williams
 from workbench.measure.probe import run_probe
 from workbench.measure.statistics import mean_ratio
 from workbench.model.presets import PRESETS
@@ -19,26 +20,30 @@ from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 
+ANY_NOISE = {"max_others_share": 1, "max_steal_share": 1, "max_pressure_share": 1}
+
 
 def make_context(folder: Path, **section) -> StageContext:
-    section = {"prompt_tokens": 16, "output_tokens": 4, "repetitions": 3, **section}
-    pilot = Pilot(name="probe", question="How fast?", readiness={"probe": section, "threads": 1})
+    section = {"prompt_tokens": 16, "output_tokens": 4, "repetitions": 2, **section}
+    readiness = {"probe": section, "threads": 1, "quiet": ANY_NOISE}
+    pilot = Pilot(name="probe", question="How fast?", readiness=readiness)
     record = StageRecord("readiness", folder)
     return StageContext(pilot, record, Progress(folder / "events.jsonl", "readiness"), {})
 
 
 def test_it_measures_all_arms_in_turn(tmp_path: Path) -> None:
-    context = make_context(tmp_path, largest="tiny-1m")
+    context = make_context(tmp_path, largest="tiny-1m", repetitions=6, precision=1e9)
     run_probe(context)
     turns = context.record.table("probe")
     assert list(turns.columns) == ["block", "order", "arm", "phase", "seconds", "tokens"]
     order = turns[turns["phase"] == "decode"].groupby("block")["arm"].agg(list).tolist()
     forth = ["full_precision", "int8", "ternary"]
-    assert order == [forth, forth[::-1], forth]
+    assert sorted(order) == sorted(williams(forth))
+    assert context.record.table("noise")["kept"].tolist() == [True] * 6
     phases = ("decode_speedup", "prefill_speedup")
     for name in (*phases, *(f"{phase}_over_int8" for phase in phases)):
         metric = context.record.metric(name, source="probe", shape="tiny-1m")
-        assert metric.n == 3 and metric.lo < metric.value < metric.hi
+        assert metric.n == 6 and metric.lo < metric.value < metric.hi
         of_phase = turns[turns["phase"] == name.split("_")[0]]
         seconds = of_phase.pivot(index="block", columns="arm", values="seconds")
         other = seconds["int8" if name.endswith("_over_int8") else "full_precision"]
@@ -57,10 +62,18 @@ def test_it_measures_all_arms_in_turn(tmp_path: Path) -> None:
 
 
 def test_too_little_time_means_fewer_blocks_and_it_is_said(tmp_path: Path) -> None:
-    context = make_context(tmp_path, shape="tiny-1m", repetitions=50)
-    run_probe(context, budget_s=0.0)
+    context = make_context(tmp_path, shape="tiny-1m", repetitions=50, budget_s=1e-6)
+    run_probe(context)
     assert context.record.table("probe")["block"].nunique() == 2
-    assert "2 of 50 blocks" in context.record.notes[0]
+    assert "ended after 2 blocks, of 50 at most" in context.record.notes[0]
+    speedup = context.record.metric("decode_speedup")
+    assert speedup.lo is None and "an interval needs 6" in speedup.reason
+
+
+def test_it_ends_when_its_ratios_are_precise(tmp_path: Path) -> None:
+    context = make_context(tmp_path, shape="tiny-1m", repetitions=50, precision=1e9)
+    run_probe(context)
+    assert context.record.table("probe")["block"].nunique() == 8
 
 
 def free(monkeypatch: pytest.MonkeyPatch, size_bytes: int) -> None:

@@ -24,12 +24,14 @@ from workbench.measure.ab_figures import (
     quality_figures,
     visible_effects,
 )
-from workbench.measure.latency import LoadClass, take_turn
+from workbench.measure.latency import LoadClass, Span, take_turn
 from workbench.measure.meters import EnergySession, MissingMeter
 from workbench.measure.meters.sample import Channel, Sample
+from workbench.measure.orders import williams
 from workbench.measure.quality import documents_of, engine_losses, judged_excerpts
-from workbench.measure.session import AGAIN, COLUMNS, Session, block_seconds
+from workbench.measure.session import AGAIN, COLUMNS, Ending, Session, block_seconds
 from workbench.pilot.sections.model import Policy
+from workbench.pilot.sections.readiness import Quiet
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
@@ -84,22 +86,27 @@ def no_meters() -> EnergySession:
     return EnergySession([], [MissingMeter("rapl", "there is none")])
 
 
-def test_arms_take_turns_mirrored_and_the_first_moves_on(
+ANY_NOISE = Quiet(max_others_share=1, max_steal_share=1, max_pressure_share=1)
+
+
+def blocks_of(most: int, precision: float = 1e-9, budget_s: float = 600.0) -> Ending:
+    return Ending(most, precision, budget_s)
+
+
+def test_arms_take_turns_in_orders_of_a_williams_square(
     engines: dict[str, Engine], tmp_path: Path
 ) -> None:
     seen = []
     with no_meters() as meters:
-        blocks = Session(tmp_path, engines, CLASSES, PROMPTS, meters).run(
-            2, lambda done, total: seen.append((done, total))
-        )
+        made = Session(tmp_path, engines, CLASSES, PROMPTS, meters, ANY_NOISE)
+        blocks = made.run(blocks_of(6), lambda done, total: seen.append((done, total)))
+        noise = made.noise()
     assert list(blocks.columns) == COLUMNS
-    assert seen == [(i, 36) for i in range(1, 37)]
-    order = blocks[blocks["phase"] == "request"].groupby(["block", "class"])["arm"].agg(list)
-    forth = ["full_precision", "ternary", AGAIN]
-    assert order[0, "batch_2"] == forth + forth[::-1]
-    assert order[1, "batch_2"] == ["ternary", AGAIN, "full_precision"] * 1 + [
-        "full_precision", AGAIN, "ternary"
-    ]  # fmt: skip
+    assert seen == [(i, 54) for i in range(1, 55)]
+    order = blocks[blocks["phase"] == "request"].groupby(["block", "class"])["arm"].agg(tuple)
+    arms = ["full_precision", "ternary", AGAIN]
+    assert {order[block, "batch_2"] for block in range(6)} == set(map(tuple, williams(arms)))
+    assert list(noise["kept"]) == [True] * 6
     rows = blocks[blocks["class"] == "interactive_5"].set_index("phase")
     per_request = rows["tokens"] / rows["sequences"]
     assert set(per_request["prefill"]) == {8} and set(per_request["decode"]) == {4}
@@ -131,22 +138,84 @@ def test_a_killed_session_goes_on_with_the_block_it_was_in(
         pass
 
     def kill_in_third(done: int, total: int) -> None:
-        if done == 2 * 18 + 5:
+        if done == 2 * 9 + 5:
             raise Killed
 
     with no_meters() as meters, pytest.raises(Killed):
-        Session(tmp_path, engines, CLASSES, PROMPTS, meters).run(4, kill_in_third)
+        made = Session(tmp_path, engines, CLASSES, PROMPTS, meters, ANY_NOISE)
+        made.run(blocks_of(4), kill_in_third)
     kept = {path.name: path.read_bytes() for path in tmp_path.glob("block-*.json")}
     assert sorted(kept) == ["block-000.json", "block-001.json"]
     repeats = (tmp_path / "repeats.json").read_bytes()
     with no_meters() as meters:
-        resumed = Session(tmp_path, engines, CLASSES, PROMPTS, meters)
+        resumed = Session(tmp_path, engines, CLASSES, PROMPTS, meters, ANY_NOISE)
         assert resumed.finished() == 2
-        blocks = resumed.run(4, lambda done, total: None)
+        blocks = resumed.run(blocks_of(4), lambda done, total: None)
     assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
     assert (tmp_path / "repeats.json").read_bytes() == repeats
     assert blocks.groupby("block").size().nunique() == 1
     assert sorted(blocks["block"].unique()) == [0, 1, 2, 3]
+
+
+def test_a_session_ends_when_its_ratios_are_precise_or_its_time_is_up(
+    engines: dict[str, Engine], tmp_path: Path
+) -> None:
+    def ran(name: str, ending: Ending) -> int:
+        with no_meters() as meters:
+            made = Session(tmp_path / name, engines, CLASSES[:1], PROMPTS, meters, ANY_NOISE)
+            return made.run(ending, lambda *_: None)["block"].nunique()
+
+    assert ran("precise", blocks_of(30, precision=10.0)) == 8
+    assert ran("late", blocks_of(30, budget_s=1e-6)) == 2, "twice its time is gone"
+    assert ran("most", blocks_of(3)) == 3
+
+
+def test_a_disturbed_block_is_measured_again_while_time_is_left_and_then_marked(
+    engines: dict[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([True, False, True, True])  # block 0: again, then quiet; block 1: twice
+    monkeypatch.setattr(
+        session.Noise, "disturbances", lambda self, limits: ["busy"] if next(looks) else []
+    )
+    monkeypatch.setattr(session, "_repeated_s", lambda kept: 0.0 if not kept else 1e9)
+    with no_meters() as meters:
+        made = Session(tmp_path, engines, CLASSES[:1], PROMPTS, meters)
+        blocks = made.run(blocks_of(2), lambda *_: None)
+        noise = made.noise()
+    assert noise[["block", "attempt", "disturbed", "kept"]].to_numpy().tolist() == [
+        [0, 0, "busy", False], [0, 1, "", True], [1, 0, "busy", True]
+    ]  # fmt: skip
+    assert len(blocks) == 2 * 3 * 2, "of the disturbed attempt nothing is kept"
+    facts = session.noise_facts(session.Noise(1, 0, 0, 0, None, None), noise)
+    assert (facts["blocks"], facts["disturbed"], facts["repeated"]) == (2, 1, 1)
+
+
+def test_what_an_arm_leaves_behind_falls_on_no_timed_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines of a clock of their own: a request right after full precision is 5 % slower."""
+    random, last = np.random.default_rng(0), [""]
+
+    def turn(engine: str, wanted: LoadClass, prompts: object, repeats: int) -> list[Span]:
+        seconds = {"full_precision": 1.0, "ternary": 0.97}[engine]
+        seconds *= 1.05 if last[0] == "full_precision" != engine else 1.0
+        last[0] = engine
+        seconds *= random.lognormal(0, 0.01)
+        return [Span(phase, seconds, 1, 1) for phase in ("prefill", "request")]
+
+    monkeypatch.setattr(session, "take_turn", turn)
+    held = []
+    for trial in range(20):
+        with no_meters() as meters:
+            names = {name: name for name in ("full_precision", "ternary")}
+            made = Session(tmp_path / str(trial), names, CLASSES[:1], PROMPTS, meters, ANY_NOISE)
+            blocks = made.run(blocks_of(8), lambda *_: None)
+        found = {
+            metric.name: metric
+            for metric in latency_figures(blocks, "full_precision", CLASSES[:1], "here")
+        }
+        held.append(found["speedup"].lo <= 1 / 0.97 <= found["speedup"].hi)
+    assert np.mean(held) >= 0.8, "20 trials of 0.95"
 
 
 def test_a_warning_in_any_block_stands_beside_the_energy() -> None:
@@ -185,10 +254,11 @@ def test_energy_is_that_of_each_turn_and_survives_a_kill(
 
     began = time.monotonic()
     with meters() as first:
-        Session(tmp_path, engines, CLASSES[1:2], PROMPTS, first).run(1, lambda *_: None)
+        one = Session(tmp_path, engines, CLASSES[1:2], PROMPTS, first, ANY_NOISE)
+        one.run(blocks_of(1), lambda *_: None)
     with meters() as second:
-        resumed = Session(tmp_path, engines, CLASSES[1:2], PROMPTS, second)
-        blocks = resumed.run(2, lambda *_: None)
+        resumed = Session(tmp_path, engines, CLASSES[1:2], PROMPTS, second, ANY_NOISE)
+        blocks = resumed.run(blocks_of(2), lambda *_: None)
         samples = resumed.samples()
     whole = blocks[blocks["phase"] == "request"]
     assert (whole["energy_j"] > 0.999 * 10.0 * whole["seconds"]).all()
@@ -302,7 +372,7 @@ def make_context(folder: Path, trained: StageRecord, **section) -> StageContext:
     pilot = Pilot(
         name="ab",
         question="?",
-        readiness={"threads": 1},
+        readiness={"threads": 1, "quiet": {"action": "warn"}},
         measure_ab={**fields, **section},
         data={"sequence_length": 16},
     )
@@ -315,7 +385,7 @@ def test_the_stage_measures_everything_it_promises(trained: StageRecord, tmp_pat
     context = make_context(tmp_path, trained)
     measure_ab.run(context)
     record = context.record
-    assert set(record.tables) == {"blocks", "quality", "power"}
+    assert set(record.tables) == {"blocks", "quality", "power", "noise"}
     quality = record.table("quality")
     assert quality.groupby("arm").size().to_dict() == {"full_precision": 9, "ternary": 9}
     # An untrained model knows nothing: about log2(300) bits a token.

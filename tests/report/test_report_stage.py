@@ -34,11 +34,11 @@ def test_tables_metric_and_verdict_are_recorded(shared_run) -> None:
     assert verdict["decision"] == "go"
     assert record.facts["stopping_gates"] == []
     assert [c["code"] for c in verdict["caveats"]] == [
-        "caveat.trained", "caveat.probe", "caveat.int8_probe", "caveat.int8_quality",
-        "caveat.assumed_load",
+        "caveat.trained", "caveat.one_seed", "caveat.probe", "caveat.int8_probe",
+        "caveat.int8_quality", "caveat.assumed_load",
     ]  # fmt: skip
-    assert "ternary decodes 1.4" in verdict["caveats"][2]["text"]
-    assert "gap of 0.005" in verdict["caveats"][3]["text"]
+    assert "ternary decodes 1.4" in verdict["caveats"][3]["text"]
+    assert "gap of 0.005" in verdict["caveats"][4]["text"]
 
 
 def test_no_gain_in_speed_over_int8_is_not_called_one(make_run) -> None:
@@ -67,7 +67,7 @@ def test_a_gap_with_a_teacher_behind_it_says_so(make_run) -> None:
     records = run.records()
     records["train_qat"].facts["distillation"] = {"teacher": "the full-precision arm"}
     codes = [sentence.code for sentence in caveats(records, PILOT)]
-    assert codes[:2] == ["caveat.trained", "caveat.taught"]
+    assert codes[:3] == ["caveat.trained", "caveat.one_seed", "caveat.taught"]
 
 
 def test_a_broken_gate_that_must_hold_stops_the_run(make_run) -> None:

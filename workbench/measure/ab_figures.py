@@ -14,7 +14,7 @@ import pandas as pd
 
 from workbench.measure.latency import LoadClass
 from workbench.measure.quality import documents_of
-from workbench.measure.session import AGAIN, block_seconds
+from workbench.measure.session import AGAIN, block_seconds, timed_phase
 from workbench.measure.statistics import (
     bits_per_byte,
     bits_per_byte_difference,
@@ -102,9 +102,8 @@ def throughput_figures(
 def visible_effects(blocks: pd.DataFrame, baseline: str, classes: Classes) -> Iterator[Metric]:
     """The baseline against itself: below this difference the session sees nothing."""
     for wanted in classes:
-        phase = "request" if wanted.batch is None else "decode"
-        seconds = block_seconds(blocks, wanted.name, phase)
-        effect = smallest_visible_effect(seconds[baseline], seconds[AGAIN])
+        seconds = block_seconds(blocks, wanted.name, timed_phase(wanted))
+        effect = smallest_visible_effect(seconds[baseline], seconds[AGAIN], stopped=True)
         how = f"{baseline} in two places of each block"
         labels = {"class": wanted.name, **SOURCE}
         yield effect.metric("smallest_visible_effect", "share", how, **labels)
@@ -159,4 +158,5 @@ def _ratio(
     name: str, seconds: pd.DataFrame, baseline: str, arm: str, labels: dict[str, str]
 ) -> Metric:
     how = f"seconds of {baseline} over seconds of {arm}, within blocks"
-    return mean_ratio(seconds[baseline], seconds[arm]).metric(name, "x", how, **labels)
+    ratio = mean_ratio(seconds[baseline], seconds[arm], stopped=True)
+    return ratio.metric(name, "x", how, **labels)

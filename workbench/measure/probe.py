@@ -1,11 +1,12 @@
 """The speed probe: full precision, INT8 and ternary on a real shape, with random weights.
 
-All models are in memory at once and take turns block by block; the order is reversed from block
-to block (ABBA), so that a drift of the clock rate falls on all. A block gives one ratio, and the
-interval is over blocks. INT8 stands there because it needs no training: what training buys is
-what ternary gains over it. ``auto`` takes the largest preset whose full-precision and ternary
-models fit the free memory and whose measurement fits the time: a short trial on a small preset
-tells how long a parameter takes here. INT8 is left out where it does not fit beside them.
+All models are in memory at once and take turns, one a block, in orders of a Williams square, each
+after a short untimed turn of its own. A block gives one ratio, and the interval is over blocks;
+the probe ends when the ratios are as precise as wanted or its time is up. INT8 stands there
+because it needs no training: what training buys is what ternary gains over it. ``auto`` takes the
+largest preset whose full-precision and ternary models fit the free memory and whose measurement
+fits the time: a short trial on a small preset tells how long a parameter takes here. INT8 is left
+out where it does not fit beside them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ from workbench.engine.units import backends, uneven_units
 from workbench.errors import StageError
 from workbench.machine.device import Device
 from workbench.measure.memory_use import memory_growth
-from workbench.measure.statistics import mean_ratio
+from workbench.measure.noise import Counters, Noise, require_quiet
+from workbench.measure.orders import balanced_orders
+from workbench.measure.session import (
+    FEWEST_TO_STOP,
+    NOISE_COLUMNS,
+    REPEATING_SHARE,
+    noise_facts,
+)
+from workbench.measure.statistics import FEWEST_BLOCKS, mean_ratio
 from workbench.model.presets import PRESETS, Shape
 from workbench.pilot.sections.readiness import Probe
 from workbench.records.metric import Metric
@@ -41,9 +50,6 @@ ARMS: dict[str, WeightKind] = {"full_precision": "half", "int8": "int8", "ternar
 OVER = {"full_precision": "", "int8": "_over_int8"}
 """What ternary is compared with -> how the names of those ratios end."""
 NEEDED = ("full_precision", "ternary")
-BUDGET_S = 120.0
-FEWEST_BLOCKS = 2
-"""A spread needs two."""
 TRIAL_PARAMETERS = 150_000_000
 """The trial takes the largest preset below this: beyond most caches, and built in a second."""
 TRIAL_OUTPUT_TOKENS = 4
@@ -67,15 +73,15 @@ class Seconds:
         return self.prefill + self.decode
 
 
-def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
-    """Fill table ``probe`` and the figures with ``source=probe``.
+def run_probe(context: StageContext) -> None:
+    """Fill tables ``probe`` and ``noise`` and the figures with ``source=probe``.
 
-    budget_s: time for everything, models included; past it fewer blocks are measured than
-    ``readiness.probe.repetitions`` asks, never under two, and the record says so.
+    ``readiness.probe.budget_s`` is for everything, models included.
 
     Raises StageError when ``readiness.probe.shape`` names a preset that does not fit.
     """
     section, record, began = context.pilot.readiness.probe, context.record, time.monotonic()
+    budget_s = section.budget_s
     where = Where(context.device, context.pilot.readiness.threads)
     if where.device.name == "cuda" and find_spec("triton") is None:
         reason = "a probe on the GPU needs Triton, which is not installed here"
@@ -94,16 +100,21 @@ def run_probe(context: StageContext, *, budget_s: float = BUDGET_S) -> None:
         context.note(left_out)
     context.progress.note(f"speed probe: building {name} for {', '.join(arms)}")
     with _side_by_side(name, arms, section, where) as (engines, resident):
-        rows = _blocks(context, engines, began + budget_s)
-        turns = pd.DataFrame(rows)
+        quiet = context.pilot.readiness.quiet
+        context.progress.note("speed probe: looking whether the machine is quiet")
+        before = require_quiet(quiet, lambda text: context.note(f"speed probe: {text}"))
+        turns, noise = _blocks(context, engines, began)
         record.save_table("probe", turns)
+        record.save_table("noise", noise)
+        record.facts["noise"] = noise_facts(before, noise)
         for arm, engine in engines.items():
             for note in engine.notes:
                 context.note(f"speed probe, {arm}: {note}")
-        if (done := turns["block"].nunique()) < section.repetitions:
+        if not _precise(turns, section.precision):
+            done = turns["block"].nunique()
             context.note(
-                f"speed probe: {done} of {section.repetitions} blocks, because its time of "
-                f"{budget_s:.0f} s was used up; the intervals are wider for it",
+                f"speed probe: it ended after {done} blocks, of {section.repetitions} at most and "
+                f"in {budget_s:g} s, before its ratios were known to {section.precision:.1%}",
             )
         if uneven := uneven_units({arm: engine.units for arm, engine in engines.items()}):
             record.facts["uneven_units"] = uneven
@@ -202,7 +213,7 @@ def _trial(name: str, section: Probe, where: Where) -> float:
 
 
 def _expected_s(shape: Shape, s_per_parameter: float, section: Probe) -> float:
-    """Time of the fewest blocks and a warm-up of one, models included."""
+    """Time of the fewest blocks with an interval and a warm-up of one, models included."""
     sizes = shape.serving_bytes_full(), shape.serving_bytes_int8(), shape.serving_bytes_ternary()
     build_s = sum(sizes) / BUILD_BYTES_PER_S
     return build_s + (FEWEST_BLOCKS + 1) * s_per_parameter * shape.parameters
@@ -235,34 +246,66 @@ def _side_by_side(
 
 
 def _blocks(
-    context: StageContext, engines: dict[str, Engine], deadline: float
-) -> list[dict[str, object]]:
-    """Rows of table ``probe``: the arms in turn, the order reversed from block to block."""
-    section = context.pilot.readiness.probe
-    prompt = _prompt(engines, section)
-    rows: list[dict[str, object]] = []
+    context: StageContext, engines: dict[str, Engine], began: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables ``probe`` and ``noise``: the arms in turn until precise, or the time is up.
+
+    A disturbed block is measured again while a quarter of the time is enough for that.
+    """
+    readiness = context.pilot.readiness
+    section, prompt = readiness.probe, _prompt(engines, readiness.probe)
     quickest_s = min(_turn(engine, prompt[:8], 2).total for engine in engines.values())
     quickest_s *= (len(prompt) + section.output_tokens) / 10
     repeats = max(1, min(MOST_REPEATS, round(SHORTEST_TURN_S / quickest_s)))
-    began = time.monotonic()
-    for block in range(section.repetitions):
-        context.progress.step("speed probe", block, section.repetitions, "blocks")
-        now = time.monotonic()
-        if block >= FEWEST_BLOCKS and now + (now - began) / block > deadline:
-            return rows
-        order = list(engines) if block % 2 == 0 else list(reversed(engines))
-        for place, arm in enumerate(order):
+    orders = balanced_orders(list(engines), context.pilot.seed)
+    rows: list[dict[str, object]] = []
+    noises: list[dict[str, object]] = []
+    blocks, repeated_s, longest_s = 0, 0.0, 0.0
+    while blocks < section.repetitions:
+        context.progress.step("speed probe", blocks, section.repetitions, "blocks")
+        spent_s = time.monotonic() - began + longest_s
+        if blocks >= FEWEST_BLOCKS and spent_s > section.budget_s:
+            break
+        if blocks >= 2 and spent_s > 2 * section.budget_s:
+            break
+        if blocks >= FEWEST_TO_STOP and _precise(pd.DataFrame(rows), section.precision):
+            break
+        before, own = Counters.read(), []
+        for place, arm in enumerate(next(orders)):
+            _turn(engines[arm], prompt[:8], 2)
             turns = [_turn(engines[arm], prompt, section.output_tokens) for _ in range(repeats)]
             prefill, decode = sum(t.prefill for t in turns), sum(t.decode for t in turns)
-            prompt_tokens = repeats * len(prompt)
-            output_tokens = repeats * section.output_tokens
-            at = {"block": block, "order": place, "arm": arm}
-            rows += [
-                {**at, "phase": "prefill", "seconds": prefill, "tokens": prompt_tokens},
-                {**at, "phase": "decode", "seconds": decode, "tokens": output_tokens},
+            fed, out = repeats * len(prompt), repeats * section.output_tokens
+            at = {"block": blocks, "order": place, "arm": arm}
+            own += [
+                {**at, "phase": "prefill", "seconds": prefill, "tokens": fed},
+                {**at, "phase": "decode", "seconds": decode, "tokens": out},
             ]
-    context.progress.step("speed probe", section.repetitions, section.repetitions, "blocks")
-    return rows
+        noise = Noise.between(before, Counters.read())
+        longest_s = max(longest_s, noise.seconds)
+        disturbed = "; ".join(noise.disturbances(readiness.quiet))
+        again = bool(disturbed) and repeated_s + noise.seconds <= REPEATING_SHARE * section.budget_s
+        attempt = sum(one["block"] == blocks for one in noises)
+        at_s = {"block": blocks, "attempt": attempt, **noise.to_json()}
+        noises.append({**at_s, "disturbed": disturbed, "kept": not again})
+        if again:
+            repeated_s += noise.seconds
+            continue
+        rows += own
+        blocks += 1
+    context.progress.step("speed probe", blocks, blocks, "blocks")
+    return pd.DataFrame(rows), pd.DataFrame(noises, columns=NOISE_COLUMNS)
+
+
+def _precise(turns: pd.DataFrame, precision: float) -> bool:
+    """Whether the ratio of ternary to every other arm is known so well, in both phases."""
+    for _, of_phase in turns.groupby("phase"):
+        seconds = of_phase.pivot(index="block", columns="arm", values="seconds")
+        for other in [each for each in OVER if each in seconds]:
+            ratio = mean_ratio(seconds[other], seconds["ternary"], stopped=True)
+            if ratio.value is None or ratio.hi is None or ratio.hi > (1 + precision) * ratio.value:
+                return False
+    return True
 
 
 def _turn(engine: Engine, prompt: list[int], output_tokens: int) -> Seconds:
@@ -295,9 +338,9 @@ def _record_speed(
             rate = mean_ratio(np.full(len(seconds), tokens), seconds[arm])
             record.add(rate.metric(f"{phase}_tokens_per_s", "tokens/s", how, arm=arm, **labels))
         for other in [each for each in OVER if each in seconds]:
-            ratio = mean_ratio(seconds[other], seconds["ternary"])
+            ratio = mean_ratio(seconds[other], seconds["ternary"], stopped=True)
             computes = backends({arm: engines[arm] for arm in (other, "ternary")})
-            how = f"{other} over ternary seconds for {tokens} tokens, in turn (ABBA), {computes}"
+            how = f"{other} over ternary seconds for {tokens} tokens, in turn, {computes}"
             name = f"{phase}_speedup{OVER[other]}"
             record.add(ratio.metric(name, "x", how, arm="ternary", **labels))
 

@@ -1,9 +1,15 @@
-"""The arms side by side in one session, in blocks in which they take turns.
+"""The arms side by side in one session, in many short blocks in which they take turns.
 
-Within a block and a class every arm runs twice, mirrored (A B C ... C B A), so that a slow
-drift of clock rate or temperature falls on all alike; the arm that begins moves on from block
-to block. The baseline runs a second time under another name: what the two places differ by is
-what this session cannot see (A/A). A block gives one observation for each arm and class.
+Within a block and a class every arm takes one turn, in an order of a Williams square: over the
+blocks every arm stands equally often in every place and after every other arm. Each turn begins
+with an untimed request of its own arm, so that what the arm before left behind (its weights in
+the caches, its clock) falls on no timed one. The baseline runs a second time under another name:
+what the two places differ by is what this session cannot see (A/A). A block gives one observation
+for each arm and class.
+
+The session ends when every ratio of speeds is as precise as wanted, or when its time is up. What
+else the machine did is read for every block; a disturbed block is measured again, while a
+quarter of the time is enough for that, and otherwise kept and marked.
 
 Each finished block is on disk before the next begins, with its energies, so a killed session
 goes on with the block it was in; ratios are made within blocks and do not mind the gap.
@@ -13,6 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +30,10 @@ from workbench.engine.engine import Engine
 from workbench.files import read_json, replacing, write_json
 from workbench.measure.latency import LoadClass, Prompt, Span, take_turn
 from workbench.measure.meters import Energy, EnergySession
+from workbench.measure.noise import Counters, Noise
+from workbench.measure.orders import balanced_orders
+from workbench.measure.statistics import FEWEST_BLOCKS, mean_ratio
+from workbench.pilot.sections.readiness import Quiet
 
 AGAIN = "full_precision_again"
 """The baseline in its second place of the A/A comparison."""
@@ -32,10 +44,30 @@ millisecond does not show; with one, so that it yields enough readings (a GPU's 
 renewed every 0.1 s, a power log is assumed to have a row a second)."""
 TRIAL_TOKENS = 8
 TRIALS = 3
+WASHOUT_TOKENS = 8
+"""Output of the untimed request with which a turn begins."""
+FEWEST_TO_STOP = 8
+"""Blocks before which precision ends no session: fewer are alike by chance too often."""
+REPEATING_SHARE = 0.25
+"""Of the session's time, for measuring disturbed blocks again."""
 COLUMNS = [
     "block", "order", "arm", "class", "batch", "phase", "seconds", "tokens", "sequences",
     "energy_j", "energy_kind", "energy_how",
 ]  # fmt: skip
+NOISE_COLUMNS = [
+    "block", "attempt", "seconds", "others_share", "steal_share", "pressure_share", "clock_mhz",
+    "temperature_c", "disturbed", "kept",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When a session ends. blocks: the most. precision: wanted half width of every speed ratio's
+    interval, as a share. budget_s: ends it after ``FEWEST_BLOCKS``, and twice that in any case."""
+
+    blocks: int
+    precision: float
+    budget_s: float
 
 
 class Session:
@@ -52,9 +84,13 @@ class Session:
         classes: Sequence[LoadClass],
         prompts: Sequence[Prompt],
         meters: EnergySession,
+        quiet: Quiet | None = None,
+        seed: int = 0,
     ) -> None:
+        """quiet: limits for what else the machine does; defaults where None."""
         self._folder, self._engines, self._classes = folder, dict(engines), list(classes)
         self._prompts, self._meters = list(prompts), meters
+        self._quiet, self._seed = quiet or Quiet(), seed
         baseline = next(iter(engines))
         self._engines[AGAIN] = engines[baseline]
         self._windows: dict[tuple[int, int], tuple[float, float]] = {}
@@ -64,33 +100,88 @@ class Session:
         """Blocks that are on disk."""
         return len(list(self._folder.glob("block-*.json")))
 
-    def run(self, blocks: int, report: Callable[[int, int], None]) -> pd.DataFrame:
-        """Table ``blocks`` with ``COLUMNS``; ``report(done, total)`` hears of every turn.
+    def run(self, ending: Ending, report: Callable[[int, int], None]) -> pd.DataFrame:
+        """Table ``blocks`` with ``COLUMNS``; ``report(done, most)`` hears of every turn.
 
         energy_j: of a whole turn, on its row of phase ``request``.
         """
-        if self.finished() < blocks:
-            repeats = self._repeats()
-            self._meters.rest()
-        turns = 2 * len(self._engines) * len(self._classes)
-        for block in range(blocks):
-            if self._path(block).exists():
-                continue
-            rows: list[dict[str, Any]] = []
-            for wanted in self._classes:
-                for place, arm in enumerate(self._order(block)):
-                    rows += self._turn(block, place, arm, wanted, repeats[wanted.name], len(rows))
-                    done = len(self._windows_of(block))
-                    report(block * turns + done, blocks * turns)
-            self._add_energies(block, rows)
-            write_json(self._path(block), rows)
+        kept = [read_json(self._path(block)) for block in range(self.finished())]
+        orders = list(islice(balanced_orders(list(self._engines), self._seed), ending.blocks))
+        repeats: dict[str, int] = {}
+        while len(kept) < ending.blocks and not self._ends(kept, ending):
+            if not repeats:
+                repeats = self._repeats()
+                self._meters.rest()
+            block = len(kept)
+            kept.append(self._measured(block, orders[block], repeats, kept, ending, report))
+            write_json(self._path(block), kept[-1])
             self._keep_samples()
         if self._windows:
             self._meters.rest()
-        kept = [read_json(self._path(block)) for block in range(blocks)]
-        for block, rows in enumerate(kept):
-            self._add_energies(block, rows)
-        return pd.DataFrame([row for rows in kept for row in rows], columns=COLUMNS)
+        for block, one in enumerate(kept):
+            self._add_energies(block, one["rows"])
+        return self._table(kept)
+
+    def noise(self) -> pd.DataFrame:
+        """Table ``noise``: what else the machine did in each attempt at each block."""
+        kept = [read_json(self._path(block)) for block in range(self.finished())]
+        rows = [row for one in kept for row in one["noise"]]
+        return pd.DataFrame(rows, columns=NOISE_COLUMNS)
+
+    def precise(self, blocks: pd.DataFrame, precision: float) -> bool:
+        """Whether every ratio to the baseline, its own second place included, is known so well."""
+        baseline = next(iter(self._engines))
+        for wanted in self._classes:
+            seconds = block_seconds(blocks, wanted.name, timed_phase(wanted))
+            for arm in self._engines:
+                ratio = mean_ratio(seconds[baseline], seconds[arm], stopped=True)
+                if ratio.hi is None or ratio.hi / ratio.value > 1.0 + precision:
+                    return False
+        return True
+
+    def _ends(self, kept: list[dict[str, Any]], ending: Ending) -> bool:
+        spent_s = _spent_s(kept)
+        next_s = spent_s / len(kept) if kept else 0.0
+        if len(kept) >= FEWEST_BLOCKS and spent_s + next_s > ending.budget_s:
+            return True
+        if len(kept) >= 2 and spent_s + next_s > 2 * ending.budget_s:
+            return True
+        return len(kept) >= FEWEST_TO_STOP and self.precise(self._table(kept), ending.precision)
+
+    def _measured(
+        self,
+        block: int,
+        order: list[str],
+        repeats: dict[str, int],
+        kept: list[dict[str, Any]],
+        ending: Ending,
+        report: Callable[[int, int], None],
+    ) -> dict[str, Any]:
+        """One block, as often as it was disturbed while time is left: its rows and its noise."""
+        turns = len(self._engines) * len(self._classes)
+        attempts: list[dict[str, Any]] = []
+        while True:
+            for at in [key for key in self._windows if key[0] == block]:
+                del self._windows[at]  # of the disturbed attempt
+            before, rows = Counters.read(), []
+            for wanted in self._classes:
+                for place, arm in enumerate(order):
+                    rows += self._turn(block, place, arm, wanted, repeats[wanted.name], len(rows))
+                    done = len(self._windows_of(block))
+                    report(block * turns + done, ending.blocks * turns)
+            noise = Noise.between(before, Counters.read())
+            disturbed = "; ".join(noise.disturbances(self._quiet))
+            at_s = {"block": block, "attempt": len(attempts), **noise.to_json()}
+            attempts.append({**at_s, "disturbed": disturbed, "kept": False})
+            repeated_s = _repeated_s(kept) + sum(one["seconds"] for one in attempts)
+            if not disturbed or repeated_s > REPEATING_SHARE * ending.budget_s:
+                break
+        attempts[-1]["kept"] = True
+        self._add_energies(block, rows)
+        return {"rows": rows, "noise": attempts}
+
+    def _table(self, kept: list[dict[str, Any]]) -> pd.DataFrame:
+        return pd.DataFrame([row for one in kept for row in one["rows"]], columns=COLUMNS)
 
     def samples(self) -> pd.DataFrame:
         """What the meters read, those of earlier attempts included; ``wall_s`` orders them."""
@@ -98,15 +189,11 @@ class Session:
         frames = [pd.read_parquet(path) for path in sorted(self._folder.glob("power-*.parquet"))]
         return pd.concat(frames, ignore_index=True) if frames else self._meters.samples()
 
-    def _order(self, block: int) -> list[str]:
-        arms = list(self._engines)
-        first = block % len(arms)
-        rotated = arms[first:] + arms[:first]
-        return rotated + rotated[::-1]
-
     def _turn(
         self, block: int, place: int, arm: str, wanted: LoadClass, repeats: int, row: int
     ) -> list[dict[str, Any]]:
+        washout = replace(wanted, output_tokens=min(WASHOUT_TOKENS, wanted.output_tokens))
+        take_turn(self._engines[arm], washout, self._prompts, 1)
         began = self._meters.now()
         spans = take_turn(self._engines[arm], wanted, self._prompts, repeats)
         spans.sort(key=lambda span: span.phase != "request")
@@ -172,14 +259,48 @@ class Session:
         return self._folder / f"block-{block:03d}.json"
 
 
+def timed_phase(wanted: LoadClass) -> str:
+    """The phase whose time is compared: whole requests, or the decoding of a batch."""
+    return "request" if wanted.batch is None else "decode"
+
+
 def block_seconds(blocks: pd.DataFrame, name: str, phase: str) -> pd.DataFrame:
     """Seconds for one sequence in each block: a frame ``[blocks, arms]`` of one class.
 
-    An arm's two turns of a block count together. Empty where the class has no such phase.
+    Empty where the class has no such phase.
     """
     rows = blocks[(blocks["class"] == name) & (blocks["phase"] == phase)]
     sums = rows.groupby(["block", "arm"])[["seconds", "sequences"]].sum()
     return (sums["seconds"] / sums["sequences"]).unstack("arm").dropna()
+
+
+def noise_facts(before: Noise, noise: pd.DataFrame) -> dict[str, Any]:
+    """For a record: the look before a session, and how much of what was kept was disturbed."""
+    kept = noise[noise["kept"].astype(bool)]
+    disturbed = kept[kept["disturbed"] != ""]
+    return {
+        "before": before.to_json(),
+        "blocks": len(kept),
+        "disturbed": len(disturbed),
+        "repeated": len(noise) - len(kept),
+        "others_share": _largest(kept["others_share"]),
+        "steal_share": _largest(kept["steal_share"]),
+        "pressure_share": _largest(kept["pressure_share"]),
+    }
+
+
+def _largest(column: pd.Series) -> float | None:
+    known = column.dropna()
+    return float(known.max()) if len(known) else None
+
+
+def _spent_s(kept: list[dict[str, Any]]) -> float:
+    return sum(attempt["seconds"] for one in kept for attempt in one["noise"])
+
+
+def _repeated_s(kept: list[dict[str, Any]]) -> float:
+    """Time that went into attempts that were not kept."""
+    return sum(a["seconds"] for one in kept for a in one["noise"] if not a["kept"])
 
 
 def _row(at: dict[str, Any], wanted: LoadClass, span: Span) -> dict[str, Any]:

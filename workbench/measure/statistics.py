@@ -36,6 +36,8 @@ from workbench.records.metric import Basis, Kind, Metric
 LEVEL = 0.95
 FEWEST_DOCUMENTS = 64
 """Of fewer documents with heavy tails no method tried keeps its level (docs/measuring.md)."""
+STOPPING = 1.1
+"""What keeps 2.5 % on either side when a session of 8 to 80 blocks ends by its own precision."""
 FEWEST_BLOCKS = 6
 """Of fewer blocks, Student's t spans several times the figure as soon as one was disturbed."""
 
@@ -211,11 +213,16 @@ def block_means(
     return np.exp(means.unstack(arm)).dropna()
 
 
-def mean_ratio(above: ArrayLike, below: ArrayLike, level: float = LEVEL) -> Estimate:
+def mean_ratio(
+    above: ArrayLike, below: ArrayLike, level: float = LEVEL, *, stopped: bool = False
+) -> Estimate:
     """Ratio of two paired quantities, one pair a block, e.g. seconds of A over seconds of B.
 
     The value is the geometric mean of the blocks' ratios; the interval is Student's t on their
     logarithms (n - 1 degrees of freedom), so that A/B and B/A tell the same story.
+
+    stopped: the blocks ended because their interval had become narrow enough. That happens
+    earlier where they are alike by chance, so the interval is ``STOPPING`` times as wide.
     """
     above, below = np.asarray(above, float), np.asarray(below, float)
     if above.shape != below.shape or above.ndim != 1:
@@ -228,8 +235,10 @@ def mean_ratio(above: ArrayLike, below: ArrayLike, level: float = LEVEL) -> Esti
     n, centre = len(logs), float(logs.mean())
     if n < FEWEST_BLOCKS:
         return Estimate(math.exp(centre), None, None, n, "", level, _too_few(n, "blocks"))
-    half, p = _t_interval(logs, level)
+    half, p = _t_interval(logs, level, STOPPING if stopped else 1.0)
     method = f"geometric mean of ratios within blocks, t interval over {n} blocks"
+    if stopped:
+        method += f", {STOPPING:g} times as wide for having stopped by its width"
     lo, hi = math.exp(centre - half), math.exp(centre + half)
     return Estimate(math.exp(centre), lo, hi, n, method, level, p_value=p)
 
@@ -261,10 +270,10 @@ def _too_few(n: int, unit: str) -> str:
     return f"no interval: {n} {unit}, an interval needs {FEWEST_BLOCKS}"
 
 
-def _t_interval(values: np.ndarray, level: float) -> tuple[float, float]:
+def _t_interval(values: np.ndarray, level: float, widened: float = 1.0) -> tuple[float, float]:
     """(half width, two-sided p that the mean is 0) of independent values."""
     n = len(values)
-    error = values.std(ddof=1) / math.sqrt(n)
+    error = widened * values.std(ddof=1) / math.sqrt(n)
     half = float(stats.t.ppf(0.5 + level / 2, n - 1) * error)
     if error == 0:
         return half, 1.0 if values[0] == 0 else 0.0
@@ -272,7 +281,12 @@ def _t_interval(values: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def smallest_visible_effect(
-    first: ArrayLike, second: ArrayLike, level: float = LEVEL, power: float = 0.8
+    first: ArrayLike,
+    second: ArrayLike,
+    level: float = LEVEL,
+    power: float = 0.8,
+    *,
+    stopped: bool = False,
 ) -> Estimate:
     """The relative difference that such a session finds in 80 % of cases, from an A/A comparison.
 
@@ -281,9 +295,9 @@ def smallest_visible_effect(
     probability ``power`` from d = (t_level + t_power) standard errors on, plus what the A/A
     comparison itself leans by, as that comes on top of any arm in that place. The value is a
     signed share (0.02: two per cent); its sign is that of the lean: positive where the second
-    place was the slower one. It has no interval of its own.
+    place was the slower one. It has no interval of its own. stopped: see :func:`mean_ratio`.
     """
-    ratio = mean_ratio(second, first, level)
+    ratio = mean_ratio(second, first, level, stopped=stopped)
     if ratio.value is None or ratio.lo is None:
         why = f"an A/A comparison needs {FEWEST_BLOCKS} whole blocks, got {ratio.n}"
         return Estimate(None, None, None, ratio.n, "", level, why)

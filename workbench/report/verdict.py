@@ -74,6 +74,7 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     if trained and trained.value:
         model = pilot.model.checkpoint or pilot.model.preset
         found.append(Sentence("caveat.trained", {"model": model, "tokens": trained.value}))
+        found.append(Sentence("caveat.one_seed"))
     if "train_qat" in records and "distillation" in records["train_qat"].facts:
         found.append(Sentence("caveat.taught"))
     probe = records["readiness"].metric("decode_speedup") if "readiness" in records else None
@@ -85,8 +86,23 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     found += _against_int8(records)
     if "profile_load" in records and records["profile_load"].facts.get("kind") == "assumed":
         found.append(Sentence("caveat.assumed_load"))
+    found += _noise(records)
     if "measure_ab" in records and not _has(records["measure_ab"], "energy_j_per_token"):
         found.append(Sentence("caveat.no_energy"))
+    return found
+
+
+def _noise(records: Mapping[str, StageRecord]) -> list[Sentence]:
+    """How much of what was timed was disturbed by what else the machine did."""
+    found = []
+    for stage in ("readiness", "measure_ab"):
+        noise = records[stage].facts.get("noise") if stage in records else None
+        if noise and noise["disturbed"]:
+            shares = (noise[f"{of}_share"] or 0.0 for of in ("others", "steal", "pressure"))
+            others, steal, pressure = (round(100 * share) for share in shares)
+            values = {"disturbed": noise["disturbed"], "blocks": noise["blocks"]}
+            values |= {"others": others, "steal": steal, "pressure": pressure}
+            found.append(Sentence(f"caveat.busy_{stage}", values))
     return found
 
 

@@ -32,8 +32,9 @@ from workbench.measure.ab_figures import (
 from workbench.measure.latency import LoadClass, Prompt
 from workbench.measure.memory_use import memory_growth
 from workbench.measure.meters import EnergySession, find_meters
+from workbench.measure.noise import require_quiet
 from workbench.measure.quality import engine_losses, judged_excerpts
-from workbench.measure.session import Session
+from workbench.measure.session import Ending, Session, noise_facts
 from workbench.model.build import checkpoint_config, preset_config
 from workbench.pilot.sections.measure_ab import MeasureAb
 from workbench.pilot.spec import Pilot
@@ -180,15 +181,40 @@ def _timed(
         "missing": {meter.source: meter.reason for meter in missing},
     }
     with meters:
-        session = Session(context.folder / "session", engines, _classes(section), prompts, meters)
+        quiet = context.pilot.readiness.quiet
+        session = Session(
+            context.folder / "session",
+            engines,
+            _classes(section),
+            prompts,
+            meters,
+            quiet,
+            context.pilot.seed,
+        )
         if done := session.finished():
             context.note(f"the session was interrupted after {done} blocks and went on later")
+        context.progress.note("looking whether the machine is quiet")
+        before = require_quiet(quiet, context.note)
         blocks = session.run(
-            section.blocks,
-            lambda done, total: context.progress.step("arms in turn", done, total, "turns"),
+            Ending(section.blocks, section.precision, section.budget_s),
+            lambda done, most: context.progress.step("arms in turn", done, most, "turns"),
         )
+        record.save_table("noise", session.noise())
+        record.facts["noise"] = noise_facts(before, session.noise())
+        _say_how_it_ended(context, session, blocks)
         record.save_table("power", session.samples())
     return blocks
+
+
+def _say_how_it_ended(context: StageContext, session: Session, blocks: pd.DataFrame) -> None:
+    section, done = context.pilot.measure_ab, blocks["block"].nunique()
+    if session.precise(blocks, section.precision):
+        return
+    ended = f"{done} blocks" if done == section.blocks else f"its time of {section.budget_s:g} s"
+    context.note(
+        f"the session ended after {ended}, before every speed ratio was known to "
+        f"{section.precision:.1%}: raise measure_ab.budget_s or blocks, or quiet the machine",
+    )
 
 
 def _judged(

@@ -31,7 +31,7 @@ class Meters(Section):
 
 
 class MeasureAb(Section):
-    """The arms side by side, interleaved in ABBA blocks."""
+    """The arms side by side, in blocks in which they take turns."""
 
     arms: list[Literal["full_precision", "ternary", "post_training", "int8"]] = Field(
         ["full_precision", "ternary", "post_training", "int8"],
@@ -44,7 +44,18 @@ class MeasureAb(Section):
     batch_sizes: list[int] = Field([1, 4, 8], description="sequences decoded together")
     batch_output_tokens: Count = Field(32, description="tokens each sequence of a batch decodes")
     blocks: int = Field(
-        6, ge=2, description="blocks, the unit of the statistics; under 6 there are no intervals"
+        40,
+        ge=2,
+        description="most blocks, the unit of the statistics; in each, every arm takes one turn a "
+        "class; under 6 there are no intervals",
+    )
+    precision: Positive = Field(
+        0.05,
+        description="the session ends when every speed ratio is known to this share (half its "
+        "interval), 8 blocks at least",
+    )
+    budget_s: Positive = Field(
+        120.0, description="the session ends here too, after 6 blocks; at twice this in any case, s"
     )
     quality_documents: Count = Field(
         64, description="excerpts of held-out documents judged at most, from as many documents"

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.pilot.sections.base import Count, Section
+from workbench.pilot.sections.base import Count, Positive, Section, Share
 
 
 class Probe(Section):
@@ -23,9 +23,34 @@ class Probe(Section):
     prompt_tokens: Count = Field(128, description="tokens of the prompt whose prefill is timed")
     output_tokens: Count = Field(16, description="tokens decoded in each repetition")
     repetitions: Count = Field(
-        6, description="timed blocks of each arm, arms interleaved; under 6 there are no intervals"
+        20, description="most timed blocks, arms in turn; under 6 there are no intervals"
+    )
+    precision: Positive = Field(
+        0.05, description="ends when every speed ratio is known to this share (half its interval)"
+    )
+    budget_s: Positive = Field(
+        120.0,
+        description="time for the probe, models included; past 6 blocks it ends here, and auto "
+        "takes a shape whose 6 blocks fit",
     )
     memory_share: float = Field(0.7, gt=0, lt=1, description="of the free memory the probe may use")
+
+
+class Quiet(Section):
+    """What a measurement asks of the machine beside it. Every timed block is held against the
+    same limits; a disturbed one is measured again while time remains, else marked."""
+
+    action: Literal["wait", "warn", "refuse"] = Field(
+        "wait",
+        description="before a session on a busy machine: wait up to wait_s and then warn; warn at "
+        "once; or refuse to measure",
+    )
+    wait_s: float = Field(30.0, ge=0.0, description="longest wait for a quiet machine, s")
+    max_others_share: Share = Field(0.10, description="of all CPUs, taken by other processes")
+    max_steal_share: Share = Field(0.02, description="of all CPUs, taken by the hypervisor")
+    max_pressure_share: Share = Field(
+        0.30, description="of the time, in which a process waited for a CPU (Linux's PSI)"
+    )
 
 
 class Readiness(Section):
@@ -44,4 +69,5 @@ class Readiness(Section):
         "auto",
         description="what computes, in every stage; auto: the GPU that torch can use, else the CPU",
     )
+    quiet: Quiet = Quiet()
     probe: Probe = Probe()
