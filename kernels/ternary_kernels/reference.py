@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .weights import GROUP, PackedHalf, PackedInt8, PackedTernary, PackedTernary5, PackedWeight
+from .quantizers import GROUP, activation_codes
+from .weights import PackedHalf, PackedInt8, PackedTernary, PackedTernary5, PackedWeight
 
 MAX_K = 131072
 
@@ -23,10 +24,8 @@ def quantize_activations(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     Returns q, int8 [M, K], and x_scale = clamp(absmax, 1e-5) / 127, fp32 [M]: x is about
     q * x_scale.
     """
-    absmax_M = x_MK.abs().amax(1).clamp(min=1e-5)
-    # PyTorch computes 127 / t as reciprocal(t) * 127, in BitNet's own code too.
-    q_MK = (x_MK * (127.0 / absmax_M)[:, None]).round().clamp(-128, 127).to(torch.int8)
-    return q_MK, absmax_M / 127.0
+    q_MK, absmax_M1 = activation_codes(x_MK)
+    return q_MK.to(torch.int8), absmax_M1[:, 0] / 127.0
 
 
 def linear_int(q_MK: Tensor, weight: PackedWeight) -> Tensor:

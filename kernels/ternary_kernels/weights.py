@@ -20,8 +20,9 @@ from torch import Tensor
 
 from . import packing
 from .memory import in_huge_pages
+from .quantizers import GROUP, absmean, quantize_int8, spread
 
-GROUP = 128
+GRANULARITIES = ("tensor", "row", "group")
 
 
 @dataclass(eq=False, slots=True)
@@ -94,18 +95,12 @@ class _Ternary(PackedWeight):
 
         ``granularity``: 'tensor', 'row' or 'group' (128 along K; 2-bit packing only).
         """
-        w = _float_matrix(weight)
-        if granularity == "tensor":
-            mean = w.abs().mean().reshape(1)
-        elif granularity == "row":
-            mean = w.abs().mean(1)
-        elif granularity == "group":
-            mean = _group_means(w.abs())
-        else:
+        if granularity not in GRANULARITIES:
             raise ValueError(f"granularity {granularity!r}; allowed: 'tensor', 'row', 'group'")
-        inverse = 1.0 / mean.clamp(min=1e-5)
-        codes = (w * _spread(inverse, w.shape)).round_().clamp_(-1, 1).add_(1).to(torch.uint8)
-        return cls.from_codes(codes, 1.0 / inverse)
+        w = _check_floats(weight).detach().float()
+        _require_finite(w)
+        codes, scale = absmean(w, granularity)
+        return cls.from_codes(codes.add_(1).to(torch.uint8), scale)
 
     @classmethod
     def from_codes(cls, codes: Tensor, scale: Tensor | float) -> Self:
@@ -122,16 +117,12 @@ class _Ternary(PackedWeight):
         """From the interchange form uint8 [N, ceil(K/4)], element k at bits 2*(k%4)."""
         return cls.from_codes(packing.unpack_portable(packed, K), scale)
 
-    def to_portable(self) -> Tensor:
-        """The interchange form uint8 [N, ceil(K/4)]."""
-        return packing.pack_portable(self.codes())
-
     def codes(self) -> Tensor:
         """uint8 codes [N, K] of 0, 1, 2."""
         return self._untile(self.tiles, *self.shape)
 
     def dequantize(self) -> Tensor:
-        return (self.codes().float() - 1.0) * _spread(self.scale, self.shape)
+        return (self.codes().float() - 1.0) * spread(self.scale, self.shape[1])
 
 
 class PackedTernary(_Ternary):
@@ -184,14 +175,8 @@ class PackedInt8(PackedWeight):
 
         Works through the rows in blocks, so a large embedding needs no float32 copy of itself.
         """
-        N, K = _check_matrix(weight).shape
-        values = torch.empty((N, K), dtype=torch.int8)
-        scale = torch.empty(N)
-        for start in range(0, N, 4096):
-            w = _float_matrix(weight[start : start + 4096])
-            s = w.abs().amax(1).clamp_(min=1e-12) / 127.0
-            scale[start : start + 4096] = s
-            values[start : start + 4096] = (w / s[:, None]).round_().clamp_(-127, 127)
+        values, scale = quantize_int8(_check_floats(weight).detach())
+        _require_finite(scale)  # it is the largest of its row: no pass over the weights more
         return cls.from_codes(values, scale)
 
     @classmethod
@@ -220,7 +205,7 @@ class PackedInt8(PackedWeight):
         return packing.untile8(self.tiles, *self.shape)
 
     def dequantize(self) -> Tensor:
-        return self.values().float() * _spread(self.scale, self.shape)
+        return self.values().float() * spread(self.scale, self.shape[1])
 
     @staticmethod
     def _tile_shape(N: int, K: int) -> tuple[int, ...]:
@@ -264,16 +249,18 @@ def _check_matrix(weight: Tensor) -> Tensor:
     return weight
 
 
-def _float_matrix(weight: Tensor) -> Tensor:
+def _check_floats(weight: Tensor) -> Tensor:
     _check_matrix(weight)
     if not weight.dtype.is_floating_point:
         raise ValueError(
             f"weight has dtype {weight.dtype}; allowed: a float type. Use from_codes for codes."
         )
-    w = weight.detach().float()
-    if not bool(w.isfinite().all()):
+    return weight
+
+
+def _require_finite(values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
         raise ValueError("weight holds NaN or Inf; allowed: finite values. Check the checkpoint.")
-    return w
 
 
 def _check_scale(scale: Tensor | float, N: int, K: int) -> Tensor:
@@ -303,15 +290,3 @@ def _kernel_scales(scale: Tensor, shape: tuple[int, int]) -> Tensor:
         rows = torch.nn.functional.pad(scale, (0, 0, 0, padded - N))
         return rows.unflatten(0, (-1, 16)).transpose(1, 2).contiguous()
     return torch.nn.functional.pad(scale, (0, padded - N)).contiguous()
-
-
-def _group_means(magnitudes: Tensor) -> Tensor:
-    parts = magnitudes.split(GROUP, dim=1)
-    return torch.stack([part.mean(1) for part in parts], dim=1)
-
-
-def _spread(scale: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Scales as a tensor that broadcasts against [N, K]."""
-    if scale.ndim == 2:
-        return scale.repeat_interleave(GROUP, dim=1)[:, : shape[1]]
-    return scale[:, None]

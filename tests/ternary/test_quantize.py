@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from ternary_kernels import PackedInt8, PackedTernary
+from ternary_kernels.quantizers import quantize_int8
 
 from workbench.ternary import BitLinear
 from workbench.ternary.packed_layers import PackedTernaryLinear
@@ -16,7 +18,6 @@ from workbench.ternary.quantize import (
     fake_quantize_activations,
     learned_weight,
     quantize_activations,
-    quantize_int8,
     quantize_weight,
     round_to,
     scale_shape,
@@ -187,3 +188,16 @@ def test_numerics_are_those_of_transformers_packed_layer(eager, bias) -> None:
     assert ((expected - got).abs() <= half_ulp_of_bf16(expected).clamp(min=floor)).all()
     trained = BitLinear.from_linear(linear, ThresholdVersion())(x)
     assert ((expected - trained).abs() <= half_ulp_of_bf16(expected).clamp(min=floor)).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 300), (37, 128), (64, 1000)], ids=str)
+def test_training_and_kernels_quantise_weights_alike(shape: tuple[int, int]) -> None:
+    w = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    for ours, theirs in (("tensor", "tensor"), ("row", "row"), ("group128", "group")):
+        codes, scale = ternarize(w, ThresholdVersion(granularity=ours))
+        packed = PackedTernary.from_float(w, theirs)
+        assert torch.equal(packed.codes().to(torch.int8) - 1, codes)
+        assert torch.equal(packed.scale.flatten(), scale.flatten())
+    values, scale = quantize_int8(w)
+    packed = PackedInt8.from_float(w)
+    assert torch.equal(packed.values(), values) and torch.equal(packed.scale, scale)

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ternary_kernels import quantizers
 from transformers import PreTrainedModel
 
 from workbench.errors import ConfigError
-from workbench.ternary import ThresholdVersion, bit_linears, quantize, to_ternary
+from workbench.ternary import ThresholdVersion, bit_linears, to_ternary
 from workbench.ternary.master import load_master, save_master
 from workbench.train.arm import FINAL
 from workbench.train.lora import add_lora, load_lora, save_lora, train_lora
@@ -113,8 +114,8 @@ def test_an_adapter_goes_onto_its_base_on_a_device_that_sums_in_another_order(
     master: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_lora(add_lora(load_master(master), rank=2), tmp_path)
-    real = quantize.per_cell
-    monkeypatch.setattr(quantize, "per_cell", lambda *cell: real(*cell) * (1 + 2**-22))
+    real = quantizers.per_cell
+    monkeypatch.setattr(quantizers, "per_cell", lambda *cell: real(*cell) * (1 + 2**-22))
     assert load_lora(load_master(master), tmp_path)
 
 

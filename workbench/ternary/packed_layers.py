@@ -15,6 +15,7 @@ import ternary_kernels
 import torch
 from ternary_kernels import PackedInt8, PackedTernary
 from ternary_kernels.packing import pack_portable, unpack_portable
+from ternary_kernels.quantizers import quantize_int8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +23,6 @@ from workbench.ternary.bitlinear import Activations, BitLinear, precise_twin
 from workbench.ternary.policy import Precision
 from workbench.ternary.quantize import (
     fake_quantize_activations,
-    quantize_int8,
     scale_shape,
     spread,
     ternarize,

@@ -1,4 +1,6 @@
-"""The quantisers in plain PyTorch: weights to -1/0/+1, activations to per-token INT8.
+"""The training's quantisers: every rule of a threshold version, and their gradients.
+
+The arithmetic that the kernels share stands in :mod:`ternary_kernels.quantizers`.
 
 Shape legend: N outputs, K inputs, G = ceil(K/128) groups, C cells. A *scale* has the shape of
 its threshold's granularity: ``[1]`` (tensor), ``[N]`` (row) or ``[N, G]`` (group of 128; the
@@ -12,17 +14,22 @@ here and there. Activations always round half to even: that is what every kernel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
+from ternary_kernels.quantizers import (
+    absmean,
+    activation_codes,
+    per_cell,
+    round_to,
+    spread,
+    ternary_codes,
+)
 from torch import Tensor
 
-from workbench.ternary.threshold import GROUP, Rounding, ThresholdVersion
+from workbench.ternary.threshold import GROUP, ThresholdVersion
 
-ACTIVATION_EPS = 1e-5
 LEARNED_LEVELS = 1.5
 LEARNED_CLIP = 0.99
-INT8_BLOCK = 4096
 
 
 def ternarize(
@@ -81,13 +88,10 @@ def scale_shape(out_features: int, in_features: int, granularity: str) -> tuple[
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """Per-token INT8 values (as float32) [..., K] and their factor [..., 1]: x = values / factor.
 
-    factor = 127 / max(|x|, 1e-5); no clamp is needed, |x| * factor rounds to 127 at most.
+    factor = 127 / max(|x|, 1e-5); see :func:`ternary_kernels.quantizers.activation_codes`.
     """
-    x = x.float()
-    # max |x| without a copy of x; NaN and infinity come through as they would there.
-    largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
-    factor = 127.0 / largest.clamp_(min=ACTIVATION_EPS)
-    return (x * factor).round_(), factor
+    values, absmax = activation_codes(x)
+    return values, 127.0 / absmax
 
 
 def fake_quantize_activations(x: Tensor, strength: Tensor | None = None) -> Tensor:
@@ -139,13 +143,6 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
-def spread(scale: Tensor, columns: int) -> Tensor:
-    """A scale in a shape that broadcasts against [N, K]."""
-    if scale.ndim == 2:
-        return scale.repeat_interleave(GROUP, dim=1)[:, :columns]
-    return scale[:, None]
-
-
 def threshold_in_scales(
     weight_NK: Tensor, threshold: ThresholdVersion, scale: Tensor
 ) -> Tensor | float:
@@ -156,46 +153,26 @@ def threshold_in_scales(
     return spread(threshold.ratio * mean / scale, weight_NK.shape[1])
 
 
-def per_cell(x_NK: Tensor, granularity: str, statistic: Callable[[Tensor], Tensor]) -> Tensor:
-    """``statistic`` (over the last axis) of each cell, shaped like a scale."""
-    if granularity == "tensor":
-        return statistic(x_NK.flatten()).reshape(1)
-    if granularity == "row":
-        return statistic(x_NK)
-    whole = x_NK.shape[1] // GROUP * GROUP
-    parts = [statistic(x_NK[:, :whole].unflatten(1, (-1, GROUP)))] if whole else []
-    if whole < x_NK.shape[1]:
-        parts.append(statistic(x_NK[:, whole:])[:, None])
-    return torch.cat(parts, dim=1)
-
-
-def round_to(x: Tensor, rounding: Rounding) -> Tensor:
-    if rounding == "half_even":
-        return x.round()
-    if rounding == "half_up":
-        return (x + 0.5).floor_()
-    return (x + torch.copysign(x.new_tensor(0.5), x)).trunc_()
-
-
 def _codes_and_scale(
     w_NK: Tensor, threshold: ThresholdVersion, alpha: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Codes as float32 [N, K] (a fresh tensor) and the scale."""
-    K, rule = w_NK.shape[1], threshold.rule
+    rule = threshold.rule
     if rule == "least_squares":
         raise ValueError("rule least_squares is for post-training only: use post_training")
     if rule == "twn":
         return _twn(w_NK, threshold)
+    if rule == "absmean":
+        return absmean(w_NK, threshold.granularity, threshold.rounding, threshold.eps)
     if rule == "learned":
         if alpha is None:
             raise ValueError("rule learned needs the trained alpha of the layer")
         inverse = LEARNED_LEVELS / alpha.detach().float().clamp(min=threshold.eps)
     else:
-        statistic = torch.mean if rule == "absmean" else _lower_median
-        mean = per_cell(w_NK.abs(), threshold.granularity, lambda x: statistic(x, -1))
-        inverse = 1.0 / mean.clamp_(min=threshold.eps)
-    codes = round_to(w_NK * spread(inverse, K), threshold.rounding).clamp_(-1, 1)
-    return codes, 1.0 / inverse
+        # The lower median, as torch gives it.
+        median = per_cell(w_NK.abs(), threshold.granularity, lambda x: x.median(-1).values)
+        inverse = 1.0 / median.clamp_(min=threshold.eps)
+    return ternary_codes(w_NK, inverse, threshold.rounding), 1.0 / inverse
 
 
 def _twn(w_NK: Tensor, threshold: ThresholdVersion) -> tuple[Tensor, Tensor]:
@@ -207,23 +184,3 @@ def _twn(w_NK: Tensor, threshold: ThresholdVersion) -> tuple[Tensor, Tensor]:
     count = per_cell(above, granularity, lambda x: x.sum(-1))
     scale = (total / count.clamp_(min=1.0)).clamp_(min=threshold.eps)
     return above.mul_(w_NK.sign()), scale
-
-
-def _lower_median(x: Tensor, dim: int) -> Tensor:
-    return x.median(dim).values
-
-
-def quantize_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 [N, K] in -127..127 and the float32 scale [N] of each row: absmax / 127.
-
-    In blocks of rows, so that a large embedding needs no float32 copy of itself.
-    """
-    N, K = weight_NK.shape
-    values = torch.empty((N, K), dtype=torch.int8, device=weight_NK.device)
-    scale = torch.empty(N, device=weight_NK.device)
-    for start in range(0, N, INT8_BLOCK):
-        rows = slice(start, start + INT8_BLOCK)
-        w = weight_NK[rows].detach().float()
-        scale[rows] = w.abs().amax(1).clamp_(min=1e-12) / 127.0
-        values[rows] = (w / scale[rows, None]).round_().clamp_(-127, 127).to(torch.int8)
-    return values, scale

@@ -1,0 +1,99 @@
+"""The quantisers in plain PyTorch: weights to ternary or INT8, activations to per-token INT8.
+
+What every kernel and the training layers are held against; :mod:`workbench.ternary` trains with
+these very functions. Shapes: N outputs, K inputs, G = ceil(K/128) groups. A *scale* has the
+shape of its granularity: ``[1]`` ('tensor'), ``[N]`` ('row') or ``[N, G]`` (groups of 128 inputs
+of a row, the last one shorter where K is no multiple of 128).
+
+All arithmetic is float32, on the tensor's own device, and in the order that BitNet's public code
+uses (multiply by the reciprocal, divide by it again), so a checkpoint gives the same codes here
+and there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+GROUP = 128
+ACTIVATION_EPS = 1e-5
+WEIGHT_EPS = 1e-5
+INT8_BLOCK = 4096
+
+
+def absmean(
+    w_NK: Tensor, granularity: str, rounding: str = "half_even", eps: float = WEIGHT_EPS
+) -> tuple[Tensor, Tensor]:
+    """BitNet b1.58: s = max(mean |w|, eps) of each cell, code = clamp(round(w / s), -1, 1).
+
+    Returns the codes as float32 [N, K], a fresh tensor, and the scale s (arXiv 2402.17764).
+    """
+    mean = per_cell(w_NK.abs(), granularity, lambda x: x.mean(-1))
+    inverse = 1.0 / mean.clamp_(min=eps)
+    return ternary_codes(w_NK, inverse, rounding), 1.0 / inverse
+
+
+def ternary_codes(w_NK: Tensor, inverse: Tensor, rounding: str) -> Tensor:
+    """-1, 0, 1 as float32 [N, K], given the reciprocal of the scale."""
+    return round_to(w_NK * spread(inverse, w_NK.shape[1]), rounding).clamp_(-1, 1)
+
+
+def quantize_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [N, K] in -127..127 and the float32 scale [N] of each row: max(absmax, 1e-12) / 127.
+
+    In blocks of rows, so that a large embedding needs no float32 copy of itself.
+    """
+    N, K = weight_NK.shape
+    values = torch.empty((N, K), dtype=torch.int8, device=weight_NK.device)
+    scale = torch.empty(N, device=weight_NK.device)
+    for start in range(0, N, INT8_BLOCK):
+        rows = slice(start, start + INT8_BLOCK)
+        w = weight_NK[rows].detach().float()
+        scale[rows] = w.abs().amax(1).clamp_(min=1e-12) / 127.0
+        values[rows] = (w / scale[rows, None]).round_().clamp_(-127, 127).to(torch.int8)
+    return values, scale
+
+
+def activation_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-token INT8 of x [..., K]: q = round_half_even(x * 127 / absmax), as float32 [..., K].
+
+    The second is absmax = max(max |x|, 1e-5), float32 [..., 1]; x is about q * absmax / 127. No
+    clamp is needed, q is 127 at most. A token with NaN or Inf gives NaN.
+    """
+    x = x.float()
+    # max |x| without a copy of x; NaN and infinity come through as they would there.
+    absmax = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
+    absmax = absmax.clamp_(min=ACTIVATION_EPS)
+    # PyTorch computes 127 / t as reciprocal(t) * 127, in BitNet's own code too.
+    return (x * (127.0 / absmax)).round_(), absmax
+
+
+def per_cell(x_NK: Tensor, granularity: str, statistic: Callable[[Tensor], Tensor]) -> Tensor:
+    """``statistic`` (over the last axis) of each cell, shaped like a scale."""
+    if granularity == "tensor":
+        return statistic(x_NK.flatten()).reshape(1)
+    if granularity == "row":
+        return statistic(x_NK)
+    whole = x_NK.shape[1] // GROUP * GROUP
+    parts = [statistic(x_NK[:, :whole].unflatten(1, (-1, GROUP)))] if whole else []
+    if whole < x_NK.shape[1]:
+        parts.append(statistic(x_NK[:, whole:])[:, None])
+    return torch.cat(parts, dim=1)
+
+
+def spread(scale: Tensor, columns: int) -> Tensor:
+    """A scale in a shape that broadcasts against [N, K]."""
+    if scale.ndim == 2:
+        return scale.repeat_interleave(GROUP, dim=1)[:, :columns]
+    return scale[:, None]
+
+
+def round_to(x: Tensor, rounding: str) -> Tensor:
+    """To whole numbers; ``rounding`` of a half: 'half_even', 'half_up' or 'half_away'."""
+    if rounding == "half_even":
+        return x.round()
+    if rounding == "half_up":
+        return (x + 0.5).floor_()
+    return (x + torch.copysign(x.new_tensor(0.5), x)).trunc_()
