@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from ternary_kernels.gpu import layout
+from ternary_kernels.gpu import layout, pack_weights
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workbench.pilot.sections.model import Policy
@@ -65,6 +66,73 @@ def test_packed_weights_are_kept_for_a_step_and_the_ramp_is_plain():
     fused.strength = 0.0
     assert torch.equal(fused(x), torch.nn.functional.linear(x, fused.weight, fused.bias))
     assert not torch.equal(half, fused(x))
+
+
+def test_packed_weights_follow_the_optimizer_loading_and_moving():
+    fused, other = layers()
+    fused.reuse = True
+    optimizer, x = torch.optim.SGD(fused.parameters(), lr=0.5), torch.randn(5, 60, device=DEVICE)
+
+    def packed(layer):
+        layer(x.to(layer.weight.dtype))
+        tiles, row_scales = layer._kept.value
+        assert row_scales.dtype == torch.float32
+        assert torch.equal(tiles, pack_weights(layer.weight).tiles)
+        return tiles
+
+    before = packed(fused)
+    fused(x).square().mean().backward()
+    optimizer.step()
+    fused.forget()
+    assert not torch.equal(packed(fused), before)
+    fused.load_state_dict(other.state_dict())
+    assert torch.equal(packed(fused), before)
+    packed(fused.to(torch.bfloat16))
+
+
+def test_checkpointed_and_compiled_give_the_same_gradients():
+    fused, _ = layers(sub_norm=True)
+    x = torch.randn(5, 60, device=DEVICE, requires_grad=True)
+
+    def gradients(run):
+        for leaf in (x, *fused.parameters()):
+            leaf.grad = None
+        run(x).square().sum().backward()
+        return [leaf.grad.clone() for leaf in (x, *fused.parameters())]
+
+    plain = gradients(fused)
+    again = gradients(lambda x: checkpoint(fused, x, use_reentrant=False))
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    backend = "aot_eager" if layout.INTERPRETED else "inductor"
+    compiled = torch.compile(fused, fullgraph=True, backend=backend)
+    for a, b in zip(plain, gradients(compiled), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_low_precision_input_over_full_precision_master_weights():
+    fused, _ = layers(sub_norm=True, granularity="row")
+    y = fused(torch.randn(5, 60, device=DEVICE, dtype=torch.bfloat16))
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16 and fused.weight.grad.dtype == torch.float32
+    assert fused.norm.weight.grad.isfinite().all() and fused.bias.grad.isfinite().all()
+
+
+def test_training_with_int8_gradients_reaches_the_same_loss():
+    torch.manual_seed(11)
+    x, wanted = torch.randn(16, 60, device=DEVICE), torch.randn(16, 24, device=DEVICE)
+    losses = {}
+    for int8 in (False, True):
+        fused, _ = layers()
+        fused.int8_gradients = int8
+        optimizer = torch.optim.SGD(fused.parameters(), lr=2.0)
+        for _ in range(6):
+            loss = (fused(x) - wanted).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses[int8] = float(loss.detach())
+    assert losses[True] != losses[False]
+    assert losses[True] == pytest.approx(losses[False], rel=0.05)
 
 
 def test_autocast_reaches_the_fused_path():

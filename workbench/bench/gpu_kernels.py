@@ -129,17 +129,19 @@ def _weights(bench: Bench, N: int, K: int, M: int) -> None:
 
 
 def _qat_layer(bench: Bench, N: int, K: int, M: int) -> None:
-    """Forward and backward of one layer; the weights' quantisation is once a step, apart."""
-    from ternary_kernels.gpu import QATLinear
+    """Forward and backward of the layer that a pilot trains; the weights' quantisation, once a
+    step, is a row of its own."""
+    from workbench.ternary import BitLinear, ThresholdVersion
 
     x = bench.normal(M, K).requires_grad_()
     dy = bench.normal(M, N)
     like = {"bias": False, "device": bench.device, "dtype": torch.bfloat16}
-    plain, ternary = torch.nn.Linear(K, N, **like), QATLinear(K, N, **like)
-    all_int8 = QATLinear(K, N, int8_gradients=True, **like)
+    plain = torch.nn.Linear(K, N, **like)
+    ternary, all_int8 = (BitLinear(K, N, threshold=ThresholdVersion(), **like) for _ in range(2))
     all_int8.load_state_dict(ternary.state_dict())
+    all_int8.int8_gradients = True
     for layer in (ternary, all_int8):
-        layer.refresh()
+        layer.reuse = True  # packed by the first call, which is not timed
     ops, nbytes = 2 * M * N * K, 2 * 3 * (M * K + M * N + N * K)
 
     def step(layer: torch.nn.Linear) -> Call:

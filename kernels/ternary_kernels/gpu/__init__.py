@@ -5,7 +5,7 @@ inference              :func:`linear`, :func:`linear_weight_only`, :func:`to_dev
 activations            :func:`quantize` (with RMSNorm), :func:`quantize_gated`
 weights                :func:`pack_weights`, :func:`pack_codes`, :func:`pack_portable`,
                        :func:`unpack_weights`, :func:`unpack_codes`
-training               :class:`QATLinear`, :func:`keep_fresh`, :func:`qat_linear`
+training               :func:`qat_linear`, the product with its gradients
 a whole model          :class:`.llama.LlamaGpu`: cache, attention, CUDA graphs; with it
                        :mod:`.int8`, :mod:`.norm`, :mod:`.attention`, :mod:`.graphs`
 =====================  ==================================================================
@@ -24,19 +24,16 @@ from __future__ import annotations
 
 from .linear import linear, linear_weight_only, to_device
 from .pack import pack_codes, pack_portable, pack_weights, unpack_codes, unpack_weights
-from .qat import QATLinear, keep_fresh, qat_layers, qat_linear
+from .qat import qat_linear
 from .quantize import QuantizedRows, quantize, quantize_gated
 
 __all__ = [
-    "QATLinear",
     "QuantizedRows",
-    "keep_fresh",
     "linear",
     "linear_weight_only",
     "pack_codes",
     "pack_portable",
     "pack_weights",
-    "qat_layers",
     "qat_linear",
     "quantize",
     "quantize_gated",

@@ -3,16 +3,16 @@
     y  = Q8(norm(x)) Q3(W)^T + bias              forward, on the packed weights
     dW = dy^T Q8(norm(x)),   dx = norm'(dy Q3(W))     both quantisers pass their gradient on
 
-The master weights W change once an optimizer step, so Q3(W) is computed once a step
-(:func:`keep_fresh`), not once a forward pass: micro-batches, checkpointed recomputation and the
-backward pass read the same packed copy. Kept for the backward pass: the INT8 activations (half
-of bf16; with a norm also x itself), never a dense copy of W; the two gradient products run in
-bf16 by cuBLAS on matrices unpacked just before.
+The master weights W change once an optimizer step, so Q3(W) need not be computed in every forward
+pass: the caller packs (``pack_weights``) and answers for the age of what it gives, and
+micro-batches, checkpointed recomputation and the backward pass read the same packed copy. Kept
+for the backward pass: the INT8 activations (half of bf16; with a norm also x itself), never a
+dense copy of W; the two gradient products run in bf16 by cuBLAS on matrices unpacked just before.
 
-Nothing waits for the device and no shape depends on data. The layer is one operator of
+Nothing waits for the device and no shape depends on data. The product is one operator of
 torch.library with fake kernel and autograd formula: ``torch.compile`` traces through it,
-``torch.utils.checkpoint`` recomputes it, a CUDA graph captures it (the packed buffers keep
-their addresses).
+``torch.utils.checkpoint`` recomputes it, a CUDA graph captures it. The layer over it is the
+workbench's ``BitLinear``.
 
 ``int8_gradients`` takes the gradient products to the INT8 tensor cores as well:
 
@@ -31,16 +31,14 @@ the products, for each element: x 2 + 1 (quantise), 1 + 2 (dequantise), W 2.25 (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import checks
 from .int8 import linear_int8_weight
 from .layout import MAX_K, ROW_GROUP, interleave, natural_order, one_scale
 from .linear import linear_int8
-from .pack import GRANULARITIES, ROUNDINGS, pack, pack_weights, unpack
+from .pack import pack, unpack
 from .quantize import dequantize_rows, quantize_rows, rms_norm_backward
 
 
@@ -147,98 +145,3 @@ def qat_linear(
         checks.matrix(x), weight, bias, norm_weight, eps, tiles, row_scales, int8_gradients
     )[0]
     return y.view(*x.shape[:-1], weight.shape[0])
-
-
-class QATLinear(nn.Linear):
-    """A linear layer whose forward pass is ternary; see the module's text.
-
-    granularity: 'tensor', 'row' or 'group' (128 inputs); rounding, threshold_eps: as in
-    :func:`pack_weights`. sub_norm: an RMSNorm of its own before the quantiser. int8_gradients:
-    see the module's text.
-    Call :func:`keep_fresh` once, after the optimizer exists.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        granularity: str = "tensor",
-        rounding: str = "half_even",
-        threshold_eps: float = 1e-5,
-        sub_norm: bool = False,
-        norm_eps: float = 1e-5,
-        int8_gradients: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        if granularity not in GRANULARITIES or rounding not in ROUNDINGS:
-            raise ValueError(
-                f"granularity {granularity!r}, rounding {rounding!r}; allowed: "
-                f"{tuple(GRANULARITIES)} and {tuple(ROUNDINGS)}"
-            )
-        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.granularity, self.rounding = granularity, rounding
-        self.threshold_eps, self.norm_eps = threshold_eps, norm_eps
-        self.int8_gradients = int8_gradients
-        self.norm_weight = (
-            nn.Parameter(torch.ones(in_features, device=device, dtype=dtype)) if sub_norm else None
-        )
-        self.register_buffer("tiles", None, persistent=False)
-        self.register_buffer("row_scales", None, persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module.refresh(only_kept=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.tiles is None:
-            raise RuntimeError(
-                "QATLinear has no quantised weights yet. "
-                "Call keep_fresh(model, optimizer), or refresh() after each change of the weights."
-            )
-        return qat_linear(
-            x, self.weight, self.bias, self.tiles, self.row_scales,
-            norm_weight=self.norm_weight, eps=self.norm_eps, int8_gradients=self.int8_gradients,
-        )  # fmt: skip
-
-    @torch.no_grad()
-    def refresh(self, only_kept: bool = False) -> None:
-        """Quantise the master weights again, into the same buffers once they exist.
-
-        only_kept: do nothing while the layer has no quantised weights.
-        """
-        if only_kept and self.tiles is None:
-            return
-        packed = pack_weights(
-            self.weight, self.granularity, rounding=self.rounding, eps=self.threshold_eps
-        )
-        if self.tiles is None or self.tiles.device != packed.tiles.device:
-            self.tiles, self.row_scales = packed.tiles, packed.row_scales
-        else:
-            self.tiles.copy_(packed.tiles)
-            self.row_scales.copy_(packed.row_scales)
-
-    def _apply(self, function, recurse: bool = True) -> QATLinear:
-        # A change of dtype or device would also round the scales: make them anew instead.
-        kept, self.tiles, self.row_scales = self.tiles is not None, None, None
-        super()._apply(function, recurse)
-        if kept:
-            self.refresh()
-        return self
-
-
-def qat_layers(model: nn.Module) -> Iterator[QATLinear]:
-    """Every QATLinear of a model."""
-    return (module for module in model.modules() if isinstance(module, QATLinear))
-
-
-def keep_fresh(model: nn.Module, optimizer: torch.optim.Optimizer):
-    """Quantise the weights now and after each optimizer step; the hook's handle comes back."""
-
-    def refresh(*_: object) -> None:
-        for layer in qat_layers(model):
-            layer.refresh()
-
-    for layer in qat_layers(model):
-        checks.runnable(layer.weight, "the model's weights")
-    refresh()
-    return optimizer.register_step_post_hook(refresh)
