@@ -225,12 +225,39 @@ def test_a_truncated_file_is_named(llama, tmp_path, keep) -> None:
         ("{", "cannot be read"),
         ("[]", "holds a list"),
         ('{"kind": "packed", "format": 99}', "format 99"),
-        ('{"kind": "packed", "format": 1, "threshold": {}}', "threshold version"),
+        ('{"kind": "packed", "format": 1, "threshold": {}}', "ThresholdVersion: no rule, gran"),
     ],
 )
 def test_a_damaged_manifest_is_named(llama, tmp_path, text, message) -> None:
     folder = packed(llama, tmp_path / "p")
     (folder / "ternary.json").write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_packed(folder)
+    assert "ternary.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("tied"), "tied: missing"),
+        (lambda m: m.update(activations="int4"), "activations: got 'int4', allowed: 'int8' or"),
+        (lambda m: m["layers"][Q0].update(precision="int9"), "precision: got 'int9'"),
+        (lambda m: m["layers"][Q0].update(in_features=0), "in_features: got 0"),
+        (lambda m: m["layers"][Q0].update(in_features=True), "in_features: got True"),
+        (lambda m: m["layers"][Q0].update(sub_norm=0), "sub_norm: got 0, allowed: true or"),
+        (lambda m: m["layers"][Q0].pop("sub_norm"), "sub_norm: missing"),
+        (lambda m: m["layers"][Q0].update(more=1), "more: unknown key"),
+        (lambda m: m.update(tied=[[Q0]]), "at least 2"),
+        (lambda m: m.update(tied=[[Q0, "lm_haed"]]), "tied modules that are no layers: lm_haed"),
+        (lambda m: m["threshold"].update(eps=True), "eps: got True"),
+        (lambda m: m["threshold"].pop("ratio"), "no ratio"),
+    ],
+)
+def test_a_manifest_that_cannot_be_names_what_is_wrong(llama, tmp_path, change, message) -> None:
+    folder = packed(llama, tmp_path / "p")
+    manifest = json.loads((folder / "ternary.json").read_text())
+    change(manifest)
+    (folder / "ternary.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match=message) as error:
         load_packed(folder)
     assert "ternary.json" in str(error.value)

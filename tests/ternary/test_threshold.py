@@ -26,11 +26,11 @@ def test_a_section_and_a_version_say_the_same() -> None:
     ("change", "message"),
     [
         ({"rule": "absmaen"}, "x.json.*did you mean absmean"),
-        ({"granularity": "column"}, "granularity 'column'"),
-        ({"eps": 0}, "eps 0"),
-        ({"eps": float("nan")}, "eps nan"),
-        ({"ratio": "0.75"}, "ratio '0.75'"),
-        ({"more": 1}, "allowed: a mapping"),
+        ({"granularity": "column"}, "granularity: got 'column'"),
+        ({"eps": 0}, "eps: got 0"),
+        ({"eps": float("nan")}, "eps: got nan"),
+        ({"ratio": "0.75"}, "ratio: got '0.75'"),
+        ({"more": 1}, "more: unknown key; allowed: rule"),
     ],
 )
 def test_a_damaged_version_names_the_file_and_the_value(change: dict, message: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from workbench.errors import ConfigError
 from workbench.pilot.yaml_file import Keys
 
 _KINDS = {
@@ -20,21 +21,48 @@ _KINDS = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
+    "dataclass_type": "a mapping",
+    "dataclass_exact_type": "a mapping",
 }
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # of a section, of a dataclass
+Value = TypeVar("Value")
 
 
-def sentence(error: ErrorDetails, model: type[BaseModel]) -> tuple[Keys, str]:
+def validated(kind: type[Value], value: Any, where: str) -> Value:
+    """``value``, read from a file that a program wrote, as a dataclass ``kind``.
+
+    Raises ConfigError for the first thing that is wrong; ``where`` names the file. Every key must
+    be there, also one whose field has a default: a file without it is of another format.
+    """
+    try:
+        found = TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        text = sentence(problem, kind)[1]
+    else:
+        lacking = [name for name in _field_names(kind) if name not in value]
+        if not lacking:
+            return found
+        text = f"no {', '.join(lacking)}"
+    raise ConfigError(
+        f"{where}: {kind.__name__}: {text}",
+        next_step="the file is damaged or of another format; make the artefact again",
+    ) from None
+
+
+def sentence(error: ErrorDetails, model: type) -> tuple[Keys, str]:
     """The keys of the value at fault, and what is wrong with it."""
     kind, got = error["type"], error.get("input")
     *above, last = error["loc"] or ("",)
     # An unknown key may be called like a branch of a union, but never is one.
-    branch = _is_union_branch(last) and kind != "extra_forbidden"
+    branch = _is_union_branch(last) and kind not in _UNKNOWN
     keys = tuple(k for k in above if not _is_union_branch(k)) + (() if branch else (last,))
-    name = ".".join(map(str, keys)) or "the pilot"
-    if kind == "extra_forbidden":
+    name = ".".join(map(str, keys)) or ("the pilot" if _is_model(model) else "the value")
+    if kind in _UNKNOWN:
         section = section_at(model, keys[:-1])
-        allowed = list(section.model_fields) if section else []
-        return keys, f"{name}: unknown key{did_you_mean(str(keys[-1]), allowed)}"
+        allowed = _field_names(section) if section else []
+        hint = did_you_mean(str(keys[-1]), allowed) if allowed else ""
+        return keys, f"{name}: unknown key{hint}"
     if kind == "missing":
         return keys, f"{name}: missing, and it has no default"
     if kind in _KINDS:
@@ -58,15 +86,23 @@ def _close(got: str, words: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def section_at(model: type[BaseModel], keys: Keys) -> type[BaseModel] | None:
+def section_at(model: type, keys: Keys) -> type | None:
     """The section class below ``model`` that ``keys`` lead to."""
-    here: type[BaseModel] | None = model
+    here: type | None = model
     for key in keys:
         if isinstance(key, int) or here is None:
             continue
-        field = here.model_fields.get(key)
+        field = here.model_fields.get(key) if _is_model(here) else None
         here = _section_in(field.annotation) if field else None
     return here
+
+
+def _field_names(kind: type) -> list[str]:
+    return list(kind.model_fields if _is_model(kind) else kind.__dataclass_fields__)
+
+
+def _is_model(kind: type) -> bool:
+    return issubclass(kind, BaseModel)
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:

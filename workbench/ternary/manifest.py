@@ -5,25 +5,31 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, StrictBool
 
 from workbench.errors import ConfigError
+from workbench.pilot.problems import validated
 from workbench.ternary.bitlinear import Activations
-from workbench.ternary.policy import PRECISIONS, Precision
+from workbench.ternary.policy import Precision
 from workbench.ternary.threshold import ThresholdVersion
 
 FORMAT = 1
 NAME = "ternary.json"
+Width = Annotated[int, Field(strict=True, gt=0)]
 
 
 @dataclass(frozen=True)
 class LayerEntry:
     """One linear layer or embedding. sub_norm: an RMSNorm of the input lies inside it."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     precision: Precision
-    out_features: int
-    in_features: int
-    sub_norm: bool
+    out_features: Width
+    in_features: Width
+    sub_norm: StrictBool
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,12 @@ class Manifest:
     """activations: of all ternary and INT8 layers. tied: modules that share one stored matrix,
     kept under the first's name."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     threshold: ThresholdVersion
     activations: Activations
     layers: dict[str, LayerEntry]
-    tied: list[list[str]]
+    tied: list[Annotated[list[str], Field(min_length=2)]]
 
     def named(self, precision: Precision) -> list[str]:
         return [name for name, entry in self.layers.items() if entry.precision == precision]
@@ -67,30 +75,16 @@ class Manifest:
                 next_step="give a folder that save_packed of this version has written",
             )
         threshold = ThresholdVersion.from_json(value.get("threshold"), str(path))
-        try:
-            layers = {name: LayerEntry(**entry) for name, entry in value["layers"].items()}
-            manifest = cls(threshold, value["activations"], layers, value["tied"])
-            valid = manifest._is_valid()
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path} is damaged: {type(error).__name__} {error}") from error
-        if not valid:
+        rest = {name: value[name] for name in ("activations", "layers", "tied") if name in value}
+        manifest = validated(cls, {"threshold": threshold, **rest}, str(path))
+        strangers = {name for group in manifest.tied for name in group} - manifest.layers.keys()
+        if strangers:
             raise ConfigError(
-                f"{path} names a precision, shape, activation or tie that cannot be",
+                f"{path}: tied modules that are no layers: {', '.join(sorted(strangers))}",
+                allowed="names of its layers",
                 next_step="the file was changed or is damaged; pack the model again",
             )
         return manifest
-
-    def _is_valid(self) -> bool:
-        return (
-            self.activations in ("int8", "none")
-            and all(
-                entry.precision in PRECISIONS
-                and type(entry.sub_norm) is bool
-                and all(type(n) is int and n > 0 for n in (entry.out_features, entry.in_features))
-                for entry in self.layers.values()
-            )
-            and all(len(group) > 1 and set(group) <= self.layers.keys() for group in self.tied)
-        )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

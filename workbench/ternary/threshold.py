@@ -18,16 +18,20 @@ Sources: BitNet b1.58 (arXiv 2402.17764), TWN (1605.04711), LSQ (1902.08153), Pa
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
 
 from workbench.errors import ConfigError
-from workbench.pilot.problems import did_you_mean
+from workbench.pilot.problems import validated
 from workbench.pilot.sections.model import Threshold
 
 Rule = Literal["absmean", "absmedian", "twn", "learned", "least_squares"]
 Granularity = Literal["tensor", "row", "group128"]
 Rounding = Literal["half_even", "half_up", "half_away"]
+
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 GROUP = 128
 
@@ -42,11 +46,13 @@ class ThresholdVersion:
     'absmean/row/half_even/eps1e-5'
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     rule: Rule = "absmean"
     granularity: Granularity = "tensor"
     rounding: Rounding = "half_even"
-    eps: float = 1e-5
-    ratio: float = 0.75
+    eps: Positive = 1e-5
+    ratio: Positive = 0.75
 
     @property
     def id(self) -> str:
@@ -68,29 +74,8 @@ class ThresholdVersion:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> ThresholdVersion:
-        """Read what :meth:`to_json` wrote. ``where`` names the file in an error."""
-        names = {field.name for field in fields(cls)}
-        if not isinstance(value, dict) or set(value) != names:
-            raise ConfigError(
-                f"{where}: threshold version {value!r}",
-                allowed=f"a mapping of {', '.join(sorted(names))}",
-                next_step="the file is damaged or of another format; make the artefact again",
-            )
-        hints = get_type_hints(cls)
-        for name in ("rule", "granularity", "rounding"):
-            words = get_args(hints[name])
-            if value[name] not in words:
-                raise ConfigError(
-                    f"{where}: threshold {name} {value[name]!r}: unknown"
-                    f"{did_you_mean(str(value[name]), words)}"
-                )
-        for name in ("eps", "ratio"):
-            number = value[name]
-            if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
-                raise ConfigError(
-                    f"{where}: threshold {name} {number!r}", allowed="a number above 0"
-                )
-        return cls(**value)
+        """Read what :meth:`to_json` wrote. Raises ConfigError; ``where`` names the file."""
+        return validated(cls, value, where)
 
     def require(self, expected: ThresholdVersion | None, where: str) -> None:
         """Raise ConfigError naming both versions unless ``expected`` is None or this one."""
