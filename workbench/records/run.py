@@ -130,7 +130,7 @@ def open_run(resolved: ResolvedPilot, *, fresh: bool = False) -> Run:
         for run in reversed(runs_in(siblings)):
             if all(run.header.get(key) == value for key, value in identity.items()):
                 return run
-    with _said(siblings):
+    with _folder_errors_named(siblings):
         return _create(resolved, identity, siblings)
 
 
@@ -161,7 +161,7 @@ def _damaged(folder: Path, what: str) -> ConfigError:
 def all_runs() -> list[Run]:
     """Every run below the runs folder, oldest first within its pilot."""
     root = runs_root()
-    with _said(root):
+    with _folder_errors_named(root):
         pilots = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         return [run for pilot in pilots for run in runs_in(pilot)]
 
@@ -259,7 +259,7 @@ def runs_in(pilot: Path) -> list[Run]:
 
 
 @contextmanager
-def _said(folder: Path) -> Iterator[None]:
+def _folder_errors_named(folder: Path) -> Iterator[None]:
     """A folder that cannot be used is the user's to change."""
     try:
         yield
