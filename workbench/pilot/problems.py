@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -57,10 +58,11 @@ def sentence(error: ErrorDetails, model: type) -> tuple[Keys, str]:
     # An unknown key may be called like a branch of a union, but never is one.
     branch = _is_union_branch(last) and kind not in _UNKNOWN
     keys = tuple(k for k in above if not _is_union_branch(k)) + (() if branch else (last,))
-    name = ".".join(map(str, keys)) or ("the pilot" if _is_model(model) else "the value")
+    name = ".".join(map(str, keys)) or (
+        "the pilot" if issubclass(model, BaseModel) else "the value"
+    )
     if kind in _UNKNOWN:
-        section = section_at(model, keys[:-1])
-        allowed = _field_names(section) if section else []
+        allowed = _field_names(model, keys[:-1])
         hint = did_you_mean(str(keys[-1]), allowed) if allowed else ""
         return keys, f"{name}: unknown key{hint}"
     if kind == "missing":
@@ -86,23 +88,23 @@ def _close(got: str, words: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def section_at(model: type, keys: Keys) -> type | None:
+def section_at(model: type[BaseModel], keys: Keys) -> type[BaseModel] | None:
     """The section class below ``model`` that ``keys`` lead to."""
-    here: type | None = model
+    here: type[BaseModel] | None = model
     for key in keys:
         if isinstance(key, int) or here is None:
             continue
-        field = here.model_fields.get(key) if _is_model(here) else None
+        field = here.model_fields.get(key)
         here = _section_in(field.annotation) if field else None
     return here
 
 
-def _field_names(kind: type) -> list[str]:
-    return list(kind.model_fields if _is_model(kind) else kind.__dataclass_fields__)
-
-
-def _is_model(kind: type) -> bool:
-    return issubclass(kind, BaseModel)
+def _field_names(kind: type, keys: Keys = ()) -> list[str]:
+    """What may stand in the section, or the dataclass, below ``kind`` that ``keys`` lead to."""
+    if issubclass(kind, BaseModel):
+        section = section_at(kind, keys)
+        return list(section.model_fields) if section else []
+    return [field.name for field in fields(kind)] if is_dataclass(kind) and not keys else []
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
