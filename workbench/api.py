@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from workbench.engine.engine import Engine
     from workbench.engine.request import GenerationRequest
     from workbench.errors import ConfigError, WorkbenchError
-    from workbench.load.formats import read_trace
     from workbench.load.profile import LoadProfile
+    from workbench.load.trace import read_trace
     from workbench.pilot.resolve import resolve
     from workbench.pilot.sections.model import Policy
     from workbench.records.metric import Metric
@@ -57,7 +57,7 @@ _WHERE = {
     "load_master": "workbench.ternary.master",
     "load_packed": "workbench.ternary.packed",
     "open_run": "workbench.records.run",
-    "read_trace": "workbench.load.formats",
+    "read_trace": "workbench.load.trace",
     "resolve": "workbench.pilot.resolve",
     "save_lora": "workbench.train.lora",
     "save_packed": "workbench.ternary.packed",

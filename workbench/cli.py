@@ -335,6 +335,20 @@ def bench_train(
     )
 
 
+@bench.command("trace")
+def bench_trace(
+    rows: Annotated[int, typer.Option(help="requests of the trace that is made")] = 30_000_000,
+    only: Annotated[str | None, typer.Option(help="formats, e.g. csv,jsonl.zst")] = None,
+    folder: Annotated[Path | None, typer.Option(help="where the files lie meanwhile")] = None,
+    out: Annotated[Path | None, typer.Option(help="file that takes the rows as well")] = None,
+) -> None:
+    """Reading a request trace: rows a second and peak memory, beside a bare PyArrow pass."""
+    from workbench.bench.trace import FORMATS, bench_trace
+
+    formats = tuple(only.split(",")) if only else FORMATS
+    bench_trace(rows, formats=formats, folder=folder, out=out)
+
+
 @bench.command("gpu")
 def bench_gpu(
     rehearse: Annotated[bool, typer.Option("--rehearse", help="tiny, without a GPU")] = False,

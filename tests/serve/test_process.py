@@ -21,7 +21,7 @@ from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
 from workbench.errors import ConfigError, StageError
 from workbench.files import read_json, write_json
-from workbench.load.profile import PlannedRequest
+from workbench.load.piece import PlannedRequest
 from workbench.machine.memory import Memory
 from workbench.records.run import FIELDS, HEADER, Run
 from workbench.records.stage_record import StageRecord

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.load.profile import PlannedRequest
+from workbench.load.piece import PlannedRequest
 from workbench.serve.rehearsal import Handover, phase_latencies, requests_table, slo_met
 from workbench.serve.replay import Outcome, load_client
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from workbench.engine.request import GenerationRequest
-from workbench.load.profile import PlannedRequest
+from workbench.load.piece import PlannedRequest
 from workbench.serve.replay import load_client
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.router import Route, Router, ServedArm

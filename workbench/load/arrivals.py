@@ -9,17 +9,16 @@ streams of their own, so changing one of them leaves the others as they were.
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from scipy.stats import norm
 
 from workbench.errors import ConfigError
-from workbench.load.trace import Trace
+from workbench.load.order import Batch
 from workbench.pilot.sections.profile_load import Synthetic
 
 MOST_REQUESTS = 2_000_000
 
 
-def declared_trace(declared: Synthetic, seed: int) -> Trace:
+def declared_requests(declared: Synthetic, seed: int) -> Batch:
     """Requests drawn from a declared load; the same seed draws the same requests."""
     arrivals, prompts, outputs, classes = (
         np.random.default_rng(stream) for stream in np.random.SeedSequence(seed).spawn(4)
@@ -27,20 +26,16 @@ def declared_trace(declared: Synthetic, seed: int) -> Trace:
     start_s = gamma_arrivals(declared.duration_s, declared.rate_per_s, declared.gap_cv, arrivals)
     n = len(start_s)
     batch = classes.random(n) < declared.batch_share
-    requests = pd.DataFrame(
-        {
-            "start_s": start_s - start_s[0],
-            "prompt_tokens": lognormal_lengths(
-                n, declared.prompt_tokens_p50, declared.prompt_tokens_p99, prompts
-            ),
-            "output_tokens": lognormal_lengths(
-                n, declared.output_tokens_p50, declared.output_tokens_p99, outputs
-            ),
-            "class": np.where(batch, "batch", "interactive"),
-        }
-    )
-    note = "there is no trace: the load is declared in profile_load.synthetic, not measured"
-    return Trace(requests, "profile_load.synthetic", "assumed", (note,))
+    return {
+        "start_s": start_s - start_s[0],
+        "prompt_tokens": lognormal_lengths(
+            n, declared.prompt_tokens_p50, declared.prompt_tokens_p99, prompts
+        ).astype(np.int32),
+        "output_tokens": lognormal_lengths(
+            n, declared.output_tokens_p50, declared.output_tokens_p99, outputs
+        ).astype(np.int32),
+        "class": np.where(batch, 2, 1).astype(np.int8),
+    }
 
 
 def gamma_arrivals(

@@ -1,171 +1,195 @@
-"""Readers of the trace formats that sites have, and the choice between them.
+"""The trace formats that sites have, and which of them a file is, told by its first lines.
 
-============ ===== ========================================================================
-format       file  fields
-============ ===== ========================================================================
-azure        CSV   ``TIMESTAMP`` (date and time, with or without an offset; without one it
-                   is UTC), ``ContextTokens``, ``GeneratedTokens``
-burstgpt     CSV   ``Timestamp`` (s), ``Request tokens``, ``Response tokens``
-mooncake     JSONL ``timestamp`` (ms), ``input_length``, ``output_length``
-openai_jsonl JSONL ``created``, ``created_at`` or ``timestamp`` (Unix seconds, or date and
-                   time) and ``usage`` with ``prompt_tokens`` and ``completion_tokens`` (or
-                   ``input_tokens`` and ``output_tokens``), at the top or below ``response``
-                   or ``response.body``
-============ ===== ========================================================================
+============ ============ =====================================================================
+format       file         fields
+============ ============ =====================================================================
+azure        CSV          ``TIMESTAMP`` (date and time), ``ContextTokens``, ``GeneratedTokens``
+burstgpt     CSV          ``Timestamp`` (s), ``Request tokens``, ``Response tokens``; the second
+                          edition also ``Session ID`` and ``Elapsed time`` (s)
+mooncake     JSONL        ``timestamp`` (ms), ``input_length``, ``output_length``, ``hash_ids``
+bailian      JSONL        the same names with ``timestamp`` in seconds, ``chat_id`` and
+                          ``parent_chat_id``
+openai_jsonl JSONL, CSV,  a time (``startTime``, ``timestamp``, ``created``, ...) and ``usage``
+             Parquet      with prompt and completion tokens, at the top or below ``response``
+                          or ``response.body``: OpenAI's objects, LiteLLM, other gateways
+vllm         text         what ``vllm serve --enable-log-requests --enable-log-outputs`` says
+                          (:mod:`workbench.load.vllm_log`)
+servegen     folder       windows of rates and lengths (:mod:`workbench.load.servegen`)
+============ ============ =====================================================================
 
-Any of them may carry one more field, ``class``: ``interactive`` or ``batch``. Other fields
-are ignored. A last line without a line break is normal (the Azure files end so); it is taken
-for cut off only when it cannot be read.
+``columns`` of the pilot names the fields of any other table, ``pattern`` those of a text log.
+Any format may carry ``class``: ``interactive`` or ``batch``. Other fields are ignored.
 
-Schemas: github.com/Azure/AzurePublicDataset, github.com/kvcache-ai/Mooncake,
-github.com/HPMLL/BurstGPT, and the objects of OpenAI's API.
+Schemas: github.com/Azure/AzurePublicDataset, kvcache-ai/Mooncake,
+alibaba-edu/qwen-bailian-usagetraces-anon, HPMLL/BurstGPT, alibaba/ServeGen, the usage objects of
+OpenAI's and Anthropic's APIs, and LiteLLM's spend logs.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
+from typing import Any, Literal
 
 from workbench.errors import ConfigError
-from workbench.load.trace import Log, Row, Trace, as_trace
+from workbench.load.blocks import TraceFile, reading
 from workbench.paths import shown
+from workbench.pilot.problems import did_you_mean
+from workbench.pilot.sections.profile_load import ProfileLoad
 
-MILLISECONDS_FROM = 1e11
-"""Unix seconds reach this in the year 5138; Unix milliseconds passed it in 1973."""
-
-
-def _date_seconds(texts: pd.Series) -> np.ndarray:
-    # By ISO 8601 a whole number alone is a year; in a log it is a time in some other unit.
-    dated = texts.where(texts.str.contains("[-:]") & ~texts.str.startswith("-"))
-    times = pd.to_datetime(dated, format="ISO8601", utc=True, errors="coerce")
-    # From an epoch in whole seconds: one in nanoseconds cannot be taken from the year 1 or 9999.
-    since = times - pd.Timestamp("1970-01-01", tz="UTC").as_unit("s")
-    return _in_seconds((since / pd.Timedelta(seconds=1)).to_numpy(float))
-
-
-def _numbers(texts: pd.Series) -> np.ndarray:
-    return pd.to_numeric(texts, errors="coerce").to_numpy(float, copy=True)
-
-
-def _number_seconds(texts: pd.Series) -> np.ndarray:
-    return _in_seconds(_numbers(texts))
-
-
-def _milliseconds(texts: pd.Series) -> np.ndarray:
-    return _in_seconds(_numbers(texts) / 1000.0)
-
-
-def _unix_or_date(texts: pd.Series) -> np.ndarray:
-    numbers = _numbers(texts)
-    return np.where(np.isfinite(numbers), _in_seconds(numbers), _date_seconds(texts))
-
-
-def _in_seconds(numbers: np.ndarray) -> np.ndarray:
-    """NaN for what a finer unit was taken for; the rate would be a thousandth of the site's."""
-    return np.where(numbers >= MILLISECONDS_FROM, np.nan, numbers)
+NEEDED = ("time", "prompt", "output")
+HEAD_ROWS = 2000
+"""First rows that a decision about the whole file is made from."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """names: of time, prompt tokens and output tokens. times: what times are allowed."""
+    """fields: role -> names, the first that a row has counts. unit: of times that are numbers and
+    count from 0; empty where the format has dates alone.
+    block_tokens: prompt tokens that one of ``hash_ids`` stands for."""
 
-    names: tuple[str, str, str]
-    seconds: Callable[[pd.Series], np.ndarray]
-    times: str
-    is_csv: bool
+    fields: dict[str, tuple[str, ...]]
+    unit: Literal["s", "ms", ""] = "s"
+    block_tokens: int = 0
 
 
-_DATE = "a date and time such as 2023-11-16 18:17:03.9799600, with or without an offset"
+def _usage(*names: str) -> tuple[str, ...]:
+    places = ("usage.", "response.usage.", "response.body.usage.", "")
+    return tuple(place + name for place in places for name in names)
+
+
+_STATUS = ("status", "status_code", "http_status", "response_code", "response.status_code")
+_LENGTHS = {"prompt": ("input_length",), "output": ("output_length",), "hashes": ("hash_ids",)}
 FORMATS = {
-    "azure": Format(("TIMESTAMP", "ContextTokens", "GeneratedTokens"), _date_seconds, _DATE, True),
-    "burstgpt": Format(
-        ("Timestamp", "Request tokens", "Response tokens"),
-        _number_seconds,
-        "seconds from 0 (not milliseconds)",
-        True,
+    "azure": Format(
+        {"time": ("TIMESTAMP",), "prompt": ("ContextTokens",), "output": ("GeneratedTokens",)},
+        unit="",
     ),
-    "mooncake": Format(
-        ("timestamp", "input_length", "output_length"),
-        _milliseconds,
-        "milliseconds from 0 (not micro- or nanoseconds)",
-        False,
+    "burstgpt": Format(
+        {
+            "time": ("Timestamp",),
+            "prompt": ("Request tokens",),
+            "output": ("Response tokens",),
+            "session": ("Session ID",),
+            "duration": ("Elapsed time",),
+        }
+    ),
+    "mooncake": Format({"time": ("timestamp",), **_LENGTHS}, unit="ms", block_tokens=512),
+    "bailian": Format(
+        {"time": ("timestamp",), **_LENGTHS, "chat": ("chat_id",), "parent": ("parent_chat_id",)},
+        block_tokens=16,
     ),
     "openai_jsonl": Format(
-        ("created", "usage.prompt_tokens", "usage.completion_tokens"),
-        _unix_or_date,
-        f"Unix seconds (not milliseconds), or {_DATE}",
-        False,
+        {
+            "time": (
+                *("startTime", "start_time", "timestamp", "created", "created_at"),
+                *("response.created", "response.created_at", "response.body.created"),
+                *("response.body.created_at", "request_time", "time"),
+            ),
+            "prompt": _usage(
+                *("prompt_tokens", "input_tokens", "promptTokens", "inputTokens"),
+                "promptTokenCount",
+            ),
+            "output": _usage(
+                *("completion_tokens", "output_tokens", "completionTokens", "outputTokens"),
+                "candidatesTokenCount",
+            ),
+            "end": ("endTime", "end_time"),
+            "session": ("session_id", "conversation_id", "thread_id"),
+            "tenant": ("tenant", "team_id", "end_user", "user"),
+        }
     ),
 }
+OPTIONAL = {
+    "class": ("class",),
+    "status": _STATUS,
+    "error": ("error", "response.error", "response.body.error"),
+    "code": ("error.code", "error.status", "error.type"),
+}
+"""Fields that any format may have."""
+CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
+"""Anthropic's: beside ``input_tokens``, not within. LiteLLM counts them into ``prompt_tokens``."""
+CACHED_WITHIN = ("prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens")
+"""OpenAI's: within the prompt's tokens; gateways that translate may leave them out of it."""
 
 
-def read_trace(path: str | Path, format: str = "auto") -> Trace:
-    """The requests of a trace file.
+@dataclass(frozen=True)
+class Layout:
+    """How one file is read.
 
-    format: a key of :data:`FORMATS`, or ``auto`` to tell it from the first line.
-    Raises ConfigError with file and line when the file is empty, cut off, in no known format,
-    or has a row with a missing, non-numeric or negative value or a time that goes back.
-
-    >>> from pathlib import Path
-    >>> from workbench.api import read_trace
-    >>> _ = Path("log.csv").write_text(
-    ...     "TIMESTAMP,ContextTokens,GeneratedTokens\\n"
-    ...     "2026-11-28 10:00:00.0,120,30\\n"
-    ...     "2026-11-28 10:00:02.5,80,700\\n")
-    >>> read_trace("log.csv").requests[["start_s", "prompt_tokens", "output_tokens"]]
-       start_s  prompt_tokens  output_tokens
-    0      0.0            120             30
-    1      2.5             80            700
+    kind: csv, json, parquet, pattern or vllm. fields: role -> the names of this file that can
+    hold it, the first with a value counts. header: the names of a CSV file's columns.
+    types: JSON name -> ``number``, ``text``, ``list`` or ``object``. unit: of the format's times.
     """
-    path = Path(path)
-    lines = _text_lines(path)
-    name = _sniff(path, lines) if format == "auto" else format
-    chosen = FORMATS[name]
-    log = Log(path, chosen.names, len(lines), unfinished=not lines[-1].endswith("\n"))
-    if chosen.is_csv:
-        log.rows.extend(_csv_rows(log, lines))
-    else:
-        fields = _mooncake_fields if name == "mooncake" else _openai_fields
-        log.rows.extend(_json_rows(log, lines, fields))
-    if not log.rows:
-        raise _empty(path, "has a header and no requests")
-    return as_trace(log, chosen.seconds, chosen.times)
+
+    name: str
+    kind: Literal["csv", "json", "parquet", "pattern", "vllm"]
+    fields: dict[str, tuple[str, ...]]
+    unit: str = "s"
+    header: tuple[str, ...] = ()
+    delimiter: str = ","
+    types: dict[str, str] = field(default_factory=dict)
+    block_tokens: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every field that is read, each once."""
+        return tuple(dict.fromkeys(name for names in self.fields.values() for name in names))
+
+    def cached_beside(self, prompt: str) -> tuple[str, ...]:
+        """The fields whose tokens come on top of those in field ``prompt``."""
+        place, _, name = prompt.rpartition(".")
+        if name != "input_tokens":
+            return ()
+        dot = f"{place}." if place else ""
+        return tuple(f"{dot}{c}" for c in CACHED if f"{dot}{c}" in self.fields.get("cached", ()))
 
 
-def _text_lines(path: Path) -> list[str]:
-    """The file's lines with their line breaks."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+def layout_of(file: TraceFile, section: ProfileLoad) -> Layout:
+    """What ``section`` says about the file, and its first lines where it says nothing.
+
+    Raises ConfigError when that gives no time, prompt and output.
+    """
+    if section.pattern:
+        groups = {role: (role,) for role in (*NEEDED, *OPTIONAL, "tenant", "session", "duration")
+                  if f"(?P<{role}>" in section.pattern}  # fmt: skip
+        return Layout("pattern", "pattern", groups, header=(section.pattern,))
+    if file.is_parquet:
+        import pyarrow.parquet as pq
+
+        with reading(file.path):
+            names = _flat_names(pq.read_schema(file.path))
+        return _named(file.path, section, "parquet", names, {})
+    text = file.head().decode().replace("\r\n", "\n").replace("\r", "\n")
+    head = [line for line in text.split("\n") if line.strip()][:HEAD_ROWS]
+    if not head:
+        raise empty(file.path, "is empty")
+    first = head[0].lstrip()
+    if section.format == "vllm" or (
+        section.format == "auto" and any("Received request" in line for line in head)
+    ):
+        return Layout("vllm", "vllm", {role: (role,) for role in NEEDED})
+    if first.startswith("["):
         raise ConfigError(
-            f"{shown(path)}: byte {error.start} is not UTF-8 text",
-            allowed="a CSV or JSONL file as UTF-8 text, not compressed",
-            next_step="decompress or convert the trace",
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"{shown(path)}: cannot be read: {error.strerror}",
-            allowed="a readable trace file",
-            next_step="correct profile_load.trace",
-        ) from None
-    if not text.strip():
-        raise _empty(path, "is empty")
-    if "\n" not in text:  # a table saved in the old way of the Macintosh
-        text = text.replace("\r", "\n")
-    # Not splitlines(): texts in a log may hold other separators that end no line.
-    lines = [line + "\n" for line in text.split("\n")]
-    lines[-1] = lines[-1].removesuffix("\n")
-    return lines if lines[-1] else lines[:-1]
+            f"{shown(file.path)}:1: a JSON list",
+            allowed="one JSON object a line",
+            next_step=f"jq -c '.[]' {file.path.name} > trace.jsonl",
+        )
+    if first.startswith("{") or section.format in ("mooncake", "bailian"):
+        types = _json_types(head)
+        return _named(file.path, section, "json", list(types), types)
+    delimiter = section.delimiter or max(",;\t|", key=first.count)
+    header = _header(file.path, first, delimiter)
+    layout = _named(file.path, section, "csv", header, {})
+    return Layout(**{**vars(layout), "header": tuple(header), "delimiter": delimiter})
 
 
-def _empty(path: Path, how: str) -> ConfigError:
+def empty(path: Path, how: str) -> ConfigError:
+    """The error about a file without requests."""
     return ConfigError(
         f"{shown(path)}: the trace {how}",
         allowed=f"a trace with requests in one of the formats {', '.join(FORMATS)}",
@@ -173,117 +197,139 @@ def _empty(path: Path, how: str) -> ConfigError:
     )
 
 
-def _sniff(path: Path, lines: list[str]) -> str:
-    first = next(line for line in lines if line.strip())
-    if first.lstrip().startswith("{"):
-        return "mooncake" if '"input_length"' in first else "openai_jsonl"
-    header = set(_header(path, first))
-    # One right name is enough: the reader then says which column is missing.
-    tables = {name: header & set(f.names) for name, f in FORMATS.items() if f.is_csv}
-    best = max(tables, key=lambda name: len(tables[name]))
-    if tables[best]:
+def _named(
+    path: Path, section: ProfileLoad, kind: Any, names: list[str], types: dict[str, str]
+) -> Layout:
+    """The layout of a file with these field names."""
+    if section.columns:
+        name, base = "columns", Format({})
+        for role, said in section.columns.items():
+            if said not in names:
+                raise ConfigError(
+                    f"{shown(path)}: no field {said!r} for {role}{did_you_mean(said, names)}",
+                    allowed=", ".join(names),
+                    next_step=f"correct profile_load.columns.{role}",
+                )
+        if section.format != "auto":
+            name, base = section.format, FORMATS[section.format]
+    else:
+        name = _recognised(path, section, kind, names)
+        base = FORMATS[name]
+    wanted = {**OPTIONAL, **base.fields}
+    wanted |= {role: (said,) for role, said in section.columns.items()}
+    fields = {
+        role: found
+        for role, candidates in wanted.items()
+        if (found := tuple(each for each in candidates if each in names))
+    }
+    if missing := [role for role in NEEDED if role not in fields]:
+        ask = {role: " or ".join(wanted.get(role, (f"columns.{role}",))[:4]) for role in missing}
+        raise ConfigError(
+            f"{shown(path)}:1: no column {', '.join(repr(text) for text in ask.values())}; "
+            f"the columns are {', '.join(names)}",
+            allowed="a time, prompt tokens and output tokens",
+            next_step="name them in profile_load.columns, or set profile_load.format",
+        )
+    places = {each.rpartition(".")[0] for each in fields["prompt"]}
+    for role, known in (("cached", CACHED), ("cached_within", CACHED_WITHIN)):
+        paths = [f"{place}.{each}" if place else each for place in places for each in known]
+        if found := tuple(each for each in paths if each in names):
+            fields[role] = found
+    return Layout(name, kind, fields, base.unit, types=types, block_tokens=base.block_tokens)
+
+
+def _recognised(path: Path, section: ProfileLoad, kind: str, names: list[str]) -> str:
+    if section.format in FORMATS:
+        return section.format
+    has = set(names)
+    if "input_length" in has:
+        return "bailian" if "chat_id" in has else "mooncake"
+    # One right name is enough: the reader then says which field is missing.
+    scores = {
+        name: sum(not has.isdisjoint(found) for found in (each.fields[r] for r in NEEDED))
+        for name, each in FORMATS.items()
+    }
+    best = max(scores, key=lambda name: scores[name])
+    if kind == "json" and scores[best] < 2:
+        best = "openai_jsonl"
+    if scores[best] >= (1 if best in ("azure", "burstgpt") or kind == "json" else 2):
         return best
-    known = "; ".join(f"{name}: {', '.join(FORMATS[name].names)}" for name in tables)
+    known = "; ".join(
+        f"{name}: {', '.join(each.fields[role][0] for role in NEEDED)}"
+        for name, each in FORMATS.items()
+    )
     raise ConfigError(
-        f"{shown(path)}:1: no known trace format; the first line is {first.strip()[:80]!r}",
-        allowed=f"CSV with a header ({known}), or JSONL as of Mooncake or OpenAI",
-        next_step="rename the columns",
+        f"{shown(path)}:1: no known trace format; its fields are {', '.join(names)[:200]!r}",
+        allowed=f"a header with the names of a known format ({known})",
+        next_step="name its fields in profile_load.columns (time, prompt, output), or give a "
+        "pattern for a text log",
     )
 
 
-def _header(path: Path, line: str) -> list[str]:
+def _header(path: Path, line: str, delimiter: str) -> list[str]:
     try:
-        return [name.strip() for name in next(csv.reader([line]), [])]
+        names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
     except csv.Error as error:
         raise ConfigError(
             f"{shown(path)}:1: not CSV: {error}",
-            allowed="a header of comma-separated names, or JSONL as of Mooncake or OpenAI",
+            allowed="a header of names with a delimiter between them, or JSONL",
             next_step="convert the trace",
         ) from None
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(
+            f"{shown(path)}:1: more than one column {twice[0]!r}",
+            allowed="different names",
+            next_step="rename one of them",
+        )
+    return names
 
 
-def _csv_rows(log: Log, lines: list[str]) -> Iterator[Row]:
-    header = _header(log.path, lines[0])
-    for name in log.names:
-        if name not in header:
-            raise log.error(
-                1,
-                f"no column {name!r}; the columns are {', '.join(header)}",
-                f"a header with {', '.join(log.names)}",
-                "add or rename the column, or set profile_load.format",
-            )
-    time, prompt, output = (header.index(name) for name in log.names)
-    class_ = header.index("class") if "class" in header else None
-    reader = csv.reader(lines)
-    try:
-        next(reader)
-        for fields in reader:
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise log.error(
-                    reader.line_num, f"{len(fields)} fields", f"{len(header)}, as in the header"
-                )
-            yield Row(
-                reader.line_num,
-                fields[time].strip(),
-                fields[prompt].strip(),
-                fields[output].strip(),
-                "" if class_ is None else fields[class_].strip(),
-            )
-    except csv.Error as error:
-        raise log.error(reader.line_num, f"not CSV: {error}", "comma-separated fields") from None
+def _json_types(lines: Iterable[str]) -> dict[str, str]:
+    """Name -> type of every field that the lines have, objects within others by dots.
 
-
-Fields = Callable[[dict[str, Any]], dict[str, Any]]
-"""Picks time, prompt, output (and class) out of one JSON object; what is absent is None."""
-
-
-def _mooncake_fields(entry: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "time": entry.get("timestamp"),
-        "prompt": entry.get("input_length"),
-        "output": entry.get("output_length"),
-    }
-
-
-def _openai_fields(entry: dict[str, Any]) -> dict[str, Any]:
-    response = _mapping(entry.get("response"))
-    places = [entry, response, _mapping(response.get("body"))]
-    usage = next((_mapping(p["usage"]) for p in places if "usage" in p), {})
-    return {
-        "time": _first(places, "timestamp", "created", "created_at"),
-        "prompt": _first([usage], "prompt_tokens", "input_tokens"),
-        "output": _first([usage], "completion_tokens", "output_tokens"),
-    }
-
-
-def _json_rows(log: Log, lines: list[str], pick: Fields) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    The commonest type counts; lines with another one are read one by one.
+    """
+    seen: dict[str, Counter[str]] = {}
+    for line in lines:
         try:
             entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise log.error(number, f"not JSON: {error}", "one JSON object a line") from None
-        if not isinstance(entry, dict):
-            raise log.error(number, f"a JSON {type(entry).__name__}", "one JSON object a line")
-        fields = pick(entry)
-        for name, value in zip(log.names, fields.values(), strict=True):
-            if not isinstance(value, int | float | str):
-                raise log.error(number, f"{name} is missing", f"{', '.join(log.names)}")
-        class_ = entry.get("class")
-        yield Row(
-            number,
-            # JSON can spell lone surrogates, which a column of text cannot hold.
-            *(str(value).encode("utf-8", "replace").decode() for value in fields.values()),
-            class_="" if class_ is None else str(class_),
-        )
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            _walk(entry, "", seen, depth=4)
+    return {
+        name: next((kind for kind, _ in counts.most_common() if kind != "null"), "null")
+        for name, counts in seen.items()
+    }
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+def _walk(entry: dict[str, Any], place: str, seen: dict[str, Counter[str]], depth: int) -> None:
+    for key, value in entry.items():
+        name = f"{place}{key}"
+        kind = _kind(value)
+        seen.setdefault(name, Counter())[kind] += 1
+        if kind == "object" and depth > 1:
+            _walk(value, f"{name}.", seen, depth - 1)
 
 
-def _first(places: list[dict[str, Any]], *names: str) -> Any:
-    return next((place[name] for place in places for name in names if name in place), None)
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "flag"
+    for kind, types in (("number", int | float), ("text", str), ("list", list), ("object", dict)):
+        if isinstance(value, types):
+            return kind
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def _flat_names(schema: Any, place: str = "") -> list[str]:
+    """The names of a Parquet schema, objects within others by dots."""
+    import pyarrow as pa
+
+    found = []
+    for each in schema:
+        found.append(f"{place}{each.name}")
+        if pa.types.is_struct(each.type):
+            found += _flat_names(each.type, f"{place}{each.name}.")
+    return found

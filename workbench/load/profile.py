@@ -1,75 +1,141 @@
-"""What "representative" means for this pilot: the requests, their classes, and a replay.
+"""What "representative" means for this pilot: the requests, what they are like, and a replay.
 
-The profile keeps the requests themselves. Bursts and the tie between prompt and output
-length, both of which a fitted distribution would lose, then survive into the replay.
+A profile is three files: ``requests.parquet`` (:mod:`.store`), ``grid.parquet`` (counts in fine
+windows, :class:`.summary.Grid`) and ``profile.json`` (:mod:`.summary`), the small one that can be
+shared. Later stages read these, never the trace.
+
+For a replay: :meth:`LoadProfile.piece` and :meth:`.piece.Piece.schedule`; what the models cannot
+hold: :meth:`LoadProfile.cut_share`; single requests: :meth:`LoadProfile.sample`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from workbench.errors import ConfigError
+from workbench.files import read_json, replacing, write_json
+from workbench.load.generate import generated
+from workbench.load.order import Batch
+from workbench.load.piece import LengthLimits, Piece, PieceKind, choose_piece
+from workbench.load.requests import CLASSES
+from workbench.load.store import Store, StoreWriter
+from workbench.load.summary import VERSION, Grid, summarise
 from workbench.load.trace import Trace
+from workbench.paths import shown
 from workbench.records.stage_record import StageRecord
 
-CANDIDATES = 64
-"""Cut-outs that :func:`replay_schedule` chooses from."""
-MOST_REQUESTS = 1_000_000
-"""Of a replay; the client keeps what became of each."""
+MOST_ORDERED = 1_000_000
+"""Requests that an interval is made from; of more, every k-th: still in order, and enough."""
+REQUESTS, GRID, SUMMARY = "requests.parquet", "grid.parquet", "profile.json"
 
 
 @dataclass(frozen=True)
 class LoadProfile:
-    """requests: ``start_s`` (ascending from 0), ``prompt_tokens``, ``output_tokens`` and
-    ``class`` (``interactive`` or ``batch``). kind: see :class:`workbench.load.trace.Trace`.
+    """summary: what stands in ``profile.json``. folder: of the profile's three files.
 
-    >>> import pandas as pd
-    >>> from workbench.api import LoadProfile
-    >>> requests = pd.DataFrame({
-    ...     "start_s": [0.0, 1.0, 4.0], "prompt_tokens": [90, 40, 70],
-    ...     "output_tokens": [20, 30, 900], "class": ["interactive", "interactive", "batch"]})
-    >>> profile = LoadProfile(requests, "by hand", "assumed")
-    >>> profile.span_s, profile.rate_per_s, profile.gap_cv
+    >>> from pathlib import Path
+    >>> from workbench.api import LoadProfile, read_trace
+    >>> _ = Path("log.csv").write_text(
+    ...     "Timestamp,Request tokens,Response tokens\\n0,90,20\\n1,40,30\\n4,70,900\\n")
+    >>> profile = LoadProfile.of(read_trace("log.csv"))
+    >>> profile.span_s, profile.rate_per_s, round(profile.gap_cv, 6)
     (4.0, 0.5, 0.5)
     """
 
-    requests: pd.DataFrame
-    source: str
-    kind: Literal["measured", "assumed"]
+    folder: Path
+    summary: dict[str, Any]
 
     @classmethod
-    def of(cls, trace: Trace, interactive_max_output_tokens: int) -> LoadProfile:
-        """A trace with every request in a class: the one the trace says, else by its output."""
-        requests = trace.requests.copy()
-        long = requests["output_tokens"] > interactive_max_output_tokens
-        by_length = np.where(long, "batch", "interactive")
-        requests["class"] = requests["class"].where(requests["class"] != "", by_length)
-        return cls(requests, trace.source, trace.kind)
+    def of(cls, trace: Trace, window_s: float = 60.0, folder: Path | None = None) -> LoadProfile:
+        """The profile of a trace whose store lies in ``folder``; the other files are written.
+
+        window_s: width of the windows of the rate curve. folder: None takes the store's.
+        """
+        folder = folder or trace.store.path.parent
+        summary, grid = summarise(trace, window_s)
+        with replacing(folder / GRID) as partial:
+            frame = grid.frame()
+            frame.attrs = {}
+            frame.to_parquet(partial, index=False)
+        write_json(folder / SUMMARY, {**summary, "grid_width_s": grid.width_s})
+        return cls.at(folder)
+
+    @classmethod
+    def at(cls, folder: Path) -> LoadProfile:
+        """The profile whose files lie in ``folder``."""
+        return cls(folder, read_json(folder / SUMMARY))
 
     @classmethod
     def from_record(cls, record: StageRecord) -> LoadProfile:
         """The profile that a finished ``profile_load`` stage left behind."""
-        return cls(record.table("requests"), record.facts["source"], record.facts["kind"])
+        return cls.at(record.artefact("profile").parent)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / REQUESTS)
+
+    @property
+    def source(self) -> str:
+        return self.summary["source"]
+
+    @property
+    def kind(self) -> str:
+        """``measured``, ``assumed`` (declared) or ``modelled`` (drawn from a profile)."""
+        return self.summary["kind"]
 
     @property
     def span_s(self) -> float:
         """From the first request to the last."""
-        return float(self.requests["start_s"].iloc[-1])
+        return self.summary["span_s"]
 
     @property
     def rate_per_s(self) -> float:
         """Requests after the first one over the time they took to come."""
-        return (len(self.requests) - 1) / self.span_s
+        return self.summary["rate_per_s"]
 
     @property
     def gap_cv(self) -> float:
         """Standard deviation of the gaps between requests over their mean; 1 for Poisson."""
-        gaps_s = np.diff(self.requests["start_s"].to_numpy())
-        return float(gaps_s.std() / gaps_s.mean())
+        return self.summary["gaps"]["cv"]
+
+    @property
+    def longest_request(self) -> int:
+        """Prompt and output tokens of the longest request."""
+        return self.summary["longest_request"]
+
+    @cached_property
+    def grid(self) -> Grid:
+        frame = pd.read_parquet(self.folder / GRID)
+        counts = frame[list(CLASSES)].to_numpy()
+        return Grid(self.summary["grid_width_s"], counts, frame["gap_squares"].to_numpy())
+
+    @property
+    def requests(self) -> pd.DataFrame:
+        """All requests at once (see :mod:`.store`); of a long trace take :meth:`sample`."""
+        return self.store.frame()
+
+    def sample(self, count: int, seed: int) -> pd.DataFrame:
+        """``count`` different requests at random, or all of them, in the order of their times."""
+        return self.store.sample(count, seed)
+
+    def thinned(self, most: int) -> pd.DataFrame:
+        """Every k-th request, at most ``most`` of them, in the order of their times."""
+        every = -(-self.summary["requests"] // most)
+        columns = ["start_s", "prompt_tokens", "output_tokens", "class"]
+        parts, skip = [], 0
+        for batch in self.store.batches(columns):
+            parts.append({name: values[skip::every] for name, values in batch.items()})
+            skip = (skip - len(batch["start_s"])) % every
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in columns}
+        joined["class"] = np.array(CLASSES, object)[joined["class"]]
+        return pd.DataFrame(joined)
 
     def rate_windows(self, window_s: float) -> pd.DataFrame:
         """Columns start_s, class, requests, rate_per_s: one row a window and class.
@@ -77,111 +143,106 @@ class LoadProfile:
         The last window is shorter where the span is no multiple of ``window_s``; its rate
         counts its own length. Windows without a request are there, with 0.
         """
-        count = max(1, int(np.ceil(self.span_s / window_s)))
-        starts_s = np.arange(count) * window_s
-        lengths_s = np.minimum(window_s, self.span_s - starts_s)
-        number = np.minimum(self.requests["start_s"] // window_s, count - 1).astype(int)
-        counts = (
-            self.requests.groupby([number.rename("number"), "class"])
-            .size()
-            .unstack(fill_value=0)
-            .reindex(range(count), fill_value=0)
-        )
+        together = max(1, round(window_s / self.grid.width_s))
+        starts = np.arange(0, len(self.grid.counts), together)
+        counts = np.add.reduceat(self.grid.counts, starts)
+        starts_s = starts * self.grid.width_s
+        ends_s = np.minimum(starts_s + together * self.grid.width_s, self.span_s)
+        lengths_s = ends_s - starts_s
+        if len(starts) > 1 and lengths_s[-1] <= 0:  # the last request alone, on an edge
+            counts[-2] += counts[-1]
+            counts, starts_s, lengths_s = counts[:-1], starts_s[:-1], lengths_s[:-1]
         parts = [
             pd.DataFrame(
                 {
                     "start_s": starts_s,
                     "class": name,
-                    "requests": counts[name].to_numpy(),
-                    "rate_per_s": counts[name].to_numpy() / lengths_s,
+                    "requests": counts[:, at],
+                    "rate_per_s": counts[:, at] / lengths_s,
                 }
             )
-            for name in counts.columns
+            for at, name in enumerate(CLASSES)
+            if counts[:, at].any()
         ]
         return pd.concat(parts, ignore_index=True)
 
+    def piece(
+        self, kind: PieceKind, length_s: float, start_s: float = 0.0, window_s: float = 60.0
+    ) -> Piece:
+        """``length_s`` seconds of the load to be replayed; see :mod:`.piece`."""
+        return choose_piece(
+            kind,
+            length_s,
+            start_s,
+            self.grid,
+            self.span_s,
+            self.gap_cv,
+            window_s,
+            self.store.between,
+        )
 
-@dataclass(frozen=True)
-class LengthLimits:
-    """The longest prompt and output, in tokens, that the server under test can take."""
-
-    prompt_tokens: int
-    output_tokens: int
-
-
-@dataclass(frozen=True)
-class PlannedRequest:
-    """intended_s: when an open-loop client sends it, from the start of the replay.
-    cut: the trace's prompt or output was longer than the limits."""
-
-    id: int
-    intended_s: float
-    prompt_tokens: int
-    output_tokens: int
-    class_: str
-    cut: bool
+    def cut_share(self, limits: LengthLimits) -> tuple[int, int]:
+        """How many requests are longer than the limits, and how many there are."""
+        cut = n = 0
+        for batch in self.store.batches(["prompt_tokens", "output_tokens"]):
+            cut += int(limits.is_cut(batch["prompt_tokens"], batch["output_tokens"]).sum())
+            n += len(batch["prompt_tokens"])
+        return cut, n
 
 
-def replay_schedule(
-    profile: LoadProfile,
-    duration_s: float,
-    speedup: float,
-    seed: int,
-    limits: LengthLimits,
-) -> list[PlannedRequest]:
-    """A piece of the profile, with its own times, to be sent in ``duration_s``.
-
-    speedup: 2 sends the requests twice as fast, so the piece is ``duration_s * speedup`` long.
-    The profile is taken as a ring: a piece that runs over the end goes on at the start. Of
-    :data:`CANDIDATES` random pieces the one whose number of requests is nearest to the
-    profile's mean rate is taken, so that a short replay of a bursty trace is neither empty
-    nor all burst; the order of gaps within it is the trace's own.
-
-    Raises ConfigError when no request falls into the replay, or more than MOST_REQUESTS do.
-    """
-    times_s = profile.requests["start_s"].to_numpy()
-    # The ring closes with one mean gap between the last request and the first.
-    period_s = len(times_s) / profile.rate_per_s
-    piece_s = duration_s * speedup
-    if (expected := piece_s * profile.rate_per_s) > MOST_REQUESTS:
+def read_summary(path: Path) -> dict[str, Any]:
+    """A shared ``profile.json``; ConfigError when it is none."""
+    try:
+        summary = read_json(path)
+        version = summary["version"]
+        _ = (
+            summary["lengths"]["count"],
+            summary["operational"]["gaps"],
+            summary["shape"]["counts"],
+        )
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
-            f"a replay of {duration_s:g} s at speedup {speedup:g} has {expected:.3g} requests",
-            allowed=f"{MOST_REQUESTS}",
-            next_step="lower deploy_rollback.duration_s or deploy_rollback.speedup",
-        )
-    begins_s = np.random.default_rng(seed).uniform(0.0, period_s, CANDIDATES)
-    counts = _upto(times_s, period_s, begins_s + piece_s) - _upto(times_s, period_s, begins_s)
-    begin_s = begins_s[np.argmin(np.abs(counts - piece_s * profile.rate_per_s))]
-    first = int(_upto(times_s, period_s, begin_s))
-    last = int(_upto(times_s, period_s, begin_s + piece_s))
-    if first == last:
+            f"{shown(path)}: no load profile: {type(error).__name__}: {error}",
+            allowed=f"the {SUMMARY} that a profile_load stage left in its folder",
+            next_step="correct profile_load.profile",
+        ) from None
+    if version != VERSION:
         raise ConfigError(
-            f"no request falls into a replay of {duration_s:g} s at speedup {speedup:g}; "
-            f"{profile.source} has {profile.rate_per_s:.3g} requests/s",
-            allowed="a replay with at least one request",
-            next_step="raise deploy_rollback.duration_s or deploy_rollback.speedup",
+            f"{shown(path)}: a load profile of version {version}",
+            allowed=f"version {VERSION}",
+            next_step="profile the trace again with this version of the workbench",
         )
-    turns, rows = np.divmod(np.arange(first, last), len(times_s))
-    chosen = profile.requests.iloc[rows]
-    intended_s = np.maximum(times_s[rows] + turns * period_s - begin_s, 0.0) / speedup
-    prompt, output = chosen["prompt_tokens"].to_numpy(), chosen["output_tokens"].to_numpy()
-    cut = (prompt > limits.prompt_tokens) | (output > limits.output_tokens)
-    return [
-        PlannedRequest(number, float(at), int(p), int(o), str(name), bool(c))
-        for number, (at, p, o, name, c) in enumerate(
-            zip(
-                intended_s,
-                np.minimum(prompt, limits.prompt_tokens),
-                np.minimum(output, limits.output_tokens),
-                chosen["class"],
-                cut,
-                strict=True,
-            )
-        )
-    ]
+    return summary
 
 
-def _upto(times_s: np.ndarray, period_s: float, until_s: np.ndarray | float) -> np.ndarray:
-    """How many requests of the endless ring come before each of ``until_s``."""
-    turns, rest_s = np.divmod(until_s, period_s)
-    return (turns * len(times_s) + np.searchsorted(times_s, rest_s, side="left")).astype(int)
+def write_batches(
+    batches: list[Batch], store: Path, most_interactive_tokens: int, each: Callable[[int], None]
+) -> Store:
+    """Generated or declared requests as a store; ``each`` is told how many are written."""
+    done = 0
+    with StoreWriter(store, most_interactive_tokens) as writer:
+        for batch in batches:
+            writer.write(batch)
+            each(done := done + len(batch["start_s"]))
+    return Store(store)
+
+
+def generated_trace(
+    summary: dict[str, Any], duration_s: float, scale: float, seed: int, store: Path
+) -> Trace:
+    """Requests drawn from a summary, as a trace of kind ``modelled`` (``assumed`` stays so)."""
+    batches = generated(summary, duration_s, scale, seed)
+    found = write_batches(batches, store, 2**31 - 1, lambda done: None)
+    note = (
+        f"the requests are drawn from the profile of {summary['source']}: {duration_s:g} s at "
+        f"{scale:g} times its rate"
+    )
+    return Trace(
+        found,
+        summary["source"],
+        "assumed" if summary["kind"] == "assumed" else "modelled",
+        (note, *summary["notes"]),
+        summary["origin_s"],
+        summary["time_zone"],
+        "profile",
+    )

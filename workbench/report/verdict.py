@@ -87,6 +87,9 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     if "profile_load" in records and records["profile_load"].facts.get("kind") == "assumed":
         found.append(Sentence("caveat.assumed_load"))
     found += _noise(records)
+    cut = records["deploy_rollback"].metric("cut_share") if "deploy_rollback" in records else None
+    if cut and cut.value:
+        found.append(Sentence("caveat.cut", {"percent": 100 * cut.value}))
     if "measure_ab" in records and not _has(records["measure_ab"], "energy_j_per_token"):
         found.append(Sentence("caveat.no_energy"))
     return found

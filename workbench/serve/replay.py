@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from workbench.load.profile import PlannedRequest
+from workbench.load.piece import PlannedRequest
 
 Status = Literal["ok", "failed", "truncated", "rejected"]
 """ok: all wanted tokens and a proper end. truncated: some tokens, not all. rejected: 429.

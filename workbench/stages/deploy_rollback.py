@@ -8,7 +8,7 @@ message, not the stage. There is nothing to resume: a killed replay is played ag
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import httpx
@@ -18,9 +18,11 @@ from anyio.from_thread import start_blocking_portal
 
 from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.errors import StageError
-from workbench.load.profile import LengthLimits, LoadProfile, PlannedRequest, replay_schedule
+from workbench.load.piece import LengthLimits, Piece, PlannedRequest
+from workbench.load.profile import MOST_ORDERED, LoadProfile
 from workbench.measure.dependence import rate_over_time, share_over_time
 from workbench.measure.statistics import Estimate, count
+from workbench.pilot.sections.deploy_rollback import DeployRollback
 from workbench.serve.process import ServerProcess, server_process
 from workbench.serve.rehearsal import Handover, phase_latencies, requests_table, slo_met
 from workbench.serve.replay import LoadClient, Outcome, load_client
@@ -58,10 +60,10 @@ class Load:
 
     def sample(self, count: int) -> list[PlannedRequest]:
         """Requests of the profile drawn at random, all due at once."""
-        drawn = self.profile.requests.sample(count, replace=True, random_state=self.seed)
-        prompt = drawn["prompt_tokens"].clip(upper=self.limits.prompt_tokens)
-        output = drawn["output_tokens"].clip(upper=self.limits.output_tokens)
-        rows = enumerate(zip(prompt, output, drawn["class"], strict=True))
+        some = self.profile.sample(max(count, 1000), self.seed)
+        drawn = some.sample(count, replace=True, random_state=self.seed)
+        lengths = self.limits.cut(drawn["prompt_tokens"], drawn["output_tokens"])
+        rows = enumerate(zip(*lengths, drawn["class"], strict=True))
         return [PlannedRequest(i, 0.0, int(p), int(o), name, False) for i, (p, o, name) in rows]
 
 
@@ -73,6 +75,7 @@ class Replayed:
     switches: list[dict]
     capacity_per_s: dict[str, float]
     speedup: float
+    piece: Piece
     schedule: list[PlannedRequest]
     peak_bytes: int
     gpu_bytes: int | None
@@ -92,7 +95,7 @@ def run(context: StageContext) -> None:
         port=section.port,
         slots=section.slots,
         queue=section.queue,
-        context=section.max_prompt_tokens + section.max_output_tokens,
+        context=_wanted_context(section, LoadProfile.from_record(context.need("profile_load"))),
         threads=readiness.threads,
         device=context.device.name,
         hold_s=section.hold_s,
@@ -118,15 +121,42 @@ def _load(context: StageContext, server: ServerProcess) -> Load:
         if (size := size + len(texts[-1])) >= TEXT_CHARACTERS:
             break
     pool = [token for ids in encode(tokenizer, texts) for token in ids]
-    output = min(section.max_output_tokens, server.ready.context // 2)
-    prompt = min(section.max_prompt_tokens, server.ready.context - output)
-    if (prompt, output) != (section.max_prompt_tokens, section.max_output_tokens):
-        context.note(
-            f"the models hold {server.ready.context} tokens a request: prompts are cut to "
-            f"{prompt} and outputs to {output} tokens"
-        )
     profile = LoadProfile.from_record(context.need("profile_load"))
-    return Load(profile, LengthLimits(prompt, output), pool, context.pilot.seed)
+    limits = LengthLimits(
+        section.max_prompt_tokens, section.max_output_tokens, server.ready.context
+    )
+    context.record.add(
+        _cut_share(profile, limits).metric(
+            "cut_share",
+            "",
+            f"requests of the load longer than what is served: {server.ready.context} tokens of "
+            "prompt and output together"
+            + _said_limit("prompt", section.max_prompt_tokens)
+            + _said_limit("output", section.max_output_tokens),
+            "derived",
+        )
+    )
+    return Load(profile, limits, pool, context.pilot.seed)
+
+
+def _cut_share(profile: LoadProfile, limits: LengthLimits) -> Estimate:
+    """Requests of the whole load that are longer than can be served."""
+    some = profile.thinned(MOST_ORDERED)
+    prompt, output = some["prompt_tokens"].to_numpy(), some["output_tokens"].to_numpy()
+    cut, n = profile.cut_share(limits)
+    return replace(share_over_time(limits.is_cut(prompt, output), prompt + output), value=cut / n)
+
+
+def _said_limit(what: str, tokens: int | None) -> str:
+    return "" if tokens is None else f", {tokens} of {what}"
+
+
+def _wanted_context(section: DeployRollback, profile: LoadProfile) -> int:
+    """Tokens that the longest request of the load takes, as far as the pilot allows; a server
+    whose models have fewer positions says so, and what is longer is cut and counted."""
+    if section.max_prompt_tokens and section.max_output_tokens:
+        return min(profile.longest_request, section.max_prompt_tokens + section.max_output_tokens)
+    return profile.longest_request
 
 
 async def _rehearse(context: StageContext, server: ServerProcess, load: Load) -> Replayed:
@@ -172,9 +202,11 @@ async def _play(
     speedup = section.speedup or (
         section.target_utilisation * min(capacity_per_s.values()) / load.profile.rate_per_s
     )
-    schedule = replay_schedule(
-        load.profile, section.duration_s, speedup, context.pilot.seed, load.limits
+    wanted = context.pilot.profile_load
+    piece = load.profile.piece(
+        wanted.piece, section.duration_s * speedup, wanted.piece_start_s, wanted.window_s
     )
+    schedule = piece.schedule(speedup, load.limits)
     middle_s = section.rollback_at * section.duration_s
     # The order goes out just before a request is due, so that the time to the fallback's first
     # token is that of the switch and not of a gap in the load.
@@ -196,7 +228,9 @@ async def _play(
     _, outcomes = await asyncio.gather(order(), client.replay(schedule, load.prompt, on_end))
     switches = await client.switches()
     gpu_bytes = await client.gpu_bytes()
-    return Replayed(outcomes, switches, capacity_per_s, speedup, schedule, peak_bytes, gpu_bytes)
+    return Replayed(
+        outcomes, switches, capacity_per_s, speedup, piece, schedule, peak_bytes, gpu_bytes
+    )
 
 
 async def _capacity(context: StageContext, client: LoadClient, load: Load, arm: str) -> float:
@@ -271,13 +305,37 @@ def _record_replay(context: StageContext, replayed: Replayed) -> None:
             "assumed" if section.speedup else "derived",
         )
     )
-    if cut := sum(planned.cut for planned in replayed.schedule):
-        context.note(
-            f"cut to the limits of prompt or output: {cut} of {len(replayed.schedule)} requests"
-        )
+    _record_piece(context, replayed)
     _record_losses(context, requests)
     _record_rollback(context, requests, replayed.switches)
     _record_goodput(context, requests)
+
+
+def _record_piece(context: StageContext, replayed: Replayed) -> None:
+    """Which piece of the load was replayed, and what of its burstiness that kept."""
+    record, fidelity = context.record, replayed.piece.fidelity
+    record.facts["piece"] = replayed.piece.to_json()
+    for lost in fidelity.lost:
+        context.note(lost)
+    how = (
+        f"the {replayed.piece.kind} piece of {replayed.piece.length_s:.4g} s of the load, at the "
+        "load's own pace"
+    )
+    if fidelity.piece_gap_cv is None:
+        record.missing("replayed_gap_cv", "", "the replayed piece has too few requests")
+    else:
+        record.measured("replayed_gap_cv", fidelity.piece_gap_cv, "", how)
+    record.measured(
+        "replayed_window_p95",
+        fidelity.piece_p95,
+        "requests",
+        f"{how}: 95th percentile of the requests in windows of {fidelity.window_s:.3g} s; "
+        f"{fidelity.p95:.4g} in the whole load",
+    )
+    if cut := sum(planned.cut for planned in replayed.schedule):
+        context.note(
+            f"cut to what the models hold: {cut} of {len(replayed.schedule)} replayed requests"
+        )
 
 
 def _record_losses(context: StageContext, requests: pd.DataFrame) -> None:

@@ -65,6 +65,7 @@ _THREADS = {"threads": Values("a number", None, r"[1-9][0-9]*")}
 _SHAPE = Values("a model preset", None, r".+")
 _LOAD_CLASS = {"class": words("interactive", "batch")}
 _LOAD_QUANTILE = {"quantile": words("p50", "p90", "p95", "p99")}
+_WINDOW = {"window": Values("a width, such as `60 s`", None, r"[0-9.e+]+ s")}
 _BOTH_ARMS = {"arm": words("full_precision", "ternary")}
 _PROBED = {
     "arm": words("full_precision", "int8", "ternary"), "source": words("probe"), "shape": _SHAPE,
@@ -99,9 +100,15 @@ FIGURES: dict[str, Figure] = {
     "requests": Figure("load"),
     "request_rate_per_s": Figure("load"),
     "gap_cv": Figure("load"),
+    "gap_autocorrelation": Figure("load"),
+    "count_dispersion": Figure("load", labels=(_WINDOW,)),
     "prompt_tokens": Figure("load", labels=(_LOAD_QUANTILE,)),
     "output_tokens": Figure("load", labels=(_LOAD_QUANTILE,)),
     "class_share": Figure("load", labels=(_LOAD_CLASS,)),
+    "session_turns": Figure("load"),
+    "largest_tenant_share": Figure("load"),
+    "concurrency": Figure("load", labels=({"statistic": words("mean", "p95", "most")},)),
+    "prefix_reuse_share": Figure("load"),
     "final_bits_per_byte": Figure(
         "training", "lower", ({"arm": words("full_precision", "ternary", "post_training")},)
     ),
@@ -147,6 +154,9 @@ FIGURES: dict[str, Figure] = {
     "rollback_first_token_s": Figure("rollback", "lower"),
     "capacity_per_s": Figure("rollback", "higher", ({"arm": words("full_precision", "hybrid")},)),
     "replay_speedup": Figure("rollback"),
+    "cut_share": Figure("rollback", "lower"),
+    "replayed_gap_cv": Figure("rollback"),
+    "replayed_window_p95": Figure("rollback"),
     "goodput_per_s": Figure("rollback", "higher"),
     "slo_met_share": Figure("rollback", "higher", (_LOAD_CLASS,)),
     "gates_failed": Figure("report", "lower"),

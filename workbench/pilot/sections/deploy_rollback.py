@@ -58,11 +58,15 @@ class DeployRollback(Section):
     queue: Count = Field(
         256, le=MOST_WAITING, description="requests that may wait; beyond it a client gets 429"
     )
-    max_prompt_tokens: Tokens = Field(
-        256, description="longer prompts of the trace are cut, and said"
+    max_prompt_tokens: Tokens | None = Field(
+        None,
+        description="longer prompts of the load are cut, and counted in cut_share; null cuts only "
+        "what the models cannot hold",
     )
-    max_output_tokens: Tokens = Field(
-        64, description="longer outputs of the trace are cut, and said"
+    max_output_tokens: Tokens | None = Field(
+        None,
+        description="longer outputs of the load are cut, and counted in cut_share; null cuts only "
+        "what the models cannot hold",
     )
     hold_s: Seconds = Field(
         30.0, description="after a rollback the hybrid's share may not grow for so long, s"
