@@ -81,7 +81,10 @@ def test_a_rollback_under_load_loses_nothing(arms, tmp_path) -> None:
     assert record.metric("capacity_per_s", arm="hybrid").value > 0
     for class_ in ("interactive", "batch"):
         assert record.metric("slo_met_share", **{"class": class_})
-    assert any(note.startswith("cut to the limits") for note in record.notes)
+    assert record.metric("cut_share").value == 1.0  # 12 tokens of output, where the load has 128
+    assert any(note.startswith("cut to what the models hold") for note in record.notes)
+    assert record.facts["piece"]["kind"] == "typical"
+    assert record.metric("replayed_window_p95").value >= 0
     kinds = {event["kind"] for event in read_events(tmp_path / "events.jsonl")}
     assert {"note", "step"} <= kinds
     assert not _servers(), "the server must be gone"
