@@ -98,6 +98,30 @@ def test_one_of_five_gates_that_fails_by_chance_is_no_no_go() -> None:
     assert decide(evaluate(gates, records(lo=1.5, hi=1.7)), {}, PILOT).decision == "no go"
 
 
+@pytest.mark.parametrize(
+    ("limit", "effect", "outcome"),
+    [
+        (1.05, 0.03, "pass"),  # a margin of 5 %, seen from 3 % on
+        (1.05, -0.08, "inconclusive"),  # not seen
+        (0.9, 0.08, "pass"),
+        (1.5, 0.08, "fail"),
+        (1.01, 0.04, "pass"),  # 9 % beyond the limit is more than could be missed
+    ],
+)
+def test_a_session_that_could_not_see_the_margin_says_so_first(limit, effect, outcome) -> None:
+    record = StageRecord("measure_ab", Path("nowhere"))
+    labels = {"class": "interactive_1"}
+    record.measured("speedup", 1.12, "x", "clock", n=9, lo=1.1, hi=1.14, arm="ternary", **labels)
+    record.measured("smallest_visible_effect", effect, "share", "A/A", n=9, **labels)
+    found = {"measure_ab": record}
+    gates = [Gate(metric="speedup", at_least=limit), Gate(metric="layers", at_least=1)]
+    results = evaluate(gates, found)
+    assert results[0].outcome == outcome
+    if outcome == "inconclusive":
+        (first, *_) = decide(results, found, PILOT).to_json()["reasons"]
+        assert first["text"].startswith("inconclusive: machine too noisy")
+
+
 @pytest.mark.parametrize("on_fail", ["stop", "warn"])
 def test_what_was_not_measured_is_not_held(on_fail: str) -> None:
     found = records()

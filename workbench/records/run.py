@@ -24,6 +24,7 @@ from workbench.paths import runs_root, shown
 from workbench.pilot.resolve import ResolvedPilot, path_fields, resolved_from
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import dump_yaml, read_yaml
+from workbench.records.plan import write_plan
 from workbench.records.stage_record import StageRecord
 from workbench.roadmap import STAGES
 
@@ -226,6 +227,7 @@ def _create(resolved: ResolvedPilot, identity: dict[str, Any], siblings: Path) -
         time.sleep(1.0)
         return _create(resolved, identity, siblings)
     write_text(folder / PILOT, _annotated(resolved))
+    write_plan(folder, resolved.values)
     header = {
         **identity,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

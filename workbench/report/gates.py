@@ -38,6 +38,7 @@ class GateResult:
     side, limit: the rule. decider: the number held against the limit; decided_by: whether it
     is the interval's end or the value. reason_code: a key below ``reason.`` of the catalogue
     where the reason is the gate's own; reason: in words, of the gate or of the stage.
+    effect: the smallest visible effect, where that is why the result is inconclusive.
     chance: the gate fails, but with as many gates as there are one such failure may be chance.
     """
 
@@ -60,6 +61,7 @@ class GateResult:
     reason_code: str = ""
     reason: str = ""
     chance: bool = False
+    effect: float | None = None
 
     @property
     def stops(self) -> bool:
@@ -88,7 +90,38 @@ def evaluate(gates: Sequence[Gate], records: Mapping[str, StageRecord]) -> list[
             if metric.matches(gate.metric, gate.labels)
         ]
         results += [_hold(gate, stage, metric) for stage, metric in found] or [_absent(gate)]
-    return _with_chance(results)
+    return _with_chance([_with_noise(result, records) for result in results])
+
+
+def _with_noise(result: GateResult, records: Mapping[str, StageRecord]) -> GateResult:
+    """Inconclusive where the session's A/A comparison could not have seen the gate's margin.
+
+    The margin of a ratio is its limit's distance from 1. A result that lies beyond the limit by
+    more than the smallest visible effect stands all the same.
+    """
+    effect = _visible_effect(result, records)
+    if effect is None or result.limit <= 0 or result.limit == 1:
+        return result
+    margin = math.exp(abs(math.log(result.limit))) - 1
+    clear = result.outcome != "inconclusive" and abs(
+        math.log((result.decider or result.limit) / result.limit)
+    ) > math.log1p(effect)
+    if effect <= margin or clear:
+        return result
+    return replace(
+        result,
+        outcome="inconclusive",
+        effect=effect,
+        **_own_reason("too_noisy", effect=100 * effect, margin=100 * margin),
+    )
+
+
+def _visible_effect(result: GateResult, records: Mapping[str, StageRecord]) -> float | None:
+    if result.stage != "measure_ab" or result.metric not in ("speedup", "throughput_ratio"):
+        return None
+    own = result.labels.get("class") or f"batch_{result.labels.get('batch')}"
+    seen = records["measure_ab"].metric("smallest_visible_effect", **{"class": own})
+    return None if seen is None or seen.value is None else abs(seen.value)
 
 
 def gates_frame(results: Sequence[GateResult]) -> pd.DataFrame:

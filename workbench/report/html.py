@@ -60,6 +60,7 @@ def write_html(run_folder: Path | str, draw: Draw, language: str | None = None) 
             judged=report is not None,
             verdict=views.verdict_view(records, texts),
             tiles=views.headlines(records, texts),
+            plan=views.plan_view(run, records, texts),
             gates=views.gate_rows(report, texts) if report else [],
             claims=views.claim_groups(report, texts) if report else [],
             claim_figures=(draw(report, texts.language, ("claims",)) if report and drawing else []),

@@ -58,9 +58,10 @@ def decide(
     open_ = [r for r in results if r.outcome == "inconclusive"]
     surely = [r for r in failed if not r.chance]
     reasons = [
+        *(_about("verdict.too_noisy", r, effect=100 * r.effect) for r in open_ if r.effect),
         *(_about("verdict.failed", r) for r in surely),
         *(_about("verdict.failed_by_chance", r, all=len(results)) for r in failed if r.chance),
-        *(_why_open(r) for r in open_),
+        *(_why_open(r) for r in open_ if r.effect is None),
         Sentence("verdict.held", {"held": len(results) - len(failed + open_), "all": len(results)}),
     ]
     decision: Decision = "no go" if surely else "inconclusive" if failed or open_ else "go"

@@ -15,8 +15,10 @@ from typing import Any
 import pandas as pd
 
 from workbench.paths import PROJECT
+from workbench.pilot.yaml_file import read_yaml
 from workbench.records.metric import Metric
-from workbench.records.run import Run
+from workbench.records.plan import read_plan
+from workbench.records.run import PILOT, Run
 from workbench.records.stage_record import StageRecord
 from workbench.roadmap import STAGES
 from workbench.wording.labels import ARMS, PHASES, label_place, labels_of
@@ -145,6 +147,22 @@ def gate_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def plan_view(run: Run, records: Records, texts: Texts) -> list[str]:
+    """When and what was written down before the first figure, and whether it still stands so."""
+    plan = read_plan(run.folder)
+    if plan is None:
+        return [texts("page.no_plan")]
+    said = [texts("page.plan", count=len(plan.gates), written=plan.written, sha256=plan.sha256)]
+    if not plan.is_whole:
+        said.append(texts("page.plan_changed"))
+    if plan.gates != read_yaml(run.folder / PILOT).values["report"]["gates"]:
+        said.append(texts("page.plan_differs"))
+    before = [name for name, record in records.items() if record.started[:19] < plan.written[:19]]
+    if before:
+        said.append(texts("page.plan_later", stages=", ".join(before)))
+    return said
 
 
 def claim_groups(record: StageRecord, texts: Texts) -> list[dict[str, Any]]:
@@ -390,6 +408,9 @@ def _reason(row: Mapping[str, Any], texts: Texts) -> str:
     if not row["reason_code"]:
         return row["reason"]
     n = None if _empty(row["n"]) else int(row["n"])
+    if row["reason_code"] == "too_noisy":
+        margin = 100 * (max(row["limit"], 1 / row["limit"]) - 1)
+        return texts("reason.too_noisy", effect=100 * row["effect"], margin=margin)
     return texts(f"reason.{row['reason_code']}", n=n)
 
 
