@@ -31,7 +31,7 @@ Rule = Literal["absmean", "absmedian", "twn", "learned", "least_squares"]
 Granularity = Literal["tensor", "row", "group128"]
 Rounding = Literal["half_even", "half_up", "half_away"]
 
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+StrictPositive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 GROUP = 128
 
@@ -51,8 +51,8 @@ class ThresholdVersion:
     rule: Rule = "absmean"
     granularity: Granularity = "tensor"
     rounding: Rounding = "half_even"
-    eps: Positive = 1e-5
-    ratio: Positive = 0.75
+    eps: StrictPositive = 1e-5
+    ratio: StrictPositive = 0.75
 
     @property
     def id(self) -> str:
