@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from workbench.errors import ConfigError
-from workbench.machine import device
+from workbench.machine import device, provenance
 from workbench.machine.device import choose_device
 from workbench.pilot.resolve import resolve
 from workbench.pilot.spec import Pilot
@@ -42,6 +42,14 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(device, "torch_gpu", lambda: NO_GPU)
     with pytest.raises(ConfigError, match=r"readiness\.device is cuda, but torch finds no CUDA"):
         choose_device("cuda")
+
+
+def test_a_figure_names_the_machine_part_that_computed_it(monkeypatch) -> None:
+    monkeypatch.setattr(device, "torch_gpu", lambda: ("an H200", ""))
+    monkeypatch.setattr(device, "torch_gpu_memory", lambda: (10**9, 2 * 10**9))
+    monkeypatch.setattr(provenance, "torch_gpu", lambda: ("an H200", ""))
+    assert provenance.machine_name("auto") == "an H200"
+    assert provenance.machine_name("cpu").endswith("cores")
 
 
 def context_of(folder: Path, **readiness: str) -> StageContext:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from workbench.errors import StageError
+from workbench.machine.device import Device
 from workbench.model.build import preset_config
 from workbench.model.presets import PRESETS
 from workbench.pilot.sections.model import Model
@@ -84,8 +85,12 @@ def test_what_does_not_fit_is_refused_with_a_change_that_does(
 def test_the_stage_says_its_plan_before_it_reads_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     pilot = Pilot(name="plan", question="Does it fit?", model=MODEL, train=AB_3B)
-    context = SimpleNamespace(pilot=pilot, record=None, progress=SimpleNamespace(note=said.append))
-    monkeypatch.setattr(preflight, "training_device", lambda: "cuda")
+    context = SimpleNamespace(
+        pilot=pilot,
+        record=None,
+        progress=SimpleNamespace(note=said.append),
+        device=Device("cuda", "a GPU"),
+    )
     monkeypatch.setattr(preflight, "torch_gpu_memory", lambda: (int(20e9), int(85e9)))
     with pytest.raises(StageError, match=r"training needs about .* GB of GPU memory"):
         train_qat.run(context)

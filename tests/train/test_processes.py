@@ -138,11 +138,11 @@ def test_a_step_is_shared_out_whatever_its_batches(
 def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError, match="processes 3 cannot share a step's 8 sequences"):
         Train(batch_size=4, gradient_accumulation=2, processes=3)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    require_devices(Train(processes=2))
+    require_devices(Train(processes=2), "cuda")
+    require_devices(Train(processes=4), "cpu")
     with pytest.raises(ConfigError, match=r"train\.processes: 4, but torch sees 2 GPUs"):
-        require_devices(Train(processes=4))
+        require_devices(Train(processes=4), "cuda")
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
     with pytest.raises(ConfigError, match=r"set train\.processes instead"):
-        require_devices(Train())
+        require_devices(Train(), "cpu")

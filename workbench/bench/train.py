@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from workbench.bench.train_rows import HEADER, TrainRow
 from workbench.errors import ConfigError
-from workbench.machine.gpu import torch_gpu
+from workbench.machine.device import choose_device
 from workbench.machine.provenance import provenance
 from workbench.measure.statistics import mean, mean_ratio
 from workbench.model.build import build_model
@@ -61,7 +61,7 @@ def bench_train(
     }.items():
         if value < 1:
             raise ConfigError(f"--{name} {value}", allowed="1 or more")
-    device = torch.device("cuda" if torch_gpu()[0] else "cpu")
+    device = torch.device(choose_device("auto").name)
     section = Model(preset=preset)
     arms = {}
     with quiet_transformers():

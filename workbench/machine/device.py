@@ -10,6 +10,7 @@ from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.machine.memory import memory
 
 Asked = Literal["auto", "cpu", "cuda"]
+DeviceName = Literal["cpu", "cuda"]
 GB = 1e9
 
 
@@ -17,7 +18,7 @@ GB = 1e9
 class Device:
     """name: as torch calls it. text: what it is, and why it is no GPU where it is none."""
 
-    name: Literal["cpu", "cuda"]
+    name: DeviceName
     text: str
 
     @property

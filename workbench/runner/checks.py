@@ -28,7 +28,7 @@ def check_pilot(resolved: ResolvedPilot, stages: Iterable[str] = STAGES) -> None
             problems += check(resolved.pilot) if check else []
         except ConfigError as error:
             problems.append(str(error))
-    if problems:
+    if problems := list(dict.fromkeys(problems)):  # stages may share what is wrong
         raise ConfigError(
             "\n".join(f"{resolved.where(problem)}: {problem}" for problem in problems),
             next_step="correct the above; nothing was started",

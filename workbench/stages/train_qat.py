@@ -50,7 +50,6 @@ from workbench.train.preflight import has_new_norms, idle_gpus, plan_memory, req
 from workbench.train.quality import document_losses
 from workbench.train.quiet import quiet_transformers
 from workbench.train.setup import TrainingSetup, corpus_summary, heldout_excerpts
-from workbench.train.trainer import training_device
 
 TOKENIZER = "tokenizer"
 GRADIENT_SEQUENCES = 2
@@ -66,8 +65,9 @@ def check(pilot: Pilot) -> list[str]:
 def run(context: StageContext) -> None:
     """Fill the tables, artefacts and figures of ``train_qat`` (docs/design.md)."""
     pilot, record, progress = context.pilot, context.record, context.progress
-    plan_memory(pilot, progress.note)
-    if note := idle_gpus(pilot):
+    device = context.device.name
+    plan_memory(pilot, device, progress.note)
+    if note := idle_gpus(pilot, device):
         context.note(note)
     corpus = read_corpus(pilot.data, pilot.seed)
     tokenizer = _tokenizer(context, corpus)
@@ -84,6 +84,7 @@ def run(context: StageContext) -> None:
         tokenizer=tokenizer,
         excerpts=heldout_excerpts(corpus, tokens, length, pilot.train.eval_sequences),
         new_norms=has_new_norms(pilot),
+        device=device,
     )
     losses: dict[str, pd.DataFrame] = {}
     baseline = _train_baseline(context, setup, losses)
@@ -97,7 +98,7 @@ def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase
     folder, record = context.folder / TOKENIZER, context.record
     data, checkpoint = context.pilot.data, context.pilot.model.checkpoint
     if data.tokenizer is None and tokenizer_name(data, checkpoint):
-        record.notes.append(f"the tokenizer is that of model.checkpoint {checkpoint}")
+        context.note(f"the tokenizer is that of model.checkpoint {checkpoint}")
     if not folder.exists():
         made = make_tokenizer(data, corpus.training, checkpoint)
         with replacing_folder(folder) as partial:
@@ -105,7 +106,7 @@ def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase
     record.artefacts[TOKENIZER] = TOKENIZER
     tokenizer = load_tokenizer(str(folder))
     if changes_text(tokenizer, [document.text for document in corpus.heldout[:8]]):
-        record.notes.append(
+        context.note(
             "the tokenizer does not give every text back unchanged: bits per byte compare arms "
             "of this run, not models with other tokenizers"
         )
@@ -181,11 +182,11 @@ def _train_ternary(
         "not_converted": report.reasons,
         "unmatched_patterns": report.unmatched,
     }
-    if training_device() == "cuda":
-        reason = why_plain(model)
-        path = f"plain path, slower: {reason}" if reason else "fused INT8 kernels at strength 1"
-        context.progress.note(f"ternary layers train on the GPU's {path}")
-        record.notes += [f"ternary layers trained on the plain path: {reason}"] if reason else []
+    if setup.device == "cuda":
+        if reason := why_plain(model):
+            context.note(f"ternary layers train on the plain path, slower: {reason}")
+        else:
+            context.progress.note("ternary layers train with fused INT8 kernels at strength 1")
     int8 = setup.train.int8_gradients
     checked = [_gradient_check(context, setup, model, "before")] if int8 else []
     set_int8_gradients(model, int8)
@@ -230,9 +231,9 @@ def _teacher(context: StageContext) -> PreTrainedModel | None:
     }
     with quiet_transformers():
         teacher = load_checkpoint(str(where))
-    if training_device() == "cuda" and context.pilot.train.precision == "bfloat16":
+    if context.device.name == "cuda" and context.pilot.train.precision == "bfloat16":
         teacher = teacher.bfloat16()  # what the computation rounds it to anyway
-    return teacher.to(training_device())
+    return teacher.to(context.device.name)
 
 
 def _fresh_model(
@@ -241,7 +242,7 @@ def _fresh_model(
     """The model both arms start from; the digest of its weights goes into the facts."""
     rows, length = vocabulary_size(setup.tokenizer), setup.sequence_length
     with quiet_transformers():
-        model = build_model(section, rows, length, context.pilot.seed, training_device())
+        model = build_model(section, rows, length, context.pilot.seed, setup.device)
     require_ternary(section.policy, model)  # a model of the Hub is seen here first
     total = 0
     for parameter in model.parameters():
@@ -253,8 +254,7 @@ def _fresh_model(
 def _free_memory() -> None:
     """Give back what only cycles hold: a trainer, its optimizer, its model."""
     gc.collect()
-    if training_device() == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # nothing where no GPU computes
 
 
 def _save_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

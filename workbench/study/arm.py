@@ -76,6 +76,7 @@ class StudyArm:
                 "data": self.data_key,
                 "files": _digest_of(self.pilot.model.checkpoint),
                 "teacher": self.teacher.key if self.teacher else None,
+                "device": self.pilot.readiness.device,
                 **sections,
             }
         )

@@ -22,7 +22,7 @@ def json_lines(record: StageRecord) -> list[str]:
 def write_lines(path: Path, record: StageRecord) -> None:
     """The same lines, each with the commit, the machine and the date of the measurement."""
     where = {
-        **provenance(),
+        **provenance(record.facts.get("device", "auto")),
         "date": record.started[:10],
         "corpus": Path(record.facts["corpus"]).name,
     }

@@ -18,6 +18,7 @@ import pandas as pd
 
 from workbench.errors import ConfigError
 from workbench.files import digest_json
+from workbench.machine.device import choose_device
 from workbench.paths import runs_root
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.resolve import ResolvedPilot
@@ -88,6 +89,7 @@ def _compare(
     record.save_table("excerpts", excerpts)
     record.save_table("loss", pd.concat(thinned, ignore_index=True))
     record.facts["corpus"] = arms[0].pilot.data.corpus
+    record.facts["device"] = choose_device(arms[0].pilot.readiness.device).name
     study.figures(record, found, excerpts)
 
 

@@ -14,6 +14,7 @@ from workbench.data.corpus import read_corpus
 from workbench.data.dataset import write_tokens
 from workbench.data.tokenizer import load_tokenizer, make_tokenizer
 from workbench.files import replacing
+from workbench.machine.device import choose_device
 from workbench.records.events import Progress
 from workbench.study.arm import StudyArm
 from workbench.ternary.folder import replacing_folder
@@ -37,6 +38,7 @@ def training_setup(arm: StudyArm, folder: Path, progress: Progress) -> TrainingS
         sequence_length=data.sequence_length,
         tokenizer=tokenizer,
         excerpts=held_out.head(train.eval_sequences),
+        device=choose_device(arm.pilot.readiness.device).name,
     )
 
 

@@ -69,7 +69,7 @@ def train_arm(
     finite, for a full disk, where the guard stops and where a process ends; the last whole
     checkpoint stays, and the next call with the same folder goes on from it.
     """
-    require_devices(setup.train)
+    require_devices(setup.train, setup.device)
     final, checkpoints = folder / FINAL, folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     start = last_whole(checkpoints)
@@ -120,7 +120,7 @@ def run_training(training: Training, progress: Progress) -> None:
     setup, model, evaluator = training.setup, training.model, training.evaluator
     train, schedule = setup.train, Schedule(setup.train, training.arm, setup.new_norms)
     checkpoints = training.folder / "checkpoints"
-    arguments = training_arguments(train, checkpoints, setup.seed)
+    arguments = training_arguments(train, checkpoints, setup.seed, setup.device)
     batch = sequences_a_step(arguments)
     sequences = PackedSequences(
         setup.tokens, setup.sequence_length, train.steps * batch, setup.seed, at_least=batch

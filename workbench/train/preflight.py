@@ -15,6 +15,7 @@ from workbench.data.corpus import require_documents
 from workbench.data.hub import PREFIX, require_datasets
 from workbench.data.tokenizer import load_tokenizer, tokenizer_name, vocabulary_size
 from workbench.errors import ConfigError
+from workbench.machine.device import DeviceName, choose_device
 from workbench.machine.gpu import free_gpu_memory, torch_gpu_memory
 from workbench.model.build import (
     checkpoint_config,
@@ -32,17 +33,17 @@ from workbench.train.memory_plan import require_memory
 from workbench.train.processes import require_devices
 from workbench.train.quiet import quiet_transformers
 from workbench.train.trackers import require_trackers
-from workbench.train.trainer import require_optimizer, training_device
+from workbench.train.trainer import require_optimizer
 
 
 def require_trainable(pilot: Pilot) -> None:
     """Raises ConfigError for what cannot be trained."""
-    data = pilot.data
+    data, device = pilot.data, choose_device(pilot.readiness.device).name
     require_optimizer(pilot.train.optimizer)
     require_trackers(pilot.train.trackers)
-    require_devices(pilot.train)
+    require_devices(pilot.train, device)
     _require_teacher(pilot)
-    _require_int8_gradients(pilot)
+    _require_int8_gradients(pilot, device)
     _require_phases_fit(pilot)
     if data.corpus.startswith(PREFIX):
         require_datasets(data.corpus)
@@ -51,9 +52,9 @@ def require_trainable(pilot: Pilot) -> None:
         _require_model(pilot)
 
 
-def plan_memory(pilot: Pilot, say: Callable[[str], None]) -> None:
+def plan_memory(pilot: Pilot, device: DeviceName, say: Callable[[str], None]) -> None:
     """StageError unless both arms fit the GPU that will train them; ``say`` is told the plan."""
-    if training_device() == "cpu":
+    if device == "cpu":
         return
     if pilot.model.checkpoint is None:
         config = preset_config(pilot.model, _vocabulary(pilot), pilot.data.sequence_length)
@@ -63,10 +64,10 @@ def plan_memory(pilot: Pilot, say: Callable[[str], None]) -> None:
     require_memory(config, pilot.model, pilot.train, length, free_bytes, say)
 
 
-def idle_gpus(pilot: Pilot) -> str | None:
+def idle_gpus(pilot: Pilot, device: DeviceName) -> str | None:
     """A note where there are more GPUs than the training uses."""
     visible, used = torch.cuda.device_count(), pilot.train.processes
-    if training_device() == "cpu" or visible <= used:
+    if device == "cpu" or visible <= used:
         return None
     return (
         f"{visible} GPUs are visible and the training uses {used}: train.processes says how many, "
@@ -96,9 +97,9 @@ def _require_teacher(pilot: Pilot) -> None:
         )
 
 
-def _require_int8_gradients(pilot: Pilot) -> None:
+def _require_int8_gradients(pilot: Pilot, device: DeviceName) -> None:
     model = pilot.model
-    reason = plain_reason(model.threshold.rule, model.activations, training_device())
+    reason = plain_reason(model.threshold.rule, model.activations, device)
     if pilot.train.int8_gradients and reason:
         raise ConfigError(
             f"train.int8_gradients: true, but {reason}",

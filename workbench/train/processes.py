@@ -26,6 +26,7 @@ import torch
 from workbench.child import child, end_of_log
 from workbench.errors import ConfigError, StageError, WorkbenchError
 from workbench.files import read_json
+from workbench.machine.device import DeviceName
 from workbench.paths import shown
 from workbench.pilot.sections.train import Train
 from workbench.records.events import Progress, follow
@@ -38,7 +39,7 @@ STOP_S = 40.0
 """The launcher gives its processes 30 s to end before it kills them."""
 
 
-def require_devices(train: Train) -> None:
+def require_devices(train: Train, device: DeviceName) -> None:
     """ConfigError for more processes than GPUs, and inside another launcher's processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
@@ -46,7 +47,7 @@ def require_devices(train: Train) -> None:
             allowed="one process, which starts the others itself",
             next_step="run workbench without torchrun, and set train.processes instead",
         )
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else None
+    visible = torch.cuda.device_count() if device == "cuda" else None
     if visible is not None and train.processes > visible:
         raise ConfigError(
             f"train.processes: {train.processes}, but torch sees {visible} "

@@ -5,7 +5,7 @@ Both arms get the same one, and so do all arms of a study on one corpus.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.data.corpus import Corpus
 from workbench.data.tokenizer import window_characters
+from workbench.machine.device import DeviceName, choose_device
 from workbench.pilot.sections.train import Train
 from workbench.train.quality import excerpts
 
@@ -25,6 +26,7 @@ class TrainingSetup:
     tokens: all training tokens, one dimension. sequence_length: tokens of the training sequences
     and of the windows that are evaluated. excerpts: held-out text, columns id, source, text.
     new_norms: the ternary arm has untrained norms in pretrained layers; see the schedule.
+    device: what trains; without one the GPU that torch can use, else the CPU.
     """
 
     train: Train
@@ -34,6 +36,7 @@ class TrainingSetup:
     tokenizer: PreTrainedTokenizerBase
     excerpts: pd.DataFrame
     new_norms: bool = False
+    device: DeviceName = field(default_factory=lambda: choose_device("auto").name)
 
     def first_sequences(self, most: int) -> torch.Tensor:
         """Token ids [up to ``most``, sequence_length] of the training text, int64."""

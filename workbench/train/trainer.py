@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from transformers.training_args import OptimizerNames
 
 from workbench.errors import ConfigError
+from workbench.machine.device import DeviceName
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.sections.train import Train
 from workbench.train.distill import Teacher
@@ -38,12 +39,6 @@ def require_optimizer(name: str) -> None:
         raise ConfigError(f"train.optimizer {name}: unknown{did_you_mean(name, known)}")
 
 
-def training_device() -> str:
-    """``cuda`` or ``cpu``: where the Trainer trains. Apple's GPU is not used: the CPU is what the
-    promise of equal bits was tested on."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 class OneDevice(TrainingArguments):
     """A process trains on one device. Where it sees several GPUs, the Trainer would wrap the model
     in ``nn.DataParallel`` without being asked, and multiply the batch by their number."""
@@ -53,15 +48,18 @@ class OneDevice(TrainingArguments):
         return min(1, super().n_gpu)
 
 
-def training_arguments(train: Train, folder: Path, seed: int) -> TrainingArguments:
-    """The Trainer's settings: offline, silent, float32 or bfloat16, on :func:`training_device`.
+def training_arguments(
+    train: Train, folder: Path, seed: int, device: DeviceName
+) -> TrainingArguments:
+    """The Trainer's settings: offline, silent, float32 or bfloat16, on ``device``.
 
+    Apple's GPU is not used: the CPU is what the promise of equal bits was tested on.
     Of several processes each is given its own, and they join here (see
     :mod:`workbench.train.processes`).
     """
     require_optimizer(train.optimizer)
     require_trackers(train.trackers)
-    on_cuda = training_device() == "cuda"
+    on_cuda = device == "cuda"
     sequences, batches = train.share
     return OneDevice(
         output_dir=str(folder),
