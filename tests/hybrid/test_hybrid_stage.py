@@ -17,7 +17,7 @@ from workbench.errors import StageError
 from workbench.pilot.sections.data import Data
 from workbench.pilot.sections.hybrid_plan import HybridPlan
 from workbench.pilot.spec import Pilot
-from workbench.records.events import Progress, read_events
+from workbench.records.events import Progress, follow
 from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 from workbench.ternary.manifest import Manifest
@@ -166,7 +166,7 @@ def test_a_killed_stage_goes_on_and_ends_the_same(trained, tmp_path, monkeypatch
 
 def test_progress_is_reported_for_every_layer(trained, tmp_path) -> None:
     run(trained, tmp_path / "s")
-    events = read_events(tmp_path / "s" / "events.jsonl")
+    events = list(follow(tmp_path / "s" / "events.jsonl", None))
     last = {e["task"]: (e["done"], e["total"]) for e in events if e["kind"] == "step"}
     assert last == {"sensitivity of full_precision": (2, 2), "sensitivity of ternary": (2, 2)}
 

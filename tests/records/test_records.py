@@ -16,7 +16,7 @@ import pytest
 from workbench.errors import ConfigError, StageError
 from workbench.files import digest_json, digest_path, replacing, write_json
 from workbench.pilot.resolve import resolve
-from workbench.records.events import Progress, follow, read_events
+from workbench.records.events import Progress, follow
 from workbench.records.metric import Metric
 from workbench.records.run import open_run
 from workbench.records.stage_record import RECORD, StageRecord
@@ -125,7 +125,7 @@ def test_events_are_read_back_and_a_torn_line_is_skipped(tmp_path: Path) -> None
     progress.step("training", 100, 100, text="loss 2.1")
     with path.open("a") as file:
         file.write('{"time": 1, "stage": "train')
-    events = read_events(path)
+    events = list(follow(path, None))
     assert events == heard
     assert events[0]["kind"] == "started"
     assert events[-1]["done"] == 100

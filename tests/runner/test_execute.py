@@ -12,7 +12,7 @@ import pytest
 
 from workbench.errors import ConfigError, StageError
 from workbench.pilot.resolve import ResolvedPilot, resolve
-from workbench.records.events import read_events
+from workbench.records.events import follow
 from workbench.records.run import all_runs, find_run, open_run
 from workbench.report.views import environment_view
 from workbench.roadmap import stage_named
@@ -63,7 +63,7 @@ def test_a_finished_stage_is_loaded(calls: list[str], tmp_path: Path) -> None:
     again = execute("train_qat", resolved, open_run(resolved))
     assert calls == ["train_qat"]
     assert again == first
-    assert [e["kind"] for e in read_events(run.events)] == ["started", "finished"]
+    assert [e["kind"] for e in follow(run.events, None)] == ["started", "finished"]
 
 
 def test_a_changed_value_makes_a_new_run_that_takes_over_the_training(calls, tmp_path) -> None:
@@ -151,7 +151,7 @@ def test_a_failure_is_told_and_kept_and_the_work_stays(
     assert str(recorded_failure(run, "train_qat")) == str(caught.value)
     assert (run.stage_folder("train_qat") / "half.txt").exists(), "a checkpoint would be kept"
     assert finished("train_qat", resolved, run) is None
-    assert read_events(run.events)[-1]["kind"] == "failed"
+    assert list(follow(run.events, None))[-1]["kind"] == "failed"
 
 
 def test_force_computes_again_and_keeps_the_old_result(calls, tmp_path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from workbench.errors import ConfigError, StageError
 from workbench.pilot.resolve import resolve
-from workbench.records.events import Progress, read_events
+from workbench.records.events import Progress, follow
 from workbench.records.stage_record import StageRecord
 from workbench.serve.replay import LoadClient
 from workbench.stages import deploy_rollback, profile_load
@@ -85,7 +85,7 @@ def test_a_rollback_under_load_loses_nothing(arms, tmp_path) -> None:
     assert any(note.startswith("cut to what the models hold") for note in record.notes)
     assert record.facts["piece"]["kind"] == "typical"
     assert record.metric("replayed_window_p95").value >= 0
-    kinds = {event["kind"] for event in read_events(tmp_path / "events.jsonl")}
+    kinds = {event["kind"] for event in follow(tmp_path / "events.jsonl", None)}
     assert {"note", "step"} <= kinds
     assert not _servers(), "the server must be gone"
 

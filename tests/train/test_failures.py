@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from workbench.errors import ConfigError, StageError
-from workbench.records.events import Progress, read_events
+from workbench.records.events import Progress, follow
 from workbench.train.arm import train_arm
 from workbench.train.checkpoints import last_whole
 from workbench.train.disk_space import reporting_full_disk
@@ -89,7 +89,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(
     with pytest.raises(StageError, match="no space left on the disk"):
         train_arm("ternary", small.make_model("ternary", setup), setup, tmp_path, progress)
     train(small, setup, tmp_path)
-    assert any("goes on from step 5" in e.get("text", "") for e in read_events(progress.path))
+    assert any("goes on from step 5" in e.get("text", "") for e in follow(progress.path, None))
 
 
 def test_the_writer_of_the_weights_has_its_own_words_for_a_full_disk(tmp_path: Path) -> None:

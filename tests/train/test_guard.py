@@ -10,7 +10,7 @@ import pytest
 
 from workbench.errors import StageError
 from workbench.pilot.sections.train import Guard
-from workbench.records.events import Progress, read_events
+from workbench.records.events import Progress, follow
 from workbench.train.arm import FINAL, train_arm
 from workbench.train.guard import TABLE, StabilityGuard
 from workbench.train.setup import TrainingSetup
@@ -59,7 +59,9 @@ def test_a_spike_is_far_above_the_median_and_told_once(tmp_path: Path) -> None:
     rows = guard.telemetry.frame(TABLE)
     assert rows["step"].tolist() == [6, 10, 14] and rows["factor"].tolist() == [0.5, 0.3, 0.3]
     assert "stays at its least" in rows["text"].iloc[-1]
-    warnings = [e["text"] for e in read_events(tmp_path / "events.jsonl") if e["kind"] == "warning"]
+    warnings = [
+        e["text"] for e in follow(tmp_path / "events.jsonl", None) if e["kind"] == "warning"
+    ]
     assert warnings == rows["text"].tolist()
     again = make_guard(tmp_path, loss_spike=1.5, window=4, action="lower_rate", least_factor=0.3)
     assert (again.factor, again._last_spike, list(again._losses)) == (

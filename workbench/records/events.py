@@ -79,13 +79,9 @@ class Progress:
             self.step(task, index + 1, len(listed), unit)
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole events of the file; a line cut off by a crash is skipped."""
-    return list(follow(path, None)) if path.exists() else []
-
-
 def follow(path: Path, stop: Callable[[], bool] | None, start: int = 0) -> Iterator[dict[str, Any]]:
-    """Events from byte ``start`` of the file on; with ``stop``, new ones until it is True."""
+    """Events from byte ``start`` of the file on; with ``stop``, new ones until it is True. A line
+    that a crash cut off is skipped."""
     while stop and not path.exists():
         if stop():
             return
