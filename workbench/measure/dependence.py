@@ -37,7 +37,9 @@ SHORTEST_IN_TAUS = 50
 TAIL_FACTOR, RATE_FACTOR = 3.0, 2.0
 """By how much the windows' tau is too short: a tail decorrelates later than the bulk, and
 Sokal's window ends before slow bursts do."""
-FEWEST_WINDOWS = 100
+BLOCK_FACTOR = 1.5
+"""By how much the design effect of few blocks is too small for a tail."""
+FEWEST_WINDOWS = 200
 THRESHOLDS = (0.5, 0.75, 0.9)
 SOKAL_WINDOW = 5.0
 LONGEST_SERIES = 200_000
@@ -184,7 +186,7 @@ def _worth_over_blocks(
         return 0.0, f"no interval: {count} blocks, an interval needs {FEWEST_BLOCKS}"
     effect = max(_design_effect(each, index, sizes) for each in series)
     t = stats.t(count - 1).ppf(0.5 + level / 2) / stats.norm.ppf(0.5 + level / 2)
-    return n / max(1.0, effect * float(t) ** 2), None
+    return n / max(1.0, BLOCK_FACTOR * effect * float(t) ** 2), None
 
 
 def _design_effect(met: np.ndarray, index: np.ndarray, sizes: np.ndarray) -> float:

@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
+from workbench.report.differences import significant
 from workbench.report.gates import GateResult
+from workbench.wording.labels import label_text
 from workbench.wording.text import Texts
 
 Decision = Literal["go", "no go", "inconclusive"]
@@ -121,8 +123,10 @@ def _against_int8(records: Mapping[str, StageRecord]) -> list[Sentence]:
         if decode and memory and decode.value and memory.value:
             values = {"decode": decode.value, "memory": memory.value}
             shape = decode.labels.get("shape", "")
-            surely = decode.value if decode.lo is None else decode.lo
-            code = "caveat.int8_probe" if surely > 1 else "caveat.int8_probe_no_faster"
+            at = ("readiness", decode.name, label_text(decode.labels))
+            alone = decode.lo is not None and decode.lo > 1
+            faster = alone and significant(records).get(at, True)
+            code = "caveat.int8_probe" if faster else "caveat.int8_probe_no_faster"
             found.append(Sentence(code, {**values, "shape": shape}))
     if "measure_ab" in records:
         gap = records["measure_ab"].metric("quality_gap_bits_per_byte", arm="int8")

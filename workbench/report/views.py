@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from workbench.records.metric import Metric
 from workbench.records.plan import read_plan
 from workbench.records.run import PILOT, Run
 from workbench.records.stage_record import StageRecord
+from workbench.report.differences import significant
 from workbench.roadmap import STAGES
-from workbench.wording.labels import ARMS, PHASES, label_place, labels_of
+from workbench.wording.labels import ARMS, PHASES, label_place, label_text, labels_of
 from workbench.wording.numbers import duration, number, with_interval
 from workbench.wording.text import Texts
 from workbench.wording.vocabulary import FIGURES, better
@@ -41,7 +42,8 @@ HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
 
 @dataclass(frozen=True)
 class TableRow:
-    """One figure of a table. mark: the letter of its "how" below the table."""
+    """One figure of a table. mark: the letter of its "how" below the table. differs: of a
+    comparison, whether it is one after the correction for all that are shown."""
 
     of: str
     value: str
@@ -50,6 +52,7 @@ class TableRow:
     kind: str
     kind_name: str
     mark: str = ""
+    differs: bool | None = None
 
 
 @dataclass
@@ -71,8 +74,16 @@ class Table:
     hows: dict[str, str] = field(default_factory=dict)
 
 
-def metric_table(metrics: Iterable[Metric], texts: Texts, title: str = "") -> Table:
-    """Measured figures grouped by name, in the order of the contract."""
+def metric_table(
+    metrics: Iterable[Metric],
+    texts: Texts,
+    title: str = "",
+    differs: Mapping[int, bool] | None = None,
+) -> Table:
+    """Measured figures grouped by name, in the order of the contract.
+
+    differs: ``id`` of a metric that compares -> whether it differs.
+    """
     known = list(FIGURES)
     ordered = sorted(
         (m for m in metrics if m.value is not None),
@@ -89,7 +100,9 @@ def metric_table(metrics: Iterable[Metric], texts: Texts, title: str = "") -> Ta
             unit = texts.unit(metric.unit)
             table.groups.append(Group(group_title, unit, better(metric.name)))
         mark = marks.setdefault(metric.how, _letters(len(marks))) if metric.how else ""
-        table.groups[-1].rows.append(_row(metric, texts, mark))
+        row = _row(metric, texts, mark)
+        row = replace(row, differs=(differs or {}).get(id(metric)))
+        table.groups[-1].rows.append(row)
     table.hows = {mark: how for how, mark in marks.items()}
     return table
 
@@ -97,13 +110,18 @@ def metric_table(metrics: Iterable[Metric], texts: Texts, title: str = "") -> Ta
 def result_tables(records: Records, texts: Texts) -> list[Table]:
     """One table a theme: quality, latency, throughput, memory, energy, hybrid, rollback."""
     themed: dict[str, list[Metric]] = {theme: [] for theme in RESULT_THEMES}
+    found_different, differs = significant(records), {}
     for stage, record in records.items():
         for metric in record.metrics:
             theme = FIGURES[metric.name].theme if metric.name in FIGURES else "other"
             # Latencies of the replay belong to the rollback, not beside the A/B measurement.
             theme = "rollback" if (stage, theme) == ("deploy_rollback", "latency") else theme
             themed.get(theme, []).append(metric)
-    tables = [metric_table(found, texts, texts(f"theme.{t}")) for t, found in themed.items()]
+            if (at := (stage, metric.name, label_text(metric.labels))) in found_different:
+                differs[id(metric)] = found_different[at]
+    tables = [
+        metric_table(found, texts, texts(f"theme.{t}"), differs) for t, found in themed.items()
+    ]
     return [table for table in tables if table.groups]
 
 
