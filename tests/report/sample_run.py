@@ -145,6 +145,23 @@ def _profile_load(record: StageRecord, draw: np.random.Generator, energy: bool) 
         for name, rate in (("interactive", 2.0), ("batch", 0.5))
     ]
     record.save_table("windows", pd.DataFrame(windows))
+    record.save_table(
+        "likeness",
+        pd.DataFrame(
+            [
+                (load, figure, x, scale * (0.01 + x))
+                for load, scale in (("whole", 1.0), ("generated", 1.1), ("piece", 0.8))
+                for figure, points in (
+                    ("gap", (0.1, 0.5, 0.9)),
+                    ("window_rate", (0.0, 0.5, 1.0)),
+                    ("dispersion", (1.0, 10.0, 60.0)),
+                    ("gap_cv", (0.0,)),
+                )
+                for x in points
+            ],
+            columns=["load", "figure", "x", "y"],
+        ),
+    )
     record.facts.update(source="declared", kind="assumed")
     for name in ("prompt_tokens", "output_tokens"):
         for quantile in (0.5, 0.99):

@@ -16,8 +16,11 @@ from workbench.figures.theme import (
     thinned,
     why_not,
 )
+from workbench.load.store import Store
 from workbench.records.stage_record import StageRecord
+from workbench.wording.numbers import number
 
+MOST_REQUESTS = 200_000
 MOST_BARS = 300
 """More windows than this are averaged in groups: a bar must stay wider than a pixel."""
 
@@ -56,7 +59,7 @@ def lengths(record: StageRecord, language: str = "en") -> go.Figure:
     """Share of requests whose prompt, or output, is at most so long."""
     say = FigureTexts(language)
     title = say("profile_load.lengths.title")
-    if "requests" not in record.tables or (rows := record.table("requests")).empty:
+    if "requests" not in record.tables or (rows := _some(record)).empty:
         return why_not(say, title, say("fig.no_rows"))
     drawn = figure(say, title, say("axis.tokens"), say("axis.share_at_most"), log="x")
     for column, colour, dash in (
@@ -80,7 +83,7 @@ def shapes(record: StageRecord, language: str = "en") -> go.Figure:
     """Each request by the length of its prompt and of its output."""
     say = FigureTexts(language)
     title = say("profile_load.shapes.title")
-    if "requests" not in record.tables or (rows := record.table("requests")).empty:
+    if "requests" not in record.tables or (rows := _some(record)).empty:
         return why_not(say, title, say("fig.no_rows"))
     drawn = figure(
         say, title, say("axis.prompt_tokens"), say("axis.output_tokens"), height=420, log="xy"
@@ -104,7 +107,93 @@ def shapes(record: StageRecord, language: str = "en") -> go.Figure:
     return drawn
 
 
-FIGURES = (rate, lengths, shapes)
+def likeness(record: StageRecord, language: str = "en") -> go.Figure:
+    """The load, requests drawn from its profile and a piece of it, in three panels: rates of the
+    windows, Q-Q of the gaps, index of dispersion by the width of the windows."""
+    say = FigureTexts(language)
+    title = say("profile_load.likeness.title")
+    if not _curves(record, "gap_cv"):
+        return why_not(say, title, say("fig.no_rows"))
+    drawn = figure(say, title, height=440)
+    for column, (name, x, y) in enumerate(PANELS, start=1):
+        start = (column - 1) * (PANEL + GUTTER)
+        number_ = "" if column == 1 else str(column)
+        axes = {"gridcolor": "#E4E7EB", "linecolor": "#B8BDC6", "ticks": "outside"}
+        kind = "linear" if name == "window_rate" else "log"
+        drawn.update_layout(
+            {
+                f"xaxis{number_}": {
+                    **axes, "domain": [start, start + PANEL], "anchor": f"y{number_}",
+                    "title": {"text": say(x)}, "type": kind, "showgrid": False,
+                },
+                f"yaxis{number_}": {
+                    **axes, "anchor": f"x{number_}", "title": {"text": say(y)}, "type": kind,
+                },
+            }
+        )  # fmt: skip
+        for load, line in _lines(record, name).items():
+            drawn.add_scatter(
+                x=line["x"],
+                y=line["y"],
+                xaxis=f"x{number_}",
+                yaxis=f"y{number_}",
+                mode="lines",
+                name=_named(say, record, load),
+                legendgroup=load,
+                showlegend=column == 1,
+                line={
+                    "color": LOAD_COLOURS[load],
+                    "width": 4 if load == "whole" else 2,
+                    "dash": "dash" if load == "generated" else "solid",
+                },
+                hovertemplate="%{x:.3g}: %{y:.3g}<extra>%{fullData.name}</extra>",
+            )
+    return drawn
+
+
+FIGURES = (rate, lengths, shapes, likeness)
+LOAD_COLOURS = {"whole": GREY, "generated": VERMILION, "piece": BLUE}
+PANELS = (
+    ("window_rate", "axis.share_of_windows", "axis.requests_per_s"),
+    ("gap", "axis.gap_whole_s", "axis.gap_s"),
+    ("dispersion", "axis.window_s", "axis.dispersion"),
+)
+PANEL, GUTTER = 0.26, 0.11
+"""Width of a panel and of the room between two, as shares of the figure."""
+
+
+def _lines(record: StageRecord, name: str) -> dict[str, pd.DataFrame]:
+    """Load -> the points of one panel; gaps stand against those of the whole load."""
+    curves = _curves(record, name)
+    if name == "window_rate":
+        return {load: curve.assign(x=100 * curve["x"]) for load, curve in curves.items()}
+    if name == "gap" and "whole" in curves:
+        own = curves["whole"].set_index("x")["y"]
+        curves = {
+            load: curve[curve["x"].isin(own.index)].assign(x=lambda c: own[c["x"]].to_numpy())
+            for load, curve in curves.items()
+        }
+    return {load: curve[(curve["x"] > 0) & (curve["y"] > 0)] for load, curve in curves.items()}
+
+
+def _curves(record: StageRecord, name: str) -> dict[str, pd.DataFrame]:
+    """Load -> its curve of one figure; empty where the record has none."""
+    if "likeness" not in record.tables:
+        return {}
+    rows = record.table("likeness")
+    rows = rows[rows["figure"] == name]
+    return {load: rows[rows["load"] == load] for load in LOAD_COLOURS if load in set(rows["load"])}
+
+
+def _named(say: FigureTexts, record: StageRecord, load: str) -> str:
+    """The load in words, with the CV of its gaps."""
+    cv = number(float(_curves(record, "gap_cv")[load]["y"].iloc[0]), say.language)
+    return f"{say(f'profile_load.{load}')} (CV {cv})"
+
+
+def _some(record: StageRecord) -> pd.DataFrame:
+    """The requests, of a long load as many as a figure can show."""
+    return Store(record.folder / record.tables["requests"]).sample(MOST_REQUESTS, seed=0)
 
 
 def _only_window_s(rows: pd.DataFrame) -> float:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from workbench.load.arrivals import declared_requests
 from workbench.load.kept import facts_of, profile_of_trace, put
+from workbench.load.likeness import PIECE_S, likeness
 from workbench.load.profile import (
     GRID,
     MOST_ORDERED,
@@ -60,7 +61,7 @@ def check(pilot: Pilot) -> list[str]:
 
 
 def run(context: StageContext) -> None:
-    """Fill tables ``requests``, ``windows`` and ``grid``, artefact ``profile``, and the figures."""
+    """Fill tables ``requests``, ``windows``, ``grid`` and ``likeness``, artefact ``profile``."""
     section, record = context.pilot.profile_load, context.record
     profile = _profile(context)
     context.progress.note(f"{profile.summary['requests']} requests from {profile.source}")
@@ -78,6 +79,11 @@ def run(context: StageContext) -> None:
     record.tables.update(requests=REQUESTS, grid=GRID)
     record.artefacts["profile"] = SUMMARY
     record.save_table("windows", profile.rate_windows(section.window_s))
+    length_s = min(PIECE_S, profile.span_s / 2)
+    piece = profile.piece(
+        section.piece, length_s, min(section.piece_start_s, profile.span_s / 2), section.window_s
+    )
+    record.save_table("likeness", likeness(profile, piece, section.window_s, context.pilot.seed))
     for name, unit, how, estimate, labels in _figures(profile, section):
         if profile.kind != "measured" and estimate.value is not None:
             estimate = replace(estimate, lo=None, hi=None, method="", reason=None)
