@@ -28,7 +28,12 @@ from workbench.measure.latency import LoadClass, Span, take_turn
 from workbench.measure.meters import EnergySession, MissingMeter
 from workbench.measure.meters.sample import Channel, Sample
 from workbench.measure.orders import williams
-from workbench.measure.quality import documents_of, engine_losses, judged_excerpts
+from workbench.measure.quality import (
+    documents_of,
+    engine_losses,
+    independent_units,
+    judged_excerpts,
+)
 from workbench.measure.session import AGAIN, COLUMNS, Ending, Session, block_seconds
 from workbench.pilot.sections.model import Policy
 from workbench.pilot.sections.readiness import Quiet
@@ -340,6 +345,16 @@ def test_quality_is_compared_on_the_same_excerpts() -> None:
     assert gap.hi - gap.lo < 1e-6
     whole = metrics["bits_per_byte", "ternary"]
     assert whole.hi - whole.lo > 0.05
+
+
+def test_sources_are_resampled_where_there_are_enough_of_them() -> None:
+    ids = [f"d{i}@0" for i in range(160)]
+    few = pd.DataFrame({"id": ids, "source": ["a", "b"] * 80})
+    assert independent_units(few) == (
+        documents_of(few["id"]), "resampled by document, of these 2 sources alone"
+    )  # fmt: skip
+    many = few.assign(source=[f"s{i % 80}" for i in range(160)])
+    assert independent_units(many) == (list(many["source"]), "resampled by source, 80 sources")
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ differences are made per excerpt and resampled by document. An arm's figures car
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from workbench.measure.latency import LoadClass
-from workbench.measure.quality import documents_of
+from workbench.measure.quality import independent_units
 from workbench.measure.session import AGAIN, block_seconds, timed_phase
 from workbench.measure.statistics import (
     bits_per_byte,
@@ -35,8 +36,9 @@ def quality_figures(
     """``bits_per_byte`` of each arm and how much worse each is than the baseline."""
     arms = {arm: rows.reset_index(drop=True) for arm, rows in quality.groupby("arm", sort=False)}
     for arm, rows in arms.items():
-        how = f"{len(rows)} held-out excerpts through the engine"
-        settings = {"groups": documents_of(rows["id"]), "resamples": resamples, "seed": seed}
+        groups, of = independent_units(rows)
+        how = f"{len(rows)} held-out excerpts through the engine, {of}"
+        settings: dict[str, Any] = {"groups": groups, "resamples": resamples, "seed": seed}
         estimate = bits_per_byte(rows["nats"], rows["bytes"], **settings)
         yield estimate.metric("bits_per_byte", "bits/byte", how, arm=arm, **SOURCE)
         if arm == baseline:
@@ -44,7 +46,7 @@ def quality_figures(
         gap = bits_per_byte_difference(
             arms[baseline]["nats"], rows["nats"], rows["bytes"], **settings
         )
-        how = f"{arm} minus {baseline} on the same {len(rows)} excerpts; positive is worse"
+        how = f"{arm} minus {baseline} on the same {len(rows)} excerpts, {of}; positive is worse"
         yield gap.metric("quality_gap_bits_per_byte", "bits/byte", how, arm=arm, **SOURCE)
 
 

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from workbench.data.tokenizer import sample_counts, window_characters
 from workbench.engine.engine import Engine
+from workbench.measure.statistics import FEWEST_DOCUMENTS
 from workbench.train.quality import document_losses, excerpts
 
 EXCERPT_WINDOWS = 4
@@ -59,6 +60,18 @@ def judged_excerpts(
 def documents_of(excerpt_ids: pd.Series) -> list[str]:
     """The document of each excerpt: pieces of one document are no independent observations."""
     return [name.rpartition("@")[0] for name in excerpt_ids]
+
+
+def independent_units(rows: pd.DataFrame) -> tuple[list[str], str]:
+    """(a label for each excerpt, what the labels are): what may be resampled as independent.
+
+    Documents of one source resemble each other, so sources are resampled where there are enough
+    for an interval; else documents, and then nothing is said about other sources.
+    """
+    sources = rows["source"].nunique()
+    if sources >= FEWEST_DOCUMENTS:
+        return list(rows["source"]), f"resampled by source, {sources} sources"
+    return documents_of(rows["id"]), f"resampled by document, of these {sources} sources alone"
 
 
 def engine_losses(
