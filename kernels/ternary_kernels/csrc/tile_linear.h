@@ -1,10 +1,12 @@
 // Linear layers on a tile unit (tile_unit.h): prefill, and batches of kUnitRows rows or more.
 //
-// An item is two row groups of one weight, or one of gate and one of up. Its weights become
+// An item is four row groups of one weight, or two of gate and two of up. Its weights become
 // panels, once for all rows: [K/64][16][64] bytes of codes, or [K/32][16][64] bytes of pairs of
 // bf16. Two-bit and base-3 codes are unpacked, INT8 weights lie in memory as the unit wants them,
-// bf16 rows are paired. Rows of activations come in tiles too (Kernels::tile_q_row), and a block of
-// two tiles of rows meets both panels: four products for four loads.
+// bf16 rows are paired. Rows of activations come in tiles too (Kernels::tile_q_row). A block of
+// two tiles of rows meets two panels at a time, four products for four loads, and both pairs of
+// panels within kStretch steps, so that half of the activations come from the first-level cache:
+// what bounds the products is the way from the second one.
 //
 // Integer sums are exact and the scales are applied in the vector kernels' order, so results
 // are theirs to the bit. bf16 weights meet activations rounded to bf16, with float32 sums.
@@ -21,6 +23,8 @@ constexpr int kTileRows = 16;
 constexpr size_t kTileBytes = 1024;
 constexpr int kBlockTiles = 2;  // tiles of rows in a block
 constexpr int kBlockRows = kBlockTiles * kTileRows;
+constexpr int kPairs = 2;    // of panels in an item
+constexpr int kStretch = 8;  // steps: 16 KB of activations
 
 inline bool has_tiles(const Weight& w) { return w.kind != tk::kF16; }
 inline bool on_unit(const Linear& linear, int M) {
@@ -76,6 +80,16 @@ inline UnitPanel unit_panel(const Weight& w, int group, uint8_t* scratch) {
   return {scratch, steps, nullptr};
 }
 
+// Sums of a block of rows with R groups: [tiles of rows][R][16 rows][16 words].
+template <int R>
+struct Sums {
+  alignas(64) uint8_t tiles[kBlockTiles * R * kTileBytes];
+
+  const uint8_t* row(int m, int r) const {
+    return tiles + ((m / kTileRows * R + r) * kTileRows + m % kTileRows) * 64;
+  }
+};
+
 // R row groups of weights, all of integers or all of bf16, of one K and kind of scaling.
 template <int R>
 struct UnitOperand {
@@ -85,7 +99,8 @@ struct UnitOperand {
   int K, steps;
   bool bf16, grouped;
 
-  UnitOperand(const Weight* const (&weights)[R], const int (&groups)[R], uint8_t* scratch) {
+  // Returns what is left of the scratch.
+  uint8_t* prepare(const Weight* const (&weights)[R], const int (&groups)[R], uint8_t* scratch) {
     K = weights[0]->K;
     steps = unit_steps(*weights[0]);
     bf16 = weights[0]->is_float();
@@ -97,16 +112,18 @@ struct UnitOperand {
       zeros[r] = w.kind == tk::kInt8 ? 128 : 1;
       scales[r] = group_scales(w, groups[r]);
     }
+    return scratch;
   }
 
-  // Sums over the steps [from, to) of T tiles of rows, to out[t][r][16 rows][16].
+  // Sums over the steps [from, to) of T tiles of rows, to out[t][r][16 rows][16]; `more`: on
+  // top of those that are there.
   template <int T, bool kHalf>
-  void sum_tiles(const uint8_t* rows, int from, int to, void* out) const {
+  void sum_tiles(const uint8_t* rows, int from, int to, bool more, uint8_t* out) const {
     const size_t tile_stride = kTileBytes * static_cast<size_t>(steps);
-    TileUnit::zero<0>();
-    if constexpr (R == 2) TileUnit::zero<1>();
-    if constexpr (T == 2) TileUnit::zero<2>();
-    if constexpr (T == 2 && R == 2) TileUnit::zero<3>();
+    begin_sum<0>(more, out);
+    if constexpr (R == 2) begin_sum<1>(more, out + kTileBytes);
+    if constexpr (T == 2) begin_sum<2>(more, out + R * kTileBytes);
+    if constexpr (T == 2 && R == 2) begin_sum<3>(more, out + 3 * kTileBytes);
     const uint8_t* a = rows + kTileBytes * static_cast<size_t>(from);
     for (int s = from; s < to; ++s, a += kTileBytes) {
       TileUnit::load<4>(a);
@@ -122,77 +139,72 @@ struct UnitOperand {
         if constexpr (R == 2) dot<kHalf, 3, 5, 7>();
       }
     }
-    auto* to_tile = static_cast<uint8_t*>(out);
-    TileUnit::store<0>(to_tile);
-    if constexpr (R == 2) TileUnit::store<1>(to_tile + kTileBytes);
-    if constexpr (T == 2) TileUnit::store<2>(to_tile + R * kTileBytes);
-    if constexpr (T == 2 && R == 2) TileUnit::store<3>(to_tile + 3 * kTileBytes);
+    TileUnit::store<0>(out);
+    if constexpr (R == 2) TileUnit::store<1>(out + kTileBytes);
+    if constexpr (T == 2) TileUnit::store<2>(out + R * kTileBytes);
+    if constexpr (T == 2 && R == 2) TileUnit::store<3>(out + 3 * kTileBytes);
   }
 
-  void sums(const Acts& acts, int m0, int M, int from, int to, void* out) const {
+  void sum(const Acts& acts, int m0, int M, int from, int to, bool more, Sums<R>& out) const {
     const size_t at = kTileBytes * static_cast<size_t>(m0 / kTileRows * steps);
     const uint8_t* rows = (bf16 ? acts.bf16_tiles : acts.q_tiles) + at;
     if (bf16)
-      return M > kTileRows ? sum_tiles<2, true>(rows, from, to, out)
-                           : sum_tiles<1, true>(rows, from, to, out);
-    return M > kTileRows ? sum_tiles<2, false>(rows, from, to, out)
-                         : sum_tiles<1, false>(rows, from, to, out);
+      return M > kTileRows ? sum_tiles<2, true>(rows, from, to, more, out.tiles)
+                           : sum_tiles<1, true>(rows, from, to, more, out.tiles);
+    return M > kTileRows ? sum_tiles<2, false>(rows, from, to, more, out.tiles)
+                         : sum_tiles<1, false>(rows, from, to, more, out.tiles);
   }
 
-  // Exact dot products of rows m0 .. m0 + M over the steps, to out[m][r][16].
-  void dots(const Acts& acts, int m0, int M, int from, int to, int sum_index, int32_t* out) const {
-    alignas(64) int32_t tiles[kBlockTiles * R * 256];
-    sums(acts, m0, M, from, to, tiles);
-    for (int m = 0; m < M; ++m) {
-      const int32_t sum = acts.sums[(m0 + m) * tk::sums_stride(K) + sum_index];
+  // The dot product of row m0 + m with group r: its sum less what the codes stand too high.
+  I dot(const Acts& acts, const Sums<R>& sums, int m0, int m, int r, int sum_index) const {
+    const int32_t sum = acts.sums[(m0 + m) * tk::sums_stride(K) + sum_index];
+    // Unsigned: the product may wrap where the result does not (INT8 at large K).
+    const I excess = iset1(
+        static_cast<int32_t>(static_cast<uint32_t>(sum) * static_cast<uint32_t>(zeros[r])));
+    return isub(iload(reinterpret_cast<const int32_t*>(sums.row(m, r))), excess);
+  }
+
+  // Scaled products of rows m0 .. m0 + M to y[m][r][16], from their finished sums.
+  void scale(const Acts& acts, int m0, int M, const Sums<R>& sums, float* y) const {
+    for (int m = 0; m < M; ++m)
       for (int r = 0; r < R; ++r) {
-        // Unsigned: the product may wrap where the result does not (INT8 at large K).
-        const I excess = iset1(
-            static_cast<int32_t>(static_cast<uint32_t>(sum) * static_cast<uint32_t>(zeros[r])));
-        istore(out + (m * R + r) * 16, isub(iload(tile_row(tiles, m, r)), excess));
+        F v = load(reinterpret_cast<const float*>(sums.row(m, r)));
+        if (!bf16)
+          v = mul(mul(to_float(dot(acts, sums, m0, m, r, 0)), load(scales[r])),
+                  set1(acts.x_scale[m0 + m]));
+        store(y + (m * R + r) * 16, v);
       }
-    }
   }
 
-  // Scaled products of rows m0 .. m0 + M to y[m][r][16].
-  void products(const Acts& acts, int m0, int M, float* y) const {
-    alignas(64) int32_t block[kBlockRows * R * 16];
-    if (bf16) {
-      sums(acts, m0, M, 0, steps, block);
-      for (int m = 0; m < M; ++m)
-        for (int r = 0; r < R; ++r)
-          store(y + (m * R + r) * 16, load(reinterpret_cast<const float*>(tile_row(block, m, r))));
-      return;
-    }
-    if (!grouped) {
-      dots(acts, m0, M, 0, steps, 0, block);
-      for (int m = 0; m < M; ++m)
-        for (int r = 0; r < R; ++r) {
-          const int at = (m * R + r) * 16;
-          store(y + at,
-                mul(mul(to_float(iload(block + at)), load(scales[r])), set1(acts.x_scale[m0 + m])));
-        }
-      return;
-    }
+  // The same where each 128 columns have a scale of their own, sums included.
+  void grouped_products(const Acts& acts, int m0, int M, float* y) const {
     constexpr int kStep = tk::kGroupK / 64;
+    Sums<R> sums;
     for (int at = 0; at < M * R * 16; at += 16) store(y + at, set1(0.0f));
     for (int g = 0; g * kStep < steps; ++g) {
-      dots(acts, m0, M, g * kStep, least(steps, (g + 1) * kStep), 1 + g, block);
+      sum(acts, m0, M, g * kStep, least(steps, (g + 1) * kStep), false, sums);
       for (int m = 0; m < M; ++m)
         for (int r = 0; r < R; ++r) {
-          const int at = (m * R + r) * 16;
-          const F part = mul(to_float(iload(block + at)), load(scales[r] + 16 * g));
-          store(y + at, add(load(y + at), part));
+          float* at = y + (m * R + r) * 16;
+          const F part = mul(to_float(dot(acts, sums, m0, m, r, 1 + g)), load(scales[r] + 16 * g));
+          store(at, add(load(at), part));
         }
     }
     for (int m = 0; m < M; ++m)
       for (int r = 0; r < R; ++r) {
-        const int at = (m * R + r) * 16;
-        store(y + at, mul(load(y + at), set1(acts.x_scale[m0 + m])));
+        float* at = y + (m * R + r) * 16;
+        store(at, mul(load(at), set1(acts.x_scale[m0 + m])));
       }
   }
 
  private:
+  template <int c>
+  static inline void begin_sum(bool more, const uint8_t* from) {
+    if (more)
+      TileUnit::load<c>(from);
+    else
+      TileUnit::zero<c>();
+  }
   template <bool kHalf, int c, int a, int b>
   static inline void dot() {
     if constexpr (kHalf)
@@ -200,86 +212,136 @@ struct UnitOperand {
     else
       TileUnit::dot_bytes<c, a, b>();
   }
-  static const int32_t* tile_row(const int32_t* tiles, int m, int r) {
-    return tiles + ((m / kTileRows * R + r) * kTileRows + m % kTileRows) * 16;
-  }
 };
 
+// `count` operands of one weight kind over rows m0 .. m0 + M: all their sums.
 template <int R>
-void unit_groups(const Linear& linear, const Acts& acts, int group, uint8_t* scratch) {
-  const Weight* weights[R];
-  int groups[R];
-  for (int r = 0; r < R; ++r) weights[r] = linear.first, groups[r] = group + r;
-  const UnitOperand<R> operand(weights, groups, scratch);
-  alignas(64) float y[kBlockRows * R * 16];
-  for (int m0 = 0, M; m0 < acts.M; m0 += M) {
-    M = least(kBlockRows, acts.M - m0);
-    operand.products(acts, m0, M, y);
-    for (int m = 0; m < M; ++m)
-      for (int r = 0; r < R; ++r)
-        finish(linear, m0 + m, group + r, load(y + (m * R + r) * 16), set1(0.0f));
+void sum_together(const UnitOperand<R>* operands, int count, const Acts& acts, int m0, int M,
+                  Sums<R>* sums) {
+  const int steps = operands[0].steps;
+  for (int s = 0; s < steps; s += kStretch)
+    for (int p = 0; p < count; ++p)
+      operands[p].sum(acts, m0, M, s, least(steps, s + kStretch), s > 0, sums[p]);
+}
+
+// Their scaled products to y[p][m][r][16].
+template <int R>
+void products(const UnitOperand<R>* operands, int count, const Acts& acts, int m0, int M,
+              float* y) {
+  constexpr int kBlock = kBlockRows * R * 16;
+  if (operands[0].grouped) {
+    for (int p = 0; p < count; ++p) operands[p].grouped_products(acts, m0, M, y + p * kBlock);
+    return;
+  }
+  Sums<R> sums[kPairs];
+  sum_together(operands, count, acts, m0, M, sums);
+  for (int p = 0; p < count; ++p) operands[p].scale(acts, m0, M, sums[p], y + p * kBlock);
+}
+
+// `count` times R row groups of one weight, from `group` on.
+template <int R>
+void prepare_groups(UnitOperand<R>* operands, const Weight& w, int group, int count,
+                    uint8_t* scratch) {
+  for (int p = 0; p < count; ++p) {
+    const Weight* weights[R];
+    int groups[R];
+    for (int r = 0; r < R; ++r) weights[r] = &w, groups[r] = group + p * R + r;
+    scratch = operands[p].prepare(weights, groups, scratch);
   }
 }
 
-inline void unit_gated_group(const Linear& linear, const Acts& acts, int group, uint8_t* scratch) {
+template <int R>
+void unit_groups(const Linear& linear, const Acts& acts, int group, int count, uint8_t* scratch) {
+  UnitOperand<R> operands[kPairs];
+  prepare_groups(operands, *linear.first, group, count, scratch);
+  alignas(64) float y[kPairs * kBlockRows * R * 16];
+  for (int m0 = 0, M; m0 < acts.M; m0 += M) {
+    M = least(kBlockRows, acts.M - m0);
+    products(operands, count, acts, m0, M, y);
+    for (int m = 0; m < M; ++m)
+      for (int p = 0; p < count; ++p)
+        for (int r = 0; r < R; ++r)
+          finish(linear, m0 + m, group + p * R + r,
+                 load(y + ((p * kBlockRows + m) * R + r) * 16), set1(0.0f));
+  }
+}
+
+// `count` row groups of gate and up.
+inline void unit_gated_groups(const Linear& linear, const Acts& acts, int group, int count,
+                              uint8_t* scratch) {
   const Weight *gate = linear.first, *up = linear.second;
-  alignas(64) float y[kBlockRows * 2 * 16], y2[kBlockRows * 16];
   if (gate->is_float() == up->is_float() &&
       (gate->scaling == tk::kByGroup) == (up->scaling == tk::kByGroup)) {
-    const UnitOperand<2> both({gate, up}, {group, group}, scratch);
+    UnitOperand<2> operands[kPairs];
+    for (int p = 0; p < count; ++p)
+      scratch = operands[p].prepare({gate, up}, {group + p, group + p}, scratch);
+    alignas(64) float y[kPairs * kBlockRows * 2 * 16];
     for (int m0 = 0, M; m0 < acts.M; m0 += M) {
       M = least(kBlockRows, acts.M - m0);
-      both.products(acts, m0, M, y);
+      products(operands, count, acts, m0, M, y);
       for (int m = 0; m < M; ++m)
-        finish(linear, m0 + m, group, load(y + m * 32), load(y + m * 32 + 16));
+        for (int p = 0; p < count; ++p) {
+          const float* at = y + (p * kBlockRows + m) * 32;
+          finish(linear, m0 + m, group + p, load(at), load(at + 16));
+        }
     }
     return;
   }
-  const UnitOperand<1> first({gate}, {group}, scratch);
-  const UnitOperand<1> second({up}, {group}, scratch + unit_panel_bytes(*gate));
-  for (int m0 = 0, M; m0 < acts.M; m0 += M) {
-    M = least(kBlockRows, acts.M - m0);
-    first.products(acts, m0, M, y);
-    second.products(acts, m0, M, y2);
-    for (int m = 0; m < M; ++m) finish(linear, m0 + m, group, load(y + m * 16), load(y2 + m * 16));
+  for (int p = 0; p < count; ++p) {
+    UnitOperand<1> first, second;
+    second.prepare({up}, {group + p}, first.prepare({gate}, {group + p}, scratch));
+    alignas(64) float y[kBlockRows * 16], y2[kBlockRows * 16];
+    for (int m0 = 0, M; m0 < acts.M; m0 += M) {
+      M = least(kBlockRows, acts.M - m0);
+      products(&first, 1, acts, m0, M, y);
+      products(&second, 1, acts, m0, M, y2);
+      for (int m = 0; m < M; ++m)
+        finish(linear, m0 + m, group + p, load(y + m * 16), load(y2 + m * 16));
+    }
   }
 }
 
 int unit_linear_items(const Linear& linear, int M) {
   if (!on_unit(linear, M)) return linear_items(linear, M);
-  const int groups = tk::row_groups(linear.first->N);
-  return linear.second ? groups : (groups + 1) / 2;
+  const int groups = tk::row_groups(linear.first->N), per_item = linear.second ? kPairs : 2 * kPairs;
+  return (groups + per_item - 1) / per_item;
 }
 
 void unit_linear_item(const Linear& linear, const Acts& acts, int item, void* scratch) {
   if (!on_unit(linear, acts.M)) return linear_item(linear, acts, item, scratch);
   auto* bytes = static_cast<uint8_t*>(scratch);
+  const int all = tk::row_groups(linear.first->N);
   TileUnit::begin();
-  if (linear.second)
-    unit_gated_group(linear, acts, item, bytes);
-  else if (2 * item + 2 <= tk::row_groups(linear.first->N))
-    unit_groups<2>(linear, acts, 2 * item, bytes);
-  else
-    unit_groups<1>(linear, acts, 2 * item, bytes);
+  if (linear.second) {
+    const int group = kPairs * item;
+    unit_gated_groups(linear, acts, group, least(kPairs, all - group), bytes);
+  } else {
+    const int group = 2 * kPairs * item, pairs = least(2 * kPairs, all - group) / 2;
+    if (pairs) unit_groups<2>(linear, acts, group, pairs, bytes);
+    const int rest = group + 2 * pairs;
+    if (pairs < kPairs && rest < all) unit_groups<1>(linear, acts, rest, 1, bytes);
+  }
   TileUnit::end();
 }
 
 template <int R>
-void unit_int_groups(const Weight& w, const Acts& acts, int group, int32_t* out, uint8_t* scratch) {
-  const Weight* weights[R];
-  int groups[R];
-  for (int r = 0; r < R; ++r) weights[r] = &w, groups[r] = group + r;
-  const UnitOperand<R> operand(weights, groups, scratch);
-  alignas(64) int32_t block[kBlockRows * R * 16];
+void unit_int_groups(const Weight& w, const Acts& acts, int group, int count, int32_t* out,
+                     uint8_t* scratch) {
+  UnitOperand<R> operands[kPairs];
+  prepare_groups(operands, w, group, count, scratch);
+  Sums<R> sums[kPairs];
   for (int m0 = 0, M; m0 < acts.M; m0 += M) {
     M = least(kBlockRows, acts.M - m0);
-    operand.dots(acts, m0, M, 0, operand.steps, 0, block);
-    for (int m = 0; m < M; ++m)
-      for (int r = 0; r < R; ++r) {
-        const int column = (group + r) * 16, lanes = least(16, w.N - column);
-        __builtin_memcpy(out + static_cast<size_t>(m0 + m) * w.N + column, block + (m * R + r) * 16,
-                         static_cast<size_t>(lanes) * sizeof(int32_t));
-      }
+    sum_together(operands, count, acts, m0, M, sums);
+    for (int p = 0; p < count; ++p)
+      for (int m = 0; m < M; ++m)
+        for (int r = 0; r < R; ++r) {
+          const int column = (group + p * R + r) * 16, lanes = least(16, w.N - column);
+          alignas(64) int32_t dots[16];
+          istore(dots, operands[p].dot(acts, sums[p], m0, m, r, 0));
+          __builtin_memcpy(out + static_cast<size_t>(m0 + m) * static_cast<size_t>(w.N) + column,
+                           dots, static_cast<size_t>(lanes) * sizeof(int32_t));
+        }
   }
 }
 
@@ -287,17 +349,17 @@ void unit_linear_int_item(const Weight& w, const Acts& acts, int item, int32_t* 
                           void* scratch) {
   if (acts.M < kUnitRows) return linear_int_item(w, acts, item, out, scratch);
   auto* bytes = static_cast<uint8_t*>(scratch);
+  const int all = tk::row_groups(w.N), group = 2 * kPairs * item;
+  const int pairs = least(2 * kPairs, all - group) / 2, rest = group + 2 * pairs;
   TileUnit::begin();
-  if (2 * item + 2 <= tk::row_groups(w.N))
-    unit_int_groups<2>(w, acts, 2 * item, out, bytes);
-  else
-    unit_int_groups<1>(w, acts, 2 * item, out, bytes);
+  if (pairs) unit_int_groups<2>(w, acts, group, pairs, out, bytes);
+  if (pairs < kPairs && rest < all) unit_int_groups<1>(w, acts, rest, 1, out, bytes);
   TileUnit::end();
 }
 
 size_t unit_linear_scratch(const Weight& w) {
   const size_t vectors = linear_scratch(w);
-  return has_tiles(w) ? largest(vectors, kMaxGroups * unit_panel_bytes(w)) : vectors;
+  return has_tiles(w) ? largest(vectors, 2 * kPairs * unit_panel_bytes(w)) : vectors;
 }
 
 // Row m's 64 bytes of each step to their place in its tile.
