@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
+import ternary_kernels as tk
 
 from workbench.bench import cpu, cpu_peers, cpu_turns
 from workbench.bench.cpu_turns import Contender, Limits, Turns
 from workbench.errors import ConfigError, StageError
+
+TILED = [isa for isa in tk.available_isas() if isa in ("amx", "tile_model")]
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +44,8 @@ def test_every_row_of_every_precision_as_json() -> None:
         assert ratio["roofline_pct"] > 0 and ratio["limit"].endswith("GB/s")
     resident = {p: found["weights resident", p]["value"] for p in ("ternary5", "ternary", "bf16")}
     assert resident["ternary5"] < resident["ternary"] < resident["bf16"] / 2
+    for ratio in ("prefill 512 over bf16", "prefill 512 over torch's products"):
+        assert any(row["name"] == ratio and row["value"] > 0 for row in parsed)
     assert found["time outside kernels", "ternary"]["unit"] == "%"
     assert found["read bandwidth", ""]["value"] > 0 and found["INT8 peak", ""]["value"] > 0
 
@@ -153,3 +158,19 @@ def test_a_peer_that_cannot_load_says_why(tmp_path) -> None:
     path.write_bytes(b"not a model")
     with cpu_peers.Peer(path, 1, 16, 8) as peer, pytest.raises(StageError, match="refuses"):
         peer.prefill()
+
+
+@pytest.mark.skipif(not TILED, reason="no tile unit, and no library with its model")
+def test_prompts_on_tiles_stand_beside_vectors_and_torch() -> None:
+    before = tk.backend().isa
+    tk.force_isa(TILED[0])
+    try:
+        rows = cpu.bench_cpu("tiny", 1, only="prompts", say=[].append)
+        assert tk.backend().isa == TILED[0]
+    finally:
+        tk.force_isa(before)
+    engines = {row.engine for row in rows if row.name.startswith("prefill 512")}
+    vectors = f"native {'avx512vnni' if TILED[0] == 'amx' else 'plain'}"
+    assert engines == {f"{vectors} + {TILED[0]}_int8", f"{vectors} + {TILED[0]}_bf16", vectors}
+    ratio = next(row for row in rows if row.name == "prefill 512 over vectors")
+    assert ratio.unit == "x" and ratio.n == 5 and ratio.limit.endswith("GMAC/s")

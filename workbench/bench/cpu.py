@@ -22,10 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from ternary_kernels import PackedTernary, PackedTernary5, backend, set_threads
 from ternary_kernels.llama import LINEARS, LlamaConfig, LlamaModel, create
 
 from workbench.bench import cpu_peers
+from workbench.bench.cpu_prompts import prompt_rows
 from workbench.bench.cpu_rows import HEADER, CpuRow, row
 from workbench.bench.cpu_turns import REPEATS, Contender, Limits, Turns
 from workbench.engine.random_weights import random_weights
@@ -36,7 +38,7 @@ PROMPT, OUTPUT, BATCH = 512, 64, 8
 BATCHED = f"decode, batch {BATCH}"
 PATIENCE_S = 20.0
 TIME_LIMIT_S = 600.0
-NEEDS_S = {"int8": 55, "TQ1_0": 65, "Q4_0": 50, "Q8_0": 72, "ternary5": 50}
+NEEDS_S = {"prompts": 120, "int8": 55, "TQ1_0": 65, "Q4_0": 50, "Q8_0": 72, "ternary5": 50}
 """What is measured after the comparisons, and what it takes on two cores of a server."""
 
 
@@ -125,12 +127,25 @@ def _all_rows(
                 yield from Turns(limits, prefill, limit_s=patience_s).rows()
                 yield from Turns(limits, decode).rows()
         else:
-            with _bench(config, kind, limits) as bench:
-                yield from bench.rows()
+            yield from _own_rows(config, kind, limits)
     what = (_engine(), "", threads)
     yield row("read bandwidth", *what, limits.bandwidths, "GB/s")
     if limits.peaks:
         yield row("INT8 peak", *what, limits.peaks, "GMAC/s")
+
+
+def _own_rows(config: LlamaConfig, kind: str, limits: Limits) -> Iterator[CpuRow]:
+    if kind != "prompts":
+        with _bench(config, kind, limits) as bench:
+            yield from bench.rows()
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(limits.threads)
+    try:
+        with _bench(config, "ternary", limits) as ternary, _bench(config, "bf16", limits) as bf16:
+            yield from prompt_rows(limits, config, PROMPT, ternary.prefill, bf16.prefill)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _compared_rows(config: LlamaConfig, limits: Limits, peers: bool) -> Iterator[CpuRow]:
@@ -182,7 +197,7 @@ class ModelBench:
             depth = (PROMPT + steps / 2) / core.context
             return core.weight_bytes / sequences + core.kv_bytes / core.slots * depth
 
-        # Half-precision weights multiply in float32: the INT8 peak is no limit of theirs.
+        # Half-precision weights multiply in float32 or bf16: the INT8 peak is no limit of theirs.
         macs = 0.0 if precision == "bf16" else macs
         self.prefill = Contender("prefill 512", self.what, self._prefill, macs_per_token=macs)
         self.decode = Contender("decode", self.what, self._decode, read_bytes(1, OUTPUT))

@@ -84,7 +84,9 @@ def int8_peak_gmacs(threads: int, repetitions: int) -> tuple[list[float], str]:
             rounds *= 2
         products = native.tk_dot_peak(rounds)
         seconds = _timed(partial(native.tk_dot_peak, rounds), repetitions)
-    how = f"dot products on registers in native code for {ternary_kernels.backend().isa}"
+    computes = ternary_kernels.backend()
+    what = "products of tiles" if computes.tile_rows else "dot products"
+    how = f"{what} on registers in native code for {computes.isa}"
     return [products / s / 1e9 for s in seconds], how
 
 
