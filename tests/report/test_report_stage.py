@@ -53,6 +53,13 @@ def test_no_gain_in_speed_over_int8_is_not_called_one(make_run) -> None:
         assert "{" not in Texts(language)(found.code, **found.values)
 
 
+def test_arms_on_unlike_units_are_not_called_a_fair_comparison(make_run) -> None:
+    records = make_run().records()
+    assert not [s for s in caveats(records, PILOT) if s.code == "caveat.uneven_units"]
+    records["measure_ab"].facts["uneven_units"] = "full_precision: vectors; ternary: amx_int8"
+    assert [s.code for s in caveats(records, PILOT)].count("caveat.uneven_units") == 1
+
+
 def test_without_int8_figures_nothing_is_said_of_int8(make_run) -> None:
     records = make_run().records()
     for record in records.values():

@@ -85,8 +85,12 @@ template <int R>
 struct Sums {
   alignas(64) uint8_t tiles[kBlockTiles * R * kTileBytes];
 
-  const uint8_t* row(int m, int r) const {
-    return tiles + ((m / kTileRows * R + r) * kTileRows + m % kTileRows) * 64;
+  const uint8_t* row(int m, int r) const { return tiles + at(m, r); }
+  uint8_t* row(int m, int r) { return tiles + at(m, r); }
+
+ private:
+  static int at(int m, int r) {
+    return ((m / kTileRows * R + r) * kTileRows + m % kTileRows) * 64;
   }
 };
 
@@ -164,37 +168,30 @@ struct UnitOperand {
     return isub(iload(reinterpret_cast<const int32_t*>(sums.row(m, r))), excess);
   }
 
-  // Scaled products of rows m0 .. m0 + M to y[m][r][16], from their finished sums.
-  void scale(const Acts& acts, int m0, int M, const Sums<R>& sums, float* y) const {
-    for (int m = 0; m < M; ++m)
-      for (int r = 0; r < R; ++r) {
-        F v = load(reinterpret_cast<const float*>(sums.row(m, r)));
-        if (!bf16)
-          v = mul(mul(to_float(dot(acts, sums, m0, m, r, 0)), load(scales[r])),
-                  set1(acts.x_scale[m0 + m]));
-        store(y + (m * R + r) * 16, v);
-      }
+  // The scaled product of row m0 + m with group r, from its finished sum (grouped: from what
+  // sum_groups left).
+  F product(const Acts& acts, const Sums<R>& sums, int m0, int m, int r) const {
+    const F sum = load(reinterpret_cast<const float*>(sums.row(m, r)));
+    if (bf16) return sum;
+    const F x_scale = set1(acts.x_scale[m0 + m]);
+    if (grouped) return mul(sum, x_scale);
+    return mul(mul(to_float(dot(acts, sums, m0, m, r, 0)), load(scales[r])), x_scale);
   }
 
-  // The same where each 128 columns have a scale of their own, sums included.
-  void grouped_products(const Acts& acts, int m0, int M, float* y) const {
+  // Where each 128 columns have a scale of their own: their scaled sums, added up as floats.
+  void sum_groups(const Acts& acts, int m0, int M, Sums<R>& out) const {
     constexpr int kStep = tk::kGroupK / 64;
     Sums<R> sums;
-    for (int at = 0; at < M * R * 16; at += 16) store(y + at, set1(0.0f));
+    __builtin_memset(out.tiles, 0, sizeof out.tiles);
     for (int g = 0; g * kStep < steps; ++g) {
       sum(acts, m0, M, g * kStep, least(steps, (g + 1) * kStep), false, sums);
       for (int m = 0; m < M; ++m)
         for (int r = 0; r < R; ++r) {
-          float* at = y + (m * R + r) * 16;
+          auto* at = reinterpret_cast<float*>(out.row(m, r));
           const F part = mul(to_float(dot(acts, sums, m0, m, r, 1 + g)), load(scales[r] + 16 * g));
           store(at, add(load(at), part));
         }
     }
-    for (int m = 0; m < M; ++m)
-      for (int r = 0; r < R; ++r) {
-        float* at = y + (m * R + r) * 16;
-        store(at, mul(load(at), set1(acts.x_scale[m0 + m])));
-      }
   }
 
  private:
@@ -224,18 +221,12 @@ void sum_together(const UnitOperand<R>* operands, int count, const Acts& acts, i
       operands[p].sum(acts, m0, M, s, least(steps, s + kStretch), s > 0, sums[p]);
 }
 
-// Their scaled products to y[p][m][r][16].
+// What UnitOperand::product takes.
 template <int R>
-void products(const UnitOperand<R>* operands, int count, const Acts& acts, int m0, int M,
-              float* y) {
-  constexpr int kBlock = kBlockRows * R * 16;
-  if (operands[0].grouped) {
-    for (int p = 0; p < count; ++p) operands[p].grouped_products(acts, m0, M, y + p * kBlock);
-    return;
-  }
-  Sums<R> sums[kPairs];
-  sum_together(operands, count, acts, m0, M, sums);
-  for (int p = 0; p < count; ++p) operands[p].scale(acts, m0, M, sums[p], y + p * kBlock);
+void sum_block(const UnitOperand<R>* operands, int count, const Acts& acts, int m0, int M,
+               Sums<R>* sums) {
+  if (!operands[0].grouped) return sum_together(operands, count, acts, m0, M, sums);
+  for (int p = 0; p < count; ++p) operands[p].sum_groups(acts, m0, M, sums[p]);
 }
 
 // `count` times R row groups of one weight, from `group` on.
@@ -254,15 +245,15 @@ template <int R>
 void unit_groups(const Linear& linear, const Acts& acts, int group, int count, uint8_t* scratch) {
   UnitOperand<R> operands[kPairs];
   prepare_groups(operands, *linear.first, group, count, scratch);
-  alignas(64) float y[kPairs * kBlockRows * R * 16];
+  Sums<R> sums[kPairs];
   for (int m0 = 0, M; m0 < acts.M; m0 += M) {
     M = least(kBlockRows, acts.M - m0);
-    products(operands, count, acts, m0, M, y);
+    sum_block(operands, count, acts, m0, M, sums);
     for (int m = 0; m < M; ++m)
       for (int p = 0; p < count; ++p)
         for (int r = 0; r < R; ++r)
           finish(linear, m0 + m, group + p * R + r,
-                 load(y + ((p * kBlockRows + m) * R + r) * 16), set1(0.0f));
+                 operands[p].product(acts, sums[p], m0, m, r), set1(0.0f));
   }
 }
 
@@ -275,28 +266,28 @@ inline void unit_gated_groups(const Linear& linear, const Acts& acts, int group,
     UnitOperand<2> operands[kPairs];
     for (int p = 0; p < count; ++p)
       scratch = operands[p].prepare({gate, up}, {group + p, group + p}, scratch);
-    alignas(64) float y[kPairs * kBlockRows * 2 * 16];
+    Sums<2> sums[kPairs];
     for (int m0 = 0, M; m0 < acts.M; m0 += M) {
       M = least(kBlockRows, acts.M - m0);
-      products(operands, count, acts, m0, M, y);
+      sum_block(operands, count, acts, m0, M, sums);
       for (int m = 0; m < M; ++m)
-        for (int p = 0; p < count; ++p) {
-          const float* at = y + (p * kBlockRows + m) * 32;
-          finish(linear, m0 + m, group + p, load(at), load(at + 16));
-        }
+        for (int p = 0; p < count; ++p)
+          finish(linear, m0 + m, group + p, operands[p].product(acts, sums[p], m0, m, 0),
+                 operands[p].product(acts, sums[p], m0, m, 1));
     }
     return;
   }
   for (int p = 0; p < count; ++p) {
     UnitOperand<1> first, second;
     second.prepare({up}, {group + p}, first.prepare({gate}, {group + p}, scratch));
-    alignas(64) float y[kBlockRows * 16], y2[kBlockRows * 16];
+    Sums<1> sums, sums2;
     for (int m0 = 0, M; m0 < acts.M; m0 += M) {
       M = least(kBlockRows, acts.M - m0);
-      products(&first, 1, acts, m0, M, y);
-      products(&second, 1, acts, m0, M, y2);
+      sum_block(&first, 1, acts, m0, M, &sums);
+      sum_block(&second, 1, acts, m0, M, &sums2);
       for (int m = 0; m < M; ++m)
-        finish(linear, m0 + m, group + p, load(y + m * 16), load(y2 + m * 16));
+        finish(linear, m0 + m, group + p, first.product(acts, sums, m0, m, 0),
+               second.product(acts, sums2, m0, m, 0));
     }
   }
 }
