@@ -31,17 +31,17 @@ def test_the_ratio_is_made_within_pairs_of_blocks_that_take_turns(
     no_speed: list[str], tmp_path: Path
 ) -> None:
     said: list[str] = []
-    settings = {"batch": 2, "sequence": 8, "vocab": 64, "pairs": 4, "steps": 3, "as_json": True}
+    settings = {"batch": 2, "sequence": 8, "vocab": 64, "pairs": 6, "steps": 3, "as_json": True}
     rows = train.bench_train("tiny-1m", **settings, out=tmp_path / "rows.jsonl", say=said.append)
     kept = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["value"] for row in kept] == [json.loads(line)["value"] for line in said]
     assert all(row["commit"] and row["machine"] and row["date"] for row in kept)
-    assert no_speed == ["dense", "ternary", "ternary", "dense"] * 2
+    assert no_speed == ["dense", "ternary", "ternary", "dense"] * 3
     dense, ternary, ratio = (json.loads(line) for line in said)
     assert dense["value"] == pytest.approx(16.0) and ternary["value"] == pytest.approx(12.8)
     assert ratio["name"] == "training_speed_ratio" and ratio["unit"] == "ratio"
     assert (ratio["value"], ratio["lo"], ratio["hi"]) == pytest.approx((0.8, 0.8, 0.8))
-    assert ratio["n"] == 4 and rows[-1].value == pytest.approx(0.8)
+    assert ratio["n"] == 6 and rows[-1].value == pytest.approx(0.8)
 
 
 def test_real_steps_are_timed_and_train_the_ternary_arm() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,6 @@ from transformers import (
 from workbench.check.ternary import check_ternary
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, StageError
-from workbench.paths import PROJECT
 from workbench.pilot.sections.model import Threshold
 from workbench.pilot.sections.train import Train
 from workbench.pilot.spec import Pilot
@@ -35,10 +33,9 @@ from workbench.records.stage_record import StageRecord
 from workbench.stages import measure_ab, train_qat
 from workbench.stages.context import StageContext
 from workbench.ternary.manifest import Manifest
-from workbench.ternary.master import NAME, load_master
+from workbench.ternary.master import NAME
 from workbench.ternary.packed import load_packed
 from workbench.train import setup
-from workbench.train.lora import load_lora
 from workbench.train.quality import bits_per_byte, document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
 
@@ -322,26 +319,6 @@ def test_a_master_checkpoint_with_tensors_of_its_own_is_refused(
     model = {"checkpoint": str(tmp_path), "threshold": threshold}
     with pytest.raises(ConfigError, match=f"trained with {trained}, which adds tensors"):
         train_qat.check(Pilot(name="test", question="Does it go on?", model=model))
-
-
-def test_the_adapters_of_the_documentation_are_trained_as_it_says(
-    record: StageRecord, pilot: Pilot, tmp_path: Path
-) -> None:
-    pytest.importorskip("peft")
-    text = (PROJECT / "docs" / "pilots.md").read_text(encoding="utf-8")
-    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for there, here in {
-        "runs/chat/RUN/stages/train_qat": str(record.folder),
-        "adapters/tickets": str(tmp_path / "work"),
-        "data/tickets.jsonl": pilot.data.corpus,
-        "steps=500": "steps=3, evaluations=1",
-        "sequence_length=128": "sequence_length=16",
-    }.items():
-        assert there in snippet
-        snippet = snippet.replace(there, here)
-    exec(snippet, {})
-    adapter = tmp_path / "work" / "adapter"
-    assert load_lora(load_master(record.artefact("ternary_master")), adapter)
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_starts(
