@@ -34,11 +34,29 @@ def test_tables_metric_and_verdict_are_recorded(shared_run) -> None:
     assert verdict["decision"] == "go"
     assert record.facts["stopping_gates"] == []
     assert [c["code"] for c in verdict["caveats"]] == [
-        "caveat.trained", "caveat.one_seed", "caveat.probe", "caveat.int8_probe",
-        "caveat.int8_quality", "caveat.assumed_load",
+        "carries.no.capacity", "carries.not_measured.slower", "caveat.trained",
+        "caveat.one_seed", "caveat.probe", "caveat.int8_probe", "caveat.int8_quality",
+        "caveat.assumed_load",
     ]  # fmt: skip
-    assert "ternary decodes 1.4" in verdict["caveats"][3]["text"]
-    assert "gap of 0.005" in verdict["caveats"][4]["text"]
+    assert "ternary decodes 1.4" in verdict["caveats"][5]["text"]
+    assert "gap of 0.005" in verdict["caveats"][6]["text"]
+
+
+def test_the_verdict_says_for_each_arm_whether_it_carries_the_load(make_run) -> None:
+    records = make_run().records()
+    for answer, why in (
+        ("no", "capacity"),
+        ("no", "missed"),
+        ("yes", "met"),
+        *(("not_measured", why) for why in ("slower", "cut", "no_target", "open")),
+    ):
+        records["deploy_rollback"].facts["carries"] = {
+            "hybrid": {"answer": answer, "why": why, "share": 0.31}
+        }
+        found = caveats(records, PILOT)[0]
+        for language, share in (("en", "0.31"), ("ru", "0,31")):
+            text = Texts(language)(found.code, **found.values)
+            assert share in text and "hybrid" in text and "{" not in text
 
 
 def test_no_gain_in_speed_over_int8_is_not_called_one(make_run) -> None:
@@ -74,7 +92,7 @@ def test_a_gap_with_a_teacher_behind_it_says_so(make_run) -> None:
     records = run.records()
     records["train_qat"].facts["distillation"] = {"teacher": "the full-precision arm"}
     codes = [sentence.code for sentence in caveats(records, PILOT)]
-    assert codes[:3] == ["caveat.trained", "caveat.one_seed", "caveat.taught"]
+    assert codes[2:5] == ["caveat.trained", "caveat.one_seed", "caveat.taught"]
 
 
 def test_a_broken_gate_that_must_hold_stops_the_run(make_run) -> None:

@@ -9,11 +9,17 @@ import pandas as pd
 import pytest
 
 from workbench.load.piece import PlannedRequest
-from workbench.serve.rehearsal import Handover, phase_latencies, requests_table, slo_met
+from workbench.serve.rehearsal import (
+    Handover,
+    phase_latencies,
+    requests_table,
+    served_by,
+    slo_met,
+)
 from workbench.serve.replay import Outcome, load_client
 
 
-def outcome(number: int, arm: str, intended: float, first: float, last: float, **more) -> Outcome:
+def outcome(number: int, arm: str | None, intended, first, last, **more) -> Outcome:
     fields = {"output_tokens": 5, "status": "ok", "end_s": last, **more}
     return Outcome(number, "interactive", intended, intended, 10, 5, arm, first, last, **fields)
 
@@ -54,30 +60,53 @@ def test_without_a_request_for_the_fallback_there_is_no_first_token(requests) ->
 def test_a_quantile_that_nobody_reached_is_missing_with_its_reason() -> None:
     many = requests_table([outcome(i, "hybrid", 0.0, 0.001 * i, 0.1) for i in range(1, 51)])
     figures = {
-        (name, labels["phase"], labels["quantile"]): estimate
+        (name, labels["arm"], labels["phase"], labels["quantile"]): estimate
         for name, estimate, labels in phase_latencies(many, np.array(["before"] * 50))
     }
-    assert len(figures) == 2 * 3 * 3
-    middle = figures["ttft_ms", "before", "p50"]
+    assert len(figures) == 3 * (1 + 2 + 1) * 3
+    middle = figures["ttft_ms", "hybrid", "before", "p50"]
     assert middle.value == pytest.approx(25.5)
     assert middle.lo is None and "depend on one another" in middle.reason, "each waited longer"
-    tail = figures["ttft_ms", "before", "p99"]
-    assert (
-        tail.value is None and tail.reason == "50 requests in this phase; p99 needs 100 for a value"
-    )
-    assert figures["e2e_ms", "after", "p50"].value is None
+    tail = figures["ttft_ms", "hybrid", "before", "p99"]
+    assert tail.value is None
+    assert tail.reason == "50 requests of the arm in this phase; p99 needs 100 for a value"
+    assert figures["e2e_ms", "full_precision", "after", "p50"].value is None
 
 
 def test_only_whole_answers_have_a_latency() -> None:
     mixed = requests_table(
-        [outcome(i, "hybrid", 0.0, 0.01, 0.02) for i in range(4)]
-        + [outcome(9, "hybrid", 0.0, 9.0, 9.0, status="truncated", output_tokens=1)]
+        [outcome(i, "full_precision", 0.0, 0.01, 0.02) for i in range(4)]
+        + [outcome(9, "full_precision", 0.0, 9.0, 9.0, status="truncated", output_tokens=1)]
     )
     figures = list(phase_latencies(mixed, np.array(["after"] * 5)))
     (p50,) = [
         e for n, e, la in figures if (n, la["phase"], la["quantile"]) == ("ttft_ms", "after", "p50")
     ]
     assert (p50.n, p50.value) == (4, pytest.approx(10.0))
+
+
+def test_at_the_switch_each_arm_has_its_own_latencies() -> None:
+    both = requests_table(
+        [outcome(i, "hybrid", 0.0, 0.01, 0.05) for i in range(4)]
+        + [outcome(9 + i, "full_precision", 0.0, 1.0, 1.4) for i in range(4)]
+    )
+    p50 = {
+        (name, labels["arm"]): estimate.value
+        for name, estimate, labels in phase_latencies(both, np.array(["switch"] * 8))
+        if labels["phase"] == "switch" and labels["quantile"] == "p50"
+    }
+    assert p50["ttft_ms", "hybrid"] == pytest.approx(10)
+    assert p50["ttft_ms", "full_precision"] == pytest.approx(1000)
+    assert p50["tpot_ms", "hybrid"] == pytest.approx(10)
+    assert p50["tpot_ms", "full_precision"] == pytest.approx(100)
+
+
+def test_a_request_that_nobody_answered_belongs_to_the_arm_that_it_was_sent_to() -> None:
+    lost = {"status": "rejected", "output_tokens": 0, "end_s": None}
+    turned_away = [outcome(i, None, due, None, None, **lost) for i, due in enumerate((9.0, 11.0))]
+    late = outcome(3, "hybrid", 11.0, 11.5, 12.0)
+    arms = served_by(requests_table([*turned_away, late]), ordered_s=10.0)
+    assert list(arms) == ["hybrid", "full_precision", "hybrid"]
 
 
 def test_targets_count_from_the_intended_start() -> None:

@@ -14,8 +14,9 @@ from workbench.errors import ConfigError, StageError
 from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress, follow
 from workbench.records.stage_record import StageRecord
-from workbench.serve.replay import LoadClient
-from workbench.stages import deploy_rollback, profile_load
+from workbench.serve.rehearsal import ARMS_OF_PHASE, requests_table
+from workbench.serve.replay import LoadClient, Outcome
+from workbench.stages import deploy_rollback, deploy_rollback_record, profile_load
 from workbench.stages.context import StageContext
 
 
@@ -69,18 +70,22 @@ def test_a_rollback_under_load_loses_nothing(arms, tmp_path) -> None:
     assert record.metric("lost_requests").value == record.metric("truncated_requests").value == 0
     assert record.metric("rollback_first_token_s").value > 0
     assert record.metric("memory_both_arms_mb").value > 50
-    assert record.metric("goodput_per_s").value > 0
+    assert record.metric("goodput_per_s", arm="hybrid").value > 0
     # How many requests fit two seconds is the machine's affair; each phase has its figure, and
     # the quantiles have values where enough requests came.
     for name in ("ttft_ms", "e2e_ms"):
-        for phase in ("before", "switch", "after"):
-            figure = record.metric(name, phase=phase, quantile="p50")
-            assert figure.value > 0 if figure.value is not None else "needs 2" in figure.reason
-            assert record.metric(name, phase=phase, quantile="p99")
+        for phase, arms_then in ARMS_OF_PHASE.items():
+            for arm in arms_then:
+                figure = record.metric(name, arm=arm, phase=phase, quantile="p50")
+                assert figure.value > 0 if figure.value is not None else "needs 2" in figure.reason
+                assert record.metric(name, arm=arm, phase=phase, quantile="p99")
     assert record.metric("replay_speedup").kind == "derived"
     assert record.metric("capacity_per_s", arm="hybrid").value > 0
-    for class_ in ("interactive", "batch"):
-        assert record.metric("slo_met_share", **{"class": class_})
+    for arm in ("hybrid", "full_precision"):
+        assert record.metric("capacity_over_rate", arm=arm).value > 0
+        assert record.facts["carries"][arm]["answer"] in ("yes", "no", "not_measured")
+        for class_ in ("interactive", "batch"):
+            assert record.metric("slo_met_share", arm=arm, **{"class": class_})
     assert record.metric("cut_share").value == 1.0  # 12 tokens of output, where the load has 128
     assert any(note.startswith("cut to what the models hold") for note in record.notes)
     assert record.facts["piece"]["kind"] == "typical"
@@ -88,6 +93,29 @@ def test_a_rollback_under_load_loses_nothing(arms, tmp_path) -> None:
     kinds = {event["kind"] for event in follow(tmp_path / "events.jsonl", None)}
     assert {"note", "step"} <= kinds
     assert not _servers(), "the server must be gone"
+
+
+def test_the_misses_of_one_arm_are_not_the_others(arms, tmp_path) -> None:
+    """14 of 14 requests of the hybrid in time, 2 of 11 of full precision, two of them lost."""
+    stage = context(tmp_path, arms, "deploy_rollback.duration_s=25.0")
+    rows = [
+        Outcome(i, "interactive", i, i, 8, 4, "hybrid", i + 0.1, i + 0.15, i + 0.15, 4, "ok")
+        for i in range(14)
+    ]
+    for i in range(14, 25):
+        wait = 0.1 if i in (20, 21) else 0.9
+        times = (i + wait, i + wait + 0.05, i + wait + 0.05)
+        rows.append(Outcome(i, "interactive", i, i, 8, 4, "full_precision", *times, 4, "ok"))
+    rows[14] = Outcome(14, "interactive", 14.0, 14.0, 8, 4, None, None, None, 14.1, 0, "rejected")
+    shares = deploy_rollback_record._record_targets(stage, requests_table(rows), 13.5)
+    assert shares["hybrid"]["interactive"].value == 1.0
+    assert shares["full_precision"]["interactive"].value == pytest.approx(2 / 11)
+    assert shares["hybrid"]["interactive"].n == 14
+    record = stage.record
+    figure = record.metric("slo_met_share", arm="hybrid", **{"class": "interactive"})
+    assert figure.value == 1.0 and (figure.lo is not None or "no interval" in figure.reason)
+    assert record.metric("goodput_per_s", arm="hybrid").value == pytest.approx(14 / 13.5)
+    assert record.metric("goodput_per_s", arm="full_precision").value < 0.2
 
 
 def test_the_same_seed_asks_for_the_same_requests(arms, tmp_path) -> None:

@@ -109,21 +109,26 @@ def phases(record: StageRecord, language: str = "en") -> go.Figure:
     styles = {"ttft_ms": (BLUE, "circle"), "e2e_ms": (VERMILION, "diamond")}
     for name, (colour, symbol) in styles.items():
         for place, quantile in enumerate(quantiles):
-            own = [m for m in rows if m.name == name and m.labels.get("quantile", "") == quantile]
-            own.sort(key=lambda m: PHASES.index(m.labels["phase"]))
-            if own:
+            same = [m for m in rows if m.name == name and m.labels.get("quantile", "") == quantile]
+            for arm in arms_in_order({m.labels.get("arm", "") for m in same}):
+                own = [m for m in same if m.labels.get("arm", "") == arm]
+                own.sort(key=lambda m: PHASES.index(m.labels["phase"]))
+                said = (say.metric(name), quantile, say.label("arm", arm) if arm else "")
                 drawn.add_scatter(
                     x=[say.label("phase", m.labels["phase"]) for m in own],
                     y=[m.value for m in own],
                     error_y=error_bars(own),
                     mode="lines+markers",
-                    name=f"{say.metric(name)}, {quantile}" if quantile else say.metric(name),
+                    name=", ".join(filter(None, said)),
                     line={
                         "color": colour,
                         "width": 2,
                         "dash": ("solid", "dot", "dash", "dashdot")[place % 4],
                     },
-                    marker={"symbol": symbol, "size": 9},
+                    marker={
+                        "symbol": symbol if arm in ("", "hybrid") else f"{symbol}-open",
+                        "size": 9,
+                    },
                     hovertemplate="%{y:.4g} ms<extra>%{fullData.name}</extra>",
                 )
     drawn.update_layout(scattermode="group")

@@ -72,7 +72,7 @@ def decide(
 
 def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     """What a reader must know before carrying the verdict elsewhere."""
-    found = []
+    found = _carried(records)
     trained = records["train_qat"].metric("training_tokens") if "train_qat" in records else None
     if trained and trained.value:
         model = pilot.model.checkpoint or pilot.model.preset
@@ -96,6 +96,17 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     if "measure_ab" in records and not _has(records["measure_ab"], "energy_j_per_token"):
         found.append(Sentence("caveat.no_energy"))
     return found
+
+
+def _carried(records: Mapping[str, StageRecord]) -> list[Sentence]:
+    """For each arm of the replay: carries your load, yes, no or not measured, at what rate."""
+    answers = (
+        records["deploy_rollback"].facts.get("carries", {}) if "deploy_rollback" in records else {}
+    )
+    return [
+        Sentence(f"carries.{found['answer']}.{found['why']}", {"arm": arm, "share": found["share"]})
+        for arm, found in answers.items()
+    ]
 
 
 def _noise(records: Mapping[str, StageRecord]) -> list[Sentence]:

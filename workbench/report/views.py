@@ -397,6 +397,8 @@ def _sentence(sentence: Mapping[str, Any], texts: Texts) -> str:
     values = dict(sentence["values"])
     if "unit" in values:
         values["unit"] = texts.unit(values["unit"])
+    if "arm" in values:
+        values["arm"] = texts.label("arm", values["arm"])
     if values.get("reason_code"):
         values["reason"] = texts(f"reason.{values['reason_code']}", n=values.get("n"))
     return _capital(texts(sentence["code"], **values))

@@ -4,6 +4,9 @@ A request belongs to the phase *before* when it had ended at the order, to *afte
 due once the old arm had drained and the new one had answered, and to *switch* when its life
 touches what lies between. Long requests are more likely to touch it than short ones, so the
 middle phase is judged a little too slow, never too fast.
+
+Figures are given for each arm. The arms served different requests of one load, one arm after the
+other, so shares and latencies can be compared and rates only with the load that each one had.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import pandas as pd
 from workbench.measure.dependence import quantile_over_time
 from workbench.measure.statistics import Estimate
 from workbench.serve.replay import Outcome
-from workbench.wording.labels import PHASES
 
+FALLBACK, CANDIDATE = "full_precision", "hybrid"
+ARMS_OF_PHASE = {"before": (CANDIDATE,), "switch": (CANDIDATE, FALLBACK), "after": (FALLBACK,)}
 QUANTILES = (0.5, 0.9, 0.99)
 COLUMNS = {
     "id": "id",
@@ -76,10 +80,17 @@ class Handover:
         return np.select([before, after], ["before", "after"], "switch")
 
 
+def served_by(requests: pd.DataFrame, ordered_s: float) -> pd.Series:
+    """The arm of every request: what the server said, and for a request that was turned away
+    or never answered the arm that the route led to when it was sent."""
+    routed = np.where(requests["sent_s"] < ordered_s, CANDIDATE, FALLBACK)
+    return requests["arm"].where(requests["arm"].notna(), pd.Series(routed, requests.index))
+
+
 def phase_latencies(
     requests: pd.DataFrame, phases: np.ndarray
 ) -> Iterator[tuple[str, Estimate, dict[str, str]]]:
-    """(metric, estimate, labels) of every phase and quantile, over requests answered in full.
+    """(metric, estimate, labels) of every arm, phase and quantile, over requests answered in full.
 
     requests: in the order of their intended starts, because they share a queue.
 
@@ -87,19 +98,26 @@ def phase_latencies(
     percentile of twenty requests is just the slowest of them.
     """
     answered = requests["status"] == "ok"
-    for name, column in (("ttft_ms", "first_token_s"), ("e2e_ms", "last_token_s")):
-        latency_ms = 1e3 * (requests[column] - requests["intended_s"])
-        for phase in PHASES:
-            values = latency_ms[answered & (phases == phase)].to_numpy()
-            for q in QUANTILES:
-                labels = {"phase": phase, "quantile": f"p{100 * q:g}"}
-                yield name, _quantile(values, q), labels
+    gaps = (requests["output_tokens"] - 1).where(requests["output_tokens"] > 1)
+    latencies_ms = {
+        "ttft_ms": 1e3 * (requests["first_token_s"] - requests["intended_s"]),
+        "tpot_ms": 1e3 * (requests["last_token_s"] - requests["first_token_s"]) / gaps,
+        "e2e_ms": 1e3 * (requests["last_token_s"] - requests["intended_s"]),
+    }
+    for name, latency_ms in latencies_ms.items():
+        for phase, arms in ARMS_OF_PHASE.items():
+            for arm in arms:
+                own = answered & (phases == phase) & (requests["arm"] == arm)
+                values = latency_ms[own].dropna().to_numpy()
+                for q in QUANTILES:
+                    labels = {"arm": arm, "phase": phase, "quantile": f"p{100 * q:g}"}
+                    yield name, _quantile(values, q), labels
 
 
 def _quantile(values: np.ndarray, q: float) -> Estimate:
     n, fewest = len(values), round(1 / min(q, 1 - q))
     if n < fewest:
-        why = f"{n} requests in this phase; p{100 * q:g} needs {fewest} for a value"
+        why = f"{n} requests of the arm in this phase; p{100 * q:g} needs {fewest} for a value"
         return Estimate(None, None, None, n, "", reason=why)
     return quantile_over_time(values, q)
 

@@ -89,7 +89,12 @@ _BATCH = {
         lambda pilot: [str(size) for size in pilot.measure_ab.batch_sizes],
     )
 }
-_REPLAYED = {"phase": words("before", "switch", "after"), "quantile": words("p50", "p90", "p99")}
+_REPLAY_QUANTILE = {"quantile": words("p50", "p90", "p99")}
+_REPLAYED = (
+    {"arm": words("hybrid"), "phase": words("before", "switch")} | _REPLAY_QUANTILE,
+    {"arm": words("full_precision"), "phase": words("switch", "after")} | _REPLAY_QUANTILE,
+)
+_SERVED = {"arm": words("full_precision", "hybrid")}
 
 FIGURES: dict[str, Figure] = {
     "read_bandwidth_gbps": Figure("machine", "higher", (_THREADS,)),
@@ -122,10 +127,10 @@ FIGURES: dict[str, Figure] = {
     "share_zero": Figure("training"),
     "bits_per_byte": Figure("quality", "lower", (_TRAINED,)),
     "quality_gap_bits_per_byte": Figure("quality", "lower", (_TRAINED_GAIN,)),
-    "ttft_ms": Figure("latency", "lower", (_TRAINED | _ALONE, _REPLAYED)),
-    "tpot_ms": Figure("latency", "lower", (_TRAINED | _ALONE,)),
+    "ttft_ms": Figure("latency", "lower", (_TRAINED | _ALONE, *_REPLAYED)),
+    "tpot_ms": Figure("latency", "lower", (_TRAINED | _ALONE, *_REPLAYED)),
     "latency_ms": Figure("latency", "lower", (_TRAINED | _ALONE,)),
-    "e2e_ms": Figure("latency", "lower", (_REPLAYED,)),
+    "e2e_ms": Figure("latency", "lower", _REPLAYED),
     "speedup": Figure("latency", "higher", (_TRAINED_GAIN | _ALONE,)),
     "smallest_visible_effect": Figure(
         "latency", "lower", ({"class": _MEASURED_CLASSES, "source": words("trained")},)
@@ -152,13 +157,14 @@ FIGURES: dict[str, Figure] = {
     "lost_requests": Figure("rollback", "lower"),
     "truncated_requests": Figure("rollback", "lower"),
     "rollback_first_token_s": Figure("rollback", "lower"),
-    "capacity_per_s": Figure("rollback", "higher", ({"arm": words("full_precision", "hybrid")},)),
+    "capacity_per_s": Figure("rollback", "higher", (_SERVED,)),
+    "capacity_over_rate": Figure("rollback", "higher", (_SERVED,)),
     "replay_speedup": Figure("rollback"),
     "cut_share": Figure("rollback", "lower"),
     "replayed_gap_cv": Figure("rollback"),
     "replayed_window_p95": Figure("rollback"),
-    "goodput_per_s": Figure("rollback", "higher"),
-    "slo_met_share": Figure("rollback", "higher", (_LOAD_CLASS,)),
+    "goodput_per_s": Figure("rollback", "higher", (_SERVED,)),
+    "slo_met_share": Figure("rollback", "higher", (_SERVED | _LOAD_CLASS,)),
     "gates_failed": Figure("report", "lower"),
 }
 

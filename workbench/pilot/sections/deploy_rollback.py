@@ -53,6 +53,13 @@ class DeployRollback(Section):
     target_utilisation: float = Field(
         0.5, gt=0, lt=1, description="of the measured capacity, when speedup is null"
     )
+    slo_share: float = Field(
+        0.95,
+        gt=0,
+        lt=1,
+        description="an arm carries the load when at least this share of each class meets its "
+        "targets",
+    )
     rollback_at: float = Field(0.5, gt=0, lt=1, description="moment of the rollback, as a share")
     slots: Count = Field(4, le=MOST_SLOTS, description="requests decoded together in each arm")
     queue: Count = Field(

@@ -1,0 +1,277 @@
+"""What stage ``deploy_rollback`` records of a replay: tables, notes and figures of each arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import StageError
+from workbench.load.piece import Piece, PlannedRequest
+from workbench.load.profile import LoadProfile
+from workbench.measure.dependence import rate_over_time, share_over_time
+from workbench.measure.statistics import Estimate, count
+from workbench.serve.carries import Capacity, carries
+from workbench.serve.process import ServerProcess
+from workbench.serve.rehearsal import (
+    CANDIDATE,
+    FALLBACK,
+    Handover,
+    phase_latencies,
+    requests_table,
+    served_by,
+    slo_met,
+)
+from workbench.serve.replay import Outcome
+from workbench.stages.context import StageContext
+
+MB = 1e6
+SHORTEST_WINDOW_S, MOST_WINDOWS = 0.05, 400
+"""Windows in which requests that met their targets are counted, for the interval of goodput."""
+Shares = dict[str, dict[str, Estimate]]
+"""Arm -> class -> share of its requests that met their targets."""
+
+
+@dataclass
+class Replayed:
+    """What the rehearsal gave. capacity: by arm. speedup: pace of the replay, 1 is the load's."""
+
+    outcomes: list[Outcome]
+    switches: list[dict]
+    capacity: dict[str, Capacity]
+    speedup: float
+    piece: Piece
+    schedule: list[PlannedRequest]
+    peak_bytes: int
+    gpu_bytes: int | None
+
+
+def record_server(context: StageContext, server: ServerProcess, replayed: Replayed) -> None:
+    record, arms = context.record, server.ready.arms
+    parts = ", ".join(f"{name} {arm.resident_bytes / MB:.0f}" for name, arm in arms.items())
+    record.measured(
+        "memory_both_arms_mb",
+        replayed.peak_bytes / MB,
+        "MB",
+        "largest resident set of the server process during the replay, runtime included; "
+        f"growth by loading and warming, MB: {parts}",
+        basis="exact",
+    )
+    if replayed.gpu_bytes is not None:
+        record.measured(
+            "gpu_memory_both_arms_mb",
+            replayed.gpu_bytes / MB,
+            "MB",
+            "the most that torch held on the server's GPU until the end of the replay",
+            basis="exact",
+        )
+    for name, arm in arms.items():
+        record.measured(
+            "capacity_per_s",
+            replayed.capacity[name].per_s,
+            "requests/s",
+            "requests sent at once over the time until the last had ended, when the slots were no "
+            f"longer all busy; full, at most {replayed.capacity[name].at_most_per_s:.4g}",
+            arm=name,
+        )
+        for note in arm.notes:
+            context.note(f"{name}: {note}")
+    record.facts["backends"] = {name: arm.backend for name, arm in arms.items()}
+
+
+def record_replay(context: StageContext, replayed: Replayed) -> None:
+    section, record = context.pilot.deploy_rollback, context.record
+    requests = requests_table(replayed.outcomes)
+    record.save_table("requests", requests)
+    columns = ["time_s", "from_arm", "to_arm", "reason"]
+    record.save_table("switches", pd.DataFrame(replayed.switches, columns=columns))
+    record.add(
+        Estimate(replayed.speedup, None, None, 1, "", basis="exact").metric(
+            "replay_speedup",
+            "",
+            "pace of the replay, 1 is the load's own rate; as the pilot says"
+            if section.speedup
+            else "pace of the replay, 1 is the load's own rate: "
+            f"{section.target_utilisation:g} of the smaller capacity over the profile's rate",
+            "assumed" if section.speedup else "derived",
+        )
+    )
+    _record_piece(context, replayed)
+    _record_losses(context, requests)
+    handover = _record_rollback(context, requests, replayed.switches)
+    shares = _record_targets(context, requests, handover.ordered_s)
+    _record_carried(context, replayed, shares)
+
+
+def _record_piece(context: StageContext, replayed: Replayed) -> None:
+    """Which piece of the load was replayed, and what of its burstiness that kept."""
+    record, fidelity = context.record, replayed.piece.fidelity
+    record.facts["piece"] = replayed.piece.to_json()
+    for lost in fidelity.lost:
+        context.note(lost)
+    how = (
+        f"the {replayed.piece.kind} piece of {replayed.piece.length_s:.4g} s of the load, at the "
+        "load's own pace"
+    )
+    if fidelity.piece_gap_cv is None:
+        record.missing("replayed_gap_cv", "", "the replayed piece has too few requests")
+    else:
+        record.measured("replayed_gap_cv", fidelity.piece_gap_cv, "", how)
+    record.measured(
+        "replayed_window_p95",
+        fidelity.piece_p95,
+        "requests",
+        f"{how}: 95th percentile of the requests in windows of {fidelity.window_s:.3g} s; "
+        f"{fidelity.p95:.4g} in the whole load",
+    )
+    if cut := sum(planned.cut for planned in replayed.schedule):
+        context.note(
+            f"cut to what the models hold: {cut} of {len(replayed.schedule)} replayed requests"
+        )
+
+
+def _record_losses(context: StageContext, requests: pd.DataFrame) -> None:
+    record, n = context.record, len(requests)
+    counts = requests["status"].value_counts()
+    failed, rejected, truncated = (
+        int(counts.get(status, 0)) for status in ("failed", "rejected", "truncated")
+    )
+    how = f"without any token: {failed} failed, {rejected} rejected because the queue was full"
+    record.add(count(failed + rejected, n).metric("lost_requests", "requests", how))
+    how = "answers that broke off"
+    record.add(count(truncated, n).metric("truncated_requests", "requests", how))
+    late_s = float((requests["sent_s"] - requests["intended_s"]).quantile(0.99))
+    if late_s > 0.01:
+        context.note(
+            f"the client itself was up to {1e3 * late_s:.0f} ms late (p99); latencies count from "
+            "the intended start and contain that"
+        )
+
+
+def _record_rollback(
+    context: StageContext, requests: pd.DataFrame, switches: list[dict]
+) -> Handover:
+    record = context.record
+    back = next((s for s in switches if s["to_arm"] == FALLBACK), None)
+    if back is None:
+        raise StageError(
+            "the server did not take the rollback's order",
+            next_step="read server.log in the stage's folder",
+        )
+    handover = Handover.of(requests, back["time_s"], back["from_arm"], FALLBACK)
+    if handover.first_token_s is None:
+        reason = "no request came to the fallback after the order; raise duration_s"
+        record.missing("rollback_first_token_s", "s", reason)
+    else:
+        waited_s = max(0.0, handover.first_due_s - handover.ordered_s)
+        record.measured(
+            "rollback_first_token_s",
+            handover.first_token_s - handover.ordered_s,
+            "s",
+            "from the switch to the first token of the fallback that a client received; "
+            f"its request was due {waited_s:.3f} s after the switch",
+            n=1,
+        )
+    phases = handover.phases(requests)
+    answered = int((requests["status"] == "ok").sum())
+    how = (
+        f"{answered} of {len(requests)} requests, those answered in full, from the intended start; "
+        "the switch lasted until the old arm had drained, {:.2f} s"
+    )
+    for name, estimate, labels in phase_latencies(requests, phases):
+        text = how.format(handover.drained_s - handover.ordered_s)
+        record.add(estimate.metric(name, "ms", text, **labels))
+    return handover
+
+
+def _record_targets(context: StageContext, requests: pd.DataFrame, ordered_s: float) -> Shares:
+    """Goodput and shares of requests that met their targets, of each arm over its own time."""
+    section, slos = context.pilot.deploy_rollback, context.need("profile_load").facts["slo"]
+    met, arms = slo_met(requests, slos), served_by(requests, ordered_s)
+    lasted_s = max(section.duration_s, float(requests["end_s"].max()))
+    served_s = {CANDIDATE: (0.0, ordered_s), FALLBACK: (ordered_s, lasted_s)}
+    shares: Shares = {}
+    for arm, (from_s, to_s) in served_s.items():
+        own = requests[arms == arm]
+        _record_goodput(context, own, met[own.index], arm, from_s, to_s)
+        shares[arm] = {}
+        for class_ in sorted(set(requests["class"]) | set(slos)):
+            labels = {"arm": arm, "class": class_}
+            of = own[own["class"] == class_]
+            judged = of[met[of.index].notna()]
+            if judged.empty:
+                why = (
+                    "no request of this class came to the arm"
+                    if of.empty
+                    else "the class has no target"
+                )
+                context.record.missing("slo_met_share", "", why, **labels)
+                continue
+            waited_s = (judged["end_s"] - judged["intended_s"]).fillna(lasted_s)
+            estimate = share_over_time(met[judged.index].to_numpy(bool), waited_s)
+            how = ", ".join(f"{k} {v:g}" for k, v in slos.get(class_, {}).items() if v is not None)
+            context.record.add(estimate.metric("slo_met_share", "", f"targets: {how}", **labels))
+            shares[arm][class_] = estimate
+    return shares
+
+
+def _record_goodput(
+    context: StageContext,
+    requests: pd.DataFrame,
+    met: pd.Series,
+    arm: str,
+    from_s: float,
+    to_s: float,
+) -> None:
+    """requests, met: of the arm, which had the load from ``from_s`` to ``to_s``."""
+    if not met.notna().any():
+        why = "no request with a target came to the arm"
+        context.record.missing("goodput_per_s", "requests/s", why, arm=arm)
+        return
+    good = met.map(lambda value: value is True).to_numpy(bool)
+    lasted_s = to_s - from_s
+    windows = max(1, min(MOST_WINDOWS, int(lasted_s / SHORTEST_WINDOW_S)))
+    due_s = requests["intended_s"][good].clip(from_s, to_s)
+    counts, _ = np.histogram(due_s, windows, (from_s, to_s))
+    how = (
+        f"requests that met every target of their class, over the {lasted_s:.1f} s in which the "
+        f"arm had the load ({len(requests)} requests); lost and truncated ones are misses"
+    )
+    goodput = rate_over_time(counts, lasted_s / windows)
+    context.record.add(goodput.metric("goodput_per_s", "requests/s", how, arm=arm))
+
+
+def _record_carried(context: StageContext, replayed: Replayed, shares: Shares) -> None:
+    """For each arm, whether it carries the load, as far as this replay can say."""
+    record = context.record
+    profile = LoadProfile.from_record(context.need("profile_load"))
+    cut = record.metric("cut_share")
+    answers = {}
+    for arm, capacity in replayed.capacity.items():
+        answers[arm] = carries(
+            replayed.speedup,
+            profile.rate_per_s,
+            capacity,
+            shares[arm],
+            cut_share=cut.value if cut and cut.value else 0.0,
+            wanted_share=context.pilot.deploy_rollback.slo_share,
+        ).to_json()
+        record.add(
+            Estimate(
+                capacity.per_s / profile.rate_per_s,
+                None,
+                None,
+                1,
+                "",
+                reason="no interval: one burst; full to its last slot the arm completes at most "
+                f"{capacity.at_most_per_s / profile.rate_per_s:.3g} of it",
+            ).metric(
+                "capacity_over_rate",
+                "",
+                f"capacity_per_s over the load's mean rate of {profile.rate_per_s:.4g} a second",
+                "derived",
+                arm=arm,
+            )
+        )
+    record.facts["carries"] = answers
