@@ -86,7 +86,7 @@ def units(sanitize: bool = False) -> list[Unit]:
     """What is compiled, with which flags, on this machine's architecture."""
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
     # GCC's own AVX-512 header trips its uninitialised-variable warning.
-    common = (*_FLAGS, "-Wno-uninitialized")
+    common: tuple[str, ...] = (*_FLAGS, "-Wno-uninitialized")
     fast, small = ("-O3",), ("-O2",)
     if sanitize:
         common, fast, small = (*common, *_SANITIZE), ("-O1",), ("-O1",)

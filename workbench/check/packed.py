@@ -84,7 +84,7 @@ def check_master(folder: Path) -> TernaryCheck:
             codes, scale = module.ternarized()
             check.matrices.append(Matrix.ternary(name, codes, scale))
             check.problems += filter(None, [scale_problem(f"the scale of {name}", scale)])
-        elif name not in tied:
+        elif name not in tied and isinstance(module.weight, Tensor):
             N, K = module.weight.shape
             check.matrices.append(Matrix(name, "high_precision", (N, K)))
     if not check.ternary:

@@ -158,7 +158,8 @@ class Engine:
         self, tokens: Sequence[int], slots: Sequence[int], want_logits: Sequence[bool] | bool
     ) -> np.ndarray:
         """Append rows to their slots, in order; float32 logits ``[rows wanted, V]``."""
-        filled, positions, ahead = self.core.filled, [], {}
+        filled, positions = self.core.filled, []
+        ahead: dict[int, int] = {}
         for slot in slots:
             position = ahead.get(slot)
             if position is None:
@@ -222,6 +223,7 @@ class Engine:
         self.check_tokens(request.prompt_tokens, request.max_tokens)
         sampler = Sampler(request, self.eos_tokens)
         tokens: list[int] = []
+        reason: FinishReason = "length"
         began, first_token_s = time.perf_counter(), None
         try:
             logits_V = self.prefill(slot, request.prompt_tokens)
@@ -236,7 +238,6 @@ class Engine:
                 if on_token:
                     on_token(token)
                 if len(tokens) == request.max_tokens:
-                    reason = "length"
                     break
                 logits_V = self.decode([slot], [token])[0]
         finally:

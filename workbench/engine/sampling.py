@@ -35,16 +35,16 @@ class Sampler:
             logits_V[self._forbidden[self._forbidden < len(logits_V)]] = -np.inf
         if self._random is None:
             return int(logits_V.argmax())
-        return self._sample(logits_V)
+        return self._sample(logits_V, self._random)
 
-    def _sample(self, logits_V: np.ndarray) -> int:
+    def _sample(self, logits_V: np.ndarray, random: np.random.Generator) -> int:
         weights_V = np.exp((logits_V - logits_V.max()).astype(np.float64) / self._temperature)
         if self._top_p < 1:
             tokens = _nucleus(weights_V, self._top_p * weights_V.sum())
             cumulative = weights_V[tokens].cumsum()
         else:
             tokens, cumulative = None, weights_V.cumsum()
-        drawn = self._random.random() * cumulative[-1]
+        drawn = random.random() * cumulative[-1]
         index = min(int(cumulative.searchsorted(drawn, side="right")), len(cumulative) - 1)
         return index if tokens is None else int(tokens[index])
 

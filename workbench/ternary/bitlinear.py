@@ -92,6 +92,8 @@ class BitLinear(NormedLinear):
     in INT8 too (see :mod:`ternary_kernels.gpu.qat`).
     """
 
+    _lambda: Tensor
+
     def __init__(
         self,
         in_features: int,
@@ -180,7 +182,9 @@ class BitLinear(NormedLinear):
         if self._blend == "off":
             return self.weight
         if self.alpha is not None:
-            quantised = learned_weight(self.weight, self._alpha_now(), self.threshold)
+            alpha = self._alpha_now()
+            assert alpha is not None
+            quantised = learned_weight(self.weight, alpha, self.threshold)
             if self._blend == "ramp":
                 quantised = torch.lerp(self.weight, quantised, self._lambda.to(quantised.dtype))
             return quantised

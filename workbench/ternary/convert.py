@@ -88,6 +88,7 @@ def to_ternary(
     names = resolved.named("ternary")
     for name in names:
         linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear), "the policy makes nothing else ternary"
         model.set_submodule(
             name, BitLinear.from_linear(linear, threshold, activations, sub_norm), strict=True
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -194,7 +195,7 @@ def _plan(
         _require_possible(name, module, precision, threshold)
         sub_norm = getattr(module, "norm", None) is not None
         layers[name] = LayerEntry(precision, *_shape(module), sub_norm)
-    forms = {m.activations for m in modules.values() if hasattr(m, "activations")}
+    forms: set[Any] = {m.activations for m in modules.values() if hasattr(m, "activations")}
     if len(forms) > 1:
         raise ConfigError(
             f"layers with activations {sorted(forms)}", allowed="the same in all layers"
@@ -273,7 +274,11 @@ def _empty(
         normed = NormedLinear(K, N, layer.bias is not None, sub_norm=entry.sub_norm, dtype=dtype)
         if entry.precision == "high_precision":
             return normed if entry.sub_norm else layer
-        rest = {"activations": manifest.activations, "bias": normed.bias, "norm": normed.norm}
+        rest: dict[str, Any] = {
+            "activations": manifest.activations,
+            "bias": normed.bias,
+            "norm": normed.norm,
+        }
         if entry.precision == "int8":
             return Int8Linear(torch.empty((N, K), dtype=torch.int8), torch.empty(N), **rest)
         codes = torch.empty((N, -(-K // 4)), dtype=torch.uint8)
@@ -311,7 +316,7 @@ def _cast(folder: Path, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return cast
 
 
-def _share(first: nn.Module, other: nn.Module) -> None:
+def _share(first: Any, other: Any) -> None:
     if isinstance(other, Packed):
         other.int8, other.scale = first.int8, first.scale
     else:
@@ -329,7 +334,7 @@ def _packable(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
+def _shape(module: Any) -> tuple[int, int]:
     if isinstance(module, nn.Embedding | Int8Embedding):
         return module.num_embeddings, module.embedding_dim
     return module.out_features, module.in_features

@@ -11,6 +11,8 @@ docs/design.md.
 
 from __future__ import annotations
 
+from typing import Any
+
 import ternary_kernels
 import torch
 from ternary_kernels import PackedInt8, PackedTernary
@@ -35,6 +37,7 @@ class _PackedLinear(nn.Module):
 
     in_features: int
     out_features: int
+    bias: Tensor | None
 
     def __init__(self, activations: Activations, bias: Tensor | None, norm: nn.Module | None):
         super().__init__()
@@ -76,6 +79,9 @@ class _PackedLinear(nn.Module):
 class PackedTernaryLinear(_PackedLinear):
     """codes: uint8 [N, ceil(K/4)], code w + 1 of input k in byte k//4 at bits 2*(k%4).
     scale: float32 [1], [N] or [N, ceil(K/128)], multiplied."""
+
+    codes: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -119,6 +125,9 @@ class PackedTernaryLinear(_PackedLinear):
 class Int8Linear(_PackedLinear):
     """int8: int8 [N, K]. scale: float32 [N], multiplied."""
 
+    int8: Tensor
+    scale: Tensor
+
     def __init__(
         self,
         int8: Tensor,
@@ -142,6 +151,9 @@ class Int8Linear(_PackedLinear):
 
 class Int8Embedding(nn.Module):
     """Rows of int8 [vocabulary, hidden] times their float32 scale; gives ``dtype``."""
+
+    int8: Tensor
+    scale: Tensor
 
     def __init__(self, int8: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -182,13 +194,15 @@ def pack_layer(
         if precision == "int8":
             return Int8Embedding(*quantize_int8(layer.weight), dtype=layer.weight.dtype)
         return layer
-    rest = {"activations": activations, "bias": layer.bias, "norm": getattr(layer, "norm", None)}
+    assert isinstance(layer, nn.Linear), "what a policy can name is an embedding or linear"
+    norm = getattr(layer, "norm", None)
+    rest: dict[str, Any] = {"activations": activations, "bias": layer.bias, "norm": norm}
     if precision == "int8":
         return Int8Linear(*quantize_int8(layer.weight), **rest)
     if precision == "ternary":
-        is_trained = isinstance(layer, BitLinear)
-        pair = layer.ternarized() if is_trained else ternarize(layer.weight, threshold)
-        return PackedTernaryLinear.from_values(*pair, **rest)
+        if isinstance(layer, BitLinear):
+            return PackedTernaryLinear.from_values(*layer.ternarized(), **rest)
+        return PackedTernaryLinear.from_values(*ternarize(layer.weight, threshold), **rest)
     return precise_twin(layer)
 
 

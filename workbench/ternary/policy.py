@@ -47,7 +47,7 @@ def resolve(policy: Policy, model: nn.Module) -> Resolved:
     reasons: dict[str, str] = {}
     modules = dict(weight_modules(model))
     for name, module in modules.items():
-        precision = next(
+        precision: Precision = next(
             (kind for kind in _ORDER if any(fnmatchcase(name, p) for p in patterns[kind])),
             "high_precision",
         )
@@ -77,7 +77,9 @@ def require_ternary(policy: Policy, model: nn.Module) -> Resolved:
     its patterns name instead, and what they could name. A model on the meta device will do."""
     resolved = resolve(policy, model)
     for name in resolved.named("ternary"):
-        require_width(name, model.get_submodule(name))
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear), "resolve makes nothing else ternary"
+        require_width(name, layer)
     if resolved.named("ternary"):
         return resolved
     matched = [n for n in resolved.reasons if any(fnmatchcase(n, p) for p in policy.ternary)]
