@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -85,12 +86,13 @@ def _without_header(block: Block) -> Block:
 def _csv_rows(block: Block, layout: Layout, faults: Faults) -> Rows:
     data, dropped = _without_open_quotes(block, faults)
     refused: list[int] = []
+    filled = cache(lambda: _filled_lines(data, block.first_line))
 
     def refuse(row: Any) -> str:
         refused.append(row.number)
         if row.text.strip():
             faults.lines += 1
-            line = int(_filled_lines(data, block.first_line)[row.number - 1])
+            line = int(filled()[row.number - 1])
             found = f"{row.actual_columns} fields, {row.expected_columns} in the header"
             said = "the last line is cut off" if cut(line) else "another number of fields"
             faults.add(said, 1, line, f"{found}: {row.text}", "as many fields as the header has")
@@ -121,8 +123,7 @@ def _csv_rows(block: Block, layout: Layout, faults: Faults) -> Rows:
     faults.lines += len(table)
 
     def lines() -> np.ndarray:
-        filled = _filled_lines(data, block.first_line)
-        return np.delete(filled, [number - 1 for number in refused])
+        return np.delete(filled(), [number - 1 for number in refused])
 
     columns = {name: table[name].combine_chunks() for name in names}
     return Rows(columns, len(table), _with_dropped(lines, dropped), block.unfinished)
