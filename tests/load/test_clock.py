@@ -166,3 +166,16 @@ def test_one_damaged_time_does_not_make_the_rest_late(read):
 def test_requests_written_twice_are_said(read):
     times = np.repeat(np.arange(50) * 1.234, 2)
     assert any("50 requests repeat" in note for note in read(mooncake(times, 1e-3)).notes)
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-03-02 08:00:03.7q52", "2026-03-02 08:00:03+9", "2026-03-02 08:00:03 x+02:00",
+             "2026-03-02 08:0", "2026-13-02 08:00:03", "2026-03-02 24:61:03", "2026-03-02T"]
+)  # fmt: skip
+def test_half_a_date_is_no_time_whatever_stands_beside_it(read, text):
+    rows = [f"2026-03-02 08:00:{i:02d}.5,100,10" for i in range(30)]
+    rows[15] = f"{text},100,10"
+    rows[20] = "2026-03-02 10:00:20.5+02:00,100,10"
+    trace = read((HEADER + "\n".join(rows) + "\n").encode(), max_bad_share=0.05)
+    assert (trace.bad_lines, len(trace.store.frame())) == (1, 29)
+    assert trace.store.frame()["start_s"].iloc[-1] == pytest.approx(29.0)

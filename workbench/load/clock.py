@@ -196,7 +196,7 @@ class Clock:
         if pc.any(pc.match_substring_regex(texts, r"^[0-9]{4}-[A-Z]")).as_py():
             for number, month in enumerate(_MONTHS, start=1):
                 texts = pc.replace_substring(texts, f"-{month}-", f"-{number:02d}-")
-        dated = pc.fill_null(pc.match_substring_regex(texts, DATE), False)
+        dated = pc.fill_null(pc.match_substring_regex(texts, f"{DATE}({OFFSET}|$)"), False)
         if not pc.any(dated).as_py():
             return found
         self.absolute = True
@@ -230,10 +230,10 @@ class Clock:
             times = pd.to_datetime(
                 pd.Series(texts.to_pylist(), dtype=object),
                 format="ISO8601",
-                utc=has_offset,
+                utc=True,
                 errors="coerce",
             )
-            return self._moments(times, has_offset)
+            return self._moments(times.dt.tz_localize(None), has_offset)
 
     def _by_format(self, values: pa.Array) -> np.ndarray:
         self.absolute = True
@@ -244,11 +244,10 @@ class Clock:
             times = pd.to_datetime(
                 texts, format=self._section.time_format, errors="coerce", utc=has_offset
             )
-        return self._moments(times, has_offset)
+        return self._moments(times.dt.tz_localize(None) if has_offset else times, has_offset)
 
-    def _moments(self, times: pd.Series, has_offset: bool) -> np.ndarray:
+    def _moments(self, plain: pd.Series, has_offset: bool) -> np.ndarray:
         """As :meth:`_instants`, of what pandas read; years out of the range of ns are no times."""
-        plain = times.dt.tz_localize(None) if has_offset else times
         inside = (plain >= pd.Timestamp(1700, 1, 1)) & (plain <= pd.Timestamp(2200, 1, 1))
         whole = plain.where(inside).astype("datetime64[ns]")
         return self._instants(pa.array(whole, pa.timestamp("ns"), from_pandas=True), has_offset)
