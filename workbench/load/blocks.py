@@ -12,13 +12,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import pyarrow as pa
 
 from workbench.errors import ConfigError
 from workbench.paths import shown
 
+Item = TypeVar("Item")
 BLOCK = 4 * 2**20
 """Bytes of a block; two are read ahead."""
 LONGEST_LINE = 64 * 2**20
@@ -132,15 +133,15 @@ class TraceFile:
         return pa.CompressedInputStream(pa.PythonFile(file, "r"), self.packing)
 
 
-def prefetched(blocks: Iterator[Block], ahead: int = 2) -> Iterator[Block]:
-    """The same blocks, produced by a thread that is at most ``ahead`` of them in front."""
+def prefetched(items: Iterator[Item], ahead: int = 2) -> Iterator[Item]:
+    """The same items, produced by a thread that is at most ``ahead`` of them in front."""
     ready: queue.Queue = queue.Queue(ahead)
     stop = threading.Event()
 
     def produce() -> None:
         try:
-            for block in blocks:
-                if not _put(ready, block, stop):
+            for item in items:
+                if not _put(ready, item, stop):
                     return
             _put(ready, None, stop)
         except BaseException as error:

@@ -31,6 +31,7 @@ class Kind:
 @dataclass
 class Faults:
     """max_bad_share: of the lines, at most. lines: that were seen, blank ones left out.
+    Rows are parsed by a thread beside the one that judges them: both add, each its own kinds.
     others: lines that are no requests and need not be. notes: what else is to be said."""
 
     path: Path
@@ -42,7 +43,7 @@ class Faults:
 
     @property
     def count(self) -> int:
-        return sum(kind.count for kind in self.kinds.values())
+        return sum(kind.count for kind in list(self.kinds.values()))
 
     def add(self, fault: str, count: int, line: int, text: str, allowed: str) -> None:
         """``count`` more lines with ``fault``; line, text: the first of them."""
@@ -79,7 +80,7 @@ class Faults:
         return f"{self.count} of {self.lines} lines cannot be read and were left out ({examples})"
 
     def _sorted(self) -> list[tuple[str, Kind]]:
-        return sorted(self.kinds.items(), key=lambda item: -item[1].count)
+        return sorted(list(self.kinds.items()), key=lambda item: -item[1].count)
 
     def _counts(self) -> str:
         return ", ".join(f"{fault} {kind.count}" for fault, kind in self._sorted()[:MOST_KINDS])

@@ -38,8 +38,9 @@ FEWEST_IN_SHAPE = 10.0
 SCALES_S = (1.0, 10.0, 60.0, 600.0, 3600.0)
 LAGS = (1, 2, 5, 10, 60)
 GAP_POINTS = 513
-GAP_EDGES = np.concatenate([[0.0], np.logspace(-6, 7, 2600)])
-"""Of the histogram of gaps in operational time: steps of 1.2 %."""
+SHORTEST_GAP, DECADES, STEPS = 1e-6, 13, 200
+GAP_EDGES = SHORTEST_GAP * np.logspace(0, DECADES, DECADES * STEPS + 1)
+"""Of the histogram of gaps in operational time: steps of 1.2 %; shorter ones share a cell."""
 WEEK_HOURS = 7 * 24
 LENGTH_SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999)
 
@@ -149,10 +150,7 @@ class _Counting:
                 joined = own if last_gap is None else np.concatenate([[last_gap], own])
                 products += float(joined[1:] @ joined[:-1])
                 last_gap = float(own[-1])
-            longest = np.argsort(-gaps, kind="stable")[:SHOWN_GAPS]
-            found_gaps = [(float(times[i] - gaps[i]), float(gaps[i])) for i in longest]
-            self.longest_gaps = sorted([*self.longest_gaps, *found_gaps], key=lambda g: -g[1])
-            self.longest_gaps = self.longest_gaps[:SHOWN_GAPS]
+            self._keep_longest(times, gaps)
             last = float(times[-1])
             prompt, output = batch["prompt_tokens"], batch["output_tokens"]
             self.prompt.add(prompt)
@@ -164,6 +162,16 @@ class _Counting:
         variance = squares / (self.n - 1)
         self.gap_cv = float(np.sqrt(variance) / mean)
         self.gap_autocorrelation = products / squares if squares > 0 else 0.0
+
+
+    def _keep_longest(self, times: np.ndarray, gaps: np.ndarray) -> None:
+        kept = self.longest_gaps
+        shortest = kept[-1][1] if len(kept) == SHOWN_GAPS else -1.0
+        longer = np.flatnonzero(gaps > shortest)
+        if len(longer) > SHOWN_GAPS:
+            longer = longer[np.argpartition(gaps[longer], -SHOWN_GAPS)[-SHOWN_GAPS:]]
+        found = [(float(times[i] - gaps[i]), float(gaps[i])) for i in longer]
+        self.longest_gaps = sorted([*kept, *found], key=lambda gap: -gap[1])[:SHOWN_GAPS]
 
 
 def _span(trace: Trace) -> tuple[float, int]:
@@ -241,7 +249,9 @@ def _operational(trace: Trace, width_s: float, counts: np.ndarray) -> dict[str, 
         last = float(u[-1])
         if not len(gaps):
             continue
-        histogram += np.bincount(np.searchsorted(GAP_EDGES, gaps), minlength=len(histogram))
+        steps = STEPS * np.log10(np.maximum(gaps, SHORTEST_GAP) / SHORTEST_GAP)
+        cell = np.minimum(np.ceil(steps), len(histogram) - 1).astype(np.int64)
+        histogram += np.bincount(cell, minlength=len(histogram))
         around = gaps - 1.0
         before = around[:-1] if last_gap is None else np.append(last_gap, around[:-1])
         products += float(around[-len(before) :] @ before)

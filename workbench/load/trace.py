@@ -1,6 +1,7 @@
 """A trace file read in one streaming pass: requests in order, into a store, and what was said.
 
-Bytes are read ahead and digested by a thread (:mod:`.blocks`), become columns (:mod:`.rows`), times
+Bytes are read ahead and digested by a thread (:mod:`.blocks`), become columns in another
+(:mod:`.rows`), times
 (:mod:`.clock`) and requests (:mod:`.requests`), are put in order (:mod:`.order`) and written
 (:mod:`.store`). Memory holds some blocks and the requests of ``reorder_s`` seconds.
 """
@@ -17,7 +18,7 @@ from typing import Literal
 import pandas as pd
 
 from workbench.errors import ConfigError
-from workbench.load.blocks import TraceFile
+from workbench.load.blocks import TraceFile, prefetched
 from workbench.load.clock import Clock
 from workbench.load.faults import Faults
 from workbench.load.formats import empty, layout_of
@@ -101,7 +102,7 @@ def read_trace(
     order = Order(path, section.reorder_s, faults, lambda: clock.naive and clock.absolute)
     whole_seconds = True
     with StoreWriter(store, section.interactive_max_output_tokens) as writer:
-        for rows in rows_of(file, layout, faults):
+        for rows in prefetched(rows_of(file, layout, faults)):
             batch, lines = reader.read(rows)
             whole_seconds &= not (batch["start_s"] % 1).any()
             for ready in order.push(batch, lines):
