@@ -163,7 +163,6 @@ class _Counting:
         self.gap_cv = float(np.sqrt(variance) / mean)
         self.gap_autocorrelation = products / squares if squares > 0 else 0.0
 
-
     def _keep_longest(self, times: np.ndarray, gaps: np.ndarray) -> None:
         kept = self.longest_gaps
         shortest = kept[-1][1] if len(kept) == SHOWN_GAPS else -1.0
