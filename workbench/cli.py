@@ -21,6 +21,7 @@ from workbench.roadmap import STAGES
 
 INTERRUPTED = 130
 STAGE_NAMES = ", ".join(STAGES)
+DECISION_COLOURS = {"go": "green", "no go": "red", "inconclusive": "yellow"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -175,7 +176,8 @@ def runs() -> None:
         records = each.records()
         verdict = records["report"].facts.get("verdict", {}) if "report" in records else {}
         state = verdict.get("decision", f"{len(records)}/{len(STAGES)} stages")
-        print(f"{each.name:44}  {state:14}  {each.header['question']}")
+        shown = typer.style(f"{state:14}", fg=DECISION_COLOURS.get(state))
+        typer.echo(f"{each.name:44}  {shown}  {each.header['question']}")
 
 
 @app.command()

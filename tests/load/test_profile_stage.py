@@ -122,7 +122,7 @@ def test_a_short_trace_gives_no_interval_for_a_tail(tmp_path):
     )
     tail = finished(tmp_path, trace=str(trace)).metric("output_tokens", quantile="p99")
     assert (tail.value, tail.lo) == (5.0, None)
-    assert "p99 needs 368" in tail.how
+    assert "50 requests in one row, an interval needs 200" in tail.how
 
 
 def test_two_sources_at_once_are_refused():

@@ -50,7 +50,7 @@ def test_a_quantile_over_time_covers_where_one_of_independent_requests_does_not(
             held["time"].append(estimate.lo <= truth <= estimate.hi)
         estimate = quantile(latencies, 0.5)
         held["independent"].append(estimate.lo <= truth <= estimate.hi)
-    assert len(held["time"]) > 80
+    assert len(held["time"]) > 60
     assert np.mean(held["time"]) > 0.95
     assert np.mean(held["independent"]) < 0.85
 
@@ -66,7 +66,7 @@ def test_a_share_over_time_covers_where_a_share_of_independent_requests_does_not
             held["time"].append(estimate.lo <= truth <= estimate.hi)
         estimate = share(int(met.sum()), len(met))
         held["independent"].append(estimate.lo <= truth <= estimate.hi)
-    assert len(held["time"]) > 80
+    assert len(held["time"]) > 60
     assert np.mean(held["time"]) > 0.95
     assert np.mean(held["independent"]) < 0.85
 

@@ -52,7 +52,9 @@ from workbench.paths import PROJECT
 RESULTS = PROJECT / "docs" / "results" / "calibration.jsonl"
 PAGE = PROJECT / "docs" / "measuring.md"
 BEGIN, END = "<!-- calibration -->", "<!-- /calibration -->"
-ONE_SIDE, LEVEL = 0.025, 0.95
+ONE_SIDE = 0.025
+RARE = 0.05
+"""In fewer runs with an interval there is no coverage; they still count as wrong go and no go."""
 Generator = np.random.Generator
 
 
@@ -103,7 +105,7 @@ def judged(
         Row(name, method, situation, n, ONE_SIDE, value, runs, share_given)
         for name, value in (("false_go", wrong), ("false_no_go", wrong))
     ]
-    if given:
+    if share_given >= RARE:  # a few calm runs of a busy queue say nothing of the others
         held = 1.0 - (below + above) / share_given
         rows.append(Row("coverage", method, situation, n, nominal, held, runs, share_given))
     return rows
@@ -156,9 +158,9 @@ def blocks(runs: int) -> Iterator[Row]:
         made = (mean_ratio(1.3 * np.exp(a), np.exp(b)) for a, b in burst)
         situation = "one turn in ten takes twice as long"
         yield from judged("blocks, t of log ratios", situation, n, 1.3, made)
-        skewed = random.gamma(4, 0.25, (runs, n))
+        skewed = random.gamma(16, 1 / 16, (runs, n))
         made = (mean(values) for values in skewed)
-        yield from judged("blocks, t on a log scale", "gamma, CV 0.5", n, 1.0, made)
+        yield from judged("blocks, t on a log scale", "gamma, CV 0.25", n, 1.0, made)
     for deviation in (0.03, 0.06, 0.12):
         made = [_stopped(np.random.default_rng(i), deviation) for i in range(runs // 4)]
         n = round(float(np.mean([e.n for e in made])))

@@ -8,7 +8,7 @@ of cases instead of 95 %. How many they are worth is estimated from the observat
   their integrated autocorrelation time (Sokal's automatic window). It is the longest of those
   of the latencies and of "slower than the median, the quarter, the tenth", because a tail
   decorrelates later than the bulk and has too few events to tell by itself; c = 3 (2 for rates)
-  covers what is later still. A series shorter than 50 tau cannot tell its own tau, so nothing
+  covers what is later still. A series shorter than 100 tau cannot tell its own tau, so nothing
   is said of it.
 - **over blocks**: the server was empty between them, so blocks are independent. Their means
   scatter more than independent requests would; that factor is the design effect of cluster
@@ -32,14 +32,14 @@ from scipy import stats
 
 from workbench.measure.statistics import FEWEST_BLOCKS, LEVEL, Estimate, fewest_for_quantile
 
-SHORTEST_IN_TAUS = 50
+SHORTEST_IN_TAUS = 100
 """A shorter series underestimates its own autocorrelation time."""
+FEWEST_REQUESTS = 200
 TAIL_FACTOR, RATE_FACTOR = 3.0, 2.0
 """By how much the windows' tau is too short: a tail decorrelates later than the bulk, and
 Sokal's window ends before slow bursts do."""
 BLOCK_FACTOR = 1.5
 """By how much the design effect of few blocks is too small for a tail."""
-FEWEST_WINDOWS = 200
 THRESHOLDS = (0.5, 0.75, 0.9)
 SOKAL_WINDOW = 5.0
 LONGEST_SERIES = 200_000
@@ -87,9 +87,6 @@ def rate_over_time(counts: ArrayLike, window_s: float, level: float = LEVEL) -> 
     if not n:
         return _nothing(level)
     value = float(rates.mean())
-    if n < FEWEST_WINDOWS:
-        why = f"no interval: {n} windows, an interval of a rate needs {FEWEST_WINDOWS}"
-        return Estimate(value, None, None, n, "", level, why)
     worth, why = _worth_over_time([rates], n, "windows", tail=RATE_FACTOR)
     if why is not None or value <= 0:
         return Estimate(value, None, None, n, "", level, why or "no interval: no event was seen")
@@ -168,6 +165,8 @@ def _worth_over_time(
     series: Sequence[np.ndarray], n: int, unit: str, tail: float = TAIL_FACTOR
 ) -> tuple[float, str | None]:
     """(independent observations that ``n`` are worth, why that cannot be told)."""
+    if n < FEWEST_REQUESTS:
+        return 0.0, f"no interval: {n} {unit} in one row, an interval needs {FEWEST_REQUESTS}"
     tau = max(autocorrelation_time(each) for each in series)
     if n < SHORTEST_IN_TAUS * tau:
         return 0.0, (

@@ -33,6 +33,7 @@ from workbench.measure.noise import Counters, Noise, require_quiet
 from workbench.measure.orders import balanced_orders
 from workbench.measure.session import (
     FEWEST_TO_STOP,
+    MOST_ATTEMPTS,
     NOISE_COLUMNS,
     REPEATING_SHARE,
     noise_facts,
@@ -284,8 +285,9 @@ def _blocks(
         noise = Noise.between(before, Counters.read())
         longest_s = max(longest_s, noise.seconds)
         disturbed = "; ".join(noise.disturbances(readiness.quiet))
-        again = bool(disturbed) and repeated_s + noise.seconds <= REPEATING_SHARE * section.budget_s
         attempt = sum(one["block"] == blocks for one in noises)
+        late = repeated_s + noise.seconds > REPEATING_SHARE * section.budget_s
+        again = bool(disturbed) and not late and attempt + 1 < MOST_ATTEMPTS
         at_s = {"block": blocks, "attempt": attempt, **noise.to_json()}
         noises.append({**at_s, "disturbed": disturbed, "kept": not again})
         if again:

@@ -48,8 +48,9 @@ WASHOUT_TOKENS = 8
 """Output of the untimed request with which a turn begins."""
 FEWEST_TO_STOP = 8
 """Blocks before which precision ends no session: fewer are alike by chance too often."""
-REPEATING_SHARE = 0.25
-"""Of the session's time, for measuring disturbed blocks again."""
+REPEATING_SHARE, MOST_ATTEMPTS = 0.25, 3
+"""Of the session's time, for measuring disturbed blocks again, and how often one is measured: a
+machine that is busy all the time is not made quiet by measuring longer."""
 COLUMNS = [
     "block", "order", "arm", "class", "batch", "phase", "seconds", "tokens", "sequences",
     "energy_j", "energy_kind", "energy_how",
@@ -174,7 +175,8 @@ class Session:
             at_s = {"block": block, "attempt": len(attempts), **noise.to_json()}
             attempts.append({**at_s, "disturbed": disturbed, "kept": False})
             repeated_s = _repeated_s(kept) + sum(one["seconds"] for one in attempts)
-            if not disturbed or repeated_s > REPEATING_SHARE * ending.budget_s:
+            late = repeated_s > REPEATING_SHARE * ending.budget_s
+            if not disturbed or late or len(attempts) == MOST_ATTEMPTS:
                 break
         attempts[-1]["kept"] = True
         self._add_energies(block, rows)
