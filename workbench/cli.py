@@ -110,14 +110,15 @@ def run(
 ) -> None:
     """Run a pilot, or go on with it; the last line printed is the report's path."""
     from workbench.pilot.resolve import resolve
-    from workbench.runner.pilot_run import raise_failed_gates, run_pilot, selected_stages
+    from workbench.runner.pilot_run import page_of, raise_failed_gates, run_pilot, selected_stages
 
     resolved = resolve(pilot, overrides or ())
-    done = run_pilot(
+    done, again = run_pilot(
         resolved, stages=selected_stages(only, first), force=force, notebooks=notebooks
     )
-    print(done.report if done.report.exists() else done.folder)
-    raise_failed_gates(done)
+    page = page_of(done, again)
+    print(page if page.exists() else done.folder)
+    raise_failed_gates(done, again)
 
 
 @app.command()
@@ -203,13 +204,18 @@ def report(
         str,
         typer.Argument(metavar="RUN", help="a run of workbench runs", autocompletion=_runs),
     ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="judge by this, e.g. report.language=ru"),
+    ] = None,
 ) -> None:
-    """Write report.html of a run again from its records, and print its path."""
-    from workbench.figures.page import stage_figures
-    from workbench.records.run import find_run
-    from workbench.report.html import write_html
+    """Write report.html of a run again from its records, and print its path.
 
-    print(write_html(find_run(name).folder, stage_figures))
+    With --set report.* the run is judged again beside its first judgement, which stays.
+    """
+    from workbench.runner.report_again import report_again
+
+    print(report_again(name, overrides or ()))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from workbench.records.run import open_folder, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import describe
 from workbench.stages.execute import execute
+from workbench.stages.second_judgement import judge_again
 
 REFRESH_S = 0.5
 
@@ -44,6 +45,8 @@ def stage(
         run = open_run(resolved)
     block = LiveBlock()
     record = execute(name, resolved, run, listener=block.show)
+    if name == "report":
+        record = judge_again(resolved, run) or record
     block.text(f"{name}: finished in {record.duration_s:.0f} s · run {run.name}")
     return record
 

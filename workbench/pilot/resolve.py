@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +24,14 @@ from workbench.pilot.problems import did_you_mean, section_at, sentence
 from workbench.pilot.sections.base import InputPath
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import Keys, YamlFile, parse_scalar
+
+JUDGES_OR_SHOWS = ("question", "report")
+"""Parts of the pilot that decide no figure."""
+
+
+def digest_of(values: dict[str, Any]) -> str:
+    """Of a resolved pilot's values, without what only judges or shows."""
+    return digest_json({k: v for k, v in values.items() if k not in JUDGES_OR_SHOWS})
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,25 @@ class ResolvedPilot:
 
     @property
     def digest(self) -> str:
-        return digest_json(self.values)
+        """Of all that decides figures: what only judges or shows is left out."""
+        return digest_of(self.values)
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """What the pilot is asked in, language included: all that the digest leaves out."""
+        return {name: self.values[name] for name in JUDGES_OR_SHOWS}
+
+    @property
+    def judging(self) -> dict[str, Any]:
+        """What is judged by, the question included; the report's language only shows."""
+        report = {k: v for k, v in self.values["report"].items() if k != "language"}
+        return {"question": self.values["question"], "report": report}
+
+    def judged_like(self, other: ResolvedPilot) -> ResolvedPilot:
+        """This pilot, asked in the words of ``other``."""
+        kept = {name: getattr(other.pilot, name) for name in JUDGES_OR_SHOWS}
+        pilot, values = self.pilot.model_copy(update=kept), self.values | other.words
+        return replace(self, pilot=pilot, values=values)
 
     def where(self, problem: str) -> str:
         """File and line (or ``--set``) of the field that a sentence begins with; the pilot file
@@ -82,21 +108,38 @@ def resolve(path: Path | str, overrides: Sequence[str] = ()) -> ResolvedPilot:
     merge.resolve_paths()
     merge.refuse_endless_numbers()
 
-    pilot = None
-    try:
-        pilot = Pilot.model_validate(merge.values)
-    except ValidationError as error:
-        for detail in error.errors():
-            keys, text = sentence(detail, Pilot)
-            merge.problem(keys, text)
-    if pilot is None or merge.problems:
-        raise ConfigError(
-            "\n".join(dict.fromkeys(merge.problems)),
-            next_step="correct the above; nothing was started (workbench show lists all fields)",
-        )
+    pilot = merge.checked("nothing was started (workbench show lists all fields)")
     return ResolvedPilot(
         pilot, path, tuple(overrides), pilot.model_dump(mode="json"), merge.sources
     )
+
+
+def asked_again(begun: ResolvedPilot, overrides: Sequence[str]) -> ResolvedPilot:
+    """A run's pilot with other values of what only judges or shows.
+
+    Raises ConfigError for a wrong value, and for one that decides figures.
+    """
+    merge = _Merge()
+    merge.values = begun.values
+    for text in overrides:
+        if (part := text.partition(".")[0].partition("=")[0].strip()) not in JUDGES_OR_SHOWS:
+            merge.problems.append(
+                f"--set {text}: {part} decides figures, and those of this run are made; allowed: "
+                "report.language, report.gates, report.cost, question"
+            )
+            continue
+        merge.override(text)
+    pilot = merge.checked("nothing was changed; other figures need a run: workbench run PILOT.yaml")
+    values = pilot.model_dump(mode="json")
+    return ResolvedPilot(pilot, begun.path, tuple(overrides), values, merge.sources)
+
+
+def changed_leaves(before: ResolvedPilot, now: ResolvedPilot) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value before, value now) of each field that judges or shows and differs."""
+    old, new = ({name: value for name, value, _ in each.leaves()} for each in (before, now))
+    for name in dict.fromkeys([*old, *new]):
+        if name.split(".")[0] in JUDGES_OR_SHOWS and old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
 
 
 def resolved_from(values: dict[str, Any], path: Path) -> ResolvedPilot:
@@ -121,6 +164,21 @@ class _Merge:
         self.sources: dict[Keys, str] = {}
         self.folders: dict[Keys, Path] = {}
         self.problems: list[str] = []
+
+    def checked(self, reassurance: str) -> Pilot:
+        """The pilot; ConfigError with all problems at once, and what became of the rest."""
+        pilot = None
+        try:
+            pilot = Pilot.model_validate(self.values)
+        except ValidationError as error:
+            for detail in error.errors():
+                self.problem(*sentence(detail, Pilot))
+        if pilot is None or self.problems:
+            raise ConfigError(
+                "\n".join(dict.fromkeys(self.problems)),
+                next_step=f"correct the above; {reassurance}",
+            )
+        return pilot
 
     def problem(self, keys: Keys, text: str) -> None:
         where = _nearest(self.sources, keys)

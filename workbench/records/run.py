@@ -3,6 +3,7 @@
 The id is the time of the first start and a digest of the resolved pilot, the content of the
 files it names, and the machine. The same pilot started again on the same machine finds its
 folder and goes on there; a changed value, a changed file or another machine makes a new one.
+What only judges or shows is no such value: asked by other gates, the same run answers.
 A run folder can be carried to another machine to be read there.
 """
 
@@ -21,7 +22,7 @@ from workbench.errors import ConfigError, StageError
 from workbench.files import digest_json, digest_path, read_json, write_json, write_text
 from workbench.machine.identity import machine_digest
 from workbench.paths import runs_root, shown
-from workbench.pilot.resolve import ResolvedPilot, path_fields, resolved_from
+from workbench.pilot.resolve import ResolvedPilot, digest_of, path_fields, resolved_from
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import dump_yaml, read_yaml
 from workbench.records.plan import write_plan
@@ -31,6 +32,9 @@ from workbench.roadmap import STAGES
 HEADER = "run.json"
 PILOT = "pilot.yaml"
 ENVIRONMENT = "environment.json"
+JUDGEMENTS = "judgements"
+FORMAT = 2
+"""Of the header. 1, without the field: the digest holds what only judges or shows as well."""
 FIELDS = {"digest", "files", "machine", "created", "question", "pilot_file", "overrides"}
 
 log = logging.getLogger(__name__)
@@ -76,6 +80,16 @@ class Run:
 
     def stage_folder(self, stage: str) -> Path:
         return self.folder / "stages" / stage
+
+    def judgements(self) -> list[StageRecord]:
+        """Those made after the first one, oldest first."""
+        folders = sorted(self.folder.glob(f"{JUDGEMENTS}/*"))
+        return [record for folder in folders if (record := StageRecord.load(folder))]
+
+    def new_judgement(self, key: str) -> Path:
+        folder = self.folder / JUDGEMENTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{key[:6]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def record(self, stage: str) -> StageRecord | None:
         return StageRecord.load(self.stage_folder(stage))
@@ -129,7 +143,7 @@ def open_run(resolved: ResolvedPilot, *, fresh: bool = False) -> Run:
     identity = _identity(resolved)
     if not fresh:
         for run in reversed(runs_in(siblings)):
-            if all(run.header.get(key) == value for key, value in identity.items()):
+            if all(_identifies(run, key) == value for key, value in identity.items()):
                 return run
     with _folder_errors_named(siblings):
         return _create(resolved, identity, siblings)
@@ -219,6 +233,16 @@ def _identity(resolved: ResolvedPilot) -> dict[str, Any]:
     return {"digest": resolved.digest, "files": files, "machine": machine_digest()}
 
 
+def _identifies(run: Run, key: str) -> Any:
+    """A part of a run's identity, worked out from its pilot where an older header has another."""
+    if key == "digest" and "format" not in run.header:
+        try:
+            return digest_of(read_yaml(run.folder / PILOT).values)
+        except ConfigError as error:
+            log.warning("%s is not found again by its pilot: %s", run.name, error.got)
+    return run.header.get(key)
+
+
 def _create(resolved: ResolvedPilot, identity: dict[str, Any], siblings: Path) -> Run:
     folder = siblings / f"{time.strftime('%Y%m%d-%H%M%S')}-{digest_json(identity)[:6]}"
     try:
@@ -229,7 +253,9 @@ def _create(resolved: ResolvedPilot, identity: dict[str, Any], siblings: Path) -
     write_text(folder / PILOT, _annotated(resolved))
     write_plan(folder, resolved.values)
     header = {
+        "format": FORMAT,
         **identity,
+        "words": digest_json(resolved.words),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "question": resolved.pilot.question,
         "pilot_file": str(resolved.path),

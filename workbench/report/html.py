@@ -25,17 +25,28 @@ Draw = Callable[[StageRecord, str, tuple[str, ...]], list[PageFigure]]
 :func:`workbench.figures.page.stage_figures`."""
 
 
-def write_html(run_folder: Path | str, draw: Draw, language: str | None = None) -> Path:
+def write_html(
+    run_folder: Path | str,
+    draw: Draw,
+    language: str | None = None,
+    *,
+    again: StageRecord | None = None,
+) -> Path:
     """Write ``report.html`` of a run from its records, and return its path.
 
     draw: makes the figures; not called where plotly is not installed, and the page says so.
     language: ``en`` or ``ru``; None takes the pilot's ``report.language``. A run that is not
-    finished gives a page as well, which says what is missing. Raises ConfigError when the
-    folder holds no run.
+    finished gives a page as well, which says what is missing. again: a later judgement of the run,
+    whose page it becomes, beside its record; the first one is shown in it. Raises ConfigError when
+    the folder holds no run.
     """
     run = open_folder(Path(run_folder))
     records = run.records()
     pilot = read_yaml(run.folder / "pilot.yaml").values
+    first = records.get("report")
+    if again:
+        pilot |= again.facts["second_judgement"]["words"]
+        records["report"] = again
     settings: dict[str, Any] = pilot["report"]
     texts = Texts(language or settings["language"])
     drawing = plotly_installed()
@@ -57,6 +68,8 @@ def write_html(run_folder: Path | str, draw: Draw, language: str | None = None) 
             t=texts,
             run=run,
             pilot=pilot,
+            second=views.second_judgement(again, first, texts) if again and first else None,
+            later=[] if again else views.later_judgements(run, texts),
             judged=report is not None,
             verdict=views.verdict_view(records, texts),
             tiles=views.headlines(records, texts),
@@ -78,5 +91,6 @@ def write_html(run_folder: Path | str, draw: Draw, language: str | None = None) 
             plotly_js=plotly_js() if drawing else "",
         )
     )
-    write_text(run.report, page)
-    return run.report
+    target = again.folder / run.report.name if again else run.report
+    write_text(target, page)
+    return target

@@ -284,6 +284,34 @@ def verdict_view(records: Records, texts: Texts) -> dict[str, Any]:
     }
 
 
+def second_judgement(again: StageRecord, first: StageRecord, texts: Texts) -> dict[str, Any]:
+    """What a judgement made after the figures were known changed, and the first one beside it."""
+    return {
+        "made": _minute(again.started),
+        "changed": again.facts["second_judgement"]["changed"],
+        "decision": first.facts["verdict"]["decision"],
+        "name": texts(f"decision.{first.facts['verdict']['decision']}"),
+        "reasons": [_sentence(s, texts) for s in first.facts["verdict"]["reasons"]],
+        "gates": gate_rows(first, texts),
+    }
+
+
+def _minute(started: str) -> str:
+    return started[:16].replace("T", " ")
+
+
+def later_judgements(run: Run, texts: Texts) -> list[dict[str, str]]:
+    """Of the first judgement's page: those that came after it."""
+    return [
+        {
+            "made": _minute(record.started),
+            "name": texts(f"decision.{record.facts['verdict']['decision']}"),
+            "page": (record.folder / run.report.name).relative_to(run.folder).as_posix(),
+        }
+        for record in run.judgements()
+    ]
+
+
 def environment_view(run: Run, texts: Texts) -> dict[str, Any]:
     """Where the run was made, with what, and the command that makes it again."""
     environment = run.environment()

@@ -11,6 +11,7 @@ import importlib.util
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from workbench.errors import ConfigError, GateError, StageError
 from workbench.files import write_json
@@ -23,6 +24,7 @@ from workbench.records.terminal import watching
 from workbench.roadmap import STAGES, stage_named
 from workbench.runner.checks import check_pilot
 from workbench.stages.execute import execute, finished, recorded_failure, require_upstream
+from workbench.stages.second_judgement import judge_again
 
 
 def run_pilot(
@@ -31,8 +33,11 @@ def run_pilot(
     stages: Sequence[str] = tuple(STAGES),
     force: bool = False,
     notebooks: bool | None = None,
-) -> Run:
-    """Run ``stages`` in order and return the run.
+) -> tuple[Run, StageRecord | None]:
+    """Run ``stages`` in order; the run, and its judgement where it is not the first one.
+
+    A run that was begun with other gates is judged by them first and then by those of ``resolved``
+    (:func:`judge_again`); nothing else depends on them.
 
     stages: names; those before them must be finished, or are among them.
     force: compute them again. For a whole pilot that makes a new run.
@@ -58,29 +63,54 @@ def run_pilot(
                 _notebook(name, resolved, run)
             else:
                 execute(name, resolved, run)
+        again = None
         if "report" in stages:
-            _write_report(run)
-    return run
+            again = judge_again(resolved, run)
+            write_report(run, resolved)
+            if again:
+                write_report(run, resolved, again)
+    return run, again
 
 
 def run_stage(name: str, resolved: ResolvedPilot, *, force: bool = False) -> StageRecord:
-    """One stage in this process, without Jupyter, papermill or Plotly."""
+    """One stage in this process, without Jupyter, papermill or Plotly.
+
+    The report asked in other words than the run began with is its second judgement.
+    """
     check_pilot(resolved, (name,))
     run = open_run(resolved)
     with terminable(), watching(run.events):
         _keep_environment(run)
-        return execute(name, resolved, run, force=force)
+        record = execute(name, resolved, run, force=force)
+        return (judge_again(resolved, run) or record) if name == "report" else record
 
 
-def raise_failed_gates(run: Run) -> None:
-    """GateError if a gate that must hold does not; nothing if the report is not done."""
-    record = run.record("report")
+def raise_failed_gates(run: Run, again: StageRecord | None = None) -> None:
+    """GateError if a gate that must hold does not; nothing if the report is not done.
+
+    again: the judgement that was asked for, where it is not the first one.
+    """
+    record = again or run.record("report")
     stopping = record.facts.get("stopping_gates", []) if record else []
     if stopping:
         raise GateError(
             "gate failed: " + "; ".join(stopping),
-            next_step=f"read the gates in {shown(run.report)}",
+            next_step=f"read the gates in {shown(page_of(run, again))}",
         )
+
+
+def page_of(run: Run, again: StageRecord | None = None) -> Path:
+    """The page of the run's first judgement, or of another one."""
+    return again.folder / "report.html" if again else run.report
+
+
+def write_report(run: Run, asked: ResolvedPilot, again: StageRecord | None = None) -> Path:
+    """Draw the page of the first judgement, or of ``again``, in the language of ``asked``."""
+    from workbench.figures.page import stage_figures
+    from workbench.report.html import write_html
+
+    language = asked.pilot.report.language
+    return write_html(run.folder, stage_figures, language, again=again)
 
 
 def selected_stages(only: str | None, first: str | None) -> tuple[str, ...]:
@@ -129,13 +159,6 @@ def _keep_environment(run: Run) -> None:
     path = run.folder / ENVIRONMENT
     if not path.exists():
         write_json(path, describe_environment())
-
-
-def _write_report(run: Run) -> None:
-    from workbench.figures.page import stage_figures
-    from workbench.report.html import write_html
-
-    write_html(run.folder, stage_figures)
 
 
 @contextmanager

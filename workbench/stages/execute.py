@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import StageError, WorkbenchError
-from workbench.files import read_json, write_json, write_text
+from workbench.files import digest_json, read_json, write_json, write_text
 from workbench.machine.environment import describe_software
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.events import Progress
@@ -31,7 +31,11 @@ KEY = "key.txt"
 
 
 def finished(name: str, resolved: ResolvedPilot, run: Run) -> StageRecord | None:
-    """The stage's record if it is finished for exactly this pilot, else None."""
+    """The stage's record if it is finished for exactly this pilot, else None.
+
+    Whatever words the pilot is asked in now: the report is the one by those the run began with.
+    """
+    resolved = _as_begun(resolved, run)
     record = run.record(name)
     return record if record and record.key == stage_key(name, resolved, run) else None
 
@@ -46,9 +50,12 @@ def execute(
 ) -> StageRecord:
     """The record of a stage, computed only if it is not there yet (or with ``force``).
 
+    The report judges by what the run began with; :func:`judge_again` answers other words.
+
     Raises StageError when the stage fails, when one before it is missing, or when another
     process is at work on it.
     """
+    resolved = _as_begun(resolved, run)
     if not force and (record := finished(name, resolved, run)):
         return record
     if not run.is_from_here:
@@ -85,6 +92,13 @@ def execute(
         (folder / FAILURE).unlink(missing_ok=True)
         progress.event("finished", duration_s=record.duration_s)
     return record
+
+
+def _as_begun(resolved: ResolvedPilot, run: Run) -> ResolvedPilot:
+    """The pilot in the words that were fixed before the run."""
+    if run.header.get("words") == digest_json(resolved.words):
+        return resolved
+    return resolved.judged_like(run.resolved())
 
 
 def recorded_failure(run: Run, name: str) -> StageError | None:
