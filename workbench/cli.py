@@ -164,21 +164,19 @@ def stage(
     print(record.folder)
 
 
+def _in_its_colour(state: str) -> str:
+    decision = state.split(",")[0].strip()
+    return typer.style(state, fg=DECISION_COLOURS.get(decision))
+
+
 @app.command()
 def runs() -> None:
-    """List the runs: name, stages finished, verdict, question."""
+    """List the runs, the oldest first: date, duration, stages finished or verdict, question."""
     from workbench.records.run import all_runs
-    from workbench.roadmap import STAGES
+    from workbench.records.run_list import run_lines
 
-    found = all_runs()
-    if not found:
-        print("no runs yet; make pilot, or workbench run PILOT.yaml")
-    for each in found:
-        records = each.records()
-        verdict = records["report"].facts.get("verdict", {}) if "report" in records else {}
-        state = verdict.get("decision", f"{len(records)}/{len(STAGES)} stages")
-        shown = typer.style(f"{state:14}", fg=DECISION_COLOURS.get(state))
-        typer.echo(f"{each.name:44}  {shown}  {each.header['question']}")
+    for line in run_lines(all_runs(), _in_its_colour):
+        typer.echo(line)
 
 
 @app.command()

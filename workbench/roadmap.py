@@ -5,7 +5,9 @@ Only names and orders: a stage's code is found by :mod:`workbench.stages.find`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from workbench.errors import ConfigError
 from workbench.pilot.problems import did_you_mean
@@ -96,6 +98,25 @@ STAGES: dict[str, Stage] = {
         ),
     )
 }
+
+
+def deciding(stage: str) -> set[str]:
+    """The pilot's sections, or fields of them, that decide a stage, through the stages before it
+    as well."""
+    own = {"seed", *STAGES[stage].sections}
+    return own.union(*(deciding(before) for before in STAGES[stage].after))
+
+
+def value_of(values: Mapping[str, Any], name: str) -> Any:
+    """A section's values, or the one value that ``section.field`` names."""
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
+def place_of(stage: str) -> str:
+    """``stage 3 of 7``; empty for what is no stage of the roadmap (a study)."""
+    return f"stage {STAGES[stage].number + 1} of {len(STAGES)}" if stage in STAGES else ""
 
 
 def stage_named(text: str) -> Stage:

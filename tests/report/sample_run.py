@@ -38,15 +38,18 @@ GATES = """
 def make_run(
     folder: Path, *, language: str = "en", seed: int = 1234, energy: bool = False,
     assumed_power_w: float | None = None, gates: str = GATES, stages: tuple[str, ...] = (),
+    sequences: int = 24,
 ) -> Run:  # fmt: skip
     """A run below ``folder`` (set WORKBENCH_RUNS to keep it there) with every stage finished.
 
-    energy: whether a meter was "found". stages: only these; all when empty.
+    energy: whether a meter was "found". stages: only these; all when empty. sequences: of
+        hybrid_plan, a value that makes another run and decides no figure of the sample.
     """
     pilot = folder / "pilot.yaml"
     power = "null" if assumed_power_w is None else str(assumed_power_w)
     pilot.write_text(
         f"name: sample\nquestion: Would ternary weights pay off on this machine?\nseed: {seed}\n"
+        f"hybrid_plan: {{sequences: {sequences}}}\n"
         f"report:\n  language: {language}\n  cost: {{assumed_power_w: {power}}}\n  gates:{gates}"
     )
     resolved = resolve(pilot)

@@ -79,6 +79,25 @@ class Progress:
             self.step(task, index + 1, len(listed), unit)
 
 
+def attempts_s(path: Path, stage: str, key: str) -> list[float]:
+    """How long each attempt at a stage's result ``key`` took, s, since it was last finished.
+
+    One that was killed counts to its last event: nothing of it says when it ended.
+    """
+    spans: list[list[float]] = []
+    for event in follow(path, None) if path.exists() else ():
+        if event.get("stage") != stage:
+            continue
+        if event["kind"] == "started":
+            ours = event.get("key") == key
+            spans = [*spans, [event["time"], event["time"]]] if ours else []
+        elif event["kind"] == "finished":
+            spans = []
+        elif spans:
+            spans[-1][1] = event["time"]
+    return [last - first for first, last in spans]
+
+
 def follow(path: Path, stop: Callable[[], bool] | None, start: int = 0) -> Iterator[dict[str, Any]]:
     """Events from byte ``start`` of the file on; with ``stop``, new ones until it is True. A line
     that a crash cut off is skipped."""

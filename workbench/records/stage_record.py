@@ -24,6 +24,7 @@ RECORD = "record.json"
 class StageRecord:
     """A stage's results. ``folder`` holds its tables (Parquet) and artefacts.
 
+    duration_s: of all attempts together; attempts: how many there were.
     metrics: figures (:class:`Metric`).
     tables: name -> Parquet file below ``folder``.
     software: what it was made with (``machine.environment.describe_software``).
@@ -37,6 +38,7 @@ class StageRecord:
     key: str = ""
     started: str = ""
     duration_s: float = 0.0
+    attempts: int = 1
     software: dict[str, Any] = field(default_factory=dict)
     metrics: list[Metric] = field(default_factory=list)
     tables: dict[str, str] = field(default_factory=dict)

@@ -5,44 +5,52 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from workbench.records.events import follow
+from workbench.roadmap import place_of
 
 LINE_EVERY_S = 15.0
 """Between two progress lines of one task where the output is a log, not a terminal."""
 
 
+Whole = Callable[[dict[str, Any]], str]
+"""Of an event, what is known about the whole run; empty where there is nothing to say."""
+
+
 def describe(event: dict[str, Any]) -> str:
-    """One event in one line: what, how far, how fast, how long still."""
+    """One event in one line: which stage, what, how far, how fast, how long still."""
+    name = _named(event["stage"])
     if event["kind"] != "step":
         detail = event.get("text") or ""
         if event["kind"] == "finished":
+            attempts = event.get("attempts", 1)
             detail = f"in {event['duration_s']:.0f} s"
-        return f"{event['stage']}: {event['kind']} {detail}".rstrip()
-    parts = [f"{event['stage']}: {event['task']} {event['done']}/{event['total']} {event['unit']}"]
+            detail += f", {attempts} attempts together" if attempts > 1 else ""
+        return f"{name}: {event['kind']} {detail}".rstrip()
+    parts = [f"{name}: {event['task']} {event['done']}/{event['total']} {event['unit']}"]
     if event.get("rate_per_s"):
         parts.append(f"{event['rate_per_s']:.3g}/s")
     if event.get("left_s"):
-        parts.append(f"{_clock(event['left_s'])} left")
+        parts.append(f"{clock(event['left_s'])} left")
     if event.get("text"):
         parts.append(event["text"])
     return " · ".join(parts)
 
 
 @contextmanager
-def watching(events: Path) -> Iterator[None]:
+def watching(events: Path, whole: Whole = lambda _: "") -> Iterator[None]:
     """Show what is appended to ``events`` while the block runs, on standard error."""
     stop = threading.Event()
     seen = events.stat().st_size if events.exists() else 0
     viewer = _bars if sys.stderr.isatty() else _lines
-    thread = threading.Thread(target=viewer, args=(events, seen, stop), daemon=True)
+    thread = threading.Thread(target=viewer, args=(events, seen, stop, whole), daemon=True)
     thread.start()
     try:
         yield
@@ -51,35 +59,70 @@ def watching(events: Path) -> Iterator[None]:
         thread.join(timeout=5)
 
 
-def _lines(events: Path, seen: int, stop: threading.Event) -> None:
+def clock(seconds: float) -> str:
+    """``48 s``, ``3:05 min``, ``2:05 h``."""
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}:{minutes % 60:02d} h"
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
+
+
+def _named(stage: str) -> str:
+    return f"{place} · {stage}" if (place := place_of(stage)) else stage
+
+
+def _with_whole(event: dict[str, Any], whole: Whole) -> str:
+    said = whole(event)
+    return f"{describe(event)} · {said}" if said else describe(event)
+
+
+def _lines(events: Path, seen: int, stop: threading.Event, whole: Whole) -> None:
     last: dict[str, float] = {}
     for event in follow(events, stop.is_set, start=seen):
+        line = _with_whole(event, whole)
         if event["kind"] == "step":
             task, now = f"{event['stage']} {event['task']}", time.monotonic()
             if now - last.setdefault(task, now) < LINE_EVERY_S:
                 continue
             last[task] = now
-        print(describe(event), file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
 
-def _bars(events: Path, seen: int, stop: threading.Event) -> None:
+def _bars(events: Path, seen: int, stop: threading.Event, whole: Whole) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True) as bars:
-        current, bar = "", None
+        shown = TaskBar(bars)
         for event in follow(events, stop.is_set, start=seen):
-            if event["kind"] != "step":
-                bars.console.print(describe(event), highlight=False, markup=False)
+            line = _with_whole(event, whole)
+            if event["kind"] == "step":
+                shown.step(event, line)
                 continue
-            name = f"{event['stage']}: {event['task']}"
-            if name != current:
-                if bar is not None:
-                    bars.remove_task(bar)
-                current, bar = name, bars.add_task(name, total=event["total"], state="")
-            state = describe(event).removeprefix(name).lstrip()
-            bars.update(bar, completed=event["done"], total=event["total"], state=state)
+            if event["kind"] not in ("note", "warning"):
+                shown.clear()
+            bars.console.print(line, highlight=False, markup=False)
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
+class TaskBar:
+    """The bar of the task at work; gone once that is done, so that no finished one stays."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars, self._name = bars, ""
+        self._task: TaskID | None = None
+
+    def step(self, event: dict[str, Any], line: str) -> None:
+        """line: the event as a line of text, which begins with the task's name."""
+        name = f"{_named(event['stage'])}: {event['task']}"
+        if name != self._name or event["done"] >= event["total"]:
+            self.clear()
+        if event["done"] >= event["total"]:
+            return
+        if self._task is None:
+            self._name, self._task = name, self._bars.add_task(name, state="")
+        state = line.removeprefix(name).lstrip()
+        self._bars.update(self._task, completed=event["done"], total=event["total"], state=state)
+
+    def clear(self) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._name, self._task = "", None

@@ -1,12 +1,13 @@
 """Two or more runs side by side: what was asked differently, and what came out differently.
 
-The first run is the one the others are held against. A row says which of the things that
-decide it differ: the configuration of its stage or of one before it, the machine, the
-software; none of them means that the same thing was measured again and the difference is
-what repetition costs. "perhaps software" is said where a commit does not tell what code ran:
-outside of a checkout, or in one with uncommitted changes. Where both runs have an interval,
-overlapping intervals are reported as such: a cautious rule, it misses small differences rather
-than invent them.
+The first run is the one the others are held against. Where a figure differs its row says which of
+the things that may decide it differ: the fields of the pilot that it depends on, the machine, the
+software. None of them means that the same thing was measured again and the difference is what
+repetition costs; what a clock tells moves with the machine's load as well, so there repetition
+stays possible beside the others. "perhaps software" is said where a commit does not tell what
+code ran: outside of a checkout, or in one with uncommitted changes. Where both runs have an
+interval, overlapping intervals are reported as such: a cautious rule, it misses small differences
+rather than invent them.
 """
 
 from __future__ import annotations
@@ -22,12 +23,26 @@ from workbench.machine.environment import DECIDING
 from workbench.pilot.yaml_file import read_yaml
 from workbench.records.metric import Metric
 from workbench.records.run import Run, all_runs, find_run
-from workbench.roadmap import STAGES
+from workbench.roadmap import STAGES, deciding
 from workbench.wording.labels import label_text
 from workbench.wording.numbers import number, with_interval
 from workbench.wording.vocabulary import better
 
 SOFTWARE = {"commit", "workbench", "python", *DECIDING}
+THREADS = "readiness.threads"
+FIELDS_OF: dict[str, set[str]] = {
+    "read_bandwidth_gbps": {"readiness.bandwidth_mib", "readiness.bandwidth_repetitions", THREADS},
+    "gpu_read_bandwidth_gbps": {"readiness.bandwidth_mib", "readiness.bandwidth_repetitions"},
+    "int8_peak_gmacs": {"readiness.bandwidth_repetitions", THREADS},
+    "memory_available_gb": {THREADS},
+    "gpu_memory_available_gb": {"readiness.device"},
+}
+"""Fields of the pilot that decide a figure, where they are fewer than those of its stage."""
+PROBE_FIELDS = {"readiness.probe", "readiness.device", THREADS}
+MOVES_WITH_LOAD = {"s", "ms", "tokens/s", "GB/s", "GMAC/s", "requests/s", "J", "GB", "x"}
+"""Units of what a clock, a meter or the free memory tells: what else the machine had to do moves
+it from run to run, and no interval of one run says by how much."""
+UNFINISHED = "(stages not finished)"
 UNKNOWN_CODE, CHANGED = "unknown", "(changed)"
 """Code that no commit names, and code beside a commit: it may differ where the text does not."""
 
@@ -38,12 +53,13 @@ class Comparison:
 
     figures: stage, metric, labels, unit, better, a column of values for each run, ``ratio``
         (last over first run), ``state`` (same, within intervals, differs, only in some, not
-        measured) and ``because`` (configuration, machine, software, perhaps software,
-        repetition).
+        measured) and ``because``, where it differs: what may be the reason (configuration,
+        machine, software, perhaps software, repetition; unfinished where a run lacks the stage).
     metrics: behind each row of ``figures``, the metric of each run or None.
     settings: the fields of the pilots that differ, and the digests of the files they name
-        where those do. surroundings: machine and software,
-        the same or not, with a column ``differs``.
+        where those do; a last row where a run has stages left to do. surroundings: machine and
+        software, the same or not, with a column ``differs``. unfinished: run -> stages it has
+        not finished, in words.
     """
 
     runs: tuple[str, ...]
@@ -51,6 +67,7 @@ class Comparison:
     metrics: list[list[Metric | None]]
     settings: pd.DataFrame
     surroundings: pd.DataFrame
+    unfinished: dict[str, str]
 
 
 def compare_runs(names: Sequence[str] = ()) -> Comparison:
@@ -74,7 +91,11 @@ def compare(runs: Sequence[Run]) -> Comparison:
     settings = _settings(runs)
     surroundings = _surroundings(runs)
     figures, metrics = _figures(runs, settings, surroundings)
-    return Comparison(names, figures, metrics, settings, surroundings)
+    unfinished = {run.name: ", ".join(_unfinished(run)) for run in runs}
+    if any(unfinished.values()):
+        last = pd.DataFrame([{"setting": UNFINISHED, **unfinished}])
+        settings = pd.concat([settings.astype(object), last], ignore_index=True)
+    return Comparison(names, figures, metrics, settings, surroundings, unfinished)
 
 
 def compare_text(runs: Sequence[Run]) -> str:
@@ -82,10 +103,14 @@ def compare_text(runs: Sequence[Run]) -> str:
     found = compare(runs)
     letters = [chr(ord("A") + place) for place in range(len(found.runs))]
     heads = dict(zip(found.runs, letters, strict=True))
-    lines = [f"{letter} = {name}" for name, letter in heads.items()]
+    lines = [
+        f"{letter} = {name}{f': UNFINISHED, without {absent}' if absent else ''}"
+        for (name, letter), absent in zip(heads.items(), found.unfinished.values(), strict=True)
+    ]
 
     differing = found.surroundings[found.surroundings["differs"]]
-    for title, frame in (("configuration", found.settings), ("machine and software", differing)):
+    asked = found.settings[found.settings["setting"] != UNFINISHED]
+    for title, frame in (("configuration", asked), ("machine and software", differing)):
         lines += ["", f"{title}:" if len(frame) else f"{title}: the same"]
         shown = frame.drop(columns="differs", errors="ignore").rename(columns=heads)
         lines += _aligned([[str(cell) for cell in row] for row in shown.to_numpy()], shown.columns)
@@ -98,12 +123,18 @@ def compare_text(runs: Sequence[Run]) -> str:
         ratio = "" if pd.isna(row["ratio"]) else number(row["ratio"])
         name = f"{row['metric']} {row['labels']}".strip()
         rows.append([name, row["unit"], *cells, ratio, row["state"], row["because"]])
-    head = ["", "unit", *letters, f"{letters[-1]}/A", "", "because of"]
+    head = ["", "unit", *letters, f"{letters[-1]}/A", "", "may be because of"]
     lines += _aligned(rows, head)
     alone = int((found.figures["state"] == "only in some").sum())
     if alone:
         lines.append(f"{alone} figures are in some of the runs only")
     return "\n".join(lines)
+
+
+def _unfinished(run: Run) -> list[str]:
+    """The stages that the run has not finished. A study has none of the roadmap's."""
+    done = run.records()
+    return [name for name in STAGES if name not in done]
 
 
 def _settings(runs: Sequence[Run]) -> pd.DataFrame:
@@ -187,7 +218,13 @@ def _figures(
     for (stage, name, labels), metrics in found.items():
         values = [m.value if m else None for m in metrics]
         state = state_of(metrics)
-        alike = state in ("same", "not measured")
+        if state in ("same", "not measured", "within intervals"):
+            because = ""
+        elif any(m is None and stage not in own for m, own in zip(metrics, records, strict=True)):
+            because = "unfinished"
+        else:
+            known = next(m for m in metrics if m)
+            because = _because(stage, known, changed, differing, unsure)
         rows.append(
             {
                 "stage": stage,
@@ -198,7 +235,7 @@ def _figures(
                 **{run.name: value for run, value in zip(runs, values, strict=True)},
                 "ratio": _ratio(values[0], values[-1]),
                 "state": state,
-                "because": "" if alike else _because(stage, changed, differing, unsure),
+                "because": because,
             }
         )
     names = [run.name for run in runs]
@@ -230,10 +267,15 @@ def state_of(metrics: Sequence[Metric | None]) -> str:
     return "within intervals" if overlap else "differs"
 
 
-def _because(stage: str, changed: set[str], differing: set[str], unsure: bool) -> str:
-    """Which of the things that decide a stage's figures are not the same in all runs."""
+def _because(
+    stage: str, metric: Metric, changed: set[str], differing: set[str], unsure: bool
+) -> str:
+    """Which of the things that may decide a figure are not the same in all runs."""
     reasons = []
-    if any(f"{field}.".startswith(f"{name}.") for name in _sections(stage) for field in changed):
+    fields = FIELDS_OF.get(metric.name) or deciding(stage)
+    if metric.labels.get("source") == "probe":
+        fields = PROBE_FIELDS
+    if any(f"{field}.".startswith(f"{name}.") for name in fields for field in changed):
         reasons.append("configuration")
     if STAGES[stage].on_machine and differing & {"machine", "processor", "gpus"}:
         reasons.append("machine")
@@ -241,14 +283,11 @@ def _because(stage: str, changed: set[str], differing: set[str], unsure: bool) -
         reasons.append("software")
     elif unsure:
         reasons.append("perhaps software")
-    return ", ".join(reasons) or "repetition"
-
-
-def _sections(stage: str) -> set[str]:
-    """The pilot's sections, or fields of them, that decide a stage, through the stages before it
-    as well."""
-    own = {"seed", *STAGES[stage].sections}
-    return own.union(*(_sections(before) for before in STAGES[stage].after))
+    counted = metric.unit == "x" and metric.basis == "exact"  # bytes over bytes
+    moves = metric.unit in MOVES_WITH_LOAD and not counted
+    if not reasons or (moves and STAGES[stage].on_machine):
+        reasons.append("repetition")
+    return ", ".join(reasons)
 
 
 def _cell(metric: Metric | None) -> str:

@@ -160,7 +160,7 @@ def gate_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
                 "decider": "" if _empty(row["decider"]) else _fine(row, texts),
                 "by_value": texts("page.by_value") if row["decided_by"] == "value" else "",
                 "outcome": row["outcome"],
-                "outcome_name": texts(f"outcome.{row['outcome']}"),
+                "outcome_name": texts.get(f"outcome.{row['outcome']}", row["outcome"]),
                 "reason": _reason(row, texts),
             }
         )
@@ -278,7 +278,7 @@ def verdict_view(records: Records, texts: Texts) -> dict[str, Any]:
     verdict = report.facts["verdict"]
     return {
         "decision": verdict["decision"],
-        "name": texts(f"decision.{verdict['decision']}"),
+        "name": _decision(report, texts),
         "reasons": [_sentence(s, texts) for s in verdict["reasons"]],
         "caveats": [_sentence(s, texts) for s in verdict["caveats"]],
     }
@@ -290,10 +290,16 @@ def second_judgement(again: StageRecord, first: StageRecord, texts: Texts) -> di
         "made": _minute(again.started),
         "changed": again.facts["second_judgement"]["changed"],
         "decision": first.facts["verdict"]["decision"],
-        "name": texts(f"decision.{first.facts['verdict']['decision']}"),
+        "name": _decision(first, texts),
         "reasons": [_sentence(s, texts) for s in first.facts["verdict"]["reasons"]],
         "gates": gate_rows(first, texts),
     }
+
+
+def _decision(record: StageRecord, texts: Texts) -> str:
+    """In the page's language; one that another version made, in its own word."""
+    decision = record.facts["verdict"]["decision"]
+    return texts.get(f"decision.{decision}", decision)
 
 
 def _minute(started: str) -> str:
@@ -305,7 +311,7 @@ def later_judgements(run: Run, texts: Texts) -> list[dict[str, str]]:
     return [
         {
             "made": _minute(record.started),
-            "name": texts(f"decision.{record.facts['verdict']['decision']}"),
+            "name": _decision(record, texts),
             "page": (record.folder / run.report.name).relative_to(run.folder).as_posix(),
         }
         for record in run.judgements()
@@ -381,7 +387,10 @@ def stage_view(name: str, record: StageRecord | None, texts: Texts) -> dict[str,
         "finished": record is not None,
     }
     if record:
-        view["took"] = texts("page.took", time=duration(record.duration_s, texts.language))
+        span = duration(record.duration_s, texts.language)
+        many = record.attempts > 1
+        took = texts("page.took_attempts" if many else "page.took", time=span, n=record.attempts)
+        view["took"] = took
         said = record.facts.get("verdict")
         view["conclusions"] = said if isinstance(said, list) else []
         view["notes"] = list(dict.fromkeys(record.notes))
@@ -422,6 +431,9 @@ def _claim_figure(row: Mapping[str, Any], texts: Texts) -> str:
 
 
 def _sentence(sentence: Mapping[str, Any], texts: Texts) -> str:
+    """In the page's language; one that another version wrote, as it stands in the record."""
+    if not texts.get(sentence["code"], ""):
+        return _capital(sentence["text"])
     values = dict(sentence["values"])
     if "unit" in values:
         values["unit"] = texts.unit(values["unit"])

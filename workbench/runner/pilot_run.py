@@ -23,6 +23,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import watching
 from workbench.roadmap import STAGES, stage_named
 from workbench.runner.checks import check_pilot
+from workbench.runner.time_left import time_left
 from workbench.stages.execute import execute, finished, recorded_failure, require_upstream
 from workbench.stages.second_judgement import judge_again
 
@@ -54,7 +55,7 @@ def run_pilot(
     check_pilot(resolved)
     whole = tuple(stages) == tuple(STAGES)
     run = open_run(resolved, fresh=force and whole)
-    with terminable(), watching(run.events):
+    with terminable(), watching(run.events, time_left(resolved, run, stages)):
         _keep_environment(run)
         for name in stages:
             if force and not whole:

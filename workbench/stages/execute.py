@@ -17,7 +17,7 @@ from workbench.errors import StageError, WorkbenchError
 from workbench.files import digest_json, read_json, write_json, write_text
 from workbench.machine.environment import describe_software
 from workbench.pilot.resolve import ResolvedPilot
-from workbench.records.events import Progress
+from workbench.records.events import Progress, attempts_s
 from workbench.records.run import Run
 from workbench.records.stage_record import RECORD, StageRecord
 from workbench.roadmap import STAGES
@@ -71,16 +71,17 @@ def execute(
         if not force and STAGES[name].adoptable and (record := adopt(name, key, run)):
             progress.note(record.notes[-1])
             return record
-        _prepare(folder, key, force)
+        earlier = attempts_s(run.events, name, key) if _prepare(folder, key, force) else []
         record = StageRecord(
             name, folder, key, time.strftime("%Y-%m-%dT%H:%M:%S%z"), software=describe_software()
         )
-        progress.event("started", text=STAGES[name].decides)
+        progress.event("started", text=STAGES[name].decides, key=key)
         try:
             run_stage = stage_run(name)  # imports torch and more: seconds that are not the stage's
             began = time.monotonic()
             run_stage(StageContext(resolved.pilot, record, progress, upstream))
-            record.duration_s = round(time.monotonic() - began, 2)
+            record.duration_s = round(sum(earlier) + time.monotonic() - began, 2)
+            record.attempts = len(earlier) + 1
             record.save()
         except BaseException as error:
             failure = _as_failure(name, folder, error)
@@ -90,7 +91,7 @@ def execute(
                 raise failure from error
             raise
         (folder / FAILURE).unlink(missing_ok=True)
-        progress.event("finished", duration_s=record.duration_s)
+        progress.event("finished", duration_s=record.duration_s, attempts=record.attempts)
     return record
 
 
@@ -122,19 +123,22 @@ def require_upstream(name: str, resolved: ResolvedPilot, run: Run) -> dict[str, 
     return {before: record for before, record in records.items() if record}
 
 
-def _prepare(folder: Path, key: str, force: bool) -> None:
-    """An empty folder for a new key; the unfinished work of the same key is kept.
+def _prepare(folder: Path, key: str, force: bool) -> bool:
+    """An empty folder for a new key; the unfinished work of the same key is kept: whether it is.
 
     A finished result that no longer applies is moved aside, never deleted.
     """
     marker = folder / KEY
+    kept = not force and not (folder / RECORD).exists() and marker.exists()
+    kept = kept and marker.read_text() == key
     if (folder / RECORD).exists():
         folder.rename(folder.with_name(f"{folder.name}.until-{time.strftime('%Y%m%d-%H%M%S')}"))
-    elif folder.exists() and (force or not marker.exists() or marker.read_text() != key):
+    elif folder.exists() and not kept:
         folder.rename(folder.with_name(f"{folder.name}.dropped-{time.strftime('%Y%m%d-%H%M%S')}"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILURE).unlink(missing_ok=True)
     write_text(marker, key)
+    return kept
 
 
 def _as_failure(name: str, folder: Path, error: BaseException) -> WorkbenchError:

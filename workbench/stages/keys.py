@@ -7,14 +7,11 @@ machine of the run. Two equal keys mean that the finished result may be loaded i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import workbench
 from workbench.files import digest_json
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.run import Run
-from workbench.roadmap import STAGES
+from workbench.roadmap import STAGES, value_of
 
 
 def stage_key(name: str, resolved: ResolvedPilot, run: Run) -> str:
@@ -27,15 +24,8 @@ def stage_key(name: str, resolved: ResolvedPilot, run: Run) -> str:
             "version": workbench.__version__,
             "machine": run.header["machine"] if stage.on_machine else None,
             "seed": resolved.values["seed"],
-            "sections": {name: _value(resolved.values, name) for name in stage.sections},
+            "sections": {name: value_of(resolved.values, name) for name in stage.sections},
             "files": {k: v for k, v in files.items() if k.split(".")[0] in stage.sections},
             "after": {before: stage_key(before, resolved, run) for before in stage.after},
         }
     )
-
-
-def _value(values: Mapping[str, Any], name: str) -> Any:
-    """A section's values, or the one value that ``section.field`` names."""
-    for part in name.split("."):
-        values = values[part]
-    return values
