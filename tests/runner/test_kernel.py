@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import logging
@@ -121,6 +122,16 @@ def test_an_interruption_leaves_no_traceback_and_no_kernel(tmp_path, quiet) -> N
     waiting.join()
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
+    assert quiet() == ""
+
+
+def test_a_loop_that_runs_already_is_left_alone(tmp_path, quiet) -> None:
+    async def beside_another_task() -> str:
+        other = asyncio.create_task(asyncio.sleep(0.01, "done"))
+        assert execute_with(notebook(tmp_path, "print(1)"), tmp_path / "out.ipynb", {}) is None
+        return await other
+
+    assert asyncio.run(beside_another_task()) == "done"
     assert quiet() == ""
 
 

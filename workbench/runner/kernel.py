@@ -82,18 +82,16 @@ def own_kernel() -> Iterator[type[OwnKernel]]:
     """
     temporary = tempfile.gettempdir()
     where = temporary if len(temporary) <= LONGEST_FOLDER else "/tmp"
-    loop = ensure_event_loop()
-    handler = loop.get_exception_handler()
-    loop.set_exception_handler(lambda *_: None)
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
-        with tempfile.TemporaryDirectory(prefix="workbench-", dir=where) as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="workbench-", dir=where) as folder,
+            _leftovers_dropped(ensure_event_loop()),
+        ):
             yield type("OwnKernel", (OwnKernel,), {"folder": Path(folder), "ended_with": None})
     finally:
-        _drop_tasks(loop)
-        loop.set_exception_handler(handler)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
@@ -135,10 +133,23 @@ def _last_words(stderr: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _drop_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel what an interruption left, and let it end."""
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks and not loop.is_closed():
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+@contextmanager
+def _leftovers_dropped(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Afterwards the tasks that an interruption left in ``loop`` are cancelled, and none reports.
+
+    One that runs already is another's: nbclient then has a thread and a loop of its own.
+    """
+    if loop.is_running():
+        yield
+        return
+    handler = loop.get_exception_handler()
+    loop.set_exception_handler(lambda *_: None)
+    try:
+        yield
+    finally:
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.set_exception_handler(handler)
