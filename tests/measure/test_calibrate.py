@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from workbench.measure import calibrate
 from workbench.measure.calibrate import Row, judged, table
 from workbench.measure.statistics import Estimate
+from workbench.paths import PROJECT
 
 
 @pytest.mark.parametrize(
@@ -46,3 +49,12 @@ def test_a_figure_beyond_its_bound_is_told_from_the_noise_of_the_simulation() ->
     assert "| m | s | 9 | 100 % |  | 3.0 % |  |" in table(
         [Row("false_go", "m", "s", 9, 0.025, 0.03, 1000, 1.0)]
     )
+
+
+def test_the_written_calibration_keeps_its_bounds() -> None:
+    lines = (PROJECT / "docs" / "results" / "calibration.jsonl").read_text().splitlines()
+    rows = [Row(**json.loads(line)) for line in lines]
+    assert {row.name for row in rows} == {"false_go", "false_no_go", "coverage", "power"}
+    assert not [row for row in rows if not row.keeps]
+    page = (PROJECT / "docs" / "measuring.md").read_text()
+    assert table(rows) in page, "the table is that of the results"
