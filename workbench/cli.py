@@ -204,7 +204,12 @@ def report(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="judge by this, e.g. report.language=ru"),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="judge by this, e.g. report.language=ru",
+            show_default="none",
+        ),
     ] = None,
 ) -> None:
     """Write report.html of a run again from its records, and print its path.
@@ -345,9 +350,16 @@ def bench_train(
 @bench.command("trace")
 def bench_trace(
     rows: Annotated[int, typer.Option(help="requests of the trace that is made")] = 30_000_000,
-    only: Annotated[str | None, typer.Option(help="formats, e.g. csv,jsonl.zst")] = None,
-    folder: Annotated[Path | None, typer.Option(help="where the files lie meanwhile")] = None,
-    out: Annotated[Path | None, typer.Option(help="file that takes the rows as well")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="formats, e.g. csv,jsonl.zst", show_default="all")
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="where the files lie meanwhile", show_default="a temporary one"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file that takes the rows as well", show_default="none")
+    ] = None,
 ) -> None:
     """Reading a request trace: rows a second and peak memory, beside a bare PyArrow pass."""
     from workbench.bench.trace import FORMATS, bench_trace
