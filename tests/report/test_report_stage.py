@@ -48,7 +48,7 @@ def test_the_verdict_says_for_each_arm_whether_it_carries_the_load(make_run) -> 
         ("no", "capacity"),
         ("no", "missed"),
         ("yes", "met"),
-        *(("not_measured", why) for why in ("slower", "cut", "no_target", "open")),
+        *(("not_measured", why) for why in ("slower", "cut", "no_target", "late", "open")),
     ):
         records["deploy_rollback"].facts["carries"] = {
             "hybrid": {"answer": answer, "why": why, "share": 0.31}

@@ -27,6 +27,11 @@ def test_only_a_replay_at_the_loads_own_rate_says_yes() -> None:
     assert asked(1.0, {}) == Carries("not_measured", "no_target", 1.0)
 
 
+def test_a_late_client_measures_nothing() -> None:
+    for met in (share(0.99, 0.97, 1.0), share(0.5, 0.4, 0.6)):
+        assert asked(1.0, met, late=True) == Carries("not_measured", "late", 1.0)
+
+
 def test_missed_targets_say_no_at_the_loads_rate_or_below_it() -> None:
     bad = share(0.5, 0.4, 0.6)
     assert asked(0.31, bad) == Carries("no", "missed", 0.31)

@@ -19,9 +19,13 @@ from workbench.serve.replay import LoadClient, Outcome
 from workbench.stages import deploy_rollback, deploy_rollback_record, profile_load
 from workbench.stages.context import StageContext
 
+PATIENT = "deploy_rollback.max_dispatch_delay_ms=60000"
+"""Of a test that reads figures on a machine that is busy with other tests."""
+
 
 def context(folder: Path, arms: dict[str, Path], *overrides: str) -> StageContext:
     """The stage before it runs, after real records of the stages it reads."""
+    folder.mkdir(exist_ok=True)
     path = folder / "pilot.yaml"
     path.write_text("name: trial\nquestion: does the way back work?\n")
     short = ("deploy_rollback.duration_s=2.0", "deploy_rollback.max_output_tokens=12")
@@ -50,7 +54,7 @@ def context(folder: Path, arms: dict[str, Path], *overrides: str) -> StageContex
 
 
 def test_a_rollback_under_load_loses_nothing(arms, tmp_path) -> None:
-    stage = context(tmp_path, arms)
+    stage = context(tmp_path, arms, PATIENT)
     deploy_rollback.run(stage)
     record = stage.record
     requests, switches = record.table("requests"), record.table("switches")
@@ -116,6 +120,43 @@ def test_the_misses_of_one_arm_are_not_the_others(arms, tmp_path) -> None:
     assert figure.value == 1.0 and (figure.lo is not None or "no interval" in figure.reason)
     assert record.metric("goodput_per_s", arm="hybrid").value == pytest.approx(14 / 13.5)
     assert record.metric("goodput_per_s", arm="full_precision").value < 0.2
+
+
+def test_a_replay_whose_client_was_late_is_refused(arms, tmp_path) -> None:
+    """One request in a hundred may be late."""
+    stage, quick = context(tmp_path / "late", arms), context(tmp_path / "quick", arms)
+    rows = [
+        Outcome(i, "interactive", i, i, 8, 4, "hybrid", i + 0.2, i + 0.3, i + 0.3, 4, "ok")
+        for i in range(200)
+    ]
+    rows[0].sent_s += 0.05
+    assert deploy_rollback_record._record_dispatch(quick, requests_table(rows)) is None
+    for late in rows[:4]:
+        late.sent_s = late.intended_s + 0.05
+    requests = requests_table(rows)
+    why = deploy_rollback_record._record_dispatch(stage, requests)
+    assert "50 ms late (p99), allowed are 10" in why and "deploy_rollback.speedup" in why
+    assert stage.record.metric("dispatch_delay_ms", quantile="p99").value is not None
+    assert deploy_rollback_record._record_targets(stage, requests, 150.0, why)["hybrid"] == {}
+    for name in ("goodput_per_s", "slo_met_share"):
+        figure = stage.record.metric(name, arm="hybrid")
+        assert (figure.value, figure.reason) == (None, why)
+
+
+def test_faults_are_counted_by_kind_and_arm(arms, tmp_path) -> None:
+    record = context(tmp_path, arms).record
+    rows = [Outcome(i, "batch", i, i, 8, 4, "hybrid", i, i, i, 4, "ok") for i in range(10)]
+    rows[3].fault, rows[4].fault = "hung", "broken_sse"
+    rows += [Outcome(10, "batch", 10.0, 10.0, 8, 4, end_s=10.1, fault="refused")]
+    deploy_rollback_record._record_faults(record, requests_table(rows), 9.5)
+
+    def found(arm: str, fault: str) -> tuple[float, int]:
+        figure = record.metric("failed_requests", arm=arm, fault=fault)
+        return figure.value, figure.n
+
+    assert found("hybrid", "hung") == found("hybrid", "broken_sse") == (1, 10)
+    assert found("hybrid", "refused") == (0, 10)
+    assert found("full_precision", "refused") == (1, 1)
 
 
 def test_the_same_seed_asks_for_the_same_requests(arms, tmp_path) -> None:

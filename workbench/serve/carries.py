@@ -17,7 +17,7 @@ from workbench.measure.statistics import Estimate
 from workbench.serve.replay import Outcome
 
 Answer = Literal["yes", "no", "not_measured"]
-Why = Literal["capacity", "met", "missed", "slower", "cut", "no_target", "open"]
+Why = Literal["capacity", "met", "missed", "slower", "cut", "no_target", "late", "open"]
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,19 @@ def carries(
     *,
     cut_share: float,
     wanted_share: float,
+    late: bool = False,
 ) -> Carries:
     """Whether one arm carries a load that brings ``rate_per_s`` requests on average.
 
     pace: 0.31 was replayed at 0.31 of the load's own rate. met: class -> share of the arm's
     requests that met their targets, of the classes that have any. cut_share: of the load's
     requests, cut to what is served. wanted_share: of requests that must meet their targets.
+    late: the client was, so that the replay says nothing.
     """
     if (most := capacity.at_most_per_s / rate_per_s) < 1:
         return Carries("no", "capacity", most)
+    if late:
+        return Carries("not_measured", "late", pace)
     if not met:
         return Carries("not_measured", "no_target", pace)
     if pace <= 1 and any(e.hi is not None and e.hi < wanted_share for e in met.values()):

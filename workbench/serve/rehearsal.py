@@ -39,6 +39,7 @@ COLUMNS = {
     "wanted_tokens": "wanted_tokens",
     "status": "status",
     "error": "error",
+    "fault": "fault",
 }
 
 
@@ -47,7 +48,9 @@ def requests_table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     rows = [{column: getattr(o, name) for name, column in COLUMNS.items()} for o in outcomes]
     frame = pd.DataFrame(rows, columns=list(COLUMNS.values()))
     times = ["intended_s", "sent_s", "first_token_s", "last_token_s", "end_s"]
-    return frame.astype({**dict.fromkeys(times, float), "arm": "str", "error": "str"})
+    return frame.astype(
+        {**dict.fromkeys(times, float), "arm": "str", "error": "str", "fault": "str"}
+    )
 
 
 @dataclass(frozen=True)

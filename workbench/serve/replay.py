@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 import httpx
@@ -27,8 +27,23 @@ from workbench.load.piece import PlannedRequest
 Status = Literal["ok", "failed", "truncated", "rejected"]
 """ok: all wanted tokens and a proper end. truncated: some tokens, not all. rejected: 429.
 failed: no token."""
+Fault = Literal[
+    "refused",
+    "hung",
+    "queue_full",
+    "http_error",
+    "server_error",
+    "broken_off",
+    "broken_sse",
+    "short",
+]
+"""Why a request was not answered in full. refused: no connection. hung: no byte for too long.
+queue_full: 429. http_error: any other answer but 200. server_error: an error within the stream.
+broken_off: the connection ended first. broken_sse: what came is no stream of events, or not
+the one that was asked for. short: a proper end after too few tokens."""
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 SILENCE_S = 300.0
-"""Without a byte for this long an answer counts as broken off."""
+"""Without a byte for this long an answer counts as hung."""
 
 
 @dataclass
@@ -52,6 +67,15 @@ class Outcome:
     output_tokens: int = 0
     status: Status = "failed"
     error: str | None = None
+    fault: Fault | None = None
+
+
+class _Faulty(Exception):
+    """What a server answered is not an answer."""
+
+    def __init__(self, fault: Fault, text: str) -> None:
+        super().__init__(text)
+        self.fault = fault
 
 
 class LoadClient:
@@ -116,9 +140,14 @@ class LoadClient:
         )
         try:
             await self._stream(outcome, body)
-        except (httpx.HTTPError, ValueError, KeyError) as error:
-            outcome.error = f"{type(error).__name__}: {error}"
-        if outcome.error is not None and outcome.status != "rejected":
+            outcome.status = "ok"
+        except _Faulty as error:
+            outcome.fault, outcome.error = error.fault, str(error)
+        except httpx.HTTPError as error:
+            outcome.fault, outcome.error = _fault_of(error), f"{type(error).__name__}: {error}"
+        if outcome.fault == "queue_full":
+            outcome.status = "rejected"
+        elif outcome.fault is not None:
             outcome.status = "truncated" if outcome.output_tokens else "failed"
         outcome.end_s = self.now_s()
         return outcome
@@ -150,37 +179,68 @@ class LoadClient:
                 outcome.arm = unquote(arm)
             if answer.status_code != 200:
                 await answer.aread()
-                outcome.status = "rejected" if answer.status_code == 429 else "failed"
-                outcome.error = f"HTTP {answer.status_code}: {answer.text[:200]}"
-                return
-            counted, ended = None, False
-            async for line in answer.aiter_lines():
-                if not line.startswith("data: "):
-                    continue
-                if line == "data: [DONE]":
-                    ended = True
-                    continue
-                chunk = json.loads(line.removeprefix("data: "))
+                said = f"HTTP {answer.status_code}: {answer.text[:200]}"
+                raise _Faulty("queue_full" if answer.status_code == 429 else "http_error", said)
+            # Nothing is parsed while tokens come: work here would be read as the server's time.
+            came: list[tuple[float, bytes]] = []
+            try:
+                async for piece in answer.aiter_raw():
+                    came.append((self.now_s(), piece))
+            finally:
+                counted, ended = _read_events(outcome, came)
+        tokens = f"{outcome.output_tokens} of {outcome.wanted_tokens} tokens"
+        if not ended:
+            raise _Faulty("broken_off", f"{tokens}; the stream broke off")
+        if counted != outcome.output_tokens:
+            raise _Faulty("broken_sse", f"{tokens}; the server counted {counted}")
+        if counted != outcome.wanted_tokens:
+            raise _Faulty("short", f"{tokens}; the server counted {counted}")
+
+
+def _read_events(outcome: Outcome, came: Sequence[tuple[float, bytes]]) -> tuple[int | None, bool]:
+    """Fill in the outcome's tokens and their times; (tokens by the server's count, proper end).
+
+    came: (when, bytes) of the answer's body. A line has come when its last byte has. Raises
+    _Faulty for what is not a stream of completions, and for an error within it.
+    """
+    counted, ended, rest = None, False, b""
+    for came_s, piece in came:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            line = line.rstrip(b"\r")
+            if not line or line.startswith(b":"):
+                continue
+            if line == b"data: [DONE]":
+                ended = True
+                continue
+            try:
+                chunk = json.loads(line.removeprefix(b"data: ").decode())
                 if "error" in chunk:
-                    raise ValueError(chunk["error"]["message"])
+                    raise _Faulty("server_error", str(chunk["error"]["message"]))
                 if not chunk["choices"]:
-                    counted = chunk["usage"]["completion_tokens"]
+                    counted = int(chunk["usage"]["completion_tokens"])
                 elif chunk["choices"][0]["finish_reason"] is None:
-                    outcome.last_token_s = self.now_s()
                     outcome.output_tokens += 1
+                    outcome.last_token_s = came_s
                     if outcome.first_token_s is None:
-                        outcome.first_token_s = outcome.last_token_s
-        whole = ended and counted == outcome.output_tokens == outcome.wanted_tokens
-        if whole:
-            outcome.status = "ok"
-        else:
-            said = f"the server counted {counted}" if ended else "the stream broke off"
-            outcome.error = f"{outcome.output_tokens} of {outcome.wanted_tokens} tokens; {said}"
+                        outcome.first_token_s = came_s
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                said = f"not an event of a completion: {line[:80]!r} ({type(error).__name__})"
+                raise _Faulty("broken_sse", said) from error
+    return counted, ended
+
+
+def _fault_of(error: httpx.HTTPError) -> Fault:
+    if isinstance(error, httpx.TimeoutException):
+        return "hung"
+    return "refused" if isinstance(error, httpx.ConnectError) else "broken_off"
 
 
 @asynccontextmanager
-async def load_client(address: str) -> AsyncIterator[LoadClient]:
+async def load_client(address: str, silence_s: float = SILENCE_S) -> AsyncIterator[LoadClient]:
     """A client of the server at ``address``, e.g. ``http://127.0.0.1:8000``.
+
+    silence_s: without a byte for this long a request counts as hung.
 
     Raises ValueError unless that is a loopback address.
     """
@@ -194,8 +254,8 @@ async def load_client(address: str) -> AsyncIterator[LoadClient]:
     # Proxies of the environment are for other machines; the pool must never delay a request.
     async with httpx.AsyncClient(
         base_url=address,
-        headers={"content-type": "application/json"},
-        timeout=httpx.Timeout(SILENCE_S),
+        headers={"content-type": "application/json", "accept-encoding": "identity"},
+        timeout=httpx.Timeout(silence_s),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         trust_env=False,
     ) as http:

@@ -10,8 +10,9 @@ import pandas as pd
 from workbench.errors import StageError
 from workbench.load.piece import Piece, PlannedRequest
 from workbench.load.profile import LoadProfile
-from workbench.measure.dependence import rate_over_time, share_over_time
+from workbench.measure.dependence import quantile_over_time, rate_over_time, share_over_time
 from workbench.measure.statistics import Estimate, count
+from workbench.records.stage_record import StageRecord
 from workbench.serve.carries import Capacity, carries
 from workbench.serve.process import ServerProcess
 from workbench.serve.rehearsal import (
@@ -23,7 +24,7 @@ from workbench.serve.rehearsal import (
     served_by,
     slo_met,
 )
-from workbench.serve.replay import Outcome
+from workbench.serve.replay import FAULTS, Outcome
 from workbench.stages.context import StageContext
 
 MB = 1e6
@@ -99,9 +100,11 @@ def record_replay(context: StageContext, replayed: Replayed) -> None:
     )
     _record_piece(context, replayed)
     _record_losses(context, requests)
-    handover = _record_rollback(context, requests, replayed.switches)
-    shares = _record_targets(context, requests, handover.ordered_s)
-    _record_carried(context, replayed, shares)
+    late = _record_dispatch(context, requests)
+    handover = _record_rollback(context, requests, replayed.switches, late)
+    _record_faults(record, requests, handover.ordered_s)
+    shares = _record_targets(context, requests, handover.ordered_s, late)
+    _record_carried(context, replayed, shares, late)
 
 
 def _record_piece(context: StageContext, replayed: Replayed) -> None:
@@ -141,16 +144,50 @@ def _record_losses(context: StageContext, requests: pd.DataFrame) -> None:
     record.add(count(failed + rejected, n).metric("lost_requests", "requests", how))
     how = "answers that broke off"
     record.add(count(truncated, n).metric("truncated_requests", "requests", how))
-    late_s = float((requests["sent_s"] - requests["intended_s"]).quantile(0.99))
-    if late_s > 0.01:
-        context.note(
-            f"the client itself was up to {1e3 * late_s:.0f} ms late (p99); latencies count from "
-            "the intended start and contain that"
+
+
+def _record_faults(record: StageRecord, requests: pd.DataFrame, ordered_s: float) -> None:
+    """Requests that were not answered in full, by kind of fault, of each arm."""
+    arms = served_by(requests, ordered_s)
+    for arm in (FALLBACK, CANDIDATE):
+        own = requests[arms == arm]
+        for fault in FAULTS:
+            labels = {"arm": arm, "fault": fault}
+            if own.empty:
+                why = "no request came to the arm"
+                record.missing("failed_requests", "requests", why, **labels)
+            else:
+                found = count(int((own["fault"] == fault).sum()), len(own))
+                record.add(found.metric("failed_requests", "requests", "", **labels))
+
+
+def _record_dispatch(context: StageContext, requests: pd.DataFrame) -> str | None:
+    """How late the client sent; why nothing may be read from its latencies, None if it may."""
+    section = context.pilot.deploy_rollback
+    delay_ms = 1e3 * (requests["sent_s"] - requests["intended_s"]).to_numpy()
+    for q in (0.5, 0.99):
+        context.record.add(
+            quantile_over_time(delay_ms, q).metric(
+                "dispatch_delay_ms",
+                "ms",
+                "sent minus intended, of the client itself",
+                quantile=f"p{100 * q:g}",
+            )
         )
+    late_ms = float(np.quantile(delay_ms, 0.99))
+    if late_ms <= section.max_dispatch_delay_ms:
+        return None
+    why = (
+        f"refused: the client itself sent {late_ms:.3g} ms late (p99), allowed are "
+        f"{section.max_dispatch_delay_ms:g} (deploy_rollback.max_dispatch_delay_ms); end what else "
+        "runs on this machine, or lower deploy_rollback.speedup, and replay again"
+    )
+    context.note(why)
+    return why
 
 
 def _record_rollback(
-    context: StageContext, requests: pd.DataFrame, switches: list[dict]
+    context: StageContext, requests: pd.DataFrame, switches: list[dict], late: str | None = None
 ) -> Handover:
     record = context.record
     back = next((s for s in switches if s["to_arm"] == FALLBACK), None)
@@ -181,12 +218,20 @@ def _record_rollback(
     )
     for name, estimate, labels in phase_latencies(requests, phases):
         text = how.format(handover.drained_s - handover.ordered_s)
+        if late:
+            record.missing(name, "ms", late, **labels)
+            continue
         record.add(estimate.metric(name, "ms", text, **labels))
     return handover
 
 
-def _record_targets(context: StageContext, requests: pd.DataFrame, ordered_s: float) -> Shares:
-    """Goodput and shares of requests that met their targets, of each arm over its own time."""
+def _record_targets(
+    context: StageContext, requests: pd.DataFrame, ordered_s: float, late: str | None = None
+) -> Shares:
+    """Goodput and shares of requests that met their targets, of each arm over its own time.
+
+    late: why nothing may be read from the latencies; no figure then has a value.
+    """
     section, slos = context.pilot.deploy_rollback, context.need("profile_load").facts["slo"]
     met, arms = slo_met(requests, slos), served_by(requests, ordered_s)
     lasted_s = max(section.duration_s, float(requests["end_s"].max()))
@@ -194,14 +239,17 @@ def _record_targets(context: StageContext, requests: pd.DataFrame, ordered_s: fl
     shares: Shares = {}
     for arm, (from_s, to_s) in served_s.items():
         own = requests[arms == arm]
-        _record_goodput(context, own, met[own.index], arm, from_s, to_s)
         shares[arm] = {}
+        if late:
+            context.record.missing("goodput_per_s", "requests/s", late, arm=arm)
+        else:
+            _record_goodput(context, own, met[own.index], arm, from_s, to_s)
         for class_ in sorted(set(requests["class"]) | set(slos)):
             labels = {"arm": arm, "class": class_}
             of = own[own["class"] == class_]
             judged = of[met[of.index].notna()]
-            if judged.empty:
-                why = (
+            if late or judged.empty:
+                why = late or (
                     "no request of this class came to the arm"
                     if of.empty
                     else "the class has no target"
@@ -242,7 +290,9 @@ def _record_goodput(
     context.record.add(goodput.metric("goodput_per_s", "requests/s", how, arm=arm))
 
 
-def _record_carried(context: StageContext, replayed: Replayed, shares: Shares) -> None:
+def _record_carried(
+    context: StageContext, replayed: Replayed, shares: Shares, late: str | None
+) -> None:
     """For each arm, whether it carries the load, as far as this replay can say."""
     record = context.record
     profile = LoadProfile.from_record(context.need("profile_load"))
@@ -256,6 +306,7 @@ def _record_carried(context: StageContext, replayed: Replayed, shares: Shares) -
             shares[arm],
             cut_share=cut.value if cut and cut.value else 0.0,
             wanted_share=context.pilot.deploy_rollback.slo_share,
+            late=late is not None,
         ).to_json()
         record.add(
             Estimate(

@@ -95,6 +95,12 @@ _REPLAYED = (
     {"arm": words("full_precision"), "phase": words("switch", "after")} | _REPLAY_QUANTILE,
 )
 _SERVED = {"arm": words("full_precision", "hybrid")}
+_FAULT = {
+    "fault": words(
+        "refused", "hung", "queue_full", "http_error", "server_error", "broken_off", "broken_sse",
+        "short",
+    )
+}  # fmt: skip
 
 FIGURES: dict[str, Figure] = {
     "read_bandwidth_gbps": Figure("machine", "higher", (_THREADS,)),
@@ -155,6 +161,8 @@ FIGURES: dict[str, Figure] = {
     "hybrid_size_ratio": Figure("hybrid", "lower"),
     "layers": Figure("hybrid", labels=({"precision": words("ternary", "int8", "high_precision")},)),
     "lost_requests": Figure("rollback", "lower"),
+    "failed_requests": Figure("rollback", "lower", (_SERVED | _FAULT,)),
+    "dispatch_delay_ms": Figure("rollback", "lower", ({"quantile": words("p50", "p99")},)),
     "truncated_requests": Figure("rollback", "lower"),
     "rollback_first_token_s": Figure("rollback", "lower"),
     "capacity_per_s": Figure("rollback", "higher", (_SERVED,)),

@@ -60,6 +60,11 @@ class DeployRollback(Section):
         description="an arm carries the load when at least this share of each class meets its "
         "targets",
     )
+    max_dispatch_delay_ms: Positive = Field(
+        10.0,
+        description="a replay whose client sent later than this (p99) is refused: its latencies, "
+        "shares and goodput are not measured, ms",
+    )
     rollback_at: float = Field(0.5, gt=0, lt=1, description="moment of the rollback, as a share")
     slots: Count = Field(4, le=MOST_SLOTS, description="requests decoded together in each arm")
     queue: Count = Field(
