@@ -87,7 +87,7 @@ class Joint:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(CELLS * CELLS * 2, np.int64))
 
     def add(self, prompt: np.ndarray, output: np.ndarray, class_: np.ndarray) -> None:
-        code = (cells_of(prompt) * CELLS + cells_of(output)) * 2 + class_
+        code = (_looked_up(prompt) * CELLS + _looked_up(output)) * 2 + class_
         self.counts += np.bincount(code, minlength=len(self.counts))
 
     def to_json(self) -> dict[str, list[int]]:
@@ -99,6 +99,14 @@ class Joint:
             "class": (at % 2).tolist(),
             "count": self.counts[at].tolist(),
         }
+
+
+_CELLS_OF_USUAL = cells_of(np.arange(DENSE)).astype(np.int32)
+
+
+def _looked_up(tokens: np.ndarray) -> np.ndarray:
+    """:func:`cells_of`, from a table where all lengths are usual ones."""
+    return _CELLS_OF_USUAL[tokens] if tokens.max(initial=0) < DENSE else cells_of(tokens)
 
 
 def drawn_lengths(

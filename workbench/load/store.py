@@ -116,6 +116,15 @@ class Store:
             for batch in file.iter_batches(GROUP, columns=list(columns)):
                 yield {name: _plain(batch.column(name)) for name in columns}
 
+    def rows(self) -> int:
+        return pq.read_metadata(self.path).num_rows
+
+    def span_s(self) -> float:
+        """Time of the last request."""
+        with pq.ParquetFile(self.path) as file:
+            last = file.read_row_group(file.num_row_groups - 1, columns=["start_s"])
+        return float(last["start_s"][-1].as_py())
+
     def columns(self) -> list[str]:
         return pq.read_schema(self.path).names
 

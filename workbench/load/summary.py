@@ -122,7 +122,7 @@ class _Counting:
 
     def __init__(self, trace: Trace, window_s: float) -> None:
         columns = ("start_s", "prompt_tokens", "output_tokens", "class")
-        self.span_s, self.n = _span(trace)
+        self.span_s, self.n = trace.store.span_s(), trace.store.rows()
         per_window = min(window_s * FINEST_PER_S, window_s * MOST_FINE / self.span_s)
         self.width_s = window_s / max(1, int(per_window))
         windows = int(self.span_s / self.width_s + EDGE) + 1
@@ -171,13 +171,6 @@ class _Counting:
             longer = longer[np.argpartition(gaps[longer], -SHOWN_GAPS)[-SHOWN_GAPS:]]
         found = [(float(times[i] - gaps[i]), float(gaps[i])) for i in longer]
         self.longest_gaps = sorted([*kept, *found], key=lambda gap: -gap[1])[:SHOWN_GAPS]
-
-
-def _span(trace: Trace) -> tuple[float, int]:
-    last, n = 0.0, 0
-    for batch in trace.store.batches(["start_s"]):
-        last, n = float(batch["start_s"][-1]), n + len(batch["start_s"])
-    return last, n
 
 
 def _covering(grid: Grid, width_s: float) -> np.ndarray:
