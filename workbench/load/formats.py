@@ -155,8 +155,10 @@ def layout_of(file: TraceFile, section: ProfileLoad) -> Layout:
     Raises ConfigError when that gives no time, prompt and output.
     """
     if section.pattern:
-        groups = {role: (role,) for role in (*NEEDED, *OPTIONAL, "tenant", "session", "duration")
-                  if f"(?P<{role}>" in section.pattern}  # fmt: skip
+        roles = (*NEEDED, *OPTIONAL, "tenant", "session", "duration")
+        groups: dict[str, tuple[str, ...]] = {
+            role: (role,) for role in roles if f"(?P<{role}>" in section.pattern
+        }
         return Layout("pattern", "pattern", groups, header=(section.pattern,))
     if file.is_parquet:
         import pyarrow.parquet as pq
@@ -217,7 +219,7 @@ def _named(
         base = FORMATS[name]
     wanted = {**OPTIONAL, **base.fields}
     wanted |= {role: (said,) for role, said in section.columns.items()}
-    fields = {
+    fields: dict[str, tuple[str, ...]] = {
         role: found
         for role, candidates in wanted.items()
         if (found := tuple(each for each in candidates if each in names))
@@ -231,10 +233,10 @@ def _named(
             next_step="name them in profile_load.columns, or set profile_load.format",
         )
     places = {each.rpartition(".")[0] for each in fields["prompt"]}
-    for role, known in (("cached", CACHED), ("cached_within", CACHED_WITHIN)):
+    for cached, known in (("cached", CACHED), ("cached_within", CACHED_WITHIN)):
         paths = [f"{place}.{each}" if place else each for place in places for each in known]
         if found := tuple(each for each in paths if each in names):
-            fields[role] = found
+            fields[cached] = found
     return Layout(name, kind, fields, base.unit, types=types, block_tokens=base.block_tokens)
 
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -80,7 +80,10 @@ def add_lora(
             allowed=", ".join(endings),
         )
     config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=list(targets), task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # it is divided by the rank, whole or not
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
     )
     with _older_names():
         return peft.get_peft_model(base, config)
@@ -101,7 +104,8 @@ def train_lora(
         }
     )
     setup = replace(setup, train=at_once, new_norms=False)
-    return train_arm("ternary", model, setup, folder, progress)
+    wrapped = cast("PreTrainedModel", model)  # PEFT's wrapper has the model's own interface
+    return train_arm("ternary", wrapped, setup, folder, progress)
 
 
 def save_lora(model: PeftModel, folder: str | Path) -> None:
@@ -134,7 +138,7 @@ def save_lora(model: PeftModel, folder: str | Path) -> None:
         "base_crc32": base_checksum(base),
     }
     with replacing_folder(folder) as partial:
-        model.save_pretrained(partial, save_embedding_layers=False)
+        model.save_pretrained(str(partial), save_embedding_layers=False)
         (partial / NAME).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
@@ -196,7 +200,8 @@ def base_checksum(base: nn.Module) -> int:
     total = 0
     for _, layer in bit_linears(base):
         for tensor in (layer.weight, *([] if layer.alpha is None else [layer.alpha])):
-            total = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy(), total)
+            octets = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+            total = zlib.crc32(octets.data, total)
     return total
 
 
