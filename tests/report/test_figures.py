@@ -71,6 +71,17 @@ def test_intervals_are_error_bars_and_a_missing_one_draws_none(tmp_path: Path) -
     assert (ternary.error_x.array[0], ternary.error_x.arrayminus[0]) == (2.0, 1.0)
 
 
+def test_each_load_stands_in_the_legend_once_though_a_piece_has_no_windows(make_run) -> None:
+    record = make_run().record("profile_load")
+    rows = record.table("likeness")
+    record.save_table(
+        "likeness", rows[(rows["load"] != "piece") | (rows["figure"] != "window_rate")]
+    )
+    drawn = MODULES["profile_load"].likeness(record)
+    named = [line.legendgroup for line in drawn.data if line.showlegend]
+    assert sorted(named) == ["generated", "piece", "whole"]
+
+
 def test_long_training_is_thinned(make_run) -> None:
     record = make_run().record("train_qat")
     rows = record.table("loss")

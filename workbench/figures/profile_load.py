@@ -115,6 +115,7 @@ def likeness(record: StageRecord, language: str = "en") -> go.Figure:
     if not _curves(record, "gap_cv"):
         return why_not(say, title, say("fig.no_rows"))
     drawn = figure(say, title, height=440)
+    named: set[str] = set()
     for column, (name, x, y) in enumerate(PANELS, start=1):
         start = (column - 1) * (PANEL + GUTTER)
         number_ = "" if column == 1 else str(column)
@@ -140,7 +141,7 @@ def likeness(record: StageRecord, language: str = "en") -> go.Figure:
                 mode="lines",
                 name=_named(say, record, load),
                 legendgroup=load,
-                showlegend=column == 1,
+                showlegend=load not in named,  # a short piece has no windows for the first panel
                 line={
                     "color": LOAD_COLOURS[load],
                     "width": 4 if load == "whole" else 2,
@@ -148,6 +149,7 @@ def likeness(record: StageRecord, language: str = "en") -> go.Figure:
                 },
                 hovertemplate="%{x:.3g}: %{y:.3g}<extra>%{fullData.name}</extra>",
             )
+            named.add(load)
     return drawn
 
 
