@@ -186,8 +186,10 @@ class LoadClient:
             try:
                 async for piece in answer.aiter_raw():
                     came.append((self.now_s(), piece))
-            finally:
-                counted, ended = _read_events(outcome, came)
+            except httpx.HTTPError:
+                _read_events(outcome, came)  # what came before it broke off
+                raise
+            counted, ended = _read_events(outcome, came)
         tokens = f"{outcome.output_tokens} of {outcome.wanted_tokens} tokens"
         if not ended:
             raise _Faulty("broken_off", f"{tokens}; the stream broke off")
