@@ -6,6 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("same_draws", derandomize=True)
+settings.load_profile("same_draws")
 
 
 @pytest.fixture(autouse=True, scope="module")

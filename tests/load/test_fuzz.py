@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from workbench.errors import ConfigError
@@ -137,6 +137,8 @@ def test_any_bytes_are_refused_or_read(tmp_path, content, start):
         max_size=8,
     )
 )  # fmt: skip
+@example([{"timestamp": []}, {"usage": None, "timestamp": None, "input_length": None}])
+@example([{"timestamp": 1, "input_length": [], "output_length": {}}])
 def test_any_json_is_refused_or_read(tmp_path, entries):
     path = tmp_path / "any.jsonl"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))

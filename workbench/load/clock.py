@@ -102,7 +102,7 @@ class Clock:
         if pa.types.is_timestamp(values.type):
             self.absolute = True
             return self._instants(values, values.type.tz is not None)
-        if pa.types.is_null(values.type):
+        if pa.types.is_null(values.type) or pa.types.is_nested(values.type):
             return np.full(len(values), np.nan)
         if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
             return self._scaled(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
