@@ -105,7 +105,7 @@ class Clock:
         if pa.types.is_null(values.type) or pa.types.is_nested(values.type):
             return np.full(len(values), np.nan)
         if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-            return self._scaled(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
+            return self._scaled(numbers(values))
         if self._section.time_format:
             return self._by_format(values)
         if self.unit is not None and self._aware is None:
