@@ -139,6 +139,7 @@ def test_any_bytes_are_refused_or_read(tmp_path, content, start):
 )  # fmt: skip
 @example([{"timestamp": []}, {"usage": None, "timestamp": None, "input_length": None}])
 @example([{"timestamp": 1, "input_length": [], "output_length": {}}])
+@example([{"input_length": None}, {"class": [], "timestamp": None, "output_length": None}])
 def test_any_json_is_refused_or_read(tmp_path, entries):
     path = tmp_path / "any.jsonl"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))

@@ -150,7 +150,7 @@ class RequestReader:
             values = rows.columns[name]
             bad = _is_failure(values) & ~failed
             if bad.any():
-                texts = values.filter(pa.array(bad)).cast(pa.string()).to_pylist()
+                texts = _as_texts(values.filter(pa.array(bad))).to_pylist()
                 self.failed.update(f"{name} {text.removesuffix('.0')}" for text in texts)
             failed |= bad
         for name in self._layout.fields.get("error", ()):
@@ -168,7 +168,7 @@ class RequestReader:
         for name in self._layout.fields.get("code", ()):
             codes = rows.columns[name].filter(pa.array(bad))
             if codes.null_count < len(codes):
-                texts = codes.cast(pa.string()).to_pylist()
+                texts = _as_texts(codes).to_pylist()
                 return [f"error {(text or '').removesuffix('.0')}".rstrip() for text in texts]
         return ["error"] * int(bad.sum())
 
@@ -192,7 +192,7 @@ class RequestReader:
         if "class" not in self._layout.fields:
             return codes
         values = rows.columns[self._layout.fields["class"][0]].filter(pa.array(keep))
-        texts = pc.fill_null(values.cast(pa.string()), "").dictionary_encode()
+        texts = pc.fill_null(_as_texts(values), "").dictionary_encode()
         known = {"": 0, **{name: 1 + at for at, name in enumerate(CLASSES)}}
         names = [text.strip().lower() for text in texts.dictionary.to_pylist()]
         indices = texts.indices.to_numpy(zero_copy_only=False)
@@ -255,6 +255,13 @@ def _is_length(tokens: np.ndarray) -> np.ndarray:
         return (tokens >= 0) & (tokens == np.floor(tokens)) & (tokens < LONGEST)
 
 
+def _as_texts(values: pa.Array) -> pa.Array:
+    """The values as texts; lists and objects, which no such column should hold, as written."""
+    if pa.types.is_nested(values.type):
+        return pa.array([None if v is None else str(v) for v in values.to_pylist()], pa.string())
+    return values.cast(pa.string())
+
+
 def _has_text(values: pa.Array) -> np.ndarray:
     """Whether anything stands there: no null, no empty text."""
     valid = values.is_valid()
@@ -289,7 +296,7 @@ def _identities(values: pa.Array) -> np.ndarray:
         return (
             values.cast(pa.float64()).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         )
-    coded = pc.fill_null(values.cast(pa.string()), "").dictionary_encode()
+    coded = pc.fill_null(_as_texts(values), "").dictionary_encode()
     names = np.array(coded.dictionary.to_pylist(), object)
     hashed = pd.util.hash_array(names).view(np.int64) if len(names) else np.array([], np.int64)
     hashed = np.where(names == "", 0, hashed)
