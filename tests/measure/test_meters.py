@@ -12,6 +12,7 @@ import pytest
 
 from workbench.errors import ConfigError
 from workbench.measure.meters import EnergySession, MissingMeter, find_meters
+from workbench.measure.meters.clock import SystemClock
 from workbench.measure.meters.csv_log import CsvMeter
 from workbench.measure.meters.nvml import NvmlMeter
 from workbench.measure.meters.rapl import find_rapl
@@ -28,26 +29,6 @@ def powercap(root: Path, zones: dict[str, str], energy_uj: int = 5_000_000) -> P
         (zone / "energy_uj").write_text(f"{energy_uj}\n")
         (zone / "max_energy_range_uj").write_text("262143328850\n")
     return root
-
-
-class Work:
-    """A load of known power: every few milliseconds it brings a source up to date."""
-
-    def __init__(self, update):
-        self.update, self.ended = update, threading.Event()
-        self.thread = threading.Thread(target=self._run)
-
-    def _run(self):
-        while not self.ended.wait(0.004):
-            self.update(time.monotonic())
-
-    def __enter__(self):
-        self.update(time.monotonic())
-        self.thread.start()
-
-    def __exit__(self, *_):
-        self.ended.set()
-        self.thread.join()
 
 
 def test_packages_and_their_dram_are_metered_and_overlapping_zones_are_not(tmp_path):
@@ -98,37 +79,43 @@ def test_a_machine_without_powercap_says_so(tmp_path):
         find_rapl(tmp_path)
 
 
-def test_a_session_measures_gross_idle_and_net_of_a_known_load(tmp_path):
+class Load:
+    """A processor whose counter goes on with the clock, at a power that a test sets."""
+
+    def __init__(self, clock, zone: Path, watts: float) -> None:
+        self.clock, self.zone, self.watts = clock, zone, watts
+        self.joules, self.at_s = 5.0, clock.monotonic_s()
+        clock.every(0.004, self.advance)
+
+    def advance(self) -> None:
+        now_s = self.clock.monotonic_s()
+        self.joules += self.watts * (now_s - self.at_s)
+        self.at_s = now_s
+        (self.zone / "energy_uj").write_text(f"{round(self.joules * 1e6)}\n")
+
+
+def test_a_session_measures_gross_idle_and_net_of_a_known_load(tmp_path, clock):
     root = powercap(tmp_path, {"intel-rapl:0": "package-0"})
-    zone = root / "intel-rapl:0"
-    began, power = time.monotonic(), {"watts": 10.0, "joules": 5.0, "at": time.monotonic()}
-
-    def advance(now):
-        power["joules"] += power["watts"] * (now - power["at"])
-        power["at"] = now
-        partial = zone / "partial"
-        partial.write_text(f"{int(power['joules'] * 1e6)}\n")
-        partial.replace(zone / "energy_uj")
-
-    meter = find_rapl(root)
-    session = EnergySession([meter], idle_s=0.4, interval_s=0.01)
-    with Work(advance), session:
+    load = Load(clock, root / "intel-rapl:0", 10.0)
+    session = EnergySession([find_rapl(root, clock)], idle_s=0.4, interval_s=0.01, clock=clock)
+    with session:
         session.rest()
-        power["watts"] = WATTS
+        load.watts = WATTS
         start_s = session.now()
-        time.sleep(0.5)
+        clock.sleep(0.5)
         end_s = session.now()
-        power["watts"] = 10.0
+        load.watts = 10.0
         session.rest()
         energy = session.energy(start_s, end_s)
-    length_s = end_s - start_s
-    assert energy.energy_j == pytest.approx(WATTS * length_s, rel=0.2)
-    assert (energy.idle_before_w, energy.idle_after_w) == pytest.approx((10, 10), rel=0.3)
-    assert energy.net_j == pytest.approx(30.0 * length_s, rel=0.3)
+    assert end_s - start_s == pytest.approx(0.5)
+    # A reading is up to one renewal of the counter late: 4 ms of 30 W at either edge.
+    assert energy.energy_j == pytest.approx(WATTS * 0.5, abs=2 * 0.004 * 30)
+    assert (energy.idle_before_w, energy.idle_after_w) == pytest.approx((10, 10), abs=0.4)
+    assert energy.net_j == pytest.approx(30.0 * 0.5, rel=0.03)
     assert energy.scope == "rapl package-0"
     samples = session.samples()
     assert samples["monotonic_s"].is_monotonic_increasing
-    assert samples["monotonic_s"].min() >= began
+    assert samples["monotonic_s"].min() == 0.0
     assert set(samples["source"]) == {"rapl"}
     metric = energy.metric("training_energy_j", arm="ternary")
     assert metric.value == energy.energy_j
@@ -138,14 +125,15 @@ def test_a_session_measures_gross_idle_and_net_of_a_known_load(tmp_path):
     assert session.energy(session.now(), session.now() + 1).reason == "not_bracketed"
 
 
-def test_a_counter_that_vanishes_gives_no_number(tmp_path):
+def test_a_counter_that_vanishes_gives_no_number(tmp_path, clock):
     root = powercap(tmp_path, {"intel-rapl:0": "package-0"})
-    session = EnergySession([find_rapl(root)], max_gap_s=0.2, interval_s=0.01)
+    meter = find_rapl(root, clock)
+    session = EnergySession([meter], max_gap_s=0.2, interval_s=0.01, clock=clock)
     with session:
         start_s = session.now()
-        time.sleep(0.05)
+        clock.sleep(0.05)
         (root / "intel-rapl:0" / "energy_uj").unlink()
-        time.sleep(0.1)
+        clock.sleep(0.1)
         energy = session.energy(start_s, session.now())
     assert energy.energy_j is None
     assert energy.reason == "not_bracketed"
@@ -153,29 +141,38 @@ def test_a_counter_that_vanishes_gives_no_number(tmp_path):
     assert energy.net_j is None
 
 
+def test_the_machine_s_own_clock_calls_until_it_is_told_to_end():
+    called = threading.Event()
+    end = SystemClock().every(0.001, called.set)
+    assert called.wait(30.0)
+    end()
+    assert "energy" not in {thread.name for thread in threading.enumerate()}
+
+
 def write_log(path: Path, rows: list[str]) -> Path:
     path.write_text("timestamp,source,watts\n" + "".join(f"{row}\n" for row in rows))
     return path
 
 
-def test_feeds_of_a_wall_log_are_summed_and_stand_for_the_whole_machine(tmp_path):
+def test_feeds_of_a_wall_log_are_summed_and_stand_for_the_whole_machine(tmp_path, clock):
     log = write_log(tmp_path / "power.csv", [])
     powercap(tmp_path / "powercap", {"intel-rapl:0": "package-0"})
 
-    def advance(_):
+    def advance():
         with log.open("a") as file:
-            moment = datetime.now(UTC).isoformat()
-            file.write(f"{moment},feed-a,100\n{time.time()},feed-b,50.5\n")
+            moment = datetime.fromtimestamp(clock.wall_s(), UTC).isoformat()
+            file.write(f"{moment},feed-a,100\n{clock.wall_s()},feed-b,50.5\n")
 
-    meters = [CsvMeter(log), find_rapl(tmp_path / "powercap")]
-    with Work(advance), EnergySession(meters, interval_s=0.02) as session:
-        time.sleep(0.2)
+    clock.every(0.004, advance)
+    meters = [CsvMeter(log, clock), find_rapl(tmp_path / "powercap", clock)]
+    with EnergySession(meters, interval_s=0.02, clock=clock) as session:
+        clock.sleep(0.2)
         start_s = session.now()
-        time.sleep(0.3)
+        clock.sleep(0.3)
         end_s = session.now()
-        time.sleep(0.2)
+        clock.sleep(0.2)
         energy = session.energy(start_s, end_s)
-    assert energy.energy_j == pytest.approx(150.5 * (end_s - start_s), rel=0.01)
+    assert energy.energy_j == pytest.approx(150.5 * 0.3)
     assert energy.scope == "csv wall:feed-a + csv wall:feed-b"
     assert len(energy.parts) == 3
 
@@ -272,12 +269,12 @@ def test_a_gpu_without_a_counter_is_metered_by_power_and_without_either_not_at_a
         NvmlMeter(driver([], []), {"gpu0": "handle"}, ExitStack())
 
 
-def test_a_counter_and_a_power_that_disagree_are_flagged():
+def test_a_counter_and_a_power_that_disagree_are_flagged(clock):
     counter = [int(1000 * 20 * i) for i in range(500)]
-    meter = NvmlMeter(driver(counter, [30_000]), {"gpu0": "handle"}, ExitStack())
-    with EnergySession([meter], interval_s=0.02) as session:
+    meter = NvmlMeter(driver(counter, [30_000]), {"gpu0": "handle"}, ExitStack(), clock)
+    with EnergySession([meter], interval_s=0.02, clock=clock) as session:
         start_s = session.now()
-        time.sleep(1.1)
+        clock.sleep(1.1)
         energy = session.energy(start_s, session.now())
     counted = next(p for p in energy.parts if p.channel.quantity == "energy")
     assert energy.energy_j == counted.energy_j

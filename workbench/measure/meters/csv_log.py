@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import csv
 import math
-import time
 from datetime import datetime
 from pathlib import Path
 
 from workbench.errors import ConfigError
+from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
 from workbench.measure.meters.sample import Channel, Sample
 from workbench.paths import shown
 
@@ -34,9 +34,9 @@ class CsvMeter:
 
     source = "csv"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock = SYSTEM_CLOCK) -> None:
         """Raises ConfigError when the file has no header with the columns."""
-        self.path = path
+        self.path, self._clock = path, clock
         with path.open("rb") as file:
             header = file.readline()
             try:
@@ -65,7 +65,7 @@ class CsvMeter:
             file.seek(self._at)
             # The last piece has no line end yet and may still be written to.
             *lines, _ = file.read().split(b"\n")
-        offset_s = time.time() - time.monotonic()
+        offset_s = self._clock.wall_s() - self._clock.monotonic_s()
         samples = []
         for line in lines:
             try:

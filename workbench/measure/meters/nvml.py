@@ -7,13 +7,13 @@ otherwise checks it: the session warns where the two differ by more than 5 %.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, Literal
 
 from workbench.machine.gpu import nvml, torch_gpu
+from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
 from workbench.measure.meters.sample import Channel, Sample
 
 UPDATE_S = 0.1
@@ -24,12 +24,18 @@ class NvmlMeter:
 
     source = "nvml"
 
-    def __init__(self, driver: ModuleType, handles: dict[str, Any], stack: ExitStack) -> None:
+    def __init__(
+        self,
+        driver: ModuleType,
+        handles: dict[str, Any],
+        stack: ExitStack,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         """handles: scope -> NVML handle. stack: closed with the meter (NVML's shutdown).
 
         Raises OSError when a GPU answers neither question.
         """
-        self._driver, self._stack = driver, stack
+        self._driver, self._stack, self._clock = driver, stack, clock
         self._questions: list[tuple[Channel, Any, Any]] = []
         for scope, handle in handles.items():
             offered: tuple[tuple[Literal["energy", "power"], Any], ...] = (
@@ -58,7 +64,7 @@ class NvmlMeter:
                 thousandths = ask(handle)
             except self._driver.NVMLError as error:
                 raise OSError(f"{channel.scope}: {error}") from None
-            now_s, wall_s = time.monotonic(), time.time()
+            now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
             samples.append(Sample(channel, now_s, wall_s, thousandths / 1e3))
         return samples
 

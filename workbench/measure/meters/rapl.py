@@ -10,10 +10,10 @@ kind is ``modelled``.
 from __future__ import annotations
 
 import platform
-import time
 from pathlib import Path
 
 from workbench.machine.cpu import cpu
+from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
 from workbench.measure.meters.sample import Channel, Kind, Sample
 
 POWERCAP = Path("/sys/class/powercap")
@@ -27,14 +27,14 @@ class RaplMeter:
 
     source = "rapl"
 
-    def __init__(self, zones: dict[Channel, Path]) -> None:
-        self.zones = zones
+    def __init__(self, zones: dict[Channel, Path], clock: Clock = SYSTEM_CLOCK) -> None:
+        self.zones, self._clock = zones, clock
 
     def read(self) -> list[Sample]:
         samples = []
         for channel, folder in self.zones.items():
             energy_uj = int((folder / "energy_uj").read_text())
-            now_s, wall_s = time.monotonic(), time.time()
+            now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
             samples.append(Sample(channel, now_s, wall_s, energy_uj / 1e6))
         return samples
 
@@ -42,7 +42,7 @@ class RaplMeter:
         """Nothing is kept open."""
 
 
-def find_rapl(root: Path = POWERCAP) -> RaplMeter:
+def find_rapl(root: Path = POWERCAP, clock: Clock = SYSTEM_CLOCK) -> RaplMeter:
     """The meter of this machine's packages. Raises OSError with the reason where there is none."""
     if not root.is_dir():
         system = platform.system()
@@ -73,4 +73,4 @@ def find_rapl(root: Path = POWERCAP) -> RaplMeter:
         zones[channel] = folder
     if not any(channel.scope.startswith("package") for channel in zones):
         raise OSError(f"{root} has no package zone")
-    return RaplMeter(zones)
+    return RaplMeter(zones, clock)

@@ -35,7 +35,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Sample:
-    """monotonic_s: of this process's clock (``time.monotonic``). wall_s: Unix time."""
+    """monotonic_s: of the session's clock. wall_s: Unix time."""
 
     channel: Channel
     monotonic_s: float

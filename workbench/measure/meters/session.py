@@ -22,14 +22,14 @@ losses are not in it.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
 from workbench.measure.meters.find import MissingMeter
 from workbench.measure.meters.sample import Channel, Kind, Meter, Sample
 from workbench.measure.meters.window import Reading, Reason, window_energy
@@ -81,6 +81,7 @@ class EnergySession:
     missing: the meters that were not found; their reasons stand in for figures.
     max_gap_s: a longer gap between two samples of a channel gives no figure.
     idle_s: length of each ``rest``.
+    clock: the one that the meters were made with.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class EnergySession:
         max_gap_s: float = 3.0,
         idle_s: float = 3.0,
         interval_s: float = INTERVAL_S,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.meters, self.missing = list(meters), list(missing)
         self.max_gap_s, self.idle_s, self.interval_s = max_gap_s, idle_s, interval_s
@@ -99,35 +101,33 @@ class EnergySession:
         self._samples: dict[Channel, list[Sample]] = {}
         self._idle: list[tuple[float, float]] = []
         self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name="energy", daemon=True)
+        self._clock = clock
+        self._end_sampling: Callable[[], None] | None = None
 
     def __enter__(self) -> EnergySession:
         if self.meters:
             self._read()
-            self._thread.start()
+            self._end_sampling = self._clock.every(self.interval_s, self._read)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        if self.meters:
-            self._thread.join()
+        if self._end_sampling:
+            self._end_sampling()
             self._read()
         for meter in self.meters:
             meter.close()
         self.meters = []
 
-    @staticmethod
-    def now() -> float:
-        """The clock of windows: ``time.monotonic``, in seconds."""
-        return time.monotonic()
+    def now(self) -> float:
+        """The clock of windows, in seconds; it never goes back."""
+        return self._clock.monotonic_s()
 
     def rest(self) -> None:
         """Do nothing for ``idle_s`` and remember it as idle; returns at once without a meter."""
         if not self.meters:
             return
         start_s = self.now()
-        time.sleep(self.idle_s)
+        self._clock.sleep(self.idle_s)
         self._idle.append((start_s, self.now()))
 
     def energy(self, start_s: float, end_s: float) -> Energy:
@@ -180,13 +180,6 @@ class EnergySession:
         ]  # fmt: skip
         frame = pd.DataFrame(rows, columns=columns)
         return frame.astype({"resolution": float, "value": float})
-
-    def _sample(self) -> None:
-        due_s = self.now() + self.interval_s
-        while not self._ended.wait(max(0.0, due_s - self.now())):
-            self._read()
-            # A late reading is not caught up with a burst of readings.
-            due_s = max(due_s + self.interval_s, self.now())
 
     def _read(self) -> None:
         with self._lock:
