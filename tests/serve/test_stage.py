@@ -11,9 +11,12 @@ import psutil
 import pytest
 
 from workbench.errors import ConfigError, StageError
+from workbench.load.piece import LengthLimits, PlannedRequest
+from workbench.load.profile import LoadProfile
 from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress, follow
 from workbench.records.stage_record import StageRecord
+from workbench.serve.load import Load
 from workbench.serve.rehearsal import ARMS_OF_PHASE, requests_table
 from workbench.serve.replay import LoadClient, Outcome
 from workbench.stages import deploy_rollback, deploy_rollback_record, profile_load
@@ -161,9 +164,9 @@ def test_faults_are_counted_by_kind_and_arm(arms, tmp_path) -> None:
 
 def test_the_same_seed_asks_for_the_same_requests(arms, tmp_path) -> None:
     stage = context(tmp_path, arms, "deploy_rollback.speedup=3.0")
-    load = deploy_rollback.Load(
-        deploy_rollback.LoadProfile.from_record(stage.need("profile_load")),
-        deploy_rollback.LengthLimits(20, 5),
+    load = Load(
+        LoadProfile.from_record(stage.need("profile_load")),
+        LengthLimits(20, 5),
         list(range(100)),
         seed=7,
     )
@@ -175,9 +178,9 @@ def test_the_same_seed_asks_for_the_same_requests(arms, tmp_path) -> None:
 
 def test_a_prompt_may_be_longer_than_the_text(arms, tmp_path) -> None:
     stage = context(tmp_path, arms)
-    profile = deploy_rollback.LoadProfile.from_record(stage.need("profile_load"))
-    load = deploy_rollback.Load(profile, deploy_rollback.LengthLimits(50, 5), [1, 2, 3], seed=7)
-    planned = deploy_rollback.PlannedRequest(0, 0.0, 50, 5, "batch", False)
+    profile = LoadProfile.from_record(stage.need("profile_load"))
+    load = Load(profile, LengthLimits(50, 5), [1, 2, 3], seed=7)
+    planned = PlannedRequest(0, 0.0, 50, 5, "batch", False)
     assert len(load.prompt(planned)) == 50
 
 

@@ -8,21 +8,16 @@ message, not the stage. There is nothing to resume: a killed replay is played ag
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
 from functools import partial
 
 import httpx
-import numpy as np
 from anyio.from_thread import start_blocking_portal
 
-from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.errors import StageError
-from workbench.load.piece import LengthLimits, PlannedRequest
-from workbench.load.profile import MOST_ORDERED, LoadProfile
-from workbench.measure.dependence import share_over_time
-from workbench.measure.statistics import Estimate
-from workbench.pilot.sections.deploy_rollback import DeployRollback
+from workbench.load.piece import LengthLimits
+from workbench.load.profile import LoadProfile
 from workbench.serve.carries import Capacity
+from workbench.serve.load import Load, wanted_context
 from workbench.serve.process import ServerProcess, server_process
 from workbench.serve.rehearsal import CANDIDATE, FALLBACK
 from workbench.serve.replay import LoadClient, Outcome, load_client
@@ -31,37 +26,10 @@ from workbench.serve.spec import ServeSpec
 from workbench.stages.context import StageContext
 from workbench.stages.deploy_rollback_record import Replayed, record_replay, record_server
 
-TEXT_CHARACTERS = 2_000_000
-"""Held-out text that prompts are cut from."""
 CAPACITY_SHARE, CAPACITY_LEAST_S, CAPACITY_MOST_S = 0.05, 0.5, 10.0
 """Time for each arm's measurement of capacity, as a share of the replay, and its limits."""
 ORDER_LEAD_S = 0.02
 """Ahead of the request that it is meant for; two connections of one client keep no order."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """What is replayed. limits: what the models and the pilot allow."""
-
-    profile: LoadProfile
-    limits: LengthLimits
-    pool: list[int]
-    seed: int
-
-    def prompt(self, planned: PlannedRequest) -> list[int]:
-        """Real text of the wanted length; every request has its own."""
-        length = planned.prompt_tokens
-        start = int(np.random.default_rng((self.seed, planned.id)).integers(len(self.pool)))
-        pieces = self.pool[start:] + self.pool * (1 + length // len(self.pool))
-        return pieces[:length]
-
-    def sample(self, count: int) -> list[PlannedRequest]:
-        """Requests of the profile drawn at random, all due at once."""
-        some = self.profile.sample(max(count, 1000), self.seed)
-        drawn = some.sample(count, replace=True, random_state=self.seed)
-        lengths = self.limits.cut(drawn["prompt_tokens"], drawn["output_tokens"])
-        rows = enumerate(zip(*lengths, drawn["class"], strict=True))
-        return [PlannedRequest(i, 0.0, int(p), int(o), name, False) for i, (p, o, name) in rows]
 
 
 def run(context: StageContext) -> None:
@@ -70,6 +38,7 @@ def run(context: StageContext) -> None:
     trained, planned = context.need("train_qat"), context.need("hybrid_plan")
     readiness = context.pilot.readiness
     rule = section.rollback_rule
+    profile = LoadProfile.from_record(context.need("profile_load"))
     spec = ServeSpec(
         arms={FALLBACK: trained.artefact(FALLBACK), CANDIDATE: planned.artefact(CANDIDATE)},
         fallback=FALLBACK,
@@ -78,7 +47,7 @@ def run(context: StageContext) -> None:
         port=section.port,
         slots=section.slots,
         queue=section.queue,
-        context=_wanted_context(section, LoadProfile.from_record(context.need("profile_load"))),
+        context=wanted_context(profile, section.max_prompt_tokens, section.max_output_tokens),
         threads=readiness.threads,
         device=context.device.name,
         hold_s=section.hold_s,
@@ -86,7 +55,7 @@ def run(context: StageContext) -> None:
     )
     context.progress.note("starting the server with both arms")
     with server_process(spec, context.folder) as server:
-        load = _load(context, server)
+        load = _load(context, server, profile)
         # A thread of its own, because a notebook's kernel has an event loop running already.
         with start_blocking_portal() as portal:
             replayed = portal.call(partial(_rehearse, context, server, load))
@@ -94,52 +63,14 @@ def run(context: StageContext) -> None:
     record_replay(context, replayed)
 
 
-def _load(context: StageContext, server: ServerProcess) -> Load:
+def _load(context: StageContext, server: ServerProcess, profile: LoadProfile) -> Load:
     section = context.pilot.deploy_rollback
-    trained = context.need("train_qat")
-    tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
-    texts, size = [], 0
-    for text in trained.table("heldout")["text"]:
-        texts.append(text[: TEXT_CHARACTERS - size])
-        if (size := size + len(texts[-1])) >= TEXT_CHARACTERS:
-            break
-    pool = [token for ids in encode(tokenizer, texts) for token in ids]
-    profile = LoadProfile.from_record(context.need("profile_load"))
     limits = LengthLimits(
         section.max_prompt_tokens, section.max_output_tokens, server.ready.context
     )
-    context.record.add(
-        _cut_share(profile, limits).metric(
-            "cut_share",
-            "",
-            f"requests of the load longer than what is served: {server.ready.context} tokens of "
-            "prompt and output together"
-            + _said_limit("prompt", section.max_prompt_tokens)
-            + _said_limit("output", section.max_output_tokens),
-            "derived",
-        )
-    )
-    return Load(profile, limits, pool, context.pilot.seed)
-
-
-def _cut_share(profile: LoadProfile, limits: LengthLimits) -> Estimate:
-    """Requests of the whole load that are longer than can be served."""
-    some = profile.thinned(MOST_ORDERED)
-    prompt, output = some["prompt_tokens"].to_numpy(), some["output_tokens"].to_numpy()
-    cut, n = profile.cut_share(limits)
-    return replace(share_over_time(limits.is_cut(prompt, output), prompt + output), value=cut / n)
-
-
-def _said_limit(what: str, tokens: int | None) -> str:
-    return "" if tokens is None else f", {tokens} of {what}"
-
-
-def _wanted_context(section: DeployRollback, profile: LoadProfile) -> int:
-    """Tokens that the longest request of the load takes, as far as the pilot allows; a server
-    whose models have fewer positions says so, and what is longer is cut and counted."""
-    if section.max_prompt_tokens and section.max_output_tokens:
-        return min(profile.longest_request, section.max_prompt_tokens + section.max_output_tokens)
-    return profile.longest_request
+    load = Load.of(profile, limits, context.need("train_qat"), context.pilot.seed)
+    context.record.add(load.cut_share())
+    return load
 
 
 async def _rehearse(context: StageContext, server: ServerProcess, load: Load) -> Replayed:
