@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from workbench.load.piece import PlannedRequest
+from workbench.measure.request_latency import slo_met
 from workbench.serve.rehearsal import (
     Handover,
     phase_latencies,
     requests_table,
     served_by,
-    slo_met,
 )
 from workbench.serve.replay import Outcome, load_client
 

@@ -11,14 +11,14 @@ other, so shares and latencies can be compared and rates only with the load that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from workbench.measure.dependence import quantile_over_time
+from workbench.measure.request_latency import latencies_ms
 from workbench.measure.statistics import Estimate
 from workbench.serve.replay import Outcome
 
@@ -101,13 +101,7 @@ def phase_latencies(
     percentile of twenty requests is just the slowest of them.
     """
     answered = requests["status"] == "ok"
-    gaps = (requests["output_tokens"] - 1).where(requests["output_tokens"] > 1)
-    latencies_ms = {
-        "ttft_ms": 1e3 * (requests["first_token_s"] - requests["intended_s"]),
-        "tpot_ms": 1e3 * (requests["last_token_s"] - requests["first_token_s"]) / gaps,
-        "e2e_ms": 1e3 * (requests["last_token_s"] - requests["intended_s"]),
-    }
-    for name, latency_ms in latencies_ms.items():
+    for name, latency_ms in latencies_ms(requests).items():
         for phase, arms in ARMS_OF_PHASE.items():
             for arm in arms:
                 own = answered & (phases == phase) & (requests["arm"] == arm)
@@ -123,35 +117,3 @@ def _quantile(values: np.ndarray, q: float) -> Estimate:
         why = f"{n} requests of the arm in this phase; p{100 * q:g} needs {fewest} for a value"
         return Estimate(None, None, None, n, "", reason=why)
     return quantile_over_time(values, q)
-
-
-def slo_met(requests: pd.DataFrame, slos: Mapping[str, Mapping[str, Any]]) -> pd.Series:
-    """Whether each request met every target of its class: True, False, or None where no
-    target applies.
-
-    slos: class -> ``ttft_ms``, ``tpot_ms``, ``e2e_s``, each a number or None. Time per output
-    token is undefined for one token and then not asked for. A request that failed, was
-    rejected or truncated is a miss.
-    """
-    out = requests["output_tokens"]
-    ttft_s = requests["first_token_s"] - requests["intended_s"]
-    e2e_s = requests["last_token_s"] - requests["intended_s"]
-    tpot_s = ((e2e_s - ttft_s) / (out - 1)).where(out > 1)
-    met = []
-    for row, class_ in enumerate(requests["class"]):
-        slo = slos.get(class_, {})
-        judged = [
-            (value, target)
-            for value, target in (
-                (1e3 * ttft_s.iloc[row], slo.get("ttft_ms")),
-                (1e3 * tpot_s.iloc[row], slo.get("tpot_ms")),
-                (e2e_s.iloc[row], slo.get("e2e_s")),
-            )
-            if target is not None
-        ]
-        if judged and requests["status"].iloc[row] != "ok":
-            met.append(False)
-            continue
-        within = [value <= target for value, target in judged if not np.isnan(value)]
-        met.append(all(within) if within else None)
-    return pd.Series(met, index=requests.index, dtype=object)

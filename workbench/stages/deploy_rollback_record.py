@@ -11,6 +11,7 @@ from workbench.errors import StageError
 from workbench.load.piece import Piece, PlannedRequest
 from workbench.load.profile import LoadProfile
 from workbench.measure.dependence import quantile_over_time, rate_over_time, share_over_time
+from workbench.measure.request_latency import said_targets, slo_met
 from workbench.measure.statistics import Estimate, count
 from workbench.records.stage_record import StageRecord
 from workbench.serve.carries import Capacity, carries
@@ -22,7 +23,6 @@ from workbench.serve.rehearsal import (
     phase_latencies,
     requests_table,
     served_by,
-    slo_met,
 )
 from workbench.serve.replay import FAULTS, Outcome
 from workbench.stages.context import StageContext
@@ -258,8 +258,8 @@ def _record_targets(
                 continue
             waited_s = (judged["end_s"] - judged["intended_s"]).fillna(lasted_s)
             estimate = share_over_time(met[judged.index].to_numpy(bool), waited_s)
-            how = ", ".join(f"{k} {v:g}" for k, v in slos.get(class_, {}).items() if v is not None)
-            context.record.add(estimate.metric("slo_met_share", "", f"targets: {how}", **labels))
+            how = f"targets: {said_targets(slos.get(class_, {}))}"
+            context.record.add(estimate.metric("slo_met_share", "", how, **labels))
             shares[arm][class_] = estimate
     return shares
 

@@ -1,0 +1,225 @@
+"""From the requests of a session under the load to its figures, for each arm and against one.
+
+Every arm is sent the same requests at the same times, block by block, and is empty between blocks.
+So figures of an arm are made over blocks (:mod:`.dependence`), and differences in pairs: of a block
+and, for latencies, of the requests that both arms answered. All carry ``source=load``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.measure.dependence import (
+    block_statistics,
+    quantile_over_blocks,
+    share_over_blocks,
+)
+from workbench.measure.request_latency import latencies_ms, said_targets, slo_met
+from workbench.measure.statistics import Estimate, count, mean, mean_difference, mean_ratio
+from workbench.records.metric import Metric
+
+SOURCE = {"source": "load"}
+QUANTILES = (0.5, 0.95, 0.99)
+LATENCIES = {
+    "ttft_ms": "first token after the intended start",
+    "itl_ms": "gap between two tokens of a request, all gaps of all requests",
+    "tpot_ms": "mean time per output token after the first, one figure a request",
+    "e2e_ms": "last token after the intended start",
+}
+Slos = Mapping[str, Mapping[str, Any]]
+
+
+def load_figures(
+    requests: pd.DataFrame,
+    gaps: pd.DataFrame,
+    arms: Sequence[str],
+    slos: Slos,
+    block_s: float,
+    faults: Sequence[str],
+    late: str | None = None,
+) -> Iterator[Metric]:
+    """The figures of each arm, and of each against the first.
+
+    requests: columns of :mod:`.request_latency`, and ``block``, ``id``, ``arm``. gaps: ``block``,
+    ``id``, ``arm`` and ``gap_ms`` between two tokens. slos: class -> targets. block_s: time in
+    which the requests of a block were due. faults: kinds that are counted. late: why nothing may
+    be read from the latencies; none then has a value.
+    """
+    met = slo_met(requests, slos)
+    observed = _observed(requests, gaps)
+    yield from _faults(requests, arms, faults)
+    if late:
+        yield from _refused(arms, sorted(set(requests["class"]) | set(slos)), late)
+        return
+    yield from _latencies(observed, arms)
+    yield from _speedups(observed, arms)
+    yield from _goodput(requests, met, arms, block_s)
+    yield from _targets(requests, met, arms, slos)
+
+
+def _observed(requests: pd.DataFrame, gaps: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Latency -> block, id, arm, value: of requests that were answered in full."""
+    answered = requests[requests["status"] == "ok"]
+    of = latencies_ms(answered)
+    at = ["block", "id", "arm"]
+    found = {
+        name: answered[at].assign(value=of[name]).dropna(subset=["value"])
+        for name in LATENCIES
+        if name in of
+    }
+    whole = gaps.merge(answered[at], on=at)
+    return found | {"itl_ms": whole.rename(columns={"gap_ms": "value"})}
+
+
+def _latencies(observed: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Iterator[Metric]:
+    for name, what in LATENCIES.items():
+        for arm in arms:
+            own = observed[name][observed[name]["arm"] == arm]
+            for q in QUANTILES:
+                labels = {"arm": arm, "quantile": _named(q), **SOURCE}
+                n, fewest = len(own), _fewest(q)
+                if n < fewest:
+                    why = f"{n} were observed; {_named(q)} needs {fewest} for a value"
+                    yield Metric.missing(name, "ms", why, **labels)
+                    continue
+                estimate = quantile_over_blocks(own["value"], own["block"], q)
+                yield estimate.metric(name, "ms", f"{what}; requests answered in full", **labels)
+
+
+def _speedups(observed: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Iterator[Metric]:
+    """Quantiles of the first arm over those of another, of the same requests, within blocks."""
+    baseline, *others = arms
+    for latency in LATENCIES:
+        name = latency.replace("_ms", "_speedup")
+        for arm in others:
+            pair = _answered_by_both(observed[latency], baseline, arm)
+            sizes = pair.groupby(["block", "arm"])["value"].count().unstack("arm").min(axis=1)
+            for q in QUANTILES:
+                labels = {"arm": arm, "quantile": _named(q), **SOURCE}
+                whole = sizes.index[sizes >= _fewest(q)]
+                quantiles = block_statistics(
+                    pair[pair["block"].isin(whole)], "value", _quantile_of(q)
+                )
+                quantiles = quantiles[(quantiles > 0).all(axis=1)] if len(whole) else quantiles
+                if not len(quantiles):
+                    most = int(sizes.max()) if len(sizes) else 0
+                    why = (
+                        f"no block has the {_fewest(q)} observations of both arms that "
+                        f"{_named(q)} needs within one; the largest has {most}"
+                    )
+                    yield Metric.missing(name, "x", why, **labels)
+                    continue
+                ratio = mean_ratio(quantiles[baseline], quantiles[arm])
+                how = (
+                    f"{_named(q)} of {baseline} over that of {arm}, of the same requests, within "
+                    f"blocks; above 1 {arm} is faster"
+                )
+                yield ratio.metric(name, "x", how, "derived", **labels)
+
+
+def _answered_by_both(observed: pd.DataFrame, baseline: str, arm: str) -> pd.DataFrame:
+    two = observed[observed["arm"].isin([baseline, arm])]
+    by = two.groupby(["block", "id"])["arm"].nunique()
+    both = by[by == 2].index
+    return two[pd.MultiIndex.from_frame(two[["block", "id"]]).isin(both)]
+
+
+def _goodput(
+    requests: pd.DataFrame, met: pd.Series, arms: Sequence[str], block_s: float
+) -> Iterator[Metric]:
+    baseline = arms[0]
+    good = requests.assign(good=met.map(lambda value: value is True))
+    rates = block_statistics(good, "good", lambda column: column.sum() / block_s)
+    for arm in arms:
+        labels = {"arm": arm, **SOURCE}
+        if not met[requests["arm"] == arm].notna().any():
+            why = "no request with a target came to the arm"
+            yield Metric.missing("goodput_per_s", "requests/s", why, **labels)
+            continue
+        how = (
+            f"requests that met every target of their class, over the {block_s:.3g} s in which "
+            "those of a block were due; lost and truncated ones are misses"
+        )
+        yield mean(rates[arm]).metric("goodput_per_s", "requests/s", how, **labels)
+        if arm != baseline:
+            apart = mean_difference(rates[baseline], rates[arm])
+            how = f"goodput of {arm} minus that of {baseline} on the same requests, within blocks"
+            name = "goodput_difference_per_s"
+            yield apart.metric(name, "requests/s", how, "derived", **labels)
+
+
+def _targets(
+    requests: pd.DataFrame, met: pd.Series, arms: Sequence[str], slos: Slos
+) -> Iterator[Metric]:
+    judged = requests.assign(met=met)[met.notna()]
+    waited_s = judged["end_s"] - judged["intended_s"]
+    judged = judged.assign(met=judged["met"].astype(float), waited_s=waited_s)
+    for class_ in sorted(set(requests["class"]) | set(slos)):
+        of = judged[judged["class"] == class_]
+        shares = block_statistics(of, "met", np.mean) if len(of) else pd.DataFrame()
+        how = f"targets: {said_targets(slos.get(class_, {}))}"
+        for arm in arms:
+            labels = {"arm": arm, "class": class_, **SOURCE}
+            own = of[of["arm"] == arm]
+            if own.empty:
+                came = (requests["class"] == class_).any()
+                why = "the class has no target" if came else "no request of this class was due"
+                yield Metric.missing("slo_met_share", "", why, **labels)
+                continue
+            estimate = share_over_blocks(own["met"], own["block"], own["waited_s"])
+            yield estimate.metric("slo_met_share", "", how, **labels)
+            if arm != arms[0] and {arm, arms[0]} <= set(shares):
+                apart = mean_difference(shares[arms[0]], shares[arm])
+                said = f"share of {arm} minus that of {arms[0]}, same requests, within blocks"
+                name = "slo_met_difference"
+                yield apart.metric(name, "", f"{said}; {how}", "derived", **labels)
+
+
+def _faults(requests: pd.DataFrame, arms: Sequence[str], faults: Sequence[str]) -> Iterator[Metric]:
+    for arm in arms:
+        own = requests[requests["arm"] == arm]
+        for fault in faults:
+            found = count(int((own["fault"] == fault).sum()), len(own))
+            labels = {"arm": arm, "fault": fault, **SOURCE}
+            yield found.metric("failed_requests", "requests", "", **labels)
+
+
+def _refused(arms: Sequence[str], classes: Sequence[str], why: str) -> Iterator[Metric]:
+    """Every figure that rests on a latency, without a value."""
+    for place, arm in enumerate(arms):
+        own = {"arm": arm, **SOURCE}
+        for latency in LATENCIES:
+            for q in QUANTILES:
+                labels = {**own, "quantile": _named(q)}
+                yield Metric.missing(latency, "ms", why, **labels)
+                if place:
+                    name = latency.replace("_ms", "_speedup")
+                    yield Metric.missing(name, "x", why, **labels)
+        yield Metric.missing("goodput_per_s", "requests/s", why, **own)
+        for class_ in classes:
+            yield Metric.missing("slo_met_share", "", why, **own, **{"class": class_})
+
+
+def dispatch_delays(requests: pd.DataFrame) -> dict[str, Estimate]:
+    """Quantile -> how late the client itself sent, in ms, of the requests to all arms."""
+    delay_ms = 1e3 * (requests["sent_s"] - requests["intended_s"])
+    # A block is one stretch of the client's time, whichever arm it went to.
+    stretches = requests["block"].astype(str) + requests["arm"]
+    return {_named(q): quantile_over_blocks(delay_ms, stretches, q) for q in (0.5, 0.99)}
+
+
+def _fewest(q: float) -> int:
+    """Observations of which one lies beyond the quantile: p99 of twenty is just the slowest."""
+    return round(1 / min(q, 1 - q))
+
+
+def _named(q: float) -> str:
+    return f"p{100 * q:g}"
+
+
+def _quantile_of(q: float) -> Callable[[np.ndarray], float]:
+    return lambda values: float(np.quantile(values, q))
