@@ -16,7 +16,7 @@ from workbench import __version__
 from workbench.errors import WorkbenchError
 from workbench.model.presets import PRESETS
 from workbench.paths import runs_root
-from workbench.pilot.sections.base import MOST_SLOTS, MOST_WAITING
+from workbench.pilot.sections.base import MOST_BATCH_WAIT_MS, MOST_SLOTS, MOST_WAITING
 from workbench.roadmap import STAGES
 
 INTERRUPTED = 130
@@ -237,13 +237,28 @@ def serve(
     queue: Annotated[
         int, typer.Option(min=0, max=MOST_WAITING, help="requests that may wait")
     ] = 256,
+    batch_wait_ms: Annotated[
+        float,
+        typer.Option(
+            min=0, max=MOST_BATCH_WAIT_MS, help="a request may wait so long for others, ms"
+        ),
+    ] = 0.0,
     threads: Annotated[int, typer.Option(min=0, help="0: all usable cores")] = 0,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="what computes")] = "cpu",
 ) -> None:
     """Serve full precision and the hybrid behind one OpenAI-compatible address."""
     from workbench.serve.main import serve_run
 
-    serve_run(folders, host, port, slots=slots, queue=queue, threads=threads, device=device)
+    serve_run(
+        folders,
+        host,
+        port,
+        slots=slots,
+        queue=queue,
+        batch_wait_ms=batch_wait_ms,
+        threads=threads,
+        device=device,
+    )
 
 
 @app.command()

@@ -380,3 +380,28 @@ def test_a_scheduler_that_refuses_fails_that_request_alone(serve) -> None:
     assert served.complete().status_code == 500
     assert served.complete(model="full_precision").status_code == 200
     assert served.service.router.running == 0
+
+
+def test_requests_gather_until_the_slots_are_full_or_the_oldest_has_waited() -> None:
+    """Two slots: one request alone waits its time, two start at once, the next two as well."""
+
+    async def load() -> None:
+        scheduler = SilentScheduler(hangs=False)
+        arm = ServedArm("only", scheduler, slots=2)
+        router = Router([arm], fallback="only", route=Route("only"), batch_wait_s=0.1)
+        first = router.submit(REQUEST)
+        await asyncio.sleep(0.03)
+        assert (scheduler.taken, router.waiting) == (0, 1)
+        await asyncio.sleep(0.15)
+        assert (scheduler.taken, router.waiting) == (1, 0)
+        assert first.started_s - first.arrived_s >= 0.1
+        second = router.submit(REQUEST)
+        assert scheduler.taken == 2, "it fills the last free slot"
+        router.cancel(first)
+        router.cancel(second)
+        await asyncio.sleep(0.01)
+        for _ in range(2):
+            third = router.submit(REQUEST)
+        assert scheduler.taken == 4 and third.started_s - third.arrived_s < 0.1
+
+    asyncio.run(load())

@@ -45,6 +45,7 @@ def serve_run(
     *,
     slots: int = 4,
     queue: int = 256,
+    batch_wait_ms: float = 0.0,
     threads: int = 0,
     device: str = "cpu",
 ) -> None:
@@ -66,6 +67,7 @@ def serve_run(
         port=port,
         slots=slots,
         queue=queue,
+        batch_wait_s=batch_wait_ms / 1e3,
         threads=threads,
         device=device,
     )
@@ -149,6 +151,7 @@ def serve(spec: ServeSpec, announce: Callable[[Ready], None]) -> None:
             route=Route(spec.route),
             queue=spec.queue,
             hold_s=spec.hold_s,
+            batch_wait_s=spec.batch_wait_s,
             rule=spec.rule,
         )
         service = Service(router, tokenizer, spec.model, context, vocab_size)

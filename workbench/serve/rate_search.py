@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from workbench.measure.statistics import Estimate
 
-TOLERANCE = 0.1
+TOLERANCE = 0.07
 """How far the rate that failed may lie above the one that held."""
 POINTS = 16
 """That a budget is divided by."""

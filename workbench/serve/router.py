@@ -10,6 +10,9 @@ started, the queue is kept, and what has started finishes on its own weights.
   right mixture, not only the long run.
 - Hysteresis: the way back is always open at once; a larger share for a candidate is refused
   for ``hold_s`` after its share was lowered, so two rules cannot swing against each other.
+- Gathering: an arm with free slots may let requests wait up to ``batch_wait_s`` for others, to
+  start them together: prompts that start together share the passes over the weights. 0, the
+  default, starts each at once.
 - Everything runs on one event loop; schedulers call in from their threads through
   ``call_soon_threadsafe``. A freed slot therefore waits for the loop, at most a step of the
   other requests; the alternative, a lock held across calls into a scheduler, can deadlock.
@@ -105,7 +108,8 @@ class Router:
     """Use it from one event loop only.
 
     arms: all warm. fallback: where the way back leads. route: where requests go at first.
-    queue: requests that may wait. on_finished, on_switch: told of each, in the loop.
+    queue: requests that may wait. batch_wait_s: see above. on_finished, on_switch: told of each,
+    in the loop.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class Router:
         route: Route,
         queue: int = 256,
         hold_s: float = 30.0,
+        batch_wait_s: float = 0.0,
         rule: RollbackRule | None = None,
     ) -> None:
         self.arms = {arm.name: arm for arm in arms}
@@ -123,6 +128,7 @@ class Router:
             if name not in self.arms:
                 raise ValueError(f"arm {name!r}; allowed: {', '.join(self.arms)}")
         self.fallback, self.route, self.queue, self.hold_s = fallback, route, queue, hold_s
+        self.batch_wait_s = batch_wait_s
         self.switches: list[Switch] = []
         self.on_finished: Callable[[RoutedRequest], None] = lambda routed: None
         self.on_switch: Callable[[Switch], None] = lambda switch: None
@@ -214,12 +220,27 @@ class Router:
         """Start what can start, in order of arrival; nobody waits for another arm's slot."""
         kept: deque[RoutedRequest] = deque()
         requests, self._waiting = self._waiting, kept
+        gathering = self._gathering(requests) if self.batch_wait_s else ()
         for routed in requests:
             arm = self._arm_for(routed)
-            if arm.running < arm.slots:
+            if arm.running < arm.slots and arm.name not in gathering:
                 self._start(routed, arm)
             else:
                 kept.append(routed)
+
+    def _gathering(self, requests: Iterable[RoutedRequest]) -> set[str]:
+        """The arms that wait for more requests: fewer wait than slots are free, and the oldest
+        has not waited ``batch_wait_s`` yet. Looks again when it has."""
+        waiting: dict[str, list[RoutedRequest]] = {}
+        for routed in requests:
+            waiting.setdefault(self._arm_for(routed).name, []).append(routed)
+        found, now = set(), time.monotonic()
+        for name, own in waiting.items():
+            arm, left_s = self.arms[name], own[0].arrived_s + self.batch_wait_s - now
+            if len(own) < arm.slots - arm.running and left_s > 0:
+                found.add(name)
+                asyncio.get_running_loop().call_later(left_s + TICK_S, self._dispatch)
+        return found
 
     def _start(self, routed: RoutedRequest, arm: ServedArm) -> None:
         loop = asyncio.get_running_loop()

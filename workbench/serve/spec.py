@@ -18,7 +18,7 @@ class ServeSpec:
     route: the arm that answers at first. model: the name under which the route answers.
     slots: requests that run together in each arm. queue: requests that may wait.
     context: tokens of prompt and output together; None takes what the models were made for.
-    threads: of each arm, 0 for all usable cores. hold_s: see :class:`Router`.
+    threads: of each arm, 0 for all usable cores. hold_s, batch_wait_s: see :class:`Router`.
     """
 
     arms: dict[str, Path]
@@ -33,6 +33,7 @@ class ServeSpec:
     threads: int = 0
     device: str = "cpu"
     hold_s: float = 30.0
+    batch_wait_s: float = 0.0
     rule: RollbackRule | None = None
 
     def save(self, path: Path) -> None:

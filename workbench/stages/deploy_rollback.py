@@ -51,6 +51,7 @@ def run(context: StageContext) -> None:
         threads=readiness.threads,
         device=context.device.name,
         hold_s=section.hold_s,
+        batch_wait_s=section.batch_wait_ms / 1e3,
         rule=RollbackRule(**rule.model_dump()) if rule else None,
     )
     context.progress.note("starting the server with both arms")

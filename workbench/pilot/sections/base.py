@@ -37,3 +37,4 @@ Count = Annotated[int, Field(ge=1)]
 MOST_SLOTS = 4096
 """Of an arm: a step decodes them all, and each has a cache."""
 MOST_WAITING = 1_000_000
+MOST_BATCH_WAIT_MS = 10_000.0

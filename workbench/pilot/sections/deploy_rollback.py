@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from workbench.pilot.sections.base import (
+    MOST_BATCH_WAIT_MS,
     MOST_SLOTS,
     MOST_WAITING,
     Count,
@@ -69,6 +70,13 @@ class DeployRollback(Section):
     slots: Count = Field(4, le=MOST_SLOTS, description="requests decoded together in each arm")
     queue: Count = Field(
         256, le=MOST_WAITING, description="requests that may wait; beyond it a client gets 429"
+    )
+    batch_wait_ms: float = Field(
+        0.0,
+        ge=0,
+        le=MOST_BATCH_WAIT_MS,
+        description="an arm with free slots lets a request wait so long for others, to start them "
+        "together; 0 starts each at once, ms",
     )
     max_prompt_tokens: Tokens | None = Field(
         None,
