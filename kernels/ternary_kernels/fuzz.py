@@ -103,7 +103,7 @@ def _weight(case: random.Random, N: int, K: int):
 
     from . import weights
 
-    kind = case.choice(("tensor", "row", "group", "base3", "int8", "bf16", "fp16"))
+    kind = case.choice(("tensor", "row", "group128", "base3", "int8", "bf16", "fp16"))
     if kind in ("bf16", "fp16"):
         dtype = torch.bfloat16 if kind == "bf16" else torch.float16
         return weights.PackedHalf.from_float(torch.randn(N, K), dtype)
@@ -112,7 +112,7 @@ def _weight(case: random.Random, N: int, K: int):
     codes = torch.randint(0, 3, (N, K))
     if kind == "base3":
         return weights.PackedTernary5.from_codes(codes, torch.rand(N))
-    shape = {"tensor": (1,), "row": (N,), "group": (N, -(-K // 128))}[kind]
+    shape = {"tensor": (1,), "row": (N,), "group128": (N, -(-K // 128))}[kind]
     return weights.PackedTernary.from_codes(codes, torch.rand(shape))
 
 

@@ -112,7 +112,7 @@ _MIRRORS = {"Weight": Weight, "TkLayer": Layer, "TkLlama": Llama}
 """The library's name of a struct -> its mirror here."""
 
 _KINDS = {"ternary": 0, "ternary5": 1, "int8": 2}
-_SCALINGS = {"none": 0, "row": 0, "group": 1, "tensor": 2}
+_SCALINGS = {"none": 0, "row": 0, "group128": 1, "tensor": 2}
 MODES = {"silu": 2, "relu2": 3}
 
 _SIGNATURES: dict[str, tuple] = {

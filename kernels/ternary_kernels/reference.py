@@ -50,7 +50,7 @@ def linear(x_MK: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Te
 
 def scale_products(q_MK: Tensor, x_scale_M: Tensor, weight: PackedWeight) -> Tensor:
     """Integer products times the weight's scales, then times the activation's factor."""
-    if weight.granularity != "group":
+    if weight.granularity != "group128":
         return (linear_int(q_MK, weight).float() * weight.scale) * x_scale_M[:, None]
     total_MN = torch.zeros(q_MK.shape[0], weight.shape[0])
     codes_NK = _dense_int8(weight)

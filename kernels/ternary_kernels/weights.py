@@ -22,7 +22,7 @@ from . import packing
 from .memory import in_huge_pages
 from .quantizers import GROUP, absmean, quantize_int8, spread
 
-GRANULARITIES = ("tensor", "row", "group")
+GRANULARITIES = ("tensor", "row", "group128")
 
 
 @dataclass(eq=False, slots=True)
@@ -45,11 +45,11 @@ class PackedWeight:
 
     @property
     def granularity(self) -> str:
-        """'tensor', 'row', 'group' or 'none': how many scales there are."""
+        """'tensor', 'row', 'group128' or 'none': how many scales there are."""
         if self.scale is None:
             return "none"
         if self.scale.ndim == 2:
-            return "group"
+            return "group128"
         return "tensor" if self.scale.numel() == 1 else "row"
 
     def dequantize(self) -> Tensor:
@@ -93,10 +93,10 @@ class _Ternary(PackedWeight):
     def from_float(cls, weight: Tensor, granularity: str = "tensor") -> Self:
         """BitNet b1.58 absmean quantisation of a float matrix [N, K].
 
-        ``granularity``: 'tensor', 'row' or 'group' (128 along K; 2-bit packing only).
+        ``granularity``: 'tensor', 'row' or 'group128' (128 along K; 2-bit packing only).
         """
         if granularity not in GRANULARITIES:
-            raise ValueError(f"granularity {granularity!r}; allowed: 'tensor', 'row', 'group'")
+            raise ValueError(f"granularity {granularity!r}; allowed: 'tensor', 'row', 'group128'")
         w = _check_floats(weight).detach().float()
         _require_finite(w)
         codes, scale = absmean(w, granularity)

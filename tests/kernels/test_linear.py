@@ -27,7 +27,7 @@ UGLY = [
     (48, 33, 700),
 ]
 TILED = [isa for isa in tk.available_isas() if isa in ("amx", "tile_model")]
-KINDS = ("tensor", "row", "group", "base3", "int8")
+KINDS = ("tensor", "row", "group128", "base3", "int8")
 
 
 @pytest.fixture(params=tk.available_isas())
@@ -44,7 +44,7 @@ def exact_weight(kind: str, N: int, K: int, seed: int) -> tk.PackedWeight:
         values = torch.randint(-127, 128, (N, K), generator=g).to(torch.int8)
         return tk.PackedInt8.from_codes(values, torch.rand(N, generator=g))
     codes = torch.randint(0, 3, (N, K), generator=g)
-    shape = {"tensor": (1,), "row": (N,), "group": (N, -(-K // 128)), "base3": (N,)}[kind]
+    shape = {"tensor": (1,), "row": (N,), "group128": (N, -(-K // 128)), "base3": (N,)}[kind]
     cls = tk.PackedTernary5 if kind == "base3" else tk.PackedTernary
     return cls.from_codes(codes, torch.rand(shape, generator=g) + 0.1)
 
@@ -177,7 +177,7 @@ def test_norm_is_fused_with_quantisation(isa):
 
 @pytest.mark.parametrize("activation", ["silu", "relu2"])
 @pytest.mark.parametrize(
-    "kinds", [("row", "row"), ("row", "int8"), ("group", "tensor"), ("int8", "base3")]
+    "kinds", [("row", "row"), ("row", "int8"), ("group128", "tensor"), ("int8", "base3")]
 )
 def test_gated_pair(isa, activation, kinds):
     for M, N, K in UGLY:

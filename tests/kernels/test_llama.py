@@ -11,7 +11,7 @@ from ternary_kernels.llama import LINEARS, LlamaConfig, LlamaNative, LlamaRefere
 MAKE = {
     "ternary": tk.PackedTernary.from_float,
     "row": lambda w: tk.PackedTernary.from_float(w, "row"),
-    "group": lambda w: tk.PackedTernary.from_float(w, "group"),
+    "group128": lambda w: tk.PackedTernary.from_float(w, "group128"),
     "base3": tk.PackedTernary5.from_float,
     "int8": tk.PackedInt8.from_float,
     "bf16": tk.PackedHalf.from_float,

@@ -55,8 +55,8 @@ def test_absmean_quantisation_follows_bitnet():
     expected = (w * inverse).round().clamp(-1, 1) / inverse
     torch.testing.assert_close(tk.PackedTernary.from_float(w).dequantize(), expected)
     row = tk.PackedTernary.from_float(w, "row")
-    group = tk.PackedTernary.from_float(w, "group")
-    assert (row.granularity, group.granularity) == ("row", "group")
+    group = tk.PackedTernary.from_float(w, "group128")
+    assert (row.granularity, group.granularity) == ("row", "group128")
     assert group.scale.shape == (40, 3)
     torch.testing.assert_close(group.scale[:, 2], w[:, 256:].abs().mean(1))
 
@@ -96,6 +96,6 @@ def test_truncated_and_wrong_data_are_refused():
     with pytest.raises(ValueError, match="symmetric"):
         tk.PackedInt8.from_codes(torch.tensor([[-128]], dtype=torch.int8), 1.0)
     with pytest.raises(ValueError, match="one a tensor or a row"):
-        tk.PackedTernary5.from_float(torch.randn(4, 300), "group")
+        tk.PackedTernary5.from_float(torch.randn(4, 300), "group128")
     with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
         tk.PackedHalf.from_float(torch.tensor([[1e6]]), torch.float16)

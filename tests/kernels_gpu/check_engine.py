@@ -8,7 +8,7 @@ import pytest
 import torch
 from ternary_kernels import PackedHalf, PackedInt8, PackedTernary
 from ternary_kernels.gpu import layout
-from ternary_kernels.gpu.attention import Rows, attend, rope_append
+from ternary_kernels.gpu.attention import StepRows, attend, rope_append
 from ternary_kernels.gpu.gemm import plan
 from ternary_kernels.gpu.graphs import Graphs, decode_bucket, prefill_bucket
 from ternary_kernels.gpu.llama import LOGITS_ROWS, LlamaGpu, _tiles, random_llama
@@ -66,7 +66,7 @@ def packed_hybrid(name, matrix):
 
 
 def packed_groups(name, matrix):
-    return PackedTernary.from_float(matrix, "group" if name in "qkd" else "row")
+    return PackedTernary.from_float(matrix, "group128" if name in "qkd" else "row")
 
 
 WINDOW = make_config(2, 2, sliding_window=7)
@@ -309,7 +309,7 @@ def test_a_cache_of_more_than_2_to_the_31_elements():
     tables = torch.ones(4096, 16, device=DEVICE), torch.zeros(4096, 16, device=DEVICE)
     at = [torch.tensor(v, dtype=torch.int32, device=DEVICE) for v in ([0, 0], [slots - 1] * 2)]
     for position in (0, 1):
-        rows = Rows(*at, torch.tensor([-1, position], dtype=torch.int32, device=DEVICE))
+        rows = StepRows(*at, torch.tensor([-1, position], dtype=torch.int32, device=DEVICE))
         q = rope_append(qkv + position, rows, tables, cache, None, 1e-5)
     y = attend(q, rows, cache, 0).cpu()
     keys = torch.stack([qkv[1, 64:96], qkv[1, 64:96] + 1]).half().float().cpu()

@@ -24,7 +24,7 @@ def calls() -> dict[str, list[tuple]]:
     gain, rows, rstd = torch.rand(200, device=DEVICE), quantize(x), torch.rand(3, device=DEVICE)
     master = torch.randn(24, 200, device=DEVICE)
     codes = torch.randint(0, 3, master.shape, dtype=torch.uint8, device=DEVICE)
-    tensor, group = (pack_weights(master, granularity) for granularity in ("tensor", "group"))
+    tensor, group = (pack_weights(master, granularity) for granularity in ("tensor", "group128"))
     packed, grouped = (tensor.tiles, tensor.row_scales), (group.tiles, group.row_scales)
     table = place(PackedInt8.from_float(master.cpu()), DEVICE, torch.float32)
     int8 = table.tiles, table.scale

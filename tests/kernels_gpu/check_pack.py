@@ -10,7 +10,7 @@ SHAPES = [(1, 1), (17, 60), (16, 128), (33, 300)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group128"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_packed_on_the_device_as_on_the_cpu(shape, granularity, dtype):
     torch.manual_seed(5)

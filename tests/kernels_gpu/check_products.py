@@ -31,20 +31,20 @@ def case(M, N, K, granularity, seed=0):
     return x, weight, bias
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group128"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_int8_product_is_exact(shape, granularity):
     x, weight, bias = case(*shape, granularity)
     y = linear(x.to(DEVICE), to_device(weight, DEVICE), bias.to(DEVICE)).cpu()
     expected = reference.linear(x, weight, bias)
-    if granularity == "group":  # float32 sums over the groups, in another order
+    if granularity == "group128":  # float32 sums over the groups, in another order
         torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
     else:
         assert torch.equal(y, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("granularity", ["row", "group"])
+@pytest.mark.parametrize("granularity", ["row", "group128"])
 @pytest.mark.parametrize("shape", [(1, 20, 36), (3, 17, 2048), (17, 66, 200)])
 def test_weight_only_errs_no_more_than_plain_half_precision(shape, granularity, dtype):
     x, weight, bias = case(*shape, granularity)
@@ -75,7 +75,7 @@ def test_rows_quantised_once_serve_two_layers_and_other_types():
 
 @pytest.mark.parametrize("shape", [(1, 33, 1100), (3, 17, 2048)])
 def test_the_same_bits_every_time(shape):
-    x, weight, bias = case(*shape, "group")
+    x, weight, bias = case(*shape, "group128")
     weight = to_device(weight, DEVICE)
     first = linear(x.to(DEVICE), weight, bias.to(DEVICE))
     assert all(torch.equal(first, linear(x.to(DEVICE), weight, bias.to(DEVICE))) for _ in range(3))

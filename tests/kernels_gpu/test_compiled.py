@@ -21,7 +21,7 @@ import ternary_kernels.gpu
 from ternary_kernels import PackedTernary
 from ternary_kernels.gpu import linear, linear_weight_only, pack_weights, quantize, quantize_gated
 from ternary_kernels.gpu.ahead import _source, compile_for, recorded
-from ternary_kernels.gpu.attention import Rows, attend, padded, rope_append
+from ternary_kernels.gpu.attention import StepRows, attend, padded, rope_append
 from ternary_kernels.gpu.int8 import embed, linear_int8_rows
 from ternary_kernels.gpu.matrices import Int8Matrix
 from ternary_kernels.gpu.norm import add_half_rows
@@ -40,7 +40,7 @@ def own_cache(tmp_path, monkeypatch):
 def weight_like(N, K, granularity):
     """A packed weight of the right shapes; its values are never looked at."""
     tiles = torch.empty(-(-N // 16), -(-K // 16), 16, 4, dtype=torch.uint8)
-    shape = {"row": (N,), "group": (N, -(-K // 128))}[granularity]
+    shape = {"row": (N,), "group128": (N, -(-K // 128))}[granularity]
     return PackedTernary._build((N, K), tiles, torch.ones(shape))
 
 
@@ -143,7 +143,7 @@ def engine_launches(M, heads, kv_heads, head_dim, context=2048):
     )
     ints, tables = torch.empty(M, dtype=torch.int32), torch.empty(context, head_dim // 2)
     tiles = torch.empty(2, 16, dtype=torch.int32) if M > 8 else None
-    rows = Rows(ints, ints, ints, tiles)
+    rows = StepRows(ints, ints, ints, tiles)
     wide = torch.empty(M, (heads + 2 * kv_heads) * head_dim, dtype=torch.bfloat16)
     q = rope_append(wide, rows, (tables, tables), cache, None, 1e-5)
     attend(q, rows, cache, 0)
@@ -176,7 +176,7 @@ def test_the_engine_between_its_products_for_sm_90(M, heads):
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [90, 80])
 def test_group_scales_and_odd_shapes(capability):
-    cases = [(M, 8192, 8192, "group", False) for M in (1, 16, 64, 4096)]
+    cases = [(M, 8192, 8192, "group128", False) for M in (1, 16, 64, 4096)]
     cases += [(1, 3200, 8640, "row", True), (16, 3201, 8700, "row", True)]
     compile_products(capability, cases)
 
@@ -194,7 +194,7 @@ def test_the_rest_for_sm_90():
             )
         dequantize_rows(rows.q, rows.x_scale, 3200, torch.bfloat16)
         rms_norm_backward(x, x, gain, torch.empty(4096))
-        for granularity in ("tensor", "row", "group"):
+        for granularity in ("tensor", "row", "group128"):
             packed = pack_weights(torch.empty(8640, 3200), granularity)
             unpack_weights(packed)
         pack_weights(gain.new_empty(8640, 3200))

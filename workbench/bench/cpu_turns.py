@@ -41,7 +41,7 @@ class Contender:
     macs_per_token: float = 0.0
 
 
-class Run(NamedTuple):
+class TimedRun(NamedTuple):
     """One timed run. share: of what the limit around it allows, or None; limit: GB/s or GMAC/s."""
 
     tokens_per_s: float
@@ -65,18 +65,18 @@ class Limits:
         if ternary_kernels.backend().name == "native":
             self._peak()
 
-    def time(self, it: Contender) -> Run:
+    def time(self, it: Contender) -> TimedRun:
         """One run, between two measurements of its limit."""
         if it.bytes_per_token:
             work, measure = it.bytes_per_token, self._bandwidth
         elif it.macs_per_token and self.peaks:
             work, measure = it.macs_per_token, self._peak
         else:
-            return Run(_tokens_per_s(it.run))
+            return TimedRun(_tokens_per_s(it.run))
         before = measure()
         rate = _tokens_per_s(it.run)
         limit = (before + measure()) / 2
-        return Run(rate, work * rate / 1e9 / limit, limit)
+        return TimedRun(rate, work * rate / 1e9 / limit, limit)
 
     def _bandwidth(self) -> float:
         values, _ = read_bandwidth_gbps(self.threads, self._buffer, REPETITIONS)
@@ -97,7 +97,7 @@ class Turns:
 
     def __init__(self, limits: Limits, *contenders: Contender, limit_s: float = math.inf) -> None:
         self._contenders = contenders
-        self._runs: dict[int, list[Run]] = {id(it): [] for it in contenders}
+        self._runs: dict[int, list[TimedRun]] = {id(it): [] for it in contenders}
         began, rounds = time.monotonic(), 0
         while rounds < REPEATS and (not rounds or time.monotonic() - began < limit_s):
             for it in contenders:
@@ -122,7 +122,7 @@ class Turns:
         return _beside_limit(row(name, *one.what, ratios, "x"), one, ours)
 
 
-def _beside_limit(found: CpuRow, it: Contender, runs: Sequence[Run]) -> CpuRow:
+def _beside_limit(found: CpuRow, it: Contender, runs: Sequence[TimedRun]) -> CpuRow:
     shares = [run.share for run in runs if run.share is not None]
     if not shares:
         return found

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.errors import ConfigError
-from workbench.export.parts import Matrix, dense, matrices, norm_inside, vectors
+from workbench.export.parts import MatrixModule, dense, matrices, norm_inside, vectors
 from workbench.ternary.folder import replacing_folder
 from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
 
@@ -97,7 +97,7 @@ def write_bitnet_folder(
     return WrittenFolder(size, ternary, widened, scale_error)
 
 
-def _keeps_codes(module: Matrix) -> bool:
+def _keeps_codes(module: MatrixModule) -> bool:
     is_ternary = isinstance(module, PackedTernaryLinear)
     return is_ternary and module.scale.numel() == 1 and module.out_features % 4 == 0
 

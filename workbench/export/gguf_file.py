@@ -31,7 +31,7 @@ from workbench.export.blocks import (
     scale_error,
     ternary_blocks,
 )
-from workbench.export.parts import Matrix, dense, matrices, norm_inside, vectors
+from workbench.export.parts import MatrixModule, dense, matrices, norm_inside, vectors
 from workbench.export.vocabulary import Vocabulary, vocabulary, write_special_tokens
 from workbench.files import replacing
 from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
@@ -257,7 +257,7 @@ def _rows_by_pairs(config: PretrainedConfig) -> Any:
     return order
 
 
-def _matrix_tensor(name: str, module: Matrix, rows: Tensor | None, done: Written) -> _Tensor:
+def _matrix_tensor(name: str, module: MatrixModule, rows: Tensor | None, done: Written) -> _Tensor:
     def ordered(x: Tensor) -> Tensor:
         return x if rows is None or len(x) == 1 else x[rows]
 

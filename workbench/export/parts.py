@@ -7,13 +7,13 @@ from transformers import PreTrainedModel
 
 from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
 
-Matrix = PackedTernaryLinear | Int8Linear | Int8Embedding | nn.Linear | nn.Embedding
+MatrixModule = PackedTernaryLinear | Int8Linear | Int8Embedding | nn.Linear | nn.Embedding
 _STATE = ("weight", "codes", "int8", "scale")
 
 
-def matrices(model: PreTrainedModel) -> dict[str, Matrix]:
+def matrices(model: PreTrainedModel) -> dict[str, MatrixModule]:
     """Linear layers and embeddings by name; of those that share one matrix, the first."""
-    found: dict[str, Matrix] = {}
+    found: dict[str, MatrixModule] = {}
     seen: set[int] = set()
     for name, module in _all(model).items():
         if id(own := _values(module)) not in seen:
@@ -32,7 +32,7 @@ def vectors(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def dense(module: Matrix) -> Tensor:
+def dense(module: MatrixModule) -> Tensor:
     """The matrix [N, K] that the module stands for."""
     return module.dequantize() if hasattr(module, "dequantize") else module.weight.detach()
 
@@ -42,9 +42,11 @@ def norm_inside(model: PreTrainedModel) -> str | None:
     return next((n for n, m in _all(model).items() if getattr(m, "norm", None) is not None), None)
 
 
-def _all(model: PreTrainedModel) -> dict[str, Matrix]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, Matrix)}
+def _all(model: PreTrainedModel) -> dict[str, MatrixModule]:
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, MatrixModule)
+    }
 
 
-def _values(module: Matrix) -> Tensor:
+def _values(module: MatrixModule) -> Tensor:
     return next(getattr(module, k) for k in ("codes", "int8", "weight") if hasattr(module, k))

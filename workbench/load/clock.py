@@ -60,7 +60,7 @@ _REWRITES = (
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-class Clock:
+class TraceClock:
     """Reads the times of one trace; the first rows decide what is not declared.
 
     absolute: the times say which day it was. naive: some dates had no offset and no zone was

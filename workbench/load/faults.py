@@ -19,7 +19,7 @@ MOST_KINDS = 5
 
 
 @dataclass
-class Kind:
+class FaultTally:
     """How many lines have one fault, the first of them, and what is allowed instead."""
 
     count: int
@@ -38,7 +38,7 @@ class Faults:
     max_bad_share: float
     lines: int = 0
     others: int = 0
-    kinds: dict[str, Kind] = field(default_factory=dict)
+    kinds: dict[str, FaultTally] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -50,7 +50,7 @@ class Faults:
         if fault in self.kinds:
             self.kinds[fault].count += count
         else:
-            self.kinds[fault] = Kind(count, line, text[:SHOWN_CHARACTERS], allowed)
+            self.kinds[fault] = FaultTally(count, line, text[:SHOWN_CHARACTERS], allowed)
 
     def check(self, final: bool = False) -> None:
         """ConfigError when too many lines are bad; before the end only when most of them are."""
@@ -79,7 +79,7 @@ class Faults:
         )
         return f"{self.count} of {self.lines} lines cannot be read and were left out ({examples})"
 
-    def _sorted(self) -> list[tuple[str, Kind]]:
+    def _sorted(self) -> list[tuple[str, FaultTally]]:
         return sorted(list(self.kinds.items()), key=lambda item: -item[1].count)
 
     def _counts(self) -> str:

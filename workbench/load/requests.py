@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workbench.load.clock import ALLOWED, Clock, numbers
+from workbench.load.clock import ALLOWED, TraceClock, numbers
 from workbench.load.faults import Faults
 from workbench.load.formats import CACHED_WITHIN, Layout
 from workbench.load.order import Batch
@@ -42,7 +42,9 @@ class RequestReader:
     which tokens from a cache were added.
     """
 
-    def __init__(self, layout: Layout, section: ProfileLoad, clock: Clock, faults: Faults) -> None:
+    def __init__(
+        self, layout: Layout, section: ProfileLoad, clock: TraceClock, faults: Faults
+    ) -> None:
         self._layout, self._section, self._clock, self._faults = layout, section, clock, faults
         self.failed: Counter[str] = Counter()
         self.bare = 0

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from workbench.load.order import Batch
 from workbench.load.requests import CLASSES
 
-GROUP = 262_144
+ROWS_A_GROUP = 262_144
 """Rows of a group: what is read at once."""
 OPTIONAL_TYPES = {
     **dict.fromkeys(("tenant", "session", "chat", "parent"), pa.int64()),
@@ -68,7 +68,7 @@ class StoreWriter:
         self._pending.append(batch)
         self._rows += len(times)
         self.requests += len(times)
-        if self._rows >= GROUP:
+        if self._rows >= ROWS_A_GROUP:
             self._flush()
 
     def _count_repeats(self, batch: Batch) -> None:
@@ -101,7 +101,7 @@ class StoreWriter:
             self._writer = pq.ParquetWriter(
                 self._path, table.schema, compression="lz4", use_dictionary=["class"]
             )
-        self._writer.write_table(table, row_group_size=GROUP)
+        self._writer.write_table(table, row_group_size=ROWS_A_GROUP)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Store:
     def batches(self, columns: Sequence[str]) -> Iterator[Batch]:
         """All requests, in order, in batches of columns; classes as codes of CLASSES."""
         with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(GROUP, columns=list(columns)):
+            for batch in file.iter_batches(ROWS_A_GROUP, columns=list(columns)):
                 yield {name: _plain(batch.column(name)) for name in columns}
 
     def rows(self) -> int:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from workbench.errors import ConfigError
 from workbench.load.blocks import TraceFile, prefetched
-from workbench.load.clock import Clock
+from workbench.load.clock import TraceClock
 from workbench.load.faults import Faults
 from workbench.load.formats import empty, layout_of
 from workbench.load.order import Order
@@ -97,7 +97,7 @@ def read_trace(
     file = TraceFile(path, lambda done: progress(done, file.size_bytes))
     layout = layout_of(file, section)
     faults = Faults(path, section.max_bad_share)
-    clock = Clock(path, section, layout)
+    clock = TraceClock(path, section, layout)
     reader = RequestReader(layout, section, clock, faults)
     order = Order(path, section.reorder_s, faults, lambda: clock.naive and clock.absolute)
     whole_seconds = True
@@ -173,7 +173,7 @@ def _notes(
     writer: StoreWriter,
     faults: Faults,
     order: Order,
-    clock: Clock,
+    clock: TraceClock,
     whole_seconds: bool,
     format_: str,
 ) -> list[str]:

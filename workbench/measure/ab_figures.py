@@ -23,7 +23,7 @@ from workbench.measure.statistics import (
     mean_ratio,
     smallest_visible_effect,
 )
-from workbench.records.metric import Kind, Metric
+from workbench.records.metric import Metric, MetricKind
 
 MB = 1e6
 SOURCE = {"source": "trained"}
@@ -147,7 +147,9 @@ def energy_figures(blocks: pd.DataFrame, classes: Classes) -> Iterator[Metric]:
                 sums = turns.groupby("block")[["energy_j", per]].sum()
                 said = dict.fromkeys("; ".join(turns["energy_how"]).split("; "))  # each once
                 how = f"{'; '.join(said)}; prompt and output, mean of a block"
-                kind: Kind = "modelled" if "modelled" in set(turns["energy_kind"]) else "measured"
+                kind: MetricKind = (
+                    "modelled" if "modelled" in set(turns["energy_kind"]) else "measured"
+                )
                 estimate = mean(sums["energy_j"] / sums[per])
                 yield estimate.metric(name, "J", how, kind, **labels)
 

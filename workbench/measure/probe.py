@@ -63,7 +63,7 @@ MB, GB = 1e6, 1e9
 
 
 @dataclass(frozen=True)
-class Seconds:
+class TurnSeconds:
     """One turn of an arm: its prompt, then its output tokens."""
 
     prefill: float
@@ -310,7 +310,7 @@ def _precise(turns: pd.DataFrame, precision: float) -> bool:
     return True
 
 
-def _turn(engine: Engine, prompt: list[int], output_tokens: int) -> Seconds:
+def _turn(engine: Engine, prompt: list[int], output_tokens: int) -> TurnSeconds:
     """Prefill a prompt and decode greedily, choosing the tokens included."""
     began = time.perf_counter()
     token = int(engine.prefill(0, prompt).argmax())
@@ -318,7 +318,7 @@ def _turn(engine: Engine, prompt: list[int], output_tokens: int) -> Seconds:
     engine.decode_greedy([0], [token], output_tokens)
     ended = time.perf_counter()
     engine.release(0)
-    return Seconds(prefilled - began, ended - prefilled)
+    return TurnSeconds(prefilled - began, ended - prefilled)
 
 
 def _prompt(engines: dict[str, Engine], section: Probe) -> list[int]:

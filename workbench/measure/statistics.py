@@ -31,7 +31,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from workbench.records.metric import Basis, Kind, Metric
+from workbench.records.metric import Basis, Metric, MetricKind
 
 LEVEL = 0.95
 FEWEST_DOCUMENTS = 64
@@ -61,7 +61,7 @@ class Estimate:
     p_value: float | None = None
 
     def metric(
-        self, name: str, unit: str, how: str, kind: Kind = "measured", **labels: str
+        self, name: str, unit: str, how: str, kind: MetricKind = "measured", **labels: str
     ) -> Metric:
         """This estimate as a figure of a record; a missing value keeps its reason."""
         if self.value is None:

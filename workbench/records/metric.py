@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-Kind = Literal["measured", "derived", "modelled", "assumed", "theoretical", "not measured"]
+MetricKind = Literal["measured", "derived", "modelled", "assumed", "theoretical", "not measured"]
 """measured: read in this run. derived: arithmetic on measured values of this run.
 modelled: a model of something measured elsewhere. assumed: declared by the user.
 theoretical: from a paper or a count of operations. not measured: value is None."""
@@ -46,7 +46,7 @@ class Metric:
     value: float | None
     unit: str
     how: str
-    kind: Kind = "measured"
+    kind: MetricKind = "measured"
     n: int | None = None
     lo: float | None = None
     hi: float | None = None
@@ -57,8 +57,10 @@ class Metric:
     p_value: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"metric {self.name}: kind {self.kind!r}, allowed: {get_args(Kind)}")
+        if self.kind not in get_args(MetricKind):
+            raise ValueError(
+                f"metric {self.name}: kind {self.kind!r}, allowed: {get_args(MetricKind)}"
+            )
         if self.basis not in get_args(Basis):
             raise ValueError(f"metric {self.name}: basis {self.basis!r}, of {get_args(Basis)}")
         if (self.value is None) != (self.kind == "not measured"):

@@ -14,11 +14,11 @@ from workbench.measure.statistics import holm
 from workbench.records.stage_record import StageRecord
 from workbench.wording.labels import label_text
 
-Figure = tuple[str, str, str]
+FigureKey = tuple[str, str, str]
 """Stage, name and labels of a figure."""
 
 
-def significant(records: Mapping[str, StageRecord]) -> dict[Figure, bool]:
+def significant(records: Mapping[str, StageRecord]) -> dict[FigureKey, bool]:
     """Every comparison of the run -> whether it differs after the correction for all of them."""
     compared = {
         (stage, metric.name, label_text(metric.labels)): metric.p_value

@@ -28,7 +28,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.wording.labels import label_text
 from workbench.wording.text import Texts
 
-Outcome = Literal["pass", "fail", "inconclusive"]
+GateOutcome = Literal["pass", "fail", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class GateResult:
     limit: float
     on_fail: Literal["stop", "warn"]
     why: str
-    outcome: Outcome
+    outcome: GateOutcome
     stage: str = ""
     unit: str = ""
     value: float | None = None

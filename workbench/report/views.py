@@ -20,6 +20,7 @@ from workbench.records.metric import Metric
 from workbench.records.plan import read_plan
 from workbench.records.run import PILOT, Run
 from workbench.records.stage_record import StageRecord
+from workbench.report.claims import Records
 from workbench.report.differences import significant
 from workbench.roadmap import STAGES
 from workbench.wording.labels import ARMS, PHASES, label_place, label_text, labels_of
@@ -27,7 +28,6 @@ from workbench.wording.numbers import duration, number, with_interval
 from workbench.wording.text import Texts
 from workbench.wording.vocabulary import FIGURES, better
 
-Records = Mapping[str, StageRecord]
 RESULT_THEMES = ("quality", "latency", "throughput", "memory", "energy", "hybrid", "rollback")
 HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("readiness", "memory_ratio", {"arm": "ternary", "source": "probe"}),

@@ -31,7 +31,7 @@ from workbench.serve.text import StopTexts, TextStream
 from workbench.serve.wire import ApiError, ChatRequest, CommonFields, CompletionRequest, parse
 
 ARM_HEADER = "x-workbench-arm"
-Value = TypeVar("Value")
+Result = TypeVar("Value")
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Service:
         # One thread, because encoding sets the tokenizer's options: texts and chats differ.
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="prompts")
 
-    async def beside_the_loop(self, work: Callable[..., Value], *given: Any) -> Value:
+    async def beside_the_loop(self, work: Callable[..., Result], *given: Any) -> Result:
         """What ``work(*given)`` gives, while the other requests' tokens go on."""
         return await asyncio.get_running_loop().run_in_executor(self._beside, work, *given)
 
@@ -234,7 +234,7 @@ class _Stream(StreamingResponse):
             self._output.cancel()
 
 
-async def _unless_gone(request: Request, work: Awaitable[Value]) -> Value:
+async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     """The result of ``work``; raises ClientDisconnect as soon as the client is gone."""
 
     async def gone() -> None:

@@ -99,7 +99,7 @@ Stop = Annotated[str, Field(min_length=1)]
 MOST_TURNS = 10_000
 """Messages of a chat, and parts of a message: hundreds of thousands take seconds to check."""
 # A list's first fault is enough: a report of each of its millions would hold up the server.
-Tokens = Annotated[list[Token], Field(min_length=1, fail_fast=True)]
+TokenIds = Annotated[list[Token], Field(min_length=1, fail_fast=True)]
 
 
 class CommonFields(_Wire):
@@ -145,9 +145,9 @@ class CompletionRequest(CommonFields):
 
     prompt: (
         str
-        | Tokens
+        | TokenIds
         | Annotated[list[str], Field(min_length=1, max_length=1, fail_fast=True)]
-        | Annotated[list[Tokens], Field(min_length=1, max_length=1, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=1, fail_fast=True)]
     )
 
     @property

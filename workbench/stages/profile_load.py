@@ -119,10 +119,10 @@ def _profile(context: StageContext) -> LoadProfile:
     return LoadProfile.of(trace, section.window_s, folder)
 
 
-Figure = tuple[str, str, str, Estimate, dict[str, str]]
+LabelledEstimate = tuple[str, str, str, Estimate, dict[str, str]]
 
 
-def _figures(profile: LoadProfile, section: ProfileLoad) -> Iterator[Figure]:
+def _figures(profile: LoadProfile, section: ProfileLoad) -> Iterator[LabelledEstimate]:
     """(name, unit, how, estimate, labels) of every figure."""
     summary, source = profile.summary, profile.source
     n = summary["requests"]
@@ -183,7 +183,7 @@ def _figures(profile: LoadProfile, section: ProfileLoad) -> Iterator[Figure]:
     yield from _who(profile)
 
 
-def _who(profile: LoadProfile) -> Iterator[Figure]:
+def _who(profile: LoadProfile) -> Iterator[LabelledEstimate]:
     """Figures that only some traces can give: sessions, tenants, concurrency, prefixes."""
     summary, source = profile.summary, profile.source
     if sessions := summary["sessions"]:

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from workbench.ternary.bitlinear import BitLinear
 
-GRANULARITY = {"tensor": "tensor", "row": "row", "group128": "group"}
-
 
 def why_plain(model: nn.Module) -> str | None:
     """Why the ternary layers of ``model`` train on the plain path; None where they are fused."""
@@ -54,7 +52,7 @@ def pack(layer: BitLinear) -> tuple[Tensor, Tensor]:
     threshold = layer.threshold
     packed = pack_weights(
         layer.weight.detach(),
-        GRANULARITY[threshold.granularity],
+        threshold.granularity,
         rounding=threshold.rounding,
         eps=threshold.eps,
     )

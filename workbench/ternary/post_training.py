@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+from ternary_kernels.quantizers import GROUP
 from torch import Tensor, nn
 
 from workbench.errors import ConfigError
@@ -26,7 +27,7 @@ from workbench.ternary.convert import ConversionReport
 from workbench.ternary.packed_layers import PackedTernaryLinear
 from workbench.ternary.policy import require_ternary
 from workbench.ternary.quantize import fake_quantize_activations
-from workbench.ternary.threshold import GROUP, Granularity, ThresholdVersion
+from workbench.ternary.threshold import Granularity, ThresholdVersion
 
 CALIBRATION_SEQUENCES = 16
 """Training sequences that are enough to weigh the errors of the layers' inputs."""

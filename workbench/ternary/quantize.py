@@ -17,6 +17,7 @@ import math
 
 import torch
 from ternary_kernels.quantizers import (
+    GROUP,
     absmean,
     activation_codes,
     per_cell,
@@ -26,7 +27,7 @@ from ternary_kernels.quantizers import (
 )
 from torch import Tensor
 
-from workbench.ternary.threshold import GROUP, ThresholdVersion
+from workbench.ternary.threshold import ThresholdVersion
 
 LEARNED_LEVELS = 1.5
 LEARNED_CLIP = 0.99

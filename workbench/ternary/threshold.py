@@ -27,13 +27,11 @@ from workbench.errors import ConfigError
 from workbench.pilot.problems import validated
 from workbench.pilot.sections.model import Threshold
 
-Rule = Literal["absmean", "absmedian", "twn", "learned", "least_squares"]
+ThresholdRule = Literal["absmean", "absmedian", "twn", "learned", "least_squares"]
 Granularity = Literal["tensor", "row", "group128"]
 Rounding = Literal["half_even", "half_up", "half_away"]
 
 StrictPositive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-
-GROUP = 128
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class ThresholdVersion:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    rule: Rule = "absmean"
+    rule: ThresholdRule = "absmean"
     granularity: Granularity = "tensor"
     rounding: Rounding = "half_even"
     eps: StrictPositive = 1e-5

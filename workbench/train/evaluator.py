@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from workbench.ternary import set_strength
-from workbench.train.layers import LayerStatistics, Rows
+from workbench.train.layers import LayerRows, LayerStatistics
 from workbench.train.quality import bits_per_byte, document_losses
 from workbench.train.telemetry import Telemetry
 
@@ -39,7 +39,7 @@ class Evaluator:
 
     def __call__(
         self, model: torch.nn.Module, step: int, epoch: float, gradients: dict[str, float]
-    ) -> Rows:
+    ) -> LayerRows:
         """epoch: passes over the corpus so far. gradients: norms by parameter name.
 
         Returns the rows of ``layers``.
@@ -54,7 +54,7 @@ class Evaluator:
                 "bits_per_byte": bits_per_byte(losses),
             }
             self.telemetry.add("evaluations", [row])
-        layers: Rows = []
+        layers: LayerRows = []
         if self.layers:
             training = model.training
             model.eval()  # measuring in training mode would start learned scales before their time

@@ -28,7 +28,7 @@ CODES, SCALES = ".codes", ".scales"
 BINS, REACH = 40, 4.0
 """Bins of a master histogram over [-REACH, REACH] scales; the outer bins take what is beyond."""
 
-Rows = list[dict[str, Any]]
+LayerRows = list[dict[str, Any]]
 
 
 class LayerStatistics:
@@ -40,11 +40,11 @@ class LayerStatistics:
 
     def measure(
         self, model: torch.nn.Module, step: int, epoch: float, gradients: dict[str, float]
-    ) -> tuple[Rows, Rows]:
+    ) -> tuple[LayerRows, LayerRows]:
         """Rows of ``layers`` (what compares with an evaluation before is None at the first) and of
         ``histograms``. gradients: norms by parameter name."""
-        layers: Rows = []
-        histograms: Rows = []
+        layers: LayerRows = []
+        histograms: LayerRows = []
         for name, layer in bit_linears(model):
             codes, scale = layer.ternarized()
             in_scales = layer.weight.detach().float() / spread(scale, layer.weight.shape[1])

@@ -27,7 +27,7 @@ STATE_BYTES = {"8bit": 2, "4bit": 1, "adafactor": 0, "sgd": 4, "lion": 4}
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingMemory:
     """Bytes of each part of one arm's training."""
 
     arm: str
@@ -44,7 +44,7 @@ class Plan:
 
 def memory_plans(
     config: PretrainedConfig, model: Model, train: Train, sequence: int
-) -> tuple[Plan, Plan]:
+) -> tuple[TrainingMemory, TrainingMemory]:
     """Of the full-precision arm and of the ternary arm, on each of ``train.processes`` GPUs.
 
     sequence: tokens.
@@ -80,7 +80,7 @@ def memory_plans(
         if arm == "ternary" and train.distillation.teacher != "none":
             # Its weights; its logits and both distributions that the divergence compares.
             parts["teacher"] = value * parameters + (value + 12) * tokens * config.vocab_size
-        plans.append(Plan(arm, {**parts, "logits": logits}))
+        plans.append(TrainingMemory(arm, {**parts, "logits": logits}))
     return plans[0], plans[1]
 
 

@@ -219,7 +219,7 @@ def tile_kernel(
 
 
 @dataclass(frozen=True)
-class Rows:
+class StepRows:
     """The rows of a step on the device: int32 [M] each; position -1: padding.
 
     tiles: int32 [2, T], first row and number of rows of each tile (0: none), for prefill; None
@@ -234,7 +234,7 @@ class Rows:
 
 def rope_append(
     qkv: Tensor,
-    rows: Rows,
+    rows: StepRows,
     tables: tuple[Tensor, Tensor],
     cache: tuple[Tensor, Tensor],
     norms: tuple[Tensor, Tensor] | None,
@@ -286,7 +286,7 @@ def splits(M: int, kv_heads: int, context: int, device: torch.device) -> int:
     return max(1, min(wanted, -(-context // SHORTEST_SPLIT), MOST_SPLITS))
 
 
-def attend(q: Tensor, rows: Rows, cache: tuple[Tensor, Tensor], window: int) -> Tensor:
+def attend(q: Tensor, rows: StepRows, cache: tuple[Tensor, Tensor], window: int) -> Tensor:
     """y [M, H D] in q's dtype: each row of q [M, H, D] over positions 0..its own of its slot.
 
     window: positions a row sees, its own included; 0: all.

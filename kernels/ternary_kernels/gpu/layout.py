@@ -28,10 +28,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..quantizers import GROUP
+
 FIXED = (3, 9)
 """The first Triton known to interpret loops with numpy 2.4; 3.6 is known not to."""
 
-GROUP = 128
 ROW_GROUP = 16
 MAX_K = 131072
 

@@ -39,7 +39,7 @@ from torch import Tensor
 from ..llama import KV_DTYPES, LINEARS, LlamaConfig, LlamaModel
 from ..llama.model import not_finite
 from ..weights import PackedTernary, PackedWeight
-from .attention import Rows, attend, padded, rope_append, tile_rows
+from .attention import StepRows, attend, padded, rope_append, tile_rows
 from .graphs import Graphs, decode_bucket, prefill_bucket
 from .int8 import embed, linear_int8_rows
 from .linear import linear
@@ -116,7 +116,7 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Layer:
+class DecoderLayer:
     """One block. head_norms: of q and k (Qwen3); the sub-norms are BitNet's."""
 
     attn_norm: Tensor
@@ -315,7 +315,7 @@ class LlamaGpu(LlamaModel):
         ]
         return np.concatenate(pieces)
 
-    def _body(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _body(self, rows: StepRows) -> tuple[Tensor, Tensor]:
         """Residual stream [M, hidden] after the last layer, and that layer's output to add."""
         c = self.config
         x, y = self._embedded(rows.tokens), None
@@ -390,7 +390,7 @@ class LlamaGpu(LlamaModel):
             if (head_norms[0] is None) != (head_norms[1] is None):
                 raise ValueError(f"{at}q_norm without k_norm or the reverse; allowed: both or none")
             self._layers.append(
-                Layer(
+                DecoderLayer(
                     attn_norm=vector(at + "attn_norm"),
                     qkv=projection(at, "q", "k", "v"),
                     head_norms=None if head_norms[0] is None else head_norms,
@@ -419,10 +419,10 @@ class LlamaGpu(LlamaModel):
         self._sums = torch.zeros(self.slots).to(self.device)
         self._step = torch.zeros(1, dtype=torch.int64, device=self.device)
 
-    def _rows(self, size: int, tiles: int = 0) -> Rows:
+    def _rows(self, size: int, tiles: int = 0) -> StepRows:
         """Views of the static buffers for a bucket."""
         tokens, slots, positions = self._control[:3, :size]
-        return Rows(tokens, slots, positions, self._control[3:, :tiles] if tiles else None)
+        return StepRows(tokens, slots, positions, self._control[3:, :tiles] if tiles else None)
 
     def _decode_size(self, n: int) -> int:
         return decode_bucket(n, self.slots) if self._pads else n

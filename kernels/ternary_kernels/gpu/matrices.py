@@ -83,7 +83,7 @@ def stackable(a: PackedWeight, b: PackedWeight) -> bool:
     """Whether two matrices over the same input can be one."""
     if a.kind != b.kind or a.shape[1] != b.shape[1]:
         return False
-    return a.kind != "ternary" or (a.granularity == "group") == (b.granularity == "group")
+    return a.kind != "ternary" or (a.granularity == "group128") == (b.granularity == "group128")
 
 
 def stack(matrices: Sequence[PackedWeight]) -> PackedWeight:

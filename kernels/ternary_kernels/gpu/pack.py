@@ -29,7 +29,7 @@ from .layout import (
     wait_for_inputs,
 )
 
-GRANULARITIES = {"tensor": 0, "row": 1, "group": 2}
+GRANULARITIES = {"tensor": 0, "row": 1, "group128": 2}
 ROUNDINGS = {"half_even": 0, "half_up": 1, "half_away": 2}
 BLOCKS = 16  # blocks of 16 inputs that a packing program takes: 1 KB of codes
 
@@ -184,9 +184,9 @@ def absmean(weight: Tensor, granularity: str = "tensor", eps: float = 1e-5) -> T
         raise ValueError(
             f"granularity {granularity!r}; allowed: {', '.join(map(repr, GRANULARITIES))}"
         )
-    if granularity == "group" and K <= GROUP:
+    if granularity == "group128" and K <= GROUP:
         granularity = "row"
-    sums = abs_sums(weight, granularity == "group")
+    sums = abs_sums(weight, granularity == "group128")
     if granularity == "tensor":
         mean = (sums.sum() / (N * K)).reshape(1)
     elif granularity == "row":

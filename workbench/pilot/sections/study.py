@@ -8,7 +8,7 @@ from pydantic import Field
 
 from workbench.pilot.sections.base import Count, Positive, Section
 
-Values = dict[str, Any]
+PilotValues = dict[str, Any]
 Seeds = Annotated[list[int], Field(min_length=1)]
 
 
@@ -19,7 +19,7 @@ class Recipe(Section):
     the ternary arm as the pilot says it.
     """
 
-    arms: dict[str, Values] = Field(
+    arms: dict[str, PilotValues] = Field(
         {}, description="name of a ternary arm -> its sections train and model, as far as they "
         "differ from the pilot"
     )  # fmt: skip
