@@ -259,7 +259,7 @@ def test_a_replay_stays_on_this_machine() -> None:
         async with load_client("http://192.0.2.1:80"):
             pass
 
-    with pytest.raises(ValueError, match="loopback"):
+    with pytest.raises(ConfigError, match="loopback"):
         asyncio.run(enter())
 
 

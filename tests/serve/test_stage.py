@@ -17,8 +17,9 @@ from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress, follow
 from workbench.records.stage_record import StageRecord
 from workbench.serve.load import Load
+from workbench.serve.process import ServerProcess
 from workbench.serve.rehearsal import ARMS_OF_PHASE, requests_table
-from workbench.serve.replay import LoadClient, Outcome
+from workbench.serve.replay import Outcome
 from workbench.stages import deploy_rollback, deploy_rollback_record, profile_load
 from workbench.stages.context import StageContext
 
@@ -187,12 +188,11 @@ def test_a_prompt_may_be_longer_than_the_text(arms, tmp_path) -> None:
 def test_a_server_that_dies_under_load_fails_the_stage_with_its_log(
     arms, tmp_path, monkeypatch
 ) -> None:
-    async def kill(client: LoadClient, arm: str, reason: str) -> float:
-        (server,) = _servers()
-        os.kill(server.pid, signal.SIGKILL)
+    def kill(server: ServerProcess, arm: str, reason: str) -> float:
+        os.kill(server.process.pid, signal.SIGKILL)
         return 0.0
 
-    monkeypatch.setattr(LoadClient, "switch", kill)
+    monkeypatch.setattr(ServerProcess, "switch", kill)
     with pytest.raises(StageError, match="killed by signal 9") as caught:
         deploy_rollback.run(
             context(

@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ConfigError
+from workbench.load.planned import PlannedRequest
 from workbench.load.summary import Grid
 
 PieceKind = Literal["typical", "peak", "window"]
@@ -72,19 +73,6 @@ class LengthLimits:
         """Which requests are longer than can be served, ``[n]``."""
         shorter_prompt, shorter_output = self.cut(prompt, output)
         return (shorter_prompt < prompt) | (shorter_output < output)
-
-
-@dataclass(frozen=True)
-class PlannedRequest:
-    """intended_s: when an open-loop client sends it, from the start of the replay.
-    cut: the trace's prompt or output was longer than the limits."""
-
-    id: int
-    intended_s: float
-    prompt_tokens: int
-    output_tokens: int
-    class_: str
-    cut: bool
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import subprocess
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,6 +22,8 @@ from workbench.serve.spec import Ready, ServeSpec
 
 START_S = 600.0
 """A large model takes minutes to read."""
+ASK_S = 60.0
+"""For an answer about the server itself."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,42 @@ class ServerProcess:
         except psutil.Error:
             self.check()
             raise
+
+    def switch(self, arm: str, reason: str) -> float:
+        """Order a route; the ``time.monotonic()`` of the order. Raises StageError."""
+        ordered_s = time.monotonic()
+        self._ask("POST", "/workbench/route", {"arm": arm, "reason": reason})
+        return ordered_s
+
+    def switches(self) -> list[dict[str, Any]]:
+        """Those so far, ``time_s`` by ``time.monotonic()``. Raises StageError."""
+        return self._ask("GET", "/workbench/route")["switches"]
+
+    def gpu_bytes(self) -> int | None:
+        """The most that it has held on its GPU; None without one. Raises StageError."""
+        return self._ask("GET", "/health")["gpu_bytes"]
+
+    def _ask(self, method: str, path: str, fields: dict[str, Any] | None = None) -> Any:
+        connection = http.client.HTTPConnection(self.ready.host, self.ready.port, timeout=ASK_S)
+        try:
+            with closing(connection):
+                body = None if fields is None else json.dumps(fields)
+                connection.request(method, path, body, {"content-type": "application/json"})
+                answer = connection.getresponse()
+                text = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            time.sleep(1.0)  # a process that dies closes its connections first
+            self.check()
+            raise StageError(
+                f"the server did not answer {path}: {type(error).__name__}: {error}",
+                next_step=f"read {shown(self.log)}",
+            ) from error
+        if answer.status != 200:
+            raise StageError(
+                f"the server answered {path} with HTTP {answer.status}: {text[:200]!r}",
+                next_step=f"read {shown(self.log)}",
+            )
+        return json.loads(text)
 
     def check(self) -> None:
         """Raise StageError with the end of the log if the server has ended."""
