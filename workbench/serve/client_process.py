@@ -107,7 +107,7 @@ def main(given: str) -> None:
             outcomes = runner.run(_play(endpoint, silence_s, order, rows, origin_s))
         _write(place, outcomes)
         gc.enable()
-        _say({"done": True})
+        _say({"done": True, "ended": len(outcomes)})
 
 
 if __name__ == "__main__":
