@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.measure.statistics import mean_difference
+from workbench.measure.dependence import share_difference_over_blocks
 from workbench.measure.under_load import dispatch_delays, load_figures
 from workbench.records.metric import Metric
 
@@ -138,12 +138,15 @@ def test_a_class_without_target_or_requests_says_so() -> None:
     assert all(m.value is None for m in made if m.name == "goodput_per_s")
 
 
-def test_differences_over_blocks_have_an_interval_only_where_blocks_differ() -> None:
-    first = np.array([0.9, 0.8, 1.0, 0.9, 0.95, 0.85])
-    found = mean_difference(first, first + np.array([0.05, 0.04, 0.0, 0.06, 0.05, 0.04]))
-    assert found.value == pytest.approx(0.04) and 0 < found.lo < 0.04 < found.hi
-    assert found.p_value < 0.05
-    same = mean_difference(first, first)
-    assert (same.value, same.lo) == (0.0, None) and "the same in all 6 blocks" in same.reason
-    assert "5 blocks" in mean_difference(first[:5], first[:5] * 2).reason
-    assert mean_difference([], []).value is None
+def test_a_difference_of_shares_knows_what_its_shares_know() -> None:
+    """Nothing missed proves no equality, and what the blocks have in common is no noise."""
+    blocks = np.repeat(np.arange(8), 40)
+    all_met = np.ones(320)
+    found = share_difference_over_blocks(all_met, all_met, blocks)
+    assert found.value == 0 and -0.1 < found.lo < 0 < found.hi < 0.1
+    hard = np.random.default_rng(0).random(320) < np.repeat(np.linspace(0.1, 0.9, 8), 40)
+    same = share_difference_over_blocks(hard, hard, blocks)
+    turned = share_difference_over_blocks(hard, hard[::-1], blocks)
+    assert same.hi - same.lo < 0.5 * (turned.hi - turned.lo)
+    few = share_difference_over_blocks(hard[:200], hard[:200], blocks[:200])
+    assert few.lo is None and "an interval needs 6" in few.reason

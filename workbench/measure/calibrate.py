@@ -31,6 +31,7 @@ from workbench.measure.dependence import (
     quantile_over_blocks,
     quantile_over_time,
     rate_over_time,
+    share_difference_over_blocks,
     share_over_blocks,
     share_over_time,
 )
@@ -312,6 +313,25 @@ def queues(runs: int) -> Iterator[Row]:
                 yield from judged(f"p{100 * q:g} over blocks", of, size * number, truth, made)
             met = [share_over_blocks(each <= truth, labels, each) for each in found]
             yield from judged("shares over blocks", of, size * number, 0.95, met)
+            yield from _slower_arm(runs, load, cv, size, number, truth)
+
+
+def _slower_arm(
+    runs: int, load: float, cv: float, size: int, number: int, limit: float
+) -> Iterator[Row]:
+    """Targets met by an arm that takes 10 % longer for the same requests at the same times."""
+
+    def both(random: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        one = latencies(np.random.default_rng(random), count, size, load, cv)
+        return one, 1.1 * latencies(np.random.default_rng(random), count, size, 1.1 * load, cv)
+
+    one, two = both(4, 20_000)
+    truth = float((two <= limit).mean() - (one <= limit).mean())
+    labels = np.repeat(np.arange(number), size)
+    pairs = zip(*(each.reshape(runs, -1) for each in both(5, runs * number)), strict=True)
+    made = [share_difference_over_blocks(a <= limit, b <= limit, labels, a, b) for a, b in pairs]
+    situation = f"queue at {load:g}, gap CV {cv}, 10 % slower, {number} blocks of {size}"
+    yield from judged("differences of shares over blocks", situation, size * number, truth, made)
 
 
 def rates(runs: int) -> Iterator[Row]:

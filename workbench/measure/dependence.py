@@ -122,6 +122,48 @@ def share_over_blocks(
     return _share(float(met.mean()), len(met), worth, why, level)
 
 
+def share_difference_over_blocks(
+    first: ArrayLike,
+    second: ArrayLike,
+    blocks: Sequence[Any],
+    first_latencies: ArrayLike | None = None,
+    second_latencies: ArrayLike | None = None,
+    level: float = LEVEL,
+) -> Estimate:
+    """How much larger the share of ``second`` is than that of ``first``, of the same requests.
+
+    All arguments [requests], the same requests in both; see :func:`share_over_blocks`. The interval
+    is made of those of the two shares (MOVER: Zou and Donner, Statistics in Medicine 27, 2008),
+    less what the blocks' shares have in common. A t interval of the blocks' differences misses to
+    one side in 10 to 20 % of cases, because now and then one block has nearly all the misses.
+    """
+    one = share_over_blocks(first, blocks, first_latencies, level)
+    two = share_over_blocks(second, blocks, second_latencies, level)
+    if one.value is None or two.value is None:
+        return _nothing(level)
+    value, n = two.value - one.value, one.n
+    if one.lo is None or one.hi is None or two.lo is None or two.hi is None:
+        return Estimate(value, None, None, n, "", level, one.reason or two.reason)
+    common = _correlation(first, second, blocks)
+
+    def distance(of: float, less: float) -> float:
+        return math.sqrt(max(0.0, of**2 + less**2 - 2 * common * of * less))
+
+    lo = value - distance(two.value - two.lo, one.hi - one.value)
+    hi = value + distance(two.hi - two.value, one.value - one.lo)
+    method = f"from the two shares' intervals over blocks, whose shares correlate by {common:.2f}"
+    return Estimate(value, lo, hi, n, method, level)
+
+
+def _correlation(first: ArrayLike, second: ArrayLike, blocks: Sequence[Any]) -> float:
+    """Of the blocks' shares; 0 where it is negative or one of them never changes."""
+    both = pd.DataFrame({"first": np.asarray(first, float), "second": np.asarray(second, float)})
+    shares = both.groupby(np.asarray(blocks)).mean().to_numpy().T
+    if not shares.std(axis=1).all():
+        return 0.0
+    return max(0.0, float(np.corrcoef(shares)[0, 1]))
+
+
 def block_statistics(
     requests: pd.DataFrame,
     value: str,

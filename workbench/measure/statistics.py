@@ -267,31 +267,6 @@ def mean(values: ArrayLike, unit: str = "blocks", level: float = LEVEL) -> Estim
     return Estimate(centre, centre / factor, centre * factor, n, f"{method}, log scale", level)
 
 
-def mean_difference(first: ArrayLike, second: ArrayLike, level: float = LEVEL) -> Estimate:
-    """How much larger ``second`` is than ``first``, one pair a block, with Student's t interval.
-
-    For what may be zero in a block (shares, rates), where no ratio can be made. Blocks that differ
-    by the same, such as by nothing where no target was missed, show no spread and give none.
-    """
-    first, second = np.asarray(first, float), np.asarray(second, float)
-    if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(f"shapes {first.shape} and {second.shape}; allowed: one equal length")
-    if not len(first):
-        return Estimate(None, None, None, 0, "", level, "no whole block was measured")
-    apart = second - first
-    if not np.isfinite(apart).all():
-        raise ValueError("a difference over blocks needs finite values in every block")
-    n, centre = len(apart), float(apart.mean())
-    if n < FEWEST_BLOCKS:
-        return Estimate(centre, None, None, n, "", level, _too_few(n, "blocks"))
-    if np.ptp(apart) <= 1e-12 * max(1.0, abs(centre)):
-        why = f"no interval: the difference is the same in all {n} blocks"
-        return Estimate(centre, None, None, n, "", level, why)
-    half, p = _t_interval(apart, level)
-    method = f"mean of differences within blocks, t interval over {n} blocks"
-    return Estimate(centre, centre - half, centre + half, n, method, level, p_value=p)
-
-
 def _too_few(n: int, unit: str) -> str:
     return f"no interval: {n} {unit}, an interval needs {FEWEST_BLOCKS}"
 

@@ -8,6 +8,7 @@ and, for latencies, of the requests that both arms answered. All carry ``source=
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ import pandas as pd
 from workbench.measure.dependence import (
     block_statistics,
     quantile_over_blocks,
+    share_difference_over_blocks,
     share_over_blocks,
 )
 from workbench.measure.request_latency import latencies_ms, said_targets, slo_met
-from workbench.measure.statistics import Estimate, count, mean, mean_difference, mean_ratio
+from workbench.measure.statistics import Estimate, count, mean_ratio
 from workbench.records.metric import Metric
 
 SOURCE = {"source": "load"}
@@ -131,23 +133,31 @@ def _answered_by_both(observed: pd.DataFrame, baseline: str, arm: str) -> pd.Dat
 def _goodput(
     requests: pd.DataFrame, met: pd.Series, arms: Sequence[str], block_s: float
 ) -> Iterator[Metric]:
-    baseline = arms[0]
-    good = requests.assign(good=met.map(lambda value: value is True))
-    rates = block_statistics(good, "good", lambda column: column.sum() / block_s)
+    """Requests that met their targets, over the time in which all of the blocks' were due.
+
+    How many were due is part of the load; what an arm makes of them is a share, so the interval is
+    that of the share.
+    """
+    judged = _judged(requests, met, arms)
     for arm in arms:
         labels = {"arm": arm, **SOURCE}
-        if not met[requests["arm"] == arm].notna().any():
+        own = judged[arm]
+        if own.empty:
             why = "no request with a target came to the arm"
             yield Metric.missing("goodput_per_s", "requests/s", why, **labels)
             continue
+        blocks = requests["block"].nunique()
+        per_s = len(own) / (blocks * block_s)
         how = (
-            f"requests that met every target of their class, over the {block_s:.3g} s in which "
-            "those of a block were due; lost and truncated ones are misses"
+            f"requests that met every target of their class, of {per_s:.4g} a second with a target "
+            f"over {blocks * block_s:.4g} s; lost and truncated ones are misses"
         )
-        yield mean(rates[arm]).metric("goodput_per_s", "requests/s", how, **labels)
-        if arm != baseline:
-            apart = mean_difference(rates[baseline], rates[arm])
-            how = f"goodput of {arm} minus that of {baseline} on the same requests, within blocks"
+        share = share_over_blocks(own["met"], own["block"], own["waited_s"])
+        rate = _times(share, per_s)
+        yield rate.metric("goodput_per_s", "requests/s", how, **labels)
+        if arm != arms[0]:
+            apart = _times(_difference(judged[arms[0]], own), per_s)
+            how = f"goodput of {arm} minus that of {arms[0]}, of the same requests"
             name = "goodput_difference_per_s"
             yield apart.metric(name, "requests/s", how, "derived", **labels)
 
@@ -155,28 +165,48 @@ def _goodput(
 def _targets(
     requests: pd.DataFrame, met: pd.Series, arms: Sequence[str], slos: Slos
 ) -> Iterator[Metric]:
-    judged = requests.assign(met=met)[met.notna()]
-    waited_s = judged["end_s"] - judged["intended_s"]
-    judged = judged.assign(met=judged["met"].astype(float), waited_s=waited_s)
     for class_ in sorted(set(requests["class"]) | set(slos)):
-        of = judged[judged["class"] == class_]
-        shares = block_statistics(of, "met", np.mean) if len(of) else pd.DataFrame()
+        of = requests["class"] == class_
+        judged = _judged(requests[of], met[of], arms)
         how = f"targets: {said_targets(slos.get(class_, {}))}"
         for arm in arms:
             labels = {"arm": arm, "class": class_, **SOURCE}
-            own = of[of["arm"] == arm]
+            own = judged[arm]
             if own.empty:
-                came = (requests["class"] == class_).any()
-                why = "the class has no target" if came else "no request of this class was due"
+                why = "the class has no target" if of.any() else "no request of this class was due"
                 yield Metric.missing("slo_met_share", "", why, **labels)
                 continue
-            estimate = share_over_blocks(own["met"], own["block"], own["waited_s"])
-            yield estimate.metric("slo_met_share", "", how, **labels)
-            if arm != arms[0] and {arm, arms[0]} <= set(shares):
-                apart = mean_difference(shares[arms[0]], shares[arm])
-                said = f"share of {arm} minus that of {arms[0]}, same requests, within blocks"
-                name = "slo_met_difference"
-                yield apart.metric(name, "", f"{said}; {how}", "derived", **labels)
+            share = share_over_blocks(own["met"], own["block"], own["waited_s"])
+            yield share.metric("slo_met_share", "", how, **labels)
+            if arm != arms[0]:
+                apart = _difference(judged[arms[0]], own)
+                said = f"share of {arm} minus that of {arms[0]}, of the same requests; {how}"
+                yield apart.metric("slo_met_difference", "", said, "derived", **labels)
+
+
+def _judged(requests: pd.DataFrame, met: pd.Series, arms: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Arm -> block, id, met, waited_s of the requests that a target applies to, all arms' in the
+    same order. A request of one token has no time per token, so an arm that gave fewer tokens
+    might be judged on fewer requests: then that request is left out of all."""
+    waited_s = requests["end_s"] - requests["intended_s"]
+    found = requests[["block", "id", "arm"]].assign(met=met, waited_s=waited_s)
+    judged = found.groupby(["block", "id"])["met"].transform(lambda column: column.notna().all())
+    found = found[judged.astype(bool)].astype({"met": float}).sort_values(["block", "id"])
+    return {arm: found[found["arm"] == arm] for arm in arms}
+
+
+def _difference(baseline: pd.DataFrame, own: pd.DataFrame) -> Estimate:
+    return share_difference_over_blocks(
+        baseline["met"], own["met"], own["block"].tolist(), baseline["waited_s"], own["waited_s"]
+    )
+
+
+def _times(share: Estimate, factor: float) -> Estimate:
+    """A share of so many requests a second, as requests a second."""
+    value, lo, hi = (
+        None if of is None else factor * of for of in (share.value, share.lo, share.hi)
+    )
+    return replace(share, value=value, lo=lo, hi=hi)
 
 
 def _faults(requests: pd.DataFrame, arms: Sequence[str], faults: Sequence[str]) -> Iterator[Metric]:
