@@ -108,8 +108,8 @@ class Router:
     """Use it from one event loop only.
 
     arms: all warm. fallback: where the way back leads. route: where requests go at first.
-    queue: requests that may wait. batch_wait_s: see above. on_finished, on_switch: told of each,
-    in the loop.
+    queue: requests that may wait. batch_wait_s: see above. clock: the loop's own, in seconds.
+    on_finished, on_switch: told of each, in the loop.
     """
 
     def __init__(
@@ -122,6 +122,7 @@ class Router:
         hold_s: float = 30.0,
         batch_wait_s: float = 0.0,
         rule: RollbackRule | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.arms = {arm.name: arm for arm in arms}
         for name in (fallback, route.arm):
@@ -132,7 +133,7 @@ class Router:
         self.switches: list[Switch] = []
         self.on_finished: Callable[[RoutedRequest], None] = lambda routed: None
         self.on_switch: Callable[[Switch], None] = lambda switch: None
-        self._rule = rule
+        self._rule, self._clock = rule, clock
         self._monitor = rule.monitor() if rule else None
         self._waiting: deque[RoutedRequest] = deque()
         self._running: set[RoutedRequest] = set()
@@ -153,7 +154,7 @@ class Router:
     def submit(self, request: GenerationRequest, pinned: str | None = None) -> RoutedRequest:
         """Start a request, or let it wait. Raises QueueFull."""
         self._position = (self._position + GOLDEN) % 1.0
-        routed = RoutedRequest(request, self._position, pinned, time.monotonic())
+        routed = RoutedRequest(request, self._position, pinned, self._clock())
         arm = self._arm_for(routed)
         if arm.running >= arm.slots and len(self._waiting) >= self.queue:
             raise QueueFull(len(self._waiting), self._time_to_drain_s())
@@ -190,7 +191,7 @@ class Router:
         target = Route(arm, 1.0 if arm == self.fallback else weight)
         if target == self.route:
             return None
-        now = time.monotonic()
+        now = self._clock()
         if self._grows(target):
             if now < self._held_until and not force:
                 raise RouteHeld(self._held_until - now)
@@ -234,7 +235,7 @@ class Router:
         waiting: dict[str, list[RoutedRequest]] = {}
         for routed in requests:
             waiting.setdefault(self._arm_for(routed).name, []).append(routed)
-        found, now = set(), time.monotonic()
+        found, now = set(), self._clock()
         for name, own in waiting.items():
             arm, left_s = self.arms[name], own[0].arrived_s + self.batch_wait_s - now
             if len(own) < arm.slots - arm.running and left_s > 0:
@@ -245,7 +246,7 @@ class Router:
     def _start(self, routed: RoutedRequest, arm: ServedArm) -> None:
         loop = asyncio.get_running_loop()
         call_soon = loop.call_soon_threadsafe
-        routed.arm, routed.started_s = arm.name, time.monotonic()
+        routed.arm, routed.started_s = arm.name, self._clock()
         arm.running += 1
         self._running.add(routed)
         try:
@@ -262,7 +263,7 @@ class Router:
     def _token(self, routed: RoutedRequest, token: int) -> None:
         routed.tokens += 1
         if routed.first_token_s is None:
-            routed.first_token_s = time.monotonic()
+            routed.first_token_s = self._clock()
         routed.events.put_nowait(token)
 
     def _done(self, routed: RoutedRequest, arm: ServedArm, submitted: SubmittedRequest) -> None:
@@ -274,7 +275,7 @@ class Router:
         if reason == "cancelled" and routed.has_enough:
             reason = "stop"
         routed.finish_reason, routed.error = reason, error
-        routed.ended_s = time.monotonic()
+        routed.ended_s = self._clock()
         self._running.discard(routed)
         routed.events.put_nowait(None)
         if reason != "cancelled":
@@ -292,7 +293,7 @@ class Router:
         """Go back if the rule says so."""
         if not self._monitor or self.route.arm == self.fallback:
             return
-        now, under_way = time.monotonic(), [*self._running, *self._waiting]
+        now, under_way = self._clock(), [*self._running, *self._waiting]
         late = sum(self._on_trial(routed) and self._is_late(routed, now) for routed in under_way)
         if verdict := self._monitor.verdict(late):
             self.switch(self.fallback, reason=verdict)
