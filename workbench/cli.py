@@ -222,6 +222,24 @@ def report(
 
 
 @app.command()
+def notebook(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="a run of workbench runs", autocompletion=_runs),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="the page", show_default="notebooks.html in the run's folder"),
+    ] = None,
+) -> None:
+    """Write a run's executed notebooks as one HTML page that opens offline, and print its path."""
+    from workbench.records.run import find_run
+    from workbench.report.notebook_html import export_run
+
+    print(export_run(find_run(name), out))
+
+
+@app.command()
 def serve(
     folders: Annotated[
         list[Path],

@@ -100,6 +100,10 @@ STAGES: dict[str, Stage] = {
 }
 
 
+ONLY_SHOWN = {"train.trackers"}
+"""Fields of these sections that decide no result: they are asked for again without computing."""
+
+
 def deciding(stage: str) -> set[str]:
     """The pilot's sections, or fields of them, that decide a stage, through the stages before it
     as well."""
@@ -108,10 +112,14 @@ def deciding(stage: str) -> set[str]:
 
 
 def value_of(values: Mapping[str, Any], name: str) -> Any:
-    """A section's values, or the one value that ``section.field`` names."""
-    for part in name.split("."):
+    """What decides in a section, or the one value that ``section.field`` names."""
+    *sections, last = name.split(".")
+    for part in sections:
         values = values[part]
-    return values
+    value = values[last]
+    if not isinstance(value, Mapping):
+        return value
+    return {field: v for field, v in value.items() if f"{name}.{field}" not in ONLY_SHOWN}
 
 
 def place_of(stage: str) -> str:

@@ -23,7 +23,9 @@ def test_every_format_is_written_read_and_removed(tmp_path):
     assert not list(work.iterdir())
 
 
-def test_an_unknown_format_is_refused():
+def test_an_unknown_format_and_folder_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="--only xml"):
         bench_trace(2000, formats=("xml",))
+    with pytest.raises(ConfigError, match="nowhere"):
+        bench_trace(2000, folder=tmp_path / "nowhere")
     assert "parquet" in FORMATS

@@ -9,7 +9,7 @@ import pytest
 
 from workbench.errors import ConfigError
 from workbench.paths import NOTEBOOKS
-from workbench.report.notebook_html import PLOTLY, export_notebook
+from workbench.report.notebook_html import PLOTLY, export_notebooks, export_run
 from workbench.runner.papermill_run import execute_with
 
 
@@ -24,7 +24,7 @@ def executed(make_run, tmp_path):
 
 
 @pytest.mark.browser
-def test_an_executed_notebook_is_exported_and_drawn_offline(executed, browser) -> None:
+def test_an_executed_notebook_is_exported_and_drawn_offline(executed, browser, tmp_path) -> None:
     document = nbformat.read(executed, as_version=4)
     outputs = [o for cell in document.cells for o in cell.get("outputs", [])]
     figures = [o.data for o in outputs if PLOTLY in o.get("data", {})]
@@ -32,7 +32,7 @@ def test_an_executed_notebook_is_exported_and_drawn_offline(executed, browser) -
     assert all(set(data) <= {PLOTLY, "text/plain"} for data in figures), "no copy of plotly.js"
     assert executed.stat().st_size < 1_000_000
 
-    page_file = export_notebook(executed)
+    page_file = export_notebooks([executed, executed], tmp_path / "page.html", "twice")
     text = page_file.read_text()
     assert text.count('id="plotly-library"') == 1
     assert "cdn" not in text.split('id="plotly-library"')[0]
@@ -44,7 +44,7 @@ def test_an_executed_notebook_is_exported_and_drawn_offline(executed, browser) -
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(page_file.as_uri())
     page.wait_for_function(
-        "() => document.querySelectorAll('.js-plotly-plot > .plot-container').length === 2",
+        "() => document.querySelectorAll('.js-plotly-plot > .plot-container').length === 4",
         timeout=30_000,
     )
     assert requests == [page_file.as_uri()]
@@ -70,7 +70,7 @@ def test_outputs_are_text_unless_they_are_tables_images_or_figures(tmp_path) -> 
     )
     source = tmp_path / "small.ipynb"
     nbformat.write(document, source)
-    text = export_notebook(source, tmp_path / "page.html").read_text()
+    text = export_notebooks([source], tmp_path / "page.html", "small").read_text()
     body = text.split("<body>")[1]
     assert "<script>" not in body and "<b>plain" not in body and "<i>no" not in body
     assert "StageError: &lt;i&gt;no" in body
@@ -78,8 +78,25 @@ def test_outputs_are_text_unless_they_are_tables_images_or_figures(tmp_path) -> 
     assert "plotly-library" not in text
 
 
-def test_what_is_no_notebook_is_refused(tmp_path) -> None:
-    path = tmp_path / "page.ipynb"
-    path.write_text("not json")
+def test_what_is_no_notebook_is_refused(make_run, tmp_path) -> None:
+    run = make_run()
+    with pytest.raises(ConfigError, match="has no executed notebooks"):
+        export_run(run)
+    run.notebooks.mkdir()
+    (run.notebooks / "01_page.ipynb").write_text("not json")
     with pytest.raises(ConfigError, match="cannot be read as a notebook"):
-        export_notebook(path)
+        export_run(run)
+
+
+def test_a_run_s_notebooks_are_one_page_in_their_order(make_run, tmp_path) -> None:
+    run = make_run()
+    run.notebooks.mkdir()
+    for name in ("02_second", "01_first", ".03_half.partial"):
+        cell = nbformat.v4.new_markdown_cell(f"# {name}")
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), run.notebooks / f"{name}.ipynb")
+    page = export_run(run)
+    assert page == run.folder / "notebooks.html"
+    text = page.read_text()
+    assert 0 < text.index("<h1>01_first") < text.index("<h1>02_second") and "03_half" not in text
+    with pytest.raises(ConfigError, match="a file in a folder that can be written"):
+        export_run(run, tmp_path)

@@ -50,7 +50,7 @@ def test_a_difference_is_put_down_to_what_differs(make_run) -> None:
     change_environment(other, machine_digest="another")
     found = compare([run, other])
     free = row(found, "memory_available_gb")
-    assert (free["state"], free["because"]) == ("differs", "machine, repetition")
+    assert (free["state"], free["because"]) == ("no interval", "machine, repetition")
     assert free["ratio"] == pytest.approx(99.0 / 6.2)
     assert found.surroundings.set_index("what").loc["machine", "differs"]
 
@@ -132,7 +132,7 @@ def test_a_run_between_decides_nothing_about_the_last_against_the_first(make_run
         record.measured("training_time_s", tokens, "s", "clock", arm="third")
         record.save()
     found = compare(runs)
-    assert row(found, "training_time_s", arm="third")["state"] == "differs"
+    assert row(found, "training_time_s", arm="third")["state"] == "no interval"
     third = found.figures[found.figures["labels"] == "arm=third"]
     (drawn,) = figures.ratios(replace(found, figures=third)).data
     assert drawn.name == FigureTexts("en")("compare.same")
@@ -172,7 +172,7 @@ def test_figures_below_zero_have_no_ratio_and_unmeasured_ones_are_nowhere(make_r
         record.save()
     found = compare([run, other])
     gap = row(found, "quality_gap_bits_per_byte", arm="third")
-    assert gap["state"] == "differs" and pd.isna(gap["ratio"])
+    assert gap["state"] == "no interval" and pd.isna(gap["ratio"])
     assert row(found, "energy_j_per_token", arm="third")["state"] == "not measured"
     assert "in some of the runs" not in compare_text([run, other])
 

@@ -109,6 +109,14 @@ def test_a_version_that_computes_otherwise_does_not_load(calls, tmp_path, monkey
     assert len(kept) == 2, "the earlier result is moved aside, not deleted"
 
 
+def test_what_only_shows_a_training_is_no_part_of_its_key(calls, tmp_path) -> None:
+    run = open_run(pilot(tmp_path))
+    execute("train_qat", pilot(tmp_path), run)
+    watched = pilot(tmp_path, "train.trackers=[tensorboard]")
+    assert finished("train_qat", watched, run)
+    assert not finished("train_qat", pilot(tmp_path, "train.steps=7"), run)
+
+
 def test_a_run_is_read_on_another_machine_but_not_gone_on_with(
     calls, tmp_path, monkeypatch
 ) -> None:

@@ -56,6 +56,8 @@ def bench_trace(
         raise ConfigError(f"--only {','.join(unknown)}", allowed=", ".join(FORMATS))
     if rows < 1000:
         raise ConfigError(f"--rows {rows}", allowed="1000 or more")
+    if folder and not folder.is_dir():
+        raise ConfigError(f"--folder {folder}", allowed="a folder that is there")
     from workbench.machine.provenance import provenance  # torch, whose memory is no reader's
 
     where = {**provenance(), "date": time.strftime("%Y-%m-%d")}

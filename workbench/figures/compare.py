@@ -104,7 +104,7 @@ def _verdict(row: dict[str, object], state: str) -> str:
     """state: of the last run against the first, which the ratio compares as well."""
     if state in ("same", "within intervals"):
         return "same"
-    if row["better"] == "neither":
+    if row["better"] == "neither" or state == "no interval":
         return "neither"
     return "better" if (row["ratio"] > 1) == (row["better"] == "higher") else "worse"  # type: ignore[operator]
 

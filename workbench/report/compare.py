@@ -23,7 +23,7 @@ from workbench.machine.environment import DECIDING
 from workbench.pilot.yaml_file import read_yaml
 from workbench.records.metric import Metric
 from workbench.records.run import Run, all_runs, find_run
-from workbench.roadmap import STAGES, deciding
+from workbench.roadmap import ONLY_SHOWN, STAGES, deciding
 from workbench.wording.labels import label_text
 from workbench.wording.numbers import number, with_interval
 from workbench.wording.vocabulary import better
@@ -53,8 +53,9 @@ class Comparison:
 
     figures: stage, metric, labels, unit, better, a column of values for each run, ``ratio``
         (last over first run), ``state`` (same, within intervals, differs, only in some, not
-        measured) and ``because``, where it differs: what may be the reason (configuration,
-        machine, software, perhaps software, repetition; unfinished where a run lacks the stage).
+        measured; no interval: other values, and nothing says how far chance moves them) and
+        ``because``, where it differs: what may be the reason (configuration, machine, software,
+        perhaps software, repetition; unfinished where a run lacks the stage).
     metrics: behind each row of ``figures``, the metric of each run or None.
     settings: the fields of the pilots that differ, and the digests of the files they name
         where those do; a last row where a run has stages left to do. surroundings: machine and
@@ -210,7 +211,7 @@ def _figures(
             for metric in own[stage].metrics if stage in own else ():
                 key = (stage, metric.name, label_text(metric.labels))
                 found.setdefault(key, [None] * len(runs))[place] = metric
-    changed = {str(key) for key in settings["setting"]}
+    changed = {str(key) for key in settings["setting"]} - ONLY_SHOWN
     differing = set(surroundings.loc[surroundings["differs"], "what"])
     (commits,) = surroundings.loc[surroundings["what"] == "commit"].values.tolist()
     unsure = any(word in str(commit) for commit in commits for word in (UNKNOWN_CODE, CHANGED))
@@ -261,7 +262,7 @@ def state_of(metrics: Sequence[Metric | None]) -> str:
     if all(m.value == known[0].value for m in known):
         return "same"
     if any(None in (m.lo, m.hi) for m in known):
-        return "differs"
+        return "differs" if all(m.basis == "exact" for m in known) else "no interval"
     first = known[0]
     overlap = all(m.lo <= first.hi and first.lo <= m.hi for m in known[1:])  # type: ignore[operator]
     return "within intervals" if overlap else "differs"

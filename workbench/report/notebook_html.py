@@ -1,4 +1,4 @@
-"""An executed notebook as one HTML file for people without Jupyter, offline.
+"""Executed notebooks as one HTML file for people without Jupyter, offline.
 
 The usual export asks CDNs for its scripts and shows plotly figures as blanks. Here each
 output of plotly's mime type becomes a div and its JSON, drawn by one inlined copy of
@@ -9,7 +9,7 @@ without raw HTML, and of the rich outputs only tables (HTML of pandas) and image
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +20,64 @@ from markupsafe import Markup
 from workbench.errors import ConfigError
 from workbench.files import write_text
 from workbench.paths import shown
+from workbench.records.run import Run
 from workbench.report.plotly_page import PageFigure, figure_spec, plotly_js, templates
 from workbench.wording.text import Texts
 
 PLOTLY = "application/vnd.plotly.v1+json"
 
 
-def export_notebook(notebook: Path | str, target: Path | str | None = None) -> Path:
-    """Write ``notebook`` as HTML and return the page's path.
+def export_run(run: Run, target: Path | None = None) -> Path:
+    """Write the executed notebooks of ``run`` as one page, in their order; the page's path.
 
-    target: where to; None puts it beside the notebook with the suffix ``.html``.
-    Raises ConfigError when the file is not a notebook.
+    target: where to; None takes ``notebooks.html`` in the run's folder.
+    Raises ConfigError for a run without executed notebooks.
     """
-    source = Path(notebook)
-    path = Path(target) if target else source.with_suffix(".html")
+    notebooks = sorted(run.notebooks.glob("[!.]*.ipynb"))
+    if not notebooks:
+        raise ConfigError(
+            f"{run.name} has no executed notebooks",
+            next_step="workbench run PILOT.yaml --notebooks executes them over finished stages",
+        )
+    return export_notebooks(notebooks, target or run.folder / "notebooks.html", run.name)
+
+
+def export_notebooks(notebooks: Sequence[Path], target: Path, title: str) -> Path:
+    """Write ``notebooks`` as one HTML page ``target``, which is returned.
+
+    Raises ConfigError when one is not a notebook, or the page cannot be written.
+    """
+    cells = [
+        _cell(cell, f"{number}-{place}")
+        for number, source in enumerate(notebooks)
+        for place, cell in enumerate(_read(source).cells)
+    ]
+    drawn = any(output["figure"] for cell in cells for output in cell["outputs"])
+    page = (
+        templates()
+        .get_template("notebook.html")
+        .render(t=Texts(), title=title, cells=cells, plotly_js=plotly_js() if drawn else "")
+    )
     try:
-        document = nbformat.read(source, as_version=4)
+        write_text(target, page)
+    except OSError as error:
+        raise ConfigError(
+            f"{shown(target)}: {error.strerror}", allowed="a file in a folder that can be written"
+        ) from error
+    return target
+
+
+def _read(source: Path) -> nbformat.NotebookNode:
+    try:
+        return nbformat.read(source, as_version=4)
     except (OSError, ValueError, nbformat.ValidationError) as error:
         raise ConfigError(
             f"{shown(source)}: cannot be read as a notebook: {error}",
             allowed="an executed .ipynb, e.g. one below notebooks/ of a run's folder",
         ) from error
-    cells = [_cell(cell, place) for place, cell in enumerate(document.cells)]
-    drawn = any(output["figure"] for cell in cells for output in cell["outputs"])
-    page = (
-        templates()
-        .get_template("notebook.html")
-        .render(
-            t=Texts(),
-            title=source.stem,
-            cells=cells,
-            plotly_js=plotly_js() if drawn else "",
-        )
-    )
-    write_text(path, page)
-    return path
 
 
-def _cell(cell: Any, place: int) -> dict[str, Any]:
+def _cell(cell: Any, place: str) -> dict[str, Any]:
     text = "".join(cell.source)
     if cell.cell_type == "markdown":
         rendered = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
