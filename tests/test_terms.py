@@ -34,8 +34,9 @@ def test_every_class_among_the_terms_exists() -> None:
 
 
 def test_a_name_means_one_thing() -> None:
-    """A type variable means nothing by itself."""
-    assert {name: places for name, places in classes().items() if len(places) > 1} == {}
+    """A type variable means nothing by itself, and a private name is read in its file alone."""
+    public = {name: places for name, places in classes().items() if name[0] != "_"}
+    assert {name: places for name, places in public.items() if len(places) > 1} == {}
 
 
 def test_words_that_are_not_the_fields_are_gone() -> None:

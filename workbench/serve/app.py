@@ -26,7 +26,7 @@ from workbench.serve.router import RouteHeld, Router
 from workbench.serve.wire import ApiError, parse
 
 MOST_BODY_BYTES = 16 * 2**20
-Endpoint = Callable[[Service, Request, Any], Awaitable[Response]]
+Handler = Callable[[Service, Request, Any], Awaitable[Response]]
 
 
 def make_app(service: Service) -> Starlette:
@@ -51,7 +51,7 @@ def make_app(service: Service) -> Starlette:
     )
 
 
-async def _generate(service: Service, endpoint: Endpoint, request: Request) -> Response:
+async def _generate(service: Service, endpoint: Handler, request: Request) -> Response:
     return await endpoint(service, request, await _json_body(request))
 
 

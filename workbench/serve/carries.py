@@ -16,7 +16,7 @@ from typing import Any, Literal
 from workbench.measure.statistics import Estimate
 from workbench.serve.replay import Outcome
 
-Answer = Literal["yes", "no", "not_measured"]
+CarriesAnswer = Literal["yes", "no", "not_measured"]
 Why = Literal["capacity", "met", "missed", "slower", "cut", "no_target", "late", "open"]
 
 
@@ -44,7 +44,7 @@ class Carries:
     """The answer for one arm. share: of the load's own rate, at which it holds; for ``capacity``
     the share that the arm could complete at most."""
 
-    answer: Answer
+    answer: CarriesAnswer
     why: Why
     share: float
 
