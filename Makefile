@@ -4,6 +4,7 @@
 # make lab     JupyterLab on notebooks/
 # make smoke   the small pilot that CI runs
 # make golden write the losses of tests/golden anew, after a change that is meant to move them
+# make energy     what is recovered of known energies through late and averaged wall logs
 # make calibrate  how often the intervals and gates are right, by simulation: docs/measuring.md
 # make fuzz    the native kernels under AddressSanitizer and UBSan; FUZZ_SECONDS=60
 # make sanitize  the Triton kernels under NVIDIA's compute-sanitizer (a GPU machine)
@@ -24,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 # Threads that wait must not starve those that work; see workbench/__init__.py.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: pilot test test-slow lab smoke golden calibrate fuzz sanitize lint clean
+.PHONY: pilot test test-slow lab smoke golden calibrate energy fuzz sanitize lint clean
 
 pilot: .venv/ready
 	@$(BIN)/workbench run $(PILOT)
@@ -43,6 +44,9 @@ lab: .venv/ready
 
 golden: .venv/ready-for-tests
 	@$(BIN)/python tests/golden/trace.py tests/golden
+
+energy: .venv/ready
+	@$(BIN)/python -m workbench.measure.played
 
 calibrate: .venv/ready
 	@$(BIN)/python -m workbench.measure.calibrate

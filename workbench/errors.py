@@ -85,7 +85,13 @@ def reason_of(error: BaseException) -> str:
     The first line alone may be a heading, a message may be empty, and that of a KeyError is
     the bare key.
     """
-    text = textwrap.shorten(str(error), LONGEST_REASON, placeholder=" ...")
+    text = shortened(str(error))
     if text and not isinstance(error, LookupError):
         return text
     return f"{type(error).__name__} {text}".rstrip()
+
+
+def shortened(text: str) -> str:
+    """On one line, ``LONGEST_REASON`` characters at most, also where they are a single word."""
+    line = textwrap.shorten(text, LONGEST_REASON, placeholder=" ...")
+    return line if line != "..." else f"{text.split()[0][: LONGEST_REASON - 4]} ..."

@@ -39,6 +39,7 @@ from workbench.pilot.sections.model import Policy
 from workbench.pilot.sections.readiness import Quiet
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
+from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.stages import measure_ab
 from workbench.stages.context import StageContext
@@ -77,10 +78,13 @@ def engines() -> Iterator[dict[str, Engine]]:
 class ConstantPower:
     """A meter that always reads 10 W."""
 
-    source = "rapl"
+    reader = "rapl"
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
 
     def read(self) -> list[Sample]:
-        channel = Channel("rapl", "package-0", "power", "measured")
+        channel = Channel("rapl", "package-0", "cpu", "power", averaging_s=0.0, lag_s=0.0)
         return [Sample(channel, time.monotonic(), time.time(), 10.0)]
 
     def close(self) -> None:
@@ -117,9 +121,9 @@ def test_arms_take_turns_in_orders_of_a_williams_square(
     assert set(per_request["prefill"]) == {8} and set(per_request["decode"]) == {4}
     batch = blocks[blocks["class"] == "batch_2"]
     assert set(batch.loc[batch["phase"] == "decode", "tokens"] / batch["sequences"].min()) == {3}
-    assert (blocks["energy_j"].isna()).all()
-    whole = blocks[blocks["phase"] == "request"]
-    assert whole["energy_how"].unique() == ["no_meter: rapl: there is none"]
+    energies, whole = made.energies(), blocks[blocks["phase"] == "request"]
+    assert len(energies) == len(whole) and energies["energy_j"].isna().all()
+    assert energies["how"].unique() == ["no_meter: rapl: there is none"]
 
 
 def test_the_work_of_a_turn_is_the_same_whatever_the_model_says(
@@ -223,14 +227,75 @@ def test_what_an_arm_leaves_behind_falls_on_no_timed_request(
     assert np.mean(held) >= 0.8, "20 trials of 0.95"
 
 
-def test_a_warning_in_any_block_stands_beside_the_energy() -> None:
-    turn = {"phase": "request", "class": "interactive_1", "arm": "ternary", "tokens": 1,
-            "sequences": 1, "energy_j": 2.0, "energy_kind": "measured"}  # fmt: skip
-    hows = ("gross, board", "gross, board", "gross, board; counter and power disagree")
-    blocks = pd.DataFrame([{**turn, "block": i, "energy_how": h} for i, h in enumerate(hows)])
-    for metric in energy_figures(blocks, CLASSES[:1]):
-        assert metric.value == 2.0
-        assert metric.how.startswith("gross, board; counter and power disagree; prompt")
+def energy_table(blocks: int, joules: dict[tuple[str, str], float], **changed) -> pd.DataFrame:
+    """joules: (basis, arm) -> energy of each turn of two requests with five tokens each."""
+    rows = [
+        {
+            "block": block, "order": 0, "arm": arm, "class": "interactive_5", "tokens": 10,
+            "sequences": 2, "basis": basis, "covers": f"{basis} meter", "kind": "measured",
+            "energy_j": joules[basis, arm], "error_j": 0.0, "bias_j": 0.0, "how": "gross",
+        }
+        for block in range(blocks)
+        for basis, arm in joules
+    ]  # fmt: skip
+    return pd.DataFrame(rows).assign(**changed)
+
+
+TWO_ARMS = {("node", "full_precision"): 14.0, ("node", "ternary"): 10.0}
+BOARDS = {("gpu", "full_precision"): 6.0, ("gpu", "ternary"): 3.0}
+
+
+def energies_of(table: pd.DataFrame) -> dict[tuple[str, str], Metric]:
+    found = energy_figures(table, "full_precision", CLASSES[1:2])
+    return {(m.name, m.labels["arm"]): m for m in found}
+
+
+def test_energies_are_of_a_request_and_a_token_and_their_ratio_is_within_blocks() -> None:
+    drift = np.repeat([1.0, 2.0, 4.0, 1.0, 2.0, 4.0], 2)
+    table = energy_table(6, TWO_ARMS)
+    found = energies_of(table.assign(energy_j=table["energy_j"] * drift))
+    assert found["energy_j_per_request", "ternary"].value == pytest.approx(5.0 * 14 / 6)
+    assert found["energy_j_per_token", "full_precision"].value == pytest.approx(1.4 * 14 / 6)
+    ratio = found["energy_ratio", "ternary"]
+    assert (ratio.value, ratio.lo, ratio.hi) == pytest.approx((1.4, 1.4, 1.4))
+    assert "within blocks; node meter" in ratio.how
+    assert ("energy_ratio", "full_precision") not in found
+
+
+def test_one_turn_without_energy_costs_its_block_and_not_the_class() -> None:
+    table = energy_table(8, TWO_ARMS)
+    table.loc[5, ["energy_j", "how"]] = [None, "not_bracketed: csv a: last sample 1 s before"]
+    found = energies_of(table)
+    for (name, _), metric in found.items():
+        assert metric.n == 7, name
+        assert "1 of 8 blocks left out (not_bracketed: csv a: last sample 1 s before)" in metric.how
+    assert found["energy_ratio", "ternary"].value == pytest.approx(1.4)
+
+
+def test_all_arms_stand_on_the_widest_basis_that_most_blocks_have() -> None:
+    table = energy_table(8, BOARDS | TWO_ARMS)
+    assert energies_of(table)["energy_ratio", "ternary"].value == pytest.approx(1.4)
+    node = table["basis"] == "node"
+    broken = table.copy()
+    broken.loc[node & (table["arm"] == "ternary"), ["energy_j", "how"]] = [None, "gap: 10 s"]
+    found = energies_of(broken)
+    assert found["energy_ratio", "ternary"].value == pytest.approx(2.0)
+    for metric in found.values():
+        assert (
+            "gpu meter" in metric.how and "not node meter: 8 of 16 turns: gap: 10 s" in metric.how
+        )
+    none = energies_of(table.assign(energy_j=None, how="gap: 10 s"))
+    assert {m.reason for m in none.values()} == {
+        "not node meter: gap: 10 s; not gpu meter: gap: 10 s"
+    }
+
+
+def test_what_every_block_has_wrong_alike_widens_the_interval() -> None:
+    found = energies_of(energy_table(8, TWO_ARMS, bias_j=0.5))
+    full, ratio = found["energy_j_per_request", "full_precision"], found["energy_ratio", "ternary"]
+    assert (full.lo, full.hi) == pytest.approx((7.0 - 0.25, 7.0 + 0.25))
+    widened = 1 + 0.5 / 14 + 0.5 / 10
+    assert (ratio.lo, ratio.hi) == pytest.approx((1.4 / widened, 1.4 * widened))
 
 
 @pytest.mark.parametrize("quickest_s", [0.0002, 0.49, 0.81, 0.95, 1.3])
@@ -238,12 +303,12 @@ def test_a_turn_is_never_shorter_than_its_meter_needs(
     engines: dict[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quickest_s: float
 ) -> None:
     class Board(ConstantPower):
-        source = "nvml"
+        reader = "nvml"
 
     monkeypatch.setitem(session.SHORTEST_TURN_S, "nvml", 1.2)
     monkeypatch.setattr(Session, "_expected_s", lambda *_: quickest_s)
     with EnergySession([Board()], idle_s=0.0) as meters:
-        repeats = Session(tmp_path, engines, CLASSES[:1], PROMPTS, meters)._repeats()
+        repeats = Session(tmp_path, engines, CLASSES[:1], PROMPTS, meters)._repeats(blocks_of(1))
     (turns,) = repeats.values()
     assert 1.2 <= turns * quickest_s < 1.2 + quickest_s * 1.01
 
@@ -264,12 +329,11 @@ def test_energy_is_that_of_each_turn_and_survives_a_kill(
     with meters() as second:
         resumed = Session(tmp_path, engines, CLASSES[1:2], PROMPTS, second, ANY_NOISE)
         blocks = resumed.run(blocks_of(2), lambda *_: None)
-        samples = resumed.samples()
+        samples, energies = resumed.samples(), resumed.energies()
     whole = blocks[blocks["phase"] == "request"]
-    assert (whole["energy_j"] > 0.999 * 10.0 * whole["seconds"]).all()
-    assert whole["energy_j"].sum() < 10.0 * (time.monotonic() - began)
-    assert set(whole["energy_kind"]) == {"measured"}
-    assert blocks.loc[blocks["phase"] != "request", "energy_j"].isna().all()
+    assert (energies["energy_j"].to_numpy() > 0.999 * 10.0 * whole["seconds"].to_numpy()).all()
+    assert energies["energy_j"].sum() < 10.0 * (time.monotonic() - began)
+    assert set(energies["kind"]) == {"measured"} and set(energies["basis"]) == {"cpu"}
     assert samples["wall_s"].is_monotonic_increasing and set(samples["value"]) == {10.0}
 
 
@@ -400,7 +464,7 @@ def test_the_stage_measures_everything_it_promises(trained: StageRecord, tmp_pat
     context = make_context(tmp_path, trained)
     measure_ab.run(context)
     record = context.record
-    assert set(record.tables) == {"blocks", "quality", "power", "noise"}
+    assert set(record.tables) == {"blocks", "energies", "quality", "power", "noise"}
     quality = record.table("quality")
     assert quality.groupby("arm").size().to_dict() == {"full_precision": 9, "ternary": 9}
     # An untrained model knows nothing: about log2(300) bits a token.

@@ -8,12 +8,14 @@ differences are made per excerpt and resampled by document. An arm's figures car
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from workbench.measure.latency import LoadClass
+from workbench.measure.meters.basis import NODE, PARTS
 from workbench.measure.quality import independent_units
 from workbench.measure.session import AGAIN, block_seconds, timed_phase
 from workbench.measure.statistics import (
@@ -127,31 +129,94 @@ def memory_figures(sizes: Mapping[str, tuple[int, int]], baseline: str) -> Itera
             yield Metric("memory_ratio", ratio, "x", how, "derived", labels=labels, basis="exact")
 
 
-def energy_figures(blocks: pd.DataFrame, classes: Classes) -> Iterator[Metric]:
-    """Energy of a request and of an output token, means over blocks; or why there is none."""
-    whole = blocks[blocks["phase"] == "request"]
+def energy_figures(energies: pd.DataFrame, baseline: str, classes: Classes) -> Iterator[Metric]:
+    """Energy of a request and of an output token, means over blocks, and the ratio of the arms
+    within blocks; or why there is none.
+
+    energies: table of :meth:`~.session.Session.energies`. All arms of a class are held against
+    each other on one basis, the widest in which most of the blocks have every arm. A block in
+    which it lacks a turn is left out, and counted. What is wrong in every block the same way
+    (``bias_j``) widens the interval.
+    """
     for wanted in classes:
-        for arm in _arms(blocks):
-            turns = whole[(whole["class"] == wanted.name) & (whole["arm"] == arm)]
+        rows = energies[(energies["class"] == wanted.name) & (energies["arm"] != AGAIN)]
+        arms = list(rows["arm"].unique())
+        chosen, whole, lacking = _widest_basis(rows, len(arms))
+        for arm in arms:
             labels = {"arm": arm, "class": wanted.name, **SOURCE}
-            lacking = turns[turns["energy_j"].isna()]
+            own = chosen[chosen["arm"] == arm] if chosen is not None else None
             for name, per in (
                 ("energy_j_per_request", "sequences"), ("energy_j_per_token", "tokens")
             ):  # fmt: skip
-                if len(lacking):
-                    reason = str(lacking["energy_how"].iloc[0])
-                    if len(lacking) < len(turns):
-                        reason = f"{len(lacking)} of {len(turns)} turns: {reason}"
-                    yield Metric.missing(name, "J", reason, **labels)
-                    continue
-                sums = turns.groupby("block")[["energy_j", per]].sum()
-                said = dict.fromkeys("; ".join(turns["energy_how"]).split("; "))  # each once
-                how = f"{'; '.join(said)}; prompt and output, mean of a block"
-                kind: MetricKind = (
-                    "modelled" if "modelled" in set(turns["energy_kind"]) else "measured"
-                )
-                estimate = mean(sums["energy_j"] / sums[per])
-                yield estimate.metric(name, "J", how, kind, **labels)
+                if own is None:
+                    yield Metric.missing(name, "J", lacking, **labels)
+                else:
+                    yield _energy(name, own, per, f"gross, {whole}{lacking}", labels)
+            if own is not None and arm != baseline:
+                full = chosen[chosen["arm"] == baseline]
+                yield _energy_ratio(full, own, baseline, f"{whole}{lacking}", labels)
+
+
+def _widest_basis(rows: pd.DataFrame, arms: int) -> tuple[pd.DataFrame | None, str, str]:
+    """(the turns of whole blocks on the widest basis that has most of them, what it covers, what
+    is left out and why); without any, None and why."""
+    blocks, tried = rows["block"].nunique(), []
+    width = {name: place for place, name in enumerate((NODE, *PARTS, ""))}
+    by_basis = [own for _, own in rows.groupby(["basis", "covers"], sort=False)]
+    for own in sorted(by_basis, key=lambda own: width[own["basis"].iloc[0]]):
+        known = own.dropna(subset=["energy_j"])
+        each = known.groupby("block")["arm"].nunique()
+        whole = each.index[each == arms]
+        missing = own[own["energy_j"].isna()]
+        why = _most_frequent(missing["how"])
+        if len(whole) and 2 * len(whole) >= blocks:
+            said = [f"; {text}" for text in tried]
+            if len(whole) < blocks:
+                said.insert(0, f"; {blocks - len(whole)} of {blocks} blocks left out ({why})")
+            covers = str(own["covers"].iloc[0])
+            return known[known["block"].isin(whole)], covers, "".join(said)
+        share = f"{len(missing)} of {len(own)} turns: " if len(known) else ""
+        covers = f"not {own['covers'].iloc[0]}: " if own["covers"].iloc[0] else ""
+        tried.append(f"{covers}{share}{why}")
+    return None, "", "; ".join(tried) or "no turn was metered"
+
+
+def _most_frequent(texts: pd.Series) -> str:
+    """A text of the kind that is most frequent, a kind being its reason code."""
+    if not len(texts):
+        return "turns of some arms are missing"
+    codes = texts.str.split(":", n=1).str[0]
+    return str(texts[codes == codes.mode().iloc[0]].iloc[0])
+
+
+def _energy(name: str, turns: pd.DataFrame, per: str, how: str, labels: dict[str, str]) -> Metric:
+    sums = turns.groupby("block")[["energy_j", "bias_j", per]].sum()
+    estimate = mean(sums["energy_j"] / sums[per])
+    bias = float((sums["bias_j"] / sums[per]).mean())
+    kind: MetricKind = "modelled" if "modelled" in set(turns["kind"]) else "measured"
+    metric = estimate.metric(
+        name, "J", f"{how}; prompt and output, mean of a block", kind, **labels
+    )
+    if metric.lo is None or metric.hi is None:
+        return metric
+    return replace(metric, lo=max(0.0, metric.lo - bias), hi=metric.hi + bias)
+
+
+def _energy_ratio(
+    full: pd.DataFrame, own: pd.DataFrame, baseline: str, how: str, labels: dict[str, str]
+) -> Metric:
+    """How many times as much the baseline takes, from the pairs within blocks."""
+    sums = [
+        turns.groupby("block")[["energy_j", "bias_j", "sequences"]].sum() for turns in (full, own)
+    ]
+    above, below = ((one["energy_j"] / one["sequences"]).to_numpy() for one in sums)
+    estimate = mean_ratio(above, below, stopped=True)
+    how = f"energy of a request of {baseline} over that of {labels['arm']}, within blocks; {how}"
+    metric = estimate.metric("energy_ratio", "x", how, "derived", **labels)
+    if metric.lo is None or metric.hi is None:
+        return metric
+    bias = sum(float((one["bias_j"] / one["energy_j"]).mean()) for one in sums)
+    return replace(metric, lo=metric.lo / (1 + bias), hi=metric.hi * (1 + bias))
 
 
 def _arms(blocks: pd.DataFrame) -> list[str]:

@@ -29,7 +29,8 @@ import pandas as pd
 from workbench.engine.engine import Engine
 from workbench.files import read_json, replacing, write_json
 from workbench.measure.latency import LoadClass, Prompt, Span, take_turn
-from workbench.measure.meters import Energy, EnergySession
+from workbench.measure.meters import EnergySession
+from workbench.measure.meters.basis import BasisEnergy
 from workbench.measure.noise import Counters, Noise
 from workbench.measure.orders import balanced_orders
 from workbench.measure.statistics import FEWEST_BLOCKS, mean_ratio
@@ -38,10 +39,10 @@ from workbench.pilot.sections.readiness import Quiet
 AGAIN = "full_precision_again"
 """The baseline in its second place of the A/A comparison."""
 
-SHORTEST_TURN_S = {"": 0.1, "rapl": 0.1, "nvml": 1.2, "csv": 4.0}
+SHORTEST_TURN_S = {"": 0.1, "rapl": 0.1, "nvml": 1.2}
 """A turn is repeated until it lasts this long: without a meter, so that an interruption of a
 millisecond does not show; with one, so that it yields enough readings (a GPU's counter is
-renewed every 0.1 s, a power log is assumed to have a row a second)."""
+renewed every 0.1 s). What a power log needs, a step test tells."""
 TRIAL_TOKENS = 8
 TRIALS = 3
 WASHOUT_TOKENS = 8
@@ -53,7 +54,10 @@ REPEATING_SHARE, MOST_ATTEMPTS = 0.25, 3
 machine that is busy all the time is not made quiet by measuring longer."""
 COLUMNS = [
     "block", "order", "arm", "class", "batch", "phase", "seconds", "tokens", "sequences",
-    "energy_j", "energy_kind", "energy_how",
+]  # fmt: skip
+ENERGY_COLUMNS = [
+    "block", "order", "arm", "class", "tokens", "sequences", "basis", "covers", "kind", "energy_j",
+    "error_j", "bias_j", "how",
 ]  # fmt: skip
 NOISE_COLUMNS = [
     "block", "attempt", "seconds", "others_share", "steal_share", "pressure_share", "clock_mhz",
@@ -95,6 +99,8 @@ class Session:
         baseline = next(iter(engines))
         self._engines[AGAIN] = engines[baseline]
         self._windows: dict[tuple[int, int], tuple[float, float]] = {}
+        self.notes: list[str] = []
+        """What a person should know of this session, in the order in which it was found."""
         folder.mkdir(parents=True, exist_ok=True)
 
     def finished(self) -> int:
@@ -102,16 +108,13 @@ class Session:
         return len(list(self._folder.glob("block-*.json")))
 
     def run(self, ending: Ending, report: Callable[[int, int], None]) -> pd.DataFrame:
-        """Table ``blocks`` with ``COLUMNS``; ``report(done, most)`` hears of every turn.
-
-        energy_j: of a whole turn, on its row of phase ``request``.
-        """
+        """Table ``blocks`` with ``COLUMNS``; ``report(done, most)`` hears of every turn."""
         kept = [read_json(self._path(block)) for block in range(self.finished())]
         orders = list(islice(balanced_orders(list(self._engines), self._seed), ending.blocks))
         repeats: dict[str, int] = {}
         while len(kept) < ending.blocks and not self._ends(kept, ending):
             if not repeats:
-                repeats = self._repeats()
+                repeats = self._repeats(ending)
                 self._meters.rest()
             block = len(kept)
             kept.append(self._measured(block, orders[block], repeats, kept, ending, report))
@@ -120,8 +123,16 @@ class Session:
         if self._windows:
             self._meters.rest()
         for block, one in enumerate(kept):
-            self._add_energies(block, one["rows"])
+            self._add_energies(block, one)
+            write_json(self._path(block), one)
         return self._table(kept)
+
+    def energies(self) -> pd.DataFrame:
+        """Table ``energies`` with ``ENERGY_COLUMNS``: a row for each turn and basis of its energy,
+        the widest basis first; where a turn has none, one row with basis "" that says why."""
+        kept = [read_json(self._path(block)) for block in range(self.finished())]
+        rows = [row for one in kept for row in one.get("energies", [])]
+        return pd.DataFrame(rows, columns=ENERGY_COLUMNS)
 
     def noise(self) -> pd.DataFrame:
         """Table ``noise``: what else the machine did in each attempt at each block."""
@@ -179,8 +190,10 @@ class Session:
             if not disturbed or late or len(attempts) == MOST_ATTEMPTS:
                 break
         attempts[-1]["kept"] = True
-        self._add_energies(block, rows)
-        return {"rows": rows, "noise": attempts}
+        one = {"rows": rows, "noise": attempts, "energies": []}
+        self._meters.settle()
+        self._add_energies(block, one)
+        return one
 
     def _table(self, kept: list[dict[str, Any]]) -> pd.DataFrame:
         return pd.DataFrame([row for one in kept for row in one["rows"]], columns=COLUMNS)
@@ -206,21 +219,30 @@ class Session:
     def _windows_of(self, block: int) -> list[int]:
         return [row for of, row in self._windows if of == block]
 
-    def _add_energies(self, block: int, rows: list[dict[str, Any]]) -> None:
+    def _add_energies(self, block: int, one: dict[str, Any]) -> None:
         """Energies of this process's turns; those of an earlier attempt stay as they were."""
-        for row in self._windows_of(block):
-            energy = self._meters.energy(*self._windows[block, row])
-            rows[row] |= {
-                "energy_j": energy.energy_j,
-                "energy_kind": energy.kind if energy.energy_j is not None else None,
-                "energy_how": _energy_how(energy),
-            }
+        windows = self._windows_of(block)
+        if not windows:
+            return
+        one["energies"] = []
+        for row in windows:
+            turn = one["rows"][row]
+            at = {name: turn[name] for name in ENERGY_COLUMNS[:6]}
+            found = self._meters.energies(*self._windows[block, row])
+            one["energies"] += [at | _energy_row(energy) for energy in found]
+            if not found:
+                one["energies"].append(at | _no_energy(f"no_meter: {self._meters.why_none()}"))
 
-    def _repeats(self) -> dict[str, int]:
+    def _repeats(self, ending: Ending) -> dict[str, int]:
         """Requests, or batches, of a turn by class, from a trial of every arm, which also warms
         it; decided once and kept, so that every block of the session is of one kind."""
-        sources = [meter.source for meter in self._meters.meters]
-        shortest_s = max(SHORTEST_TURN_S[source] for source in ["", *sources])
+        wanted, baseline = self._classes[-1], next(iter(self._engines))
+        self.notes += self._meters.learn(
+            lambda: take_turn(self._engines[baseline], wanted, self._prompts, 1)
+        )
+        readers = [meter.reader for meter in self._meters.meters]
+        shortest_s = max(SHORTEST_TURN_S.get(reader, 0.0) for reader in ["", *readers])
+        shortest_s = max(shortest_s, self._log_turn_s(ending))
         repeats = {}
         for wanted in self._classes:
             quickest = min(
@@ -233,6 +255,28 @@ class Session:
         if not path.exists():
             write_json(path, repeats)
         return read_json(path)
+
+    def _log_turn_s(self, ending: Ending) -> float:
+        """What a late or averaged log needs of a turn, as far as the session's time allows; 0 where
+        none is there, or the time allows too little for any figure."""
+        wanted_s, least_s = self._meters.wanted_turn_s(), self._meters.shortest_window_s()
+        turns = FEWEST_BLOCKS * len(self._engines) * len(self._classes)
+        allowed_s = ending.budget_s / turns
+        if wanted_s <= allowed_s:
+            return wanted_s
+        advice = f"raise measure_ab.budget_s to {math.ceil(wanted_s * turns)} or leave classes out"
+        if least_s <= allowed_s:
+            self.notes.append(
+                f"the power log wants turns of {wanted_s:.1f} s, ten times its lag and averaging; "
+                f"the session's time allows {allowed_s:.1f} s, so that more of each turn is guard "
+                f"time and the error of the energies is larger: {advice}"
+            )
+            return allowed_s
+        self.notes.append(
+            f"the power log gives no energy of a turn: it needs {least_s:.1f} s at least, the "
+            f"session's time allows {allowed_s:.1f} s: {advice}"
+        )
+        return 0.0
 
     def _expected_s(self, engine: Engine, wanted: LoadClass) -> float:
         """Time of one request or batch: the quickest of some shorter ones after a warm one, as
@@ -313,13 +357,21 @@ def _row(at: dict[str, Any], wanted: LoadClass, span: Span) -> dict[str, Any]:
         "seconds": span.seconds,
         "tokens": span.tokens,
         "sequences": span.sequences,
-        "energy_j": None,
-        "energy_kind": None,
-        "energy_how": None,
     }
 
 
-def _energy_how(energy: Energy) -> str:
-    if energy.energy_j is None:
-        return f"{energy.reason}: {energy.text}"
-    return "; ".join([f"gross, {energy.scope}", *energy.warnings])
+def _energy_row(energy: BasisEnergy) -> dict[str, Any]:
+    return {
+        "basis": energy.basis.name,
+        "covers": energy.basis.text,
+        "kind": energy.basis.kind,
+        "energy_j": energy.energy_j,
+        "error_j": energy.error_j,
+        "bias_j": energy.bias_j,
+        "how": "gross" if energy.energy_j is not None else f"{energy.reason}: {energy.text}",
+    }
+
+
+def _no_energy(why: str) -> dict[str, Any]:
+    none = {"basis": "", "covers": "", "kind": None, "energy_j": None}
+    return none | {"error_j": 0.0, "bias_j": 0.0, "how": why}

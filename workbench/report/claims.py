@@ -69,10 +69,13 @@ def claims_frame(rows: list[ClaimRow]) -> pd.DataFrame:
 
 
 def energy_ratio(records: Records) -> list[Metric]:
-    """Energy per token of full precision over ternary, for each class metered in both arms.
+    """Energy of full precision over that of ternary, for each class metered in both arms: within
+    blocks, or of a record without that figure from the energies per token.
 
     Where nothing was metered, the first figure that is missing, with its reason.
     """
+    if within := _named("measure_ab", "energy_ratio", arm="ternary")(records):
+        return within
     found = _named("measure_ab", "energy_j_per_token")(records)
     full = {_condition(m): m for m in found if m.labels.get("arm") == "full_precision"}
     ternary = {_condition(m): m for m in found if m.labels.get("arm") == "ternary"}

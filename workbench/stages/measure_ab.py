@@ -87,12 +87,13 @@ def run(context: StageContext) -> None:
     with _loaded_arms(context, trained) as arms:
         engines = {name: arm.engine for name, arm in arms.items()}
         sizes = {a: (arm.engine.weight_bytes, arm.resident_bytes) for a, arm in arms.items()}
-        blocks = _timed(context, engines, prompts)
+        blocks, energies = _timed(context, engines, prompts)
         quality = _judged(context, engines, heldout, tokenizer)
         for name, engine in engines.items():
             for note in engine.notes:  # what could not be captured shows only when it runs
                 context.note(f"{name}: {note}")
     record.save_table("blocks", blocks)
+    record.save_table("energies", energies)
     record.save_table("quality", quality)
 
     classes = _classes(section)
@@ -103,7 +104,7 @@ def run(context: StageContext) -> None:
         *throughput_figures(blocks, BASELINE, classes, computes),
         *visible_effects(blocks, BASELINE, classes),
         *memory_figures(sizes, BASELINE),
-        *energy_figures(blocks, classes),
+        *energy_figures(energies, BASELINE, classes),
     ):
         record.add(metric)
 
@@ -172,14 +173,18 @@ def _require_memory(folders: dict[str, Path]) -> None:
 
 def _timed(
     context: StageContext, engines: dict[str, Engine], prompts: list[Prompt]
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables ``blocks`` and ``energies``."""
     section, record = context.pilot.measure_ab, context.record
     found, missing = find_meters(section.meters)
     meters = EnergySession(found, missing, section.meters.max_gap_s, section.meters.idle_s)
     record.facts["meters"] = {
-        "found": [meter.source for meter in found],
+        "found": [meter.reader for meter in found],
         "missing": {meter.source: meter.reason for meter in missing},
     }
+    for meter in found:
+        for note in meter.notes:
+            context.note(note)
     with meters:
         quiet = context.pilot.readiness.quiet
         session = Session(
@@ -202,8 +207,13 @@ def _timed(
         record.save_table("noise", session.noise())
         record.facts["noise"] = noise_facts(before, session.noise())
         _say_how_it_ended(context, session, blocks)
+        for note in session.notes:
+            context.note(note)
+        record.facts["meters"]["failures"] = {
+            reader: faults.counts() for reader, faults in meters.faults.items() if len(faults)
+        }
         record.save_table("power", session.samples())
-    return blocks
+    return blocks, session.energies()
 
 
 def _say_how_it_ended(context: StageContext, session: Session, blocks: pd.DataFrame) -> None:

@@ -28,6 +28,7 @@ from workbench.measure.bandwidth import (
 )
 from workbench.measure.meters import MissingMeter, find_meters
 from workbench.measure.meters.csv_log import CsvMeter
+from workbench.measure.meters.sample import Sample
 from workbench.measure.probe import leave_out, run_probe
 from workbench.measure.statistics import quantile
 from workbench.model.presets import PRESETS, Shape
@@ -170,13 +171,17 @@ def _meters(context: StageContext) -> tuple[list[str], list[MissingMeter]]:
     found = []
     for meter in meters:
         try:
-            scopes = {sample.channel.scope: sample.channel.kind for sample in meter.read()}
+            scopes = {
+                one.channel.place: one.channel.kind
+                for one in meter.read()
+                if isinstance(one, Sample)
+            }
         except OSError as error:
-            missing.append(MissingMeter(meter.source, str(error)))
+            missing.append(MissingMeter(meter.reader, str(error)))
             continue
         finally:
             meter.close()
-        found += [f"{meter.source} {scope} ({kind})" for scope, kind in scopes.items()]
+        found += [f"{meter.reader} {scope} ({kind})" for scope, kind in scopes.items()]
     context.record.facts["meters"] = {
         "found": found,
         "missing": {meter.source: meter.reason for meter in missing},

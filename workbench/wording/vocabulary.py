@@ -156,6 +156,7 @@ FIGURES: dict[str, Figure] = {
     "gpu_memory_both_arms_mb": Figure("memory", "lower"),
     "memory_both_arms_mb": Figure("memory", "lower"),
     "energy_j_per_token": Figure("energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES},)),
+    "energy_ratio": Figure("energy", "higher", (_TRAINED_GAIN | {"class": _MEASURED_CLASSES},)),
     "energy_j_per_request": Figure("energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES},)),
     "hybrid_quality_loss_bits_per_byte": Figure("hybrid", "lower"),
     "hybrid_size_ratio": Figure("hybrid", "lower"),

@@ -4,7 +4,8 @@
 :class:`EnergySession` samples it in the background and gives the energy of any window.
 """
 
+from workbench.measure.meters.energy import Energy
 from workbench.measure.meters.find import MissingMeter, find_meters
-from workbench.measure.meters.session import Energy, EnergySession
+from workbench.measure.meters.session import EnergySession
 
 __all__ = ["Energy", "EnergySession", "MissingMeter", "find_meters"]

@@ -1,7 +1,8 @@
 """The time of a metering session: of its windows, its samples and the rows of its logs.
 
 Everything that meters asks a :class:`Clock` and nothing else, so that a test gives one that it
-steps itself: minutes of metering then take milliseconds, and a busy machine changes nothing.
+steps itself (:class:`SteppedClock`): minutes of metering then take milliseconds, and a busy machine
+changes nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -64,3 +66,43 @@ class SystemClock:
 
 
 SYSTEM_CLOCK = SystemClock()
+
+
+STARTED_AT_S = 1_800_000_000.0
+"""Unix time at which every stepped clock starts."""
+
+
+class SteppedClock:
+    """For tests and simulations: time passes in ``sleep`` alone, and what is due meanwhile is
+    called at its own moment."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._calls: list[_Regular] = []
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def wall_s(self) -> float:
+        return STARTED_AT_S + self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        until_s = self.now_s + seconds
+        while due := [one for one in self._calls if one.due_s <= until_s]:
+            first = min(due, key=lambda one: one.due_s)
+            self.now_s = max(self.now_s, first.due_s)
+            first.due_s += first.interval_s
+            first.call()
+        self.now_s = until_s
+
+    def every(self, interval_s: float, call: Callable[[], None]) -> Callable[[], None]:
+        one = _Regular(self.now_s + interval_s, interval_s, call)
+        self._calls.append(one)
+        return lambda: self._calls.remove(one)
+
+
+@dataclass(eq=False)
+class _Regular:
+    due_s: float
+    interval_s: float
+    call: Callable[[], None]

@@ -1,9 +1,9 @@
 """A power log that something else writes while the pilot runs: a PDU's export, a wall meter.
 
 Columns ``timestamp,source,watts``; further ones are ignored. ``timestamp`` is Unix seconds or
-a date and time *with* its offset, because a log in unnamed local time cannot be placed. Each
-``source`` is one feed of the machine, and the feeds are summed: a log must not hold a part of
-the machine beside the whole. The clocks of the logger and of this machine must agree.
+a date and time with its offset from UTC, or without one where the log's time zone is declared.
+Each ``source`` is one feed of the machine, and the feeds are summed: a log must not hold a part of
+the machine beside the whole, nor several things under one name.
 """
 
 from __future__ import annotations
@@ -12,31 +12,47 @@ import csv
 import math
 from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from workbench.errors import ConfigError
 from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
-from workbench.measure.meters.sample import Channel, Sample
+from workbench.measure.meters.sample import Channel, MeterFault, Sample, Scope
 from workbench.paths import shown
 
 COLUMNS = ("timestamp", "source", "watts")
 TAIL_BYTES = 1 << 16
 """What is read of the rows that were in the log before the session; enough to bracket its
 start without going through a log of months."""
-SHOWN_CHARACTERS = 200
+SHOWN_CHARACTERS = 80
 """Of a row that is no sample."""
+WATTS = {"W": 1.0, "kW": 1000.0}
 
 
 class CsvMeter:
     """Follows the log; each reading gives the whole lines added since the last one.
 
-    A line that is no sample fails a reading of its own; those around it count.
+    A line that is no sample is a fault; those around it count.
     """
 
-    source = "csv"
+    reader = "csv"
 
-    def __init__(self, path: Path, clock: Clock = SYSTEM_CLOCK) -> None:
-        """Raises ConfigError when the file has no header with the columns."""
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock = SYSTEM_CLOCK,
+        unit: str = "W",
+        time_zone: str | None = None,
+        scope: Scope = "node",
+    ) -> None:
+        """unit: ``W`` or ``kW``. time_zone: of times without an offset.
+
+        Raises ConfigError when the file has no header with the columns.
+        """
         self.path, self._clock = path, clock
+        self.notes: list[str] = []
+        self._factor, self._scope = WATTS[unit], scope
+        self._zone = ZoneInfo(time_zone) if time_zone else None
+        self._channels: dict[str, Channel] = {}
         with path.open("rb") as file:
             header = file.readline()
             try:
@@ -58,7 +74,7 @@ class CsvMeter:
                 file.readline()
                 self._at = file.tell()
 
-    def read(self) -> list[Sample]:
+    def read(self) -> list[Sample | MeterFault]:
         with self.path.open("rb") as file:
             if file.seek(0, 2) < self._at:
                 raise OSError(f"{shown(self.path)} became shorter")
@@ -66,19 +82,18 @@ class CsvMeter:
             # The last piece has no line end yet and may still be written to.
             *lines, _ = file.read().split(b"\n")
         offset_s = self._clock.wall_s() - self._clock.monotonic_s()
-        samples = []
+        found: list[Sample | MeterFault] = []
         for line in lines:
-            try:
-                if line.strip():
-                    samples.append(self._sample(line.decode("utf-8", "replace"), offset_s))
-            except ValueError as error:
-                if samples:
-                    break
-                self._at += len(line) + 1
-                text = line.decode("utf-8", "replace").strip()[:SHOWN_CHARACTERS]
-                raise OSError(f"{shown(self.path)}: row {text!r}: {error}") from None
             self._at += len(line) + 1
-        return samples
+            text = line.decode("utf-8", "replace")
+            if not text.strip():
+                continue
+            try:
+                found.append(self._sample(text, offset_s))
+            except ValueError as error:
+                row = text.strip()[:SHOWN_CHARACTERS]
+                found.append(MeterFault(f"{shown(self.path)}: row {row!r}: {error}"))
+        return found
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -89,11 +104,26 @@ class CsvMeter:
         if len(fields) != len(self._names):
             raise ValueError(f"{len(fields)} fields, the header has {len(self._names)}")
         row = dict(zip(self._names, fields, strict=True))
-        wall_s, watts = _unix_seconds(row["timestamp"].strip()), float(row["watts"])
+        wall_s = self._unix_seconds(row["timestamp"].strip())
+        watts = float(row["watts"]) * self._factor
         if not (math.isfinite(wall_s) and math.isfinite(watts)) or watts < 0:
             raise ValueError("negative or not finite")
-        channel = Channel("csv", f"wall:{row['source'].strip()}", "power", "measured")
+        place = row["source"].strip()
+        channel = self._channels.setdefault(place, Channel("csv", place, self._scope, "power"))
         return Sample(channel, wall_s - offset_s, wall_s, watts)
+
+    def _unix_seconds(self, text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            if self._zone is None:
+                raise ValueError(
+                    "the time has no offset from UTC; declare measure_ab.meters.csv_time_zone"
+                )
+            moment = moment.replace(tzinfo=self._zone)
+        return moment.timestamp()
 
 
 def _fields(line: str) -> list[str]:
@@ -102,13 +132,3 @@ def _fields(line: str) -> list[str]:
         return next(csv.reader([line]), [])
     except csv.Error as error:
         raise ValueError(str(error)) from None
-
-
-def _unix_seconds(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError("the time has no offset from UTC")
-    return moment.timestamp()

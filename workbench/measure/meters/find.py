@@ -32,7 +32,7 @@ def find_meters(
     finders: dict[str, Callable[[], Meter]] = {
         "nvml": lambda: find_nvml(gpus),
         "rapl": find_rapl,
-        "csv": lambda: _csv(section.csv),
+        "csv": lambda: csv_meter(section),
     }
     found: list[Meter] = []
     missing: list[MissingMeter] = []
@@ -46,7 +46,13 @@ def find_meters(
     return found, missing
 
 
-def _csv(path: str | None) -> CsvMeter:
-    if path is None:
+def csv_meter(section: Meters) -> CsvMeter:
+    """Raises OSError where no log is given or it cannot be read, ConfigError where it is none."""
+    if section.csv is None:
         raise OSError("no power log is given (measure_ab.meters.csv)")
-    return CsvMeter(Path(path))
+    return CsvMeter(
+        Path(section.csv),
+        unit=section.csv_unit,
+        time_zone=section.csv_time_zone,
+        scope=section.csv_scope,
+    )

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from workbench.machine.gpu import nvml, torch_gpu
 from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
-from workbench.measure.meters.sample import Channel, Sample
+from workbench.measure.meters.sample import Channel, MeterFault, Sample
 
-UPDATE_S = 0.1
+PERIOD_S = 0.1
 
 
 class NvmlMeter:
     """Reads counter and power of each GPU handle, whichever of them the GPU has."""
 
-    source = "nvml"
+    reader = "nvml"
 
     def __init__(
         self,
@@ -31,24 +32,28 @@ class NvmlMeter:
         stack: ExitStack,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """handles: scope -> NVML handle. stack: closed with the meter (NVML's shutdown).
+        """handles: place -> NVML handle. stack: closed with the meter (NVML's shutdown).
 
         Raises OSError when a GPU answers neither question.
         """
         self._driver, self._stack, self._clock = driver, stack, clock
+        self.notes: list[str] = []
         self._questions: list[tuple[Channel, Any, Any]] = []
-        for scope, handle in handles.items():
-            offered: tuple[tuple[Literal["energy", "power"], Any], ...] = (
-                ("energy", driver.nvmlDeviceGetTotalEnergyConsumption),
-                ("power", driver.nvmlDeviceGetPowerUsage),
+        for place, handle in handles.items():
+            counter = Channel(
+                "nvml", place, "gpu", "energy",
+                period_s=PERIOD_S, averaging_s=0.0, lag_s=0.0, resolution=1e-3,
+            )  # fmt: skip
+            # Newer boards average their power, over what differs.
+            power = replace(counter, quantity="power", averaging_s=None, lag_s=None)
+            offered = (
+                (counter, driver.nvmlDeviceGetTotalEnergyConsumption),
+                (power, driver.nvmlDeviceGetPowerUsage),
             )
-            answered = [(quantity, ask) for quantity, ask in offered if self._answers(ask, handle)]
+            answered = [(channel, ask) for channel, ask in offered if self._answers(ask, handle)]
             if not answered:
-                raise OSError(f"{scope} reports neither energy nor power")
-            for quantity, ask in answered:
-                # Both come in thousandths: mJ and mW.
-                channel = Channel("nvml", scope, quantity, "measured", 1e-3, UPDATE_S)
-                self._questions.append((channel, ask, handle))
+                raise OSError(f"{place} reports neither energy nor power")
+            self._questions += [(channel, ask, handle) for channel, ask in answered]
 
     def _answers(self, ask: Any, handle: Any) -> bool:
         try:
@@ -57,14 +62,15 @@ class NvmlMeter:
             return False
         return True
 
-    def read(self) -> list[Sample]:
-        samples = []
+    def read(self) -> list[Sample | MeterFault]:
+        samples: list[Sample | MeterFault] = []
         for channel, ask, handle in self._questions:
             try:
                 thousandths = ask(handle)
             except self._driver.NVMLError as error:
-                raise OSError(f"{channel.scope}: {error}") from None
+                raise OSError(f"{channel.place}: {error}") from None
             now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
+            # Both come in thousandths: mJ and mW.
             samples.append(Sample(channel, now_s, wall_s, thousandths / 1e3))
         return samples
 

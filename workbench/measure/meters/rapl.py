@@ -1,10 +1,11 @@
 """RAPL: the energy counters of x86 processors, through Linux's powercap folders.
 
 Zones overlap (cores lie inside their package, psys around everything), so only packages and
-the DRAM beside them are read, never the sum of all. The counters are readable by root alone
-since CVE-2020-8694, and most virtual machines have none. Intel measures since Haswell; AMD's
-Zen computes the value from activity (Schoene et al. 2021, arXiv:2108.00808), so there the
-kind is ``modelled``.
+the DRAM beside them are read, never the sum of all. Nor are all packages different ones: the dies
+of one socket may show the same counter twice, and a counter that another one follows at every look
+is left out, and said. The counters are readable by root alone since CVE-2020-8694, and most
+virtual machines have none. Intel measures since Haswell; AMD's Zen computes the value from
+activity (Schoene et al. 2021, arXiv:2108.00808), so there the kind is ``modelled``.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from pathlib import Path
 
 from workbench.machine.cpu import cpu
 from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
-from workbench.measure.meters.sample import Channel, Kind, Sample
+from workbench.measure.meters.sample import Channel, MeterFault, Sample, SampleKind
 
 POWERCAP = Path("/sys/class/powercap")
-UPDATE_S = 0.001
+PERIOD_S = 0.001
 RESOLUTION_J = 61e-6
 """2**-14 J, the unit of Intel's counters; AMD's is finer."""
 
@@ -25,21 +26,42 @@ RESOLUTION_J = 61e-6
 class RaplMeter:
     """Reads every package and its DRAM at once; one zone that fails fails the reading."""
 
-    source = "rapl"
+    reader = "rapl"
 
     def __init__(self, zones: dict[Channel, Path], clock: Clock = SYSTEM_CLOCK) -> None:
-        self.zones, self._clock = zones, clock
+        """Raises OSError or ValueError where a counter cannot be read."""
+        self.notes: list[str] = []
+        self._clock = clock
+        self.zones = self._without_mirrors(zones)
 
-    def read(self) -> list[Sample]:
-        samples = []
+    def read(self) -> list[Sample | MeterFault]:
+        samples: list[Sample | MeterFault] = []
         for channel, folder in self.zones.items():
-            energy_uj = int((folder / "energy_uj").read_text())
+            energy_uj = _energy_uj(folder)
             now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
             samples.append(Sample(channel, now_s, wall_s, energy_uj / 1e6))
         return samples
 
     def close(self) -> None:
         """Nothing is kept open."""
+
+    def _without_mirrors(self, zones: dict[Channel, Path]) -> dict[Channel, Path]:
+        """A zone whose counter lies between two looks at another one of its sort is that one:
+        apart, two counters of hundreds of kilojoules are not a few microjoules from each other."""
+        kept: dict[Channel, Path] = {}
+        for channel, folder in zones.items():
+            for other, of in kept.items():
+                same_sort = (
+                    _sort(other) == _sort(channel) and other.wraps_at_j == channel.wraps_at_j
+                )
+                if same_sort and _energy_uj(of) <= _energy_uj(folder) <= _energy_uj(of):
+                    self.notes.append(
+                        f"{channel.place} shows the counter of {other.place} again and is not added"
+                    )
+                    break
+            else:
+                kept[channel] = folder
+        return kept
 
 
 def find_rapl(root: Path = POWERCAP, clock: Clock = SYSTEM_CLOCK) -> RaplMeter:
@@ -48,19 +70,20 @@ def find_rapl(root: Path = POWERCAP, clock: Clock = SYSTEM_CLOCK) -> RaplMeter:
         system = platform.system()
         where = "absent in most virtual machines" if system == "Linux" else "a Linux interface"
         raise OSError(f"no {root}: {where}")
-    kind: Kind = "modelled" if cpu().vendor == "AuthenticAMD" else "measured"
+    kind: SampleKind = "modelled" if cpu().vendor == "AuthenticAMD" else "measured"
     zones: dict[Channel, Path] = {}
+    # Not intel-rapl-mmio:*, a second way to the same counters.
     for folder in sorted(root.glob("intel-rapl:*")):
         name = (folder / "name").read_text().strip()
         package = folder.name.split(":")[1]
         if name.startswith("package"):
-            scope = name
+            place = name
         elif name == "dram":
-            scope = f"dram-{package}"
+            place = f"dram-{package}"
         else:
             continue
         try:
-            int((folder / "energy_uj").read_text())
+            _energy_uj(folder)
             wraps_at_j = int((folder / "max_energy_range_uj").read_text()) / 1e6
         except PermissionError:
             raise OSError(
@@ -69,8 +92,19 @@ def find_rapl(root: Path = POWERCAP, clock: Clock = SYSTEM_CLOCK) -> RaplMeter:
             ) from None
         except ValueError:
             raise OSError(f"{folder}/energy_uj holds no number") from None
-        channel = Channel("rapl", scope, "energy", kind, RESOLUTION_J, UPDATE_S, wraps_at_j)
+        channel = Channel(
+            "rapl", place, "cpu", "energy", kind, period_s=PERIOD_S, averaging_s=0.0, lag_s=0.0,
+            resolution=RESOLUTION_J, wraps_at_j=wraps_at_j,
+        )  # fmt: skip
         zones[channel] = folder
-    if not any(channel.scope.startswith("package") for channel in zones):
+    if not any(channel.place.startswith("package") for channel in zones):
         raise OSError(f"{root} has no package zone")
     return RaplMeter(zones, clock)
+
+
+def _energy_uj(folder: Path) -> int:
+    return int((folder / "energy_uj").read_text())
+
+
+def _sort(channel: Channel) -> str:
+    return channel.place.split("-")[0]

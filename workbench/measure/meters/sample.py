@@ -1,7 +1,8 @@
 """What every meter yields: samples that say where they come from and how far to trust them.
 
-A meter is anything with ``source``, ``read()`` and ``close()``. Reading never blocks for
-long and never invents: what the device does not answer is an OSError, and becomes a gap.
+A meter is anything with ``reader``, ``notes``, ``read()`` and ``close()``. Reading never blocks
+for long and never invents: what the device does not answer is an OSError, a row that is no sample
+a :class:`MeterFault`; both are counted, and what is missing becomes a gap.
 """
 
 from __future__ import annotations
@@ -9,33 +10,51 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Kind = Literal["measured", "modelled", "assumed"]
+SampleKind = Literal["measured", "modelled", "assumed"]
+Scope = Literal["gpu", "cpu", "node", "rack", "it", "facility", "cooling"]
+"""What a figure covers: boards, processors with their memory, the whole machine at its inlet; then
+what holds other machines as well."""
 
 
 @dataclass(frozen=True)
 class Channel:
-    """One quantity of one place.
+    """One quantity of one place, as its meter declares it.
 
-    source: ``nvml``, ``rapl`` or ``csv``. scope: what the figure covers, e.g. ``gpu0``,
-    ``package-0``, ``wall:feed-a``.
+    reader: ``nvml``, ``rapl`` or ``csv``. place: which one, e.g. ``gpu0``, ``package-0``,
+    ``feed-a``. contains: places of other channels that this one covers as well; a node holds
+    every gpu and cpu without naming them.
     quantity: ``energy`` is a counter that only grows, in J; ``power`` is in W.
+    period_s: how often the device renews the value; None where nobody says: its samples tell.
+    averaging_s, lag_s: the value is the mean over ``averaging_s`` up to ``lag_s`` before its
+    time; None where nobody says: a step test tells (:mod:`.step`).
     resolution: smallest step of the value, in its unit; None where nobody says.
-    update_s: how often the device renews the value; None where nobody says.
     wraps_at_j: the counter starts again from 0 here; None where it does not.
     """
 
-    source: str
-    scope: str
+    reader: str
+    place: str
+    scope: Scope
     quantity: Literal["energy", "power"]
-    kind: Kind
+    kind: SampleKind = "measured"
+    contains: tuple[str, ...] = ()
+    period_s: float | None = None
+    averaging_s: float | None = None
+    lag_s: float | None = None
     resolution: float | None = None
-    update_s: float | None = None
     wraps_at_j: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.reader} {self.place}"
+
+    @property
+    def unit(self) -> str:
+        return "J" if self.quantity == "energy" else "W"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """monotonic_s: of the session's clock. wall_s: Unix time."""
+    """monotonic_s: of the session's clock. wall_s: Unix time. value: in the channel's unit."""
 
     channel: Channel
     monotonic_s: float
@@ -43,12 +62,20 @@ class Sample:
     value: float
 
 
+@dataclass(frozen=True)
+class MeterFault:
+    """What stood where a sample should: a sentence."""
+
+    text: str
+
+
 class Meter(Protocol):
-    """A source of samples."""
+    """A source of samples. notes: what it leaves out and why, for a person."""
 
-    source: str
+    reader: str
+    notes: list[str]
 
-    def read(self) -> list[Sample]:
+    def read(self) -> list[Sample | MeterFault]:
         """What is new since the last call. Raises OSError when the device does not answer."""
         ...
 

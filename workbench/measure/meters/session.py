@@ -4,6 +4,7 @@ Use::
 
     found, missing = find_meters(pilot.measure_ab.meters)
     with EnergySession(found, missing, section.max_gap_s, section.idle_s) as session:
+        session.learn(load)                 # where a meter does not say how late it is
         session.rest()                      # idle before
         start_s = session.now()
         ...                                 # the work
@@ -14,65 +15,44 @@ Use::
 Ask for energies after the last ``rest``: a window needs a sample behind its end. Without a
 meter nothing sleeps, no thread starts and every energy is None with the reasons.
 
-Where a wall meter is there, it alone is the figure, because it holds everything. Else the
-figure is the sum of the parts that have a meter, and its scope says which: fans, disks and
-losses are not in it.
+The figure is of the widest basis that has one (:mod:`.basis`), and its scope says what that is: of
+a board's energy, fans, disks and losses are no part.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from workbench.measure.meters.basis import BasisEnergy, EnergyBasis, bases, basis_energies
 from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
+from workbench.measure.meters.energy import Energy, cross_checks, with_warnings
+from workbench.measure.meters.faults import MeterFaults
 from workbench.measure.meters.find import MissingMeter
-from workbench.measure.meters.sample import Channel, Kind, Meter, Sample
-from workbench.measure.meters.window import Reading, Reason, window_energy
-from workbench.records.metric import Metric
+from workbench.measure.meters.response import EXACT, Response, learn_response
+from workbench.measure.meters.sample import Channel, Meter, MeterFault, Sample
+from workbench.measure.meters.window import (
+    FEWEST_POWER_SAMPLES,
+    Reading,
+    Reason,
+    window_energy,
+)
 
 INTERVAL_S = 0.1
-CROSS_CHECK = 0.05
-IDLE_DRIFT = 0.10
-
-
-@dataclass(frozen=True)
-class Energy:
-    """Energy of a window.
-
-    energy_j: gross. net_j: gross minus the mean idle power before and after times the window.
-    scope: what the figure covers. kind: the weakest of its parts'.
-    reason, text: why there is no gross figure. parts: one reading per channel, all of them.
-    """
-
-    energy_j: float | None
-    length_s: float
-    scope: str = ""
-    kind: Kind = "measured"
-    idle_before_w: float | None = None
-    idle_after_w: float | None = None
-    reason: Reason | None = None
-    text: str = ""
-    parts: tuple[Reading, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def net_j(self) -> float | None:
-        """None without a gross figure or without idle on both sides."""
-        if self.energy_j is None or self.idle_before_w is None or self.idle_after_w is None:
-            return None
-        return self.energy_j - (self.idle_before_w + self.idle_after_w) / 2 * self.length_s
-
-    def metric(self, name: str, **labels: str) -> Metric:
-        """The gross energy as a figure in J; without one, the reason."""
-        if self.energy_j is None:
-            return Metric.missing(name, "J", f"{self.reason}: {self.text}", **labels)
-        how = "; ".join([f"gross, {self.scope}, {self.length_s:.1f} s", *self.warnings])
-        return Metric(name, self.energy_j, "J", how, self.kind, n=1, labels=labels)
+AHEAD_S = 0.5
+"""A row dated further ahead than this comes from a clock that is not this machine's."""
+STEP_S = 8.0
+STEP_PERIODS = 10
+"""Shortest load of a step test, also in rows of the slowest log; then thrice as long, while the lag
+that was found is not small beside it."""
+STEP_TRIES = 3
+ROWS_WANTED = 20
+"""Of a turn between its guard times: a request has a cycle of its own, and few rows may meet the
+same part of it again and again (aliasing)."""
 
 
 class EnergySession:
@@ -80,7 +60,7 @@ class EnergySession:
 
     missing: the meters that were not found; their reasons stand in for figures.
     max_gap_s: a longer gap between two samples of a channel gives no figure.
-    idle_s: length of each ``rest``.
+    idle_s: length of each ``rest``, at least; a slow log needs longer.
     clock: the one that the meters were made with.
     """
 
@@ -95,10 +75,13 @@ class EnergySession:
     ) -> None:
         self.meters, self.missing = list(meters), list(missing)
         self.max_gap_s, self.idle_s, self.interval_s = max_gap_s, idle_s, interval_s
-        self._sources = [meter.source for meter in self.meters]
-        self.failures: list[tuple[float, str]] = []
-        """(monotonic time, sentence) of every reading that a device did not answer."""
+        self._readers = [meter.reader for meter in self.meters]
+        self.faults: dict[str, MeterFaults] = {reader: MeterFaults() for reader in self._readers}
+        """Reader -> every reading that the device did not answer and every row that was none."""
+        self.responses: dict[Channel, Response | None] = {}
+        """What the step test learned; None where it saw no step."""
         self._samples: dict[Channel, list[Sample]] = {}
+        self._youngest_s: dict[Channel, float] = {}
         self._idle: list[tuple[float, float]] = []
         self._lock = threading.Lock()
         self._clock = clock
@@ -123,61 +106,133 @@ class EnergySession:
         return self._clock.monotonic_s()
 
     def rest(self) -> None:
-        """Do nothing for ``idle_s`` and remember it as idle; returns at once without a meter."""
+        """Do nothing for ``idle_s``, or as long as a slow log needs, and remember it as idle;
+        returns at once without a meter."""
         if not self.meters:
             return
         start_s = self.now()
-        self._clock.sleep(self.idle_s)
+        self._clock.sleep(max(self.idle_s, self.shortest_window_s()))
         self._idle.append((start_s, self.now()))
+        self.settle()
 
-    def energy(self, start_s: float, end_s: float) -> Energy:
-        """The energy from ``start_s`` to ``end_s`` (of :meth:`now`), or why there is none."""
-        length_s = end_s - start_s
+    def settle(self) -> None:
+        """Wait until the figures of slow logs hold all that happened up to now."""
+        behind = [
+            response.shift_s + 2 * self._period_s(channel)
+            for channel, response in self._slow().items()
+        ]
+        if self.meters and behind and max(behind) > 0:
+            self._clock.sleep(max(behind))
+
+    def learn(self, load: Callable[[], object]) -> list[str]:
+        """The step test: idle, ``load`` again and again, idle; what it learned, as sentences.
+
+        Only of powers that do not say how late and how averaged they are and that a figure may
+        need. ``load`` is a piece of the work, shorter than the test. Repeated with a load thrice
+        as long while what it finds is not small beside it.
+        """
+        if self._silent():
+            # A log's first rows; what takes longer than this has gaps and no figure.
+            self._clock.sleep(self.max_gap_s)
+        self._read()
+        wanted = self._unknown()
+        if not wanted:
+            return []
+        length_s = max(STEP_S, STEP_PERIODS * max(self._period_s(channel) for channel in wanted))
+        for _ in range(STEP_TRIES):
+            found = self._step(load, wanted, length_s)
+            self.responses |= found
+            if all(r and abs(r.lag_s) + r.averaging_s < length_s / 2 for r in found.values()):
+                break
+            length_s *= 3
+        return [self._learned(channel, self.responses[channel]) for channel in wanted]
+
+    def shortest_window_s(self) -> float:
+        """Below this a log that needs guard times has no figure; 0 where none does."""
+        return max(
+            (
+                2 * (r.edge_s + self._period_s(channel))
+                + (FEWEST_POWER_SAMPLES + 1) * self._period_s(channel)
+                for channel, r in self._slow().items()
+            ),
+            default=0.0,
+        )
+
+    def wanted_turn_s(self) -> float:
+        """As long as a turn should be for what the step test found; 0 where it found nothing."""
+        return max(
+            (
+                max(
+                    response.shortest_turn_s,
+                    2 * response.edge_s + ROWS_WANTED * self._period_s(channel),
+                )
+                for channel, response in self._slow().items()
+            ),
+            default=0.0,
+        )
+
+    def energies(self, start_s: float, end_s: float) -> list[BasisEnergy]:
+        """The energy from ``start_s`` to ``end_s`` (of :meth:`now`) on every basis, the widest
+        first; those without a figure say why."""
         if self.meters:
             self._read()
+        readings = {r.channel: r for r in self._readings(start_s, end_s)}
+        return basis_energies(bases(list(readings)), readings.__getitem__)
+
+    def energy(self, start_s: float, end_s: float) -> Energy:
+        """The energy from ``start_s`` to ``end_s`` on the widest basis that has one, or why none
+        has."""
+        length_s = end_s - start_s
+        found = self.energies(start_s, end_s)
         readings = self._readings(start_s, end_s)
-        if not readings:
-            reasons = [f"{m.source}: {m.reason}" for m in self.missing]
-            reasons += list(dict.fromkeys(text for _, text in self.failures))
-            code: Reason = "device_missing" if self.failures else "no_meter"
-            return Energy(None, length_s, reason=code, text="; ".join(reasons) or "none was asked")
-        chosen = _chosen(readings)
-        gross = _total(chosen, length_s)
-        failed = [text for at_s, text in self.failures if start_s <= at_s <= end_s]
-        if gross.energy_j is None and failed:
-            gross = replace(gross, text=f"{gross.text}; {failed[0]}")
-        channels = {reading.channel for reading in chosen}
+        if not found:
+            return Energy(None, length_s, reason=self._lacking(), text=self.why_none())
+        chosen = next((one for one in found if one.energy_j is not None), found[0])
+        text = chosen.text
+        failed = [f for faults in self.faults.values() if (f := faults.text(start_s, end_s))]
+        if chosen.energy_j is None and failed:
+            text = f"{text}; {'; '.join(failed)}"
         before = [w for w in self._idle if w[1] <= start_s]
         after = [w for w in self._idle if w[0] >= end_s]
-        energy = replace(
-            gross,
-            parts=tuple(readings),
-            idle_before_w=self._power(before[-1], channels) if before else None,
-            idle_after_w=self._power(after[0], channels) if after else None,
+        energy = Energy(
+            chosen.energy_j,
+            length_s,
+            chosen.basis.text,
+            chosen.basis.kind,
+            chosen.basis.name,
+            chosen.error_j,
+            self._power(before[-1], chosen.basis) if before else None,
+            self._power(after[0], chosen.basis) if after else None,
+            chosen.reason,
+            text,
+            tuple(readings),
         )
-        heard = {reading.channel.source for reading in readings}
-        silent = [f"{s}: gave no sample" for s in self._sources if s not in heard]
-        return replace(energy, warnings=(*silent, *_warnings(energy)))
+        return with_warnings(energy, [*self._silent(), *cross_checks(chosen, found)])
+
+    def why_none(self) -> str:
+        """Why there is no meter, or none that gave a sample."""
+        reasons = [f"{m.source}: {m.reason}" for m in self.missing]
+        reasons += [text for faults in self.faults.values() if (text := faults.text())]
+        return "; ".join(reasons) or "none was asked"
 
     def samples(self) -> pd.DataFrame:
-        """All samples: monotonic_s, wall_s, source, scope, quantity, value, resolution, kind."""
+        """All samples: monotonic_s, wall_s, reader, place, scope, quantity, value, resolution,
+        kind."""
+        columns = [
+            "monotonic_s", "wall_s", "reader", "place", "scope", "quantity", "value", "resolution",
+            "kind",
+        ]  # fmt: skip
         rows: list[dict[str, Any]] = []
         with self._lock:
             for channel, samples in self._samples.items():
                 about = {
-                    "source": channel.source,
-                    "scope": channel.scope,
-                    "quantity": channel.quantity,
-                    "resolution": channel.resolution,
-                    "kind": channel.kind,
+                    name: getattr(channel, name)
+                    for name in ("reader", "place", "scope", "quantity", "resolution", "kind")
                 }
                 rows += [
                     {"monotonic_s": s.monotonic_s, "wall_s": s.wall_s, **about, "value": s.value}
                     for s in samples
                 ]
-        columns = [
-            "monotonic_s", "wall_s", "source", "scope", "quantity", "value", "resolution", "kind"
-        ]  # fmt: skip
         frame = pd.DataFrame(rows, columns=columns)
         return frame.astype({"resolution": float, "value": float})
 
@@ -185,68 +240,123 @@ class EnergySession:
         with self._lock:
             for meter in self.meters:
                 try:
-                    samples = meter.read()
+                    found = meter.read()
                 except (OSError, ValueError) as error:
-                    self.failures.append((self.now(), f"{meter.source}: {error}"))
-                    continue
-                for sample in samples:
-                    self._samples.setdefault(sample.channel, []).append(sample)
+                    found = [MeterFault(str(error))]
+                now_s = self.now()
+                for one in found:
+                    if isinstance(one, MeterFault):
+                        self.faults[meter.reader].add(now_s, f"{meter.reader}: {one.text}")
+                        continue
+                    self._samples.setdefault(one.channel, []).append(one)
+                    age_s = now_s - one.monotonic_s
+                    self._youngest_s[one.channel] = min(
+                        age_s, self._youngest_s.get(one.channel, age_s)
+                    )
+
+    def _series(self, channel: Channel) -> tuple[np.ndarray, np.ndarray]:
+        """Times, ascending, and values."""
+        with self._lock:
+            samples = list(self._samples.get(channel, ()))
+        times_s = np.array([s.monotonic_s for s in samples])
+        order = np.argsort(times_s, kind="stable")
+        return times_s[order], np.array([s.value for s in samples])[order]
+
+    def _channels(self) -> list[Channel]:
+        with self._lock:
+            return list(self._samples)
+
+    def _period_s(self, channel: Channel) -> float:
+        """Declared, or the usual gap between samples, and no shorter than ours between readings
+        where it is asked and writes no times of its own."""
+        if channel.period_s is not None:
+            return channel.period_s
+        times_s, _ = self._series(channel)
+        gaps_s = np.diff(times_s[-200:])
+        return float(np.median(gaps_s)) if len(gaps_s) else 0.0
+
+    def _unknown(self) -> list[Channel]:
+        needed = {c for basis in bases(self._channels()) for c in basis.channels}
+        return [
+            c
+            for c in self._channels()
+            if c in needed and c.quantity == "power" and None in (c.lag_s, c.averaging_s)
+        ]
+
+    def _slow(self) -> dict[Channel, Response]:
+        return {
+            c: r for c in self._channels() if (r := self._response(c)) is not None and r != EXACT
+        }
+
+    def _response(self, channel: Channel) -> Response | None:
+        """Learned, else declared; None where the step test saw no step."""
+        if channel in self.responses:
+            return self.responses[channel]
+        if channel.quantity == "energy" or not (channel.lag_s or channel.averaging_s):
+            return EXACT
+        return Response(channel.lag_s or 0.0, channel.averaging_s or 0.0)
+
+    def _step(
+        self, load: Callable[[], object], wanted: list[Channel], length_s: float
+    ) -> dict[Channel, Response | None]:
+        self._clock.sleep(length_s)
+        begin_s = self.now()
+        while self.now() < begin_s + length_s:
+            load()
+        end_s = self.now()
+        self._clock.sleep(length_s)
+        self._read()
+        found = {}
+        for channel in wanted:
+            times_s, watts = self._series(channel)
+            near = times_s >= begin_s - length_s
+            found[channel] = learn_response(times_s[near], watts[near], (begin_s, end_s))
+        return found
+
+    def _learned(self, channel: Channel, response: Response | None) -> str:
+        if response is None:
+            return (
+                f"{channel.name}: the step test saw no step between idle and load, so how late it "
+                "is remains unknown and it gives no figure"
+            )
+        text = (
+            f"{channel.name}: lag {response.lag_s:.1f} ± {response.lag_error_s:.1f} s, averaging "
+            f"{response.averaging_s:.1f} ± {response.averaging_error_s:.1f} s, a row every "
+            f"{self._period_s(channel):.3g} s"
+        )
+        if self._youngest_s[channel] < -AHEAD_S:
+            text += f"; its clock is ahead by {-self._youngest_s[channel]:.1f} s or more"
+        return text
 
     def _readings(self, start_s: float, end_s: float) -> list[Reading]:
-        with self._lock:
-            series = {
-                channel: (
-                    np.array([s.monotonic_s for s in samples]),
-                    np.array([s.value for s in samples]),
-                )
-                for channel, samples in self._samples.items()
-            }
-        readings = []
-        for channel, (times_s, values) in series.items():
-            order = np.argsort(times_s, kind="stable")
-            times_s, values = times_s[order], values[order]
-            readings.append(window_energy(channel, times_s, values, start_s, end_s, self.max_gap_s))
-        return readings
+        return [self._reading(channel, start_s, end_s) for channel in self._channels()]
 
-    def _power(self, window: tuple[float, float], channels: set[Channel]) -> float | None:
-        """Mean power of ``channels`` over an idle window; None if one of them has no figure."""
-        readings = [r for r in self._readings(*window) if r.channel in channels]
-        total = _total(readings, window[1] - window[0])
-        return None if total.energy_j is None else total.energy_j / total.length_s
-
-
-def _chosen(readings: list[Reading]) -> list[Reading]:
-    """The channels whose sum is the figure: the wall's, else each part's counter or power."""
-    wall = [r for r in readings if r.channel.scope.startswith("wall:")]
-    if wall:
-        return wall
-    counted = {r.channel.scope for r in readings if r.channel.quantity == "energy"}
-    return [r for r in readings if r.channel.quantity == "energy" or r.channel.scope not in counted]
-
-
-def _total(readings: list[Reading], length_s: float) -> Energy:
-    failed = [r for r in readings if r.energy_j is None]
-    if failed:
-        return Energy(None, length_s, reason=failed[0].reason, text=failed[0].text)
-    kinds = {r.channel.kind for r in readings}
-    weakest: Kind = next(k for k in ("assumed", "modelled", "measured") if k in kinds)
-    scope = " + ".join(f"{r.channel.source} {r.channel.scope}" for r in readings)
-    return Energy(sum(r.energy_j for r in readings if r.energy_j), length_s, scope, weakest)
-
-
-def _warnings(energy: Energy) -> tuple[str, ...]:
-    warnings = []
-    by_scope: dict[str, dict[str, float]] = {}
-    for part in energy.parts:
-        if part.energy_j is not None:
-            by_scope.setdefault(part.channel.scope, {})[part.channel.quantity] = part.energy_j
-    for scope, found in by_scope.items():
-        if len(found) == 2 and abs(found["power"] / found["energy"] - 1) > CROSS_CHECK:
-            warnings.append(
-                f"{scope}: the counter says {found['energy']:.4g} J, "
-                f"polled power {found['power']:.4g} J"
+    def _reading(self, channel: Channel, start_s: float, end_s: float) -> Reading:
+        response = self._response(channel)
+        ahead_s = -self._youngest_s[channel]
+        if response is None:
+            return Reading(
+                channel, None, 0, "too_short", f"{channel.name}: the step test saw no step in it"
             )
-    before, after = energy.idle_before_w, energy.idle_after_w
-    if before and after and abs(before - after) > IDLE_DRIFT * (before + after) / 2:
-        warnings.append(f"idle power was {before:.4g} W before and {after:.4g} W after")
-    return tuple(warnings)
+        if ahead_s > AHEAD_S and channel not in self.responses:
+            return Reading(
+                channel,
+                None,
+                0,
+                "clock_ahead",
+                f"{channel.name}: rows are dated {ahead_s:.1f} s ahead of this machine's clock",
+            )
+        times_s, values = self._series(channel)
+        return window_energy(channel, times_s, values, start_s, end_s, self.max_gap_s, response)
+
+    def _power(self, window: tuple[float, float], basis: EnergyBasis) -> float | None:
+        """Mean power of a basis over an idle window; None where it has no figure."""
+        (energy,) = basis_energies([basis], lambda channel: self._reading(channel, *window))
+        return None if energy.energy_j is None else energy.energy_j / (window[1] - window[0])
+
+    def _lacking(self) -> Reason:
+        return "device_missing" if any(len(f) for f in self.faults.values()) else "no_meter"
+
+    def _silent(self) -> list[str]:
+        heard = {channel.reader for channel in self._channels()}
+        return [f"{reader}: gave no sample" for reader in self._readers if reader not in heard]

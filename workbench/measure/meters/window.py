@@ -2,7 +2,12 @@
 
 Power is integrated by trapezoid, a counter is differenced; both are interpolated linearly at
 the window's edges. A window fails closed: without a sample on both sides of it, with a gap in
-it, or with a counter that went back, there is no figure at all.
+it, with several samples at one time, or with a counter that went back, there is no figure at all.
+
+A power that is late or averaged (:class:`~.response.Response`) is moved back to where it belongs.
+What it shows near an edge of the window is partly of before or after, so a guard time at either
+edge is left out, and the power of the part between them stands for the whole window: right where
+the work is the same throughout, as in a turn, and how far it is not is part of the error.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from workbench.measure.meters.response import EXACT, Response
 from workbench.measure.meters.sample import Channel
 
 Reason = Literal[
@@ -19,6 +25,8 @@ Reason = Literal[
     "device_missing",
     "not_bracketed",
     "gap",
+    "repeated",
+    "clock_ahead",
     "counter_reset",
     "counter_stuck",
     "too_short",
@@ -29,17 +37,25 @@ FEWEST_POWER_SAMPLES = 3
 PLAUSIBLE_W = 5000.0
 """A counter that went back is a wrap only if the step forward would be less than this; a
 reset from a random place would nearly always be more, over a gap of seconds."""
+TOGETHER = 0.02
+"""Samples closer than this share of the usual gap came at one time."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """energy_j: over the window; None with a reason code and a sentence."""
+    """energy_j: over the window; None with a reason code and a sentence.
+
+    error_j: half width, about two standard errors. bias_j: the part of it that is the same in every
+    window of its sort, so that no scatter over many windows shows it.
+    """
 
     channel: Channel
     energy_j: float | None
     samples: int
     reason: Reason | None = None
     text: str = ""
+    error_j: float = 0.0
+    bias_j: float = 0.0
 
 
 def window_energy(
@@ -49,15 +65,19 @@ def window_energy(
     start_s: float,
     end_s: float,
     max_gap_s: float,
+    response: Response = EXACT,
 ) -> Reading:
     """Energy of ``channel`` from ``start_s`` to ``end_s``.
 
     times_s: ascending, on the clock of the window. values: J of a counter or W, as sampled.
+    response: of a power that is late or averaged.
     """
 
     def none(reason: Reason, text: str) -> Reading:
-        return Reading(channel, None, inside, reason, f"{channel.source} {channel.scope}: {text}")
+        return Reading(channel, None, inside, reason, f"{channel.name}: {text}")
 
+    if response != EXACT:
+        times_s = times_s - response.shift_s
     inside = int(np.count_nonzero((times_s >= start_s) & (times_s <= end_s)))
     first = int(np.searchsorted(times_s, start_s, side="right")) - 1
     last = int(np.searchsorted(times_s, end_s, side="left"))
@@ -68,6 +88,8 @@ def window_energy(
     if last >= len(times_s):
         return none("not_bracketed", f"last sample {end_s - times_s[-1]:.2f} s before the end")
     times_s, values = times_s[first : last + 1], values[first : last + 1]
+    if (together := samples_together(times_s)) > 1:
+        return none("repeated", several_under_one_name(together))
     longest_s = float(np.diff(times_s).max(initial=0.0))
     if longest_s > max_gap_s:
         return none("gap", f"no sample for {longest_s:.2f} s, allowed: {max_gap_s:g} s")
@@ -76,16 +98,30 @@ def window_energy(
     if channel.quantity == "power":
         if inside < FEWEST_POWER_SAMPLES:
             return none("too_short", f"{inside} samples in {length_s:.3f} s")
-        edges_w = np.interp([start_s, end_s], times_s, values)
-        within = (times_s > start_s) & (times_s < end_s)
-        at_s = np.concatenate([[start_s], times_s[within], [end_s]])
-        power_w = np.concatenate([edges_w[:1], values[within], edges_w[1:]])
-        return Reading(channel, float(np.trapezoid(power_w, at_s)), inside)
+        if response == EXACT:
+            energy_j = _trapezoid(times_s, values, start_s, end_s)
+            return Reading(channel, energy_j, inside)
+        # Between two samples the power is drawn as a line, which smears it by one more gap.
+        guard_s = response.edge_s + longest_s
+        begin_s, finish_s = start_s + guard_s, end_s - guard_s
+        between = (times_s >= begin_s) & (times_s <= finish_s)
+        if np.count_nonzero(between) < FEWEST_POWER_SAMPLES:
+            return none(
+                "too_short",
+                f"{length_s:.1f} s, of which {guard_s:.1f} s at either edge are guard time: lag "
+                f"{response.lag_s:.1f} s, averaging {response.averaging_s:.1f} s, a row every "
+                f"{longest_s:.1f} s",
+            )
+        mean_w = _trapezoid(times_s, values, begin_s, finish_s) / (finish_s - begin_s)
+        left_out = 2 * guard_s / length_s
+        scatter_w, bias_w = _errors_w(times_s[between], values[between], response, left_out)
+        error_j = float(np.hypot(scatter_w, bias_w)) * length_s
+        return Reading(channel, mean_w * length_s, inside, None, "", error_j, bias_w * length_s)
 
-    if channel.update_s and length_s < FEWEST_UPDATES * channel.update_s:
+    if channel.period_s and length_s < FEWEST_UPDATES * channel.period_s:
         return none(
             "too_short",
-            f"{length_s:.3f} s; the counter is renewed every {channel.update_s:g} s",
+            f"{length_s:.3f} s; the counter is renewed every {channel.period_s:g} s",
         )
     steps_j = np.diff(values)
     back = steps_j < 0
@@ -100,3 +136,49 @@ def window_energy(
     if finish_j <= begin_j:
         return none("counter_stuck", f"the counter did not move in {length_s:.2f} s")
     return Reading(channel, float(finish_j - begin_j), inside)
+
+
+def samples_together(times_s: np.ndarray) -> int:
+    """How many samples come at one time, or nearly, again and again; 1 where each has its own.
+
+    times_s: ascending.
+    """
+    if len(times_s) < 2:
+        return 1
+    gaps_s = np.diff(times_s)
+    usual_s = float(np.quantile(gaps_s, 0.95))
+    starts = np.flatnonzero(np.concatenate([[True], gaps_s > TOGETHER * usual_s]))
+    sizes = np.diff(np.append(starts, len(times_s)))
+    # A row that is late now and then is no second thing; one that is there twice is.
+    if (gaps_s > 0).all() and len(times_s) < 1.5 * len(sizes):
+        return 1
+    return int(np.median(sizes[sizes > 1])) if (sizes > 1).any() else 1
+
+
+def several_under_one_name(together: int) -> str:
+    return (
+        f"{together} rows at one time: they may be as many things under one name, to be summed, or "
+        "one row written again; give each thing its own source"
+    )
+
+
+def _trapezoid(times_s: np.ndarray, watts: np.ndarray, start_s: float, end_s: float) -> float:
+    edges_w = np.interp([start_s, end_s], times_s, watts)
+    within = (times_s > start_s) & (times_s < end_s)
+    at_s = np.concatenate([[start_s], times_s[within], [end_s]])
+    power_w = np.concatenate([edges_w[:1], watts[within], edges_w[1:]])
+    return float(np.trapezoid(power_w, at_s))
+
+
+def _errors_w(
+    times_s: np.ndarray, watts: np.ndarray, response: Response, left_out: float
+) -> tuple[float, float]:
+    """Half widths of the mean power: of its scatter, which holds what a slow log misses of a quick
+    change (aliasing), and of what is left to assumption. Rows of one average tell the same twice,
+    so they count by the averaging; a drift of the power goes on in the guard times."""
+    length_s = float(times_s[-1] - times_s[0])
+    n = min(len(watts), length_s / response.averaging_s) if response.averaging_s else len(watts)
+    scatter_w = 2.0 * float(watts.std(ddof=1)) / np.sqrt(max(n, 1.0))
+    half = len(watts) // 2
+    drift_w = abs(float(watts[-half:].mean() - watts[:half].mean()))
+    return scatter_w, left_out * drift_w
