@@ -401,6 +401,35 @@ def bench_trace(
     bench_trace(rows, formats=formats, folder=folder, out=out)
 
 
+@bench.command("client")
+def bench_client(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="a model folder with tokenizer")],
+    aiperf: Annotated[
+        Path | None,
+        typer.Option(help="executable of aiperf, installed apart", show_default="ours alone"),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="requests a second")] = 4.0,
+    requests: Annotated[int, typer.Option(help="requests of a round")] = 32,
+    output_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 32,
+    rounds: Annotated[int, typer.Option(help="rounds of each client, in turns")] = 6,
+    threads: Annotated[int, typer.Option(help="threads of the server, 0: all cores")] = 0,
+    out: OutFile = None,
+) -> None:
+    """The load client's times to first token and between tokens, beside aiperf's on one server."""
+    from workbench.bench.client import bench_client
+
+    bench_client(
+        model,
+        aiperf,
+        rate_per_s=rate,
+        requests=requests,
+        output_tokens=output_tokens,
+        rounds=rounds,
+        threads=threads,
+        out=out,
+    )
+
+
 @bench.command("gpu")
 def bench_gpu(
     rehearse: Annotated[bool, typer.Option("--rehearse", help="tiny, without a GPU")] = False,
