@@ -9,6 +9,7 @@ import pytest
 from workbench.measure.statistics import (
     bits_per_byte,
     bits_per_byte_difference,
+    bits_per_byte_difference_over_seeds,
     block_means,
     count,
     fewest_for_quantile,
@@ -227,3 +228,22 @@ def test_an_estimate_becomes_a_metric_with_everything_it_knows():
     assert metric.lo < metric.value < metric.hi
     assert metric.how == "timed; order statistics 40 and 61 of 100"
     assert metric.labels == {"arm": "ternary"}
+
+
+def test_a_gap_over_seeds_holds_the_luck_of_seeds_and_documents() -> None:
+    """Gaps of seeds spread by 0.02, those of documents by 0.1: the interval of one seed alone
+    would miss the mean of all seeds in most cases."""
+    draw, size, misses, alone = np.random.default_rng(0), np.full(64, 1000.0), 0, 0
+    for _ in range(200):
+        document = draw.normal(0.05, 0.1, 64)
+        seeds = draw.normal(0.0, 0.02, 3)
+        first = draw.gamma(20.0, 50.0, 64)
+        second = [first + 1000 * math.log(2) * (document + seed) for seed in seeds]
+        over = bits_per_byte_difference_over_seeds([first] * 3, second, size)
+        misses += not over.lo <= 0.05 <= over.hi
+        one = bits_per_byte_difference(first, second[0], size, resamples=200)
+        alone += not one.lo <= 0.05 <= one.hi
+    assert misses <= 16 < alone  # 95 % of 200, with the luck of the simulation
+    assert over.n == 3 and "t over 3 seeds" in over.method
+    single = bits_per_byte_difference_over_seeds([first], second[:1], size)
+    assert single.lo is None and "one seed" in single.reason

@@ -182,6 +182,27 @@ def test_the_same_pilot_gives_the_same_figures_bit_for_bit(
     )
 
 
+def test_more_seeds_say_how_far_their_luck_moves_the_gap(
+    pilot: Pilot, record: StageRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = pilot.train.model_copy(update={"seeds": 2})
+    several = run_stage(pilot.model_copy(update={"train": train}), tmp_path)
+    seeds = [str(pilot.seed), str(pilot.seed + 1)]
+    gaps = [several.metric("seed_gap_bits_per_byte", seed=seed).value for seed in seeds]
+    ends = {
+        arm: record.metric("final_bits_per_byte", arm=arm).value
+        for arm in ("full_precision", "ternary")
+    }
+    assert gaps[0] == pytest.approx(ends["ternary"] - ends["full_precision"])
+    assert gaps[1] != gaps[0]
+    over = several.metric("gap_over_seeds_bits_per_byte")
+    assert over.value == pytest.approx(np.mean(gaps)) and over.n == 2
+    assert set(several.table("seeds")["seed"]) == {pilot.seed, pilot.seed + 1}
+    assert several.artefacts == record.artefacts
+    monkeypatch.setattr("workbench.train.arm.run_training", None)
+    assert run_stage(pilot.model_copy(update={"train": train}), tmp_path).metrics, "all is kept"
+
+
 def test_a_second_attempt_in_the_same_folder_trains_nothing(
     pilot: Pilot, record: StageRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:

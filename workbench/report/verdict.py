@@ -77,7 +77,7 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     if trained and trained.value:
         model = pilot.model.checkpoint or pilot.model.preset
         found.append(Sentence("caveat.trained", {"model": model, "tokens": trained.value}))
-        found.append(Sentence("caveat.one_seed"))
+        found.append(_luck_of_the_seed(records["train_qat"]))
     if "train_qat" in records and "distillation" in records["train_qat"].facts:
         found.append(Sentence("caveat.taught"))
     probe = records["readiness"].metric("decode_speedup") if "readiness" in records else None
@@ -96,6 +96,14 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     if "measure_ab" in records and not _has(records["measure_ab"], "energy_j_per_token"):
         found.append(Sentence("caveat.no_energy"))
     return found
+
+
+def _luck_of_the_seed(trained: StageRecord) -> Sentence:
+    gaps = [m.value for m in trained.metrics if m.name == "seed_gap_bits_per_byte"]
+    known = [gap for gap in gaps if gap is not None]
+    if len(known) < 2:
+        return Sentence("caveat.one_seed")
+    return Sentence("caveat.seeds", {"n": len(known), "least": min(known), "most": max(known)})
 
 
 def _carried(records: Mapping[str, StageRecord]) -> list[Sentence]:

@@ -35,6 +35,7 @@ from workbench.pilot.sections.model import Model
 from workbench.pilot.spec import Pilot
 from workbench.stages.context import StageContext
 from workbench.stages.train_qat_record import record_arms, record_gradient_errors
+from workbench.stages.train_qat_seeds import train_other_seeds
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.folder import replacing_folder
 from workbench.ternary.fused import why_plain
@@ -43,7 +44,7 @@ from workbench.ternary.packed import save_packed
 from workbench.ternary.policy import require_ternary, resolve
 from workbench.ternary.post_training import CALIBRATION_SEQUENCES, ternarize_post_training
 from workbench.train.arm import train_arm
-from workbench.train.distill import attention_projections
+from workbench.train.distill import as_teacher, attention_projections
 from workbench.train.evaluator import Evaluator
 from workbench.train.int8_gradients import gradient_errors, set_int8_gradients
 from workbench.train.preflight import has_new_norms, idle_gpus, plan_memory, require_trainable
@@ -91,6 +92,7 @@ def run(context: StageContext) -> None:
     _free_memory()  # the baseline's weights may take a large part of it
     ternary = _train_ternary(context, setup, losses)
     record_arms(context, {"full_precision": baseline, "ternary": ternary}, losses)
+    train_other_seeds(context, setup, losses)
 
 
 def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -190,7 +192,7 @@ def _train_ternary(
     int8 = setup.train.int8_gradients
     checked = [_gradient_check(context, setup, model, "before")] if int8 else []
     set_int8_gradients(model, int8)
-    teacher = _teacher(context)
+    teacher = _teacher(context, setup)
     evaluator = train_arm(
         "ternary", model, setup, context.folder / "ternary_arm", context.progress, teacher
     )
@@ -216,7 +218,7 @@ def _gradient_check(
     return errors.assign(moment=moment)
 
 
-def _teacher(context: StageContext) -> PreTrainedModel | None:
+def _teacher(context: StageContext, setup: TrainingSetup) -> PreTrainedModel | None:
     """The model that ``train.distillation`` names; what it is and costs goes into the facts."""
     kind = context.pilot.train.distillation.teacher
     if kind == "none":
@@ -230,10 +232,7 @@ def _teacher(context: StageContext) -> PreTrainedModel | None:
         "(teacher_time_s, teacher_tokens); what the teacher's own training took is not",
     }
     with quiet_transformers():
-        teacher = load_checkpoint(str(where))
-    if context.device.name == "cuda" and context.pilot.train.precision == "bfloat16":
-        teacher = teacher.bfloat16()  # what the computation rounds it to anyway
-    return teacher.to(context.device.name)
+        return as_teacher(load_checkpoint(str(where)), setup)
 
 
 def _fresh_model(

@@ -31,8 +31,16 @@ from transformers import PreTrainedModel
 
 from workbench.errors import ConfigError
 from workbench.pilot.sections.train import Distillation
+from workbench.train.setup import TrainingSetup
 
 KINDS = ("q_proj", "k_proj", "v_proj")
+
+
+def as_teacher(model: PreTrainedModel, setup: TrainingSetup) -> PreTrainedModel:
+    """``model`` where the student is trained, in the precision that the computation rounds to."""
+    if setup.device == "cuda" and setup.train.precision == "bfloat16":
+        model = model.bfloat16()
+    return model.to(setup.device)
 
 
 class Teacher:

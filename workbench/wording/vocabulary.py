@@ -120,6 +120,19 @@ FIGURES: dict[str, Figure] = {
     "largest_tenant_share": Figure("load"),
     "concurrency": Figure("load", labels=({"statistic": words("mean", "p95", "most")},)),
     "prefix_reuse_share": Figure("load"),
+    "seed_gap_bits_per_byte": Figure(
+        "quality",
+        "lower",
+        (
+            {
+                "seed": Values(
+                    "`seed` and those after it, `train.seeds` in all",
+                    lambda pilot: [str(pilot.seed + k) for k in range(pilot.train.seeds)],
+                )
+            },
+        ),
+    ),
+    "gap_over_seeds_bits_per_byte": Figure("quality", "lower"),
     "final_bits_per_byte": Figure(
         "training", "lower", ({"arm": words("full_precision", "ternary", "post_training")},)
     ),

@@ -118,6 +118,13 @@ class Train(Section):
         description="batches whose gradients make one step: batch_size x gradient_accumulation "
         "sequences, however many processes share them",
     )
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="trainings of both arms, with the pilot's seed and those after it: how far the "
+        "luck of a seed moves the quality gap; later stages take the models of the first",
+    )
     processes: Count = Field(
         1,
         description="that train together, each with the whole model and an equal part of every "
