@@ -50,14 +50,16 @@ def true_rate() -> float:
     return low
 
 
-def offered(rate: float, seconds: float, seed: int) -> Point:
+def offered(rate: float, seconds: float, seed: int, target_s: float = TARGET_S) -> Point:
     """A point of that queue, ended early by the stop rule."""
     due, end, wait = queue(rate, seconds, seed)
     width = seconds / 24
     for now in width * np.arange(1, 25):
-        if Windows.of(now, width, due, due + wait, end).overloaded(SERVERS, TARGET_S):
+        if Windows.of(now, width, due, due + wait, end).overloaded(SERVERS, target_s):
             return Point(rate, "overloaded", now)
-    judged = wait[due > 0.1 * seconds] <= TARGET_S
+    if Windows.of(seconds, width, due, due + wait, end).overloaded(SERVERS, 0.0):
+        return Point(rate, "overloaded", seconds)
+    judged = wait[due > 0.1 * seconds] <= target_s
     share = float(judged.mean())
     outcome = "held" if share >= WANTED else "missed"
     met = {"interactive": Estimate(share, None, None, len(judged), "")}
@@ -84,6 +86,12 @@ def test_an_overload_ends_its_point_early(rate: float, most: float) -> None:
     took = [offered(rate * 40, 60.0, seed) for seed in range(20)]
     assert sum(point.outcome == "overloaded" for point in took) >= 19
     assert np.median([point.took_s for point in took]) < most * 60
+
+
+def test_more_than_can_be_done_does_not_hold_because_the_point_is_short() -> None:
+    """Twice the capacity for 5 s, and requests may wait for 10: all of them are in time."""
+    outcomes = [offered(80.0, 5.0, seed, target_s=10.0).outcome for seed in range(20)]
+    assert outcomes.count("overloaded") >= 19
 
 
 def test_a_busy_queue_that_keeps_up_is_not_called_overloaded() -> None:
@@ -138,7 +146,7 @@ def test_what_a_search_could_not_find_is_said() -> None:
     assert "needs 120 s" in short.why
 
     late = largest_rate(lambda r, s, n: Point(r, "refused", s, why="the client was late"), 9.0, 99)
-    assert (late.kind, late.why, len(late.points)) == ("not_measured", "the client was late", 1)
+    assert (late.kind, late.why, len(late.points)) == ("not_measured", "the client was late", 2)
 
 
 def test_a_budget_is_kept() -> None:

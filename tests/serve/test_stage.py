@@ -16,11 +16,17 @@ from workbench.load.profile import LoadProfile
 from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress, follow
 from workbench.records.stage_record import StageRecord
+from workbench.serve import offer, tuning
 from workbench.serve.load import Load
 from workbench.serve.process import ServerProcess
 from workbench.serve.rehearsal import ARMS_OF_PHASE, requests_table
 from workbench.serve.replay import Outcome
-from workbench.stages import deploy_rollback, deploy_rollback_record, profile_load
+from workbench.stages import (
+    deploy_rollback,
+    deploy_rollback_record,
+    deploy_rollback_tuning,
+    profile_load,
+)
 from workbench.stages.context import StageContext
 
 PATIENT = "deploy_rollback.max_dispatch_delay_ms=60000"
@@ -101,6 +107,49 @@ def test_a_rollback_under_load_loses_nothing(arms, tmp_path) -> None:
     kinds = {event["kind"] for event in follow(tmp_path / "events.jsonl", None)}
     assert {"note", "step"} <= kinds
     assert not _servers(), "the server must be gone"
+
+
+def test_the_queue_is_tuned_and_goes_on_after_a_kill(arms, tmp_path, monkeypatch) -> None:
+    """A sweep of seconds over real servers; with its points kept none is measured again."""
+    monkeypatch.setattr(offer, "SHORTEST_S", 0.3)
+    monkeypatch.setattr(offer, "SHORTEST_IN_TARGETS", 0.0)
+    tuned = context(
+        tmp_path,
+        arms,
+        PATIENT,
+        "deploy_rollback.tuning.budget_s=8.0",
+        "deploy_rollback.tuning.slots=[2]",
+        "deploy_rollback.tuning.batch_wait_ms=[5.0]",
+        "deploy_rollback.tuning.output_tokens=[1]",
+    )
+    found = deploy_rollback_tuning.tuned_in_stage(tuned)
+    assert not _servers(), "the server must be gone"
+    assert [(each.requests, each.arm) for each in found] == [
+        ("tokens_1", "full_precision"), ("tokens_1", "hybrid"),
+        ("profile", "full_precision"), ("profile", "hybrid"),
+    ]  # fmt: skip
+    record = tuned.record
+    points, searches = record.table("tuning_points"), record.table("tuning")
+    assert len(searches) == 4 and len(points) >= 2
+    assert set(points["outcome"]) <= {"held", "missed", "overloaded"}
+    # How much a budget of seconds tells is the machine's affair.
+    figures = [m for m in record.metrics if m.name == "largest_rate_per_s"]
+    assert len(figures) == 4 and any(m.value for m in figures) and all(m.reason for m in figures)
+    assert {"slots": "2", "batch_wait_ms": "5"}.items() <= figures[0].labels.items()
+    assert record.artefact("settings").read_text() == record.facts["tuning"]["settings"]
+    assert "hybrid" in record.facts["tuning"]["settings"]
+
+    rows = tuned.folder / "tuning" / "tuning.jsonl"
+    whole = rows.read_text()
+    monkeypatch.setattr(tuning, "server_process", None)  # nothing is measured again
+    rows.write_text(whole + '{"slots": 2, "cut of')
+    again = context(tmp_path / "again", arms)
+    args = (tuned.pilot, tuned.upstream, "cpu", tuned.folder / "tuning", lambda *_: None)
+    assert deploy_rollback_tuning.tune(*args) == found
+    assert rows.read_text() == whole
+    assert deploy_rollback_tuning.tuned_in_stage(again) == []
+    left_out = again.record.metric("largest_rate_over_load", arm="hybrid")
+    assert "budget_s is 0" in left_out.reason
 
 
 def test_the_misses_of_one_arm_are_not_the_others(arms, tmp_path) -> None:

@@ -17,7 +17,19 @@ from workbench.measure.statistics import Estimate
 from workbench.serve.replay import Outcome
 
 CarriesAnswer = Literal["yes", "no", "not_measured"]
-Why = Literal["capacity", "met", "missed", "slower", "cut", "no_target", "late", "open"]
+Why = Literal[
+    "capacity",
+    "met",
+    "missed",
+    "slower",
+    "cut",
+    "no_target",
+    "late",
+    "open",
+    "tuned",
+    "tuned_open",
+    "tuned_cut",
+]
 
 
 @dataclass(frozen=True)

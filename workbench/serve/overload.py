@@ -55,7 +55,8 @@ class Windows:
         return cls(came - gone, ttft_s)
 
     def overloaded(self, slots: int, target_ttft_s: float) -> bool:
-        """Whether the server falls behind. slots: requests that it runs together."""
+        """Whether the server falls behind. slots: requests that it runs together. target_ttft_s:
+        what the latest first tokens must have missed; 0 asks for the trends alone."""
         if len(self.concurrency) < FEWEST_WINDOWS or not self.ttft_s[-1] > target_ttft_s:
             return False
         third = len(self.concurrency) // 3

@@ -28,9 +28,12 @@ when the rate that won has to hold again."""
 FEWEST_REQUESTS = 60
 """Of a point: where one in twenty may miss, fewer say too little."""
 
-Kind = Literal["found", "at_least", "none", "not_measured"]
+REFUSED = 2
+"""Points in a row that end the search: what disturbed the client once may be gone."""
+
+SearchEnd = Literal["found", "at_least", "none", "not_measured"]
 """found: a higher rate failed. at_least: no rate that was tried failed. none: none held."""
-Outcome = Literal["held", "missed", "overloaded", "refused"]
+PointOutcome = Literal["held", "missed", "overloaded", "refused"]
 """Of a point. refused: the client itself was late, so it says nothing of the server."""
 
 
@@ -45,7 +48,7 @@ class Point:
     """
 
     rate_per_s: float
-    outcome: Outcome
+    outcome: PointOutcome
     took_s: float
     requests: int = 0
     achieved_per_s: float = 0.0
@@ -80,7 +83,7 @@ class LargestRate:
     """rate_per_s: the largest that held. failed_per_s: the smallest that did not. confirmed: it
     held twice. best: the point that says most of ``rate_per_s``."""
 
-    kind: Kind
+    kind: SearchEnd
     rate_per_s: float | None
     failed_per_s: float | None
     confirmed: bool
@@ -94,37 +97,50 @@ class LargestRate:
 
 
 def largest_rate(
-    measure: Callable[[float, float, int], Point], first_per_s: float, budget_s: float
+    measure: Callable[[float, float, int], Point],
+    first_per_s: float,
+    budget_s: float,
+    shortest_s: float = 0.0,
 ) -> LargestRate:
     """Search from ``first_per_s`` requests a second for at most ``budget_s``.
 
     measure: (requests a second, seconds, seed) -> point. It may take longer than it was given
-    (answers have to end); what it took is what is counted.
+    (answers have to end); what it took is what is counted. shortest_s: of a point, however small
+    the budget: within less time than requests may wait no queue shows.
     """
-    search = _Search(measure, budget_s)
+    search = _RateSearch(measure, budget_s, shortest_s)
     rate = first_per_s
     while True:
         again = search.closed
         if not search.try_one(rate):
             return search.result()
+        if search.points[-1].outcome == "refused":
+            continue
         if again and search.points[-1].outcome == "held":
             return search.result(confirmed=True)
         rate = search.next_rate()
 
 
-class _Search:
+class _RateSearch:
     """Points so far, and what they leave open."""
 
-    def __init__(self, measure: Callable[[float, float, int], Point], budget_s: float) -> None:
+    def __init__(
+        self,
+        measure: Callable[[float, float, int], Point],
+        budget_s: float,
+        shortest_s: float,
+    ) -> None:
         self._measure, self._budget_s, self._left_s = measure, budget_s, budget_s
+        self._shortest_s = shortest_s
         self.points: list[Point] = []
+        self._refused = 0
         self._ended = ""
 
     def _point_s(self, rate: float) -> float:
         """Seconds of the next point: a part of the budget, and long enough for its requests to
         say something."""
         part = 1.0 if self.bracketed else COARSE
-        seconds = max(part * self._budget_s / POINTS, FEWEST_REQUESTS / rate)
+        seconds = max(part * self._budget_s / POINTS, FEWEST_REQUESTS / rate, self._shortest_s)
         if self.closed:
             return max(seconds, min(CONFIRMED_BY * seconds, self._left_s))
         return seconds
@@ -135,15 +151,15 @@ class _Search:
         if seconds > self._left_s:
             self._ended = (
                 f"the budget of {self._budget_s:.3g} s ended; the next point, {rate:.3g} requests/s"
-                f", needs {seconds:.3g} s of the {self._left_s:.3g} s left"
+                f", needs {seconds:.3g} s of the {max(0.0, self._left_s):.3g} s left"
             )
             return False
         point = self._measure(rate, seconds, len(self.points))
         self.points.append(point)
         self._left_s -= point.took_s
-        if point.outcome == "refused":
-            self._ended = point.why
-        return point.outcome != "refused"
+        self._refused = self._refused + 1 if point.outcome == "refused" else 0
+        self._ended = point.why if self._refused else ""
+        return self._refused < REFUSED
 
     def largest_held(self) -> float | None:
         """Of the rates below the smallest that failed: once a rate failed, none above it holds."""

@@ -2,7 +2,8 @@
 
 The server is a process of its own, and so are the clients that play the load: neither waits for
 the other's interpreter, nor for this one's, and one that dies costs an error message, not the
-stage. There is nothing to resume: a killed replay is played again, whole.
+stage. There is nothing to resume: a killed replay is played again, whole; the queue's
+tuning before it (:mod:`.deploy_rollback_tuning`) goes on with the points it has.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.spec import ServeSpec
 from workbench.stages.context import StageContext
 from workbench.stages.deploy_rollback_record import Replayed, record_replay, record_server
+from workbench.stages.deploy_rollback_tuning import tuned_in_stage
 
 CAPACITY_SHARE, CAPACITY_LEAST_S, CAPACITY_MOST_S = 0.05, 0.5, 10.0
 """Time for each arm's measurement of capacity, as a share of the replay, and its limits."""
@@ -49,6 +51,7 @@ def run(context: StageContext) -> None:
         batch_wait_s=section.batch_wait_ms / 1e3,
         rule=RollbackRule(**rule.model_dump()) if rule else None,
     )
+    tuned = tuned_in_stage(context)
     context.progress.note("starting the server with both arms")
     with server_process(spec, context.folder) as server:
         load = _load(context, server, profile)
@@ -56,7 +59,7 @@ def run(context: StageContext) -> None:
         with load_processes(endpoint, context.folder, check=server.check) as client:
             replayed = _rehearse(context, server, client, load)
     record_server(context, server, replayed)
-    record_replay(context, replayed)
+    record_replay(context, replayed, tuned)
 
 
 def _load(context: StageContext, server: ServerProcess, profile: LoadProfile) -> Load:

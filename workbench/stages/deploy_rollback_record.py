@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,9 @@ from workbench.serve.rehearsal import (
     served_by,
 )
 from workbench.serve.replay import FAULTS, Outcome
+from workbench.serve.tuning import Searched
 from workbench.stages.context import StageContext
+from workbench.stages.deploy_rollback_tuning import with_tuning
 
 MB = 1e6
 SHORTEST_WINDOW_S, MOST_WINDOWS = 0.05, 400
@@ -81,7 +84,9 @@ def record_server(context: StageContext, server: ServerProcess, replayed: Replay
     record.facts["backends"] = {name: arm.backend for name, arm in arms.items()}
 
 
-def record_replay(context: StageContext, replayed: Replayed) -> None:
+def record_replay(
+    context: StageContext, replayed: Replayed, tuned: Sequence[Searched] = ()
+) -> None:
     section, record = context.pilot.deploy_rollback, context.record
     requests = requests_table(replayed.outcomes)
     record.save_table("requests", requests)
@@ -104,7 +109,7 @@ def record_replay(context: StageContext, replayed: Replayed) -> None:
     handover = _record_rollback(context, requests, replayed.switches, late)
     _record_faults(record, requests, handover.ordered_s)
     shares = _record_targets(context, requests, handover.ordered_s, late)
-    _record_carried(context, replayed, shares, late)
+    _record_carried(context, replayed, shares, late, tuned)
 
 
 def _record_piece(context: StageContext, replayed: Replayed) -> None:
@@ -291,12 +296,18 @@ def _record_goodput(
 
 
 def _record_carried(
-    context: StageContext, replayed: Replayed, shares: Shares, late: str | None
+    context: StageContext,
+    replayed: Replayed,
+    shares: Shares,
+    late: str | None,
+    tuned: Sequence[Searched],
 ) -> None:
-    """For each arm, whether it carries the load, as far as this replay can say."""
+    """For each arm, whether it carries the load, as far as this replay and the tuning can say."""
     record = context.record
     profile = LoadProfile.from_record(context.need("profile_load"))
     cut = record.metric("cut_share")
+    wanted_share = context.pilot.deploy_rollback.slo_share
+    cut_share = cut.value if cut and cut.value else 0.0
     answers = {}
     for arm, capacity in replayed.capacity.items():
         answers[arm] = carries(
@@ -304,10 +315,10 @@ def _record_carried(
             profile.rate_per_s,
             capacity,
             shares[arm],
-            cut_share=cut.value if cut and cut.value else 0.0,
-            wanted_share=context.pilot.deploy_rollback.slo_share,
+            cut_share=cut_share,
+            wanted_share=wanted_share,
             late=late is not None,
-        ).to_json()
+        )
         record.add(
             Estimate(
                 capacity.per_s / profile.rate_per_s,
@@ -325,4 +336,7 @@ def _record_carried(
                 arm=arm,
             )
         )
-    record.facts["carries"] = answers
+    together = with_tuning(
+        answers, tuned, profile.rate_per_s, cut_share=cut_share, wanted_share=wanted_share
+    )
+    record.facts["carries"] = {arm: answer.to_json() for arm, answer in together.items()}

@@ -17,6 +17,9 @@ LABELS = (
     "quantile",
     "precision",
     "threads",
+    "requests",
+    "slots",
+    "batch_wait_ms",
 )
 
 

@@ -95,6 +95,22 @@ _REPLAYED = (
     {"arm": words("full_precision"), "phase": words("switch", "after")} | _REPLAY_QUANTILE,
 )
 _SERVED = {"arm": words("full_precision", "hybrid")}
+_TUNED = _SERVED | {
+    "requests": Values(
+        "`profile` or `tokens_N`, N of `deploy_rollback.tuning.output_tokens`",
+        lambda pilot: [
+            *(f"tokens_{n}" for n in pilot.deploy_rollback.tuning.output_tokens), "profile",
+        ],
+    ),
+    "slots": Values(
+        "one of `deploy_rollback.tuning.slots`",
+        lambda pilot: [str(slots) for slots in pilot.deploy_rollback.tuning.slots],
+    ),
+    "batch_wait_ms": Values(
+        "one of `deploy_rollback.tuning.batch_wait_ms`",
+        lambda pilot: [f"{wait:g}" for wait in pilot.deploy_rollback.tuning.batch_wait_ms],
+    ),
+}  # fmt: skip
 _FAULT = {
     "fault": words(
         "refused", "hung", "queue_full", "http_error", "server_error", "broken_off", "broken_sse",
@@ -182,6 +198,10 @@ FIGURES: dict[str, Figure] = {
     "capacity_per_s": Figure("rollback", "higher", (_SERVED,)),
     "capacity_over_rate": Figure("rollback", "higher", (_SERVED,)),
     "replay_speedup": Figure("rollback"),
+    "largest_rate_over_load": Figure("rollback", "higher", (_SERVED,)),
+    "largest_rate_per_s": Figure("rollback", "higher", (_TUNED,)),
+    "tuned_energy_j_per_request": Figure("rollback", "lower", (_TUNED,)),
+    "tuned_cost_per_1k_requests": Figure("rollback", "lower", (_TUNED,)),
     "cut_share": Figure("rollback", "lower"),
     "replayed_gap_cv": Figure("rollback"),
     "replayed_window_p95": Figure("rollback"),

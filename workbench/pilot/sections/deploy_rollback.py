@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from workbench.pilot.sections.base import (
     MOST_BATCH_WAIT_MS,
@@ -42,6 +42,57 @@ class Rule(Section):
                 "anything; lower fewest or widen the window"
             )
         return self
+
+
+class Tuning(Section):
+    """The queue's settings tried out: the largest rate within the targets, for each of them."""
+
+    budget_s: float = Field(
+        0.0,
+        ge=0,
+        le=7 * 24 * 3600,
+        description="time for the load of all searches together, loading the servers comes on "
+        "top; 600 is enough for two settings of a small model; 0 leaves the tuning out, s",
+    )
+    slots: list[int] = Field(
+        [2, 8], min_length=1, description="batch limits to try: requests decoded together"
+    )
+    batch_wait_ms: list[float] = Field(
+        [0.0, 20.0],
+        min_length=1,
+        description="waiting times to try, with each of slots: how long a request may wait for "
+        "others to start with, ms",
+    )
+    output_tokens: list[int] = Field(
+        [1, 512],
+        description="output tokens of the requests that are tuned before the load's own, with its "
+        "prompt lengths and Poisson arrivals, cut to what the models hold",
+    )
+    price_per_hour: Positive | None = Field(
+        None, description="of this machine, in report.cost.currency; null gives no price"
+    )
+
+    @field_validator("slots", "output_tokens")
+    @classmethod
+    def whole_and_different(cls, values: list[int]) -> list[int]:
+        if any(value < 1 for value in values) or len(set(values)) != len(values):
+            raise ValueError("give different whole numbers from 1")
+        return values
+
+    @field_validator("slots")
+    @classmethod
+    def within_the_most(cls, values: list[int]) -> list[int]:
+        if max(values) > MOST_SLOTS:
+            raise ValueError(f"give at most {MOST_SLOTS} slots")
+        return values
+
+    @field_validator("batch_wait_ms")
+    @classmethod
+    def waits_to_try(cls, values: list[float]) -> list[float]:
+        wrong = any(not 0 <= value <= MOST_BATCH_WAIT_MS for value in values)
+        if wrong or len(set(values)) != len(values):
+            raise ValueError(f"give different waiting times from 0 to {MOST_BATCH_WAIT_MS:g} ms")
+        return values
 
 
 class DeployRollback(Section):
@@ -91,6 +142,7 @@ class DeployRollback(Section):
     hold_s: Seconds = Field(
         30.0, description="after a rollback the hybrid's share may not grow for so long, s"
     )
+    tuning: Tuning = Tuning()
     rollback_rule: Rule | None = Field(
         None, description="an automatic rollback besides the ordered one; null: none"
     )
