@@ -4,20 +4,24 @@ Both send the same bodies at the same times to one server of this workbench, in 
 they take turns. The other one is NVIDIA's ``aiperf``, installed apart (its requirements are not
 ours) and told where it is; without it only our own rows come. Both count the time to the first
 token from the moment of sending here, because aiperf knows no other; ours from the intended start,
-which is what every record of the workbench has, stands beside it.
+which is what every record of the workbench has, stands beside it. What the server itself counted
+from a request's arrival, as a mean over the same round, tells whose reading is nearer.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
 
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, StageError
@@ -112,8 +116,10 @@ def _rows(
         _own(client, schedule, texts)  # nobody's first round warms the server
         for number in range(rounds):
             for who in list(clients)[:: 1 if number % 2 else -1]:
+                before = _server_counts(endpoint)
                 times = clients[who]()
                 row: ClientRow = {"client": who, "round": number, "requests": requests}
+                row |= _beside_the_server(times, before, _server_counts(endpoint))
                 for each, values in times.items():
                     p50, p95 = np.quantile(values, (0.5, 0.95))
                     row |= {f"{each}_p50": round(p50, 3), f"{each}_p95": round(p95, 3)}
@@ -122,6 +128,33 @@ def _rows(
     if aiperf is not None:
         for each in COMPARED:
             yield _compared(each, medians["workbench"][each], medians["aiperf"][each])
+
+
+def _server_counts(endpoint: Endpoint) -> np.ndarray:
+    """Seconds of first tokens, their number, seconds of whole answers, their number; so far."""
+    names = ("vllm:time_to_first_token_seconds", "vllm:e2e_request_latency_seconds")
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=10.0)
+    with closing(connection):
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+    samples = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    wanted = [f"{name}_{what}" for name in names for what in ("sum", "count")]
+    return np.array([samples.get(name, 0.0) for name in wanted])
+
+
+def _beside_the_server(times: Times, before: np.ndarray, after: np.ndarray) -> ClientRow:
+    """Means of the round: the client's, and the server's own of the same requests."""
+    first_s, firsts, whole_s, wholes = after - before
+    return {
+        "server_ttft_ms_mean": round(1e3 * first_s / firsts, 3),
+        "ttft_wire_ms_mean": round(float(np.mean(times["ttft_wire_ms"])), 3),
+        "server_e2e_ms_mean": round(1e3 * whole_s / wholes, 3),
+        "e2e_ms_mean": round(float(np.mean(times["e2e_ms"])), 3),
+    }
 
 
 def _compared(figure: str, ours: list[float], theirs: list[float]) -> ClientRow:
@@ -144,8 +177,10 @@ def _load(
     tokenizer, random = load_tokenizer(str(model)), np.random.default_rng(0)
     due_s = np.cumsum(random.exponential(1 / rate_per_s, requests)).round(3)  # aiperf's grain
     texts = [
-        tokenizer.decode(
-            random.integers(0, len(tokenizer), PROMPT_TOKENS), skip_special_tokens=True
+        str(
+            tokenizer.decode(
+                random.integers(0, len(tokenizer), PROMPT_TOKENS), skip_special_tokens=True
+            )
         )
         for _ in due_s
     ]

@@ -36,7 +36,7 @@ _NAMES = [each.name for each in fields(Outcome) if each.name != "gaps_s"]
 
 def outcome_of(row: Sequence[Any], gaps_s: array[float]) -> Outcome:
     """An outcome from its row, and the gaps, which have a file of their own."""
-    return Outcome(*row, gaps_s=gaps_s)
+    return Outcome(**dict(zip(_NAMES, row, strict=True)), gaps_s=gaps_s)
 
 
 async def _play(

@@ -219,7 +219,7 @@ def _is_whole(pieces: Sequence[bytes]) -> bool:
         return False
 
 
-class FineSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class FineSelector(selectors.DefaultSelector):
     """A selector whose waits end when they should.
 
     ``epoll`` counts in milliseconds and Python rounds up, so every request would be sent up to
