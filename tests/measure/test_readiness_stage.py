@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import ternary_kernels
 
@@ -125,3 +127,15 @@ def test_a_gpu_that_is_not_there_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "torch_gpu", lambda: (None, "torch finds no CUDA device"))
     with pytest.raises(ConfigError, match=r"readiness\.device is cuda, but torch finds no CUDA"):
         finished(tmp_path, pilot(readiness={"device": "cuda"}))
+
+
+def test_a_power_log_that_cannot_be_used_is_said_before_anything_is_paid_for(tmp_path):
+    """Of yesterday, in kilowatts called watts: not "energy can be measured here"."""
+    log, yesterday = tmp_path / "power.csv", time.time() - 86400
+    rows = [f"{yesterday + 0.05 * i},pdu,1.4\n" for i in range(40)]
+    log.write_text("timestamp,source,watts\n" + "".join(rows))
+    asked = pilot(measure_ab={"meters": {"sources": ["csv"], "csv": str(log)}})
+    record = finished(tmp_path, asked)
+    assert record.facts["meters"]["found"] == []
+    (said,) = (s for s in record.facts["verdict"] if s.startswith("Energy cannot be measured here"))
+    assert "pdu shows 1.4 W: kilowatts?" in said and "24.0 h old" in said

@@ -30,7 +30,7 @@ import pandas as pd
 from workbench.measure.ab_figures import energy_figures
 from workbench.measure.latency import LoadClass
 from workbench.measure.meters import EnergySession
-from workbench.measure.meters.clock import SteppedClock
+from workbench.measure.meters.clock import STARTED_AT_S, SteppedClock
 from workbench.measure.meters.response import Response
 from workbench.measure.meters.sample import Channel, MeterFault, Sample
 from workbench.measure.session import Ending, Session
@@ -78,6 +78,8 @@ class Played:
 
     figures: list[Metric]
     energies: pd.DataFrame
+    true_j: np.ndarray
+    """Of each row of ``energies``."""
     notes: list[str]
     response: Response | None
 
@@ -173,7 +175,10 @@ def play(folder: Path, of: Situation, seed: int) -> Played:
         made.run(Ending(BLOCKS, 1e-9, of.budget_s), lambda *_: None)
         energies = made.energies()
         figures = list(energy_figures(energies, "full_precision", [CLASS]))
-        return Played(figures, energies, made.notes, meters.responses.get(log.channel))
+        windows = energies[["start_s", "end_s"]].to_numpy() - STARTED_AT_S
+        true_j = np.array([machine.mean_w(*window) * (window[1] - window[0]) for window in windows])
+        response = meters.responses.get(log.channel)
+        return Played(figures, energies, true_j, made.notes, response)
 
 
 def covered(metric: Metric | None, truth: float = TRUE_RATIO) -> bool:
@@ -204,12 +209,11 @@ def rows(of: Situation, sessions: list[Played]) -> Iterator[dict[str, Any]]:
     ends = np.array([shifts, shifts - half, shifts + half]).mean(axis=1)
     yield row("lag_found", of.shift_s, *ends, np.mean(np.abs(shifts - of.shift_s) <= half))
 
-    turns = pd.concat([one.energies for one in sessions]).dropna(subset=["energy_j"])
-    full = turns["arm"] != "ternary"
-    truth = turns["sequences"] * FULL_W * REQUEST_S / np.where(full, 1.0, TRUE_RATIO)
-    error = (turns["energy_j"] - truth) / truth
+    turns = pd.concat([one.energies.assign(true_j=one.true_j) for one in sessions])
+    turns = turns.dropna(subset=["energy_j"])
+    error = turns["energy_j"] / turns["true_j"] - 1
     low, high = error.quantile([0.025, 0.975])
-    held = (error.abs() <= turns["error_j"] / truth).mean()
+    held = (error.abs() <= turns["error_j"] / turns["true_j"]).mean()
     yield row("area_error", 0.0, error.mean(), low, high, held)
 
 

@@ -56,7 +56,8 @@ COLUMNS = [
     "block", "order", "arm", "class", "batch", "phase", "seconds", "tokens", "sequences",
 ]  # fmt: skip
 ENERGY_COLUMNS = [
-    "block", "order", "arm", "class", "tokens", "sequences", "basis", "covers", "kind", "energy_j",
+    "block", "order", "arm", "class", "tokens", "sequences", "start_s", "end_s", "basis",
+    "covers", "kind", "energy_j",
     "error_j", "bias_j", "how",
 ]  # fmt: skip
 NOISE_COLUMNS = [
@@ -129,7 +130,8 @@ class Session:
 
     def energies(self) -> pd.DataFrame:
         """Table ``energies`` with ``ENERGY_COLUMNS``: a row for each turn and basis of its energy,
-        the widest basis first; where a turn has none, one row with basis "" that says why."""
+        the widest basis first; where a turn has none, one row with basis "" that says why.
+        start_s, end_s: Unix times, by which a power log can be held against the turns later."""
         kept = [read_json(self._path(block)) for block in range(self.finished())]
         rows = [row for one in kept for row in one.get("energies", [])]
         return pd.DataFrame(rows, columns=ENERGY_COLUMNS)
@@ -228,7 +230,9 @@ class Session:
         for row in windows:
             turn = one["rows"][row]
             at = {name: turn[name] for name in ENERGY_COLUMNS[:6]}
-            found = self._meters.energies(*self._windows[block, row])
+            start_s, end_s = self._windows[block, row]
+            at |= {"start_s": self._meters.unix_s(start_s), "end_s": self._meters.unix_s(end_s)}
+            found = self._meters.energies(start_s, end_s)
             one["energies"] += [at | _energy_row(energy) for energy in found]
             if not found:
                 one["energies"].append(at | _no_energy(f"no_meter: {self._meters.why_none()}"))

@@ -27,7 +27,9 @@ from workbench.measure.bandwidth import (
     read_bandwidth_gbps,
 )
 from workbench.measure.meters import MissingMeter, find_meters
+from workbench.measure.meters.clock import SYSTEM_CLOCK
 from workbench.measure.meters.csv_log import CsvMeter
+from workbench.measure.meters.log_check import check_log
 from workbench.measure.meters.sample import Sample
 from workbench.measure.probe import leave_out, run_probe
 from workbench.measure.statistics import quantile
@@ -90,7 +92,7 @@ def run(context: StageContext) -> None:
     context.progress.note("measuring memory bandwidth and INT8 peak")
     _bandwidth(context, device)
     _int8_peak(context)
-    meters, missing = _meters(context)
+    meters, missing, notes = _meters(context)
     fits = fits_table(pilot, device.name, device.free_bytes)
     record.save_table("fits", fits)
     if pilot.readiness.probe.enabled:
@@ -102,7 +104,7 @@ def run(context: StageContext) -> None:
         *_about_sizes(pilot, fits),
         _about_speed(device, kernels),
         _about_probe(record),
-        _about_meters(meters, missing),
+        _about_meters(meters, missing, notes),
     ]
 
 
@@ -165,28 +167,46 @@ def _int8_peak(context: StageContext) -> None:
         record.add(quantile(values, 0.5).metric(name, unit, f"median, {how}", **labels))
 
 
-def _meters(context: StageContext) -> tuple[list[str], list[MissingMeter]]:
-    """(what can be read, what is missing); every meter that is found is read once."""
-    meters, missing = find_meters(context.pilot.measure_ab.meters)
-    found = []
+def _meters(context: StageContext) -> tuple[list[str], list[MissingMeter], list[str]]:
+    """(what can be read, what is missing, what a person should know of those that are there);
+    every meter that is found is read, and a power log is watched for a moment."""
+    section = context.pilot.measure_ab
+    meters, missing = find_meters(section.meters)
+    found, notes = [], []
     for meter in meters:
         try:
-            scopes = {
-                one.channel.place: one.channel.kind
-                for one in meter.read()
-                if isinstance(one, Sample)
-            }
+            if isinstance(meter, CsvMeter):
+                context.progress.note("watching the power log")
+                looked = check_log(
+                    meter,
+                    SYSTEM_CLOCK,
+                    section.meters.max_gap_s,
+                    section.turns_of_a_block,
+                    section.budget_s,
+                )
+                if looked.problems:
+                    missing.append(MissingMeter(meter.reader, "; ".join(looked.problems)))
+                    continue
+                found.append(f"csv {meter.path.name} (measured)")
+                notes.append(f"{looked.takes}.")
+                continue
+            read = [one for one in meter.read() if isinstance(one, Sample)]
         except OSError as error:
             missing.append(MissingMeter(meter.reader, str(error)))
             continue
         finally:
             meter.close()
-        found += [f"{meter.reader} {scope} ({kind})" for scope, kind in scopes.items()]
+        kinds = {one.channel.place: one.channel.kind for one in read}
+        found += [f"{meter.reader} {place} ({kind})" for place, kind in kinds.items()]
+        notes += [f"{note}." for note in meter.notes]
+        if meter.reader == "nvml":
+            notes.append("NVML sees GPU boards alone: host, fans and power supplies are not in it.")
     context.record.facts["meters"] = {
         "found": found,
         "missing": {meter.source: meter.reason for meter in missing},
+        "notes": notes,
     }
-    return found, missing
+    return found, missing, notes
 
 
 def _training_bytes(pilot: Pilot, shape: Shape, device: str) -> int:
@@ -277,11 +297,12 @@ def _about_probe(record: StageRecord) -> str:
     )
 
 
-def _about_meters(found: list[str], missing: list[MissingMeter]) -> str:
+def _about_meters(found: list[str], missing: list[MissingMeter], notes: list[str]) -> str:
     reasons = "; ".join(f"{meter.source}: {meter.reason}" for meter in missing)
     if found:
         lacking = f" Not read: {reasons}." if reasons else ""
-        return f"Energy can be measured here: {', '.join(found)}.{lacking}"
+        said = f"Energy can be measured here: {', '.join(found)}.{lacking}"
+        return " ".join([said, *notes])
     return (
         f"Energy cannot be measured here ({reasons}); its rows will say so. A power log of a "
         "wall meter can stand in: measure_ab.meters.csv."

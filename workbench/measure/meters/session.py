@@ -105,6 +105,10 @@ class EnergySession:
         """The clock of windows, in seconds; it never goes back."""
         return self._clock.monotonic_s()
 
+    def unix_s(self, at_s: float) -> float:
+        """The Unix time of a moment of :meth:`now`."""
+        return at_s + self._clock.wall_s() - self._clock.monotonic_s()
+
     def rest(self) -> None:
         """Do nothing for ``idle_s``, or as long as a slow log needs, and remember it as idle;
         returns at once without a meter."""

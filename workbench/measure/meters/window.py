@@ -178,6 +178,10 @@ def _errors_w(
     so they count by the averaging; a drift of the power goes on in the guard times."""
     length_s = float(times_s[-1] - times_s[0])
     n = min(len(watts), length_s / response.averaging_s) if response.averaging_s else len(watts)
+    around_w = watts - watts.mean()
+    alike = float((around_w[1:] * around_w[:-1]).sum() / max(float((around_w**2).sum()), 1e-12))
+    # Rows a second apart that meet a cycle of about a second drift through it slowly.
+    n = min(n, len(watts) * (1 - alike) / (1 + alike)) if alike > 0 else n
     scatter_w = 2.0 * float(watts.std(ddof=1)) / np.sqrt(max(n, 1.0))
     half = len(watts) // 2
     drift_w = abs(float(watts[-half:].mean() - watts[:half].mean()))

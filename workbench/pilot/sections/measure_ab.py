@@ -80,6 +80,12 @@ class MeasureAb(Section):
     bootstrap: Count = Field(2000, description="resamples of the paired bootstrap over documents")
     meters: Meters = Meters()
 
+    @property
+    def turns_of_a_block(self) -> int:
+        """Every arm, and the baseline again, takes one in each class."""
+        classes = len(self.interactive_output_tokens) + len(self.batch_sizes)
+        return (len(self.arms) + 1) * classes
+
     @field_validator("arms")
     @classmethod
     def with_the_baseline(cls, arms: list[str]) -> list[str]:
