@@ -19,6 +19,16 @@ from typing import Protocol
 import numpy as np
 
 
+class NotFiniteError(ValueError):
+    """Activations or logits hold NaN or Inf: the weights are damaged, and any answer is noise."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"the activations entering {where} hold NaN or Inf; allowed: finite values. "
+            "Check the weights of the layers before it."
+        )
+
+
 class Core(Protocol):
     """One model, ready to run, and ``slots`` conversations side by side over it.
 
@@ -38,9 +48,9 @@ class Core(Protocol):
 
     **Threads.** A core is used by one thread at a time and need not be thread-safe.
 
-    **Errors.** ValueError with what is allowed for rows that cannot be, and for activations
-    that are not finite; MemoryError where the cache or the weights do not fit. After an error
-    in :meth:`forward` a slot may be short of rows, never hold wrong ones.
+    **Errors.** ValueError with what is allowed for rows that cannot be; NotFiniteError for
+    activations that are not finite; MemoryError where the cache or the weights do not fit. After
+    an error in :meth:`forward` a slot may be short of rows, never hold wrong ones.
     """
 
     slots: int

@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
+from ternary_kernels.core import NotFiniteError
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from workbench.engine.engine import Engine
@@ -159,6 +161,48 @@ def test_a_failing_step_ends_its_requests_and_the_next_ones_run(engine: Engine) 
         assert failed.wait(10)
         assert (failed.finish_reason, failed.error) == ("error", "ValueError: activations hold NaN")
         assert scheduler.submit(make_request(2)).wait(10)
+
+
+@pytest.mark.parametrize("error", [KeyError("gone"), NotFiniteError("the head")], ids=str)
+def test_an_error_that_nobody_foresaw_ends_every_request_at_once(
+    engine: Engine, error: Exception
+) -> None:
+    all_are_there = threading.Event()
+
+    def fail(*rows):
+        all_are_there.wait(10)
+        raise error
+
+    engine.core.forward = fail
+    with Scheduler(engine) as scheduler:
+        submitted = [scheduler.submit(make_request(i)) for i in range(5)]
+        all_are_there.set()
+        assert all(request.wait(10) for request in submitted)
+        assert {request.finish_reason for request in submitted} == {"error"}
+        assert type(error).__name__ in scheduler.failed
+        with pytest.raises(RuntimeError, match="the engine has failed"):
+            scheduler.submit(make_request(1))
+
+
+def test_logits_that_are_not_finite_are_no_answer(engine: Engine) -> None:
+    forward = engine.core.forward
+
+    all_are_there = threading.Event()
+
+    def spoil(*rows):
+        all_are_there.wait(10)
+        logits = forward(*rows)
+        logits[-1, 5] = np.nan
+        return logits
+
+    engine.core.forward = spoil
+    with Scheduler(engine) as scheduler:
+        submitted = [scheduler.submit(make_request(i)) for i in range(3)]
+        all_are_there.set()
+        assert all(request.wait(10) for request in submitted)
+    assert {request.finish_reason for request in submitted} == {"error"}
+    assert not any(request.tokens for request in submitted)
+    assert "NaN or Inf" in scheduler.failed
 
 
 def test_close_drains_or_cancels(engine: Engine) -> None:

@@ -48,7 +48,7 @@ class ScriptedScheduler:
     """Answers every request with the same tokens, round and round, one a step.
 
     gate: no token comes while it is closed. broken: the error that requests end with.
-    fail_after: tokens before that error.
+    fail_after: tokens before that error. fail(): its engine is gone.
     """
 
     def __init__(self, script: Sequence[int], step_s: float = 0.002) -> None:
@@ -56,6 +56,7 @@ class ScriptedScheduler:
         self.gate = threading.Event()
         self.gate.set()
         self.broken: str | None = None
+        self.failed: str | None = None
         self.fail_after = 0
         self.seen: list[ScriptedRequest] = []
         self._running: list[ScriptedRequest] = []
@@ -68,6 +69,9 @@ class ScriptedScheduler:
         self.seen.append(handle)
         self._running.append(handle)
         return handle
+
+    def fail(self, why: str) -> None:
+        self.broken = self.failed = why
 
     def close(self) -> None:
         self._closing.set()

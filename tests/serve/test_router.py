@@ -18,7 +18,7 @@ from workbench.engine.request import GenerationRequest
 from workbench.load.piece import PlannedRequest
 from workbench.serve.replay import load_client
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.router import Route, Router, ServedArm
+from workbench.serve.router import QueueFull, Route, Router, ServedArm
 
 Result = TypeVar("Result")
 LETTER = {"full_precision": "A", "hybrid": "B"}
@@ -284,6 +284,8 @@ def test_the_rule_counts_slow_first_tokens() -> None:
 class SilentScheduler:
     """Takes requests and never gives a token. hangs: it does not end cancelled ones either."""
 
+    failed = None
+
     def __init__(self, *, hangs: bool) -> None:
         self.hangs, self.taken = hangs, 0
 
@@ -296,8 +298,12 @@ class SilentScheduler:
                 submitted.finish_reason = "cancelled"
                 on_done(submitted)
 
-        submitted.cancel = cancel
+        submitted.cancel, submitted.on_done = cancel, on_done
         return submitted
+
+    def end(self, submitted) -> None:
+        submitted.finish_reason = "length"
+        submitted.on_done(submitted)
 
 
 class SteppedLoop(asyncio.SelectorEventLoop):
@@ -434,3 +440,86 @@ def test_requests_gather_until_the_slots_are_full_or_the_oldest_has_waited() -> 
         assert scheduler.taken == 4 and third.started_s - third.arrived_s < 0.1
 
     at_once(load())
+
+
+def test_an_arm_whose_engine_fails_is_out_and_its_requests_are_answered(serve) -> None:
+    """Two requests have tokens and end with an error, four have none and are answered by the
+    fallback; what comes later goes there too, and the server says so."""
+    served = serve(slots=2, queue=100)
+    hybrid = served.schedulers["hybrid"]
+    hybrid.step_s = 0.001
+    with ThreadPoolExecutor(6) as pool:
+        started = [pool.submit(served.complete, max_tokens=40, stream=True) for _ in range(2)]
+        served.until(lambda: all(r.given for r in hybrid.seen) and len(hybrid.seen) == 2)
+        hybrid.gate.clear()
+        waiting = [pool.submit(served.complete, max_tokens=3) for _ in range(4)]
+        served.until(lambda: served.service.router.waiting == 4)
+        hybrid.fail("KeyError: 'gone'")
+        cut = [future.result() for future in started]
+        saved = [future.result() for future in waiting]
+    assert all("KeyError" in answer.text and "data: [DONE]" in answer.text for answer in cut)
+    assert {answer.json()["choices"][0]["text"] for answer in saved} == {"AAA"}
+    assert served.complete(max_tokens=1).json()["choices"][0]["text"] == "A"
+    health = served.client.get("/health").json()
+    assert (health["status"], health["out"]) == ("degraded", {"hybrid": "KeyError: 'gone'"})
+    assert served.client.get("/ready").json() == {"ready": True, "arms": ["full_precision"]}
+    (switch,) = served.service.router.switches
+    assert switch.reason == "arm hybrid is out: KeyError: 'gone'"
+    refused = route(served, arm="hybrid", force=True)
+    assert refused.status_code == 400 and "is out" in refused.json()["error"]["message"]
+    pinned = served.complete(max_tokens=1, model="hybrid")
+    assert pinned.status_code == 503 and pinned.json()["error"]["code"] == "arm_out"
+    assert 'workbench_arm_out{arm="hybrid"} 1.0' in served.client.get("/metrics").text
+
+
+def test_requests_that_got_a_slot_but_no_token_are_answered_by_the_fallback(serve) -> None:
+    served = serve(slots=4)
+    served.schedulers["hybrid"].gate.clear()
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(served.complete, max_tokens=2) for _ in range(4)]
+        served.until(lambda: served.service.router.running == 4)
+        served.schedulers["hybrid"].fail("the logits are not finite")
+        answers = [future.result() for future in asked]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert {answer.headers["x-workbench-arm"] for answer in answers} == {"full_precision"}
+    assert served.service.router.saved == 4
+    assert served.service.router.running == served.service.router.waiting == 0
+
+
+def test_where_every_arm_is_out_requests_are_told_so(serve) -> None:
+    served = serve()
+    for scheduler in served.schedulers.values():
+        scheduler.fail("gone")
+    assert [served.complete(max_tokens=1).status_code for _ in range(2)] == [500, 503]
+    assert served.client.get("/ready").status_code == 503
+    assert served.client.get("/health").json()["status"] == "failed"
+
+
+def test_a_refused_request_is_told_when_the_queue_will_be_empty_and_is_counted(serve) -> None:
+    """Requests take 14 s and 8 of them wait for 8 slots; the hour before them does not count."""
+
+    async def load() -> float:
+        router = silent_router(hangs=False, slots=8)
+        router.queue = 8
+        for _ in range(2):
+            first = router.submit(REQUEST)
+            await asyncio.sleep(14.0)
+            router.arms["hybrid"].scheduler.end(first.submitted)
+            await asyncio.sleep(3600.0)
+        for _ in range(16):
+            router.submit(REQUEST)
+        with pytest.raises(QueueFull) as full:
+            router.submit(REQUEST)
+        return full.value.retry_after_s
+
+    assert at_once(load()) == pytest.approx(14.0, rel=0.01)
+    served = serve(slots=1, queue=0)
+    served.schedulers["hybrid"].gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(served.complete, max_tokens=1)
+        served.until(lambda: served.service.router.running == 1)
+        assert served.complete(max_tokens=1).status_code == 429
+        served.schedulers["hybrid"].gate.set()
+        assert taken.result().status_code == 200
+    text = served.client.get("/metrics").text
+    assert 'workbench_requests_refused_total{status="429"} 1.0' in text

@@ -4,6 +4,10 @@ Each step decodes one token of every running request and, in the same native cal
 bounded piece of the prompts that wait for their first token. A long prompt therefore delays
 the others by one piece at most, and a request that ends frees its slot for the next one at
 once. One thread owns the engine; ``submit`` and ``cancel`` may be called from any thread.
+
+A step that fails for its rows or for want of memory ends the requests in it, and the next ones
+run. Logits that are not finite, and any error that nobody foresaw, end the engine: ``failed``
+says why, and every request ends with it at once.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from ternary_kernels.core import NotFiniteError
 
 from workbench.engine.engine import Engine
 from workbench.engine.request import FinishReason, GenerationRequest
@@ -81,6 +86,9 @@ class Scheduler:
     ``loop.call_soon_threadsafe``), because every request waits for them.
     """
 
+    failed: str | None = None
+    """Why the engine answers nothing more; None while it does."""
+
     def __init__(self, engine: Engine, *, queue_limit: int = 256, prefill_chunk: int = 0) -> None:
         self.engine, self.queue_limit = engine, queue_limit
         self.prefill_chunk = prefill_chunk or engine.prefill_rows // 4
@@ -109,7 +117,7 @@ class Scheduler:
         on_done: Callable[[SubmittedRequest], None] | None = None,
     ) -> SubmittedRequest:
         """Queue a request. Raises ValueError for one that can never run here, QueueFull when
-        ``queue_limit`` requests wait, RuntimeError after ``close``."""
+        ``queue_limit`` requests wait, RuntimeError after ``close`` and where it has failed."""
         self.engine.check_tokens(request.prompt_tokens, request.max_tokens)
         submitted = SubmittedRequest(
             request,
@@ -121,6 +129,8 @@ class Scheduler:
         with self._wake:
             if self._closing or self._draining:
                 raise RuntimeError("the scheduler is closed; submit to another one")
+            if self.failed:
+                raise RuntimeError(f"the engine has failed: {self.failed}; start it again")
             if len(self._waiting) >= self.queue_limit + len(self._free):
                 raise QueueFull(len(self._waiting))
             self._waiting.append(submitted)
@@ -148,12 +158,25 @@ class Scheduler:
                 idle = not (self._waiting or self._running)
                 if self._closing or (self._draining and idle):
                     break
-            self._drop_cancelled()
-            self._admit()
-            if self._running:
-                self._step()
+            try:
+                self._drop_cancelled()
+                self._admit()
+                if self._running:
+                    self._step()
+            except Exception as error:  # a fault of the code or of the weights
+                logging.getLogger(__name__).exception("the engine has failed")
+                self._fail(f"{type(error).__name__}: {error}")
         for request in [*self._running, *self._waiting]:
             self._end(request, "cancelled")
+
+    def _fail(self, why: str) -> None:
+        """End every request with an error, and take none from now on."""
+        with self._wake:
+            self.failed = why
+            requests = [*self._running, *self._waiting]
+        for request in requests:
+            request.error = why
+            self._end(request, "error")
 
     def _drop_cancelled(self) -> None:
         for request in [r for r in [*self._running, *self._waiting] if r._cancelled]:
@@ -190,11 +213,16 @@ class Scheduler:
                 asking.append(running)
         try:
             logits = self.engine.step(tokens, slots, want)
+        except NotFiniteError:
+            raise
         except (ValueError, RuntimeError, MemoryError) as error:
             for running in list(self._running):
                 running.error = f"{type(error).__name__}: {error}"
                 self._end(running, "error")
             return
+        # A sum is finite only where all that it sums is; it costs a pass over what was just made.
+        if not np.isfinite(logits.sum(axis=-1)).all():
+            raise NotFiniteError("the choice of a token")
         now = time.monotonic()
         for running, logits_V in zip(asking, logits, strict=True):
             self._deliver(running, logits_V, now)

@@ -36,6 +36,7 @@ def make_app(service: Service) -> Starlette:
         ("/v1/chat/completions", "POST", partial(_generate, service, chat)),
         ("/v1/models", "GET", partial(_models, service)),
         ("/health", "GET", partial(_health, service)),
+        ("/ready", "GET", partial(_ready, service)),
         ("/metrics", "GET", partial(_metrics, service)),
         ("/workbench/route", "GET", partial(_show_route, service)),
         ("/workbench/route", "POST", partial(_set_route, service)),
@@ -52,7 +53,11 @@ def make_app(service: Service) -> Starlette:
 
 
 async def _generate(service: Service, endpoint: Handler, request: Request) -> Response:
-    return await endpoint(service, request, await _json_body(request))
+    try:
+        return await endpoint(service, request, await _json_body(request))
+    except ApiError as error:
+        service.metrics.refused(error.status)
+        raise
 
 
 async def _models(service: Service, request: Request) -> Response:
@@ -73,17 +78,28 @@ async def _models(service: Service, request: Request) -> Response:
 
 
 async def _health(service: Service, request: Request) -> Response:
-    """``gpu_bytes``: the most that torch has held on its GPU so far; None without one."""
+    """Whether the process lives; ``status`` is degraded where an arm is out, failed where all
+    are. ``gpu_bytes``: the most that torch has held on its GPU so far; None without one."""
     on_gpu = torch.cuda.is_initialized()
+    out = {arm.name: arm.out for arm in service.router.arms.values() if arm.out}
+    failed = len(out) == len(service.router.arms)
     return JSONResponse(
         {
-            "status": "ok",
+            "status": "failed" if failed else "degraded" if out else "ok",
+            "out": out,
             "resident_bytes": psutil.Process().memory_info().rss,
             "gpu_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
             "running": {arm.name: arm.running for arm in service.router.arms.values()},
             "waiting": service.router.waiting,
         }
     )
+
+
+async def _ready(service: Service, request: Request) -> Response:
+    """200 where requests are answered, 503 where no arm can; which arms can."""
+    able = [arm.name for arm in service.router.arms.values() if not arm.out]
+    state = {"ready": bool(able), "arms": able}
+    return JSONResponse(state, status_code=200 if able else 503)
 
 
 async def _metrics(service: Service, request: Request) -> Response:

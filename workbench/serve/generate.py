@@ -26,12 +26,12 @@ from workbench.engine.request import GenerationRequest
 from workbench.serve import prompts
 from workbench.serve.answers import DONE, Form, sse, usage
 from workbench.serve.metrics import Metrics
-from workbench.serve.router import QueueFull, RoutedRequest, Router
+from workbench.serve.router import NoArm, QueueFull, RoutedRequest, Router
 from workbench.serve.text import StopTexts, TextStream
 from workbench.serve.wire import ApiError, ChatRequest, CommonFields, CompletionRequest, parse
 
 ARM_HEADER = "x-workbench-arm"
-Result = TypeVar("Value")
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -98,6 +98,8 @@ async def _answer(
             code="queue_full",
             headers={"Retry-After": str(max(1, math.ceil(full.retry_after_s)))},
         ) from None
+    except NoArm as error:
+        raise ApiError(503, str(error), kind="server_error", code="arm_out") from None
     output = _AnswerText(service, routed, fields.stop_texts)
     try:
         await _unless_gone(request, output.begin())

@@ -50,18 +50,36 @@ class Metrics:
         self._requests = Counter(
             "workbench_requests", "requests that ended", ["arm", "finish_reason"], registry=registry
         )
+        saved = Gauge(
+            "workbench_requests_saved",
+            "requests that another arm answered because their own was out",
+            registry=registry,
+        )
+        saved.set_function(lambda: router.saved)
+        self._refused = Counter(
+            "workbench_requests_refused",
+            "requests answered with an error before any token",
+            ["status"],
+            registry=registry,
+        )
         self._switches = Counter(
             "workbench_switches", "changes of the route", ["from_arm", "to_arm"], registry=registry
         )
         weight = Gauge("workbench_route_weight", "share of requests", ["arm"], registry=registry)
         running = Gauge("workbench_requests_running", "slots in use", ["arm"], registry=registry)
+        out = Gauge("workbench_arm_out", "1: its engine has failed", ["arm"], registry=registry)
         for arm in router.arms.values():
+            out.labels(arm.name).set_function(lambda arm=arm: float(arm.out is not None))
             weight.labels(arm.name).set_function(lambda name=arm.name: self._weight(name))
             running.labels(arm.name).set_function(lambda arm=arm: arm.running)
         router.on_finished, router.on_switch = self._finished, self._switched
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+    def refused(self, status: int) -> None:
+        """A request got no token, only an error with this status."""
+        self._refused.labels(str(status)).inc()
 
     def _weight(self, arm: str) -> float:
         route = self._router.route

@@ -13,6 +13,9 @@ started, the queue is kept, and what has started finishes on its own weights.
 - Gathering: an arm with free slots may let requests wait up to ``batch_wait_s`` for others, to
   start them together: prompts that start together share the passes over the weights. 0, the
   default, starts each at once.
+- An arm whose engine has failed is out: the route goes to the fallback, requests that have no
+  token yet are answered by an arm that works, and those in the middle of an answer end with an
+  error. It stays out until the server is started again.
 - Everything runs on one event loop; schedulers call in from their threads through
   ``call_soon_threadsafe``. A freed slot therefore waits for the loop, at most a step of the
   other requests; the alternative, a lock held across calls into a scheduler, can deadlock.
@@ -21,6 +24,7 @@ started, the queue is kept, and what has started finishes on its own weights.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -36,6 +40,10 @@ TICK_S = 1e-3
 """asyncio's timers may be early by the clock's resolution."""
 
 
+class NoArm(RuntimeError):
+    """Every arm that may answer is out."""
+
+
 class RouteHeld(Exception):
     """A larger share was asked for too soon after a rollback."""
 
@@ -46,12 +54,13 @@ class RouteHeld(Exception):
 
 @dataclass(eq=False)
 class ServedArm:
-    """One precision. slots: requests its scheduler runs together."""
+    """One precision. slots: requests its scheduler runs together. out: why it takes no more."""
 
     name: str
     scheduler: Scheduler
     slots: int
     running: int = 0
+    out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,8 @@ class Router:
         self.fallback, self.route, self.queue, self.hold_s = fallback, route, queue, hold_s
         self.batch_wait_s = batch_wait_s
         self.switches: list[Switch] = []
+        self.saved = 0
+        """Requests that another arm answered, because their own was out."""
         self.on_finished: Callable[[RoutedRequest], None] = lambda routed: None
         self.on_switch: Callable[[Switch], None] = lambda switch: None
         self._rule, self._clock = rule, clock
@@ -141,7 +152,7 @@ class Router:
         self._since_s = 0.0
         """When the route became what it is; the rule judges what started under it."""
         self._held_until = 0.0
-        self._ends_s: deque[float] = deque(maxlen=32)
+        self._took_s: deque[float] = deque(maxlen=32)
 
     @property
     def waiting(self) -> int:
@@ -152,12 +163,14 @@ class Router:
         return sum(arm.running for arm in self.arms.values())
 
     def submit(self, request: GenerationRequest, pinned: str | None = None) -> RoutedRequest:
-        """Start a request, or let it wait. Raises QueueFull."""
+        """Start a request, or let it wait. Raises QueueFull; NoArm where none can answer."""
         self._position = (self._position + GOLDEN) % 1.0
         routed = RoutedRequest(request, self._position, pinned, self._clock())
         arm = self._arm_for(routed)
+        if arm.out:
+            raise NoArm(f"arm {arm.name} is out: {arm.out}")
         if arm.running >= arm.slots and len(self._waiting) >= self.queue:
-            raise QueueFull(len(self._waiting), self._time_to_drain_s())
+            raise QueueFull(len(self._waiting), self._time_to_drain_s(arm))
         self._waiting.append(routed)
         self._dispatch()
         self._look_when_late()
@@ -191,6 +204,8 @@ class Router:
         target = Route(arm, 1.0 if arm == self.fallback else weight)
         if target == self.route:
             return None
+        if self.arms[arm].out:
+            raise ValueError(f"arm {arm!r} is out: {self.arms[arm].out}")
         now = self._clock()
         if self._grows(target):
             if now < self._held_until and not force:
@@ -212,10 +227,15 @@ class Router:
         return target.arm != self.route.arm or target.weight > self.route.weight
 
     def _arm_for(self, routed: RoutedRequest) -> ServedArm:
+        """The route's arm or the fallback; another one where that is out."""
         if routed.pinned:
             return self.arms[routed.pinned]
         chosen = routed.position < self.route.weight
-        return self.arms[self.route.arm if chosen else self.fallback]
+        wanted = self.arms[self.route.arm if chosen else self.fallback]
+        if not wanted.out:
+            return wanted
+        others = (self.arms[self.fallback], *self.arms.values())
+        return next((arm for arm in others if not arm.out), wanted)
 
     def _dispatch(self) -> None:
         """Start what can start, in order of arrival; nobody waits for another arm's slot."""
@@ -224,7 +244,11 @@ class Router:
         gathering = self._gathering(requests) if self.batch_wait_s else ()
         for routed in requests:
             arm = self._arm_for(routed)
-            if arm.running < arm.slots and arm.name not in gathering:
+            if arm.out:
+                routed.arm = arm.name
+                why = f"the arm is out: {arm.out}"
+                asyncio.get_running_loop().call_soon(self._finish, routed, "error", why)
+            elif arm.running < arm.slots and arm.name not in gathering:
                 self._start(routed, arm)
             else:
                 kept.append(routed)
@@ -256,9 +280,9 @@ class Router:
                 partial(call_soon, self._done, routed, arm),
             )
         except (ValueError, RuntimeError) as error:
-            arm.running -= 1
             # Later, because an end may change the route while the queue is being walked.
-            loop.call_soon(self._finish, routed, "error", f"{type(error).__name__}: {error}")
+            why = f"{type(error).__name__}: {error}"
+            loop.call_soon(self._ended, routed, arm, "error", why)
 
     def _token(self, routed: RoutedRequest, token: int) -> None:
         routed.tokens += 1
@@ -267,9 +291,28 @@ class Router:
         routed.events.put_nowait(token)
 
     def _done(self, routed: RoutedRequest, arm: ServedArm, submitted: SubmittedRequest) -> None:
+        self._ended(routed, arm, submitted.finish_reason or "error", submitted.error)
+
+    def _ended(
+        self, routed: RoutedRequest, arm: ServedArm, reason: FinishReason, error: str | None
+    ) -> None:
+        """Its slot is free; what its client hears depends on whether another arm can answer."""
         arm.running -= 1
-        self._finish(routed, submitted.finish_reason or "error", submitted.error)
+        if arm.scheduler.failed and not arm.out:
+            self._put_out(arm, arm.scheduler.failed)
+        if arm.out and reason == "error" and not routed.tokens and not self._arm_for(routed).out:
+            self._running.discard(routed)
+            routed.submitted = routed.arm = routed.started_s = None
+            self.saved += 1
+            self._waiting.appendleft(routed)
+        else:
+            self._finish(routed, reason, error)
         self._dispatch()
+
+    def _put_out(self, arm: ServedArm, why: str) -> None:
+        arm.out = why
+        if self.route.arm == arm.name and self.fallback != arm.name:
+            self.switch(self.fallback, reason=f"arm {arm.name} is out: {why}")
 
     def _finish(self, routed: RoutedRequest, reason: FinishReason, error: str | None) -> None:
         if reason == "cancelled" and routed.has_enough:
@@ -278,8 +321,8 @@ class Router:
         routed.ended_s = self._clock()
         self._running.discard(routed)
         routed.events.put_nowait(None)
-        if reason != "cancelled":
-            self._ends_s.append(routed.ended_s)
+        if reason != "cancelled" and routed.started_s is not None:
+            self._took_s.append(routed.ended_s - routed.started_s)
         self.on_finished(routed)
         if self._monitor and self._on_trial(routed):
             # A client that left early says nothing; one that left because it waited does.
@@ -321,9 +364,9 @@ class Router:
         """Seconds that this route let a request wait; what another one did is not its fault."""
         return until - max(routed.arrived_s, self._since_s)
 
-    def _time_to_drain_s(self) -> float:
-        """Seconds until the queue is empty at the rate of the latest ends; 1 if unknown."""
-        if len(self._ends_s) < 2:
+    def _time_to_drain_s(self, arm: ServedArm) -> float:
+        """Seconds until the queue is empty if its requests take as long as the latest ones did,
+        as many at a time as the arm has slots; 1 if unknown. What came before a pause counts."""
+        if not self._took_s:
             return 1.0
-        rate = (len(self._ends_s) - 1) / max(self._ends_s[-1] - self._ends_s[0], 1e-3)
-        return len(self._waiting) / rate
+        return len(self._waiting) * statistics.fmean(self._took_s) / max(arm.slots, 1)

@@ -36,8 +36,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core import NotFiniteError
 from ..llama import KV_DTYPES, LINEARS, LlamaConfig, LlamaModel
-from ..llama.model import not_finite
 from ..weights import PackedTernary, PackedWeight
 from .attention import StepRows, attend, padded, rope_append, tile_rows
 from .graphs import Graphs, decode_bucket, prefill_bucket
@@ -342,7 +342,7 @@ class LlamaGpu(LlamaModel):
         # A value that is not finite spoils its whole row: the quantiser makes it NaN, a matrix
         # product in half precision spreads it. So one column tells.
         if not np.isfinite(logits[:, :1]).all():
-            raise ValueError(not_finite("head"))
+            raise NotFiniteError("head")
         return logits
 
     def _make_cache(self, other: LlamaGpu | None) -> tuple[Tensor, Tensor]:

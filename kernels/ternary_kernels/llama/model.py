@@ -125,13 +125,6 @@ class LlamaModel(Core):
         return filled
 
 
-def not_finite(where: str) -> str:
-    return (
-        f"the activations entering {where} hold NaN or Inf; allowed: finite values. "
-        "Check the weights of the layers before it."
-    )
-
-
 def _check_range(name: str, values: np.ndarray, limit: int, cure: str) -> None:
     bad = np.flatnonzero((values < 0) | (values >= limit))
     if bad.size:

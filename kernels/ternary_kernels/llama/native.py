@@ -7,9 +7,10 @@ import ctypes
 import numpy as np
 
 from .. import native
+from ..core import NotFiniteError
 from ..weights import PackedWeight
 from .config import LINEARS
-from .model import KV_DTYPES, LlamaModel, not_finite
+from .model import KV_DTYPES, LlamaModel
 from .reference import LlamaReference
 
 
@@ -70,7 +71,7 @@ class LlamaNative(LlamaModel):
         )
         if code:
             where = "head" if code < 0 else _where(code - 1)
-            raise ValueError(not_finite(where))
+            raise NotFiniteError(where)
         return logits
 
     def _spec(self) -> native.Llama:

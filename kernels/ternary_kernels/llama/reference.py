@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from .. import native, reference
+from ..core import NotFiniteError
 from ..weights import PackedHalf, PackedWeight
-from .model import KV_DTYPES, LlamaModel, not_finite
+from .model import KV_DTYPES, LlamaModel
 
 
 class LlamaReference(LlamaModel):
@@ -95,7 +96,7 @@ class LlamaReference(LlamaModel):
 
 def _linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, name: str) -> Tensor:
     if not bool(x.isfinite().all()):
-        raise ValueError(not_finite(name))
+        raise NotFiniteError(name)
     return reference.linear(x, weight, bias)
 
 
