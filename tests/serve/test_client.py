@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from workbench.errors import ConfigError, StageError
@@ -359,3 +360,48 @@ def test_the_network_is_probed_apart(serve) -> None:
     assert 0.0 < found.connect_ms < found.round_trip_ms and found.path == "/v1/models"
     with pytest.raises(StageError, match="does not answer: ConnectionRefusedError"):
         probe(Endpoint(NOBODY))
+
+
+def test_a_server_that_keeps_the_connection_is_not_waited_for(tmp_path: Path) -> None:
+    body = WHOLE.removeprefix(HEAD)
+    framed = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunked += b"%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n"
+
+    async def keep(request: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(chunked if b'"0"' in request else framed)
+        await asyncio.sleep(3.0)
+
+    with (
+        serving(keep) as address,
+        load_processes(Endpoint(address), tmp_path, silence_s=60.0) as client,
+    ):
+        outcomes, took_s = client.burst(planned(2), lambda p: str(p.id))
+    assert [(o.status, o.error) for o in outcomes] == [("ok", None)] * 2
+    assert took_s < 3.0 and all(o.end_s - o.last_token_s < 0.5 for o in outcomes)
+
+
+def test_the_processes_end_with_their_parent(tmp_path: Path) -> None:
+    """Even if that is killed, so that nobody can end them."""
+
+    async def hang(request: bytes, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)
+
+    with serving(hang) as address:
+        code = f"""if True:
+            from pathlib import Path
+            from workbench.load.planned import PlannedRequest
+            from workbench.serve.client import load_processes
+            from workbench.serve.endpoint import Endpoint
+            requests = [PlannedRequest(i, 0.1 * i, 3, 4, "batch", False) for i in range(600)]
+            with load_processes(Endpoint({address!r}), Path({str(tmp_path)!r})) as client:
+                say = lambda: print(client._children[0].pid, flush=True)
+                client.replay(requests, lambda planned: "a", orders=[(0.1, say)])
+        """
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+        ) as parent:
+            child = psutil.Process(int(parent.stdout.readline()))
+            parent.kill()
+        _, alive = psutil.wait_procs([child], timeout=5.0)
+    assert not alive

@@ -36,6 +36,8 @@ broken_off: the connection ended first. broken_sse: what came is no stream of ev
 the one that was asked for. short: a proper end after too few tokens."""
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 LAST_CHUNK = b"0\r\n\r\n"
+LINGER_S = 0.5
+"""For a server to close the connection after its answer, before somebody looks at the answer."""
 
 
 class Faulty(Exception):
@@ -130,8 +132,13 @@ class Exchange(asyncio.Protocol):
         self._pieces.append(data)
         if len(self._pieces) == 1:
             self._framed = b"content-length:" in data.lower()
-        # A server that keeps the connection in spite of "close" must not be waited for.
-        if (self._framed or data.endswith(LAST_CHUNK)) and _is_whole(self._pieces):
+        if self._framed or data.endswith(LAST_CHUNK):
+            self._loop.call_later(LINGER_S, self._look_for_the_end, len(self._pieces))
+
+    def _look_for_the_end(self, pieces: int) -> None:
+        """Of a server that keeps the connection in spite of "close": it must not be waited for."""
+        if not self._end_s and pieces == len(self._pieces) and _is_whole(self._pieces):
+            self._end_s = self._times_s[-1]
             self._finish()
 
     def connection_lost(self, error: Exception | None) -> None:
