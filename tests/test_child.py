@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -58,3 +60,18 @@ def test_one_that_does_not_end_when_asked_is_killed_whatever_was_raised(tmp_path
         raise RuntimeError("inside")
     assert not psutil.pid_exists(process.pid)
     assert how_it_ended(process.returncode) == "was killed by signal 9 (often: the memory was full)"
+
+
+def test_a_process_may_hold_as_many_files_as_the_system_lets_it() -> None:
+    code = """if True:
+        import resource
+        from workbench.child import allow_open_files
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+        allow_open_files(200)
+        print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        allow_open_files(100)
+        print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    """
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["200", "200"]

@@ -7,6 +7,7 @@ the child is asked to end, and killed where it does not.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -56,6 +57,15 @@ def child(
                     process.wait(stop_s)
                 except subprocess.TimeoutExpired:
                     process.kill()
+
+
+def allow_open_files(wanted: int = 65_536) -> None:
+    """Let this process hold so many files and connections, as far as it may: the usual limit of
+    1,024 is one that a thousand streams reach."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def how_it_ended(code: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -405,3 +406,16 @@ def test_the_processes_end_with_their_parent(tmp_path: Path) -> None:
             parent.kill()
         _, alive = psutil.wait_procs([child], timeout=5.0)
     assert not alive
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="another process's limit: Linux")
+def test_connections_that_this_machine_cannot_open_are_not_the_servers_fault(
+    serve, tmp_path: Path
+) -> None:
+    served = serve()
+    with load_processes(Endpoint(served.address), tmp_path) as client:
+        client.replay(planned(1), ids)
+        limits = resource.prlimit(client._children[0].pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(client._children[0].pid, resource.RLIMIT_NOFILE, (16, limits[1]))
+        with pytest.raises(StageError, match="Too many open files"):
+            client.replay(planned(40, gap_s=0.0), ids, processes=1)

@@ -21,6 +21,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from workbench.child import allow_open_files
 from workbench.load.planned import PlannedRequest
 from workbench.serve.endpoint import Endpoint
 from workbench.serve.exchange import fine_loop
@@ -93,6 +94,7 @@ def _say(answer: dict[str, Any]) -> None:
 
 
 def main(given: str) -> None:
+    allow_open_files()
     options = json.loads(given)
     endpoint, silence_s = Endpoint(**options["endpoint"]), options["silence_s"]
     for line in sys.stdin:

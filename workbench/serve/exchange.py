@@ -9,6 +9,7 @@ is due, so that neither a handshake nor a pool's queue is part of a latency.
 from __future__ import annotations
 
 import asyncio
+import errno
 import select
 import selectors
 import ssl
@@ -36,6 +37,8 @@ broken_off: the connection ended first. broken_sse: what came is no stream of ev
 the one that was asked for. short: a proper end after too few tokens."""
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 LAST_CHUNK = b"0\r\n\r\n"
+OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS)
+"""Connections that this machine cannot open are no fault of the server."""
 LINGER_S = 0.5
 """For a server to close the connection after its answer, before somebody looks at the answer."""
 
@@ -102,6 +105,8 @@ class Exchange(asyncio.Protocol):
             except TimeoutError:
                 self._fail(Faulty("hung", f"no connection within {self._silence_s:g} s"))
             except OSError as error:
+                if error.errno in OWN_LIMITS:
+                    raise
                 self._fail(Faulty("refused", f"{type(error).__name__}: {error}"))
             await self._over
         finally:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.child import allow_open_files
 from workbench.errors import ConfigError, StageError, WorkbenchError
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
@@ -126,6 +127,7 @@ def _require_text(name: str) -> None:
 
 def serve(spec: ServeSpec, announce: Callable[[Ready], None]) -> None:
     """Load, warm, listen; returns when the server was told to stop and has drained."""
+    allow_open_files()
     listener = listen(spec.host, spec.port)  # before the seconds that these imports take
     import psutil
     import uvicorn
