@@ -65,7 +65,7 @@ STAGES: dict[str, Stage] = {
             "measure_ab",
             "what is gained, what is lost",
             ("readiness.device", "readiness.threads", "measure_ab"),
-            ("train_qat",),
+            ("profile_load", "train_qat"),
         ),
         Stage(
             4,

@@ -41,11 +41,12 @@ from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
-from workbench.stages import measure_ab
+from workbench.stages import measure_ab, profile_load
 from workbench.stages.context import StageContext
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.packed import save_packed
 from workbench.train.quality import document_losses
+from workbench.wording.vocabulary import FIGURES
 
 CONFIG = LlamaConfig(
     vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
@@ -186,7 +187,7 @@ def test_a_disturbed_block_is_measured_again_while_time_is_left_and_then_marked(
     monkeypatch.setattr(
         session.Noise, "disturbances", lambda self, limits: ["busy"] if next(looks) else []
     )
-    monkeypatch.setattr(session, "_repeated_s", lambda kept: 0.0 if not kept else 1e9)
+    monkeypatch.setattr(session, "repeating_left_s", lambda of, past: 0.0 if past else 1e9)
     with no_meters() as meters:
         made = Session(tmp_path, engines, CLASSES[:1], PROMPTS, meters)
         blocks = made.run(blocks_of(2), lambda *_: None)
@@ -437,16 +438,32 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> StageRecord:
     model = AutoModelForCausalLM.from_config(CONFIG)
     model.save_pretrained(folder / "full_precision")
     report = to_ternary(model, Policy(), ThresholdVersion())
-    save_packed(model, folder / "ternary", report.precisions, ThresholdVersion())
+    save_packed(model, folder / "ternary", report.precisions, ThresholdVersion(), tokenizer)
+    tokenizer.save_pretrained(folder / "full_precision")
     record.artefacts = {name: name for name in ("tokenizer", "full_precision", "ternary")}
     return record
 
 
-def make_context(folder: Path, trained: StageRecord, **section) -> StageContext:
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> StageRecord:
+    """A record of ``profile_load`` with requests that the small model holds."""
+    folder = tmp_path_factory.mktemp("profile_load")
+    lengths = {"prompt_tokens_p50": 8, "prompt_tokens_p99": 16, "output_tokens_p50": 6,
+               "output_tokens_p99": 12}  # fmt: skip
+    load = {"duration_s": 60.0, "rate_per_s": 20.0, **lengths}
+    pilot = Pilot(name="ab", question="?", profile_load={"synthetic": load})
+    record = StageRecord("profile_load", folder)
+    profile_load.run(StageContext(pilot, record, Progress(folder / "e.jsonl", "profile_load"), {}))
+    return record
+
+
+def make_context(
+    folder: Path, trained: StageRecord, profiled: StageRecord | None = None, **section
+) -> StageContext:
     fields = {
         "arms": ["full_precision", "ternary"], "prompt_tokens": 8, "blocks": 2,
         "interactive_output_tokens": [1, 4], "batch_sizes": [1, 2], "batch_output_tokens": 3,
-        "quality_documents": 9, "bootstrap": 100,
+        "quality_documents": 9, "bootstrap": 100, "load": {"blocks": 0},
     }  # fmt: skip
     pilot = Pilot(
         name="ab",
@@ -457,7 +474,12 @@ def make_context(folder: Path, trained: StageRecord, **section) -> StageContext:
     )
     record = StageRecord("measure_ab", folder)
     progress = Progress(folder / "events.jsonl", "measure_ab")
-    return StageContext(pilot, record, progress, {"train_qat": trained})
+    upstream = {"train_qat": trained, "profile_load": profiled or nothing_profiled(folder)}
+    return StageContext(pilot, record, progress, upstream)
+
+
+def nothing_profiled(folder: Path) -> StageRecord:
+    return StageRecord("profile_load", folder, facts={"slo": {"interactive": {"ttft_ms": 500.0}}})
 
 
 def test_the_stage_measures_everything_it_promises(trained: StageRecord, tmp_path: Path) -> None:
@@ -476,7 +498,11 @@ def test_the_stage_measures_everything_it_promises(trained: StageRecord, tmp_pat
         "bits_per_byte", "quality_gap_bits_per_byte", "ttft_ms", "tpot_ms", "latency_ms",
         "speedup", "decode_tokens_per_s", "throughput_ratio", "smallest_visible_effect",
         "model_memory_mb", "memory_ratio", "energy_j_per_request", "energy_j_per_token",
+        "itl_ms", "e2e_ms", "ttft_speedup", "itl_speedup", "tpot_speedup", "e2e_speedup",
+        "goodput_per_s", "slo_met_share",
     }  # fmt: skip
+    under_load = [metric for metric in record.metrics if metric.labels["source"] == "load"]
+    assert {m.reason for m in under_load} == {"left out: measure_ab.load.blocks is 0"}
     assert record.metric("memory_ratio", arm="ternary").value > 1.5
     energy = record.metric("energy_j_per_token", arm="ternary")
     assert energy.value is None and "no_meter" in energy.reason
@@ -508,7 +534,8 @@ def test_quality_is_the_same_bits_every_time_and_that_of_transformers(
 def test_requests_beyond_the_context_are_refused_before_anything_runs(
     trained: StageRecord, tmp_path: Path
 ) -> None:
-    pilot = Pilot(name="ab", question="?", measure_ab={"interactive_output_tokens": [4000]})
+    long = {"interactive_output_tokens": [4000], "prompt_tokens": 128}
+    pilot = Pilot(name="ab", question="?", measure_ab=long)
     (problem,) = measure_ab.check(pilot)
     assert "128 prompt and 4000 output tokens; allowed: 1024 together" in problem
     with pytest.raises(StageError, match="a context of 108 tokens"):
@@ -521,3 +548,61 @@ def test_too_little_text_for_a_prompt_is_said(trained: StageRecord, tmp_path: Pa
     short.save_table("heldout", documents_frame([Document("d", "test", "a")]))
     with pytest.raises(StageError, match="held-out text has 1 tokens"):
         measure_ab.run(make_context(tmp_path, short, arms=["full_precision"]))
+
+
+@pytest.mark.slow
+def test_the_load_is_sent_to_every_arm_and_a_killed_session_goes_on(
+    trained: StageRecord, profiled: StageRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same requests at the same times, and no finished block is played again."""
+    patient = {"max_dispatch_delay_ms": 60_000.0}
+    load = {"blocks": 3, "block_s": 0.5, "budget_s": 20.0, **patient}
+    context = make_context(tmp_path, trained, profiled, prompt_tokens=None, load=load)
+    step = context.progress.step
+
+    def killed(task: str, done: int, total: int, unit: str) -> None:
+        if task == "arms under load" and done == 3:
+            raise KeyboardInterrupt
+        step(task, done, total, unit)
+
+    monkeypatch.setattr(context.progress, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        measure_ab.run(context)
+    (first,) = (tmp_path / "load").glob("block-*.json")
+    written = first.stat().st_mtime_ns
+
+    again = make_context(tmp_path, trained, profiled, prompt_tokens=None, load=load)
+    measure_ab.run(again)
+    record = again.record
+    assert first.stat().st_mtime_ns == written
+    assert "the session under load was interrupted after 1 blocks" in record.notes
+    requests = record.table("load_requests")
+    assert set(requests["status"]) == {"ok"} and requests["block"].nunique() == 3
+    assert (requests["output_tokens"] == requests["wanted_tokens"]).all()
+    sent = {
+        arm: own[["block", "id", "intended_s", "prompt_tokens", "wanted_tokens"]].reset_index(
+            drop=True
+        )
+        for arm, own in requests.sort_values(["block", "id"]).groupby("arm")
+    }
+    assert set(sent) == {"full_precision", "ternary"}
+    assert sent["full_precision"].equals(sent["ternary"])
+    assert requests["id"].nunique() == len(sent["ternary"]), "every block has requests of its own"
+    assert len(set(requests.groupby("block")["intended_s"].max() < 0.5)) == 1
+    for arm in sent:
+        for name in ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms"):
+            figure = record.metric(name, arm=arm, source="load", quantile="p50")
+            assert figure.value >= 0 and "3 blocks, an interval needs 6" in figure.reason
+        assert record.metric("changed_answers", arm=arm).value == 0
+        assert record.metric("changed_answers", arm=arm).n == 3
+        assert record.metric("goodput_per_s", arm=arm).value > 0
+        assert record.metric("network_round_trip_ms", arm=arm).value < 1000
+        assert record.metric("capacity_per_s", arm=arm).value > 0
+    assert record.metric("e2e_speedup", arm="ternary", quantile="p50").kind == "derived"
+    assert record.metric("replay_speedup", source="load").kind == "derived"
+    assert record.metric("cut_share", source="load").value == 0
+    assert record.facts["prompt_tokens"] == {"median_of_the_load": 8, "taken": 8}
+    for metric in record.metrics:
+        labels = "".join(sorted(metric.labels))
+        of = FIGURES[metric.name].labels
+        assert labels in {"".join(sorted(own)) for own in of}, metric

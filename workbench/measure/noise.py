@@ -12,14 +12,15 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from workbench.errors import StageError
 from workbench.pilot.sections.readiness import Quiet
 
+T = TypeVar("T")
 LOOK_S = 1.0
 """A look at a machine before a session: CPU times are counted in hundredths of a second."""
 
@@ -126,6 +127,48 @@ def require_quiet(limits: Quiet, say: Callable[[str], None]) -> Noise:
         )
     say(f"{text}; it is measured all the same, and disturbed blocks are marked")
     return noise
+
+
+REPEATING_SHARE, MOST_ATTEMPTS = 0.25, 3
+"""Of a session's time, for measuring disturbed blocks again, and how often one is measured: a
+machine that is busy all the time is not made quiet by measuring longer."""
+NOISE_COLUMNS = [
+    "block", "attempt", "seconds", "others_share", "steal_share", "pressure_share", "clock_mhz",
+    "temperature_c", "disturbed", "kept",
+]  # fmt: skip
+Attempt = dict[str, Any]
+"""A row of a table with ``NOISE_COLUMNS``."""
+
+
+def in_quiet(
+    measure: Callable[[], T],
+    block: int,
+    limits: Quiet,
+    left_s: float,
+    processes: Callable[[], Sequence[int]] = tuple,
+) -> tuple[T, list[Attempt]]:
+    """What ``measure`` gave for a block, as often as it was disturbed; the last is the one kept.
+
+    left_s: for attempts at it. processes: others that are part of the measurement.
+    """
+    attempts: list[Attempt] = []
+    while True:
+        before = Counters.read(processes())
+        found = measure()
+        noise = Noise.between(before, Counters.read(processes()))
+        disturbed = "; ".join(noise.disturbances(limits))
+        at = {"block": block, "attempt": len(attempts), **noise.to_json()}
+        attempts.append({**at, "disturbed": disturbed, "kept": False})
+        late = sum(one["seconds"] for one in attempts) > left_s
+        if not disturbed or late or len(attempts) == MOST_ATTEMPTS:
+            break
+    attempts[-1]["kept"] = True
+    return found, attempts
+
+
+def repeating_left_s(budget_s: float, attempts: Iterable[Attempt]) -> float:
+    """Time that a session of ``budget_s`` still has for measuring disturbed blocks again."""
+    return REPEATING_SHARE * budget_s - sum(a["seconds"] for a in attempts if not a["kept"])
 
 
 def _cpu_times(proc: Path) -> tuple[float | None, float | None]:

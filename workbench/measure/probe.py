@@ -29,15 +29,16 @@ from workbench.engine.units import backends, uneven_units
 from workbench.errors import StageError
 from workbench.machine.device import Device
 from workbench.measure.memory_use import memory_growth
-from workbench.measure.noise import Counters, Noise, require_quiet
-from workbench.measure.orders import balanced_orders
-from workbench.measure.session import (
-    FEWEST_TO_STOP,
+from workbench.measure.noise import (
     MOST_ATTEMPTS,
     NOISE_COLUMNS,
     REPEATING_SHARE,
-    noise_facts,
+    Counters,
+    Noise,
+    require_quiet,
 )
+from workbench.measure.orders import balanced_orders
+from workbench.measure.session import FEWEST_TO_STOP, noise_facts
 from workbench.measure.statistics import FEWEST_BLOCKS, mean_ratio
 from workbench.model.presets import PRESETS, Shape
 from workbench.pilot.sections.readiness import Probe

@@ -31,7 +31,13 @@ from workbench.files import read_json, replacing, write_json
 from workbench.measure.latency import LoadClass, Prompt, Span, take_turn
 from workbench.measure.meters import EnergySession
 from workbench.measure.meters.basis import BasisEnergy
-from workbench.measure.noise import Counters, Noise
+from workbench.measure.noise import (
+    NOISE_COLUMNS,
+    Attempt,
+    Noise,
+    in_quiet,
+    repeating_left_s,
+)
 from workbench.measure.orders import balanced_orders
 from workbench.measure.statistics import FEWEST_BLOCKS, mean_ratio
 from workbench.pilot.sections.readiness import Quiet
@@ -49,9 +55,6 @@ WASHOUT_TOKENS = 8
 """Output of the untimed request with which a turn begins."""
 FEWEST_TO_STOP = 8
 """Blocks before which precision ends no session: fewer are alike by chance too often."""
-REPEATING_SHARE, MOST_ATTEMPTS = 0.25, 3
-"""Of the session's time, for measuring disturbed blocks again, and how often one is measured: a
-machine that is busy all the time is not made quiet by measuring longer."""
 COLUMNS = [
     "block", "order", "arm", "class", "batch", "phase", "seconds", "tokens", "sequences",
 ]  # fmt: skip
@@ -59,10 +62,6 @@ ENERGY_COLUMNS = [
     "block", "order", "arm", "class", "tokens", "sequences", "start_s", "end_s", "basis",
     "covers", "kind", "energy_j",
     "error_j", "bias_j", "how",
-]  # fmt: skip
-NOISE_COLUMNS = [
-    "block", "attempt", "seconds", "others_share", "steal_share", "pressure_share", "clock_mhz",
-    "temperature_c", "disturbed", "kept",
 ]  # fmt: skip
 
 
@@ -139,8 +138,7 @@ class Session:
     def noise(self) -> pd.DataFrame:
         """Table ``noise``: what else the machine did in each attempt at each block."""
         kept = [read_json(self._path(block)) for block in range(self.finished())]
-        rows = [row for one in kept for row in one["noise"]]
-        return pd.DataFrame(rows, columns=NOISE_COLUMNS)
+        return pd.DataFrame(_attempts(kept), columns=NOISE_COLUMNS)
 
     def precise(self, blocks: pd.DataFrame, precision: float) -> bool:
         """Whether every ratio to the baseline, its own second place included, is known so well."""
@@ -154,11 +152,7 @@ class Session:
         return True
 
     def _ends(self, kept: list[dict[str, Any]], ending: Ending) -> bool:
-        spent_s = _spent_s(kept)
-        next_s = spent_s / len(kept) if kept else 0.0
-        if len(kept) >= FEWEST_BLOCKS and spent_s + next_s > ending.budget_s:
-            return True
-        if len(kept) >= 2 and spent_s + next_s > 2 * ending.budget_s:
+        if out_of_time(_attempts(kept), len(kept), ending.budget_s):
             return True
         return len(kept) >= FEWEST_TO_STOP and self.precise(self._table(kept), ending.precision)
 
@@ -173,25 +167,20 @@ class Session:
     ) -> dict[str, Any]:
         """One block, as often as it was disturbed while time is left: its rows and its noise."""
         turns = len(self._engines) * len(self._classes)
-        attempts: list[dict[str, Any]] = []
-        while True:
+
+        def once() -> list[dict[str, Any]]:
             for at in [key for key in self._windows if key[0] == block]:
-                del self._windows[at]  # of the disturbed attempt
-            before, rows = Counters.read(), []
+                del self._windows[at]  # of a disturbed attempt
+            rows: list[dict[str, Any]] = []
             for wanted in self._classes:
                 for place, arm in enumerate(order):
                     rows += self._turn(block, place, arm, wanted, repeats[wanted.name], len(rows))
                     done = len(self._windows_of(block))
                     report(block * turns + done, ending.blocks * turns)
-            noise = Noise.between(before, Counters.read())
-            disturbed = "; ".join(noise.disturbances(self._quiet))
-            at_s = {"block": block, "attempt": len(attempts), **noise.to_json()}
-            attempts.append({**at_s, "disturbed": disturbed, "kept": False})
-            repeated_s = _repeated_s(kept) + sum(one["seconds"] for one in attempts)
-            late = repeated_s > REPEATING_SHARE * ending.budget_s
-            if not disturbed or late or len(attempts) == MOST_ATTEMPTS:
-                break
-        attempts[-1]["kept"] = True
+            return rows
+
+        left_s = repeating_left_s(ending.budget_s, _attempts(kept))
+        rows, attempts = in_quiet(once, block, self._quiet, left_s)
         one = {"rows": rows, "noise": attempts, "energies": []}
         self._meters.settle()
         self._add_energies(block, one)
@@ -344,13 +333,18 @@ def _largest(column: pd.Series) -> float | None:
     return float(known.max()) if len(known) else None
 
 
-def _spent_s(kept: list[dict[str, Any]]) -> float:
-    return sum(attempt["seconds"] for one in kept for attempt in one["noise"])
+def out_of_time(attempts: Sequence[Attempt], blocks: int, budget_s: float) -> bool:
+    """Whether one more block would be too many: after ``FEWEST_BLOCKS`` beyond the time, after two
+    beyond twice the time."""
+    spent_s = sum(attempt["seconds"] for attempt in attempts)
+    then_s = spent_s + spent_s / max(1, blocks)
+    return (blocks >= FEWEST_BLOCKS and then_s > budget_s) or (
+        blocks >= 2 and then_s > 2 * budget_s
+    )
 
 
-def _repeated_s(kept: list[dict[str, Any]]) -> float:
-    """Time that went into attempts that were not kept."""
-    return sum(a["seconds"] for one in kept for a in one["noise"] if not a["kept"])
+def _attempts(kept: list[dict[str, Any]]) -> list[Attempt]:
+    return [attempt for one in kept for attempt in one["noise"]]
 
 
 def _row(at: dict[str, Any], wanted: LoadClass, span: Span) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def load_figures(
     observed = _observed(requests, gaps)
     yield from _faults(requests, arms, faults)
     if late:
-        yield from _refused(arms, sorted(set(requests["class"]) | set(slos)), late)
+        yield from left_out(arms, sorted(set(requests["class"]) | set(slos)), late)
         return
     yield from _latencies(observed, arms)
     yield from _speedups(observed, arms)
@@ -218,7 +218,7 @@ def _faults(requests: pd.DataFrame, arms: Sequence[str], faults: Sequence[str]) 
             yield found.metric("failed_requests", "requests", "", **labels)
 
 
-def _refused(arms: Sequence[str], classes: Sequence[str], why: str) -> Iterator[Metric]:
+def left_out(arms: Sequence[str], classes: Sequence[str], why: str) -> Iterator[Metric]:
     """Every figure that rests on a latency, without a value."""
     for place, arm in enumerate(arms):
         own = {"arm": arm, **SOURCE}

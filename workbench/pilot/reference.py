@@ -24,6 +24,9 @@ Written by `python -m workbench.pilot.reference`; what each section is for stand
 [pilots.md](pilots.md). Unknown keys and wrong types are errors.
 """
 
+MANY: dict[Any, str] = {list: "[]", dict: ".NAME"}
+"""What stands behind the name of a field with several sections."""
+
 FIGURES_HEAD = """
 ## Figures of a run
 
@@ -56,14 +59,13 @@ def _section(title: str, section: type[BaseModel], defaults: dict[str, Any]) -> 
     yield f"\n## `{title}`\n\n{' '.join((section.__doc__ or '').split())}\n\n" if title else "\n"
     yield "| field | type | default | meaning |\n|---|---|---|---|\n"
     for name, field in section.model_fields.items():
-        if name not in below or get_origin(field.annotation) is list:
+        if name not in below or get_origin(field.annotation) in MANY:
             yield _row(name, field, defaults.get(name, field.default))
     for name, inner in below.items():
         field = section.model_fields[name]
-        is_list = get_origin(field.annotation) is list
-        given = {} if is_list else dict(defaults.get(name, field.default) or {})
-        path = f"{title}.{name}".lstrip(".")
-        yield from _section(f"{path}[]" if is_list else path, inner, given)
+        many = MANY.get(get_origin(field.annotation) or object, "")
+        given = {} if many else dict(defaults.get(name, field.default) or {})
+        yield from _section(f"{title}.{name}{many}".lstrip("."), inner, given)
 
 
 def _row(name: str, field: FieldInfo, default_value: Any) -> str:

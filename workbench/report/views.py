@@ -28,7 +28,9 @@ from workbench.wording.numbers import duration, number, with_interval
 from workbench.wording.text import Texts
 from workbench.wording.vocabulary import FIGURES, better
 
-RESULT_THEMES = ("quality", "latency", "throughput", "memory", "energy", "hybrid", "rollback")
+RESULT_THEMES = (
+    "quality", "latency", "under_load", "throughput", "memory", "energy", "hybrid", "rollback",
+)  # fmt: skip
 HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("readiness", "memory_ratio", {"arm": "ternary", "source": "probe"}),
     ("readiness", "decode_speedup", {"source": "probe"}),
@@ -116,6 +118,7 @@ def result_tables(records: Records, texts: Texts) -> list[Table]:
             theme = FIGURES[metric.name].theme if metric.name in FIGURES else "other"
             # Latencies of the replay belong to the rollback, not beside the A/B measurement.
             theme = "rollback" if (stage, theme) == ("deploy_rollback", "latency") else theme
+            theme = "under_load" if metric.labels.get("source") == "load" else theme
             themed.get(theme, []).append(metric)
             if (at := (stage, metric.name, label_text(metric.labels))) in found_different:
                 differs[id(metric)] = found_different[at]

@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from workbench.errors import StageError
 from workbench.measure.statistics import Estimate
+from workbench.serve.client import LoadProcesses
+from workbench.serve.load import Load
 from workbench.serve.replay import Outcome
 
 CarriesAnswer = Literal["yes", "no", "not_measured"]
@@ -49,6 +52,30 @@ class Capacity:
         began_s = min(o.sent_s for o in outcomes)
         ends_s = sorted(o.end_s - began_s for o in outcomes if o.end_s is not None)
         return cls(count / took_s, count / ends_s[count - slots - 1])
+
+
+def measured_capacity(
+    client: LoadProcesses, load: Load, arm: str, slots: int, queue: int, budget_s: float
+) -> Capacity:
+    """What one arm of a server completes when all requests come at once.
+
+    A first burst of one request a slot says how many fit the time for the second, which is
+    the measurement. budget_s: for that one; no more requests than slots and queue hold.
+    Raises StageError when a request is not answered in full.
+    """
+    count = slots
+    for attempt in range(2):
+        outcomes, took_s = client.burst(load.sample(count), load.prompt, model=arm)
+        if bad := [o for o in outcomes if o.status != "ok"]:
+            raise StageError(
+                f"{len(bad)} of {count} requests to the arm {arm} failed before the replay "
+                f"began: {bad[0].error}",
+                next_step="read server.log in the stage's folder",
+            )
+        if attempt == 0:
+            fitting = int(slots * budget_s / took_s)
+            count = min(max(fitting, 2 * slots), queue + slots)
+    return Capacity.of(outcomes, took_s, slots)
 
 
 @dataclass(frozen=True)

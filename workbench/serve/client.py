@@ -89,6 +89,10 @@ class LoadProcesses:
     def processes(self) -> int:
         return len(self._children)
 
+    @property
+    def process_ids(self) -> list[int]:
+        return [process.pid for process in self._children]
+
     def replay(
         self,
         schedule: Sequence[PlannedRequest],

@@ -13,11 +13,13 @@ from workbench.serve.exchange import Faulty
 
 @dataclass
 class Completion:
-    """token_s: when each chunk with a token came. counted: the server's ``usage``; None without.
+    """token_s: when each chunk with a token came. counted, counted_prompt: the server's
+    ``usage``; None without.
     ended: ``[DONE]`` came, or a finish reason and then a proper end of the answer."""
 
     token_s: array[float] = field(default_factory=lambda: array("d"))
     counted: int | None = None
+    counted_prompt: int | None = None
     finished: bool = False
     done: bool = False
 
@@ -60,6 +62,8 @@ def _read_chunk(
         raise Faulty("server_error", str(error["message"] if isinstance(error, dict) else error))
     if (usage := chunk.get("usage")) is not None:
         into.counted = int(usage["completion_tokens"])
+        if (prompt := usage.get("prompt_tokens")) is not None:
+            into.counted_prompt = int(prompt)
     if not chunk["choices"]:
         return
     choice = chunk["choices"][0]

@@ -22,7 +22,7 @@ from workbench.load.planned import PlannedRequest
 
 Prompt = list[int] | str
 """Token ids, or text."""
-PROBE_TIMEOUT_S = 10.0
+PROBE_TIMEOUT_S, ANSWER_TIMEOUT_S = 10.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,38 @@ def probe(endpoint: Endpoint, count: int = 9) -> Probe:
     return Probe(connect_ms, round_trip_ms, count, path)
 
 
-def _connection(endpoint: Endpoint) -> http.client.HTTPConnection:
+def ask(endpoint: Endpoint, prompt: Prompt, tokens: int, model: str | None = None) -> str:
+    """The text of one greedy answer of ``tokens``, not streamed and not timed. model: instead of
+    the endpoint's. Raises StageError when there is none."""
+    planned = PlannedRequest(0, 0.0, len(prompt), tokens, "probe", False)
+    fields = json.loads(endpoint.body(planned, prompt, model)) | {"stream": False}
+    del fields["stream_options"]
+    path = f"{endpoint.base}/{'chat/completions' if endpoint.chat else 'completions'}"
+    headers = {**endpoint.headers(), "content-type": "application/json"}
+    try:
+        with closing(_connection(endpoint, ANSWER_TIMEOUT_S)) as connection:
+            connection.request("POST", path, json.dumps(fields), headers=headers)
+            answer = connection.getresponse()
+            text = answer.read().decode(errors="replace")
+        if answer.status != 200:
+            raise ValueError(f"HTTP {answer.status}: {text[:200]}")
+        choice = json.loads(text)["choices"][0]
+        return str(choice["message"]["content"] if endpoint.chat else choice["text"])
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        raise StageError(
+            f"{endpoint.address} gave no answer: {type(error).__name__}: {error}",
+            next_step="look into that server's log",
+        ) from None
+
+
+def _connection(
+    endpoint: Endpoint, timeout_s: float = PROBE_TIMEOUT_S
+) -> http.client.HTTPConnection:
     where = endpoint.host, endpoint.port
     if endpoint.tls:
         context = ssl.create_default_context()
-        return http.client.HTTPSConnection(*where, timeout=PROBE_TIMEOUT_S, context=context)
-    return http.client.HTTPConnection(*where, timeout=PROBE_TIMEOUT_S)
+        return http.client.HTTPSConnection(*where, timeout=timeout_s, context=context)
+    return http.client.HTTPConnection(*where, timeout=timeout_s)
 
 
 def _is_loopback(host: str) -> bool:

@@ -51,6 +51,7 @@ class Outcome:
     intended_s: when it was due. sent_s: when the client got to it. end_s: when its connection
     had nothing more. arm: as the server said; None if it never did. counted_by: where
     output_tokens is from, the server's ``usage`` or, of a server without, the chunks with text.
+    counted_prompt_tokens: by the server's ``usage``, with its own tokenizer.
     gaps_s: between the chunks that carried tokens, the first to the second first.
     """
 
@@ -69,6 +70,7 @@ class Outcome:
     error: str | None = None
     fault: Fault | None = None
     counted_by: Literal["usage", "chunks"] | None = None
+    counted_prompt_tokens: int | None = None
     gaps_s: array[float] = field(default_factory=lambda: array("f"), repr=False)
 
 
@@ -191,6 +193,7 @@ class LoadClient:
         else:
             outcome.output_tokens = completion.counted
         outcome.counted_by = "chunks" if completion.counted is None else "usage"
+        outcome.counted_prompt_tokens = completion.counted_prompt
 
     def _without_key(self, said: str) -> str:
         """Some servers repeat a wrong key."""

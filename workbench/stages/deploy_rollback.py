@@ -8,10 +8,9 @@ tuning before it (:mod:`.deploy_rollback_tuning`) goes on with the points it has
 
 from __future__ import annotations
 
-from workbench.errors import StageError
 from workbench.load.piece import LengthLimits
 from workbench.load.profile import LoadProfile
-from workbench.serve.carries import Capacity
+from workbench.serve.carries import measured_capacity
 from workbench.serve.client import LoadProcesses, load_processes
 from workbench.serve.endpoint import Endpoint
 from workbench.serve.load import Load, wanted_context
@@ -80,10 +79,11 @@ def _rehearse(
     Raises StageError as soon as the server or a client has died.
     """
     section, progress = context.pilot.deploy_rollback, context.progress
+    budget_s = min(max(CAPACITY_SHARE * section.duration_s, CAPACITY_LEAST_S), CAPACITY_MOST_S)
     capacity = {}
     for arm in server.ready.arms:
         progress.note(f"measuring what {arm} can take")
-        capacity[arm] = _capacity(context, client, load, arm)
+        capacity[arm] = measured_capacity(client, load, arm, section.slots, section.queue, budget_s)
     speedup = section.speedup or (
         section.target_utilisation
         * min(each.per_s for each in capacity.values())
@@ -117,27 +117,3 @@ def _rehearse(
     ]
     gpu_bytes = server.gpu_bytes()
     return Replayed(outcomes, switches, capacity, speedup, piece, schedule, peak_bytes, gpu_bytes)
-
-
-def _capacity(context: StageContext, client: LoadProcesses, load: Load, arm: str) -> Capacity:
-    """What one arm completes when all requests come at once.
-
-    A first burst of one request a slot says how many fit the time for the second, which is
-    the measurement.
-    Raises StageError when a request is not answered in full.
-    """
-    section = context.pilot.deploy_rollback
-    budget_s = min(max(CAPACITY_SHARE * section.duration_s, CAPACITY_LEAST_S), CAPACITY_MOST_S)
-    count = section.slots
-    for attempt in range(2):
-        outcomes, took_s = client.burst(load.sample(count), load.prompt, model=arm)
-        if bad := [o for o in outcomes if o.status != "ok"]:
-            raise StageError(
-                f"{len(bad)} of {count} requests to the arm {arm} failed before the replay "
-                f"began: {bad[0].error}",
-                next_step="read server.log in the stage's folder",
-            )
-        if attempt == 0:
-            fitting = int(section.slots * budget_s / took_s)
-            count = min(max(fitting, 2 * section.slots), section.queue + section.slots)
-    return Capacity.of(outcomes, took_s, section.slots)

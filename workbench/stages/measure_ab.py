@@ -1,13 +1,14 @@
 """Stage 3: quality, latency, throughput, memory and energy of the arms, in one session.
 
-All arms are in memory at once and do the same work in turn; quality is judged through the
-same engine that is timed. Finished blocks and judged arms are kept in the stage's folder, so a
+First fixed shapes: all arms are in memory at once and do the same work in turn, and quality is
+judged through the same engine that is timed. Then the profile's own load, served
+(:mod:`.measure_ab_load`). Finished blocks and judged arms are kept in the stage's folder, so a
 killed stage goes on where it stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from workbench.data.tokenizer import encode, load_tokenizer
+from workbench.engine.build import read_config
 from workbench.engine.engine import Engine
+from workbench.engine.request import GenerationRequest
 from workbench.engine.units import backends, uneven_units
 from workbench.errors import ConfigError, StageError
 from workbench.files import replacing
@@ -39,9 +42,15 @@ from workbench.model.build import checkpoint_config, preset_config
 from workbench.pilot.sections.measure_ab import MeasureAb
 from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
+from workbench.serve.address import address_problem
 from workbench.stages.context import StageContext
+from workbench.stages.measure_ab_load import (
+    BASELINE,
+    WAKE_TOKENS,
+    Judged,
+    measure_under_load,
+)
 
-BASELINE = "full_precision"
 PROMPTS = 16
 """Different prompts of the timed requests, or as many as the largest batch."""
 
@@ -55,7 +64,13 @@ class MeasuredArm:
 
 
 def check(pilot: Pilot) -> list[str]:
-    """Requests that the model could not hold, before it is trained."""
+    """Requests that the model could not hold, before it is trained, and addresses without a key."""
+    addresses = pilot.measure_ab.addresses.items()
+    problems = [text for name, of in addresses if (text := address_problem(name, of))]
+    return [*problems, *_too_long(pilot)]
+
+
+def _too_long(pilot: Pilot) -> list[str]:
     checkpoint = pilot.model.checkpoint
     if checkpoint is None:
         config = preset_config(pilot.model, pilot.data.vocab_size, pilot.data.sequence_length)
@@ -66,13 +81,15 @@ def check(pilot: Pilot) -> list[str]:
         except ConfigError:
             return []  # train_qat says what is wrong with it
         whose, cure = checkpoint, "give a checkpoint with more positions"
-    needed = _context(pilot.measure_ab)
+    section = pilot.measure_ab
+    prompt_tokens = section.prompt_tokens or 1
+    needed = prompt_tokens + _most_output(section)
     longest = getattr(config, "max_position_embeddings", None)
     if longest is None or needed <= longest:
         return []
     return [
-        f"measure_ab: {pilot.measure_ab.prompt_tokens} prompt and "
-        f"{needed - pilot.measure_ab.prompt_tokens} output tokens; allowed: {longest} together, "
+        f"measure_ab: {prompt_tokens} prompt and "
+        f"{needed - prompt_tokens} output tokens; allowed: {longest} together, "
         f"the positions of {whose}; lower measure_ab.prompt_tokens or the outputs, or {cure}"
     ]
 
@@ -83,20 +100,23 @@ def run(context: StageContext) -> None:
     trained = context.need("train_qat")
     tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
     heldout = trained.table("heldout")
-    prompts = _prompts(heldout, tokenizer, section)
-    with _loaded_arms(context, trained) as arms:
+    prompt_tokens = _prompt_tokens(context, trained)
+    classes = _classes(section, prompt_tokens)
+    prompts = _prompts(heldout, tokenizer, prompt_tokens, max(section.batch_sizes))
+    with _loaded_arms(context, trained, classes) as arms:
         engines = {name: arm.engine for name, arm in arms.items()}
         sizes = {a: (arm.engine.weight_bytes, arm.resident_bytes) for a, arm in arms.items()}
-        blocks, energies = _timed(context, engines, prompts)
+        blocks, energies = _timed(context, engines, classes, prompts)
         quality = _judged(context, engines, heldout, tokenizer)
+        answers = _answers(engines, heldout, tokenizer)
         for name, engine in engines.items():
             for note in engine.notes:  # what could not be captured shows only when it runs
                 context.note(f"{name}: {note}")
     record.save_table("blocks", blocks)
     record.save_table("energies", energies)
     record.save_table("quality", quality)
+    measure_under_load(context, trained, answers)
 
-    classes = _classes(section)
     computes = _about_kernels(context, engines)
     for metric in (
         *quality_figures(quality, BASELINE, section.bootstrap, context.pilot.seed),
@@ -121,12 +141,13 @@ def _about_kernels(context: StageContext, engines: dict[str, Engine]) -> str:
 
 
 @contextmanager
-def _loaded_arms(context: StageContext, trained: StageRecord) -> Iterator[dict[str, MeasuredArm]]:
+def _loaded_arms(
+    context: StageContext, trained: StageRecord, classes: Sequence[LoadClass]
+) -> Iterator[dict[str, MeasuredArm]]:
     """The arms in memory side by side, the baseline first; closed afterwards."""
     section, readiness = context.pilot.measure_ab, context.pilot.readiness
     device = context.device.name
-    names = sorted(section.arms, key=lambda arm: arm != BASELINE)
-    folders = {name: trained.artefact(name) for name in names}
+    folders = {name: trained.artefact(name) for name in section.own_arms}
     if device == "cpu":
         _require_memory(folders)
     arms: dict[str, MeasuredArm] = {}
@@ -140,7 +161,7 @@ def _loaded_arms(context: StageContext, trained: StageRecord) -> Iterator[dict[s
                 engine = Engine.load(
                     folder,
                     slots=max(section.batch_sizes),
-                    context=max(_context(section), context.pilot.data.sequence_length),
+                    context=max(_context(classes), context.pilot.data.sequence_length),
                     threads=readiness.threads,
                     device=device,
                     cache_of=first,
@@ -172,7 +193,10 @@ def _require_memory(folders: dict[str, Path]) -> None:
 
 
 def _timed(
-    context: StageContext, engines: dict[str, Engine], prompts: list[Prompt]
+    context: StageContext,
+    engines: dict[str, Engine],
+    classes: list[LoadClass],
+    prompts: list[Prompt],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables ``blocks`` and ``energies``."""
     section, record = context.pilot.measure_ab, context.record
@@ -190,7 +214,7 @@ def _timed(
         session = Session(
             context.folder / "session",
             engines,
-            _classes(section),
+            classes,
             prompts,
             meters,
             quiet,
@@ -255,29 +279,63 @@ def _judged(
     return pd.concat(frames, ignore_index=True)
 
 
-def _classes(section: MeasureAb) -> list[LoadClass]:
-    prompt = section.prompt_tokens
+def _answers(
+    engines: dict[str, Engine], heldout: pd.DataFrame, tokenizer: PreTrainedTokenizerBase
+) -> Judged:
+    """What each arm says after the first held-out text, to be compared with what it says served."""
+    prompt = next(ids for text in heldout["text"] if (ids := encode(tokenizer, [text])[0]))
+    request = GenerationRequest(tuple(prompt[:WAKE_TOKENS]), WAKE_TOKENS, ignore_eos=True)
+    said = {
+        arm: tokenizer.decode(engine.generate(request).tokens) for arm, engine in engines.items()
+    }
+    return Judged(list(request.prompt_tokens), said)
+
+
+def _classes(section: MeasureAb, prompt_tokens: int) -> list[LoadClass]:
     return [
-        *(LoadClass.interactive(prompt, out) for out in section.interactive_output_tokens),
+        *(LoadClass.interactive(prompt_tokens, out) for out in section.interactive_output_tokens),
         *(
-            LoadClass.batched(prompt, section.batch_output_tokens, batch)
+            LoadClass.batched(prompt_tokens, section.batch_output_tokens, batch)
             for batch in section.batch_sizes
         ),
     ]
 
 
-def _context(section: MeasureAb) -> int:
+def _context(classes: Sequence[LoadClass]) -> int:
     """Tokens that the longest timed sequence takes."""
-    return section.prompt_tokens + max(
-        *section.interactive_output_tokens, section.batch_output_tokens
-    )
+    return max(each.prompt_tokens + each.output_tokens for each in classes)
+
+
+def _most_output(section: MeasureAb) -> int:
+    return max(*section.interactive_output_tokens, section.batch_output_tokens)
+
+
+def _prompt_tokens(context: StageContext, trained: StageRecord) -> int:
+    """Prompt of the fixed shapes: the pilot's, or the median of the load's, as far as the models
+    hold it beside the longest output."""
+    section = context.pilot.measure_ab
+    if section.prompt_tokens is not None:
+        return section.prompt_tokens
+    median = context.need("profile_load").metric("prompt_tokens", quantile="p50")
+    wanted = round(median.value) if median and median.value else 1
+    config = read_config(trained.artefact(BASELINE))
+    longest = getattr(config, "max_position_embeddings", None)
+    room = wanted if longest is None else longest - _most_output(section)
+    taken = max(1, min(wanted, room))
+    context.record.facts["prompt_tokens"] = {"median_of_the_load": wanted, "taken": taken}
+    said = f"prompts of the fixed shapes have {taken} tokens"
+    if taken < wanted:
+        context.note(f"{said}: the load's median is {wanted}, which the models do not hold")
+    else:
+        context.progress.note(f"{said}, the median of the load")
+    return taken
 
 
 def _prompts(
-    heldout: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, section: MeasureAb
+    heldout: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, length: int, batch: int
 ) -> list[Prompt]:
     """Consecutive pieces of the held-out text, all of the same length."""
-    count, length = max(PROMPTS, *section.batch_sizes), section.prompt_tokens
+    count = max(PROMPTS, batch)
     stream: list[int] = []
     for text in heldout["text"]:
         stream += encode(tokenizer, [text])[0]

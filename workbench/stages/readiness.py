@@ -37,6 +37,7 @@ from workbench.model.presets import PRESETS, Shape
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
+from workbench.serve.address import try_address
 from workbench.stages.context import StageContext
 
 GB = 1e9
@@ -89,6 +90,9 @@ def run(context: StageContext) -> None:
     record.facts["kernels"] = asdict(kernels)
     if kernels.reason:
         context.note(f"native kernels are not used: {kernels.reason}")
+    for name, address in pilot.measure_ab.addresses.items():
+        context.progress.note(f"looking whether {name} answers")
+        try_address(name, address, context.folder)
     context.progress.note("measuring memory bandwidth and INT8 peak")
     _bandwidth(context, device)
     _int8_peak(context)

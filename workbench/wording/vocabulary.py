@@ -72,13 +72,15 @@ _PROBED = {
 }  # fmt: skip
 _PROBED_GAIN = {**_PROBED, "arm": words("ternary")}
 _TRAINED = {
-    "arm": Values("one of `measure_ab.arms`", lambda pilot: pilot.measure_ab.arms),
+    "arm": Values(
+        "one of the pilot's own `measure_ab.arms`", lambda pilot: pilot.measure_ab.own_arms
+    ),
     "source": words("trained"),
 }
 _TRAINED_GAIN = {
     "arm": Values(
-        "one of `measure_ab.arms` but `full_precision`",
-        lambda pilot: [arm for arm in pilot.measure_ab.arms if arm != "full_precision"],
+        "one of the pilot's own `measure_ab.arms` but `full_precision`",
+        lambda pilot: pilot.measure_ab.own_arms[1:],
     ),
     "source": words("trained"),
 }
@@ -111,6 +113,26 @@ _TUNED = _SERVED | {
         lambda pilot: [f"{wait:g}" for wait in pilot.deploy_rollback.tuning.batch_wait_ms],
     ),
 }  # fmt: skip
+_SAME_LOAD = {
+    "arm": Values("one of `measure_ab.arms`", lambda pilot: list(pilot.measure_ab.arms)),
+    "source": words("load"),
+}
+_SAME_LOAD_OTHER = {
+    "arm": Values(
+        "one of `measure_ab.arms` but `full_precision`",
+        lambda pilot: [arm for arm in pilot.measure_ab.arms if arm != "full_precision"],
+    ),
+    "source": words("load"),
+}
+_SAME_LOAD_OWN = {**_TRAINED, "source": words("load")}
+_ADDRESS = {
+    "arm": Values(
+        "an address of `measure_ab.arms`", lambda pilot: list(pilot.measure_ab.addresses)
+    ),
+    "source": words("load"),
+}
+_UNDER_LOAD = {"source": words("load")}
+_TAIL = {"quantile": words("p50", "p95", "p99")}
 _FAULT = {
     "fault": words(
         "refused", "hung", "queue_full", "http_error", "server_error", "broken_off", "broken_sse",
@@ -160,13 +182,21 @@ FIGURES: dict[str, Figure] = {
     "int8_gradient_error": Figure("training", "lower", ({"moment": words("before", "after")},)),
     "training_energy_j": Figure("training", "lower", (_BOTH_ARMS,)),
     "share_zero": Figure("training"),
-    "bits_per_byte": Figure("quality", "lower", (_TRAINED,)),
+    "bits_per_byte": Figure("quality", "lower", (_TRAINED, _ADDRESS)),
     "quality_gap_bits_per_byte": Figure("quality", "lower", (_TRAINED_GAIN,)),
-    "ttft_ms": Figure("latency", "lower", (_TRAINED | _ALONE, *_REPLAYED)),
-    "tpot_ms": Figure("latency", "lower", (_TRAINED | _ALONE, *_REPLAYED)),
-    "latency_ms": Figure("latency", "lower", (_TRAINED | _ALONE,)),
-    "e2e_ms": Figure("latency", "lower", _REPLAYED),
+    "ttft_ms": Figure("latency", "lower", (_TRAINED | _ALONE, _SAME_LOAD | _TAIL, *_REPLAYED)),
+    "itl_ms": Figure("latency", "lower", (_SAME_LOAD | _TAIL,)),
+    "tpot_ms": Figure("latency", "lower", (_TRAINED | _ALONE, _SAME_LOAD | _TAIL, *_REPLAYED)),
+    "latency_ms": Figure("latency", "lower", (_TRAINED | _ALONE, _ADDRESS)),
+    "e2e_ms": Figure("latency", "lower", (_SAME_LOAD | _TAIL, *_REPLAYED)),
     "speedup": Figure("latency", "higher", (_TRAINED_GAIN | _ALONE,)),
+    "ttft_speedup": Figure("latency", "higher", (_SAME_LOAD_OTHER | _TAIL,)),
+    "itl_speedup": Figure("latency", "higher", (_SAME_LOAD_OTHER | _TAIL,)),
+    "tpot_speedup": Figure("latency", "higher", (_SAME_LOAD_OTHER | _TAIL,)),
+    "e2e_speedup": Figure("latency", "higher", (_SAME_LOAD_OTHER | _TAIL,)),
+    "network_connect_ms": Figure("latency", "lower", (_SAME_LOAD,)),
+    "network_round_trip_ms": Figure("latency", "lower", (_SAME_LOAD,)),
+    "changed_answers": Figure("quality", "lower", (_SAME_LOAD_OWN,)),
     "smallest_visible_effect": Figure(
         "latency", "lower", ({"class": _MEASURED_CLASSES, "source": words("trained")},)
     ),
@@ -179,34 +209,46 @@ FIGURES: dict[str, Figure] = {
     "throughput_ratio": Figure("throughput", "higher", (_TRAINED_GAIN | _BATCH,)),
     "accelerators_needed_fluid": Figure("throughput", "lower", (_TRAINED_GAIN | _BATCH,)),
     "accelerators_needed": Figure("throughput", "lower", (_TRAINED_GAIN | _BATCH,)),
-    "model_memory_mb": Figure("memory", "lower", (_TRAINED, _PROBED)),
+    "model_memory_mb": Figure("memory", "lower", (_TRAINED, _ADDRESS, _PROBED)),
     "memory_ratio": Figure("memory", "higher", (_TRAINED_GAIN, _PROBED_GAIN)),
     "memory_ratio_over_int8": Figure("memory", "higher", (_PROBED_GAIN,)),
     "gpu_memory_both_arms_mb": Figure("memory", "lower"),
     "memory_both_arms_mb": Figure("memory", "lower"),
-    "energy_j_per_token": Figure("energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES},)),
+    "energy_j_per_token": Figure(
+        "energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES}, _ADDRESS)
+    ),
+    "energy_j_per_request": Figure(
+        "energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES}, _ADDRESS)
+    ),
     "energy_ratio": Figure("energy", "higher", (_TRAINED_GAIN | {"class": _MEASURED_CLASSES},)),
-    "energy_j_per_request": Figure("energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES},)),
     "hybrid_quality_loss_bits_per_byte": Figure("hybrid", "lower"),
     "hybrid_size_ratio": Figure("hybrid", "lower"),
     "layers": Figure("hybrid", labels=({"precision": words("ternary", "int8", "high_precision")},)),
     "lost_requests": Figure("rollback", "lower"),
-    "failed_requests": Figure("rollback", "lower", (_SERVED | _FAULT,)),
-    "dispatch_delay_ms": Figure("rollback", "lower", ({"quantile": words("p50", "p99")},)),
+    "failed_requests": Figure("rollback", "lower", (_SERVED | _FAULT, _SAME_LOAD | _FAULT)),
+    "dispatch_delay_ms": Figure(
+        "rollback",
+        "lower",
+        tuple({"quantile": words("p50", "p99")} | of for of in ({}, _UNDER_LOAD)),
+    ),
     "truncated_requests": Figure("rollback", "lower"),
     "rollback_first_token_s": Figure("rollback", "lower"),
-    "capacity_per_s": Figure("rollback", "higher", (_SERVED,)),
+    "capacity_per_s": Figure("rollback", "higher", (_SERVED, _SAME_LOAD_OWN)),
     "capacity_over_rate": Figure("rollback", "higher", (_SERVED,)),
-    "replay_speedup": Figure("rollback"),
+    "replay_speedup": Figure("rollback", labels=({}, _UNDER_LOAD)),
     "largest_rate_over_load": Figure("rollback", "higher", (_SERVED,)),
     "largest_rate_per_s": Figure("rollback", "higher", (_TUNED,)),
     "tuned_energy_j_per_request": Figure("rollback", "lower", (_TUNED,)),
     "tuned_cost_per_1k_requests": Figure("rollback", "lower", (_TUNED,)),
-    "cut_share": Figure("rollback", "lower"),
+    "cut_share": Figure("rollback", "lower", ({}, _UNDER_LOAD)),
     "replayed_gap_cv": Figure("rollback"),
     "replayed_window_p95": Figure("rollback"),
-    "goodput_per_s": Figure("rollback", "higher", (_SERVED,)),
-    "slo_met_share": Figure("rollback", "higher", (_SERVED | _LOAD_CLASS,)),
+    "goodput_per_s": Figure("rollback", "higher", (_SERVED, _SAME_LOAD)),
+    "goodput_difference_per_s": Figure("rollback", "higher", (_SAME_LOAD_OTHER,)),
+    "slo_met_share": Figure(
+        "rollback", "higher", (_SERVED | _LOAD_CLASS, _SAME_LOAD | _LOAD_CLASS)
+    ),
+    "slo_met_difference": Figure("rollback", "higher", (_SAME_LOAD_OTHER | _LOAD_CLASS,)),
     "gates_failed": Figure("report", "lower"),
 }
 

@@ -15,10 +15,10 @@ from workbench.pilot.sections.base import (
     Section,
     Share,
 )
+from workbench.pilot.sections.replay import Replay
 
 Seconds = Annotated[float, Field(gt=0.0, le=7 * 24 * 3600)]
 """A week at most."""
-Tokens = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class Rule(Section):
@@ -95,15 +95,12 @@ class Tuning(Section):
         return values
 
 
-class DeployRollback(Section):
+class DeployRollback(Replay):
     """The hybrid artefact served next to the full-precision one, both warm."""
 
     duration_s: Seconds = Field(20.0, description="length of the replayed load, s")
     speedup: Positive | None = Field(
         None, description="2 replays twice as fast; null fits the load to what the server can do"
-    )
-    target_utilisation: float = Field(
-        0.5, gt=0, lt=1, description="of the measured capacity, when speedup is null"
     )
     slo_share: float = Field(
         0.95,
@@ -112,32 +109,13 @@ class DeployRollback(Section):
         description="an arm carries the load when at least this share of each class meets its "
         "targets",
     )
-    max_dispatch_delay_ms: Positive = Field(
-        10.0,
-        description="a replay whose client sent later than this (p99) is refused: its latencies, "
-        "shares and goodput are not measured, ms",
-    )
     rollback_at: float = Field(0.5, gt=0, lt=1, description="moment of the rollback, as a share")
-    slots: Count = Field(4, le=MOST_SLOTS, description="requests decoded together in each arm")
-    queue: Count = Field(
-        256, le=MOST_WAITING, description="requests that may wait; beyond it a client gets 429"
-    )
     batch_wait_ms: float = Field(
         0.0,
         ge=0,
         le=MOST_BATCH_WAIT_MS,
         description="an arm with free slots lets a request wait so long for others, to start them "
         "together; 0 starts each at once, ms",
-    )
-    max_prompt_tokens: Tokens | None = Field(
-        None,
-        description="longer prompts of the load are cut, and counted in cut_share; null cuts only "
-        "what the models cannot hold",
-    )
-    max_output_tokens: Tokens | None = Field(
-        None,
-        description="longer outputs of the load are cut, and counted in cut_share; null cuts only "
-        "what the models cannot hold",
     )
     hold_s: Seconds = Field(
         30.0, description="after a rollback the hybrid's share may not grow for so long, s"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import zoneinfo
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from workbench.pilot.sections.base import MOST_SLOTS, Count, Positive, Section, input_path
+from workbench.pilot.sections.replay import Replay
+
+OWN_ARMS = ("full_precision", "ternary", "post_training", "int8")
+RESERVED = (*OWN_ARMS, "hybrid", "full_precision_again")
 
 
 class Meters(Section):
@@ -47,14 +53,86 @@ class Meters(Section):
         return name
 
 
+class Address(Section):
+    """An OpenAI-compatible address that is compared with, such as what a team serves today.
+
+    It is sent the load, nothing else: it has no figures of quality, memory, energy or fixed shapes.
+    """
+
+    endpoint: str = Field(
+        description="base URL as OpenAI's clients take it: http://10.0.0.5:8000/v1; without a path "
+        "/v1 is meant"
+    )
+    model: str | None = Field(None, min_length=1, description="what requests ask for")
+    api_key_env: str | None = Field(
+        None,
+        min_length=1,
+        description="environment variable that holds the key; the key itself is written nowhere",
+    )
+    chat: bool = Field(False, description="send prompts as chat messages (/chat/completions)")
+    fixed_length: bool | None = Field(
+        None,
+        description="ask for exactly the load's output lengths (ignore_eos and min_tokens, as vLLM "
+        "and SGLang take them); false lets answers end earlier, null tries it once",
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def base_url(cls, endpoint: str) -> str:
+        # The address is not repeated: what is wrong with it may be a password.
+        try:
+            parts = urlsplit(endpoint)
+            named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            named = False
+        if not named or parts.query or parts.fragment or parts.username or parts.password:
+            raise ValueError(
+                "no base URL; give http or https, host, port and path, such as "
+                "http://10.0.0.5:8000/v1; a key stands in the variable of api_key_env"
+            )
+        return endpoint
+
+
+class UnderLoad(Replay):
+    """The profile's requests, the same at the same times to every arm, in alternating blocks."""
+
+    blocks: int = Field(
+        8,
+        ge=0,
+        description="blocks, in each of which every arm is sent the same piece of the load; "
+        "under 6 there are no intervals, 0 leaves this part out",
+    )
+    budget_s: Positive = Field(
+        60.0, description="it ends here too, after 6 blocks; at twice this in any case, s"
+    )
+    block_s: Positive | None = Field(
+        None,
+        description="length of a block's piece as it is replayed, s; null spreads four fifths of "
+        "budget_s over blocks and arms",
+    )
+    speedup: Positive | None = Field(
+        None,
+        description="2 replays twice as fast; null takes the load's own rate, or where the slowest "
+        "arm of the pilot cannot take that, target_utilisation of its capacity",
+    )
+
+
 class MeasureAb(Section):
     """The arms side by side, in blocks in which they take turns."""
 
-    arms: list[Literal["full_precision", "ternary", "post_training", "int8"]] = Field(
-        ["full_precision", "ternary", "post_training", "int8"],
-        description="what is compared; full_precision, which the ratios refer to, always",
+    arms: dict[str, Address | None] = Field(
+        dict.fromkeys(OWN_ARMS),
+        description="what is compared, as a list of the pilot's own arms full_precision (which the "
+        "ratios refer to, always), ternary, post_training and int8; or as a mapping that also has "
+        "addresses by names of your choice, `{today: {endpoint: ..., model: ...}}`; one without "
+        "own arms takes all four",
     )
-    prompt_tokens: Count = Field(128, description="prompt of every timed request, tokens")
+    load: UnderLoad = UnderLoad()
+    prompt_tokens: Count | None = Field(
+        None,
+        description="prompt of every request of the fixed shapes, tokens; null takes the median of "
+        "the profile, as far as the models hold it",
+    )
     interactive_output_tokens: list[int] = Field(
         [1, 512], description="output tokens of each class of requests that run alone"
     )
@@ -84,14 +162,50 @@ class MeasureAb(Section):
     def turns_of_a_block(self) -> int:
         """Every arm, and the baseline again, takes one in each class."""
         classes = len(self.interactive_output_tokens) + len(self.batch_sizes)
-        return (len(self.arms) + 1) * classes
+        return (len(self.own_arms) + 1) * classes
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def by_name(cls, arms: Any) -> Any:
+        """A list, or a mapping with ``{}`` for own arms, as a mapping with all that is compared."""
+        if isinstance(arms, list):
+            if not all(isinstance(arm, str) for arm in arms) or len(set(arms)) != len(arms):
+                raise ValueError("give full_precision and the arms to compare with it, each once")
+            return dict.fromkeys(arms)
+        if not isinstance(arms, dict):
+            return arms
+        named = {name: of or None for name, of in arms.items()}
+        own = [name for name in named if name in OWN_ARMS]
+        return {**dict.fromkeys(own or OWN_ARMS), **named}
 
     @field_validator("arms")
     @classmethod
-    def with_the_baseline(cls, arms: list[str]) -> list[str]:
-        if "full_precision" not in arms or len(set(arms)) != len(arms):
+    def with_the_baseline(cls, arms: dict[str, Address | None]) -> dict[str, Address | None]:
+        if "full_precision" not in arms:
             raise ValueError("give full_precision and the arms to compare with it, each once")
+        for name, address in arms.items():
+            if address is None and name not in OWN_ARMS:
+                raise ValueError(
+                    f"{name}: no arm of the pilot; give one of {', '.join(OWN_ARMS)}, or an "
+                    "address: {endpoint: http://..., model: ...}"
+                )
+            if address is not None and (name in RESERVED or not re.fullmatch(r"[\w.-]+", name)):
+                raise ValueError(
+                    f"{name!r} cannot name an address; give a word of letters, digits, '_', '-' "
+                    f"and '.' that is none of {', '.join(RESERVED)}"
+                )
         return arms
+
+    @property
+    def own_arms(self) -> list[str]:
+        """Those of the pilot, the baseline first."""
+        own = [name for name, address in self.arms.items() if address is None]
+        return sorted(own, key=lambda arm: arm != "full_precision")
+
+    @property
+    def addresses(self) -> dict[str, Address]:
+        """Those that others serve."""
+        return {name: address for name, address in self.arms.items() if address is not None}
 
     @field_validator("interactive_output_tokens", "batch_sizes")
     @classmethod

@@ -1,0 +1,143 @@
+"""Arms under the same load in alternating blocks: one session, whoever serves them.
+
+In a block every arm in turn is sent the same piece of the load, the same requests with the same
+prompts at the same times, in orders of Williams squares; another block has another piece. An arm
+is asked for an untimed answer first, so that what the arm before left behind falls on no timed
+one, and a turn ends when its last answer has: nobody is measured on what another left in a queue.
+
+What else the machine did is read for every block, and a disturbed block is measured again while
+time is left (:func:`~workbench.measure.noise.in_quiet`). Each finished block is on disk before the
+next begins, so a killed session goes on with the block it was in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.files import read_json, replacing, write_json
+from workbench.load.planned import PlannedRequest
+from workbench.measure.noise import NOISE_COLUMNS, Attempt, in_quiet, repeating_left_s
+from workbench.measure.orders import balanced_orders
+from workbench.measure.session import out_of_time
+from workbench.pilot.sections.readiness import Quiet
+from workbench.serve.rehearsal import requests_table
+from workbench.serve.replay import Outcome
+
+
+@dataclass(frozen=True)
+class LoadedArm:
+    """An arm as a session sees it. play: sends a schedule and returns what became of each request
+    once all have ended. wake: the untimed answer before a turn; what it returns is kept as the
+    row's ``answer`` where it is not None, and should always be the same."""
+
+    play: Callable[[Sequence[PlannedRequest]], list[Outcome]]
+    wake: Callable[[], str | None] = lambda: None
+
+
+def in_blocks(
+    schedule: Sequence[PlannedRequest], block_s: float, count: int
+) -> list[list[PlannedRequest]]:
+    """``count`` consecutive pieces of ``block_s``, each with times from its own start."""
+    blocks: list[list[PlannedRequest]] = [[] for _ in range(count)]
+    for planned in schedule:
+        place = min(count - 1, int(planned.intended_s / block_s))
+        due_s = planned.intended_s - place * block_s
+        blocks[place].append(replace(planned, intended_s=max(0.0, due_s)))
+    return blocks
+
+
+class LoadSession:
+    """Measures ``arms`` over ``blocks`` of a load; keeps what is finished in ``folder``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        arms: Mapping[str, LoadedArm],
+        blocks: Sequence[Sequence[PlannedRequest]],
+        quiet: Quiet,
+        seed: int = 0,
+        processes: Callable[[], Sequence[int]] = tuple,
+    ) -> None:
+        """blocks: those without a request are passed over. processes: ids of those that serve and
+        send, which are no disturbance."""
+        self._folder, self._arms = folder, dict(arms)
+        self._blocks = [list(block) for block in blocks if block]
+        # Servers and clients of the measurement wait for processors too, and pressure stall
+        # information does not say who waited.
+        self._quiet = quiet.model_copy(update={"max_pressure_share": 1.0})
+        self._seed, self._processes = seed, processes
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def finished(self) -> int:
+        """Blocks that are on disk."""
+        return len(list(self._folder.glob("block-*.json")))
+
+    def run(self, budget_s: float, report: Callable[[int, int], None]) -> None:
+        """Play what is not finished; ``report(done, most)`` hears of every arm's turn."""
+        most = len(self._blocks)
+        orders = list(islice(balanced_orders(list(self._arms), self._seed), most))
+        attempts = self._attempts()
+        for block in range(self.finished(), most):
+            if out_of_time(attempts, block, budget_s):
+                return
+            left_s = repeating_left_s(budget_s, attempts)
+
+            def once(block: int = block) -> pd.DataFrame:
+                return self._played(block, orders[block], lambda done: report(done, most))
+
+            rows, own = in_quiet(once, block, self._quiet, left_s, self._processes)
+            with replacing(self._path(block, "parquet")) as partial:
+                rows.to_parquet(partial, index=False)
+            write_json(self._path(block, "json"), {"noise": own})
+            attempts += own
+
+    def _played(
+        self, block: int, order: Sequence[str], report: Callable[[int], None]
+    ) -> pd.DataFrame:
+        frames = []
+        for place, arm in enumerate(order):
+            answer = self._arms[arm].wake()
+            outcomes = self._arms[arm].play(self._blocks[block])
+            at = {"block": block, "order": place, "arm": arm, "answer": answer}
+            counts = [o.counted_prompt_tokens for o in outcomes]
+            counted = pd.array(counts, "Int64")
+            gaps_ms = [[1e3 * gap for gap in outcome.gaps_s] for outcome in outcomes]
+            own = requests_table(outcomes).assign(
+                **at, counted_prompt_tokens=counted, gaps_ms=gaps_ms
+            )
+            frames.append(own)
+            report(block * len(order) + place + 1)
+        return pd.concat(frames, ignore_index=True)
+
+    def requests(self) -> pd.DataFrame:
+        """One row a request and arm: those of :func:`.rehearsal.requests_table`, and block, order
+        (of the arm in its block), answer and counted_prompt_tokens, by the server."""
+        return self._rows().drop(columns="gaps_ms")
+
+    def gaps(self) -> pd.DataFrame:
+        """``block``, ``id``, ``arm`` and ``gap_ms`` between two tokens."""
+        rows = self._rows()[["block", "id", "arm", "gaps_ms"]].explode("gaps_ms")
+        return rows.dropna().rename(columns={"gaps_ms": "gap_ms"}).astype({"gap_ms": float})
+
+    def noise(self) -> pd.DataFrame:
+        """Table of what else the machine did in each attempt at each block."""
+        return pd.DataFrame(self._attempts(), columns=NOISE_COLUMNS)
+
+    def _rows(self) -> pd.DataFrame:
+        frames = [pd.read_parquet(self._path(b, "parquet")) for b in range(self.finished())]
+        return pd.concat(frames, ignore_index=True)
+
+    def _attempts(self) -> list[Attempt]:
+        kept: list[dict[str, Any]] = [
+            read_json(self._path(block, "json")) for block in range(self.finished())
+        ]
+        return [attempt for one in kept for attempt in one["noise"]]
+
+    def _path(self, block: int, ending: str) -> Path:
+        return self._folder / f"block-{block:03d}.{ending}"
