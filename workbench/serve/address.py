@@ -9,7 +9,7 @@ from workbench.errors import ConfigError, StageError
 from workbench.load.planned import PlannedRequest
 from workbench.pilot.sections.measure_ab import Address
 from workbench.serve.client import load_processes
-from workbench.serve.endpoint import Endpoint, Probe, probe
+from workbench.serve.endpoint import Endpoint, NetworkProbe, probe
 from workbench.serve.replay import Outcome
 
 TRIAL_TEXT, TRIAL_TOKENS = "The quick brown fox", 8
@@ -22,7 +22,7 @@ class Tried:
     """An address that answered. endpoint: with the way of asking that it takes."""
 
     endpoint: Endpoint
-    probe: Probe
+    probe: NetworkProbe
 
 
 def endpoint_of(address: Address, fixed_length: bool = False) -> Endpoint:

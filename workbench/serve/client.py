@@ -43,7 +43,7 @@ from workbench.load.planned import PlannedRequest
 from workbench.machine.cpu import cpu
 from workbench.paths import shown
 from workbench.serve.client_process import GAPS, OUTCOMES, REQUESTS, ROWS, outcome_of
-from workbench.serve.endpoint import Endpoint, Prompt
+from workbench.serve.endpoint import Endpoint, PromptInput
 from workbench.serve.replay import OPEN_AHEAD_S, SILENCE_S, Outcome
 
 REQUESTS_PER_S, TOKENS_PER_S = 250, 10_000
@@ -56,8 +56,8 @@ OPENING_S = 1e-3
 """For each connection of a burst to be opened."""
 TICK_S = 0.1
 
-PromptOf = Callable[[PlannedRequest], Prompt]
-Order = tuple[float, Callable[[], Any]]
+PromptOf = Callable[[PlannedRequest], PromptInput]
+DueOrder = tuple[float, Callable[[], Any]]
 """(when, what): called in this process at that moment of a replay, seconds after its start."""
 
 
@@ -99,7 +99,7 @@ class LoadProcesses:
         prompt_of: PromptOf,
         *,
         model: str | None = None,
-        orders: Sequence[Order] = (),
+        orders: Sequence[DueOrder] = (),
         on_progress: Callable[[int], None] = lambda ended: None,
         processes: int | None = None,
     ) -> list[Outcome]:
@@ -131,7 +131,7 @@ class LoadProcesses:
         schedule: Sequence[PlannedRequest],
         prompt_of: PromptOf,
         model: str | None,
-        orders: Sequence[Order],
+        orders: Sequence[DueOrder],
         on_progress: Callable[[int], None],
         processes: int | None,
         open_ahead_s: float,
@@ -211,7 +211,7 @@ class LoadProcesses:
         self,
         word: str,
         count: int,
-        orders: Sequence[Order] = (),
+        orders: Sequence[DueOrder] = (),
         on_progress: Callable[[int], None] = lambda ended: None,
     ) -> None:
         """Until ``count`` processes have said ``word`` and all orders are given."""

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from workbench.errors import ConfigError, StageError
 from workbench.load.planned import PlannedRequest
 
-Prompt = list[int] | str
+PromptInput = list[int] | str
 """Token ids, or text."""
 PROBE_TIMEOUT_S, ANSWER_TIMEOUT_S = 10.0, 300.0
 
@@ -105,7 +105,7 @@ class Endpoint:
         authorization = {"authorization": f"Bearer {key}"} if (key := self.key()) else {}
         return {"host": f"{host}:{self.port}", "user-agent": "ternary-workbench", **authorization}
 
-    def body(self, planned: PlannedRequest, prompt: Prompt, model: str | None = None) -> bytes:
+    def body(self, planned: PlannedRequest, prompt: PromptInput, model: str | None = None) -> bytes:
         """What asks for one answer as a stream. model: instead of this endpoint's own.
 
         Raises ValueError for a chat with token ids.
@@ -141,7 +141,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Probe:
+class NetworkProbe:
     """The network's part of a latency; medians of ``count``, milliseconds.
 
     connect_ms: until a connection stands, TLS included. round_trip_ms: a GET of ``path`` over a
@@ -154,7 +154,7 @@ class Probe:
     path: str
 
 
-def probe(endpoint: Endpoint, count: int = 9) -> Probe:
+def probe(endpoint: Endpoint, count: int = 9) -> NetworkProbe:
     """Measure it now. Raises StageError when nothing answers."""
     path, headers = f"{endpoint.base}/models", endpoint.headers()
     connect_s, round_trip_s = [], []
@@ -174,10 +174,10 @@ def probe(endpoint: Endpoint, count: int = 9) -> Probe:
             next_step="start that server, or correct the address",
         ) from None
     connect_ms, round_trip_ms = (1e3 * statistics.median(of) for of in (connect_s, round_trip_s))
-    return Probe(connect_ms, round_trip_ms, count, path)
+    return NetworkProbe(connect_ms, round_trip_ms, count, path)
 
 
-def ask(endpoint: Endpoint, prompt: Prompt, tokens: int, model: str | None = None) -> str:
+def ask(endpoint: Endpoint, prompt: PromptInput, tokens: int, model: str | None = None) -> str:
     """The text of one greedy answer of ``tokens``, not streamed and not timed. model: instead of
     the endpoint's. Raises StageError when there is none."""
     planned = PlannedRequest(0, 0.0, len(prompt), tokens, "probe", False)

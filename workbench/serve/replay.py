@@ -26,7 +26,7 @@ from urllib.parse import unquote
 from workbench.errors import StageError
 from workbench.load.planned import PlannedRequest
 from workbench.serve.completion_events import Completion, read_events
-from workbench.serve.endpoint import Endpoint, Prompt
+from workbench.serve.endpoint import Endpoint, PromptInput
 from workbench.serve.exchange import FAULTS as FAULTS
 from workbench.serve.exchange import Exchange, Fault, Faulty, Raw, TlsName, read_answer
 
@@ -97,7 +97,7 @@ class LoadClient:
     async def replay(
         self,
         schedule: Sequence[PlannedRequest],
-        prompt_of: Callable[[PlannedRequest], Prompt],
+        prompt_of: Callable[[PlannedRequest], PromptInput],
         on_end: Callable[[], None] = lambda: None,
     ) -> list[Outcome]:
         """Send every request of the schedule when it is due after ``origin_s``; all outcomes,
