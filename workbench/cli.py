@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
@@ -20,6 +20,7 @@ from workbench.pilot.sections.base import MOST_BATCH_WAIT_MS, MOST_SLOTS, MOST_W
 from workbench.roadmap import STAGES
 
 INTERRUPTED = 130
+Number = TypeVar("Number", int, float)
 STAGE_NAMES = ", ".join(STAGES)
 DECISION_COLOURS = {"go": "green", "no go": "red", "inconclusive": "yellow"}
 
@@ -277,6 +278,45 @@ def serve(
         threads=threads,
         device=device,
     )
+
+
+@app.command()
+def tune(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="a run of workbench runs", autocompletion=_runs),
+    ],
+    budget: Annotated[
+        float, typer.Option(min=1, help="seconds of load, all searches together")
+    ] = 600.0,
+    slots: Annotated[str, typer.Option(help="batch limits to try, with commas")] = "2,8",
+    batch_wait_ms: Annotated[
+        str, typer.Option(help="waiting times to try with each, ms, with commas")
+    ] = "0,20",
+    output_tokens: Annotated[
+        str, typer.Option(help="tuned before the load's own requests, with commas")
+    ] = "1,512",
+) -> None:
+    """Find the largest rate within the targets for each setting of the queue; say which is best.
+
+    Started again, it goes on with the points that it has.
+    """
+    from workbench.runner.tune_run import tune_run
+
+    tune_run(
+        name,
+        budget,
+        _numbers("--slots", slots, int),
+        _numbers("--batch-wait-ms", batch_wait_ms, float),
+        _numbers("--output-tokens", output_tokens, int),
+    )
+
+
+def _numbers(option: str, text: str, of: type[Number]) -> list[Number]:
+    try:
+        return [of(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise typer.BadParameter(f"{option}: {text!r}; give numbers with commas") from None
 
 
 @app.command()

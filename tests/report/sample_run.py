@@ -13,13 +13,16 @@ import numpy as np
 import pandas as pd
 
 from workbench.files import write_json
-from workbench.measure.statistics import count
+from workbench.measure.statistics import Estimate, count
 from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress
 from workbench.records.metric import Metric
 from workbench.records.run import Run, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.roadmap import STAGES
+from workbench.serve.rate_search import LargestRate, Point
+from workbench.serve.tuned import points_table, searches_table, tuned_figures
+from workbench.serve.tuning import Searched, Setting
 from workbench.stages import report
 from workbench.stages.context import StageContext
 
@@ -340,8 +343,27 @@ def _deploy_rollback(record: StageRecord, draw: np.random.Generator, energy: boo
         "full_precision": {"answer": "no", "why": "capacity", "share": 0.62},
         "hybrid": {"answer": "not_measured", "why": "slower", "share": 0.31},
     }
+    _tuned(record)
     record.measured("memory_both_arms_mb", 16.0, "MB", "bytes of all tensors", basis="exact")
     record.notes.append("11 answers of the profile were cut to 64 tokens")
+
+
+def _tuned(record: StageRecord) -> None:
+    found = [
+        Searched(arm, "profile", Setting(slots), LargestRate("found", 4.0 * slots, 8.0 * slots,
+                                                             True, "held twice", points))
+        for arm in ("full_precision", "hybrid")
+        for slots in (2, 8)
+        for points in ((
+            Point(4.0 * slots, "held", 5.0, 90, 4.0 * slots,
+                  {"interactive": Estimate(0.97, None, None, 80, "")}, {"p95": 80.0}),
+            Point(8.0 * slots, "overloaded", 2.0, 60),
+        ),)
+    ]  # fmt: skip
+    record.save_table("tuning", searches_table(found, 2.0))
+    record.save_table("tuning_points", points_table(found))
+    for figure in tuned_figures(found, 2.0, 1.5, "EUR"):
+        record.add(figure)
 
 
 def _energy(

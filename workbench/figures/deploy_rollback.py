@@ -21,6 +21,7 @@ from workbench.figures.theme import (
     valued,
     why_not,
 )
+from workbench.figures.tuning import tuning
 from workbench.records.stage_record import StageRecord
 from workbench.wording.labels import PHASES
 from workbench.wording.text import Texts
@@ -136,7 +137,7 @@ def phases(record: StageRecord, language: str = "en") -> go.Figure:
     return drawn
 
 
-FIGURES = (timeline, in_flight, phases)
+FIGURES = (timeline, in_flight, phases, tuning)
 
 
 def _mark_switches(drawn: go.Figure, record: StageRecord, say: Texts) -> None:
