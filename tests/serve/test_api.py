@@ -332,8 +332,26 @@ def test_a_pair_of_escapes_is_a_character(plain) -> None:
 
 
 def test_a_body_without_end_is_refused(serve, monkeypatch) -> None:
-    monkeypatch.setattr("workbench.serve.app.MOST_BODY_BYTES", 1000)
+    monkeypatch.setattr("workbench.serve.app.LEAST_BODY_BYTES", 1024)
     assert serve().complete(prompt="a" * 2000).status_code == 413
+
+
+def test_a_body_of_nested_lists_is_bounded_and_read_beside_the_loop(serve, monkeypatch) -> None:
+    """16 MB of them held the interpreter, and with it everybody's streams, for seconds."""
+    seen = []
+
+    def decoded(body: bytearray):
+        seen.append(threading.current_thread().name)
+        return json.loads(body)
+
+    monkeypatch.setattr("workbench.serve.app._decoded", decoded)
+    served, longest = serve(), 2**20
+    for size, status in ((16 * longest, 413), (longest, 400)):
+        content = b"[" + b"[]," * ((size - 4) // 3) + b"[]]"
+        answer = served.client.post("/v1/completions", content=content, headers=JSON)
+        assert answer.status_code == status
+    (name,) = seen
+    assert name.startswith("prompts")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ from workbench.serve.generate import Service, chat, complete
 from workbench.serve.router import RouteHeld, Router
 from workbench.serve.wire import ApiError, parse
 
-MOST_BODY_BYTES = 16 * 2**20
+LEAST_BODY_BYTES, BYTES_A_TOKEN = 2**20, 16
+"""A body may be so long, or so long for each token that a request may have. Decoding it holds the
+interpreter, and with it everybody's tokens: some 35 ms a megabyte of the worst JSON."""
 Handler = Callable[[Service, Request, Any], Awaitable[Response]]
 
 
@@ -54,7 +56,7 @@ def make_app(service: Service) -> Starlette:
 
 async def _generate(service: Service, endpoint: Handler, request: Request) -> Response:
     try:
-        return await endpoint(service, request, await _json_body(request))
+        return await endpoint(service, request, await _json_body(service, request))
     except ApiError as error:
         service.metrics.refused(error.status)
         raise
@@ -122,7 +124,7 @@ async def _show_route(service: Service, request: Request) -> Response:
 
 async def _set_route(service: Service, request: Request) -> Response:
     _check_local(request)
-    order = parse(RouteOrder, await _json_body(request))
+    order = parse(RouteOrder, await _json_body(service, request))
     try:
         service.router.switch(order.arm, order.weight, reason=order.reason, force=order.force)
     except ValueError as error:
@@ -180,7 +182,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-async def _json_body(request: Request) -> Any:
+async def _json_body(service: Service, request: Request) -> Any:
     """The decoded body. A browser page of another origin cannot send this content type
     without asking first, which guards the local door."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -188,12 +190,17 @@ async def _json_body(request: Request) -> Any:
         got = kind or "none"
         message = f"content type {got}; allowed: application/json"
         raise ApiError(415, message, code="unsupported_media_type")
-    body = bytearray()
+    body, most = bytearray(), max(LEAST_BODY_BYTES, BYTES_A_TOKEN * service.context)
     async for piece in request.stream():
         body += piece
-        if len(body) > MOST_BODY_BYTES:
-            message = f"the body is longer than the {MOST_BODY_BYTES >> 20} MiB that are allowed"
+        if len(body) > most:
+            message = f"the body is longer than the {most / 2**20:g} MiB that are allowed here"
             raise ApiError(413, message, code="body_too_large", headers={"connection": "close"})
+    return await service.beside_the_loop(_decoded, body)
+
+
+def _decoded(body: bytearray) -> Any:
+    """What the body's JSON says. Raises ApiError 400."""
     try:
         text = body.decode("utf-8-sig")
         fields = json.loads(text)
