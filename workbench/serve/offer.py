@@ -152,7 +152,8 @@ class OfferedServer:
         """schedule: of ``seconds``, at ``rate`` requests a second. Raises StageError when the
         server or the client has ended."""
         width_s = seconds / WINDOWS
-        watch = _OverloadWatch(self.server, width_s, self.slots, self._terms.first_token_s)
+        due_s = np.sort([planned.intended_s for planned in schedule])
+        watch = _OverloadWatch(self.server, due_s, width_s, self.slots, self._terms.first_token_s)
         began_s = time.monotonic()
         try:
             outcomes = self._client.replay(
@@ -169,7 +170,7 @@ class OfferedServer:
                 rate,
                 "overloaded",
                 time.monotonic() - began_s,
-                requests=sum(p.intended_s <= error.at_s for p in schedule),
+                requests=int(np.searchsorted(due_s, error.at_s)),
                 window_s=width_s,
                 concurrency=watch.concurrency,
                 no_energy="the point was given up",
@@ -193,7 +194,8 @@ class OfferedServer:
                 waited_s = (own["end_s"] - own["intended_s"])[met.index]
                 shares[class_] = share_over_time(met.to_numpy(bool), waited_s)
         delay_ms = 1e3 * float(np.quantile(requests["sent_s"] - due_s, 0.99))
-        outcome, why = self._outcome(shares, windows, delay_ms)
+        behind = windows.overloaded(self.slots, len(requests))
+        outcome, why = self._outcome(shares, behind, delay_ms)
         answered = (own["status"] == "ok").to_numpy()
         ttft_ms = 1e3 * (own["first_token_s"] - own["intended_s"]).to_numpy()[answered]
         return Point(
@@ -215,7 +217,7 @@ class OfferedServer:
         )
 
     def _outcome(
-        self, shares: Mapping[str, Estimate], windows: Windows, delay_ms: float
+        self, shares: Mapping[str, Estimate], behind: bool, delay_ms: float
     ) -> tuple[PointOutcome, str]:
         terms = self._terms
         if delay_ms > terms.max_dispatch_delay_ms:
@@ -226,7 +228,7 @@ class OfferedServer:
         if not shares:
             return "refused", "no request that had a target was due after the first tenth"
         # Whatever the targets: a queue that grows all the time misses them in the end.
-        if windows.overloaded(self.slots, target_ttft_s=0.0):
+        if behind:
             return "overloaded", "requests in the server and their waits rose until the end"
         missed = [
             f"{name} {estimate.value:.3g}"
@@ -273,9 +275,14 @@ class _OverloadWatch:
     """Reads the server once a window while a load runs. concurrency: window by window."""
 
     def __init__(
-        self, server: ServerProcess, width_s: float, slots: int, target_ttft_s: float
+        self,
+        server: ServerProcess,
+        due_s: np.ndarray,
+        width_s: float,
+        slots: int,
+        target_ttft_s: float,
     ) -> None:
-        self._server, self._width_s = server, width_s
+        self._server, self._due_s, self._width_s = server, due_s, width_s
         self._slots, self._target_s = slots, target_ttft_s
         self.concurrency: list[int] = []
         self._ttft_s: list[float] = []
@@ -301,7 +308,8 @@ class _OverloadWatch:
         self._ttft_s.append(wait_s)
         self.concurrency.append(_in_server(said))
         windows = Windows(np.array(self.concurrency), np.array(self._ttft_s))
-        if windows.overloaded(self._slots, self._target_s):
+        due = int(np.searchsorted(self._due_s, now_s))
+        if windows.overloaded(self._slots, due, self._target_s):
             raise _FellBehindError(
                 now_s,
                 f"requests in the server rose from {self.concurrency[0]} to {self.concurrency[-1]} "

@@ -4,12 +4,14 @@ A server that is offered more than it can do shows it twice: requests pile up, a
 longer than the one before. Both must **rise** over the windows of the measurement: Kendall's rank
 correlation with time, one-sided, so that one long request or one quiet second decides nothing. A
 busy server that keeps up drifts too, up and down and for long; so it counts only once the pile has
-grown by a whole batch and the first tokens of the latest window came too late for their target. A
-server that is called overloaded too soon is one whose point would most likely have failed anyway.
+grown by a whole batch and by more than arrivals scatter (twice the square root of their number),
+and, while requests still come, once the first tokens of the latest window are late for their
+target.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,8 @@ from scipy import stats
 
 FEWEST_WINDOWS = 8
 """Before the first look."""
+SCATTER = 2.0
+"""Standard deviations of a Poisson count."""
 LEVEL = 0.01
 """Of each of the two trends, at every look."""
 
@@ -54,14 +58,16 @@ class Windows:
                 ttft_s[at] = edge - due_s[waiting].min()
         return cls(came - gone, ttft_s)
 
-    def overloaded(self, slots: int, target_ttft_s: float) -> bool:
-        """Whether the server falls behind. slots: requests that it runs together. target_ttft_s:
-        what the latest first tokens must have missed; 0 asks for the trends alone."""
+    def overloaded(self, slots: int, requests: int, target_ttft_s: float = 0.0) -> bool:
+        """Whether the server falls behind. slots: requests that it runs together. requests: due so
+        far. target_ttft_s: what the latest first tokens must have missed; 0 asks for the trends
+        alone."""
         if len(self.concurrency) < FEWEST_WINDOWS or not self.ttft_s[-1] > target_ttft_s:
             return False
         third = len(self.concurrency) // 3
         grown = self.concurrency[-third:].mean() - self.concurrency[:third].mean()
-        return bool(grown >= slots and rises(self.concurrency) and rises(self.ttft_s))
+        scatter = SCATTER * math.sqrt(requests)
+        return bool(grown >= max(slots, scatter) and rises(self.concurrency) and rises(self.ttft_s))
 
 
 def rises(series: np.ndarray, level: float = LEVEL) -> bool:

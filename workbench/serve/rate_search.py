@@ -25,7 +25,7 @@ POINTS = 16
 COARSE, CONFIRMED_BY = 0.5, 2.0
 """How long a point is, in points, while a rate that holds or one that fails is still missing, and
 when the rate that won has to hold again."""
-FEWEST_REQUESTS = 60
+FEWEST_REQUESTS = 40
 """Of a point: where one in twenty may miss, fewer say too little."""
 
 REFUSED = 2
