@@ -6,36 +6,70 @@ from pathlib import Path
 
 import pytest
 
-from workbench.records.stage_record import StageRecord
+from workbench.pilot.sections.profile_load import Slo
 from workbench.report.fleet import FLUID, WHOLE, fleet_metrics
 
-
-def measured(folder: Path, **ratio_of_batch: float) -> dict[str, StageRecord]:
-    record = StageRecord("measure_ab", folder)
-    for batch, ratio in ratio_of_batch.items():
-        record.measured(
-            "throughput_ratio", ratio, "x", "blocks", n=4, lo=ratio - 0.5, hi=ratio + 0.5,
-            arm="ternary", batch=batch.removeprefix("b"), source="trained",
-        )  # fmt: skip
-    return {"measure_ab": record}
+SLO = Slo(tpot_ms=100.0)
 
 
-def test_the_largest_batch_decides_and_whole_ones_round_up(tmp_path: Path) -> None:
-    fluid, whole = fleet_metrics(measured(tmp_path, b1=9.0, b8=2.0, b32=3.0), 8)
+PREFILL = {"full_precision": 0.5, "ternary": 0.45}
+DECODE = {("full_precision", 8): 4.0, ("ternary", 8): 2.5}
+
+
+def test_prefill_and_decode_count_by_the_load_s_mix(tmp_path: Path, timed_load) -> None:
+    """Decode alone is 1.6 times as fast: 5.0 of 8. With the prompts of this load a request takes
+    0.45 s + 0.25 s = 0.70 s for 0.5 s + 0.4 s = 0.90 s: 8 x 0.70 / 0.90 = 6.2, whole 7."""
+    fluid, whole = fleet_metrics(timed_load(tmp_path, PREFILL, DECODE), 8, SLO)
     assert fluid.name == FLUID
-    assert fluid.value == pytest.approx(8 / 3)
-    assert (fluid.lo, fluid.hi) == (pytest.approx(8 / 3.5), pytest.approx(8 / 2.5))
-    assert (whole.name, whole.value, whole.lo, whole.hi) == (WHOLE, 3, 3, 4)
+    assert fluid.value == pytest.approx(8 * 0.70 / 0.90)
+    assert (fluid.lo, fluid.hi) == pytest.approx((fluid.value, fluid.value))
+    assert (whole.name, whole.value, whole.lo, whole.hi) == (WHOLE, 7, 7, 7)
     assert whole.kind == "derived"
-    assert whole.labels == {"arm": "ternary", "batch": "32", "source": "trained"}
+    assert whole.labels == {"arm": "ternary", "batch": "8", "source": "trained"}
+    assert "peak of 3 requests/s full_precision keeps 2.7 busy" in fluid.how
 
 
-def test_thirty_percent_of_eight_is_no_whole_node_saved(tmp_path: Path) -> None:
-    fluid, whole = fleet_metrics(measured(tmp_path, b8=1.05), 8)
+def test_each_arm_is_used_at_the_batch_that_its_slo_allows(tmp_path: Path, timed_load) -> None:
+    """At batch 16 a token of full precision comes every 16 x 0.8 s / 100 = 128 ms, too late; of
+    ternary every 16 x 0.6 s / 100 = 96 ms."""
+    decode = DECODE | {("full_precision", 16): 3.0, ("ternary", 16): 1.5}
+    fluid, _ = fleet_metrics(timed_load(tmp_path, PREFILL, decode), 8, SLO)
+    assert fluid.labels["batch"] == "16"
+    assert fluid.value == pytest.approx(8 * 0.60 / 0.90)
+    assert "ternary (batch 16) over that of full_precision (batch 8)" in fluid.how
+
+
+def test_an_arm_that_keeps_the_slo_at_no_batch_has_no_number(tmp_path: Path, timed_load) -> None:
+    records = timed_load(tmp_path, PREFILL | {"ternary": 3.0}, DECODE)
+    fluid, _ = fleet_metrics(records, 8, SLO)
+    assert fluid.value is None and "100 ms a token at no measured batch" in fluid.reason
+    (none, _) = fleet_metrics(records, 8, Slo(tpot_ms=1.0))
+    assert none.reason.startswith("full_precision keeps 1 ms a token at no measured batch")
+
+
+def test_thirty_percent_of_eight_is_no_whole_node_saved(tmp_path: Path, timed_load) -> None:
+    records = timed_load(tmp_path, {"full_precision": 0.5, "ternary": 0.49}, DECODE | {
+        ("ternary", 8): 3.8})  # fmt: skip
+    fluid, whole = fleet_metrics(records, 8, SLO)
     assert fluid.value < 8
     assert whole.value == 8
 
 
-def test_without_a_fleet_nothing_and_without_a_ratio_a_reason(tmp_path: Path) -> None:
-    assert fleet_metrics(measured(tmp_path, b8=2.0), None) == []
-    assert {m.reason for m in fleet_metrics({}, 8)} == {"no throughput ratio was measured"}
+def test_a_processor_says_nothing_of_accelerators(tmp_path: Path, timed_load) -> None:
+    for metric in fleet_metrics(timed_load(tmp_path, PREFILL, DECODE, "cpu"), 4, SLO):
+        assert metric.value is None and "says nothing of accelerators" in metric.reason
+
+
+def test_more_than_today_s_accelerators_carry_is_said(tmp_path: Path, timed_load) -> None:
+    fluid, _ = fleet_metrics(timed_load(tmp_path, PREFILL, DECODE), 2, SLO)
+    assert "more than the 2 that are said to carry it" in fluid.how
+
+
+def test_without_a_fleet_nothing_and_without_measurements_a_reason(
+    tmp_path: Path, timed_load
+) -> None:
+    records = timed_load(tmp_path, PREFILL, DECODE)
+    assert fleet_metrics(records, None, SLO) == []
+    assert {m.reason for m in fleet_metrics({}, 8, SLO)} == {"no arms were measured"}
+    del records["profile_load"]
+    assert "no load profile" in fleet_metrics(records, 8, SLO)[0].reason

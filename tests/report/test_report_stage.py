@@ -107,16 +107,21 @@ def test_a_broken_gate_that_must_hold_stops_the_run(make_run) -> None:
     assert caught.value.exit_code == 4
 
 
-def test_a_gate_on_the_fleet_is_judged_and_one_on_the_gates_refused(tmp_path) -> None:
+def test_a_gate_on_the_fleet_is_judged_and_one_on_the_gates_refused(tmp_path, timed_load) -> None:
     gates = [{"metric": "accelerators_needed", "labels": {"arm": "ternary"}, "at_most": 5}]
     settings = {"cost": {"accelerators": 8}, "gates": gates}
-    pilot = Pilot(name="fleet", question="?", report=settings)
-    measured = StageRecord("measure_ab", tmp_path)
-    labels = {"arm": "ternary", "batch": "8"}
-    measured.measured("throughput_ratio", 2.0, "x", "blocks", lo=1.9, hi=2.1, **labels)
+    pilot = Pilot(
+        name="fleet",
+        question="?",
+        report=settings,
+        profile_load={"interactive_slo": {"tpot_ms": 100}},
+    )
+    # 0.4 s of a machine for 0.9 s: 3.6 of 8, whole 4; a token every 8 x 0.9 s / 100 = 72 ms.
+    decode = {("full_precision", 8): 4.0, ("ternary", 8): 2.0}
+    records = timed_load(tmp_path, {"full_precision": 0.5, "ternary": 0.2}, decode)
     record = StageRecord("report", tmp_path)
     progress = Progress(tmp_path / "events.jsonl", "report")
-    report.run(StageContext(pilot, record, progress, {"measure_ab": measured}))
+    report.run(StageContext(pilot, record, progress, records))
     assert record.table("gates")["outcome"].tolist() == ["pass"]
     assert report.check(pilot) == []
     gates = [{"metric": "gates_failed", "at_most": 0}]

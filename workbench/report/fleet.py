@@ -1,8 +1,9 @@
 """How many accelerators carry the same load: the fluid number and whole ones.
 
-The arithmetic is one division: today's accelerators over the throughput ratio that this run
-measured between the arms at the largest batch. It holds where the load is bound by throughput,
-and a saving is real only where a whole accelerator goes, so both numbers are given.
+Today's accelerators are taken to carry the load, at its peak, in full precision. An arm needs them
+in the ratio of what a request of the load takes of a machine (:mod:`.demand`): its prefill and its
+decode by the load's own mix, each arm at the batch that its SLO allows. A saving is real only where
+a whole accelerator goes, so both numbers are given. Of accelerators a processor says nothing.
 """
 
 from __future__ import annotations
@@ -10,52 +11,80 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from workbench.measure.statistics import mean_ratio
+from workbench.pilot.sections.profile_load import Slo
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
+from workbench.report.demand import Demand, Use, demand_of, quickest, uses
 
 FLUID, WHOLE = "accelerators_needed_fluid", "accelerators_needed"
+BASELINE = "full_precision"
 
 
-def fleet_metrics(records: Mapping[str, StageRecord], accelerators: int | None) -> list[Metric]:
+def fleet_metrics(
+    records: Mapping[str, StageRecord], accelerators: int | None, slo: Slo
+) -> list[Metric]:
     """For each other arm the accelerators that it would need instead of ``accelerators``.
 
-    Nothing when the pilot names no fleet; missing with a reason when no ratio was measured.
+    slo: of interactive requests. Nothing when the pilot names no fleet; missing with a reason when
+    there is nothing to tell it by.
     """
     if accelerators is None:
         return []
-    ratios = _ratios(records.get("measure_ab"))
-    if not ratios:
-        reason = "no throughput ratio was measured"
-        return [Metric.missing(name, "accelerators", reason) for name in (FLUID, WHOLE)]
-    return [metric for ratio in ratios for metric in _needed(ratio, accelerators)]
+    measured, demand = records.get("measure_ab"), demand_of(records, slo)
+    if measured is None or "blocks" not in measured.tables:
+        return _missing("no arms were measured")
+    if measured.facts.get("device", "cuda") == "cpu":
+        return _missing("measured on a processor, which says nothing of accelerators")
+    if demand is None:
+        return _missing("there is no load profile, whose mix of prompt and output decides")
+    blocks = measured.table("blocks")
+    full = quickest(uses(blocks, BASELINE, demand))
+    if full is None:
+        return _missing(f"{BASELINE} keeps {_target(slo)} at no measured batch, as it would today")
+    found = []
+    for arm in blocks["arm"].unique():
+        if arm.startswith(BASELINE):
+            continue
+        own = quickest(uses(blocks, arm, demand))
+        if own is None:
+            why = f"it keeps {_target(slo)} at no measured batch"
+            found += _missing(why, arm=arm, source="trained")
+        else:
+            found += _needed(arm, own, full, accelerators, demand)
+    return found or _missing("no other arm was measured")
 
 
-def _needed(ratio: Metric, accelerators: int) -> tuple[Metric, Metric]:
+def _needed(arm: str, own: Use, full: Use, accelerators: int, demand: Demand) -> list[Metric]:
+    both = own.seconds.index.intersection(full.seconds.index)
+    ratio = mean_ratio(own.seconds[both], full.seconds[both], stopped=True)
+    if ratio.value is None:
+        return _missing("no block has both arms", arm=arm, source="trained")
+    busy = demand.peak_per_s * full.mean_s
     how = (
-        f"{accelerators} accelerators over the throughput ratio at batch {ratio.labels['batch']}; "
-        "holds where throughput bounds the load"
+        f"{accelerators} accelerators x the machine time of {arm} (batch {own.batch}) over that of "
+        f"{BASELINE} (batch {full.batch}); {demand.text}; {_target(demand.slo)} kept; at the "
+        f"load's peak of {demand.peak_per_s:.3g} requests/s {BASELINE} keeps {busy:.2g} busy"
     )
-    value = accelerators / ratio.value
-    # The pessimistic end of the ratio gives the upper end of what is needed.
-    ends = [accelerators / end if end and end > 0 else None for end in (ratio.hi, ratio.lo)]
-    labels = {k: ratio.labels[k] for k in ("arm", "source", "batch") if k in ratio.labels}
+    if busy > accelerators:
+        how += f", more than the {accelerators} that are said to carry it"
+    ends = (ratio.value, ratio.lo, ratio.hi)
+    fluid = [None if end is None else accelerators * end for end in ends]
+    # A number that lies within rounding of a whole one needs no further accelerator.
+    whole = [None if end is None else float(math.ceil(end - 1e-9)) for end in fluid]
+    return [
+        Metric(
+            name, value, "accelerators", how, "derived", ratio.n, lo=lo, hi=hi,
+            reason=ratio.reason or None,
+            labels={"arm": arm, "source": "trained", "batch": str(own.batch)},
+        )
+        for name, (value, lo, hi) in ((FLUID, fluid), (WHOLE, whole))
+    ]  # fmt: skip
 
-    def figure(name: str, *values: float | None) -> Metric:
-        number, lo, hi = values
-        ends = {"lo": lo, "hi": hi, "reason": ratio.reason}
-        return Metric(name, number, "accelerators", how, "derived", ratio.n, labels=labels, **ends)
 
-    return figure(FLUID, value, *ends), figure(
-        WHOLE, math.ceil(value), *(end and math.ceil(end) for end in ends)
-    )
+def _target(slo: Slo) -> str:
+    return "the SLO (none is set)" if slo.tpot_ms is None else f"{slo.tpot_ms:g} ms a token"
 
 
-def _ratios(record: StageRecord | None) -> list[Metric]:
-    """The throughput ratio of each arm at its largest batch."""
-    largest: dict[str, Metric] = {}
-    for metric in record.metrics if record else []:
-        if metric.name == "throughput_ratio" and metric.value:
-            best = largest.get(metric.labels["arm"])
-            if best is None or int(metric.labels["batch"]) > int(best.labels["batch"]):
-                largest[metric.labels["arm"]] = metric
-    return list(largest.values())
+def _missing(reason: str, **labels: str) -> list[Metric]:
+    return [Metric.missing(name, "accelerators", reason, **labels) for name in (FLUID, WHOLE)]

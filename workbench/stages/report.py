@@ -28,7 +28,8 @@ def run(context: StageContext) -> None:
     """Fill tables ``gates``, ``claims``, ``cost``, the metric ``gates_failed`` and the verdict."""
     records, record = context.upstream, context.record
     settings = context.pilot.report
-    for metric in fleet_metrics(records, settings.cost.accelerators):
+    slo = context.pilot.profile_load.interactive_slo
+    for metric in fleet_metrics(records, settings.cost.accelerators, slo):
         record.add(metric)
     results = evaluate(settings.gates, {**records, "report": record})
     record.save_table("gates", gates_frame(results))
