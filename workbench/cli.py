@@ -264,6 +264,14 @@ def serve(
     ] = 0.0,
     threads: Annotated[int, typer.Option(min=0, help="0: all usable cores")] = 0,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="what computes")] = "cpu",
+    route: Annotated[
+        str | None,
+        typer.Option(help="the arm that answers", show_default="as it was left, or the hybrid"),
+    ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="its share of the requests", show_default="1"),
+    ] = None,
 ) -> None:
     """Serve full precision and the hybrid behind one OpenAI-compatible address."""
     from workbench.serve.main import serve_run
@@ -277,7 +285,34 @@ def serve(
         batch_wait_ms=batch_wait_ms,
         threads=threads,
         device=device,
+        route=route,
+        weight=weight,
     )
+
+
+@app.command("route")
+def change_route(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="a run that is or was served", autocompletion=_runs),
+    ],
+    to: Annotated[
+        str | None, typer.Option(help="the arm that shall answer", show_default="only show it")
+    ] = None,
+    weight: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="its share of the requests")
+    ] = 1.0,
+    back: Annotated[bool, typer.Option("--back", help="to full precision, at once")] = False,
+    force: Annotated[bool, typer.Option("--force", help="in spite of the hold")] = False,
+) -> None:
+    """Show or change which arm of a served run answers; what has started is not disturbed."""
+    from workbench.errors import ConfigError
+    from workbench.records.run import find_run
+    from workbench.serve.kept_route import change_route
+
+    if back and to:
+        raise ConfigError(f"--back and --to {to}", allowed="one of them")
+    print(change_route(find_run(name), to, weight, back=back, force=force))
 
 
 @app.command()

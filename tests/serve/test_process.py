@@ -23,11 +23,14 @@ from workbench.errors import ConfigError, StageError
 from workbench.files import read_json, write_json
 from workbench.load.piece import PlannedRequest
 from workbench.machine.memory import Memory
-from workbench.records.run import FIELDS, HEADER, Run
+from workbench.pilot.resolve import resolve
+from workbench.records.run import FIELDS, HEADER, Run, open_run
 from workbench.records.stage_record import StageRecord
-from workbench.serve.main import _load_arm, arms_of, listen, serve
+from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, change_route
+from workbench.serve.main import _load_arm, arms_of, listen, serve, serve_run
 from workbench.serve.process import server_process
 from workbench.serve.replay import load_client
+from workbench.serve.router import Switch
 from workbench.serve.spec import Ready, ServeSpec
 
 PROMPT = list(range(5, 25))
@@ -70,7 +73,9 @@ def test_answers_under_swinging_routes_are_those_of_their_own_weights(arms, serv
             if number % 4 == 0:
                 arm = ("full_precision", "hybrid")[number // 4 % 2]
                 order = {"arm": arm, "force": True}
-                assert client.post("/workbench/route", json=order).status_code == 200
+                headers = {TOKEN_HEADER: server.token}
+                answer = client.post("/workbench/route", json=order, headers=headers)
+                assert answer.status_code == 200
             body = client.post("/v1/completions", json=asked(count)).json()
             return body["system_fingerprint"], body["choices"][0]["text"]
 
@@ -148,6 +153,81 @@ with server_process(ServeSpec.load(Path(sys.argv[1])), Path(sys.argv[2])) as ser
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < limit, "the server outlived its parent"
         time.sleep(0.05)
+
+
+def test_the_route_is_changed_with_the_token_alone(server) -> None:
+    """A proxy sends from this machine and names it as Host; behind it may be anybody."""
+    with httpx.Client(base_url=server.address, trust_env=False, timeout=30) as client:
+        order = {"arm": "full_precision", "force": True}
+        for headers in ({}, {TOKEN_HEADER: "wrong"}):
+            answer = client.post("/workbench/route", json=order, headers=headers)
+            assert answer.status_code == 403
+            assert answer.json()["error"]["code"] == "no_token"
+
+
+@pytest.fixture
+def served_run(arms, tmp_path, monkeypatch) -> Run:
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path))
+    path = tmp_path / "trial.yaml"
+    path.write_text(
+        "name: trial\nquestion: is it kept?\n"
+        "deploy_rollback: {hold_s: 7.0, rollback_rule: {fewest: 4}}\n"
+    )
+    run = open_run(resolve(path))
+    for stage, arm in (("train_qat", "full_precision"), ("hybrid_plan", "hybrid")):
+        folder = run.stage_folder(stage)
+        folder.mkdir(parents=True)
+        StageRecord(stage, folder, artefacts={arm: str(arms[arm])}).save()
+    return run
+
+
+def test_a_served_run_goes_on_with_the_route_that_it_had(served_run, monkeypatch, capsys) -> None:
+    started: list[ServeSpec] = []
+
+    def start(given: ServeSpec, announce, token, on_switch) -> None:
+        started.append(given)
+        announce(Ready("127.0.0.1", 9, 1, 1, 1, {}))
+        if len(started) == 1:
+            on_switch(Switch(0.0, "hybrid", "full_precision", 1.0, "rule: 5 of 9 failed"))
+
+    monkeypatch.setattr("workbench.serve.main.serve", start)
+    folder = [served_run.folder]
+    with pytest.raises(ConfigError, match="never served"):
+        change_route(served_run, None, 1.0)
+    serve_run(folder)
+    serve_run(folder)
+    serve_run(folder, route="hybrid", weight=0.05)
+    assert [(given.route, given.weight) for given in started] == [
+        ("hybrid", 1.0), ("full_precision", 1.0), ("hybrid", 0.05),
+    ]  # fmt: skip
+    assert {given.hold_s for given in started} == {7.0}
+    assert {given.rule.fewest for given in started} == {4}
+    said = capsys.readouterr().out
+    assert said.count("full_precision answers 100% of the requests (rule: 5 of 9 failed)") == 2
+    assert f"workbench route {served_run.name} --back" in said
+    kept = KeptRoute.of(served_run)
+    assert kept.token not in said
+    assert (served_run.folder / "serving.json").stat().st_mode & 0o077 == 0
+
+    assert "hybrid answers 5%" in change_route(served_run, None, 1.0)
+    assert "will start so: full_precision" in change_route(served_run, None, 1.0, back=True)
+    serve_run(folder)
+    assert started[-1].route == "full_precision"
+    with pytest.raises(ConfigError, match="ternery"):
+        serve_run(folder, route="ternery")
+    with pytest.raises(ConfigError, match="ternery"):
+        change_route(served_run, "ternery", 1.0)
+
+
+def test_the_route_of_a_running_server_is_changed_by_its_run(served_run, server) -> None:
+    at_first = ("hybrid", 1.0, "at the start", "full_precision")
+    KeptRoute(*at_first, server.address, server.token).keep(served_run.folder)
+    assert "full_precision answers 100%" in change_route(served_run, None, 1.0, back=True)
+    again = change_route(served_run, "hybrid", 0.25, force=True)
+    assert again.startswith("hybrid answers 25% of the requests, the rest to full_precision")
+    with pytest.raises(StageError, match="ternery"):
+        change_route(served_run, "ternery", 1.0)
+    assert "hybrid answers 100%" in change_route(served_run, "hybrid", 1.0, force=True)
 
 
 def test_a_server_that_cannot_start_says_why(arms, tmp_path) -> None:

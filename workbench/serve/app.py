@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import json
 import math
@@ -22,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
 
 from workbench.serve.generate import Service, chat, complete
+from workbench.serve.kept_route import TOKEN_HEADER
 from workbench.serve.router import RouteHeld, Router
 from workbench.serve.wire import ApiError, parse
 
@@ -124,6 +126,7 @@ async def _show_route(service: Service, request: Request) -> Response:
 
 async def _set_route(service: Service, request: Request) -> Response:
     _check_local(request)
+    _check_token(service, request)
     order = parse(RouteOrder, await _json_body(service, request))
     try:
         service.router.switch(order.arm, order.weight, reason=order.reason, force=order.force)
@@ -164,6 +167,18 @@ def _check_local(request: Request) -> None:
     else:
         return
     raise ApiError(403, message, kind="permission_error", code="not_local")
+
+
+def _check_token(service: Service, request: Request) -> None:
+    """A proxy before this server is this machine too, and may say any Host: the token tells who
+    may order. Raises ApiError 403."""
+    given = request.headers.get(TOKEN_HEADER, "").encode()
+    if service.route_token and not hmac.compare_digest(given, service.route_token.encode()):
+        message = (
+            f"the route is changed with the server's token in {TOKEN_HEADER}; "
+            "workbench route has it"
+        )
+        raise ApiError(403, message, kind="permission_error", code="no_token")
 
 
 def _names_loopback(authority: str) -> bool:

@@ -40,6 +40,7 @@ class Service:
 
     model: the name under which the route answers; an arm's own name, as ``model``, pins a
     request to that arm. context: tokens a request may have, prompt and output together.
+    route_token: what an order to change the route must carry; None asks for none.
     """
 
     router: Router
@@ -47,6 +48,7 @@ class Service:
     model: str
     context: int
     vocab_size: int
+    route_token: str | None = None
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.router, self.model)

@@ -9,6 +9,7 @@ That process ends by itself when its parent does, however the parent ended.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.child import allow_open_files
 from workbench.errors import ConfigError, StageError, WorkbenchError
@@ -26,12 +27,16 @@ from workbench.machine.cpu import measurement_threads
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.machine.memory import memory
 from workbench.paths import shown
+from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, route_token
+from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.spec import ArmReady, Ready, ServeSpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from workbench.engine.scheduler import Scheduler
+    from workbench.records.run import Run
+    from workbench.serve.router import Switch
 
 DRAIN_S = 60
 """Answers under way at SIGTERM may take this long; then they are cut."""
@@ -49,8 +54,13 @@ def serve_run(
     batch_wait_ms: float = 0.0,
     threads: int = 0,
     device: str = "cpu",
+    route: str | None = None,
+    weight: float | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
+
+    A run is served by its pilot's rollback rule and hold, and goes on with the route that it had
+    when it was served last.
 
     folders: one run, by its folder or its name (its full-precision model is the fallback, its
         hybrid the route), or model folders, packed or Hugging Face: the first is the fallback,
@@ -60,10 +70,19 @@ def serve_run(
     measurement_threads(threads, "--threads")
     arms = arms_of(folders)
     names = list(arms)
+    run = _served_run(folders)
+    kept = KeptRoute.of(run) if run else None
+    if route is not None and route not in arms:
+        raise ConfigError(f"--route {route}", allowed=", ".join(arms))
+    if route is None and weight is None and kept and kept.arm in arms:
+        route, weight, reason = kept.arm, kept.weight, kept.reason
+    else:
+        route, reason = route or names[-1], "at the start"
     spec = ServeSpec(
         arms,
         fallback=names[0],
-        route=names[-1],
+        route=route,
+        weight=1.0 if weight is None or route == names[0] else weight,
         host=host,
         port=port,
         slots=slots,
@@ -71,20 +90,51 @@ def serve_run(
         batch_wait_s=batch_wait_ms / 1e3,
         threads=threads,
         device=device,
+        **_pilot_s_rule(run),
     )
+    token = route_token() or secrets.token_urlsafe()
+
+    def keep(address: str, arm: str, weight: float, reason: str) -> KeptRoute:
+        now = KeptRoute(arm, weight, reason, spec.fallback, address, token)
+        if run:
+            now.keep(run.folder)
+        return now
 
     def announce(ready: Ready) -> None:
-        print(f"serving {', '.join(names)} on {ready.address}/v1", flush=True)
+        now = keep(ready.address, spec.route, spec.weight, reason)
+        print(f"serving {', '.join(names)} on {ready.address}/v1: {now.said()}")
+        how = f"workbench route {run.name} --back" if run else f"{TOKEN_HEADER}: {token}"
+        print(f"the way back: {how}", flush=True)
+        addresses.append(ready.address)
 
-    serve(spec, announce)
+    def switched(switch: Switch) -> None:
+        now = keep(addresses[0], switch.to_arm, switch.weight, switch.reason)
+        print(f"route: {now.said()}", flush=True)
+
+    addresses: list[str] = []
+    serve(spec, announce, token, switched)
+
+
+def _pilot_s_rule(run: Run | None) -> dict[str, Any]:
+    """When the run's pilot would go back, and how long a share stays lowered."""
+    if run is None:
+        return {}
+    section = run.resolved().pilot.deploy_rollback
+    rule = RollbackRule(**section.rollback_rule.model_dump()) if section.rollback_rule else None
+    return {"rule": rule, "hold_s": section.hold_s}
+
+
+def _served_run(folders: Sequence[Path]) -> Run | None:
+    from workbench.records.run import HEADER, find_run
+
+    if len(folders) == 1 and (not folders[0].is_dir() or (folders[0] / HEADER).exists()):
+        return find_run(str(folders[0]))
+    return None
 
 
 def arms_of(folders: Sequence[Path]) -> dict[str, Path]:
     """Names and model folders; see :func:`serve_run`."""
-    from workbench.records.run import HEADER, find_run
-
-    if len(folders) == 1 and (not folders[0].is_dir() or (folders[0] / HEADER).exists()):
-        run = find_run(str(folders[0]))
+    if run := _served_run(folders):
         arms = {}
         for arm, stage in (("full_precision", "train_qat"), ("hybrid", "hybrid_plan")):
             record = run.record(stage)
@@ -125,8 +175,16 @@ def _require_text(name: str) -> None:
         ) from None
 
 
-def serve(spec: ServeSpec, announce: Callable[[Ready], None]) -> None:
-    """Load, warm, listen; returns when the server was told to stop and has drained."""
+def serve(
+    spec: ServeSpec,
+    announce: Callable[[Ready], None],
+    token: str | None = None,
+    on_switch: Callable[[Switch], None] = lambda switch: None,
+) -> None:
+    """Load, warm, listen; returns when the server was told to stop and has drained.
+
+    token: what an order to change the route must carry. on_switch: told of each change.
+    """
     allow_open_files()
     listener = listen(spec.host, spec.port)  # before the seconds that these imports take
     import psutil
@@ -150,13 +208,15 @@ def serve(spec: ServeSpec, announce: Callable[[Ready], None]) -> None:
         router = Router(
             [ServedArm(name, arm.scheduler, spec.slots) for name, arm in loaded.items()],
             fallback=spec.fallback,
-            route=Route(spec.route),
+            route=Route(spec.route, spec.weight),
             queue=spec.queue,
             hold_s=spec.hold_s,
             batch_wait_s=spec.batch_wait_s,
             rule=spec.rule,
         )
-        service = Service(router, tokenizer, spec.model, context, vocab_size)
+        service = Service(router, tokenizer, spec.model, context, vocab_size, token)
+        counted = router.on_switch
+        router.on_switch = lambda switch: (counted(switch), on_switch(switch))
         config = uvicorn.Config(
             make_app(service),
             log_level="warning",
@@ -299,7 +359,8 @@ def _end_with_parent(parent: int) -> None:
 def _child(spec_path: str, ready_path: str, parent: str) -> None:
     _end_with_parent(int(parent))
     try:
-        serve(ServeSpec.load(Path(spec_path)), lambda ready: ready.save(Path(ready_path)))
+        spec = ServeSpec.load(Path(spec_path))
+        serve(spec, lambda ready: ready.save(Path(ready_path)), route_token())
     except WorkbenchError as error:
         print(f"workbench serve: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import psutil
 from workbench.child import child, end_of_log, how_it_ended
 from workbench.errors import StageError
 from workbench.paths import shown
+from workbench.serve.kept_route import TOKEN_HEADER, TOKEN_VARIABLE
 from workbench.serve.spec import Ready, ServeSpec
 
 START_S = 600.0
@@ -28,11 +30,12 @@ ASK_S = 60.0
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A server that answers. ``log``: what it printed."""
+    """A server that answers. ``log``: what it printed. token: of its route."""
 
     process: subprocess.Popen[str]
     ready: Ready
     log: Path
+    token: str = field(repr=False)
 
     @property
     def address(self) -> str:
@@ -66,7 +69,8 @@ class ServerProcess:
         try:
             with closing(connection):
                 body = None if fields is None else json.dumps(fields)
-                connection.request(method, path, body, {"content-type": "application/json"})
+                headers = {"content-type": "application/json", TOKEN_HEADER: self.token}
+                connection.request(method, path, body, headers)
                 answer = connection.getresponse()
                 text = answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -102,8 +106,10 @@ def server_process(spec: ServeSpec, folder: Path) -> Iterator[ServerProcess]:
     ready_path.unlink(missing_ok=True)
     spec.save(spec_path)
     arguments = str(spec_path), str(ready_path), str(os.getpid())
-    with child("workbench.serve.main", *arguments, log=log) as process:
-        yield ServerProcess(process, _wait_ready(process, ready_path, log), log)
+    token = secrets.token_urlsafe()
+    environment = {TOKEN_VARIABLE: token}
+    with child("workbench.serve.main", *arguments, log=log, environment=environment) as process:
+        yield ServerProcess(process, _wait_ready(process, ready_path, log), log, token)
 
 
 def _wait_ready(process: subprocess.Popen[str], ready_path: Path, log: Path) -> Ready:

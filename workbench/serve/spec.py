@@ -15,7 +15,8 @@ class ServeSpec:
     """A server with its arms.
 
     arms: name -> packed or Hugging Face folder. fallback: the arm that the way back leads to.
-    route: the arm that answers at first. model: the name under which the route answers.
+    route: the arm that answers at first, weight: its share of the requests. model: the name
+    under which the route answers.
     slots: requests that run together in each arm. queue: requests that may wait.
     context: tokens of prompt and output together; None takes what the models were made for.
     threads: of each arm, 0 for all usable cores. hold_s, batch_wait_s: see :class:`Router`.
@@ -35,6 +36,7 @@ class ServeSpec:
     hold_s: float = 30.0
     batch_wait_s: float = 0.0
     rule: RollbackRule | None = None
+    weight: float = 1.0
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

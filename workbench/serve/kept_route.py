@@ -1,0 +1,137 @@
+"""The route of a served run, kept in the run's folder.
+
+A server that is started again goes on with the route that the last one had, a rollback included,
+and ``workbench route`` finds the server and the token that its route is changed with. The token
+is a secret of this user: the file is for him alone, and no record has it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from workbench.errors import ConfigError, StageError
+from workbench.files import read_json, replacing
+from workbench.paths import shown
+from workbench.records.run import Run
+
+FILE = "serving.json"
+TOKEN_HEADER = "x-workbench-token"
+TOKEN_VARIABLE = "WORKBENCH_ROUTE_TOKEN"
+ASK_S = 10.0
+
+
+@dataclass(frozen=True)
+class KeptRoute:
+    """weight: the arm's share of the requests; the rest goes to ``fallback``. reason: of the
+    latest change. address, token: of the server that had it last."""
+
+    arm: str
+    weight: float
+    reason: str
+    fallback: str
+    address: str
+    token: str
+
+    @classmethod
+    def of(cls, run: Run) -> KeptRoute | None:
+        """None where the run was never served. Raises ConfigError for a damaged file."""
+        path = run.folder / FILE
+        if not path.exists():
+            return None
+        try:
+            return cls(**read_json(path))
+        except (ValueError, TypeError, OSError) as error:
+            raise ConfigError(
+                f"{shown(path)}: cannot be read: {error}",
+                allowed="what workbench serve wrote",
+                next_step="remove it; the run then starts with its hybrid",
+            ) from error
+
+    def keep(self, folder: Path) -> None:
+        with replacing(folder / FILE) as partial:
+            partial.touch(0o600)
+            partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    def said(self) -> str:
+        rest = f", the rest to {self.fallback}" if self.weight < 1.0 else ""
+        return f"{self.arm} answers {self.weight:.0%} of the requests{rest} ({self.reason})"
+
+
+def change_route(
+    run: Run, arm: str | None, weight: float, *, back: bool = False, force: bool = False
+) -> str:
+    """Change the route of the run's server, or what a later one starts with; the route, in words.
+
+    arm: None with ``back`` false only shows it. back: to the fallback, at once.
+    Raises ConfigError for a run that was never served and an unknown arm, StageError where the
+    server refuses.
+    """
+    kept = KeptRoute.of(run)
+    if kept is None:
+        raise ConfigError(
+            f"{run.name} was never served",
+            next_step=f"workbench serve {run.name}",
+        )
+    if back:
+        arm, weight = kept.fallback, 1.0
+    if arm is None:
+        live = _ask(kept, "GET")
+        return _shown(kept, live) if live else f"not running; it would start so: {kept.said()}"
+    order = {"arm": arm, "weight": weight, "reason": "workbench route", "force": force}
+    if live := _ask(kept, "POST", order):
+        return _shown(kept, live)
+    if arm not in run_arms(kept):
+        raise ConfigError(f"--to {arm}", allowed=", ".join(run_arms(kept)))
+    later = replace(
+        kept, arm=arm, weight=weight, reason="workbench route, while it was not running"
+    )
+    later.keep(run.folder)
+    return f"not running; it will start so: {later.said()}"
+
+
+def run_arms(kept: KeptRoute) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((kept.fallback, "hybrid", kept.arm)))
+
+
+def _shown(kept: KeptRoute, live: dict[str, Any]) -> str:
+    latest = live["switches"][-1]["reason"] if live["switches"] else kept.reason
+    return replace(kept, arm=live["arm"], weight=live["weight"], reason=latest).said()
+
+
+def _ask(
+    kept: KeptRoute, method: str, order: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """The server's route; None where no server of this run answers."""
+    parts = urlsplit(kept.address)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ASK_S)
+    headers = {"content-type": "application/json", TOKEN_HEADER: kept.token}
+    try:
+        with closing(connection):
+            body = None if order is None else json.dumps(order)
+            connection.request(method, "/workbench/route", body, headers)
+            answer = connection.getresponse()
+            text = answer.read()
+    except (OSError, http.client.HTTPException):
+        return None
+    if answer.status != 200:
+        raise StageError(f"the server refused: {_message(text)}")
+    return json.loads(text)
+
+
+def _message(text: bytes) -> str:
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return repr(text[:200])
+
+
+def route_token() -> str | None:
+    """The token that the environment gives; None leaves it to the server."""
+    return os.environ.get(TOKEN_VARIABLE) or None
