@@ -51,6 +51,11 @@ def test_what_cannot_be_tuned_is_said(make_run) -> None:
     run = make_run(stages=("readiness", "profile_load"))
     with pytest.raises(StageError, match="no finished train_qat, hybrid_plan"):
         command.tune_run(str(run.folder), *ASKED)
-    for wrong in ((60.0, [0], [0.0], [1]), (60.0, [4], [-1.0], [1]), (60.0, [], [0.0], [1])):
+    for wrong in (
+        (60.0, [0], [0.0], [1]),
+        (60.0, [4], [-1.0], [1]),
+        (60.0, [], [0.0], [1]),
+        (7.0, *ASKED[1:]),
+    ):
         with pytest.raises(ConfigError, match="tune: "):
             command.tune_run(str(run.folder), *wrong)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from workbench.errors import StageError
+from workbench.load.piece import LengthLimits
+from workbench.measure.meters import EnergySession
 from workbench.measure.statistics import Estimate
+from workbench.serve import offer, tuning
 from workbench.serve.carries import Carries
 from workbench.serve.rate_search import LargestRate, Point, PointOutcome
+from workbench.serve.spec import ServeSpec
 from workbench.serve.tuned import (
     best_settings,
     points_table,
@@ -95,6 +100,31 @@ def test_what_was_not_found_has_its_reason() -> None:
     assert price.value == pytest.approx(2.0 / 3600 / 36 * 1000) and price.unit == "EUR"
     assert figures["largest_rate_over_load"].value == 3.6
     assert "not metered: rapl" in settings_text(found, LOAD_PER_S)
+
+
+def test_a_server_that_does_not_start_leaves_its_searches_not_measured(
+    tmp_path, monkeypatch
+) -> None:
+    """The first setting's server dies; nothing is asked of it again, the second one is tried."""
+    asked = []
+
+    def dies(spec, folder):
+        asked.append(spec.slots)
+        raise StageError("the server ended with code 1; the end of its log:\n    a\n    no memory")
+
+    monkeypatch.setattr(tuning, "server_process", dies)
+    slo = {"interactive": {"ttft_ms": 500.0}, "batch": {"e2e_s": None}}
+    spec = ServeSpec({"hybrid": tmp_path}, fallback="hybrid", route="hybrid")
+    plan = tuning.TuningPlan(
+        spec, settings([2, 4], [0.0]), [1, 999], 512, offer.Terms(slo, 0.95, 10.0), 60.0
+    )
+    with EnergySession([]) as meters:
+        found = tuning.sweep(plan, None, LengthLimits(), meters, tmp_path)
+    assert asked == [2, 4]
+    assert [each.found.kind for each in found] == ["not_measured"] * 6
+    died = "the server ended with code 1; the end of its log: no memory"
+    untargeted = "requests of class batch have no target (profile_load.batch_slo)"
+    assert [each.found.why for each in found] == [died, untargeted, died] * 2
 
 
 def answer(*found: Searched, cut_share: float = 0.0) -> Carries | None:

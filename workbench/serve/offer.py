@@ -28,6 +28,7 @@ from workbench.measure.dependence import share_over_time
 from workbench.measure.meters.session import EnergySession
 from workbench.measure.request_latency import slo_met
 from workbench.measure.statistics import Estimate
+from workbench.pilot.sections.deploy_rollback import SHORTEST_POINT_S
 from workbench.serve.client import LoadProcesses, load_processes
 from workbench.serve.endpoint import Endpoint
 from workbench.serve.load import Load
@@ -39,7 +40,7 @@ from workbench.serve.replay import Outcome
 
 WINDOWS = 24
 """Of a point."""
-SHORTEST_S, SHORTEST_IN_TARGETS = 2.0, 4.0
+SHORTEST_S, SHORTEST_IN_TARGETS = SHORTEST_POINT_S, 4.0
 """A point lasts so long, and so many times what a first token may take."""
 WARM_SHARE = 0.1
 """Of a point, in which the queue forms and nothing is judged."""

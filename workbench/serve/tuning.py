@@ -217,7 +217,7 @@ class _SweepSearch:
             left_s, shortest_s = self._budget_s - self.took_s, plan.terms.shortest_point_s
             return largest_rate(self._measure, first_per_s, left_s, shortest_s)
         except WorkbenchError as error:
-            return LargestRate("not_measured", None, None, False, str(error).splitlines()[0])
+            return LargestRate("not_measured", None, None, False, _in_one_line(error))
 
     def _first_rate(self) -> float:
         """Half of what a burst completes a second; 0 when that was too slow for the budget."""
@@ -263,6 +263,12 @@ class _SweepSearch:
             "arm": self._arm,
             "number": number,
         }
+
+
+def _in_one_line(error: WorkbenchError) -> str:
+    """What was got; of the end of a log the last line, which says what went wrong."""
+    first, *others = error.got.splitlines() or [""]
+    return f"{first} {others[-1].strip()}" if others else first
 
 
 @dataclass

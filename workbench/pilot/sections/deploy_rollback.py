@@ -21,6 +21,10 @@ Seconds = Annotated[float, Field(gt=0.0, le=7 * 24 * 3600)]
 """A week at most."""
 
 
+TUNED_ARMS, SHORTEST_POINT_S = 2, 2.0
+"""Of the queue's tuning: full precision and the hybrid; within less time no queue shows."""
+
+
 class Rule(Section):
     """When the server goes back to full precision by itself; it never goes forward by itself."""
 
@@ -93,6 +97,18 @@ class Tuning(Section):
         if wrong or len(set(values)) != len(values):
             raise ValueError(f"give different waiting times from 0 to {MOST_BATCH_WAIT_MS:g} ms")
         return values
+
+    @model_validator(mode="after")
+    def time_for_a_point_each(self) -> Tuning:
+        settings = sum(len(self.batch_wait_ms) if slots > 1 else 1 for slots in self.slots)
+        searches = TUNED_ARMS * settings * (len(self.output_tokens) + 1)
+        if 0 < self.budget_s < (least := SHORTEST_POINT_S * searches):
+            raise ValueError(
+                f"budget_s {self.budget_s:g} for {searches} searches (arms, settings, kinds of "
+                f"requests): raise it to {least:g} at least, {SHORTEST_POINT_S:g} s for one point "
+                "each, or try fewer settings"
+            )
+        return self
 
 
 class DeployRollback(Replay):
