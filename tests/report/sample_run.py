@@ -278,6 +278,16 @@ def _measure_ab(record: StageRecord, draw: np.random.Generator, energy: bool) ->
             record.measured(
                 "memory_ratio", 9.8 / 6.1, "x", "bytes over bytes", basis="exact", **trained
             )
+    for arm in ARMS:
+        under_load = {"arm": arm, "source": "load"}
+        for quantile, tail in (("p50", 1.0), ("p95", 2.1)):
+            for name, value in (("ttft_ms", 40.0), ("tpot_ms", 6.0), ("e2e_ms", 300.0)):
+                _around(record, draw, name, tail * value / SPEED[arm], "ms", 200, **under_load,
+                        quantile=quantile)  # fmt: skip
+        record.missing("ttft_ms", "ms", "60 were observed; p99 needs 100", **under_load,
+                       quantile="p99")  # fmt: skip
+        record.measured("goodput_per_s", 4.1, "requests/s", "within all targets", n=200, lo=3.9,
+                        hi=4.2, **under_load)  # fmt: skip
     for name in CLASSES:
         record.measured("smallest_visible_effect", 0.04, "x", "A/A blocks", n=8, source="trained",
                         **{"class": name})  # fmt: skip

@@ -71,6 +71,20 @@ def test_intervals_are_error_bars_and_a_missing_one_draws_none(tmp_path: Path) -
     assert (ternary.error_x.array[0], ternary.error_x.arrayminus[0]) == (2.0, 1.0)
 
 
+def test_the_arms_under_load_stand_side_by_side_with_their_reasons(make_run) -> None:
+    record = make_run().record("measure_ab")
+    drawn = MODULES["measure_ab"].under_load(record)
+    assert [trace.name for trace in drawn.data][:2] == ["full precision", "ternary"]
+    assert len(drawn.data[0].y) == 6 and drawn.data[0].error_x.visible
+    (table,) = MODULES["measure_ab"].under_load_table(record).data
+    assert len(table.cells["values"][0]) == 1 + 3 * 2
+    assert "requests/s" in table.cells["values"][1][0]
+    bare = StageRecord("measure_ab", record.folder)
+    bare.missing("ttft_ms", "ms", "left out", arm="ternary", source="load", quantile="p50")
+    drawn = MODULES["measure_ab"].under_load(bare)
+    assert "left out" in drawn.layout.annotations[0].text
+
+
 def test_each_load_stands_in_the_legend_once_though_a_piece_has_no_windows(make_run) -> None:
     record = make_run().record("profile_load")
     rows = record.table("likeness")

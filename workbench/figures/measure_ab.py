@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from workbench.figures.measure_ab_load import under_load
+from workbench.figures.measure_ab_load import under_load_table as under_load_table
 from workbench.figures.theme import (
     ARM_COLOURS,
     ARM_SYMBOLS,
@@ -124,7 +126,7 @@ def energy(record: StageRecord, language: str = "en") -> go.Figure:
     return _bars(record, "energy_j_per_token", "energy", "axis.energy_token", language)
 
 
-FIGURES = (quality, speed, throughput, memory, energy)
+FIGURES = (quality, speed, under_load, throughput, memory, energy)
 
 
 def _bars(record: StageRecord, name: str, key: str, axis: str, language: str) -> go.Figure:

@@ -79,8 +79,8 @@ class LoadSession:
         return len(list(self._folder.glob("block-*.json")))
 
     def run(self, budget_s: float, report: Callable[[int, int], None]) -> None:
-        """Play what is not finished; ``report(done, most)`` hears of every arm's turn."""
-        most = len(self._blocks)
+        """Play what is not finished; ``report(done, all)`` hears of every arm's turn."""
+        most, turns = len(self._blocks), len(self._blocks) * len(self._arms)
         orders = list(islice(balanced_orders(list(self._arms), self._seed), most))
         attempts = self._attempts()
         for block in range(self.finished(), most):
@@ -89,7 +89,7 @@ class LoadSession:
             left_s = repeating_left_s(budget_s, attempts)
 
             def once(block: int = block) -> pd.DataFrame:
-                return self._played(block, orders[block], lambda done: report(done, most))
+                return self._played(block, orders[block], lambda done: report(done, turns))
 
             rows, own = in_quiet(once, block, self._quiet, left_s, self._processes)
             with replacing(self._path(block, "parquet")) as partial:

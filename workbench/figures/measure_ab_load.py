@@ -1,0 +1,98 @@
+"""A/B under the load: latencies of every arm for the same requests, and what each arm kept."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+from workbench.figures.theme import (
+    ARM_COLOURS,
+    ARM_SYMBOLS,
+    GREY,
+    FigureTexts,
+    arms_in_order,
+    error_bars,
+    figure,
+    reason_for,
+    valued,
+    why_not,
+    wrapped,
+)
+from workbench.records.stage_record import StageRecord
+from workbench.wording.numbers import with_interval
+from workbench.wording.text import Texts
+
+LATENCIES = ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
+QUANTILES = ("p50", "p95", "p99")
+
+
+def under_load(record: StageRecord, language: str = "en") -> go.Figure:
+    """Latencies of each arm at the middle and in the tail, for the same requests."""
+    say = FigureTexts(language)
+    title = say("measure_ab.under_load.title")
+    rows = [m for name in LATENCIES for m in valued(record, name, source="load")]
+    rows = [m for m in rows if m.value]  # a gap of 0 has no place on a log scale
+    if not rows:
+        return why_not(say, title, reason_for(record, *LATENCIES, source="load"))
+    places = [
+        _place(say, name, q)
+        for name in LATENCIES
+        for q in QUANTILES
+        if any(m.name == name and m.labels["quantile"] == q for m in rows)
+    ]
+    drawn = figure(say, title, say("axis.ms"), height=170 + 46 * len(places), log="x")
+    for arm in arms_in_order([m.labels["arm"] for m in rows]):
+        own = [m for m in rows if m.labels["arm"] == arm]
+        drawn.add_scatter(
+            x=[m.value for m in own],
+            y=[_place(say, m.name, m.labels["quantile"]) for m in own],
+            error_x=error_bars(own),
+            mode="markers",
+            orientation="h",
+            name=say.label("arm", arm),
+            marker={
+                "color": ARM_COLOURS.get(arm, GREY),
+                "symbol": ARM_SYMBOLS.get(arm, "x"),
+                "size": 10,
+            },
+            customdata=[m.n for m in own],
+            hovertemplate="%{x:.4g} ms · n = %{customdata}<extra>%{fullData.name}</extra>",
+        )
+    drawn.update_layout(scattermode="group")
+    drawn.update_yaxes(type="category", categoryorder="array", categoryarray=places[::-1])
+    drawn.update_xaxes(showgrid=True)
+    return drawn
+
+
+def under_load_table(record: StageRecord, language: str = "en") -> go.Figure:
+    """Goodput, targets and latencies of each arm in numbers, with their intervals."""
+    say = FigureTexts(language)
+    title = say("measure_ab.under_load.title")
+    wanted = [
+        ("goodput_per_s", {}),
+        *(("slo_met_share", {"class": name}) for name in ("interactive", "batch")),
+        *((name, {"quantile": q}) for name in LATENCIES for q in QUANTILES),
+    ]
+    kept = [(name, of) for name, of in wanted if valued(record, name, source="load", **of)]
+    if not kept:
+        return why_not(say, title, reason_for(record, "goodput_per_s", source="load"))
+    arms = arms_in_order({m.labels["arm"] for m in valued(record, kept[0][0], source="load")})
+    heads = [say.figure(name, of) for name, of in kept]
+    columns = [[_shown(record, say, name, arm, of) for name, of in kept] for arm in arms]
+    drawn = figure(say, title, height=150 + 34 * len(kept))
+    drawn.add_table(
+        header={"values": ["", *(say.label("arm", arm) for arm in arms)], "align": "left"},
+        cells={"values": [heads, *columns], "align": "left", "height": 28},
+    )
+    return drawn
+
+
+def _shown(record: StageRecord, say: Texts, name: str, arm: str, of: dict[str, str]) -> str:
+    found = valued(record, name, source="load", arm=arm, **of)
+    if not found or found[0].value is None:
+        return say("kind.not measured")
+    value, interval = with_interval(found[0].value, found[0].lo, found[0].hi, say.language)
+    return " ".join(filter(None, (value, say.unit(found[0].unit), interval)))
+
+
+def _place(say: Texts, name: str, quantile: str) -> str:
+    return wrapped(f"{say.metric(name)}, {quantile}", 26)
