@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from workbench.figures.measure_ab_load import under_load
-from workbench.figures.measure_ab_load import under_load_table as under_load_table
+from workbench.figures.measure_ab_load import under_load, under_load_table
 from workbench.figures.theme import (
     ARM_COLOURS,
     ARM_SYMBOLS,
@@ -127,6 +126,8 @@ def energy(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (quality, speed, under_load, throughput, memory, energy)
+TABLES = (under_load_table,)
+"""For a notebook; the report has its own tables."""
 
 
 def _bars(record: StageRecord, name: str, key: str, axis: str, language: str) -> go.Figure:
