@@ -19,6 +19,7 @@ from workbench.engine.request import GenerationRequest
 from workbench.model.build import build_model
 from workbench.pilot.sections.model import Model
 from workbench.serve.app import make_app
+from workbench.serve.connections import server_config
 from workbench.serve.generate import Service
 from workbench.serve.main import listen
 from workbench.serve.router import Route, Router, ServedArm
@@ -185,8 +186,7 @@ def _start(
 class _listening:
     def __init__(self, service: Service) -> None:
         self._socket = listen("127.0.0.1", 0)
-        config = uvicorn.Config(make_app(service), log_level="warning", timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
+        self._server = uvicorn.Server(server_config(make_app(service), drain_s=1))
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
         )

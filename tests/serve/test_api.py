@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -408,3 +410,30 @@ def test_line_breaks_of_unicode_do_not_break_a_stream(serve) -> None:
     assert all(line.startswith("data: ") for line in lines)
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == text
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /v1/comp",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{",
+    ],
+    ids=["nothing", "half a head", "half a body"],
+)
+def test_a_request_that_does_not_come_whole_is_given_up(serve, monkeypatch, sent: bytes) -> None:
+    monkeypatch.setattr("workbench.serve.connections.REQUEST_S", 0.05)
+    served = serve()
+    host, port = urlsplit(served.address).netloc.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as half:
+        half.sendall(sent)
+        while half.recv(1000):
+            continue  # an error, if any, then the end
+
+
+def test_a_whole_request_may_take_its_time(serve, monkeypatch) -> None:
+    """Its answer is not timed."""
+    monkeypatch.setattr("workbench.serve.connections.REQUEST_S", 0.05)
+    served = serve(step_s=0.02)
+    for _ in range(2):
+        assert served.complete(max_tokens=8).status_code == 200

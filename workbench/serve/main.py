@@ -192,6 +192,7 @@ def serve(
 
     from workbench.engine.build import read_config
     from workbench.serve.app import Service, make_app
+    from workbench.serve.connections import server_config
     from workbench.serve.router import Route, Router, ServedArm
 
     with ExitStack() as open_things:
@@ -217,13 +218,7 @@ def serve(
         service = Service(router, tokenizer, spec.model, context, vocab_size, token)
         counted = router.on_switch
         router.on_switch = lambda switch: (counted(switch), on_switch(switch))
-        config = uvicorn.Config(
-            make_app(service),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=DRAIN_S,
-            timeout_keep_alive=75,
-        )
+        config = server_config(make_app(service), DRAIN_S)
         host, port = listener.getsockname()[:2]
         resident = psutil.Process().memory_info().rss
         arms = {name: arm.ready for name, arm in loaded.items()}

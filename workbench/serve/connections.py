@@ -1,0 +1,62 @@
+"""How the server treats connections: a request must come whole within a time.
+
+Connections that send nothing, or a byte now and then, would otherwise stay for ever and take the
+places of others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+REQUEST_S = 30.0
+"""From a connection, or from a request's first byte on it, to the last byte of its body."""
+KEEP_ALIVE_S = 75
+INCOMPLETE = (h11.IDLE, h11.SEND_BODY)
+"""What a client is in whose request is not whole: nothing or a part of the head, then the body."""
+
+
+class TimedConnection(H11Protocol):
+    """One connection; it is closed where a request does not come whole in time."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._time()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _time(self) -> None:
+        if self.conn.their_state not in INCOMPLETE:
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(REQUEST_S, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+
+def server_config(app: ASGIApp, drain_s: int) -> uvicorn.Config:
+    """drain_s: what answers under way may take when the server is told to stop."""
+    options: dict[str, Any] = {"log_level": "warning", "access_log": False}
+    return uvicorn.Config(
+        app,
+        http=TimedConnection,
+        timeout_graceful_shutdown=drain_s,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        **options,
+    )
