@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
+from workbench.pilot.sections.profile_load import Slo
 from workbench.pilot.sections.report import Cost
+from workbench.records.metric import Metric
 from workbench.report.claims import claim_rows, energy_ratio
 from workbench.report.cost import cost_rows
+
+
+def of_turns(rows):
+    """All but a day, which needs timed batches that the sample does not have."""
+    assert {r.reason for r in rows if r.per == "day"} == {
+        "needs a load profile and timed batches of the arms"
+    }
+    return [r for r in rows if r.per != "day"]
 
 
 def by_claim(rows):
@@ -67,14 +78,13 @@ def test_metered_energy_becomes_money(make_run) -> None:
     assert thousand.value == pytest.approx(1000 * joules / 3.6e6 * 1.5 * 0.2)
     assert thousand.kind == "derived" and thousand.sample
     assert thousand.lo == pytest.approx(0.9 * thousand.value)
-    day = next(r for r in rows if r.per == "day" and r.labels == thousand.labels)
-    assert day.value == pytest.approx(50 * thousand.value)
+    assert thousand.covers == ""
     once = next(r for r in rows if r.per == "training" and "ternary" in r.labels)
     assert once.value == pytest.approx(4000 / 3.6e6 * 1.5 * 0.2)
 
 
 def test_without_a_meter_there_is_no_money(make_run) -> None:
-    rows = cost_rows(make_run().records(), Cost())
+    rows = of_turns(cost_rows(make_run().records(), Cost()))
     assert rows and all(r.value is None and r.energy_j is None for r in rows)
     assert {r.kind for r in rows} == {"not measured"}
     assert all("no meter" in r.reason for r in rows)
@@ -82,7 +92,8 @@ def test_without_a_meter_there_is_no_money(make_run) -> None:
 
 def test_an_assumed_power_gives_a_model_and_says_so(make_run) -> None:
     records = make_run().records()
-    rows = cost_rows(records, Cost(assumed_power_w=100.0, tariff_per_kwh=0.2, pue=1.0))
+    cost = Cost(assumed_power_w=100.0, tariff_per_kwh=0.2, pue=1.0)
+    rows = of_turns(cost_rows(records, cost))
     assert {r.kind for r in rows} == {"modelled"}
     assert all("assumed 100 W" in r.how for r in rows)
     request = next(r for r in rows if r.per == "1k_requests" and "arm=ternary" in r.labels)
@@ -96,5 +107,92 @@ def test_an_assumed_power_gives_a_model_and_says_so(make_run) -> None:
 
 
 def test_a_meter_is_never_overruled_by_an_assumption(make_run) -> None:
-    rows = cost_rows(make_run(energy=True).records(), Cost(assumed_power_w=1e6))
+    rows = of_turns(cost_rows(make_run(energy=True).records(), Cost(assumed_power_w=1e6)))
     assert {r.kind for r in rows} == {"derived"}
+
+
+PREFILL = {"full_precision": 0.5, "ternary": 0.45}
+DECODE = {("full_precision", 8): 4.0, ("ternary", 8): 2.5}
+"""Of a load of 1,000 prompt and 100 output tokens: 0.90 s and 0.70 s of a machine a request."""
+DAY = Cost(tariff_per_kwh=0.2, pue=1.5, requests_per_day=172_800.0)
+
+
+def metered(records, basis: str, watts: dict[str, float]) -> None:
+    """Energies of turns of 10 s at these powers, on this basis."""
+    record = records["measure_ab"]
+    rows = [
+        {
+            "block": block, "arm": arm, "class": "batch_8", "basis": basis, "kind": "measured",
+            "start_s": 0.0, "end_s": 10.0, "energy_j": 10 * power,
+        }
+        for block in range(8)
+        for arm, power in watts.items()
+    ]  # fmt: skip
+    record.save_table("energies", pd.DataFrame(rows))
+    record.facts["energy_basis"] = {"batch_8": basis}
+
+
+def with_requests(records, **joules: float | None) -> None:
+    for arm, value in joules.items():
+        labels = {"arm": arm, "class": "batch_8", "source": "trained"}
+        if value is None:
+            records["measure_ab"].missing("energy_j_per_request", "J", "gap: 4 s", **labels)
+        else:
+            records["measure_ab"].measured("energy_j_per_request", value, "J", "gross", **labels)
+
+
+def test_a_day_is_the_load_s_own_requests_at_the_batch_that_carries_them(tmp_path, timed_load):
+    """Two requests a second of 0.90 s at 1,000 W: 43.2 kWh on two machines, x 1.5 x 0.2 = 12.96;
+    of 0.70 s at 800 W: 26.88 kWh, 8.064."""
+    records = timed_load(tmp_path, PREFILL, DECODE)
+    with_requests(records, full_precision=1.0, ternary=1.0)
+    metered(records, "node", {"full_precision": 1000.0, "ternary": 800.0})
+    full, ternary = (r for r in cost_rows(records, DAY, Slo(tpot_ms=100)) if r.per == "day")
+    assert (full.value, ternary.value) == pytest.approx((12.96, 8.064))
+    assert full.energy_j == pytest.approx(43.2 * 3.6e6)
+    assert (full.kind, full.covers) == ("derived", "")
+    assert "1000 prompt and 100 output tokens" in full.how
+    assert "batch 8, 2 machines busy 43.2 of 48 h" in full.how
+
+
+def test_a_day_without_a_meter_is_a_model_for_all_arms_or_nothing(tmp_path, timed_load):
+    records = timed_load(tmp_path, PREFILL, DECODE)
+    with_requests(records, full_precision=None, ternary=None)
+    days = [r for r in cost_rows(records, DAY, Slo()) if r.per == "day"]
+    assert {(r.value, r.reason) for r in days} == {(None, "gap: 4 s")}
+    assumed = DAY.model_copy(update={"assumed_power_w": 1000.0})
+    full, ternary = (r for r in cost_rows(records, assumed, Slo()) if r.per == "day")
+    assert (full.value, ternary.value) == pytest.approx((12.96, 12.96 * 7 / 9))
+    assert {full.kind, ternary.kind} == {"modelled"}
+
+
+def test_boards_alone_are_said_or_extended_by_a_declared_share(tmp_path, timed_load):
+    records = timed_load(tmp_path, PREFILL, DECODE)
+    with_requests(records, full_precision=36.0, ternary=18.0)
+    metered(records, "gpu", {"full_precision": 500.0, "ternary": 400.0})
+    for row in cost_rows(records, DAY, Slo()):
+        assert (row.covers, row.kind) == ("gpu", "derived")
+    extended = cost_rows(records, DAY.model_copy(update={"board_share": 0.5}), Slo())
+    for row in extended:
+        assert (row.covers, row.kind) == ("", "assumed")
+        assert "extended to the node by the declared share 0.5" in row.how
+    thousand = next(r for r in extended if r.per == "1k_requests" and "full" in r.labels)
+    assert thousand.value == pytest.approx(1000 * 36 / 0.5 / 3.6e6 * 1.5 * 0.2)
+    assert next(r for r in extended if r.per == "day").value == pytest.approx(12.96)
+
+
+def test_one_arm_without_a_meter_puts_all_arms_on_the_declared_power(make_run) -> None:
+    records = make_run(energy=True).records()
+    record = records["measure_ab"]
+    record.metrics = [
+        Metric.missing(m.name, "J", "gap: 4 s", **m.labels)
+        if m.name.startswith("energy_j") and m.labels["arm"] == "ternary"
+        else m
+        for m in record.metrics
+    ]
+    rows = cost_rows(records, Cost(assumed_power_w=100.0))
+    assert {r.kind for r in rows if r.per in ("1k_requests", "1m_tokens")} == {"modelled"}
+    rows = cost_rows(records, Cost())
+    assert {r.kind for r in rows if "ternary" in r.labels and r.per == "1k_requests"} == {
+        "not measured"
+    }

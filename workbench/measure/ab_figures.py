@@ -157,6 +157,16 @@ def energy_figures(energies: pd.DataFrame, baseline: str, classes: Classes) -> I
                 yield _energy_ratio(full, own, baseline, f"{whole}{lacking}", labels)
 
 
+def energy_bases(energies: pd.DataFrame) -> dict[str, str]:
+    """Class -> the basis that all its arms stand on; classes without energy are left out."""
+    found = {}
+    for name, rows in energies[energies["arm"] != AGAIN].groupby("class", sort=False):
+        chosen, _, _ = _widest_basis(rows, rows["arm"].nunique())
+        if chosen is not None:
+            found[str(name)] = str(chosen["basis"].iloc[0])
+    return found
+
+
 def _widest_basis(rows: pd.DataFrame, arms: int) -> tuple[pd.DataFrame | None, str, str]:
     """(the turns of whole blocks on the widest basis that has most of them, what it covers, what
     is left out and why); without any, None and why."""

@@ -55,6 +55,10 @@ class Use:
     seconds: pd.Series
 
     @property
+    def load_class(self) -> str:
+        return f"batch_{self.batch}"
+
+    @property
     def mean_s(self) -> float:
         return float(self.seconds.mean())
 

@@ -230,7 +230,8 @@ def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> lis
         value, interval = _valued(row, "value", texts)
         rows.append(
             {
-                "of": texts(f"cost.{row['per']}", requests=requests_per_day),
+                "of": texts(f"cost.{row['per']}", requests=requests_per_day)
+                + (f" ({texts('cost.parts', covers=row['covers'])})" if row.get("covers") else ""),
                 "labels": texts.labels(labels_of(row["labels"])),
                 "value": value,
                 "interval": interval,

@@ -25,6 +25,7 @@ from workbench.errors import ConfigError, StageError
 from workbench.files import replacing
 from workbench.machine.memory import memory
 from workbench.measure.ab_figures import (
+    energy_bases,
     energy_figures,
     latency_figures,
     memory_figures,
@@ -114,6 +115,7 @@ def run(context: StageContext) -> None:
                 context.note(f"{name}: {note}")
     record.save_table("blocks", blocks)
     record.save_table("energies", energies)
+    record.facts["energy_basis"] = energy_bases(energies)
     record.save_table("quality", quality)
     measure_under_load(context, trained, answers)
 

@@ -34,7 +34,7 @@ def run(context: StageContext) -> None:
     results = evaluate(settings.gates, {**records, "report": record})
     record.save_table("gates", gates_frame(results))
     record.save_table("claims", claims_frame(claim_rows(records)))
-    record.save_table("cost", cost_frame(cost_rows(records, settings.cost)))
+    record.save_table("cost", cost_frame(cost_rows(records, settings.cost, slo)))
     record.add(
         Metric(
             COUNTED,

@@ -42,7 +42,15 @@ class Cost(Section):
     tariff_per_kwh: Positive = Field(0.12, description="price of a kWh at the meter")
     pue: float = Field(1.4, ge=1.0, description="E_facility / E_IT over a year")
     assumed_power_w: Positive | None = Field(
-        None, description="power of the node under load, used only where no meter was found"
+        None,
+        description="power of the node under load, for all arms, where not every arm was metered",
+    )
+    board_share: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="share of the node's energy that its GPU boards and processors take, by which "
+        "a figure metered at them alone is extended to the node and called assumed",
     )
     accelerators: int | None = Field(
         None, ge=1, description="that carry the load today in full precision; null leaves it out"
