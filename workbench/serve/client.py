@@ -62,7 +62,10 @@ DueOrder = tuple[float, Callable[[], Any]]
 
 
 class LoadProcesses:
-    """Use :func:`load_processes`. origin_s: ``time.monotonic()`` at time 0 of the latest load."""
+    """Use :func:`load_processes`. origin_s: ``time.monotonic()`` at time 0 of the latest load.
+
+    A load that an error has ended may still be under way in its processes: open another client.
+    """
 
     def __init__(
         self, endpoint: Endpoint, folder: Path, silence_s: float, check: Callable[[], None]
