@@ -24,14 +24,15 @@ DASHES = ("solid", "dot", "dash", "dashdot", "longdash", "longdashdot")
 
 def tuning(record: StageRecord, language: str = "en") -> go.Figure:
     """Share of requests within their targets and first tokens (p95) over the offered rate, of the
-    load's own requests, a line for each arm and setting. What was given up has no share."""
+    load's own requests, a line for each arm and setting. What was given up stands at the bottom:
+    nobody waited for its share."""
     say = FigureTexts(language)
     title = say("deploy_rollback.tuning.title")
     points = _points(record)
     if points.empty:
         return why_not(say, title, reason_for(record, "largest_rate_over_load"))
     drawn = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.12)
-    plain = figure(say, title, height=560)
+    plain = figure(say, title, height=560, log="x")
     drawn.update_layout(plain.layout)
     settings = sorted(set(zip(points["slots"], points["batch_wait_ms"], strict=True)))
     for arm in arms_in_order(points["arm"].unique()):
@@ -65,10 +66,12 @@ def tuning(record: StageRecord, language: str = "en") -> go.Figure:
                     col=1,
                 )
     axis = plain.layout.xaxis.to_plotly_json()
-    drawn.update_xaxes({**axis, "title": None}, type="log", row=1, col=1)
-    drawn.update_xaxes(axis, type="log", title_text=say("axis.requests_per_s"), row=2, col=1)
+    drawn.update_xaxes({**axis, "title": None}, row=1, col=1)
+    drawn.update_xaxes(axis, title_text=say("axis.requests_per_s"), row=2, col=1)
     vertical = plain.layout.yaxis.to_plotly_json()
-    drawn.update_yaxes(vertical, title_text=say("axis.within_targets"), row=1, col=1)
+    drawn.update_yaxes(
+        vertical, title_text=say("axis.within_targets"), range=[-5, 105], row=1, col=1
+    )
     drawn.update_yaxes(vertical, title_text=say("axis.ttft_p95_ms"), type="log", row=2, col=1)
     return drawn
 
@@ -78,4 +81,7 @@ def _points(record: StageRecord) -> pd.DataFrame:
     if "tuning_points" not in record.tables:
         return pd.DataFrame()
     points = record.table("tuning_points")
-    return points[(points["requests"] == PROFILE) & (points["outcome"] != "refused")]
+    points = points[(points["requests"] == PROFILE) & (points["outcome"] != "refused")].copy()
+    given_up = points["outcome"] == "overloaded"
+    points["met_share"] = points["met_share"].where(~(given_up & points["met_share"].isna()), 0.0)
+    return points
