@@ -87,6 +87,13 @@ def test_each_arm_has_its_own_latencies_and_a_tail_only_with_enough_requests() -
     assert "an interval needs 6" in few["ttft_ms", "ternary", "p50"].reason
 
 
+def test_tokens_that_came_together_give_no_ratio() -> None:
+    requests, gaps = session()
+    made = figures(requests, gaps.assign(gap_ms=0.0))
+    assert made["itl_ms", "ternary", "p50"].value == 0
+    assert "the tokens of an answer came together" in made["itl_speedup", "ternary", "p50"].reason
+
+
 def test_a_stall_of_one_arm_stands_in_its_tail_and_not_in_the_others() -> None:
     requests, gaps = session(each=40)
     stalled = (requests["arm"] == "ternary") & requests["block"].isin([2, 5])

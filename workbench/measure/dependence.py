@@ -97,14 +97,19 @@ def rate_over_time(counts: ArrayLike, window_s: float, level: float = LEVEL) -> 
 
 
 def quantile_over_blocks(
-    latencies: ArrayLike, blocks: Sequence[Any], q: float, level: float = LEVEL
+    latencies: ArrayLike,
+    blocks: Sequence[Any],
+    q: float,
+    level: float = LEVEL,
+    unit: str = "requests",
 ) -> Estimate:
-    """A quantile of all ``latencies`` [requests], each in one of ``blocks`` [requests]."""
+    """A quantile of all ``latencies`` [requests], each in one of ``blocks`` [requests]. unit: what
+    is observed, in words."""
     values = _finite(latencies)
     if not len(values):
         return _nothing(level)
     worth, why = _worth_over_blocks(_indicators(values), blocks, level)
-    return _quantile(values, q, worth, why, level)
+    return _quantile(values, q, worth, why, level, unit)
 
 
 def share_over_blocks(
@@ -241,7 +246,12 @@ def _design_effect(met: np.ndarray, index: np.ndarray, sizes: np.ndarray) -> flo
 
 
 def _quantile(
-    values: np.ndarray, q: float, worth: float, why: str | None, level: float
+    values: np.ndarray,
+    q: float,
+    worth: float,
+    why: str | None,
+    level: float,
+    unit: str = "requests",
 ) -> Estimate:
     """Order statistics as for ``worth`` independent observations, at the same shares of n."""
     if not 0.0 < q < 1.0:
@@ -251,7 +261,7 @@ def _quantile(
     independent = math.floor(worth)
     if why is None and independent < (needed := fewest_for_quantile(q, level)):
         why = (
-            f"no interval: {n} requests are worth {independent} independent ones, "
+            f"no interval: {n} {unit} are worth {independent} independent ones, "
             f"p{100 * q:g} needs {needed}"
         )
     if why is not None:

@@ -88,7 +88,8 @@ def _latencies(observed: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Ite
                     why = f"{n} were observed; {_named(q)} needs {fewest} for a value"
                     yield Metric.missing(name, "ms", why, **labels)
                     continue
-                estimate = quantile_over_blocks(own["value"], own["block"], q)
+                unit = "gaps" if name == "itl_ms" else "requests"
+                estimate = quantile_over_blocks(own["value"], own["block"], q, unit=unit)
                 yield estimate.metric(name, "ms", f"{what}; requests answered in full", **labels)
 
 
@@ -106,12 +107,18 @@ def _speedups(observed: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Iter
                 quantiles = block_statistics(
                     pair[pair["block"].isin(whole)], "value", _quantile_of(q)
                 )
-                quantiles = quantiles[(quantiles > 0).all(axis=1)] if len(whole) else quantiles
-                if not len(quantiles):
+                if not len(whole):
                     most = int(sizes.max()) if len(sizes) else 0
                     why = (
                         f"no block has the {_fewest(q)} observations of both arms that "
                         f"{_named(q)} needs within one; the largest has {most}"
+                    )
+                    yield Metric.missing(name, "x", why, **labels)
+                    continue
+                if (quantiles <= 0).to_numpy().any():
+                    why = (
+                        f"{_named(q)} is 0 in a block: the tokens of an answer came together, so "
+                        "there is no ratio"
                     )
                     yield Metric.missing(name, "x", why, **labels)
                     continue
