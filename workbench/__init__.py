@@ -9,4 +9,4 @@ import os
 # small model took 3.6 times as long there (docs/log.md). Read once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
