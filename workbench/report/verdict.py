@@ -120,14 +120,18 @@ def _carried(records: Mapping[str, StageRecord]) -> list[Sentence]:
 def _noise(records: Mapping[str, StageRecord]) -> list[Sentence]:
     """How much of what was timed was disturbed by what else the machine did."""
     found = []
-    for stage in ("readiness", "measure_ab"):
-        noise = records[stage].facts.get("noise") if stage in records else None
+    for stage, fact, of in (
+        ("readiness", "noise", "readiness"),
+        ("measure_ab", "noise", "measure_ab"),
+        ("measure_ab", "load_noise", "under_load"),
+    ):
+        noise = records[stage].facts.get(fact) if stage in records else None
         if noise and noise["disturbed"]:
-            shares = (noise[f"{of}_share"] or 0.0 for of in ("others", "steal", "pressure"))
+            shares = (noise[f"{who}_share"] or 0.0 for who in ("others", "steal", "pressure"))
             others, steal, pressure = (round(100 * share) for share in shares)
             values = {"disturbed": noise["disturbed"], "blocks": noise["blocks"]}
             values |= {"others": others, "steal": steal, "pressure": pressure}
-            found.append(Sentence(f"caveat.busy_{stage}", values))
+            found.append(Sentence(f"caveat.busy_{of}", values))
     return found
 
 

@@ -107,7 +107,7 @@ class UnderLoad(Replay):
     )
     block_s: Positive | None = Field(
         None,
-        description="length of a block's piece as it is replayed, s; null spreads four fifths of "
+        description="length of a block's piece as it is replayed, s; null spreads three fifths of "
         "budget_s over blocks and arms",
     )
     speedup: Positive | None = Field(
