@@ -156,7 +156,10 @@ def test_all_gates_held_is_go_and_none_declared_is_inconclusive() -> None:
 def test_a_sentence_names_figure_number_and_limit() -> None:
     (result,) = evaluate([Gate(metric="speedup", at_least=2.0)], records(lo=1.5, hi=1.7))
     sentence = result.sentence(Texts())
-    assert sentence == "Speed-up against full precision (ternary): 1.7 ×, allowed at least 2"
+    assert sentence == (
+        "Speed-up against full precision (ternary): 1.6 ×, 1.7 by the end of its interval that "
+        "decides, allowed at least 2"
+    )
 
 
 def test_labels_survive_the_table() -> None:

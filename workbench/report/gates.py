@@ -73,9 +73,9 @@ class GateResult:
         if self.decider is None:
             return texts("gate.open", figure=figure, reason=self.reason)
         unit = texts.unit(self.unit)
-        said = texts(
-            f"gate.{self.side}", figure=figure, got=self.decider, limit=self.limit, unit=unit
-        )
+        bound = {"got": self.decider} if self.decider != self.value else {}
+        code = f"gate.{self.side}{'_by_its_end' if bound else ''}"
+        said = texts(code, figure=figure, value=self.value, limit=self.limit, unit=unit, **bound)
         return said if self.outcome != "inconclusive" else f"{said} ({self.reason})"
 
 
