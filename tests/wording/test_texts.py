@@ -56,3 +56,9 @@ def test_labels_are_told_in_words() -> None:
 
 def _fields(text: str) -> set[str | None]:
     return {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+
+
+def test_an_empty_unit_leaves_no_gap() -> None:
+    figure = {"name": "cut_share", "labels": {}}
+    said = Texts()("gate.at_most", figure=figure, value=0.63, unit="", limit=0.05)
+    assert said.endswith(": 0.63, allowed at most 0.05")

@@ -30,7 +30,8 @@ class Texts:
 
     def __call__(self, key: str, **values: Any) -> str:
         """The text with its ``{names}`` filled in; numbers in the language's own notation."""
-        return self._texts[key].format(**{k: self._shown(v) for k, v in values.items()})
+        said = self._texts[key].format(**{k: self._shown(v) for k, v in values.items()})
+        return re.sub(r" +(?=[ ,])", "", said)  # a unit may be empty
 
     def get(self, key: str, default: str) -> str:
         return self._texts.get(key, default)
