@@ -202,7 +202,7 @@ def test_a_gate_that_must_hold_ends_the_run_with_4(disturbed) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
-        (("--only", "measure_ab"), 3, "needs train_qat"),
+        (("--only", "measure_ab"), 3, "needs profile_load, train_qat"),
         (("--set", "train.stepz=3"), 2, "did you mean steps"),
     ],
 )
