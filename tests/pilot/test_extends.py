@@ -55,7 +55,8 @@ def test_the_nearer_file_wins_over_several_levels(tmp_path) -> None:
     write(tmp_path, "node.yaml", "extends: team.yaml\ntrain: {lr: 0.25}\n")
     path = write(tmp_path, "chat.yaml", "extends: node.yaml\nname: chat\n")
     train = resolve(path).pilot.train
-    assert (train.lr, train.batch_size, train.steps) == (0.25, 2, 320)
+    steps = resolve("workbench:quickstart").pilot.train.steps
+    assert (train.lr, train.batch_size, train.steps) == (0.25, 2, steps)
     assert train.distillation.teacher == "full_precision"  # of the base of the base of the base
 
 
