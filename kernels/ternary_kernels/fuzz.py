@@ -175,6 +175,7 @@ def _check_model(case: random.Random) -> bool:
     import numpy as np
     import torch
 
+    from . import native
     from .llama import LINEARS, LlamaConfig, LlamaNative
 
     kv_heads, group, D = case.randint(1, 3), case.choice((1, 3, 5, 13)), 2 * case.randint(1, 24)
@@ -188,15 +189,20 @@ def _check_model(case: random.Random) -> bool:
             weights[f"layers.{i}.{name}"] = _weight(case, *config.linear_shape(name))
         weights[f"layers.{i}.attn_norm"] = weights[f"layers.{i}.ffn_norm"] = torch.ones(H)
     kv = case.choice(("float32", "float16", "bfloat16"))
+    # On tiles half weights round activations to bf16, and nothing bounds what a random network
+    # makes of it: such a model is compared with as many rows as go through the tiles too.
+    packed = [w for w in weights.values() if not isinstance(w, torch.Tensor)]
+    rounds = any(w.kind == "half" and _on_tiles(w, context) for w in packed)
+    few = native.backend().tile_rows if rounds else 1
     with LlamaNative(config, weights, 2, context, kv) as core:
         tokens = np.array([case.randrange(V) for _ in range(context)])
         try:
             whole = core.forward(tokens, np.zeros(context), np.arange(context), True)
-            part = core.forward(tokens[:1], [1], [0], True)
+            part = core.forward(tokens[:few], np.ones(few), np.arange(few), True)
         except ValueError:  # random weights may overflow a narrow cache
             return kv != "float32"
     scale = float(np.abs(whole).max()) + 1e-6
-    return bool(np.isfinite(whole).all()) and float(np.abs(whole[:1] - part).max()) <= 0.2 * scale
+    return bool(np.isfinite(whole).all()) and float(np.abs(whole[:few] - part).max()) <= 0.2 * scale
 
 
 if __name__ == "__main__":
