@@ -1,0 +1,126 @@
+"""`workbench bench`: measure the kernels and tools on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from workbench.cli.options import OutFile
+from workbench.model.presets import PRESETS
+
+commands = typer.Typer(no_args_is_help=True, help="Measure the kernels on this machine.")
+
+
+@commands.command("cpu")
+def bench_cpu(
+    shape: Annotated[
+        Literal["llama-3.2-3b", "bitnet-2b4t", "tiny"], typer.Option(help="of the network")
+    ] = "llama-3.2-3b",
+    threads: Annotated[int, typer.Option(help="threads of every engine")] = 2,
+    peers: Annotated[bool, typer.Option("--peers", help="llama.cpp beside it")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="these alone, with commas: prompts (tiles beside vectors and torch), int8, TQ1_0, "
+            "Q4_0, Q8_0, ternary5",
+            show_default="all",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+) -> None:
+    """Decode and prefill of the native kernels, with the roofline beside every row."""
+    from workbench.bench.cpu import bench_cpu
+
+    bench_cpu(shape, threads, peers=peers, only=only, as_json=as_json)
+
+
+@commands.command("train")
+def bench_train(
+    preset: Annotated[str, typer.Option(help=f"a shape: {', '.join(PRESETS)}")] = "tiny-2m",
+    batch: Annotated[int, typer.Option(help="sequences a step")] = 16,
+    sequence: Annotated[int, typer.Option(help="tokens of a sequence")] = 128,
+    pairs: Annotated[int, typer.Option(help="blocks of each arm")] = 8,
+    steps: Annotated[int, typer.Option(help="optimizer steps of a block")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    out: OutFile = None,
+) -> None:
+    """Training speed of the ternary arm over the dense one, in one run."""
+    from workbench.bench.train import bench_train
+
+    bench_train(
+        preset, batch=batch, sequence=sequence, pairs=pairs, steps=steps, as_json=as_json, out=out
+    )
+
+
+@commands.command("trace")
+def bench_trace(
+    rows: Annotated[int, typer.Option(help="requests of the trace that is made")] = 30_000_000,
+    only: Annotated[
+        str | None, typer.Option(help="formats, e.g. csv,jsonl.zst", show_default="all")
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="where the files lie meanwhile", show_default="a temporary one"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="file that takes the rows as well", show_default="none")
+    ] = None,
+) -> None:
+    """Reading a request trace: rows a second and peak memory, beside a bare PyArrow pass."""
+    from workbench.bench.trace import FORMATS, bench_trace
+
+    formats = tuple(only.split(",")) if only else FORMATS
+    bench_trace(rows, formats=formats, folder=folder, out=out)
+
+
+@commands.command("client")
+def bench_client(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="a model folder with tokenizer")],
+    aiperf: Annotated[
+        Path | None,
+        typer.Option(help="executable of aiperf, installed apart", show_default="ours alone"),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="requests a second")] = 4.0,
+    requests: Annotated[int, typer.Option(help="requests of a round")] = 32,
+    output_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 32,
+    rounds: Annotated[int, typer.Option(help="rounds of each client, in turns")] = 6,
+    threads: Annotated[int, typer.Option(help="threads of the server, 0: all cores")] = 0,
+    out: OutFile = None,
+) -> None:
+    """The load client's times to first token and between tokens, beside aiperf's on one server."""
+    from workbench.bench.client import bench_client
+
+    bench_client(
+        model,
+        aiperf,
+        rate_per_s=rate,
+        requests=requests,
+        output_tokens=output_tokens,
+        rounds=rounds,
+        threads=threads,
+        out=out,
+    )
+
+
+@commands.command("gpu")
+def bench_gpu(
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="tiny, without a GPU")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="parts, with commas: product, engine, training, capacity, large, between, "
+            "weights, qat_layer",
+            show_default="all",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="file that takes the rows", show_default="bench-DEVICE-DATE.jsonl"),
+    ] = None,
+) -> None:
+    """The Triton kernels and the engine on them against bf16, as JSON lines."""
+    from workbench.bench.gpu import bench_gpu
+
+    bench_gpu(rehearse=rehearse, only=only, out=out)

@@ -1,0 +1,196 @@
+"""Commands on pilots and their runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.options import (
+    STAGE_NAMES,
+    OutFile,
+    Overrides,
+    PilotFile,
+    RunName,
+    runs_named,
+    stages_named,
+)
+
+commands = typer.Typer()
+
+DECISION_COLOURS = {"go": "green", "no go": "red", "inconclusive": "yellow"}
+
+
+@commands.command()
+def run(
+    pilot: PilotFile,
+    overrides: Overrides = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE",
+            help=f"run this stage alone: {STAGE_NAMES}",
+            show_default="all stages",
+            autocompletion=stages_named,
+        ),
+    ] = None,
+    first: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STAGE",
+            help="start at this stage",
+            show_default="the first",
+            autocompletion=stages_named,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="compute again what is finished")] = False,
+    notebooks: Annotated[
+        bool | None,
+        typer.Option(help="execute the notebooks", show_default="if papermill is here"),
+    ] = None,
+) -> None:
+    """Run a pilot, or go on with it; the last line printed is the report's path."""
+    from workbench.pilot.resolve import resolve
+    from workbench.runner.pilot_run import page_of, raise_failed_gates, run_pilot, selected_stages
+
+    resolved = resolve(pilot, overrides or ())
+    done, again = run_pilot(
+        resolved, stages=selected_stages(only, first), force=force, notebooks=notebooks
+    )
+    page = page_of(done, again)
+    print(page if page.exists() else done.folder)
+    raise_failed_gates(done, again)
+
+
+@commands.command()
+def show(pilot: PilotFile, overrides: Overrides = None) -> None:
+    """Print every resolved value and where it came from; refuse what `run` would refuse."""
+    from workbench.pilot.resolve import resolve
+    from workbench.pilot.yaml_file import dump_scalar
+    from workbench.runner.checks import check_pilot
+
+    resolved = resolve(pilot, overrides or ())
+    leaves = [(name, dump_scalar(value), source) for name, value, source in resolved.leaves()]
+    name_width = max(len(name) for name, _, _ in leaves)
+    value_width = min(40, max(len(value) for _, value, _ in leaves))
+    for name, value, source in leaves:
+        print(f"{name:{name_width}}  {value:{value_width}}  {source}")
+    sys.stdout.flush()  # a problem, said on standard error, comes after the values
+    check_pilot(resolved)
+
+
+@commands.command()
+def stage(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="STAGE",
+            help=f"{STAGE_NAMES}; or its number, or its notebook's name",
+            autocompletion=stages_named,
+        ),
+    ],
+    pilot: PilotFile,
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="compute again though finished")] = False,
+) -> None:
+    """Run one stage without any notebook (no Jupyter, papermill or Plotly needed)."""
+    from workbench.pilot.resolve import resolve
+    from workbench.roadmap import stage_named
+    from workbench.runner.pilot_run import run_stage
+
+    wanted = stage_named(name)
+    record = run_stage(wanted.name, resolve(pilot, overrides or ()), force=force)
+    for note in record.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(record.folder)
+
+
+def _in_its_colour(state: str) -> str:
+    decision = state.split(",")[0].strip()
+    return typer.style(state, fg=DECISION_COLOURS.get(decision))
+
+
+@commands.command()
+def runs() -> None:
+    """List the runs, the oldest first: date, duration, stages finished or verdict, question."""
+    from workbench.records.run import all_runs
+    from workbench.records.run_list import run_lines
+
+    for line in run_lines(all_runs(), _in_its_colour):
+        typer.echo(line)
+
+
+@commands.command()
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN RUN...", help="two or more runs", autocompletion=runs_named),
+    ],
+) -> None:
+    """Print two or more runs side by side: what differs, and every shared figure."""
+    from workbench.errors import ConfigError
+    from workbench.records.run import find_run
+    from workbench.report.compare import compare_text
+
+    if len(names) < 2:
+        raise ConfigError(f"compare: got {len(names)} run", allowed="two or more")
+    print(compare_text([find_run(name) for name in names]))
+
+
+@commands.command()
+def report(
+    name: RunName,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="judge by this, e.g. report.language=ru",
+            show_default="none",
+        ),
+    ] = None,
+) -> None:
+    """Write report.html of a run again from its records, and print its path.
+
+    With --set report.* the run is judged again beside its first judgement, which stays.
+    """
+    from workbench.runner.report_again import report_again
+
+    print(report_again(name, overrides or ()))
+
+
+@commands.command()
+def notebook(
+    name: RunName,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="the page", show_default="notebooks.html in the run's folder"),
+    ] = None,
+) -> None:
+    """Write a run's executed notebooks as one HTML page that opens offline, and print its path."""
+    from workbench.records.run import find_run
+    from workbench.report.notebook_html import export_run
+
+    print(export_run(find_run(name), out))
+
+
+@commands.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="recipe|parity|size", help="which study")],
+    pilot: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PILOT.yaml]", help="a pilot file", show_default="workbench:study_NAME"
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    jobs: Annotated[int, typer.Option(help="trainings at a time; 0: one a core")] = 0,
+    out: OutFile = None,
+) -> None:
+    """Train the arms of a study that are not trained yet; print its figures as JSON lines."""
+    from workbench.study.command import study_command
+
+    study_command(name, pilot, overrides or (), jobs=jobs, out=out)

@@ -1,0 +1,130 @@
+"""Commands that serve a run: serve, route, tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+
+from workbench.cli.options import RunName, runs_named
+from workbench.pilot.sections.base import MOST_BATCH_WAIT_MS, MOST_SLOTS, MOST_WAITING
+
+commands = typer.Typer()
+
+Number = TypeVar("Number", int, float)
+
+
+@commands.command()
+def serve(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN|MODEL...", help="a run, or model folders", autocompletion=runs_named
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
+    slots: Annotated[
+        int, typer.Option(min=1, max=MOST_SLOTS, help="requests decoded together in each arm")
+    ] = 4,
+    queue: Annotated[
+        int, typer.Option(min=0, max=MOST_WAITING, help="requests that may wait")
+    ] = 256,
+    batch_wait_ms: Annotated[
+        float,
+        typer.Option(
+            min=0, max=MOST_BATCH_WAIT_MS, help="a request may wait so long for others, ms"
+        ),
+    ] = 0.0,
+    threads: Annotated[int, typer.Option(min=0, help="0: all usable cores")] = 0,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="what computes")] = "cpu",
+    route: Annotated[
+        str | None,
+        typer.Option(help="the arm that answers", show_default="as it was left, or the hybrid"),
+    ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="its share of the requests", show_default="1"),
+    ] = None,
+) -> None:
+    """Serve full precision and the hybrid behind one OpenAI-compatible address."""
+    from workbench.serve.main import serve_run
+
+    serve_run(
+        folders,
+        host,
+        port,
+        slots=slots,
+        queue=queue,
+        batch_wait_ms=batch_wait_ms,
+        threads=threads,
+        device=device,
+        route=route,
+        weight=weight,
+    )
+
+
+@commands.command("route")
+def change_route(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="a run that is or was served",
+            autocompletion=runs_named,
+        ),
+    ],
+    to: Annotated[
+        str | None, typer.Option(help="the arm that shall answer", show_default="only show it")
+    ] = None,
+    weight: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="its share of the requests")
+    ] = 1.0,
+    back: Annotated[bool, typer.Option("--back", help="to full precision, at once")] = False,
+    force: Annotated[bool, typer.Option("--force", help="in spite of the hold")] = False,
+) -> None:
+    """Show or change which arm of a served run answers; what has started is not disturbed."""
+    from workbench.errors import ConfigError
+    from workbench.records.run import find_run
+    from workbench.serve.kept_route import change_route
+
+    if back and to:
+        raise ConfigError(f"--back and --to {to}", allowed="one of them")
+    print(change_route(find_run(name), to, weight, back=back, force=force))
+
+
+@commands.command()
+def tune(
+    name: RunName,
+    budget: Annotated[
+        float, typer.Option(min=1, help="seconds of load, all searches together")
+    ] = 600.0,
+    slots: Annotated[str, typer.Option(help="batch limits to try, with commas")] = "2,8",
+    batch_wait_ms: Annotated[
+        str, typer.Option(help="waiting times to try with each, ms, with commas")
+    ] = "0,20",
+    output_tokens: Annotated[
+        str, typer.Option(help="tuned before the load's own requests, with commas")
+    ] = "1,512",
+) -> None:
+    """Find the largest rate within the targets for each setting of the queue; say which is best.
+
+    Started again, it goes on with the points that it has.
+    """
+    from workbench.runner.tune_run import tune_run
+
+    tune_run(
+        name,
+        budget,
+        _numbers("--slots", slots, int),
+        _numbers("--batch-wait-ms", batch_wait_ms, float),
+        _numbers("--output-tokens", output_tokens, int),
+    )
+
+
+def _numbers(option: str, text: str, of: type[Number]) -> list[Number]:
+    try:
+        return [of(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise typer.BadParameter(f"{option}: {text!r}; give numbers with commas") from None
