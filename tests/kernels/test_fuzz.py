@@ -4,7 +4,6 @@ import random
 
 import pytest
 import torch
-
 from ternary_kernels import fuzz, native
 
 
