@@ -30,7 +30,7 @@ from workbench.engine.engine import Engine
 from workbench.files import read_json, replacing, write_json
 from workbench.measure.latency import LoadClass, Prompt, Span, take_turn
 from workbench.measure.meters import EnergySession
-from workbench.measure.meters.basis import BasisEnergy
+from workbench.measure.meters.rows import WINDOW_COLUMNS, energy_rows
 from workbench.measure.noise import (
     NOISE_COLUMNS,
     Attempt,
@@ -58,11 +58,8 @@ FEWEST_TO_STOP = 8
 COLUMNS = [
     "block", "order", "arm", "class", "batch", "phase", "seconds", "tokens", "sequences",
 ]  # fmt: skip
-ENERGY_COLUMNS = [
-    "block", "order", "arm", "class", "tokens", "sequences", "start_s", "end_s", "basis",
-    "covers", "kind", "energy_j",
-    "error_j", "bias_j", "how",
-]  # fmt: skip
+TURN_COLUMNS = ["block", "order", "arm", "class", "tokens", "sequences"]
+ENERGY_COLUMNS = [*TURN_COLUMNS, *WINDOW_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -129,8 +126,7 @@ class Session:
 
     def energies(self) -> pd.DataFrame:
         """Table ``energies`` with ``ENERGY_COLUMNS``: a row for each turn and basis of its energy,
-        the widest basis first; where a turn has none, one row with basis "" that says why.
-        start_s, end_s: Unix times, by which a power log can be held against the turns later."""
+        the widest basis first; where a turn has none, one row with basis "" that says why."""
         kept = [read_json(self._path(block)) for block in range(self.finished())]
         rows = [row for one in kept for row in one.get("energies", [])]
         return pd.DataFrame(rows, columns=ENERGY_COLUMNS)
@@ -204,6 +200,7 @@ class Session:
         spans = take_turn(self._engines[arm], wanted, self._prompts, repeats)
         spans.sort(key=lambda span: span.phase != "request")
         self._windows[block, row] = (began, self._meters.now())
+        self._meters.worked(*self._windows[block, row])
         at = {"block": block, "order": place, "arm": arm, "class": wanted.name}
         return [_row(at, wanted, span) for span in spans]
 
@@ -218,13 +215,8 @@ class Session:
         one["energies"] = []
         for row in windows:
             turn = one["rows"][row]
-            at = {name: turn[name] for name in ENERGY_COLUMNS[:6]}
-            start_s, end_s = self._windows[block, row]
-            at |= {"start_s": self._meters.unix_s(start_s), "end_s": self._meters.unix_s(end_s)}
-            found = self._meters.energies(start_s, end_s)
-            one["energies"] += [at | _energy_row(energy) for energy in found]
-            if not found:
-                one["energies"].append(at | _no_energy(f"no_meter: {self._meters.why_none()}"))
+            at = {name: turn[name] for name in TURN_COLUMNS}
+            one["energies"] += energy_rows(self._meters, at, *self._windows[block, row])
 
     def _repeats(self, ending: Ending) -> dict[str, int]:
         """Requests, or batches, of a turn by class, from a trial of every arm, which also warms
@@ -356,20 +348,3 @@ def _row(at: dict[str, Any], wanted: LoadClass, span: Span) -> dict[str, Any]:
         "tokens": span.tokens,
         "sequences": span.sequences,
     }
-
-
-def _energy_row(energy: BasisEnergy) -> dict[str, Any]:
-    return {
-        "basis": energy.basis.name,
-        "covers": energy.basis.text,
-        "kind": energy.basis.kind,
-        "energy_j": energy.energy_j,
-        "error_j": energy.error_j,
-        "bias_j": energy.bias_j,
-        "how": "gross" if energy.energy_j is not None else f"{energy.reason}: {energy.text}",
-    }
-
-
-def _no_energy(why: str) -> dict[str, Any]:
-    none = {"basis": "", "covers": "", "kind": None, "energy_j": None}
-    return none | {"error_j": 0.0, "bias_j": 0.0, "how": why}

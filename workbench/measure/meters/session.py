@@ -28,11 +28,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.measure.meters.balance import Balance, Stretches, balance
 from workbench.measure.meters.basis import BasisEnergy, EnergyBasis, bases, basis_energies
 from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
 from workbench.measure.meters.energy import Energy, cross_checks, with_warnings
 from workbench.measure.meters.faults import MeterFaults
 from workbench.measure.meters.find import MissingMeter
+from workbench.measure.meters.pulse import IdlePower, guard_s, pulse_energy
 from workbench.measure.meters.response import EXACT, Response, learn_response
 from workbench.measure.meters.sample import Channel, Meter, MeterFault, Sample
 from workbench.measure.meters.window import (
@@ -83,11 +85,16 @@ class EnergySession:
         self._samples: dict[Channel, list[Sample]] = {}
         self._youngest_s: dict[Channel, float] = {}
         self._idle: list[tuple[float, float]] = []
+        self._idle_w: dict[tuple[tuple[float, float], str], float] = {}
+        self._work: list[tuple[float, float]] = []
+        self._work_apart: set[tuple[float, float]] = set()
+        self._entered_s = clock.monotonic_s()
         self._lock = threading.Lock()
         self._clock = clock
         self._end_sampling: Callable[[], None] | None = None
 
     def __enter__(self) -> EnergySession:
+        self._entered_s = self.now()
         if self.meters:
             self._read()
             self._end_sampling = self._clock.every(self.interval_s, self._read)
@@ -119,14 +126,42 @@ class EnergySession:
         self._idle.append((start_s, self.now()))
         self.settle()
 
+    def worked(self, start_s: float, end_s: float, apart: bool = False) -> None:
+        """Remember a window as work, for :meth:`conserved`; apart: between two pauses.
+
+        Raises ValueError where it overlaps with another or with a rest: its energy would be counted
+        twice."""
+        for other_s, until_s in (*self._work, *self._idle):
+            if start_s < until_s and other_s < end_s:
+                raise ValueError(
+                    f"the window {start_s:.3f} to {end_s:.3f} s overlaps with {other_s:.3f} to "
+                    f"{until_s:.3f} s"
+                )
+        self._work.append((start_s, end_s))
+        if apart:
+            self._work_apart.add((start_s, end_s))
+
     def settle(self) -> None:
         """Wait until the figures of slow logs hold all that happened up to now."""
-        behind = [
-            response.shift_s + 2 * self._period_s(channel)
-            for channel, response in self._slow().items()
-        ]
-        if self.meters and behind and max(behind) > 0:
-            self._clock.sleep(max(behind))
+        if self.meters and (behind_s := self._behind_s()):
+            self._clock.sleep(behind_s)
+
+    def pause(self) -> None:
+        """Do nothing for so long that a slow log tells the work before from the work after; returns
+        at once where every meter is exact. Work between two pauses is asked for with ``apart``."""
+        if apart_s := self.apart_s():
+            self._clock.sleep(apart_s)
+
+    def apart_s(self) -> float:
+        """Length of a pause; 0 where every meter is exact."""
+        return max(
+            (2.2 * guard_s(r, self._period_s(channel)) for channel, r in self._slow().items()),
+            default=0.0,
+        )
+
+    def sleep_until(self, at_s: float) -> None:
+        """Until a moment of :meth:`now`."""
+        self._clock.sleep(max(0.0, at_s - self.now()))
 
     def learn(self, load: Callable[[], object]) -> list[str]:
         """The step test: idle, ``load`` again and again, idle; what it learned, as sentences.
@@ -175,13 +210,25 @@ class EnergySession:
             default=0.0,
         )
 
-    def energies(self, start_s: float, end_s: float) -> list[BasisEnergy]:
+    def energies(self, start_s: float, end_s: float, apart: bool = False) -> list[BasisEnergy]:
         """The energy from ``start_s`` to ``end_s`` (of :meth:`now`) on every basis, the widest
-        first; those without a figure say why."""
+        first; those without a figure say why. apart: there was a pause on either side."""
         if self.meters:
             self._read()
-        readings = {r.channel: r for r in self._readings(start_s, end_s)}
+        readings = {r.channel: r for r in self._readings(start_s, end_s, apart)}
         return basis_energies(bases(list(readings)), readings.__getitem__)
+
+    def idle_w(self, start_s: float, end_s: float, covers: str) -> float | None:
+        """Mean power, of the basis with that text, in the rests next before and next after a
+        window; of the one that there is, or None."""
+        around = [
+            self._power(window, basis)
+            for basis in bases(self._channels())
+            for window in self._rests_around(start_s, end_s)
+            if basis.text == covers
+        ]
+        known = [watts for watts in around if watts is not None]
+        return sum(known) / len(known) if known else None
 
     def energy(self, start_s: float, end_s: float) -> Energy:
         """The energy from ``start_s`` to ``end_s`` on the widest basis that has one, or why none
@@ -196,8 +243,7 @@ class EnergySession:
         failed = [f for faults in self.faults.values() if (f := faults.text(start_s, end_s))]
         if chosen.energy_j is None and failed:
             text = f"{text}; {'; '.join(failed)}"
-        before = [w for w in self._idle if w[1] <= start_s]
-        after = [w for w in self._idle if w[0] >= end_s]
+        before, after = self._rest_before(start_s), self._rest_after(end_s)
         energy = Energy(
             chosen.energy_j,
             length_s,
@@ -205,13 +251,40 @@ class EnergySession:
             chosen.basis.kind,
             chosen.basis.name,
             chosen.error_j,
-            self._power(before[-1], chosen.basis) if before else None,
-            self._power(after[0], chosen.basis) if after else None,
+            self._power(before, chosen.basis) if before else None,
+            self._power(after, chosen.basis) if after else None,
             chosen.reason,
             text,
             tuple(readings),
         )
         return with_warnings(energy, [*self._silent(), *cross_checks(chosen, found)])
+
+    def conserved(self, from_s: float | None = None, until_s: float | None = None) -> list[Balance]:
+        """Where the session's energy went, on every basis: windows, rests, and what is neither;
+        each with whether it adds up (:mod:`.balance`). from_s, until_s: entering and now."""
+        if self.meters:
+            self._read()
+        begin_s = self._entered_s if from_s is None else from_s
+        end_s = self.now() if until_s is None else until_s
+        stretches = Stretches(begin_s, end_s, tuple(self._work), tuple(self._idle)).within(
+            begin_s, end_s
+        )
+        return [self._balance(basis, stretches) for basis in bases(self._channels())]
+
+    def reaches_s(self) -> float:
+        """The latest moment of :meth:`now` that the figures of slow logs hold already."""
+        return self.now() - self._behind_s()
+
+    def forget(self, before_s: float) -> None:
+        """Drop the samples of before, which no window that is still to be asked for needs; what
+        was idle power in the rests is kept."""
+        for basis in bases(self._channels()):
+            for window in self._idle:
+                self._power(window, basis)
+        before_s -= self._behind_s() + self.max_gap_s
+        with self._lock:
+            for channel, samples in self._samples.items():
+                self._samples[channel] = [one for one in samples if one.monotonic_s >= before_s]
 
     def why_none(self) -> str:
         """Why there is no meter, or none that gave a sample."""
@@ -284,7 +357,10 @@ class EnergySession:
         return [
             c
             for c in self._channels()
-            if c in needed and c.quantity == "power" and None in (c.lag_s, c.averaging_s)
+            if c in needed
+            and c not in self.responses
+            and c.quantity == "power"
+            and None in (c.lag_s, c.averaging_s)
         ]
 
     def _slow(self) -> dict[Channel, Response]:
@@ -332,10 +408,43 @@ class EnergySession:
             text += f"; its clock is ahead by {-self._youngest_s[channel]:.1f} s or more"
         return text
 
-    def _readings(self, start_s: float, end_s: float) -> list[Reading]:
-        return [self._reading(channel, start_s, end_s) for channel in self._channels()]
+    def _rest_before(self, start_s: float) -> tuple[float, float] | None:
+        return next((w for w in reversed(self._idle) if w[1] <= start_s), None)
 
-    def _reading(self, channel: Channel, start_s: float, end_s: float) -> Reading:
+    def _rest_after(self, end_s: float) -> tuple[float, float] | None:
+        return next((w for w in self._idle if w[0] >= end_s), None)
+
+    def _rests_around(self, start_s: float, end_s: float) -> list[tuple[float, float]]:
+        return [w for w in (self._rest_before(start_s), self._rest_after(end_s)) if w]
+
+    def _idle_power(self, channel: Channel, start_s: float, end_s: float) -> IdlePower | None:
+        """Of a slow channel in the rests around a window; None where it has none."""
+        means_w, scatters_w, rows = [], [], 0
+        for window in self._rests_around(start_s, end_s):
+            reading = self._reading(channel, *window)
+            if reading.energy_j is None:
+                continue
+            means_w.append(reading.energy_j / (window[1] - window[0]))
+            times_s, watts = self._series(channel)
+            response = self._response(channel) or EXACT
+            times_s = times_s - response.shift_s
+            edge_s = guard_s(response, self._period_s(channel))
+            own = (times_s > window[0] + edge_s) & (times_s < window[1] - edge_s)
+            scatters_w.append(float(watts[own].std(ddof=1)) if own.sum() > 1 else 0.0)
+            rows += int(own.sum())
+        if not means_w:
+            return None
+        scatter_w = max((channel.resolution or 0.0) / np.sqrt(12), *scatters_w)
+        drift_w = (max(means_w) - min(means_w)) / 2
+        error_w = float(np.hypot(drift_w, 2 * scatter_w / np.sqrt(max(rows, 1))))
+        return IdlePower(sum(means_w) / len(means_w), error_w, scatter_w)
+
+    def _readings(self, start_s: float, end_s: float, apart: bool = False) -> list[Reading]:
+        return [self._reading(channel, start_s, end_s, apart) for channel in self._channels()]
+
+    def _reading(
+        self, channel: Channel, start_s: float, end_s: float, apart: bool = False
+    ) -> Reading:
         response = self._response(channel)
         ahead_s = -self._youngest_s[channel]
         if response is None:
@@ -351,12 +460,41 @@ class EnergySession:
                 f"{channel.name}: rows are dated {ahead_s:.1f} s ahead of this machine's clock",
             )
         times_s, values = self._series(channel)
+        if apart and response != EXACT and (idle := self._idle_power(channel, start_s, end_s)):
+            return pulse_energy(
+                channel, times_s, values, start_s, end_s, self.max_gap_s, response, idle
+            )
         return window_energy(channel, times_s, values, start_s, end_s, self.max_gap_s, response)
+
+    def _behind_s(self) -> float:
+        """How long until the slowest log holds what happens now; 0 where every meter is exact."""
+        each = (r.shift_s + 2 * self._period_s(channel) for channel, r in self._slow().items())
+        return max(0.0, max(each, default=0.0))
+
+    def _balance(self, basis: EnergyBasis, stretches: Stretches) -> Balance:
+        series = {}
+        for channel in basis.channels:
+            times_s, values = self._series(channel)
+            series[channel] = (times_s - (self._response(channel) or EXACT).shift_s, values)
+
+        def figure(start_s: float, end_s: float) -> BasisEnergy:
+            apart = (start_s, end_s) in self._work_apart
+            (energy,) = basis_energies(
+                [basis], lambda channel: self._reading(channel, start_s, end_s, apart)
+            )
+            return energy
+
+        return balance(basis, series, stretches, self.max_gap_s, figure)
 
     def _power(self, window: tuple[float, float], basis: EnergyBasis) -> float | None:
         """Mean power of a basis over an idle window; None where it has no figure."""
-        (energy,) = basis_energies([basis], lambda channel: self._reading(channel, *window))
-        return None if energy.energy_j is None else energy.energy_j / (window[1] - window[0])
+        at = (window, basis.text)
+        if at not in self._idle_w:
+            (energy,) = basis_energies([basis], lambda channel: self._reading(channel, *window))
+            if energy.energy_j is None:
+                return None
+            self._idle_w[at] = energy.energy_j / (window[1] - window[0])
+        return self._idle_w[at]
 
     def _lacking(self) -> Reason:
         return "device_missing" if any(len(f) for f in self.faults.values()) else "no_meter"

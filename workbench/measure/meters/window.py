@@ -27,6 +27,7 @@ Reason = Literal[
     "gap",
     "repeated",
     "clock_ahead",
+    "not_conserved",
     "counter_reset",
     "counter_stuck",
     "too_short",
@@ -97,9 +98,9 @@ def window_energy(
 
     if channel.quantity == "power":
         if inside < FEWEST_POWER_SAMPLES:
-            return none("too_short", f"{inside} samples in {length_s:.3f} s")
+            return none("too_short", _too_few(channel, inside, times_s, length_s))
         if response == EXACT:
-            energy_j = _trapezoid(times_s, values, start_s, end_s)
+            energy_j = trapezoid(times_s, values, start_s, end_s)
             return Reading(channel, energy_j, inside)
         # Between two samples the power is drawn as a line, which smears it by one more gap.
         guard_s = response.edge_s + longest_s
@@ -110,9 +111,10 @@ def window_energy(
                 "too_short",
                 f"{length_s:.1f} s, of which {guard_s:.1f} s at either edge are guard time: lag "
                 f"{response.lag_s:.1f} s, averaging {response.averaging_s:.1f} s, a row every "
-                f"{longest_s:.1f} s",
+                f"{longest_s:.1f} s; with this meter it must last "
+                f"{2 * guard_s + (FEWEST_POWER_SAMPLES + 1) * longest_s:.2g} s at least",
             )
-        mean_w = _trapezoid(times_s, values, begin_s, finish_s) / (finish_s - begin_s)
+        mean_w = trapezoid(times_s, values, begin_s, finish_s) / (finish_s - begin_s)
         left_out = 2 * guard_s / length_s
         scatter_w, bias_w = _errors_w(times_s[between], values[between], response, left_out)
         error_j = float(np.hypot(scatter_w, bias_w)) * length_s
@@ -121,7 +123,8 @@ def window_energy(
     if channel.period_s and length_s < FEWEST_UPDATES * channel.period_s:
         return none(
             "too_short",
-            f"{length_s:.3f} s; the counter is renewed every {channel.period_s:g} s",
+            f"{length_s:.3f} s; the counter is renewed every {channel.period_s:g} s, so that it "
+            f"must last {FEWEST_UPDATES * channel.period_s:g} s at least",
         )
     steps_j = np.diff(values)
     back = steps_j < 0
@@ -136,6 +139,15 @@ def window_energy(
     if finish_j <= begin_j:
         return none("counter_stuck", f"the counter did not move in {length_s:.2f} s")
     return Reading(channel, float(finish_j - begin_j), inside)
+
+
+def _too_few(channel: Channel, inside: int, times_s: np.ndarray, length_s: float) -> str:
+    """Why so few samples are no figure, and how long it must last: by the longest gap around it,
+    one more row for that the first may come late."""
+    period_s = channel.period_s or float(np.diff(times_s).max(initial=0.0))
+    least_s = (FEWEST_POWER_SAMPLES + 1) * period_s
+    needs = f"; with a sample every {period_s:.2g} s it must last {least_s:.2g} s at least"
+    return f"{inside} samples in {length_s:.3f} s" + (needs if period_s else "")
 
 
 def samples_together(times_s: np.ndarray) -> int:
@@ -162,7 +174,8 @@ def several_under_one_name(together: int) -> str:
     )
 
 
-def _trapezoid(times_s: np.ndarray, watts: np.ndarray, start_s: float, end_s: float) -> float:
+def trapezoid(times_s: np.ndarray, watts: np.ndarray, start_s: float, end_s: float) -> float:
+    """Energy in J of samples that lie on both sides of the window."""
     edges_w = np.interp([start_s, end_s], times_s, watts)
     within = (times_s > start_s) & (times_s < end_s)
     at_s = np.concatenate([[start_s], times_s[within], [end_s]])
