@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from workbench import __version__
-from workbench.cli import bench, models, pilots, serving
+from workbench.cli import bench, meter, models, pilots, serving
 from workbench.errors import WorkbenchError
 
 INTERRUPTED = 130
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 for group in (pilots, serving, models):
     app.add_typer(group.commands)
+app.add_typer(meter.commands, name="meter")
 app.add_typer(bench.commands, name="bench")
 
 
