@@ -7,8 +7,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from workbench.pilot.sections.cost import Cost
 from workbench.pilot.sections.profile_load import Slo
-from workbench.pilot.sections.report import Cost
 from workbench.records.metric import Metric
 from workbench.report.claims import claim_rows, energy_ratio
 from workbench.report.cost import cost_rows

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 
 from workbench.measure.statistics import mean
+from workbench.pilot.sections.cost import Cost
 from workbench.pilot.sections.profile_load import Slo
-from workbench.pilot.sections.report import Cost
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.report.demand import DAY_S, Demand, Use, demand_of, for_rate, machines, uses

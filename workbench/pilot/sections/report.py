@@ -1,4 +1,4 @@
-"""``report``: gates fixed before the run, tariff and power assumptions, language."""
+"""``report``: gates fixed before the run, what things cost, language."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workbench.pilot.sections.base import Positive, Section
+from workbench.pilot.sections.base import Section
+from workbench.pilot.sections.cost import Cost
 
 
 class Gate(Section):
@@ -32,30 +33,6 @@ class Gate(Section):
         if (self.at_most is None) == (self.at_least is None):
             raise ValueError("a gate needs exactly one of at_most and at_least")
         return self
-
-
-class Cost(Section):
-    """Money. Sample values are marked as such in the report until you set ``sample: false``."""
-
-    sample: bool = Field(True, description="whether tariff and PUE are samples, not your own")
-    currency: str = Field("EUR", description="of the tariff")
-    tariff_per_kwh: Positive = Field(0.12, description="price of a kWh at the meter")
-    pue: float = Field(1.4, ge=1.0, description="E_facility / E_IT over a year")
-    assumed_power_w: Positive | None = Field(
-        None,
-        description="power of the node under load, for all arms, where not every arm was metered",
-    )
-    board_share: float | None = Field(
-        None,
-        gt=0.0,
-        le=1.0,
-        description="share of the node's energy that its GPU boards and processors take, by which "
-        "a figure metered at them alone is extended to the node and called assumed",
-    )
-    accelerators: int | None = Field(
-        None, ge=1, description="that carry the load today in full precision; null leaves it out"
-    )
-    requests_per_day: Positive = Field(100_000.0, description="for the cost of a day")
 
 
 class Report(Section):

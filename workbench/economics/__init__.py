@@ -1,0 +1,1 @@
+"""From energy to money: pure functions over declared and measured quantities."""

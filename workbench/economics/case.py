@@ -1,0 +1,274 @@
+"""The case as one pure function: a fleet for each arm, its cost a year, what a change pays.
+
+A :class:`Case` holds every number by name, each a :class:`~.quantity.Quantity` that says how it is
+known. :func:`evaluate` computes all figures from them and takes any of them anew, also as arrays:
+the sliders of notebook 06, the tornado and the Monte Carlo are the same function.
+
+Fleet: of a machine's time a request takes ``request_s``. Where the pilot names today's accelerators
+they are taken to carry the load at its peak in full precision, and an arm needs them in the ratio
+of what a request takes; else the need is the peak rate x request_s / utilisation. That is the fluid
+number; whole accelerators, then whole servers with their spares, are what is bought or freed.
+
+Cost of a year: annuities of what is held, what is paid each year, energy and demand at the meter
+of the building, the annuity of what the change costs once. A freed server is switched off; unless
+it is sold it goes on costing its price. Against full precision: net present value over the horizon
+with the growing load, and the time until what was paid once has come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workbench.economics.money import annuity, npv, payback_years
+from workbench.economics.quantity import Quantity
+from workbench.economics.year import YearBill, YearSums, year_bill
+from workbench.pilot.sections.cost import FleetRules, Item, OneOff
+
+DAY_S, YEAR_DAYS = 86_400.0, 365
+ROUNDING = 1e-9
+"""A need that lies within this of a whole number takes no further machine."""
+
+
+@dataclass(frozen=True)
+class CaseArm:
+    """name: of the arm. prefill_share: of a request's machine time. once: items of the change."""
+
+    name: str
+    prefill_share: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """numbers: by name, for ``evaluate``; those of an arm end with its name: ``request_s.ternary``.
+
+    arms: full precision first. accelerators: of today, or None. prompt_tokens, output_tokens: of a
+    request, means. has_power: whether the arms' power is known; without it there is no energy and
+    no cost of anything that holds it, ``no_power`` says why.
+    """
+
+    arms: tuple[CaseArm, ...]
+    numbers: dict[str, Quantity]
+    sums: YearSums
+    fleet: FleetRules
+    items: tuple[Item, ...]
+    one_off: tuple[OneOff, ...]
+    currency: str
+    horizon_y: int
+    prompt_tokens: float
+    output_tokens: float
+    accelerators: int | None = None
+    per_degree: float = 0.0
+    no_power: str = ""
+    sample: bool = True
+    texts: tuple[str, ...] = ()
+
+    @property
+    def baseline(self) -> str:
+        return self.arms[0].name
+
+
+@dataclass(frozen=True)
+class Held:
+    """Of one arm in one year. fluid, whole: accelerators. servers: with spares and, for another arm
+    than full precision, the warm fallback: those that run. held: those that are paid for."""
+
+    fluid: Any
+    whole: Any
+    servers: Any
+    held: Any
+
+
+Numbers = Mapping[str, Any]
+
+
+def evaluate(case: Case, changes: Numbers | None = None) -> dict[str, dict[str, Any]]:
+    """Figures of every arm: arm -> name -> value (an array where a change is one).
+
+    Raises KeyError for a change that the case does not know.
+    """
+    unknown = sorted(set(changes or {}) - set(case.numbers))
+    if unknown:
+        raise KeyError(f"{', '.join(unknown)}: of {', '.join(sorted(case.numbers))}")
+    values = {name: np.asarray(q.value, float) for name, q in case.numbers.items()}
+    values |= {name: np.asarray(value, float) for name, value in (changes or {}).items()}
+    growth = [(1 + values["growth"]) ** year for year in range(case.horizon_y)]
+    fleets = {arm.name: _fleets(case, arm.name, values, growth) for arm in case.arms}
+    full = fleets[case.baseline]
+    found = {name: _fleet_figures(own[0], full[0]) for name, own in fleets.items()}
+    if case.no_power:
+        return found
+    years = {
+        name: [_year(case, name, values, *each) for each in zip(growth, own, full, strict=True)]
+        for name, own in fleets.items()
+    }
+    for arm in case.arms:
+        found[arm.name] |= _money_figures(case, arm, values, fleets, years)
+    return found
+
+
+def fluid_need(case: Case, arm: str, values: Numbers, scale: Any) -> Any:
+    """Accelerators that the load needs at its peak, as a fraction."""
+    if case.accelerators is None:
+        rate = values["requests_per_day"] * scale / DAY_S * values["peak_over_mean"]
+        return rate * values[f"request_s.{arm}"] / values["utilisation"]
+    today = case.numbers
+    load = values["requests_per_day"] * scale / today["requests_per_day"].value
+    room = today["utilisation"].value / values["utilisation"]
+    ratio = values[f"request_s.{arm}"] / values[f"request_s.{case.baseline}"]
+    return case.accelerators * ratio * load * room
+
+
+def _fleets(case: Case, arm: str, values: Numbers, growth: list[Any]) -> list[Held]:
+    """Of each year of the horizon."""
+    rules = case.fleet
+    fallback = 0 if arm == case.baseline else rules.warm_fallback_servers
+    owned = _servers(case, fluid_need(case, case.baseline, values, 1.0)) + rules.spare_servers
+    years, held = [], owned
+    for year, scale in enumerate(growth):
+        fluid = fluid_need(case, arm, values, scale)
+        servers = _servers(case, fluid) + rules.spare_servers + fallback
+        sells = rules.freed_is_sold and year == 0
+        held = servers if sells else np.maximum(held, servers)
+        years.append(Held(fluid, np.ceil(fluid - ROUNDING), servers, held))
+    return years
+
+
+def _servers(case: Case, fluid: Any) -> Any:
+    return np.ceil(np.ceil(fluid - ROUNDING) / case.fleet.per_server)
+
+
+def _fleet_figures(own: Held, full: Held) -> dict[str, Any]:
+    return {
+        "accelerators_fluid": own.fluid,
+        "accelerators": own.whole,
+        "servers": own.servers,
+        "servers_held": own.held,
+        "servers_freed": full.servers - own.servers,
+    }
+
+
+def _money_figures(
+    case: Case, arm: CaseArm, values: Numbers, fleets: dict[str, list[Held]],
+    all_years: dict[str, list[_Year]],
+) -> dict[str, Any]:  # fmt: skip
+    own, full = fleets[arm.name], fleets[case.baseline]
+    years, years0 = all_years[arm.name], all_years[case.baseline]
+    rate = values["discount_rate"]
+    once = _once(case, arm.name, values)
+    capital = sum(
+        _count(case, item, own[0].held, years[0].it_peak_kw) * values[f"price.{item.name}"]
+        * annuity(rate, item.life_y, item.residual) for item in case.items
+    )  # fmt: skip
+    bill, running = years[0].bill, years[0].running
+    annual = capital + running + bill.energy + bill.demand + once * annuity(rate, case.horizon_y)
+    requests = values["requests_per_day"] * YEAR_DAYS
+    figures = {
+        "energy_kwh": bill.kwh,
+        "energy_j_per_request": years[0].it_kwh * 3.6e6 / requests,
+        "capital": capital,
+        "running": running,
+        "energy": bill.energy,
+        "demand": bill.demand,
+        "one_off": once,
+        "year": annual,
+        "per_1k_requests": 1e3 * annual / requests,
+        "per_1m_input_tokens": 1e6 * annual * arm.prefill_share / (requests * case.prompt_tokens),
+        "per_1m_output_tokens": 1e6 * annual * (1 - arm.prefill_share)
+        / (requests * case.output_tokens),
+    }  # fmt: skip
+    if f"accepted.{arm.name}" in values:
+        figures["per_accepted_answer"] = annual / (requests * values[f"accepted.{arm.name}"])
+    if arm.name != case.baseline:
+        flows = _flows(case, once, (own, years), (full, years0), values)
+        figures |= {"npv": npv(rate, flows), "payback_y": payback_years(flows)}
+        figures["energy_saving_kwh"] = years0[0].bill.kwh - bill.kwh
+        figures["energy_saving"] = (
+            years0[0].bill.energy + years0[0].bill.demand - bill.energy - bill.demand
+        )
+    return figures
+
+
+@dataclass(frozen=True)
+class _Year:
+    bill: YearBill
+    running: Any
+    it_kwh: Any
+    it_peak_kw: Any
+
+
+def _year(case: Case, arm: str, values: Numbers, scale: Any, own: Held, full: Held) -> _Year:
+    it = _it_kw(case, arm, values, scale, own)
+    it0 = it if arm == case.baseline else _it_kw(case, case.baseline, values, scale, full)
+    slope = values["pue_slope"]
+    overhead = values["pue"] - slope - case.per_degree * case.sums.mean_w
+    bill = year_bill(case.sums, it, it0, slope, overhead, case.per_degree, values["price_scale"])
+    peak = it[0] + it[1] * case.sums.most_s
+    running = sum(
+        _count(case, item, own.held, peak) * values[f"per_year.{item.name}"] for item in case.items
+    )
+    return _Year(bill, running, it[0] * case.sums.n + it[1] * case.sums.n_s, peak)
+
+
+def _it_kw(case: Case, arm: str, values: Numbers, scale: Any, own: Held) -> tuple[Any, Any]:
+    """(idle, busy) of the servers that run: what they draw all year, and what their work adds."""
+    power_kw = values[f"power_w.{arm}"] / 1e3
+    idle_kw = values[f"idle_share.{arm}"] * power_kw
+    machines = own.servers * case.fleet.per_server
+    busy = values["requests_per_day"] * scale / DAY_S * values[f"request_s.{arm}"]
+    busy = np.minimum(busy, machines)
+    always = sum(item.watts * _count(case, item, own.servers, 0.0) for item in case.items) / 1e3
+    return machines * idle_kw + always, busy * (power_kw - idle_kw)
+
+
+def _count(case: Case, item: Item, servers: Any, peak_kw: Any) -> Any:
+    """How many of an item a fleet has."""
+    racks = np.ceil(servers / case.fleet.servers_per_rack)
+    of = {
+        "accelerator": servers * case.fleet.per_server, "server": servers, "rack": racks,
+        "kw": peak_kw, "fleet": 1.0,
+    }[item.per]  # fmt: skip
+    return item.count * of
+
+
+def _once(case: Case, arm: str, values: Numbers) -> Any:
+    """What the change costs, once; full precision is where the fleet is already."""
+    if arm == case.baseline:
+        return np.asarray(0.0)
+    price = case.sums.p / case.sums.n * (1 + case.sums.vat) * values["price_scale"]
+    kwh = sum(values[f"kwh.{item.name}"] for item in case.one_off)
+    return sum(values[f"once.{item.name}"] for item in case.one_off) + kwh * values["pue"] * price
+
+
+def _flows(
+    case: Case, once: Any, own: tuple[list[Held], list[_Year]],
+    full: tuple[list[Held], list[_Year]], values: Numbers,
+) -> list[Any]:  # fmt: skip
+    """Full precision's payments less this arm's, now and at the end of each year."""
+    owned = full[0][0].held
+
+    def payments(fleet: list[Held], years: list[_Year]) -> list[Any]:
+        paid: list[Any] = [0.0 * owned for _ in range(case.horizon_y + 1)]
+        before = owned
+        for year, (held, costs) in enumerate(zip(fleet, years, strict=True)):
+            more = np.maximum(0.0, held.held - before)
+            paid[year] = paid[year] + _price(case, before + more, values) - _price(
+                case, before, values)  # fmt: skip
+            paid[year + 1] = paid[year + 1] + costs.running + costs.bill.energy + costs.bill.demand
+            before = held.held
+        return paid
+
+    flows = [a - b for a, b in zip(payments(*full), payments(*own), strict=True)]
+    sold = np.maximum(0.0, _price(case, owned, values) - _price(case, own[0][0].held, values))
+    flows[0] = flows[0] - once + sold * values["resale_share"]
+    return flows
+
+
+def _price(case: Case, servers: Any, values: Numbers) -> Any:
+    """Of buying a fleet; what is counted by its power is not bought or sold by the server."""
+    return sum(
+        _count(case, item, servers, 0.0) * values[f"price.{item.name}"] for item in case.items
+    )
