@@ -90,7 +90,7 @@ def test_one_call_into_the_library_and_a_few_figures(notebook) -> None:
     assert [f.id for f in stage_calls] == [called]
     module = importlib.import_module(f"workbench.figures.{figures}")
     drawn = [f.attr for f in calls if isinstance(f, ast.Attribute)]
-    assert 2 <= len(drawn) <= 6
+    assert 2 <= len(drawn) <= 8
     known = (*module.FIGURES, *getattr(module, "TABLES", ()))
     assert set(drawn) <= {draw.__name__ for draw in known}
     for place, cell in enumerate(document.cells):

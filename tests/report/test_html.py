@@ -125,7 +125,7 @@ def test_without_plotly_the_page_has_tables_and_says_so(shared_run, monkeypatch)
 def test_an_unfinished_run_has_a_page_too(make_run) -> None:
     run = make_run(stages=("readiness", "profile_load"))
     text = write_html(run.folder, stage_figures).read_text()
-    assert "Inconclusive" in text
+    assert "Unfinished: 2 of 7 stages" in text and 'data-state="unfinished"' in text
     assert "2 of 7 stages are finished" in text
     assert text.count("The stage has not finished in this run.") == 4 + 3
     assert "declares no gates" not in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,10 @@ from workbench.cli.options import (
     runs_named,
     stages_named,
 )
+
+if TYPE_CHECKING:
+    from workbench.records.run import Run
+    from workbench.records.stage_record import StageRecord
 
 commands = typer.Typer()
 
@@ -61,8 +65,18 @@ def run(
         resolved, stages=selected_stages(only, first), force=force, notebooks=notebooks
     )
     page = page_of(done, again)
+    _say_card(done, resolved.pilot.report.language, again)
     print(page if page.exists() else done.folder)
     raise_failed_gates(done, again)
+
+
+def _say_card(done: Run, language: str, again: StageRecord | None) -> None:
+    """The verdict card on standard error: standard output is the report's path alone."""
+    from workbench.report.card import card_lines, verdict_card
+    from workbench.wording.text import Texts
+
+    texts = Texts(language)
+    print("\n".join(card_lines(verdict_card(done, texts, again), texts)), file=sys.stderr)
 
 
 @commands.command()

@@ -1,10 +1,12 @@
-"""Report: gates and their limits, claims and measurements, cost."""
+"""Report: the verdict card and what stands behind it, gates, claims and measurements, cost."""
 
 from __future__ import annotations
 
 import pandas as pd
 import plotly.graph_objects as go
+from markupsafe import Markup, escape
 
+from workbench.figures.html_view import HtmlView
 from workbench.figures.theme import (
     ARM_COLOURS,
     GREY,
@@ -16,10 +18,37 @@ from workbench.figures.theme import (
     why_not,
     wrapped,
 )
+from workbench.records.run import open_folder
 from workbench.records.stage_record import StageRecord
+from workbench.report.card import card_html, card_lines, verdict_card
+from workbench.report.views import verdict_view
 from workbench.wording.labels import labels_of
 
 OUTCOME_SYMBOLS = {"pass": "circle", "fail": "x", "inconclusive": "diamond-open"}
+
+
+def card(record: StageRecord, language: str = "en") -> HtmlView:
+    """The verdict card of the run whose judgement ``record`` is."""
+    say = FigureTexts(language)
+    run = open_folder(record.folder.parents[1])
+    shown = verdict_card(run, say, record if "second_judgement" in record.facts else None)
+    return HtmlView(card_html(shown, say), "\n".join(card_lines(shown, say)))
+
+
+def reasons(record: StageRecord, language: str = "en") -> HtmlView:
+    """Why the verdict is what it is, and how far it reaches: a sentence each."""
+    say = FigureTexts(language)
+    view = verdict_view({"report": record}, say)
+    parts = [(say("page.reasons"), view["reasons"]), (say("page.caveats"), view["caveats"])]
+    html = Markup("").join(
+        Markup("<h4>{}</h4><ul>{}</ul>").format(
+            title, Markup("").join(Markup("<li>{}</li>").format(escape(text)) for text in texts)
+        )
+        for title, texts in parts
+        if texts
+    )
+    lines = [line for title, texts in parts for line in (title, *(f"- {t}" for t in texts))]
+    return HtmlView(html, "\n".join(lines))
 
 
 def gates(record: StageRecord, language: str = "en") -> go.Figure:
@@ -137,6 +166,8 @@ def cost(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (gates, claims, cost)
+TABLES = (card, reasons)
+"""For a notebook; the report has its own."""
 
 
 def _bars(rows: pd.DataFrame, column: str) -> dict[str, object]:

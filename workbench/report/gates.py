@@ -25,7 +25,7 @@ from scipy.stats import t
 from workbench.pilot.sections.report import Gate
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
-from workbench.wording.labels import label_text
+from workbench.wording.labels import label_text, labels_of
 from workbench.wording.text import Texts
 
 GateOutcome = Literal["pass", "fail", "inconclusive"]
@@ -129,6 +129,25 @@ def gates_frame(results: Sequence[GateResult]) -> pd.DataFrame:
     columns = list(GateResult.__dataclass_fields__)
     rows = [{**asdict(r), "labels": label_text(r.labels)} for r in results]
     return pd.DataFrame(rows, columns=columns)
+
+
+def recorded_results(report: StageRecord) -> list[GateResult]:
+    """The results that a judgement wrote down, as they were: the inverse of :func:`gates_frame`."""
+    known = set(GateResult.__dataclass_fields__)
+    return [
+        GateResult(
+            **{name: _plain(value) for name, value in row.items() if name in known - {"labels"}},
+            labels=labels_of(row["labels"]),
+        )
+        for row in report.table("gates").to_dict("records")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """None for what a table holds as not a number; its counts are floats where one is absent."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value
 
 
 def _hold(gate: Gate, stage: str, metric: Metric) -> GateResult:

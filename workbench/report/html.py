@@ -16,6 +16,7 @@ from workbench.pilot.yaml_file import read_yaml
 from workbench.records.run import open_folder
 from workbench.records.stage_record import StageRecord
 from workbench.report import views
+from workbench.report.card import verdict_card
 from workbench.report.plotly_page import PageFigure, plotly_installed, plotly_js, templates
 from workbench.roadmap import STAGES
 from workbench.wording.text import Texts
@@ -71,6 +72,7 @@ def write_html(
             second=views.second_judgement(again, first, texts) if again and first else None,
             later=[] if again else views.later_judgements(run, texts),
             judged=report is not None,
+            card=verdict_card(run, texts, again),
             verdict=views.verdict_view(records, texts),
             tiles=views.headlines(records, texts),
             plan=views.plan_view(run, records, texts),

@@ -3,7 +3,8 @@
 The usual export asks CDNs for its scripts and shows plotly figures as blanks. Here each
 output of plotly's mime type becomes a div and its JSON, drawn by one inlined copy of
 plotly.js, and the page forbids itself any request. Text stays text: Markdown is rendered
-without raw HTML, and of the rich outputs only tables (HTML of pandas) and images are taken.
+without raw HTML, and of the rich outputs only tables (HTML of pandas), the verdict card and
+images are taken.
 """
 
 from __future__ import annotations
@@ -111,7 +112,12 @@ def _output(output: Any, place: str) -> Iterator[dict[str, Any]]:
         encoded = "".join(data["image/png"]).replace("\n", "")
         base64.b64decode(encoded, validate=True)
         yield empty | {"image": f"data:image/png;base64,{encoded}"}
-    elif "<table" in (html := "".join(data.get("text/html", ""))):
+    elif _is_shown(html := "".join(data.get("text/html", ""))):
         yield empty | {"html": Markup(html)}
     elif text := "".join(data.get("text/plain", "")):
         yield empty | {"text": text, "kind": "stream"}
+
+
+def _is_shown(html: str) -> bool:
+    """A table, or the verdict card; never what brings a script."""
+    return ("<table" in html or 'class="wb-card' in html) and "<script" not in html.lower()

@@ -277,7 +277,7 @@ def verdict_view(records: Records, texts: Texts) -> dict[str, Any]:
     report = records.get("report")
     if report is None:
         done = _capital(texts("verdict.no_report", done=len(records), all=len(STAGES)))
-        return {"decision": "inconclusive", "name": texts("decision.inconclusive"),
+        return {"decision": "unfinished", "name": texts("decision.unfinished"),
                 "reasons": [done], "caveats": []}  # fmt: skip
     verdict = report.facts["verdict"]
     return {

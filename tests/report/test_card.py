@@ -1,0 +1,88 @@
+"""The verdict card says what the records say, in both languages, and gives commands that work."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+import typer
+
+from workbench.cli import app
+from workbench.pilot.resolve import resolve
+from workbench.report.card import card_html, card_lines, verdict_card
+from workbench.report.next_steps import MOST
+from workbench.wording.numbers import number
+from workbench.wording.text import Texts
+
+ENERGY = "\n    - {metric: energy_j_per_token, labels: {arm: ternary}, at_most: 1.0}"
+GAP = "\n    - {metric: quality_gap_bits_per_byte, labels: {arm: ternary}, %s}"
+
+
+def test_the_card_says_what_the_record_says(shared_run) -> None:
+    report, card = shared_run.record("report"), verdict_card(shared_run, Texts())
+    gates = report.table("gates")
+    assert card.state == report.facts["verdict"]["decision"]
+    assert [light.outcome for light in card.lights] == gates["outcome"].tolist()
+    probe = shared_run.record("readiness")
+    for name in ("memory_ratio", "decode_speedup"):
+        value = probe.metric(name, arm="ternary", source="probe").value
+        assert number(value) in card.sentence
+    assert 1 <= len(card.steps) <= MOST
+    noise = shared_run.record("measure_ab").facts.get("noise")
+    assert noise is not None or card.noise.level == "unknown" or "blocks" in card.noise.text
+
+
+@pytest.mark.parametrize(
+    ("gates", "state", "outcome", "word"),
+    [
+        (GAP % "at_most: 5.0", "go", "pass", "Go: "),
+        (GAP % "at_most: -5.0", "no go", "fail", "No go: "),
+        (ENERGY, "inconclusive", "not measured", "Not yet: "),
+        (" []", "inconclusive", None, "declares no gates"),
+    ],
+)
+def test_each_state_has_its_sentence(make_run, gates, state, outcome, word) -> None:
+    card = verdict_card(make_run(gates=gates), Texts())
+    assert card.state == state and word in card.sentence
+    assert {light.outcome for light in card.lights} == ({outcome} if outcome else set())
+    assert "{" not in card.sentence and "None" not in card.sentence
+
+
+def test_an_unfinished_run_is_not_undecided(make_run) -> None:
+    run = make_run(stages=("readiness", "profile_load"))
+    card = verdict_card(run, Texts())
+    assert card.state == "unfinished" and "2 of 7 stages" in card.sentence
+    assert {light.outcome for light in card.lights} >= {"pass", "not measured"}
+    assert card.steps[0].command.startswith("workbench run ")
+
+
+@pytest.mark.parametrize("gates", [GAP % "at_most: 5.0", GAP % "at_most: -5.0", ENERGY])
+@pytest.mark.parametrize("stages", [(), ("readiness",)])
+def test_every_command_can_be_typed(make_run, tmp_path, gates, stages) -> None:
+    """Known to the command line, and where it changes the pilot, the pilot takes the change."""
+    known = typer.main.get_command(app).commands
+    for name in ("YOUR_TRACE.csv", "POWER_LOG.csv"):
+        (tmp_path / name).write_text("timestamp,watts\n")
+    run = make_run(gates=gates, stages=stages)
+    for step in verdict_card(run, Texts()).steps:
+        program, command, *rest = shlex.split(step.command)
+        assert program == "workbench" and command in known
+        sets = [rest[place + 1] for place, word in enumerate(rest) if word == "--set"]
+        sets = [re.sub(r"=([A-Z_]+\.csv)$", rf"={tmp_path}/\1", text) for text in sets]
+        assert resolve(run.folder / "pilot.yaml", sets).pilot.name == run.folder.parent.name
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_lines_and_html_say_the_same(shared_run, language) -> None:
+    texts = Texts(language)
+    card = verdict_card(shared_run, texts)
+    lines, html = "\n".join(card_lines(card, texts)), card_html(card, texts)
+    for step in card.steps:
+        assert step.command in lines and step.command in html
+    assert card.sentence in lines and card.noise.text in lines
+    assert html.count('class="wb-light ') == len(card.lights) > 0
+    if language == "ru":
+        assert not re.search(r"\b(gate|passes|measured|next|the)\b", lines.lower())
+    for hostile in ("<script", "onerror"):
+        assert hostile not in html
