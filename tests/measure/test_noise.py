@@ -9,7 +9,7 @@ import pytest
 
 from workbench.errors import StageError
 from workbench.measure import noise
-from workbench.measure.noise import Counters, Noise, require_quiet
+from workbench.measure.noise import Counters, Noise, NoiseWatch, require_quiet
 from workbench.pilot.sections.readiness import Quiet
 
 LIMITS = Quiet(max_others_share=0.1, max_steal_share=0.02, max_pressure_share=0.3)
@@ -73,3 +73,22 @@ def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Noise, "disturbances", lambda self, limits: ["others took 50%"])
     require_quiet(Quiet(action="wait", wait_s=0.01), said.append)
     assert "measured all the same" in said[0]
+
+
+def test_a_watch_marks_the_stretch_in_which_others_worked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds, in two of which another process takes a core; a stretch is a second."""
+    readings = [
+        counters(float(at), 0.5 * at, 0.5 * at + max(0, min(2, at - 4))) for at in range(11)
+    ]
+    now = iter(readings)
+    monkeypatch.setattr(Counters, "read", lambda processes=(): next(now))
+    watch = NoiseWatch(LIMITS, list, each_s=0.1)
+    for at in range(1, 11):
+        monkeypatch.setattr(noise.time, "monotonic", lambda at=at: float(at))
+        watch.look()
+    monkeypatch.setattr(noise.time, "monotonic", lambda: 10.4)
+    watch.look(last=True)
+    table = watch.table()
+    assert len(table) == 10 and table["kept"].all(), "0.4 s at the end are too short to tell"
+    assert list(table.index[table["disturbed"] != ""]) == [4, 5]
+    assert table["others_share"][4] == pytest.approx(0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from workbench.measure.meters import EnergySession, MissingMeter
 from workbench.measure.meters.sample import Channel, Sample
 from workbench.measure.orders import williams
 from workbench.measure.quality import (
+    QualityProbes,
     documents_of,
     engine_losses,
     independent_units,
@@ -531,6 +533,31 @@ def test_quality_is_the_same_bits_every_time_and_that_of_transformers(
     np.testing.assert_allclose(losses[0]["nats"], wanted["nats"], rtol=1e-3)
 
 
+def test_excerpts_are_judged_in_slices_and_no_slice_twice(
+    trained: StageRecord, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
+    judged = judged_excerpts(trained.table("heldout"), tokenizer, 16, 9)
+    arms, heard = ("full_precision", "ternary"), []
+    with ExitStack() as open_things:
+        engines = {
+            arm: open_things.enter_context(Engine.load(trained.artefact(arm), threads=1))
+            for arm in arms
+        }
+        probes = QualityProbes(tmp_path, engines, tokenizer, judged, 16, slices=4)
+        probes.judge(1, ["ternary", "today", "full_precision"])
+        written = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*-001-*")}
+        assert len(written) == 2, "an address has no engine"
+        quality = probes.finish(lambda *of: heard.append(of))
+        whole = engine_losses(engines["ternary"], tokenizer, judged, 16, lambda done: None)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*-001-*")} == written
+    assert [(arm, of) for arm, done, of in heard[:2]] == [("full_precision", 3), ("ternary", 3)]
+    own = {arm: rows.reset_index(drop=True) for arm, rows in quality.groupby("arm")}
+    assert list(own["ternary"]["id"]) == list(own["full_precision"]["id"]) == list(judged["id"])
+    assert list(own["ternary"]["slice"]) == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+    np.testing.assert_allclose(own["ternary"]["nats"], whole["nats"], rtol=1e-5)
+
+
 def test_requests_beyond_the_context_are_refused_before_anything_runs(
     trained: StageRecord, tmp_path: Path
 ) -> None:
@@ -594,6 +621,9 @@ def test_the_load_is_sent_to_every_arm_and_a_killed_session_goes_on(
             figure = record.metric(name, arm=arm, source="load", quantile="p50")
             assert figure.value >= 0 and "3 blocks, an interval needs 6" in figure.reason
         assert record.metric("changed_answers", arm=arm).value == 0
+        assert record.metric("bits_per_byte", arm=arm).how.startswith(
+            "9 held-out excerpts, between the blocks of the load"
+        )
         assert record.metric("changed_answers", arm=arm).n == 3
         assert record.metric("goodput_per_s", arm=arm).value > 0
         assert record.metric("network_round_trip_ms", arm=arm).value < 1000

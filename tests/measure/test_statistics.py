@@ -19,6 +19,7 @@ from workbench.measure.statistics import (
     quantile,
     share,
     smallest_visible_effect,
+    visible_in,
 )
 
 TRIALS = 300
@@ -157,6 +158,19 @@ def test_the_smallest_visible_effect_is_found_in_four_of_five_sessions():
         found.append(not ratio.lo <= 1.0 <= ratio.hi)
     # The lean of the A/A comparison comes on top, so it is a little more than four of five.
     assert 0.8 - SLACK < np.mean(found) < 0.97
+
+
+def test_what_a_ratio_s_own_scatter_says_is_found_in_four_of_five_sessions():
+    """Whatever the true ratio is: only its scatter counts."""
+    draw = np.random.default_rng(7)
+    found = 0
+    for _ in range(600):
+        logs = draw.normal(0, 0.02, (2, 8))
+        effect = visible_in(mean_ratio(np.exp(0.3 + logs[0]), np.ones(8))).value
+        other = mean_ratio(np.exp(math.log1p(effect) + logs[1]), np.ones(8))
+        found += other.lo > 1
+    assert found / 600 == pytest.approx(0.8, abs=0.05)
+    assert "needs 6 whole blocks, got 3" in visible_in(mean_ratio([1.0] * 3, [1.0] * 3)).reason
 
 
 def test_a_favour_to_one_place_is_part_of_the_smallest_visible_effect_with_its_sign():

@@ -57,6 +57,11 @@ def test_a_planted_difference_is_found_and_equal_arms_are_not_called_apart() -> 
     assert made["slo_met_difference", "ternary", "interactive"].hi < 0
     assert made["goodput_difference_per_s", "ternary"].value < 0
 
+    seen = made["smallest_visible_effect", "ternary", "p50", "ttft_speedup"]
+    ratio = made["ttft_speedup", "ternary", "p50"]
+    assert 0 < seen.value < 1 / ratio.hi - 1 + 0.25 and seen.n == ratio.n == 8
+    assert ("smallest_visible_effect", "ternary", "p99", "ttft_speedup") not in made, "no interval"
+
     apart = 0
     for seed in range(20):
         made = figures(*session(seed=seed, each=24))
@@ -127,7 +132,8 @@ def test_nothing_is_read_from_the_latencies_of_a_late_client() -> None:
     requests, gaps = session()
     assert dispatch_delays(requests)["p99"].value == pytest.approx(0.1, rel=1e-3)
     made, whole = figures(requests, gaps, late="the client was late"), figures(requests, gaps)
-    named = {key for key in whole if "difference" not in key[0]}
+    read_from_others = ("difference", "smallest_visible_effect")
+    named = {key for key in whole if not any(word in key[0] for word in read_from_others)}
     assert set(made) == named
     for (name, *_), metric in made.items():
         assert (metric.value is None) == (name != "failed_requests"), name

@@ -122,6 +122,24 @@ def test_a_session_that_could_not_see_the_margin_says_so_first(limit, effect, ou
         assert first["text"].startswith("inconclusive: machine too noisy")
 
 
+@pytest.mark.parametrize(("effect", "outcome"), [(0.03, "pass"), (0.08, "inconclusive")])
+def test_a_ratio_under_the_load_is_held_against_its_own_visible_effect(effect, outcome) -> None:
+    record = StageRecord("measure_ab", Path("nowhere"))
+    labels = {"arm": "ternary", "quantile": "p50", "source": "load"}
+    record.measured("ttft_speedup", 1.12, "x", "clock", n=9, lo=1.1, hi=1.14, **labels)
+    other = {**labels, "quantile": "p95"}
+    for own, seen in ((labels, effect), (other, 0.5)):
+        more = {"n": 9, "speedup": "ttft_speedup", **own}
+        record.measured("smallest_visible_effect", seen, "share", "scatter", **more)
+    gate = Gate(metric="ttft_speedup", labels={"source": "load"}, at_least=1.05)
+    (result,) = results = evaluate([gate], {"measure_ab": record})
+    assert result.outcome == outcome
+    if outcome == "inconclusive":
+        (first, *_) = decide(results, {"measure_ab": record}, PILOT).to_json()["reasons"]
+        assert "scatter of that ratio over the blocks of the load" in first["text"]
+        assert first["text"].startswith("inconclusive: machine too noisy")
+
+
 @pytest.mark.parametrize("on_fail", ["stop", "warn"])
 def test_what_was_not_measured_is_not_held(on_fail: str) -> None:
     found = records()

@@ -39,7 +39,8 @@ def context(folder: Path, arms: dict[str, Path], *overrides: str) -> StageContex
     path = folder / "pilot.yaml"
     path.write_text("name: trial\nquestion: does the way back work?\n")
     short = ("deploy_rollback.duration_s=2.0", "deploy_rollback.max_output_tokens=12")
-    pilot = resolve(path, (*short, "readiness.device=cpu", *overrides)).pilot
+    machine = ("readiness.device=cpu", "readiness.quiet.action=warn")
+    pilot = resolve(path, (*short, *machine, *overrides)).pilot
 
     def record(name: str, where: Path) -> StageRecord:
         where.mkdir(parents=True, exist_ok=True)
@@ -103,6 +104,9 @@ def test_a_rollback_under_load_loses_nothing(arms, tmp_path) -> None:
     assert record.metric("cut_share").value == 1.0  # 12 tokens of output, where the load has 128
     assert any(note.startswith("cut to what the models hold") for note in record.notes)
     assert record.facts["piece"]["kind"] == "typical"
+    noise = record.table("noise")
+    assert 1 <= len(noise) <= 3 and noise["kept"].all(), "stretches of a second of a replay of two"
+    assert record.facts["noise"]["blocks"] == len(noise)
     assert record.metric("replayed_window_p95").value >= 0
     kinds = {event["kind"] for event in follow(tmp_path / "events.jsonl", None)}
     assert {"note", "step"} <= kinds

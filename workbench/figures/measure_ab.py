@@ -73,7 +73,7 @@ def speed(record: StageRecord, language: str = "en") -> go.Figure:
             hovertemplate="%{x:.3g}× · n = %{customdata}<extra>%{fullData.name}</extra>",
         )
     effects = valued(record, "smallest_visible_effect")
-    seen = [m.value or 0.0 for m in effects if m.labels.get("class") in classes]
+    seen = [abs(m.value or 0.0) for m in effects if m.labels.get("class") in classes]
     if seen:
         widest = max(seen)
         drawn.add_vrect(

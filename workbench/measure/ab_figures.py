@@ -33,13 +33,14 @@ Classes = Sequence[LoadClass]
 
 
 def quality_figures(
-    quality: pd.DataFrame, baseline: str, resamples: int, seed: int
+    quality: pd.DataFrame, baseline: str, resamples: int, seed: int, judged: str = ""
 ) -> Iterator[Metric]:
-    """``bits_per_byte`` of each arm and how much worse each is than the baseline."""
+    """``bits_per_byte`` of each arm and how much worse each is than the baseline. judged: when, in
+    words."""
     arms = {arm: rows.reset_index(drop=True) for arm, rows in quality.groupby("arm", sort=False)}
     for arm, rows in arms.items():
         groups, of = independent_units(rows)
-        how = f"{len(rows)} held-out excerpts through the engine, {of}"
+        how = ", ".join(filter(None, (f"{len(rows)} held-out excerpts", judged, of)))
         settings: dict[str, Any] = {"groups": groups, "resamples": resamples, "seed": seed}
         estimate = bits_per_byte(rows["nats"], rows["bytes"], **settings)
         yield estimate.metric("bits_per_byte", "bits/byte", how, arm=arm, **SOURCE)

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
+
 from workbench.errors import StageError
 from workbench.pilot.sections.readiness import Quiet
 
@@ -164,6 +166,37 @@ def in_quiet(
             break
     attempts[-1]["kept"] = True
     return found, attempts
+
+
+class NoiseWatch:
+    """What else the machine did in each stretch of something that is measured once, such as a
+    rollback under load: a disturbed stretch cannot be measured again and is marked."""
+
+    def __init__(
+        self, limits: Quiet, processes: Callable[[], Sequence[int]], each_s: float
+    ) -> None:
+        """processes: others that are part of the measurement. each_s: length of a stretch."""
+        # Those wait for processors too, and pressure stall information does not say who waited.
+        self._limits = limits.model_copy(update={"max_pressure_share": 1.0})
+        self._processes, self._each_s = processes, max(LOOK_S, each_s)
+        self._stretches: list[Attempt] = []
+        self._before = Counters.read(processes())
+
+    def look(self, last: bool = False) -> None:
+        """Close the stretch that has lasted long enough; last: or half as long, at the end."""
+        lasted_s = time.monotonic() - self._before.wall_s
+        if lasted_s < (self._each_s / 2 if last else self._each_s):
+            return
+        now = Counters.read(self._processes())
+        noise = Noise.between(self._before, now)
+        disturbed = "; ".join(noise.disturbances(self._limits))
+        at = {"block": len(self._stretches), "attempt": 0, **noise.to_json()}
+        self._stretches.append({**at, "disturbed": disturbed, "kept": True})
+        self._before = now
+
+    def table(self) -> pd.DataFrame:
+        """Table ``noise``: a row a stretch, as of a session's block."""
+        return pd.DataFrame(self._stretches, columns=NOISE_COLUMNS)
 
 
 def repeating_left_s(budget_s: float, attempts: Iterable[Attempt]) -> float:

@@ -7,7 +7,8 @@ the training's own figure is the price of the artefact: packing, half precision,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from workbench.data.tokenizer import sample_counts, window_characters
 from workbench.engine.engine import Engine
+from workbench.files import replacing
 from workbench.measure.statistics import FEWEST_DOCUMENTS
 from workbench.train.quality import document_losses, excerpts
 
@@ -87,3 +89,65 @@ def engine_losses(
         frames.append(document_losses(model, tokenizer, judged[begin : begin + 8], context))
         report(min(begin + 8, len(judged)))
     return pd.concat(frames, ignore_index=True)[["id", "source", "nats", "bytes"]]
+
+
+class QualityProbes:
+    """The held-out excerpts in slices, each judged by every arm at one point of a session.
+
+    So quality is measured between what is timed, with the same engines on the same machine, and
+    every excerpt is judged by all arms within seconds. A slice that an arm has judged is on disk
+    and is not judged again.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        engines: Mapping[str, Engine],
+        tokenizer: PreTrainedTokenizerBase,
+        excerpts: pd.DataFrame,
+        context: int,
+        slices: int = 1,
+    ) -> None:
+        """excerpts: columns id, source, text. context: tokens of a training sequence. slices: parts
+        of the excerpts, in their order and as equal as can be."""
+        self._folder, self._engines, self._tokenizer = folder, dict(engines), tokenizer
+        self._context = context
+        places = np.array_split(np.arange(len(excerpts)), max(1, min(slices, len(excerpts))))
+        self._slices = [excerpts.iloc[place] for place in places]
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def judge(
+        self,
+        number: int,
+        arms: Sequence[str],
+        report: Callable[[str, int, int], None] = lambda arm, done, of: None,
+    ) -> None:
+        """Slice ``number`` by each of ``arms`` in turn, those without an engine left out; nothing
+        where there are fewer slices. report: hears (arm, excerpts done, of how many)."""
+        if number >= len(self._slices):
+            return
+        excerpts = self._slices[number]
+        for arm in arms:
+            if arm not in self._engines or (path := self._path(number, arm)).exists():
+                continue
+            losses = engine_losses(
+                self._engines[arm],
+                self._tokenizer,
+                excerpts,
+                self._context,
+                lambda done, arm=arm: report(arm, done, len(excerpts)),
+            )
+            with replacing(path) as partial:
+                losses.assign(arm=arm, slice=number).to_parquet(partial, index=False)
+
+    def finish(self, report: Callable[[str, int, int], None]) -> pd.DataFrame:
+        """Judge what is left, and the table ``quality``: columns id, source, nats, bytes, arm and
+        slice; a row for each excerpt and arm, the arms one after the other."""
+        arms, numbers = list(self._engines), range(len(self._slices))
+        for number in numbers:
+            self.judge(number, arms, report)
+        frames = [pd.read_parquet(self._path(number, arm)) for arm in arms for number in numbers]
+        return pd.concat(frames, ignore_index=True)
+
+    def _path(self, number: int, arm: str) -> Path:
+        return self._folder / f"quality-{number:03d}-{arm}.parquet"

@@ -24,12 +24,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import optimize, stats
 
 from workbench.records.metric import Basis, Metric, MetricKind
 
@@ -341,6 +342,39 @@ def smallest_visible_effect(
     effect = sign * math.expm1(seen + abs(lean))
     method = f"found in {power:.0%} of cases, from the A/A t interval over {ratio.n} blocks"
     return Estimate(effect, None, None, ratio.n, method, level)
+
+
+def visible_in(ratio: Estimate, power: float = 0.8) -> Estimate:
+    """The relative difference that a session finds in 80 % of cases, from how much a ratio of two
+    arms scattered over its blocks; for a session without an A/A comparison.
+
+    ratio: of :func:`mean_ratio`, not stopped by its width. The scatter is that of the comparison
+    itself, so nothing has to be measured twice; what a place in the block leans by does not show
+    in it, and is left to the balance of the orders. A positive share, without an interval.
+    """
+    if ratio.value is None or ratio.lo is None or ratio.hi is None:
+        why = f"the scatter of a ratio needs {FEWEST_BLOCKS} whole blocks, got {ratio.n}"
+        return Estimate(None, None, None, ratio.n, "", ratio.level, why)
+    half = (math.log(ratio.hi) - math.log(ratio.lo)) / 2
+    seen = half * _found_from(ratio.n, ratio.level, power)
+    method = f"found in {power:.0%} of cases, from the ratio's t interval over {ratio.n} blocks"
+    return Estimate(math.expm1(seen), None, None, ratio.n, method, ratio.level)
+
+
+@cache
+def _found_from(n: int, level: float, power: float) -> float:
+    """The difference that another session of ``n`` blocks finds with ``power``, in half widths of
+    this one's interval. Both sessions know the scatter from their own blocks only, so the chance is
+    the mean over what either takes it for (chi distributed, at the middles of 100 equal shares)."""
+    shares = (np.arange(100) + 0.5) / 100
+    taken = np.sqrt(stats.chi2.ppf(shares, n - 1) / (n - 1))
+    t = float(stats.t.ppf(0.5 + level / 2, n - 1))
+
+    def missing(halves: float) -> float:
+        found = stats.norm.cdf(t * (halves * taken[:, None] - taken[None, :])).mean()
+        return float(found) - power
+
+    return float(optimize.brentq(missing, 0.1, 100.0))
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[bool]:

@@ -21,7 +21,7 @@ from workbench.measure.dependence import (
     share_over_blocks,
 )
 from workbench.measure.request_latency import latencies_ms, said_targets, slo_met
-from workbench.measure.statistics import Estimate, count, mean_ratio
+from workbench.measure.statistics import Estimate, count, mean_ratio, visible_in
 from workbench.records.metric import Metric
 
 SOURCE = {"source": "load"}
@@ -94,7 +94,8 @@ def _latencies(observed: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Ite
 
 
 def _speedups(observed: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Iterator[Metric]:
-    """Quantiles of the first arm over those of another, of the same requests, within blocks."""
+    """Quantiles of the first arm over those of another, of the same requests, within blocks; and
+    what difference of each the session could have seen."""
     baseline, *others = arms
     for latency in LATENCIES:
         name = latency.replace("_ms", "_speedup")
@@ -128,6 +129,11 @@ def _speedups(observed: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Iter
                     f"blocks; above 1 {arm} is faster"
                 )
                 yield ratio.metric(name, "x", how, "derived", **labels)
+                if ratio.lo is not None:
+                    how = f"scatter of {_named(q)} of {baseline} over that of {arm} over the blocks"
+                    yield visible_in(ratio).metric(
+                        "smallest_visible_effect", "share", how, speedup=name, **labels
+                    )
 
 
 def _answered_by_both(observed: pd.DataFrame, baseline: str, arm: str) -> pd.DataFrame:

@@ -94,7 +94,8 @@ def evaluate(gates: Sequence[Gate], records: Mapping[str, StageRecord]) -> list[
 
 
 def _with_noise(result: GateResult, records: Mapping[str, StageRecord]) -> GateResult:
-    """Inconclusive where the session's A/A comparison could not have seen the gate's margin.
+    """Inconclusive where the session could not have seen the gate's margin, by its A/A comparison
+    or, under the load, by the ratio's own scatter.
 
     The margin of a ratio is its limit's distance from 1. A result that lies beyond the limit by
     more than the smallest visible effect stands all the same.
@@ -117,10 +118,15 @@ def _with_noise(result: GateResult, records: Mapping[str, StageRecord]) -> GateR
 
 
 def _visible_effect(result: GateResult, records: Mapping[str, StageRecord]) -> float | None:
-    if result.stage != "measure_ab" or result.metric not in ("speedup", "throughput_ratio"):
+    if result.stage != "measure_ab":
         return None
-    own = result.labels.get("class") or f"batch_{result.labels.get('batch')}"
-    seen = records["measure_ab"].metric("smallest_visible_effect", **{"class": own})
+    if result.metric in ("speedup", "throughput_ratio"):
+        own = {"class": result.labels.get("class") or f"batch_{result.labels.get('batch')}"}
+    elif result.labels.get("source") == "load" and result.metric.endswith("_speedup"):
+        own = {**result.labels, "speedup": result.metric}
+    else:
+        return None
+    seen = records["measure_ab"].metric("smallest_visible_effect", **own)
     return None if seen is None or seen.value is None else abs(seen.value)
 
 

@@ -60,7 +60,7 @@ def decide(
     open_ = [r for r in results if r.outcome == "inconclusive"]
     surely = [r for r in failed if not r.chance]
     reasons = [
-        *(_about("verdict.too_noisy", r, effect=100 * r.effect) for r in open_ if r.effect),
+        *(_too_noisy(r) for r in open_ if r.effect),
         *(_about("verdict.failed", r) for r in surely),
         *(_about("verdict.failed_by_chance", r, all=len(results)) for r in failed if r.chance),
         *(_why_open(r) for r in open_ if r.effect is None),
@@ -124,6 +124,7 @@ def _noise(records: Mapping[str, StageRecord]) -> list[Sentence]:
         ("readiness", "noise", "readiness"),
         ("measure_ab", "noise", "measure_ab"),
         ("measure_ab", "load_noise", "under_load"),
+        ("deploy_rollback", "noise", "deploy_rollback"),
     ):
         noise = records[stage].facts.get(fact) if stage in records else None
         if noise and noise["disturbed"]:
@@ -164,6 +165,11 @@ def _has(record: StageRecord, name: str) -> bool:
 
 def _figure(result: GateResult) -> dict[str, Any]:
     return {"name": result.metric, "labels": result.labels}
+
+
+def _too_noisy(result: GateResult) -> Sentence:
+    under_load = "_under_load" if result.labels.get("source") == "load" else ""
+    return _about(f"verdict.too_noisy{under_load}", result, effect=100 * (result.effect or 0.0))
 
 
 def _why_open(result: GateResult) -> Sentence:

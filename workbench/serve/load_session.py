@@ -5,13 +5,16 @@ prompts at the same times, in orders of Williams squares; another block has anot
 is asked for an untimed answer first, so that what the arm before left behind falls on no timed
 one, and a turn ends when its last answer has: nobody is measured on what another left in a queue.
 
-What else the machine did is read for every block, and a disturbed block is measured again while
-time is left (:func:`~workbench.measure.noise.in_quiet`). Each finished block is on disk before the
-next begins, so a killed session goes on with the block it was in.
+Between two blocks others may measure something else of the same arms, such as their quality; its
+time is part of the session's. What else the machine did is read for every block, and a disturbed
+block is measured again while time is left (:func:`~workbench.measure.noise.in_quiet`). Each
+finished block is on disk before the next begins, so a killed session goes on with the block it
+was in.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -78,13 +81,20 @@ class LoadSession:
         """Blocks that are on disk."""
         return len(list(self._folder.glob("block-*.json")))
 
-    def run(self, budget_s: float, report: Callable[[int, int], None]) -> None:
-        """Play what is not finished; ``report(done, all)`` hears of every arm's turn."""
+    def run(
+        self,
+        budget_s: float,
+        report: Callable[[int, int], None],
+        between: Callable[[int, Sequence[str]], None] = lambda block, order: None,
+    ) -> None:
+        """Play what is not finished; ``report(done, all)`` hears of every arm's turn, and
+        ``between(block, order)`` is called after each block with the order of its arms."""
         most, turns = len(self._blocks), len(self._blocks) * len(self._arms)
         orders = list(islice(balanced_orders(list(self._arms), self._seed), most))
-        attempts = self._attempts()
+        attempts, between_s = self._attempts(), self._between_s()
         for block in range(self.finished(), most):
-            if out_of_time(attempts, block, budget_s):
+            each_s = sum(between_s) / max(1, block)
+            if out_of_time(attempts, block, budget_s - most * each_s):
                 return
             left_s = repeating_left_s(budget_s, attempts)
 
@@ -94,8 +104,12 @@ class LoadSession:
             rows, own = in_quiet(once, block, self._quiet, left_s, self._processes)
             with replacing(self._path(block, "parquet")) as partial:
                 rows.to_parquet(partial, index=False)
-            write_json(self._path(block, "json"), {"noise": own})
+            write_json(self._path(block, "json"), {"noise": own, "between_s": 0.0})
             attempts += own
+            began = time.monotonic()
+            between(block, orders[block])
+            between_s.append(time.monotonic() - began)
+            write_json(self._path(block, "json"), {"noise": own, "between_s": between_s[-1]})
 
     def _played(
         self, block: int, order: Sequence[str], report: Callable[[int], None]
@@ -134,10 +148,13 @@ class LoadSession:
         return pd.concat(frames, ignore_index=True)
 
     def _attempts(self) -> list[Attempt]:
-        kept: list[dict[str, Any]] = [
-            read_json(self._path(block, "json")) for block in range(self.finished())
-        ]
-        return [attempt for one in kept for attempt in one["noise"]]
+        return [attempt for one in self._kept() for attempt in one["noise"]]
+
+    def _between_s(self) -> list[float]:
+        return [one.get("between_s", 0.0) for one in self._kept()]
+
+    def _kept(self) -> list[dict[str, Any]]:
+        return [read_json(self._path(block, "json")) for block in range(self.finished())]
 
     def _path(self, block: int, ending: str) -> Path:
         return self._folder / f"block-{block:03d}.{ending}"

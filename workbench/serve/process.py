@@ -50,6 +50,15 @@ class ServerProcess:
             self.check()
             raise
 
+    @property
+    def process_ids(self) -> list[int]:
+        """This server's process and those that it has started; none when it has ended."""
+        try:
+            own = psutil.Process(self.process.pid)
+            return [own.pid, *(each.pid for each in own.children(recursive=True))]
+        except psutil.Error:
+            return []
+
     def switch(self, arm: str, reason: str) -> float:
         """Order a route; the ``time.monotonic()`` of the order. Raises StageError."""
         ordered_s = time.monotonic()

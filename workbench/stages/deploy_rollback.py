@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from workbench.load.piece import LengthLimits
 from workbench.load.profile import LoadProfile
+from workbench.measure.noise import NoiseWatch, require_quiet
+from workbench.measure.session import noise_facts
 from workbench.serve.carries import measured_capacity
 from workbench.serve.client import LoadProcesses, load_processes
 from workbench.serve.endpoint import Endpoint
@@ -24,6 +26,8 @@ from workbench.stages.deploy_rollback_tuning import tuned_in_stage
 
 CAPACITY_SHARE, CAPACITY_LEAST_S, CAPACITY_MOST_S = 0.05, 0.5, 10.0
 """Time for each arm's measurement of capacity, as a share of the replay, and its limits."""
+NOISE_STRETCHES = 20
+"""Of the replay; what else the machine did is read for each."""
 ORDER_LEAD_S = 0.02
 """Ahead of the request that it is meant for; two connections of one client keep no order."""
 
@@ -79,6 +83,7 @@ def _rehearse(
     Raises StageError as soon as the server or a client has died.
     """
     section, progress = context.pilot.deploy_rollback, context.progress
+    quiet = context.pilot.readiness.quiet
     budget_s = min(max(CAPACITY_SHARE * section.duration_s, CAPACITY_LEAST_S), CAPACITY_MOST_S)
     capacity = {}
     for arm in server.ready.arms:
@@ -104,14 +109,24 @@ def _rehearse(
     def on_progress(ended: int) -> None:
         nonlocal peak_bytes
         peak_bytes = max(peak_bytes, server.resident_bytes)
+        watch.look()
         progress.step("replay", ended, len(schedule), "requests")
 
     def order() -> None:
         server.switch(FALLBACK, "ordered in the middle of the replay")
 
+    before = require_quiet(quiet, context.note)
+    watch = NoiseWatch(
+        quiet,
+        lambda: [*server.process_ids, *client.process_ids],
+        section.duration_s / NOISE_STRETCHES,
+    )
     outcomes = client.replay(
         schedule, load.prompt, orders=[(order_s, order)], on_progress=on_progress
     )
+    watch.look(last=True)
+    context.record.save_table("noise", watch.table())
+    context.record.facts["noise"] = noise_facts(before, watch.table())
     switches = [
         {**switch, "time_s": switch["time_s"] - client.origin_s} for switch in server.switches()
     ]

@@ -1,9 +1,9 @@
 """Stage 3: quality, latency, throughput, memory and energy of the arms, in one session.
 
-First fixed shapes: all arms are in memory at once and do the same work in turn, and quality is
-judged through the same engine that is timed. Then the profile's own load, served
-(:mod:`.measure_ab_load`). Finished blocks and judged arms are kept in the stage's folder, so a
-killed stage goes on where it stopped.
+First fixed shapes: all arms are in memory at once and do the same work in turn. Then the profile's
+own load, served (:mod:`.measure_ab_load`), and between its blocks the quality, a slice of the
+held-out excerpts each time, through the engines of the fixed shapes. Finished blocks and judged
+slices are kept in the stage's folder, so a killed stage goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
 from workbench.engine.units import backends, uneven_units
 from workbench.errors import ConfigError, StageError
-from workbench.files import replacing
+from workbench.machine.gpu import torch_gpu_memory
 from workbench.machine.memory import memory
 from workbench.measure.ab_figures import (
     energy_bases,
@@ -37,7 +38,7 @@ from workbench.measure.latency import LoadClass, Prompt
 from workbench.measure.memory_use import memory_growth
 from workbench.measure.meters import EnergySession, find_meters
 from workbench.measure.noise import require_quiet
-from workbench.measure.quality import engine_losses, judged_excerpts
+from workbench.measure.quality import QualityProbes, judged_excerpts
 from workbench.measure.session import Ending, Session, noise_facts
 from workbench.model.build import checkpoint_config, preset_config
 from workbench.pilot.sections.measure_ab import MeasureAb
@@ -108,20 +109,26 @@ def run(context: StageContext) -> None:
         engines = {name: arm.engine for name, arm in arms.items()}
         sizes = {a: (arm.engine.weight_bytes, arm.resident_bytes) for a, arm in arms.items()}
         blocks, energies = _timed(context, engines, classes, prompts)
-        quality = _judged(context, engines, heldout, tokenizer)
+        record.save_table("blocks", blocks)
+        record.save_table("energies", energies)
+        record.facts["energy_basis"] = energy_bases(energies)
+        probes = _probes(context, engines, heldout, tokenizer)
         answers = _answers(engines, heldout, tokenizer)
+        between = section.load.blocks > 0 and _hold_twice(context, arms)
+        if between:
+            measure_under_load(context, trained, answers, probes)
+        quality = probes.finish(partial(_judging, context))
         for name, engine in engines.items():
             for note in engine.notes:  # what could not be captured shows only when it runs
                 context.note(f"{name}: {note}")
-    record.save_table("blocks", blocks)
-    record.save_table("energies", energies)
-    record.facts["energy_basis"] = energy_bases(energies)
     record.save_table("quality", quality)
-    measure_under_load(context, trained, answers)
+    if not between:
+        measure_under_load(context, trained, answers, None)
+    judged = f"{'between the blocks of' if between else 'before'} the load"
 
     computes = _about_kernels(context, engines)
     for metric in (
-        *quality_figures(quality, BASELINE, section.bootstrap, context.pilot.seed),
+        *quality_figures(quality, BASELINE, section.bootstrap, context.pilot.seed, judged),
         *latency_figures(blocks, BASELINE, classes, computes),
         *throughput_figures(blocks, BASELINE, classes, computes),
         *visible_effects(blocks, BASELINE, classes),
@@ -253,32 +260,37 @@ def _say_how_it_ended(context: StageContext, session: Session, blocks: pd.DataFr
     )
 
 
-def _judged(
+def _probes(
     context: StageContext,
     engines: dict[str, Engine],
     heldout: pd.DataFrame,
     tokenizer: PreTrainedTokenizerBase,
-) -> pd.DataFrame:
-    """Table ``quality``; an arm that was judged before an interruption is not judged again."""
-    length = context.pilot.data.sequence_length
-    judged = judged_excerpts(heldout, tokenizer, length, context.pilot.measure_ab.quality_documents)
-    frames = []
-    for arm, engine in engines.items():
-        path = context.folder / "session" / f"quality-{arm}.parquet"
-        if not path.exists():
-            losses = engine_losses(
-                engine,
-                tokenizer,
-                judged,
-                length,
-                lambda done, arm=arm: context.progress.step(
-                    f"judging {arm}", done, len(judged), "excerpts"
-                ),
-            )
-            with replacing(path) as partial:
-                losses.assign(arm=arm).to_parquet(partial, index=False)
-        frames.append(pd.read_parquet(path))
-    return pd.concat(frames, ignore_index=True)
+) -> QualityProbes:
+    """The judged excerpts, a slice for each block of the load."""
+    section, length = context.pilot.measure_ab, context.pilot.data.sequence_length
+    excerpts = judged_excerpts(heldout, tokenizer, length, section.quality_documents)
+    folder, slices = context.folder / "session", max(1, section.load.blocks)
+    return QualityProbes(folder, engines, tokenizer, excerpts, length, slices)
+
+
+def _judging(context: StageContext, arm: str, done: int, of: int) -> None:
+    context.progress.step(f"judging {arm}", done, of, "excerpts")
+
+
+def _hold_twice(context: StageContext, arms: dict[str, MeasuredArm]) -> bool:
+    """Whether the server can load the arms beside those of this process, which judge between its
+    blocks; where it cannot, they are judged before it starts. Its caches may be larger than
+    those here, so twice their memory is asked for."""
+    needed = 2 * sum(arm.resident_bytes for arm in arms.values())
+    on_gpu = context.device.name == "cuda"
+    free = torch_gpu_memory()[0] if on_gpu else memory().available_bytes
+    if needed < free:
+        return True
+    context.note(
+        "quality is judged before the load, not between its blocks: to load the arms a second "
+        f"time {needed / 1e9:.1f} GB are asked for, {free / 1e9:.1f} GB are free"
+    )
+    return False
 
 
 def _answers(

@@ -2,7 +2,9 @@
 
 The pilot's arms are served by one process, all loaded before the first block; an arm that has
 nothing to do waits for a signal and takes no processor. Addresses of others are sent the same
-requests as text. Finished blocks are kept in ``load/`` in the stage's folder.
+requests as text. After each block the pilot's arms judge a slice of the held-out excerpts, in the
+order of that block, so that quality stands in the same session. Finished blocks are kept in
+``load/`` in the stage's folder.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from workbench.load.piece import LengthLimits, Piece
 from workbench.load.planned import PlannedRequest
 from workbench.load.profile import LoadProfile
 from workbench.measure.noise import require_quiet
+from workbench.measure.quality import QualityProbes
 from workbench.measure.session import noise_facts
 from workbench.measure.statistics import Estimate, count
 from workbench.measure.under_load import SOURCE, dispatch_delays, left_out, load_figures
@@ -71,8 +74,12 @@ class Judged:
     answers: dict[str, str]
 
 
-def measure_under_load(context: StageContext, trained: StageRecord, judged: Judged) -> None:
+def measure_under_load(
+    context: StageContext, trained: StageRecord, judged: Judged, probes: QualityProbes | None
+) -> None:
     """Fill the tables ``load_requests`` and ``load_noise`` and the figures with ``source=load``.
+
+    probes: judge a slice of the excerpts after each block; None where that was done before.
 
     Raises StageError when a server or a client dies, or an address does not answer.
     """
@@ -115,7 +122,7 @@ def measure_under_load(context: StageContext, trained: StageRecord, judged: Judg
 
         def processes() -> list[int]:
             ids = [pid for client in (own, *clients.values()) for pid in client.process_ids]
-            return [server.process.pid, *ids]
+            return [*server.process_ids, *ids]
 
         session = LoadSession(
             folder,
@@ -131,6 +138,7 @@ def measure_under_load(context: StageContext, trained: StageRecord, judged: Judg
         session.run(
             section.load.budget_s,
             lambda done, most: context.progress.step("arms under load", done, most, "turns"),
+            probes.judge if probes else lambda block, order: None,
         )
         _record_network(context, server, tried)
     requests, noise = session.requests(), session.noise()

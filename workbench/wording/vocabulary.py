@@ -198,7 +198,14 @@ FIGURES: dict[str, Figure] = {
     "network_round_trip_ms": Figure("latency", "lower", (_SAME_LOAD,)),
     "changed_answers": Figure("quality", "lower", (_SAME_LOAD_OWN,)),
     "smallest_visible_effect": Figure(
-        "latency", "lower", ({"class": _MEASURED_CLASSES, "source": words("trained")},)
+        "latency",
+        "lower",
+        (
+            {"class": _MEASURED_CLASSES, "source": words("trained")},
+            _SAME_LOAD_OTHER
+            | {"speedup": words("ttft_speedup", "itl_speedup", "tpot_speedup", "e2e_speedup")}
+            | _TAIL,
+        ),
     ),
     "decode_speedup": Figure("latency", "higher", (_PROBED_GAIN,)),
     "prefill_speedup": Figure("latency", "higher", (_PROBED_GAIN,)),
