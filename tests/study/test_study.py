@@ -13,6 +13,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from workbench.errors import ConfigError, StageError
+from workbench.measure.paired_bootstrap import PairedBootstrap
 from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress
 from workbench.records.metric import Metric
@@ -20,7 +21,6 @@ from workbench.records.stage_record import StageRecord
 from workbench.study import parallel, recipe, size
 from workbench.study.command import study_command
 from workbench.study.lines import json_lines, write_lines
-from workbench.study.paired_bootstrap import PairedBootstrap
 from workbench.study.run import STUDIES, run_study
 from workbench.study.setup import training_setup
 

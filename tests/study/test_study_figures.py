@@ -7,13 +7,16 @@ import warnings
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 
 from workbench.paths import NOTEBOOKS
 from workbench.records.stage_record import StageRecord
 from workbench.runner.papermill_run import execute_with
+from workbench.study.parity import parity_width
 from workbench.study.run import STUDIES
+from workbench.study.size import slope_per_doubling
 from workbench.wording.text import LANGUAGES
 
 MODULES = {name: importlib.import_module(f"workbench.figures.study_{name}") for name in STUDIES}
@@ -61,3 +64,19 @@ def test_a_notebook_trains_and_shows_its_study(
     assert target.stat().st_size < 1_000_000
     events = [path.read_text(encoding="utf-8") for path in finished.glob("*/*/events.jsonl")]
     assert any("5 of 6 arms are trained already" in text for text in events)
+
+
+def test_parity_lies_where_the_gap_changes_its_sign() -> None:
+    widths = np.array([64.0, 80.0, 96.0, 128.0])
+    gaps = 0.3 * np.log(88.0 / widths)
+    rows = np.stack([gaps, gaps - 10, gaps + 10, np.array([0.2, 0.1, 0.1, 0.0])])
+    found = parity_width(widths, rows)
+    assert found[0] == pytest.approx(88.0)
+    assert np.isnan(found[1]) and np.isnan(found[2])
+    assert found[3] == pytest.approx(128.0)
+
+
+def test_the_trend_is_the_slope_for_each_doubling() -> None:
+    sizes = np.array([1e5, 2e5, 8e5])
+    values = 0.4 - 0.05 * np.log2(sizes / 1e5)
+    assert slope_per_doubling(sizes, np.stack([values, values + 1])) == pytest.approx([-0.05] * 2)

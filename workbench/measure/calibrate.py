@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.measure.calibrate_studies import STUDIES
 from workbench.measure.dependence import (
     quantile_over_blocks,
     quantile_over_time,
@@ -47,6 +48,7 @@ from workbench.measure.statistics import (
     quantile,
     share,
     smallest_visible_effect,
+    visible_in,
 )
 from workbench.paths import PROJECT
 
@@ -137,6 +139,15 @@ def documents(runs: int) -> Iterator[Row]:
         yield Row("power", method, situation, n, 0.8, value, runs, 1.0)
 
 
+def studies(runs: int) -> Iterator[Row]:
+    """Functions of several arms' losses on the same documents, with heavy tails."""
+    for situation in STUDIES:
+        for n in (64, 100, 256):
+            made = situation.estimates(n, runs)
+            method = "studies, studentized bootstrap"
+            yield from judged(method, situation.name, n, situation.truth, made)
+
+
 def _gap(random: Generator, gaps: np.ndarray) -> Estimate:
     size = random.integers(400, 2400, len(gaps)).astype(float)
     easy = random.gamma(4, 0.3, len(gaps)) * size
@@ -201,6 +212,13 @@ def _visible(runs: int) -> Iterator[Row]:
         situation = "its own smallest visible effect"
         value = float(np.mean(found))
         yield Row("power", "A/A comparison", situation, n, 0.8, value, runs, 1.0)
+        found = []
+        for a, b, c, d in noise:
+            effect = visible_in(mean_ratio(1.3 * np.exp(a), np.exp(b))).value or 0.0
+            ratio = mean_ratio((1 + effect) * np.exp(c), np.exp(d))
+            found.append(ratio.lo is not None and ratio.lo > 1)
+        value = float(np.mean(found))
+        yield Row("power", "scatter of a ratio", situation, n, 0.8, value, runs, 1.0)
 
 
 def _many_arms(runs: int) -> Iterator[Row]:
@@ -346,7 +364,7 @@ def rates(runs: int) -> Iterator[Row]:
             yield from judged("rates over time", situation, n, 6.0, made)
 
 
-PARTS = {documents: 1000, blocks: 4000, counts: 2000, queues: 600, rates: 1000}
+PARTS = {documents: 1000, studies: 400, blocks: 4000, counts: 2000, queues: 600, rates: 1000}
 """Runs of each part; what is cheap is run more often."""
 
 

@@ -341,7 +341,10 @@ def smallest_visible_effect(
     sign = math.copysign(1.0, lean)
     effect = sign * math.expm1(seen + abs(lean))
     method = f"found in {power:.0%} of cases, from the A/A t interval over {ratio.n} blocks"
-    return Estimate(effect, None, None, ratio.n, method, level)
+    return Estimate(effect, None, None, ratio.n, method, level, ITSELF_A_WIDTH)
+
+
+ITSELF_A_WIDTH = "no interval: it is made of the width of one"
 
 
 def visible_in(ratio: Estimate, power: float = 0.8) -> Estimate:
@@ -358,7 +361,7 @@ def visible_in(ratio: Estimate, power: float = 0.8) -> Estimate:
     half = (math.log(ratio.hi) - math.log(ratio.lo)) / 2
     seen = half * _found_from(ratio.n, ratio.level, power)
     method = f"found in {power:.0%} of cases, from the ratio's t interval over {ratio.n} blocks"
-    return Estimate(math.expm1(seen), None, None, ratio.n, method, ratio.level)
+    return Estimate(math.expm1(seen), None, None, ratio.n, method, ratio.level, ITSELF_A_WIDTH)
 
 
 @cache

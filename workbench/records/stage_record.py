@@ -63,13 +63,14 @@ class StageRecord:
         n: int | None = None,
         lo: float | None = None,
         hi: float | None = None,
+        reason: str | None = None,
         basis: Basis = "sample",
         **labels: str,
     ) -> Metric:
-        """Record a figure that this run measured; ``basis`` as of :class:`Metric`."""
-        return self.add(
-            Metric(name, value, unit, how, "measured", n, lo, hi, labels=labels, basis=basis)
-        )
+        """Record a figure that this run measured; ``reason`` (why it has no interval) and ``basis``
+        as of :class:`Metric`."""
+        fields = {"reason": reason, "labels": labels, "basis": basis}
+        return self.add(Metric(name, value, unit, how, "measured", n, lo, hi, **fields))
 
     def missing(self, name: str, unit: str, reason: str, **labels: str) -> Metric:
         """Record that a figure could not be measured, and why."""

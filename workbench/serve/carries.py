@@ -54,6 +54,13 @@ class Capacity:
         return cls(count / took_s, count / ends_s[count - slots - 1])
 
 
+ONE_BURST = (
+    "no interval: one burst of a few requests; how another would differ does not show in it. "
+    "slo_met_share and the rates of the queue's tuning answer whether the load is carried"
+)
+"""Why a capacity decides no gate by its value."""
+
+
 def measured_capacity(
     client: LoadProcesses, load: Load, arm: str, slots: int, queue: int, budget_s: float
 ) -> Capacity:

@@ -142,16 +142,29 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class NetworkProbe:
-    """The network's part of a latency; medians of ``count``, milliseconds.
+    """The network's part of a latency, in several tries one after the other, milliseconds.
 
-    connect_ms: until a connection stands, TLS included. round_trip_ms: a GET of ``path`` over a
-    connection that stands, the server's own time for that small answer included.
+    connects_ms: until a connection stood, TLS included. round_trips_ms: a GET of ``path`` over a
+    connection that stood, the server's own time for that small answer included.
     """
 
-    connect_ms: float
-    round_trip_ms: float
-    count: int
+    connects_ms: tuple[float, ...]
+    round_trips_ms: tuple[float, ...]
     path: str
+
+    @property
+    def count(self) -> int:
+        return len(self.connects_ms)
+
+    @property
+    def connect_ms(self) -> float:
+        """The median."""
+        return statistics.median(self.connects_ms)
+
+    @property
+    def round_trip_ms(self) -> float:
+        """The median."""
+        return statistics.median(self.round_trips_ms)
 
 
 def probe(endpoint: Endpoint, count: int = 9) -> NetworkProbe:
@@ -173,8 +186,8 @@ def probe(endpoint: Endpoint, count: int = 9) -> NetworkProbe:
             f"{endpoint.address} does not answer: {type(error).__name__}: {error}",
             next_step="start that server, or correct the address",
         ) from None
-    connect_ms, round_trip_ms = (1e3 * statistics.median(of) for of in (connect_s, round_trip_s))
-    return NetworkProbe(connect_ms, round_trip_ms, count, path)
+    connects_ms, round_trips_ms = (tuple(1e3 * s for s in of) for of in (connect_s, round_trip_s))
+    return NetworkProbe(connects_ms, round_trips_ms, path)
 
 
 def ask(endpoint: Endpoint, prompt: PromptInput, tokens: int, model: str | None = None) -> str:

@@ -15,7 +15,7 @@ from workbench.measure.dependence import quantile_over_time, rate_over_time, sha
 from workbench.measure.request_latency import said_targets, slo_met
 from workbench.measure.statistics import Estimate, count
 from workbench.records.stage_record import StageRecord
-from workbench.serve.carries import Capacity, carries
+from workbench.serve.carries import ONE_BURST, Capacity, carries
 from workbench.serve.process import ServerProcess
 from workbench.serve.rehearsal import (
     CANDIDATE,
@@ -31,6 +31,10 @@ from workbench.stages.context import StageContext
 from workbench.stages.deploy_rollback_tuning import with_tuning
 
 MB = 1e6
+ONE_ROLLBACK = (
+    "no interval: one rollback; how long others would take does not show in it. The phases' "
+    "latencies and lost_requests say what it cost"
+)
 SHORTEST_WINDOW_S, MOST_WINDOWS = 0.05, 400
 """Windows in which requests that met their targets are counted, for the interval of goodput."""
 Shares = dict[str, dict[str, Estimate]]
@@ -77,6 +81,7 @@ def record_server(context: StageContext, server: ServerProcess, replayed: Replay
             "requests/s",
             "requests sent at once over the time until the last had ended, when the slots were no "
             f"longer all busy; full, at most {replayed.capacity[name].at_most_per_s:.4g}",
+            reason=ONE_BURST,
             arm=name,
         )
         for note in arm.notes:
@@ -125,13 +130,14 @@ def _record_piece(context: StageContext, replayed: Replayed) -> None:
     if fidelity.piece_gap_cv is None:
         record.missing("replayed_gap_cv", "", "the replayed piece has too few requests")
     else:
-        record.measured("replayed_gap_cv", fidelity.piece_gap_cv, "", how)
+        record.measured("replayed_gap_cv", fidelity.piece_gap_cv, "", how, basis="exact")
     record.measured(
         "replayed_window_p95",
         fidelity.piece_p95,
         "requests",
         f"{how}: 95th percentile of the requests in windows of {fidelity.window_s:.3g} s; "
         f"{fidelity.p95:.4g} in the whole load",
+        basis="exact",
     )
     if cut := sum(planned.cut for planned in replayed.schedule):
         context.note(
@@ -214,6 +220,7 @@ def _record_rollback(
             "from the switch to the first token of the fallback that a client received; "
             f"its request was due {waited_s:.3f} s after the switch",
             n=1,
+            reason=ONE_ROLLBACK,
         )
     phases = handover.phases(requests)
     answered = int((requests["status"] == "ok").sum())
@@ -326,12 +333,13 @@ def _record_carried(
                 None,
                 1,
                 "",
-                reason="no interval: one burst; full to its last slot the arm completes at most "
-                f"{capacity.at_most_per_s / profile.rate_per_s:.3g} of it",
+                reason=ONE_BURST,
             ).metric(
                 "capacity_over_rate",
                 "",
-                f"capacity_per_s over the load's mean rate of {profile.rate_per_s:.4g} a second",
+                f"capacity_per_s over the load's mean rate of {profile.rate_per_s:.4g} a second; "
+                "full to its last slot the arm completes at most "
+                f"{capacity.at_most_per_s / profile.rate_per_s:.3g} of it",
                 "derived",
                 arm=arm,
             )

@@ -25,12 +25,12 @@ from workbench.load.profile import LoadProfile
 from workbench.measure.noise import require_quiet
 from workbench.measure.quality import QualityProbes
 from workbench.measure.session import noise_facts
-from workbench.measure.statistics import Estimate, count
+from workbench.measure.statistics import Estimate, count, quantile
 from workbench.measure.under_load import SOURCE, dispatch_delays, left_out, load_figures
 from workbench.pilot.sections.measure_ab import MeasureAb
 from workbench.records.stage_record import StageRecord
 from workbench.serve.address import Tried, try_address
-from workbench.serve.carries import Capacity, measured_capacity
+from workbench.serve.carries import ONE_BURST, Capacity, measured_capacity
 from workbench.serve.client import LoadProcesses, load_processes
 from workbench.serve.endpoint import Endpoint, ask, probe
 from workbench.serve.load import Load, wanted_context
@@ -264,6 +264,7 @@ def _record_pace(context: StageContext, load: Load, pace: Pace, piece: Piece) ->
             "requests/s",
             "requests sent at once over the time until the last had ended; full, at most "
             f"{capacity.at_most_per_s:.4g}",
+            reason=ONE_BURST,
             arm=arm,
             **SOURCE,
         )
@@ -296,12 +297,13 @@ def _record_network(context: StageContext, server: ServerProcess, tried: dict[st
         **{name: each.probe for name, each in tried.items()},
     }
     for arm, each in found.items():
-        for name, value in (
-            ("network_connect_ms", each.connect_ms),
-            ("network_round_trip_ms", each.round_trip_ms),
+        for name, times_ms in (
+            ("network_connect_ms", each.connects_ms),
+            ("network_round_trip_ms", each.round_trips_ms),
         ):
             how = f"median of {each.count}, GET {each.path}; part of every latency of this arm"
-            context.record.measured(name, value, "ms", how, n=each.count, arm=arm, **SOURCE)
+            median = quantile(times_ms, 0.5)
+            context.record.add(median.metric(name, "ms", how, arm=arm, **SOURCE))
 
 
 def _record_answers(context: StageContext, requests: pd.DataFrame, judged: dict[str, str]) -> None:

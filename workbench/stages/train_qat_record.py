@@ -14,6 +14,11 @@ from workbench.train.evaluator import Evaluator
 from workbench.train.guard import TABLE as GUARD
 from workbench.train.int8_gradients import LARGEST_ERROR
 
+ONE_TRAINING = (
+    "no interval: one training; how long another would take, with the machine in another state, "
+    "shows in none of its steps"
+)
+"""Why what a training took decides no gate by its value."""
 Arms = dict[str, Evaluator]
 """By their names, full_precision and ternary; an evaluator's telemetry is what the arm left."""
 
@@ -81,8 +86,9 @@ def _record_training(context: StageContext, arm: str, evaluator: Evaluator) -> N
     if (processes := context.pilot.train.processes) > 1:
         how += f"; {processes} processes together"
     n = len(rows)
-    record.measured("training_time_s", seconds, "s", how, n=n, arm=arm)
-    record.measured("training_tokens_per_s", tokens / seconds, "tokens/s", how, n=n, arm=arm)
+    once = {"n": n, "reason": ONE_TRAINING, "arm": arm}
+    record.measured("training_time_s", seconds, "s", how, **once)
+    record.measured("training_tokens_per_s", tokens / seconds, "tokens/s", how, **once)
     why = "no meter runs beside the training; measure_ab meters the trained arms"
     record.missing("training_energy_j", "J", why, arm=arm)
     if "teacher_tokens" in rows:
@@ -99,7 +105,8 @@ def _record_teacher(record: StageRecord, rows: pd.DataFrame, arm: str) -> None:
         record.missing("teacher_time_s", "s", why, arm=arm)
     else:
         how += "; a part of training_time_s"
-        record.measured("teacher_time_s", float(seconds.sum()), "s", how, n=len(rows), arm=arm)
+        once = {"n": len(rows), "reason": ONE_TRAINING, "arm": arm}
+        record.measured("teacher_time_s", float(seconds.sum()), "s", how, **once)
 
 
 def _record_totals(record: StageRecord, ternary: Evaluator) -> None:
@@ -135,6 +142,8 @@ def record_gradient_errors(
     how = f"gradients of {sequences} training sequences with products in INT8 and without"
     name, unit = "int8_gradient_error", "share"
     if math.isfinite(whole):
-        context.record.measured(name, whole, unit, how, n=len(errors) - 1, moment=moment)
+        why = "no interval: one draw of sequences"
+        of = {"n": len(errors) - 1, "reason": why, "moment": moment}
+        context.record.measured(name, whole, unit, how, **of)
     else:
         context.record.missing(name, unit, "the gradients are not finite", moment=moment)

@@ -13,11 +13,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from workbench.measure.paired_bootstrap import BitsPerByte, PairedBootstrap
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm, make_arm
 from workbench.study.network import values_of_width
-from workbench.study.paired_bootstrap import BitsPerByte, PairedBootstrap
 
 HEADLINE = "parity_width_factor"
 FULL, TERNARY = "full_precision", "ternary"

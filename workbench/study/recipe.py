@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from workbench.measure.paired_bootstrap import BitsPerByte, PairedBootstrap
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm, make_arm
-from workbench.study.paired_bootstrap import BitsPerByte, PairedBootstrap
 
 FULL, DEFAULT, REFERENCE, UNTRAINED = (
     "full_precision",

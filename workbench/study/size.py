@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.measure.paired_bootstrap import BitsPerByte, PairedBootstrap
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm, make_arm
 from workbench.study.network import shape_of_width, values_of_width
-from workbench.study.paired_bootstrap import BitsPerByte, PairedBootstrap
 
 HEADLINE = "gap_trend"
 FULL, TERNARY = "full_precision", "ternary"

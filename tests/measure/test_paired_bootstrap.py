@@ -8,9 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.study.paired_bootstrap import PairedBootstrap
-from workbench.study.parity import parity_width
-from workbench.study.size import slope_per_doubling
+from workbench.measure.paired_bootstrap import PairedBootstrap
 
 
 def table(bits: dict[str, np.ndarray], size: np.ndarray, seeds: int = 1) -> pd.DataFrame:
@@ -85,19 +83,3 @@ def test_few_documents_and_undefined_figures_have_no_interval(drawn) -> None:
     half = bootstrap.estimate(lambda b: np.where(b["full"] > 2.0, np.nan, b["full"]))
     if half.value is not None:
         assert half.lo is None and "draws" in half.reason
-
-
-def test_parity_lies_where_the_gap_changes_its_sign() -> None:
-    widths = np.array([64.0, 80.0, 96.0, 128.0])
-    gaps = 0.3 * np.log(88.0 / widths)
-    rows = np.stack([gaps, gaps - 10, gaps + 10, np.array([0.2, 0.1, 0.1, 0.0])])
-    found = parity_width(widths, rows)
-    assert found[0] == pytest.approx(88.0)
-    assert np.isnan(found[1]) and np.isnan(found[2])
-    assert found[3] == pytest.approx(128.0)
-
-
-def test_the_trend_is_the_slope_for_each_doubling() -> None:
-    sizes = np.array([1e5, 2e5, 8e5])
-    values = 0.4 - 0.05 * np.log2(sizes / 1e5)
-    assert slope_per_doubling(sizes, np.stack([values, values + 1])) == pytest.approx([-0.05] * 2)
