@@ -8,6 +8,7 @@ the training's own figure is the price of the artefact: packing, half precision,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,15 +131,10 @@ class QualityProbes:
         for arm in arms:
             if arm not in self._engines or (path := self._path(number, arm)).exists():
                 continue
-            losses = engine_losses(
-                self._engines[arm],
-                self._tokenizer,
-                excerpts,
-                self._context,
-                lambda done, arm=arm: report(arm, done, len(excerpts)),
-            )
-            with replacing(path) as partial:
-                losses.assign(arm=arm, slice=number).to_parquet(partial, index=False)
+            engine, heard = self._engines[arm], partial(self._heard, report, arm, len(excerpts))
+            losses = engine_losses(engine, self._tokenizer, excerpts, self._context, heard)
+            with replacing(path) as unfinished:
+                losses.assign(arm=arm, slice=number).to_parquet(unfinished, index=False)
 
     def finish(self, report: Callable[[str, int, int], None]) -> pd.DataFrame:
         """Judge what is left, and the table ``quality``: columns id, source, nats, bytes, arm and
@@ -148,6 +144,10 @@ class QualityProbes:
             self.judge(number, arms, report)
         frames = [pd.read_parquet(self._path(number, arm)) for arm in arms for number in numbers]
         return pd.concat(frames, ignore_index=True)
+
+    @staticmethod
+    def _heard(report: Callable[[str, int, int], None], arm: str, of: int, done: int) -> None:
+        report(arm, done, of)
 
     def _path(self, number: int, arm: str) -> Path:
         return self._folder / f"quality-{number:03d}-{arm}.parquet"

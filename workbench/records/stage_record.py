@@ -69,8 +69,20 @@ class StageRecord:
     ) -> Metric:
         """Record a figure that this run measured; ``reason`` (why it has no interval) and ``basis``
         as of :class:`Metric`."""
-        fields = {"reason": reason, "labels": labels, "basis": basis}
-        return self.add(Metric(name, value, unit, how, "measured", n, lo, hi, **fields))
+        return self.add(
+            Metric(
+                name,
+                value,
+                unit,
+                how,
+                n=n,
+                lo=lo,
+                hi=hi,
+                reason=reason,
+                labels=labels,
+                basis=basis,
+            )
+        )
 
     def missing(self, name: str, unit: str, reason: str, **labels: str) -> Metric:
         """Record that a figure could not be measured, and why."""
