@@ -85,5 +85,5 @@ clean:
 	@touch $@
 
 .venv/ready-for-tests: .venv/ready
-	@$(PIP) -e '.[notebooks,export,test,lora]'
+	@$(PIP) -e '.[notebooks,export,meters,test,lora]'
 	@touch $@

@@ -18,7 +18,7 @@ from workbench.measure.meters.faults import MeterFaults
 from workbench.measure.meters.nvml import NvmlMeter
 from workbench.measure.meters.rapl import find_rapl
 from workbench.measure.meters.sample import MeterFault, Sample
-from workbench.pilot.sections.measure_ab import Meters
+from workbench.pilot.sections.meters import Meters
 
 WATTS = 40.0
 

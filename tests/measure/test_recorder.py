@@ -23,7 +23,7 @@ from workbench.measure.meters.recording import (
     sample_row,
 )
 from workbench.measure.meters.sample import Channel, MeterFault, Sample
-from workbench.pilot.sections.measure_ab import Meters
+from workbench.pilot.sections.meters import Meters
 
 PDU = Channel("snmp", "pdu/1", "node", "power", averaging_s=2.0, resolution=1.0)
 CPU = Channel("rapl", "package-0", "cpu", "energy", "modelled", wraps_at_j=65.5, contains=("dram",))
@@ -198,7 +198,7 @@ import json, sys
 from workbench.measure.meters.clock import SYSTEM_CLOCK as clock
 from workbench.measure.meters.recorder import Recorder
 from workbench.measure.meters.sample import Channel, Sample
-from workbench.pilot.sections.measure_ab import Meters
+from workbench.pilot.sections.meters import Meters
 
 class Counting:
     reader, notes, n = "played", [], 0

@@ -29,7 +29,7 @@ from workbench.bench.gpu_clock import GpuRow, median
 from workbench.engine.architecture import kernel_config
 from workbench.measure.meters import EnergySession, MissingMeter, find_meters
 from workbench.model.presets import Shape
-from workbench.pilot.sections.measure_ab import Meters
+from workbench.pilot.sections.meters import Meters
 
 if TYPE_CHECKING:
     from workbench.bench.gpu import Bench

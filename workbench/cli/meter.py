@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.pilot.sections.measure_ab import Meters
+from workbench.pilot.sections.meters import Meters
 
 commands = typer.Typer(no_args_is_help=True, help="Power meters: find, watch, record, import.")
 

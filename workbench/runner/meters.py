@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workbench.measure.meters.recorder import Recorder
 from workbench.paths import shown
-from workbench.pilot.sections.measure_ab import Meters
+from workbench.pilot.sections.meters import Meters
 from workbench.runner.pilot_run import terminable
 
 

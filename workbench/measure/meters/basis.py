@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from workbench.measure.meters.sample import Channel, SampleKind
 from workbench.measure.meters.window import Reading, Reason
@@ -27,6 +28,9 @@ COVERS = {
     PROCESSORS: "CPU packages alone",
 }
 """What stands beside a figure: of fans, disks and losses only the node's inlet knows."""
+
+COARSE_J = 100.0
+"""A counter in steps of more: a PDU's of 0.1 kWh moves once in twenty minutes at a kilowatt."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,33 @@ class EnergyBasis:
 
 def bases(channels: Sequence[Channel]) -> list[EnergyBasis]:
     """Every basis that these channels make, the widest first; a counter stands for the power of
-    its place."""
-    counted = {(c.reader, c.place) for c in channels if c.quantity == "energy"}
-    each = [c for c in channels if c.quantity == "energy" or (c.reader, c.place) not in counted]
+    its place, unless its steps are coarse: then the power stands and the counter checks it."""
+    held = {(channel.scope, place) for channel in channels for place in channel.contains}
+    each = [c for c in _one_a_place(channels) if (c.scope, c.place) not in held]
     found = []
     for reader in dict.fromkeys(c.reader for c in each if c.scope == "node"):
         feeds = [c for c in each if c.scope == "node" and c.reader == reader]
         found.append(EnergyBasis(NODE, reader, tuple(feeds)))
     for name, scopes in PARTS.items():
-        parts = [c for c in each if c.scope in scopes]
-        if {c.scope for c in parts} == set(scopes):
-            readers = dict.fromkeys(c.reader for c in parts)
-            found.append(EnergyBasis(name, " + ".join(readers), tuple(parts)))
+        # Two readers may see the same board, such as NVML and DCGM's exporter: never both in a sum.
+        seen_by = [dict.fromkeys(c.reader for c in each if c.scope == scope) for scope in scopes]
+        for readers in product(*seen_by):
+            of = dict(zip(scopes, readers, strict=True))
+            parts = [c for c in each if of.get(c.scope) == c.reader]
+            found.append(EnergyBasis(name, " + ".join(dict.fromkeys(readers)), tuple(parts)))
     return found
+
+
+def _one_a_place(channels: Sequence[Channel]) -> list[Channel]:
+    """Of each place its counter or its power."""
+    powers = {(c.reader, c.place) for c in channels if c.quantity == "power"}
+    coarse = {
+        (c.reader, c.place)
+        for c in channels
+        if c.quantity == "energy" and (c.resolution or 0.0) > COARSE_J
+    }
+    counted = {(c.reader, c.place) for c in channels if c.quantity == "energy"} - (coarse & powers)
+    return [c for c in channels if (c.quantity == "energy") == ((c.reader, c.place) in counted)]
 
 
 @dataclass(frozen=True)

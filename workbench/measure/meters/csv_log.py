@@ -92,7 +92,7 @@ class CsvMeter:
                 found.append(self._sample(text, offset_s))
             except ValueError as error:
                 row = text.strip()[:SHOWN_CHARACTERS]
-                found.append(MeterFault(f"{shown(self.path)}: row {row!r}: {error}"))
+                found.append(MeterFault(f"{shown(self.path)}: row {row!r}: {error}", "bad_row"))
         return found
 
     def close(self) -> None:

@@ -13,7 +13,8 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from workbench.machine.gpu import nvml, torch_gpu
+from workbench.errors import reason_of
+from workbench.machine.gpu import nvml, torch_gpu, visible_gpus
 from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
 from workbench.measure.meters.sample import Channel, MeterFault, Sample
 
@@ -68,7 +69,10 @@ class NvmlMeter:
             try:
                 thousandths = ask(handle)
             except self._driver.NVMLError as error:
-                raise OSError(f"{channel.place}: {error}") from None
+                # One board that fails costs the others nothing.
+                text = f"{channel.place} {channel.quantity}: {reason_of(error)}"
+                samples.append(MeterFault(text, "no_answer", channel))
+                continue
             now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
             # Both come in thousandths: mJ and mW.
             samples.append(Sample(channel, now_s, wall_s, thousandths / 1e3))
@@ -78,21 +82,38 @@ class NvmlMeter:
         self._stack.close()
 
 
-def find_nvml(gpus: Sequence[int] = (0,)) -> NvmlMeter:
-    """The meter of torch's GPUs ``gpus``. Raises OSError with the reason where there is none."""
+def find_nvml(gpus: Sequence[int] | None = (0,)) -> NvmlMeter:
+    """The meter of torch's GPUs ``gpus``, or of all that the driver shows for None, which needs no
+    torch. Raises OSError with the reason where there is none."""
+    places = _driver_uuids() if gpus is None else _torch_uuids(gpus)
+    with ExitStack() as stack:
+        driver = stack.enter_context(nvml())
+        handles = {}
+        for place, uuid in places.items():
+            try:
+                handles[place] = driver.nvmlDeviceGetHandleByUUID(uuid)
+            except driver.NVMLError as error:
+                raise OSError(f"the driver does not know torch's {place}: {error}") from None
+        return NvmlMeter(driver, handles, stack.pop_all())
+
+
+def _torch_uuids(gpus: Sequence[int]) -> dict[str, str]:
+    """Place -> UUID: torch and the driver may number the GPUs differently; the UUID is the same."""
     import torch
 
     name, reason = torch_gpu()
     if name is None:
         raise OSError(reason)
-    with ExitStack() as stack:
-        driver = stack.enter_context(nvml())
-        handles = {}
-        for index in gpus:
-            # torch and the driver may number the GPUs differently; the UUID is the same.
-            uuid = str(torch.cuda.get_device_properties(index).uuid).removeprefix("GPU-")
-            try:
-                handles[f"gpu{index}"] = driver.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-            except driver.NVMLError as error:
-                raise OSError(f"the driver does not know torch's GPU {index}: {error}") from None
-        return NvmlMeter(driver, handles, stack.pop_all())
+    uuids = (str(torch.cuda.get_device_properties(index).uuid) for index in gpus)
+    return {
+        f"gpu{index}": f"GPU-{uuid.removeprefix('GPU-')}"
+        for index, uuid in zip(gpus, uuids, strict=True)
+    }
+
+
+def _driver_uuids() -> dict[str, str]:
+    found = visible_gpus()
+    if not found:
+        with nvml():
+            raise OSError("the NVIDIA driver shows no GPU")
+    return {f"gpu{gpu.index}": gpu.uuid for gpu in found}

@@ -22,7 +22,7 @@ from workbench.measure.meters.find import MissingMeter, find_meters
 from workbench.measure.meters.recording import Recording, fault_row, sample_row
 from workbench.measure.meters.sample import Channel, Meter, MeterFault, Sample
 from workbench.paths import shown
-from workbench.pilot.sections.measure_ab import Meters
+from workbench.pilot.sections.meters import Meters
 
 Find = Callable[[Meters], tuple[list[Meter], list[MissingMeter]]]
 FLUSH_S = 0.5

@@ -20,13 +20,14 @@ what holds other machines as well."""
 class Channel:
     """One quantity of one place, as its meter declares it.
 
-    reader: ``nvml``, ``rapl`` or ``csv``. place: which one, e.g. ``gpu0``, ``package-0``,
-    ``feed-a``. contains: places of other channels that this one covers as well; a node holds
-    every gpu and cpu without naming them.
+    reader: ``nvml``, ``rapl``, ``csv``, ``snmp``, ``redfish``, ``ipmi``, ``modbus`` or
+    ``prometheus``. place: which one, e.g. ``gpu0``, ``package-0``, ``feed-a``.
+    contains: places of other channels that this one covers as well, so that they are not added to
+    it; a node holds every gpu and cpu without naming them.
     quantity: ``energy`` is a counter that only grows, in J; ``power`` is in W.
     period_s: how often the device renews the value; None where nobody says: its samples tell.
     averaging_s, lag_s: the value is the mean over ``averaging_s`` up to ``lag_s`` before its
-    time; None where nobody says: a step test tells (:mod:`.step`).
+    time; None where nobody says: a step test tells (:mod:`.response`).
     resolution: smallest step of the value, in its unit; None where nobody says.
     wraps_at_j: the counter starts again from 0 here; None where it does not.
     """
@@ -62,11 +63,38 @@ class Sample:
     value: float
 
 
+FaultCode = Literal[
+    "no_answer",
+    "timeout",
+    "denied",
+    "unknown_name",
+    "wrong_type",
+    "unsupported",
+    "not_a_number",
+    "unit_change",
+    "bad_row",
+]
+"""Why a sample is missing: the device is not there, does not answer in time, refuses the password,
+does not know what it is asked for, answers with something that is no number of the wanted sort,
+with a mark for "not supported", with NaN, in another unit than before; a row of a log is none."""
+
+
 @dataclass(frozen=True)
 class MeterFault:
-    """What stood where a sample should: a sentence."""
+    """What stood where a sample should: a code and a sentence. channel: whose sample; None where
+    all of the meter's are missing."""
 
     text: str
+    code: FaultCode = "no_answer"
+    channel: Channel | None = None
+
+
+class MeterError(OSError):
+    """A device that does not answer, with the code."""
+
+    def __init__(self, text: str, code: FaultCode = "no_answer") -> None:
+        super().__init__(text)
+        self.code: FaultCode = code
 
 
 class Meter(Protocol):

@@ -216,7 +216,8 @@ class EnergySession:
         if self.meters:
             self._read()
         readings = {r.channel: r for r in self._readings(start_s, end_s, apart)}
-        return basis_energies(bases(list(readings)), readings.__getitem__)
+        found = basis_energies(bases(list(readings)), readings.__getitem__)
+        return [self._complete(one) for one in found]
 
     def idle_w(self, start_s: float, end_s: float, covers: str) -> float | None:
         """Mean power, of the basis with that text, in the rests next before and next after a
@@ -319,11 +320,13 @@ class EnergySession:
                 try:
                     found = meter.read()
                 except (OSError, ValueError) as error:
-                    found = [MeterFault(str(error))]
+                    found = [MeterFault(str(error), getattr(error, "code", "no_answer"))]
                 now_s = self.now()
                 for one in found:
                     if isinstance(one, MeterFault):
-                        self.faults[meter.reader].add(now_s, f"{meter.reader}: {one.text}")
+                        self.faults[meter.reader].add(
+                            now_s, f"{meter.reader}: {one.code}: {one.text}"
+                        )
                         continue
                     self._samples.setdefault(one.channel, []).append(one)
                     age_s = now_s - one.monotonic_s
@@ -485,6 +488,17 @@ class EnergySession:
             return energy
 
         return balance(basis, series, stretches, self.max_gap_s, figure)
+
+    def _complete(self, energy: BasisEnergy) -> BasisEnergy:
+        """Without a figure where a meter that the pilot gives for this basis did not answer: the
+        other feeds alone would be too little."""
+        basis = energy.basis
+        covered = {(channel.reader, channel.scope) for channel in basis.channels}
+        lost = [m for m in self.missing if (m.source, m.scope) in covered]
+        if not lost:
+            return energy
+        text = f"one of its meters did not answer: {lost[0].reason}"
+        return BasisEnergy(basis, None, reason="device_missing", text=text)
 
     def _power(self, window: tuple[float, float], basis: EnergyBasis) -> float | None:
         """Mean power of a basis over an idle window; None where it has no figure."""

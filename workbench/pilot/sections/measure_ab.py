@@ -3,54 +3,17 @@
 from __future__ import annotations
 
 import re
-import zoneinfo
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from workbench.pilot.sections.base import MOST_SLOTS, Count, Positive, Section, input_path
+from workbench.pilot.sections.base import MOST_SLOTS, Count, Positive, Section
+from workbench.pilot.sections.meters import Meters
 from workbench.pilot.sections.replay import Replay
 
 OWN_ARMS = ("full_precision", "ternary", "post_training", "int8")
 RESERVED = (*OWN_ARMS, "hybrid", "full_precision_again")
-
-
-class Meters(Section):
-    """Where energy comes from. ``auto`` uses every counter found and says why others are not."""
-
-    sources: list[Literal["auto", "nvml", "rapl", "csv"]] = Field(
-        ["auto"], description="meters to use; an empty list meters nothing"
-    )
-    csv: input_path(live=True) | None = Field(  # type: ignore[valid-type]
-        None,
-        description="power log that grows while the pilot runs, with columns timestamp (Unix "
-        "seconds, or date and time with offset), source and watts; its sources are summed",
-    )
-    csv_unit: Literal["W", "kW"] = Field("W", description="of the log's column watts")
-    csv_time_zone: str | None = Field(
-        None, description="of the log's times without an offset, such as Europe/Berlin"
-    )
-    csv_scope: Literal["gpu", "cpu", "node", "rack", "it", "facility", "cooling"] = Field(
-        "node",
-        description="what the log's sources hold together: boards, processors, or the machine at "
-        "its inlet; what holds other machines too is a cross-check and no figure",
-    )
-    max_gap_s: Positive = Field(3.0, description="a longer gap between samples gives no figure")
-    idle_s: Positive = Field(3.0, description="idle measured before and after the session, s")
-
-    @model_validator(mode="after")
-    def log_is_named(self) -> Meters:
-        if "csv" in self.sources and self.csv is None:
-            raise ValueError("the source csv needs the path of the power log in csv")
-        return self
-
-    @field_validator("csv_time_zone")
-    @classmethod
-    def known_zone(cls, name: str | None) -> str | None:
-        if name is not None and name not in zoneinfo.available_timezones():
-            raise ValueError(f"no time zone {name!r}; give one such as Europe/Berlin or UTC")
-        return name
 
 
 class Address(Section):
