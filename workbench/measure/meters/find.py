@@ -12,16 +12,15 @@ from workbench.measure.meters.csv_log import CsvMeter
 from workbench.measure.meters.ipmi import IpmiDevice
 from workbench.measure.meters.modbus import ModbusDevice
 from workbench.measure.meters.nvml import find_nvml
-from workbench.measure.meters.polled import Device, PolledMeter
+from workbench.measure.meters.polled import AskedDevice, PolledMeter
 from workbench.measure.meters.prometheus import PrometheusDevice
 from workbench.measure.meters.rapl import find_rapl
 from workbench.measure.meters.redfish import RedfishDevice
 from workbench.measure.meters.sample import Meter, MeterError
 from workbench.measure.meters.snmp import SnmpDevice
-from workbench.pilot.sections.meters import NETWORK, Meters, Reader, Scope
-from workbench.pilot.sections.meters import Device as DeviceSection
+from workbench.pilot.sections.meters import NETWORK, Meters, NetworkMeter, Reader, Scope
 
-DEVICES: dict[str, Callable[..., Device]] = {
+DEVICES: dict[str, Callable[..., AskedDevice]] = {
     "snmp": SnmpDevice,
     "redfish": RedfishDevice,
     "ipmi": IpmiDevice,
@@ -79,7 +78,7 @@ def _network(section: Meters, clock: Clock) -> Iterator[Meter | MissingMeter]:
     if not wanted:
         return
 
-    def find(reader: str, of: DeviceSection) -> Meter | MissingMeter:
+    def find(reader: str, of: NetworkMeter) -> Meter | MissingMeter:
         try:
             device = DEVICES[reader](of, clock)
             return PolledMeter(device, of.period_s, of.timeout_s, clock)

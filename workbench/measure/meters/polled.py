@@ -1,6 +1,6 @@
 """Devices that are asked over a network: a thread for each, so that none holds up a session.
 
-A :class:`Device` knows how to ask and takes as long as it takes, within its time-outs. Its
+A :class:`AskedDevice` knows how to ask and takes as long as it takes, within its time-outs. Its
 :class:`PolledMeter` asks it regularly, and hands what has come to whoever reads.
 """
 
@@ -22,7 +22,7 @@ LASTING = ("unsupported", "unknown_name", "wrong_type")
 """A channel that answers so at the first time will always."""
 
 
-class Device(Protocol):
+class AskedDevice(Protocol):
     """Something that answers with samples. name: for a person, as in ``rack 7 pdu``."""
 
     reader: str
@@ -51,7 +51,7 @@ class PolledMeter:
 
     def __init__(
         self,
-        device: Device,
+        device: AskedDevice,
         period_s: float,
         timeout_s: float,
         clock: Clock = SYSTEM_CLOCK,

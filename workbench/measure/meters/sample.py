@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from workbench.pilot.sections.meters import Scope
+
 SampleKind = Literal["measured", "modelled", "assumed"]
-Scope = Literal["gpu", "cpu", "node", "rack", "it", "facility", "cooling"]
-"""What a figure covers: boards, processors with their memory, the whole machine at its inlet; then
-what holds other machines as well."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from workbench.measure.meters.sample import Channel, Scope
-from workbench.pilot.sections.meters import ENERGY_UNITS, Device
+from workbench.pilot.sections.meters import ENERGY_UNITS, NetworkMeter
 
 TO_SI = {
     "W": 1.0, "kW": 1e3, "mW": 1e-3, "J": 1.0, "kJ": 1e3, "mJ": 1e-3, "Wh": 3600.0, "kWh": 3.6e6,
@@ -18,7 +18,7 @@ def quantity(unit: str) -> Literal["power", "energy"]:
 
 def declared_channel(
     reader: str,
-    section: Device,
+    section: NetworkMeter,
     place: str,
     unit: str,
     scale: float,

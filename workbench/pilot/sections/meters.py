@@ -15,6 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from workbench.pilot.sections.base import Count, Positive, Section, input_path
 
 Scope = Literal["gpu", "cpu", "node", "rack", "it", "facility", "cooling"]
+"""What a figure covers: boards, processors with their memory, the whole machine at its inlet; then
+what holds other machines as well."""
 PowerUnit = Literal["W", "kW", "mW"]
 EnergyUnit = Literal["J", "kJ", "mJ", "Wh", "kWh"]
 SNMP_SCOPES: dict[str, Scope] = {
@@ -42,7 +44,7 @@ ENERGY_UNITS = ("J", "kJ", "mJ", "Wh", "kWh")
 Port = Annotated[int, Field(ge=1, le=65_535)]
 
 
-class Device(Section):
+class NetworkMeter(Section):
     """What every meter that is asked over a network has."""
 
     name: str | None = Field(
@@ -76,7 +78,7 @@ class Device(Section):
         return "node"
 
 
-class Reading(Section):
+class MeterValue(Section):
     """One value of a device, as the user describes it."""
 
     name: str | None = Field(None, min_length=1, description="of this value, beside the device's")
@@ -91,7 +93,7 @@ class Reading(Section):
         return "energy" if self.unit in ENERGY_UNITS else "power"
 
 
-class SnmpOid(Reading):
+class SnmpOid(MeterValue):
     """One OID of an SNMP agent."""
 
     oid: str = Field(pattern=r"^\.?\d+(\.\d+)+$", description="in numbers, with its index")
@@ -100,7 +102,7 @@ class SnmpOid(Reading):
     )
 
 
-class SnmpMeter(Device):
+class SnmpMeter(NetworkMeter):
     """A PDU or UPS over SNMP v2c, or v3 where a user is given."""
 
     host: str = Field(min_length=1, description="address of the agent")
@@ -159,7 +161,7 @@ class SnmpMeter(Device):
         return self
 
 
-class HttpDevice(Device):
+class HttpMeter(NetworkMeter):
     """What is asked over HTTP."""
 
     url: str = Field(description="base URL, such as https://10.0.0.9")
@@ -190,13 +192,13 @@ class HttpDevice(Device):
         return url
 
     @model_validator(mode="after")
-    def user_and_password(self) -> HttpDevice:
+    def user_and_password(self) -> HttpMeter:
         if (self.user is None) != (self.password_env is None):
             raise ValueError("user and password_env belong together")
         return self
 
 
-class RedfishMeter(HttpDevice):
+class RedfishMeter(HttpMeter):
     """A server's BMC, or a rack's PDU, over Redfish."""
 
     chassis: str | None = Field(
@@ -217,7 +219,7 @@ class RedfishMeter(HttpDevice):
         return self
 
 
-class IpmiMeter(Device):
+class IpmiMeter(NetworkMeter):
     """A server's BMC over IPMI DCMI, asked with ``ipmitool``: whole watts, and slow."""
 
     host: str | None = Field(
@@ -240,7 +242,7 @@ class IpmiMeter(Device):
         return self
 
 
-class ModbusRegister(Reading):
+class ModbusRegister(MeterValue):
     """One value in a Modbus device's registers."""
 
     address: int = Field(ge=0, le=65_535, description="of its first register, counted from 0")
@@ -253,7 +255,7 @@ class ModbusRegister(Reading):
     )
 
 
-class ModbusMeter(Device):
+class ModbusMeter(NetworkMeter):
     """A panel or DIN-rail meter over Modbus TCP."""
 
     host: str = Field(min_length=1, description="address of the device or its gateway")
@@ -272,7 +274,7 @@ class ModbusMeter(Device):
         return self
 
 
-class PrometheusMeter(HttpDevice):
+class PrometheusMeter(HttpMeter):
     """Series that a Prometheus server has, at the times at which it scraped them."""
 
     token_env: str | None = Field(
