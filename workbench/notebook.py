@@ -18,6 +18,8 @@ from workbench.pilot.resolve import resolve
 from workbench.records.run import open_folder, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import describe
+from workbench.report import compare
+from workbench.report.compare import Comparison
 from workbench.stages.execute import execute
 from workbench.stages.second_judgement import judge_again
 
@@ -61,6 +63,12 @@ def study(name: str, pilot: str | Path, overrides: Sequence[str] = ()) -> StageR
     record = run_study(name, resolved, jobs=cpu().usable_cores, listener=block.show)
     block.text(f"study {name}: finished in {record.duration_s:.0f} s")
     return record
+
+
+def compare_runs(runs: Sequence[str] = ()) -> Comparison:
+    """Two or more runs side by side, the reference first; none named takes the newest two."""
+    _plain_errors()
+    return compare.compare_runs(runs)
 
 
 class LiveBlock:

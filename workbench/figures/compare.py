@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.compare_tables import every_figure, settings, verdicts
 from workbench.figures.theme import (
     BLUE,
     GREEN,
@@ -23,7 +24,10 @@ from workbench.wording.labels import labels_of
 from workbench.wording.numbers import number
 
 MOST_ROWS = 25
-TICKS = (0.01, 0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 100)
+FINE_TICKS = (0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 1.75, 2, 3, 5)
+TICKS = (0.001, 0.01, 0.1, 0.2, 0.5, 1, 2, 5, 10, 100, 1000)
+FINE = 1.6
+"""Up to this ratio, or one over it, the ticks between 0.5 and 2 have room."""
 SYMBOLS = {"better": "triangle-up", "worse": "triangle-down", "neither": "circle", "same": "circle"}
 COLOURS = {"better": GREEN, "worse": VERMILION, "neither": BLUE, "same": GREY}
 RUN_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
@@ -39,7 +43,6 @@ def ratios(found: Comparison, language: str = "en") -> go.Figure:
         return why_not(say, title, say("compare.no_shared"))
     moved = rows["ratio"].map(lambda r: max(r, 1 / r)).sort_values(ascending=False)
     shown = rows.loc[moved.index[:MOST_ROWS]]
-    drawn = figure(say, title, say("axis.ratio"), height=170 + 30 * len(shown), log="x")
     verdicts = [
         _verdict(row, state_of([metrics[0], metrics[-1]]))
         for row, metrics in zip(
@@ -50,6 +53,9 @@ def ratios(found: Comparison, language: str = "en") -> go.Figure:
         wrapped(say.figure(m, labels_of(t)), 64)
         for m, t in zip(shown["metric"], shown["labels"], strict=True)
     ]
+    lines = sum(1 + name.count("<br>") for name in names)
+    height = 170 + 12 * len(shown) + 16 * lines
+    drawn = figure(say, title, say("axis.ratio"), height=height, log="x")
     for verdict, colour in COLOURS.items():
         chosen = [place for place, own in enumerate(verdicts) if own == verdict]
         if not chosen:
@@ -64,9 +70,11 @@ def ratios(found: Comparison, language: str = "en") -> go.Figure:
             hovertemplate="%{x:.3g}× · %{customdata}<extra>%{fullData.name}</extra>",
         )
     drawn.add_vline(x=1, line={"color": "#3F4650", "dash": "dash", "width": 1.5})
+    ticks = FINE_TICKS if moved.iloc[0] < FINE else TICKS
     drawn.update_xaxes(
-        tickvals=TICKS, ticktext=[number(tick, language) for tick in TICKS], showgrid=True
-    )
+        tickvals=ticks, ticktext=[number(tick, language) for tick in ticks], tickangle=0,
+        showgrid=True,
+    )  # fmt: skip
     drawn.update_yaxes(
         type="category", categoryorder="array", categoryarray=names[::-1], dtick=1,
         tickfont={"size": 11},
@@ -98,6 +106,8 @@ def quality_speed(found: Comparison, language: str = "en") -> go.Figure:
 
 
 FIGURES = (ratios, quality_speed)
+TABLES = (verdicts, settings, every_figure)
+"""For a notebook: what is read before the figures, and after them."""
 
 
 def _verdict(row: dict[str, object], state: str) -> str:

@@ -11,6 +11,8 @@ from workbench.figures.theme import (
     ARM_SYMBOLS,
     BLUE,
     GREY,
+    LOST,
+    UNKNOWN_SYMBOL,
     VERMILION,
     FigureTexts,
     arms_in_order,
@@ -20,6 +22,7 @@ from workbench.figures.theme import (
     thinned,
     valued,
     why_not,
+    wrapped,
 )
 from workbench.figures.tuning import tuning
 from workbench.records.stage_record import StageRecord
@@ -44,7 +47,7 @@ def timeline(record: StageRecord, language: str = "en") -> go.Figure:
             name=say.label("arm", arm),
             marker={
                 "color": ARM_COLOURS.get(arm, GREY),
-                "symbol": ARM_SYMBOLS.get(arm, "x"),
+                "symbol": ARM_SYMBOLS.get(arm, UNKNOWN_SYMBOL),
                 "size": 8,
                 "opacity": 0.75,
             },
@@ -59,7 +62,7 @@ def timeline(record: StageRecord, language: str = "en") -> go.Figure:
             y=np.zeros(len(unanswered)),
             mode="markers",
             name=say("deploy_rollback.unanswered"),
-            marker={"color": "#111827", "symbol": "x", "size": 10},
+            marker={"color": "#111827", "symbol": LOST, "size": 10},
             customdata=unanswered["status"],
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )
@@ -133,11 +136,28 @@ def phases(record: StageRecord, language: str = "en") -> go.Figure:
                     hovertemplate="%{y:.4g} ms<extra>%{fullData.name}</extra>",
                 )
     drawn.update_layout(scattermode="group")
-    drawn.update_xaxes(type="category")
+    known_phases = [say.label("phase", phase) for phase in PHASES]
+    drawn.update_xaxes(
+        type="category", categoryorder="array", categoryarray=known_phases,
+        range=[-0.5, len(PHASES) - 0.5],
+    )  # fmt: skip
+    _say_why_missing(drawn, record, rows, say)
     return drawn
 
 
 FIGURES = (timeline, in_flight, phases, tuning)
+
+
+def _say_why_missing(drawn: go.Figure, record: StageRecord, rows: list, say: Texts) -> None:
+    """In the place of a phase without any mark: why it has none."""
+    for place, phase in enumerate(PHASES):
+        if any(m.labels["phase"] == phase for m in rows):
+            continue
+        why = reason_for(record, "ttft_ms", phase=phase) or say("fig.no_rows")
+        drawn.add_annotation(
+            text=wrapped(why, 24), x=place, y=0.5, yref="paper", showarrow=False,
+            font={"size": 11, "color": "#6B7280"},
+        )  # fmt: skip
 
 
 def _mark_switches(drawn: go.Figure, record: StageRecord, say: Texts) -> None:

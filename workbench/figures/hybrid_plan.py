@@ -5,7 +5,14 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures.theme import GREY, PRECISION_COLOURS, FigureTexts, figure, why_not
+from workbench.figures.theme import (
+    GREY,
+    PRECISION_COLOURS,
+    UNKNOWN_SYMBOL,
+    FigureTexts,
+    figure,
+    why_not,
+)
 from workbench.figures.train_qat import short_name, short_names
 from workbench.records.stage_record import StageRecord
 
@@ -35,7 +42,7 @@ def sensitivity(record: StageRecord, language: str = "en") -> go.Figure:
             name=say.label("precision", precision),
             marker={
                 "color": PRECISION_COLOURS.get(precision, GREY),
-                "symbol": SYMBOLS.get(precision, "x"),
+                "symbol": SYMBOLS.get(precision, UNKNOWN_SYMBOL),
                 "size": 9,
             },
             hovertemplate="%{y}: %{x:.4g}<extra>%{fullData.name}</extra>",
@@ -81,7 +88,7 @@ def plan(record: StageRecord, language: str = "en") -> go.Figure:
             name=say.label("precision", precision),
             marker={
                 "color": PRECISION_COLOURS.get(precision, GREY),
-                "symbol": SYMBOLS.get(precision, "x"),
+                "symbol": SYMBOLS.get(precision, UNKNOWN_SYMBOL),
                 "size": 17,
                 "line": {"width": 0},
             },

@@ -11,10 +11,12 @@ from workbench.figures.theme import (
     ARM_COLOURS,
     ARM_SYMBOLS,
     GREY,
+    UNKNOWN_SYMBOL,
     FigureTexts,
     arms_in_order,
     error_bars,
     figure,
+    log_axis,
     reason_for,
     valued,
     why_not,
@@ -83,6 +85,7 @@ def speed(record: StageRecord, language: str = "en") -> go.Figure:
     drawn.update_layout(scattermode="group")
     drawn.update_yaxes(autorange="reversed", type="category")
     drawn.update_xaxes(showgrid=True)
+    log_axis(drawn, "x", rows, language)
     return drawn
 
 
@@ -112,6 +115,7 @@ def throughput(record: StageRecord, language: str = "en") -> go.Figure:
         type="category", categoryorder="array", categoryarray=[str(b) for b in batches]
     )
     drawn.update_yaxes(rangemode="tozero")
+    log_axis(drawn, "y", rows, language)
     return drawn
 
 
@@ -151,6 +155,7 @@ def _bars(record: StageRecord, name: str, key: str, axis: str, language: str) ->
     drawn.update_layout(barmode="overlay")
     drawn.update_yaxes(autorange="reversed", type="category")
     drawn.update_xaxes(showgrid=True)
+    log_axis(drawn, "x", rows, language)
     return drawn
 
 
@@ -160,5 +165,7 @@ def _name(say: Texts, metric: Metric) -> str:
 
 def _marker(arm: str, size: int) -> dict[str, object]:
     return {
-        "color": ARM_COLOURS.get(arm, GREY), "symbol": ARM_SYMBOLS.get(arm, "x"), "size": size,
-    }  # fmt: skip
+        "color": ARM_COLOURS.get(arm, GREY),
+        "symbol": ARM_SYMBOLS.get(arm, UNKNOWN_SYMBOL),
+        "size": size,
+    }

@@ -8,6 +8,7 @@ from workbench.figures.theme import (
     ARM_COLOURS,
     ARM_SYMBOLS,
     GREY,
+    UNKNOWN_SYMBOL,
     FigureTexts,
     arms_in_order,
     error_bars,
@@ -51,7 +52,7 @@ def under_load(record: StageRecord, language: str = "en") -> go.Figure:
             name=say.label("arm", arm),
             marker={
                 "color": ARM_COLOURS.get(arm, GREY),
-                "symbol": ARM_SYMBOLS.get(arm, "x"),
+                "symbol": ARM_SYMBOLS.get(arm, UNKNOWN_SYMBOL),
                 "size": 10,
             },
             customdata=[m.n for m in own],

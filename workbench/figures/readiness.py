@@ -12,11 +12,13 @@ from workbench.figures.theme import (
     BLUE,
     GREY,
     LOG_TICKS,
+    UNKNOWN_SYMBOL,
     VERMILION,
     FigureTexts,
     arms_in_order,
     error_bars,
     figure,
+    log_axis,
     reason_for,
     valued,
     why_not,
@@ -116,7 +118,7 @@ def probe_speed(record: StageRecord, language: str = "en") -> go.Figure:
             name=say.label("arm", arm),
             marker={
                 "color": ARM_COLOURS.get(arm, GREY),
-                "symbol": ARM_SYMBOLS.get(arm, "x"),
+                "symbol": ARM_SYMBOLS.get(arm, UNKNOWN_SYMBOL),
                 "size": 10,
             },
             hovertemplate="%{y:.3g}<extra>%{fullData.name}</extra>",
@@ -155,6 +157,7 @@ def probe_gains(record: StageRecord, language: str = "en") -> go.Figure:
     drawn.add_vline(x=1, line={"color": "#3F4650", "dash": "dash", "width": 1.5})
     drawn.update_xaxes(rangemode="tozero", showgrid=True)
     drawn.update_yaxes(autorange="reversed")
+    log_axis(drawn, "x", rows, language)
     return drawn
 
 

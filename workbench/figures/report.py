@@ -24,7 +24,7 @@ from workbench.report.card import card_html, card_lines, verdict_card
 from workbench.report.views import verdict_view
 from workbench.wording.labels import labels_of
 
-OUTCOME_SYMBOLS = {"pass": "circle", "fail": "x", "inconclusive": "diamond-open"}
+OUTCOME_SYMBOLS = {"pass": "circle", "fail": "square", "inconclusive": "diamond-open"}
 
 
 def card(record: StageRecord, language: str = "en") -> HtmlView:

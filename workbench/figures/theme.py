@@ -8,6 +8,7 @@ offline export can swap it for a plain div.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,10 @@ ARM_COLOURS = {
 }  # fmt: skip
 ARM_SYMBOLS = {
     "full_precision": "circle", "ternary": "diamond", "post_training": "square",
-    "int8": "triangle-up", "hybrid": "cross",
+    "int8": "triangle-up", "hybrid": "star",
 }  # fmt: skip
+LOST, UNKNOWN_SYMBOL = "x", "hexagon"
+"""A cross is a loss, in every figure, and nothing else is one."""
 CLASS_COLOURS = {"interactive": BLUE, "batch": ORANGE}
 STATE_COLOURS = {"minus": BLUE, "zero": "#C9CDD3", "plus": VERMILION}
 PRECISION_COLOURS = {"ternary": VERMILION, "int8": ORANGE, "high_precision": BLUE}
@@ -42,6 +45,10 @@ OUTCOME_COLOURS = {"pass": GREEN, "fail": VERMILION, "inconclusive": AMBER}
 LOG_TICKS = [round(m * 10.0**e, 9) for e in range(-4, 8) for m in (1, 2, 5)]
 FIGURE_TEXTS = Path(__file__).parent
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+WIDE = 100
+"""Ends of intervals further apart than by this factor ask for a logarithmic axis."""
+MOST_DECADES = 4
+"""With more than these on a logarithmic axis only its powers of ten are named."""
 MOST_POINTS = 4000
 """A trace is thinned to this many points: more draws slowly and shows nothing else."""
 
@@ -106,6 +113,20 @@ def figure(
     return drawn
 
 
+def log_axis(drawn: go.Figure, axis: str, metrics: Sequence[Metric], language: str) -> None:
+    """Make the axis "x" or "y" logarithmic if the intervals of ``metrics`` are :func:`wide`."""
+    if not wide(metrics):
+        return
+    ends = [end for m in metrics for end in (m.lo, m.value, m.hi) if end]
+    decades = math.log10(max(ends) / min(ends))
+    ticks = LOG_TICKS[::3] if decades > MOST_DECADES else LOG_TICKS
+    update = drawn.update_xaxes if axis == "x" else drawn.update_yaxes
+    update(
+        type="log", rangemode="normal", tickmode="array", tickvals=ticks,
+        ticktext=[number(tick, language) for tick in ticks],
+    )  # fmt: skip
+
+
 def why_not(say: Texts, title: str, reason: str) -> go.Figure:
     """In place of a plot: the title, and why there is nothing to draw."""
     drawn = figure(say, title, height=230)
@@ -133,6 +154,13 @@ def reason_for(record: StageRecord, *names: str, **labels: str) -> str:
         if m.name in names and m.matches(m.name, labels) and m.value is None and m.reason
     ]
     return "; ".join(dict.fromkeys(found))
+
+
+def wide(metrics: Sequence[Metric]) -> bool:
+    """Whether the ends of the intervals lie so far apart that a linear axis shows none of them."""
+    ends = [end for m in metrics for end in (m.lo, m.value, m.hi) if end is not None and end > 0]
+    whole = all(end is None or end > 0 for m in metrics for end in (m.lo, m.value))
+    return bool(ends) and whole and max(ends) > WIDE * min(ends)
 
 
 def error_bars(metrics: Sequence[Metric]) -> dict[str, object]:

@@ -13,6 +13,7 @@ from workbench.figures.theme import (
     ORANGE,
     SKY,
     STATE_COLOURS,
+    UNKNOWN_SYMBOL,
     VERMILION,
     FigureTexts,
     arms_in_order,
@@ -79,7 +80,7 @@ def evaluations(record: StageRecord, language: str = "en") -> go.Figure:
                     "dash": ("solid", "dot", "dash")[place % 3],
                     "width": 2,
                 },
-                marker={"symbol": ARM_SYMBOLS.get(arm, "x"), "size": 9},
+                marker={"symbol": ARM_SYMBOLS.get(arm, UNKNOWN_SYMBOL), "size": 9},
                 hovertemplate="%{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
             )
     return drawn

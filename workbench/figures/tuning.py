@@ -18,7 +18,7 @@ from workbench.figures.theme import (
 from workbench.records.stage_record import StageRecord
 from workbench.serve.tuning import PROFILE
 
-OUTCOME_SYMBOLS = {"held": "circle", "missed": "x", "overloaded": "triangle-up"}
+OUTCOME_SYMBOLS = {"held": "circle", "missed": "diamond-open", "overloaded": "triangle-up"}
 DASHES = ("solid", "dot", "dash", "dashdot", "longdash", "longdashdot")
 
 

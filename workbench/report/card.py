@@ -31,7 +31,7 @@ State = Literal["go", "no go", "inconclusive", "unfinished"]
 Colour = Literal["pass", "fail", "inconclusive", "not measured"]
 NOISES = (("readiness", "noise"), ("measure_ab", "noise"), ("measure_ab", "load_noise"))
 """Stage and fact where the blocks that other work disturbed are counted."""
-MARKS = {"pass": "●", "fail": "✕", "inconclusive": "◐", "not measured": "○"}
+MARKS = {"pass": "●", "fail": "■", "inconclusive": "◐", "not measured": "○"}
 """One sign for one outcome, readable without a colour."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 ARMS = ("full_precision", "ternary", "post_training", "int8", "hybrid")
@@ -29,8 +30,8 @@ def label_text(labels: Mapping[str, str]) -> str:
 
 
 def labels_of(text: str) -> dict[str, str]:
-    """The inverse of :func:`label_text`."""
-    return dict(pair.split("=", 1) for pair in text.split())
+    """The inverse of :func:`label_text`. A value may hold spaces: ``window=10 s``."""
+    return dict(re.findall(r"(\w+)=(.*?)(?=\s+\w+=|$)", text))
 
 
 def label_place(name: str) -> tuple[int, str]:
