@@ -6,10 +6,11 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from workbench.cli.options import runs_named
 from workbench.pilot.sections.meters import Meters
 
 commands = typer.Typer(no_args_is_help=True, help="Power meters: find, watch, record, import.")
@@ -60,7 +61,7 @@ def list_meters(
     from workbench.measure.meters.find import find_meters
     from workbench.measure.meters.watch import Watch, channel_fields, listing
 
-    watch = Watch(*find_meters(_declared(pilot)))
+    watch = Watch(*find_meters(_declared(pilot), gpus=None))
     watch.look()
     watch.close()
     if as_json:
@@ -94,7 +95,7 @@ def watch(
 
     for_s = _seconds(for_)
     until_s = float("inf") if for_s is None else SYSTEM_CLOCK.monotonic_s() + for_s
-    watched = Watch(*find_meters(_declared(pilot)))
+    watched = Watch(*find_meters(_declared(pilot), gpus=None))
     try:
         watched.look()
         with Live(watched.live_table(), auto_refresh=False) as live:
@@ -120,3 +121,83 @@ def record(
     from workbench.runner.meters import record_meters
 
     record_meters(_declared(pilot), out, every, _seconds(for_))
+
+
+@commands.command("import")
+def import_export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="the export, or a recording")],
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="the finished run whose energy is computed from it; without one the file is only "
+            "read and said",
+            autocompletion=runs_named,
+        ),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="csv, nvidia-smi, grafana, prometheus, codecarbon, zeus, dcmi or apc; a recording "
+            "is known by itself",
+        ),
+    ] = "csv",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE=NAME,...",
+            help="the file's own names of timestamp, source, power, energy; several powers are as "
+            "many sources",
+            show_default="as the format has them",
+        ),
+    ] = None,
+    unit: Annotated[
+        str | None, typer.Option(help="W, kW, mW, J, Wh, kWh", show_default="as the file says")
+    ] = None,
+    zone: Annotated[
+        str | None,
+        typer.Option(help="of times without an offset, Europe/Berlin", show_default="none"),
+    ] = None,
+    scope: Annotated[
+        Literal["node", "gpu", "cpu", "rack", "it", "facility", "cooling"] | None,
+        typer.Option(
+            help="what it covers; node is the machine at its inlet",
+            show_default="as the format has it, or node",
+        ),
+    ] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option("--source", help="this source alone; may be given again", show_default="all"),
+    ] = None,
+    decimal: Annotated[
+        Literal[".", ","] | None,
+        typer.Option(help="decimal mark", show_default="by the file"),
+    ] = None,
+    date_order: Annotated[
+        Literal["dmy", "mdy"] | None,
+        typer.Option(help="of 03/02/2026", show_default="by the file"),
+    ] = None,
+    lag: Annotated[
+        float | None, typer.Option(help="how late it is, s", show_default="from the turns")
+    ] = None,
+    averaging: Annotated[
+        float | None,
+        typer.Option(min=0, help="a value is the mean of, s", show_default="from the turns"),
+    ] = None,
+    max_gap: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="a longer gap gives no figure, s", show_default="the pilot's"),
+    ] = None,
+) -> None:
+    """Attach a power log that came afterwards to a finished run, and compute its energy.
+
+    The record of before stays; attached again, the earlier log is replaced, and said.
+    """
+    from workbench.measure.exports.forms import Options
+    from workbench.runner.meters import columns_of, import_log
+
+    options = Options(
+        columns_of(columns or []), unit, zone, scope, tuple(sources or ()), decimal, date_order
+    )
+    import_log(file, form, run, options, lag_s=lag, averaging_s=averaging, max_gap_s=max_gap)

@@ -25,6 +25,7 @@ from workbench.paths import runs_root, shown
 from workbench.pilot.resolve import ResolvedPilot, digest_of, path_fields, resolved_from
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import dump_yaml, read_yaml
+from workbench.records.attachment import with_attachment
 from workbench.records.plan import write_plan
 from workbench.records.stage_record import StageRecord
 from workbench.roadmap import STAGES
@@ -92,7 +93,9 @@ class Run:
         return folder
 
     def record(self, stage: str) -> StageRecord | None:
-        return StageRecord.load(self.stage_folder(stage))
+        """As the stage left it, with what was attached to it afterwards."""
+        record = StageRecord.load(self.stage_folder(stage))
+        return with_attachment(record) if record else None
 
     def records(self) -> dict[str, StageRecord]:
         """The finished stages, in the order of the roadmap."""

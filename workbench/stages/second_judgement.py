@@ -44,7 +44,7 @@ def judge_again(asked: ResolvedPilot, run: Run) -> StageRecord | None:
             allowed="a run judged by the gates that were fixed before it",
             next_step="go on with it first: workbench run PILOT.yaml",
         )
-    made_from = {name: (record.key, record.started) for name, record in upstream.items()}
+    made_from = {name: _made(record) for name, record in upstream.items()}
     key = digest_json({"asked": asked.judging, "made from": made_from})
     for known in run.judgements():
         if known.key == key:
@@ -72,6 +72,12 @@ def judge_again(asked: ResolvedPilot, run: Run) -> StageRecord | None:
     record.save()
     progress.note(text)
     return record
+
+
+def _made(record: StageRecord) -> tuple[str, ...]:
+    """What tells a record from another one of its stage: a log that was attached to it as well."""
+    attached = record.facts.get("attached")
+    return (record.key, record.started, *([attached["attached"]] if attached else []))
 
 
 def _changes(begun: ResolvedPilot, asked: ResolvedPilot) -> list[dict[str, Any]]:

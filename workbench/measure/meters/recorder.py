@@ -33,6 +33,11 @@ MISSING_S = 60.0
 """One that was not there at the start is looked for every so often."""
 
 
+def all_meters(section: Meters) -> tuple[list[Meter], list[MissingMeter]]:
+    """Those of every GPU that the driver shows, whoever computes on it."""
+    return find_meters(section, gpus=None)
+
+
 @dataclass
 class _Reader:
     """All meters of one reader. failing_s: since when none answered, None while one does. lacks:
@@ -61,7 +66,7 @@ class Recorder:
         out: Path,
         every_s: float = 1.0,
         clock: Clock = SYSTEM_CLOCK,
-        find: Find = find_meters,
+        find: Find = all_meters,
         say: Callable[[str], None] = lambda _: None,
         flush_s: float = FLUSH_S,
     ) -> None:

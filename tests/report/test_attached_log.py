@@ -1,0 +1,220 @@
+"""A power log that came after a run: its energy, and what stays as it was."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from workbench.errors import ConfigError, StageError
+from workbench.measure.exports.forms import Options
+from workbench.measure.meters.recording import Recording, sample_row
+from workbench.measure.meters.sample import Channel, Sample
+from workbench.records.run import find_run
+from workbench.records.stage_record import StageRecord
+from workbench.runner.meters import import_log
+from workbench.runner.pilot_run import write_report
+from workbench.stages.execute import finished
+
+WATTS = {"full_precision": 420.0, "ternary": 300.0, "full_precision_again": 420.0}
+IDLE_W = 180.0
+TURN_S = 30.0
+BEGAN_S = 1_772_438_400.0
+RATIO = WATTS["full_precision"] / WATTS["ternary"]
+
+
+def turns(blocks=6):
+    """Table ``energies`` of a run without a meter: turns of one class, in changing orders."""
+    draw, at_s, rows = np.random.default_rng(3), BEGAN_S, []
+    for block in range(blocks):
+        for order, arm in enumerate(draw.permutation(list(WATTS))):
+            at_s += 1.0
+            rows.append(
+                {"block": block, "order": order, "arm": arm, "class": "interactive_512",
+                 "tokens": 512, "sequences": 1, "start_s": at_s, "end_s": at_s + TURN_S,
+                 "basis": "", "covers": "", "kind": None, "energy_j": None, "idle_w": None,
+                 "error_j": 0.0, "bias_j": 0.0, "how": "no_meter: rapl: no powercap"}
+            )  # fmt: skip
+            at_s += TURN_S
+    return pd.DataFrame(rows)
+
+
+def wall_log(table, lag_s=0.0, averaging_s=0.0, period_s=1.0, shift_s=0.0, factor=1.0):
+    """(times, watts) of a PDU beside those turns: the mean over ``averaging_s`` up to ``lag_s``."""
+    grid = np.arange(BEGAN_S - 60.0, table["end_s"].max() + 60.0, 0.05)
+    power = np.full(len(grid), IDLE_W)
+    for turn in table.itertuples():
+        power[(grid >= turn.start_s) & (grid < turn.end_s)] = WATTS[turn.arm]
+    energy = np.concatenate([[0.0], np.cumsum(power) * 0.05])
+    edges = np.append(grid, grid[-1] + 0.05)
+    at_s = np.arange(BEGAN_S - 30.0, table["end_s"].max() + 30.0, period_s)
+    span_s = max(averaging_s, 0.05)
+    until, since = (np.interp(at_s - lag_s - back, edges, energy) for back in (0.0, span_s))
+    noise = np.random.default_rng(1).normal(0, 2.0, len(at_s))
+    return at_s + shift_s, factor * ((until - since) / span_s + noise)
+
+
+def as_csv(path, log, source="pdu"):
+    lines = [f"{at_s:.3f},{source},{w:.3f}" for at_s, w in zip(*log, strict=True)]
+    path.write_text("timestamp,source,watts\n" + "\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def run(make_run, monkeypatch):
+    """Its page is drawn by the one test that reads it."""
+    monkeypatch.setattr("workbench.runner.meters.write_report", lambda *_: None)
+    run = make_run()
+    record = StageRecord.load(run.stage_folder("measure_ab"))
+    record.save_table("energies", turns())
+    record.save()
+    return run
+
+
+def attach(run, path, form="csv", options=None, **declared):
+    import_log(path, form, run.name, options or Options(), **declared)
+    return find_run("sample").record("measure_ab")
+
+
+def ratio_of(record):
+    return record.metric("energy_ratio", arm="ternary", **{"class": "interactive_512"})
+
+
+@pytest.mark.parametrize(("lag_s", "averaging_s"), [(0.0, 0.0), (2.0, 3.0)])
+def test_energy_of_each_arm_comes_out_of_a_late_and_averaged_log(run, tmp_path, lag_s, averaging_s):
+    record = attach(run, as_csv(tmp_path / "pdu.csv", wall_log(turns(), lag_s, averaging_s)))
+    ratio = ratio_of(record)
+    assert ratio.lo < RATIO < ratio.hi and ratio.value == pytest.approx(RATIO, rel=0.01)
+    each = record.metric("energy_j_per_request", arm="ternary", **{"class": "interactive_512"})
+    assert each.value == pytest.approx(WATTS["ternary"] * TURN_S, rel=0.01)
+    assert "the whole node (csv pdu)" in each.how and "pdu.csv (sha256 " in each.how
+    assert "attached afterwards on" in each.how
+    assert record.facts["energy_basis"] == {"interactive_512": "node"}
+    learned = record.facts["attached"]["found"]["learned"][0]
+    assert f"lag {lag_s:.1f}" in learned or averaging_s == 0.0
+
+
+def test_a_logger_whose_clock_is_ahead_is_put_right(run, tmp_path):
+    record = attach(run, as_csv(tmp_path / "pdu.csv", wall_log(turns(), 1.0, 1.0, shift_s=5.0)))
+    assert ratio_of(record).value == pytest.approx(RATIO, rel=0.01)
+    assert "lag 6." in record.facts["attached"]["found"]["learned"][0]
+
+
+def test_nothing_but_energy_changes_and_the_record_of_before_stays(run, tmp_path):
+    folder = run.stage_folder("measure_ab")
+    before, plain = (folder / "record.json").read_bytes(), run.record("measure_ab")
+    record = attach(run, as_csv(tmp_path / "pdu.csv", wall_log(turns())))
+    assert (folder / "record.json").read_bytes() == before
+    energy = {m.name for m in record.metrics if m.name.startswith("energy")}
+    others = [[m for m in one.metrics if m.name not in energy] for one in (plain, record)]
+    assert others[0] == others[1] and len(others[0]) > 50
+    assert len(record.table("energies")) == len(turns())
+    assert set(record.tables) == set(plain.tables)
+
+
+def test_the_report_is_judged_with_it_and_the_judgement_of_before_is_kept(run, tmp_path):
+    before = run.record("report")
+    gates = before.table("gates")
+    gate = gates[gates["metric"] == "energy_j_per_token"].iloc[0]
+    assert gate["value"] is None or np.isnan(gate["value"])
+    attach(run, as_csv(tmp_path / "pdu.csv", wall_log(turns())))
+    report = run.record("report")
+    gates = report.table("gates")
+    assert gates[gates["metric"] == "energy_j_per_token"]["value"].notna().any()
+    assert len(list((run.folder / "stages").glob("report.until-*/record.json"))) == 1
+    assert "judged again after pdu.csv" in report.notes[-1]
+    page = write_report(run, run.resolved()).read_text()
+    assert "pdu.csv (sha256 " in page and "attached afterwards" in page
+
+
+def test_the_pilot_run_again_keeps_it(run, tmp_path):
+    """Whether a stage is finished is told by its key, and that is the same."""
+    resolved = run.resolved()
+    before = {name: record.key for name, record in run.records().items()}
+    attach(run, as_csv(tmp_path / "pdu.csv", wall_log(turns())))
+    assert {name: record.key for name, record in find_run("sample").records().items()} == before
+    assert finished("measure_ab", resolved, run) is None, "the sample's keys are no pilot's"
+    assert ratio_of(find_run("sample").record("measure_ab")).value
+
+
+def test_attached_twice_the_second_stands_and_the_first_is_named(run, tmp_path):
+    attach(run, as_csv(tmp_path / "first.csv", wall_log(turns(), factor=2.0)))
+    record = attach(run, as_csv(tmp_path / "second.csv", wall_log(turns())))
+    each = record.metric("energy_j_per_request", arm="ternary", **{"class": "interactive_512"})
+    assert each.value == pytest.approx(WATTS["ternary"] * TURN_S, rel=0.01)
+    assert "first.csv" not in each.how and "second.csv" in each.how
+    (replaced,) = record.facts["attached"]["replaced"]
+    assert replaced["file"] == "first.csv"
+    kept = run.stage_folder("measure_ab") / replaced["kept_in"] / "attached.json"
+    assert json.loads(kept.read_text())["file"] == "first.csv"
+    assert any("replaces first.csv" in note for note in record.notes)
+
+
+def test_a_recording_is_attached_with_what_its_channels_declare(run, tmp_path):
+    """A counter is exact: nothing is to be learned of it."""
+    times_s, watts = wall_log(turns(), period_s=0.5)
+    joules = np.concatenate([[0.0], np.cumsum(np.diff(times_s) * (watts[1:] + watts[:-1]) / 2)])
+    channel = Channel("rapl", "package-0", "cpu", "energy", period_s=0.001, lag_s=0.0,
+                      averaging_s=0.0)  # fmt: skip
+    recording = Recording(tmp_path / "power.parquet")
+    recording.append(
+        [sample_row(Sample(channel, t, t, j)) for t, j in zip(times_s, joules, strict=True)]
+    )
+    recording.finish()
+    record = attach(run, tmp_path / "power.parquet")
+    assert ratio_of(record).value == pytest.approx(RATIO, rel=0.01)
+    assert "CPU packages alone (rapl package-0)" in ratio_of(record).how
+    assert record.facts["attached"]["found"]["learned"] == []
+
+
+def test_a_coarse_log_gives_no_number_and_says_why(run, tmp_path):
+    path = as_csv(tmp_path / "pdu.csv", wall_log(turns(), period_s=15.0))
+    record = attach(run, path)
+    assert ratio_of(record) is None
+    each = record.metric("energy_j_per_request", arm="ternary", **{"class": "interactive_512"})
+    assert each.value is None and "allowed: 3 s" in each.reason and "pdu.csv" in each.reason
+
+
+def test_a_gap_costs_its_blocks_alone(run, tmp_path):
+    table = turns()
+    times_s, watts = wall_log(table)
+    gap = table[table["block"] == 2]
+    inside = (times_s > gap["start_s"].iloc[0] + 5) & (times_s < gap["start_s"].iloc[0] + 15)
+    record = attach(run, as_csv(tmp_path / "pdu.csv", (times_s[~inside], watts[~inside])))
+    assert "1 of 6 blocks left out (gap: " in ratio_of(record).how
+    assert ratio_of(record).value == pytest.approx(RATIO, rel=0.01)
+
+
+def test_a_log_that_does_not_show_the_turns_gives_no_number_unless_its_lag_is_declared(
+    run, tmp_path
+):
+    times_s, _ = wall_log(turns())
+    flat = as_csv(
+        tmp_path / "pdu.csv", (times_s, np.random.default_rng(5).normal(400, 2, len(times_s)))
+    )
+    record = attach(run, flat)
+    assert ratio_of(record) is None
+    assert "does not show the turns" in record.facts["attached"]["found"]["learned"][0]
+    record = attach(run, flat, lag_s=1.0, averaging_s=2.0)
+    assert ratio_of(record).value == pytest.approx(1.0, abs=0.01)
+    assert record.facts["attached"]["declared"]["lag_s"] == 1.0
+
+
+def test_a_log_of_another_time_is_refused_and_nothing_is_attached(run, tmp_path):
+    for shift_s, said in ((-7200.0, "off by 2"), (-86400.0 * 30, "is of 2026-01-3")):
+        path = as_csv(tmp_path / "pdu.csv", wall_log(turns(), shift_s=shift_s))
+        with pytest.raises(ConfigError) as raised:
+            attach(run, path)
+        assert said in str(raised.value)
+    assert not (run.stage_folder("measure_ab") / "attached").exists()
+
+
+def test_a_run_without_turns_or_a_zone_that_is_none_is_refused(run, tmp_path):
+    path = as_csv(tmp_path / "pdu.csv", wall_log(turns()))
+    with pytest.raises(ConfigError, match="no such time zone"):
+        attach(run, path, options=Options(zone="Berlin"))
+    record = StageRecord.load(run.stage_folder("measure_ab"))
+    del record.tables["energies"]
+    record.save()
+    with pytest.raises(StageError, match="no finished measure_ab with turns"):
+        attach(run, path)

@@ -1,0 +1,1 @@
+"""Power logs that others wrote, read afterwards: ``workbench meter import``."""

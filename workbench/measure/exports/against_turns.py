@@ -1,0 +1,146 @@
+"""A log that came afterwards, held against the turns of a finished session.
+
+Reason codes, guard times and errors are those of a live log, for it is the same session that
+asks (:class:`~workbench.measure.meters.past.PastSession`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import ConfigError, StageError
+from workbench.measure.exports.log import PowerLog, Series
+from workbench.measure.meters.log_check import ZONE_STEP_S
+from workbench.measure.meters.past import PastSession, Turn, response_from_turns
+from workbench.measure.meters.response import Response
+from workbench.measure.meters.rows import energy_rows
+from workbench.measure.meters.sample import Channel
+from workbench.measure.session import TURN_COLUMNS
+from workbench.paths import shown
+
+MARGIN_S = 300.0
+"""Of the log, before the first and after the last turn."""
+
+
+@dataclass(frozen=True)
+class HeldAgainst:
+    """energies: rows of the table ``energies``, those of the log alone. said: what was learned of
+    each channel, for a person."""
+
+    energies: pd.DataFrame
+    said: list[str]
+    session: PastSession
+
+
+def hold_against(log: PowerLog, energies: pd.DataFrame, max_gap_s: float) -> HeldAgainst:
+    """The energy of every turn of table ``energies`` by the log, on every basis of its channels.
+
+    Raises ConfigError where the log does not reach the turns, StageError where their times are
+    not known.
+    """
+    if not {"start_s", "end_s"} <= set(energies.columns) or not len(energies):
+        raise StageError(
+            "the turns of this run have no wall-clock times",
+            allowed="a run of this version of the workbench",
+            next_step="measure again: workbench run PILOT.yaml --from measure_ab --force",
+        )
+    windows = energies.drop_duplicates([*TURN_COLUMNS, "start_s"])
+    span_s = float(windows["start_s"].min()), float(windows["end_s"].max())
+    _require_overlap(log, span_s)
+    near = [one.within(span_s[0] - MARGIN_S, span_s[1] + MARGIN_S) for one in log.series]
+    responses, said = _responses(near, _turns(windows))
+    series = {one.channel: (one.times_s, one.values) for one in near}
+    session = PastSession(series, responses, max_gap_s)
+    rows = []
+    for turn in windows.to_dict("records"):
+        at = {name: turn[name] for name in TURN_COLUMNS}
+        rows += energy_rows(session, at, turn["start_s"], turn["end_s"])
+    return HeldAgainst(pd.DataFrame(rows), said, session)
+
+
+def _turns(windows: pd.DataFrame) -> list[Turn]:
+    return [
+        Turn(turn["start_s"], turn["end_s"], f"{turn['arm']} {turn['class']}")
+        for turn in windows.to_dict("records")
+    ]
+
+
+def _require_overlap(log: PowerLog, span_s: tuple[float, float]) -> None:
+    begin_s, end_s = log.span_s
+    if begin_s < span_s[1] and end_s > span_s[0]:
+        return
+    off_s = begin_s - span_s[0] if begin_s > span_s[1] else end_s - span_s[1]
+    quarters = round(off_s / ZONE_STEP_S)
+    hint = (
+        f"; it is off by {abs(off_s) / 3600:.1f} h: is --zone that of the machine that wrote it?"
+        if 0 < abs(quarters) <= 14 * 4
+        else ""
+    )
+    raise ConfigError(
+        f"{shown(log.path)} is of {_utc(begin_s)} to {_utc(end_s)}, the run's turns of "
+        f"{_utc(span_s[0])} to {_utc(span_s[1])} (UTC){hint}",
+        allowed="a log that holds the turns of the run",
+        next_step="give the log of that time, or correct --zone",
+    )
+
+
+def _responses(
+    near: list[Series], turns: list[Turn]
+) -> tuple[dict[Channel, Response | None], list[str]]:
+    """How late each power is. One that its own rows do not tell has what the clearest of the others
+    has: they are of one logger."""
+    found: dict[Channel, Response | None] = {}
+    for one in near:
+        channel = one.channel
+        if channel.quantity == "power" and None in (channel.lag_s, channel.averaging_s):
+            found[channel] = response_from_turns(one.times_s, one.values, turns)
+    known = [response for response in found.values() if response]
+    clearest = min(known, key=lambda r: r.lag_error_s + r.averaging_error_s, default=None)
+    said = []
+    for channel, response in found.items():
+        found[channel] = taken = response or clearest
+        if taken is None:
+            said.append(
+                f"{channel.name}: it does not show the turns, so how late it is remains unknown "
+                "and it gives no figure; where that is known, declare --lag and --averaging (s)"
+            )
+            continue
+        of = "" if response else ", as another source of this log"
+        said.append(
+            f"{channel.name}: lag {taken.lag_s:.1f} ± {taken.lag_error_s:.1f} s, averaging "
+            f"{taken.averaging_s:.1f} ± {taken.averaging_error_s:.1f} s, learned from the turns{of}"
+        )
+    return found, said
+
+
+def _utc(at_s: float) -> str:
+    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def period_text(one: Series) -> str:
+    period_s = one.period_s
+    return "one row" if period_s is None else f"a row every {period_s:.3g} s"
+
+
+def summary(log: PowerLog) -> list[str]:
+    """What was read, a line a source."""
+    lines = []
+    for one in log.series:
+        begin_s, end_s = one.span_s
+        mean = "-" if one.mean_w is None else f"{one.mean_w:.4g} W on average"
+        lines.append(
+            f"{one.channel.place}: {one.channel.quantity} of scope {one.channel.scope} "
+            f"({one.channel.kind}), {len(one.times_s)} rows, {period_text(one)}, {mean}, "
+            f"{_utc(begin_s)} to {_utc(end_s)} UTC"
+        )
+    powers = [one.mean_w for one in log.series if one.mean_w is not None]
+    if len(powers) > 1 and len({one.channel.scope for one in log.series}) == 1:
+        scope = log.series[0].channel.scope
+        lines.append(f"{len(powers)} sources of scope {scope} together: {np.sum(powers):.4g} W")
+    if len(log.faults):
+        lines.append(f"no samples: {log.faults.text()}")
+    return [*lines, *log.notes]
