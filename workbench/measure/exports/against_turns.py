@@ -15,7 +15,7 @@ import pandas as pd
 from workbench.errors import ConfigError, StageError
 from workbench.measure.exports.log import PowerLog, Series
 from workbench.measure.meters.log_check import ZONE_STEP_S
-from workbench.measure.meters.past import PastSession, Turn, response_from_turns
+from workbench.measure.meters.past import MeteredTurn, PastSession, response_from_turns
 from workbench.measure.meters.response import Response
 from workbench.measure.meters.rows import energy_rows
 from workbench.measure.meters.sample import Channel
@@ -62,9 +62,9 @@ def hold_against(log: PowerLog, energies: pd.DataFrame, max_gap_s: float) -> Hel
     return HeldAgainst(pd.DataFrame(rows), said, session)
 
 
-def _turns(windows: pd.DataFrame) -> list[Turn]:
+def _turns(windows: pd.DataFrame) -> list[MeteredTurn]:
     return [
-        Turn(turn["start_s"], turn["end_s"], f"{turn['arm']} {turn['class']}")
+        MeteredTurn(turn["start_s"], turn["end_s"], f"{turn['arm']} {turn['class']}")
         for turn in windows.to_dict("records")
     ]
 
@@ -89,7 +89,7 @@ def _require_overlap(log: PowerLog, span_s: tuple[float, float]) -> None:
 
 
 def _responses(
-    near: list[Series], turns: list[Turn]
+    near: list[Series], turns: list[MeteredTurn]
 ) -> tuple[dict[Channel, Response | None], list[str]]:
     """How late each power is. One that its own rows do not tell has what the clearest of the others
     has: they are of one logger."""

@@ -14,7 +14,6 @@ from zoneinfo import ZoneInfo
 
 from workbench.errors import ConfigError
 
-Quantity = Literal["power", "energy"]
 DateOrder = Literal["dmy", "mdy"]
 Decimal = Literal[".", ","]
 POWERS = {"mW": 1e-3, "W": 1.0, "kW": 1e3, "MW": 1e6}
@@ -47,7 +46,7 @@ def known_unit(name: str) -> str | None:
     return _WORDS.get(name.lower())
 
 
-def to_si(unit: str) -> tuple[Quantity, float]:
+def to_si(unit: str) -> tuple[Literal["power", "energy"], float]:
     """(quantity, factor to W or J)."""
     if unit in POWERS:
         return "power", POWERS[unit]
@@ -62,7 +61,7 @@ def header_unit(name: str) -> tuple[str, str | None]:
     return name.strip(), None
 
 
-class Numbers:
+class CellNumbers:
     """Reads numbers with a decimal point or comma; which of them, the texts themselves say, or it
     is declared."""
 
@@ -128,7 +127,7 @@ _UNIX = ((9.46e8, 4.1e9, 1.0), (9.46e11, 4.1e12, 1e-3), (9.46e14, 4.1e15, 1e-6),
 """Unix times of 2000 to 2099, in s, ms, us and ns."""
 
 
-class Times:
+class CellTimes:
     """Reads the times of one export.
 
     zone: of times without an offset. date_order: of dates such as 03/02/2026.

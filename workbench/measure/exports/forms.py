@@ -20,16 +20,16 @@ from typing import Any, get_args
 
 from workbench.errors import ConfigError
 from workbench.measure.exports.cells import (
+    CellNumbers,
+    CellTimes,
     DateOrder,
     Decimal,
-    Numbers,
-    Times,
     header_unit,
     known_unit,
     to_si,
 )
-from workbench.measure.exports.log import PowerLog, Reading, power_log
-from workbench.measure.exports.text import Table, table_of, text_of
+from workbench.measure.exports.log import ExportedSample, PowerLog, power_log
+from workbench.measure.exports.text import ExportTable, table_of, text_of
 from workbench.measure.meters.faults import MeterFaults
 from workbench.measure.meters.recording import is_recording, read_recording, row_channel
 from workbench.measure.meters.sample import Channel, SampleKind, Scope
@@ -60,8 +60,8 @@ class _Reading:
 
     def __init__(self, path: Path, form: str, options: Options) -> None:
         self.path, self.form, self.options = path, form, options
-        self.times = Times(options.zone, options.date_order)
-        self.numbers = Numbers(options.decimal)
+        self.times = CellTimes(options.zone, options.date_order)
+        self.numbers = CellNumbers(options.decimal)
         self.faults = MeterFaults()
         self.notes: list[str] = []
         self._channels: dict[tuple[str, str], Channel] = {}
@@ -118,14 +118,16 @@ def _table(
     reading: _Reading,
     wanted: Sequence[Sequence[str]],
     also: Callable[[list[str]], bool] = lambda _: True,
-) -> tuple[Table, list[str]]:
+) -> tuple[ExportTable, list[str]]:
     """The table and its lowered names; declared names are looked for instead of ``wanted``."""
     declared = [[name.lower()] for names in reading.options.columns.values() for name in names]
     table = table_of(reading.path, text_of(reading.path), declared or wanted, also)
     return table, [name.lower() for name in table.header]
 
 
-def _learn(reading: _Reading, table: Table, times: Sequence[int], values: Sequence[int]) -> None:
+def _learn(
+    reading: _Reading, table: ExportTable, times: Sequence[int], values: Sequence[int]
+) -> None:
     first = islice(table.rows(), LEARNED_FROM)
     whole = [cells for _, cells in first if len(cells) == len(table.header)]
     reading.times.learn([cells[at] for cells in whole for at in times])
@@ -161,14 +163,14 @@ def _declared(reading: _Reading, names: Sequence[str], role: str) -> list[int]:
 
 def _long(
     reading: _Reading,
-    table: Table,
+    table: ExportTable,
     at_time: int,
     at_source: Sequence[int],
     at_values: Sequence[tuple[int, str, str | None]],
     scope: Scope,
     unit: str = "W",
     **about: Any,
-) -> Iterator[Reading]:
+) -> Iterator[ExportedSample]:
     """Readings of rows. at_values: (column, its source where the rows name none, its unit)."""
     _learn(reading, table, [at_time], [at for at, _, _ in at_values])
     for line, cells in table.rows():
@@ -191,10 +193,10 @@ def _long(
                 reading.fault(line, f"{source or 'source'}: {error}")
                 continue
             channel = reading.channel(source or "log", to_si(own)[0], scope, **about)
-            yield Reading(source, unix_s, value_si, channel)
+            yield ExportedSample(source, unix_s, value_si, channel)
 
 
-def _csv(reading: _Reading) -> Iterator[Reading]:
+def _csv(reading: _Reading) -> Iterator[ExportedSample]:
     times, powers = ("timestamp", "time", "date"), ("watts", "power", "value", "energy", "joules")
     table, names = _table(reading, [times, powers])
     at_time = _declared(reading, names, "timestamp") or _columns(names, *times)
@@ -216,7 +218,7 @@ def _csv(reading: _Reading) -> Iterator[Reading]:
     yield from _long(reading, table, at_time[0], at_source, values, reading.scope("node"))
 
 
-def _nvidia_smi(reading: _Reading) -> Iterator[Reading]:
+def _nvidia_smi(reading: _Reading) -> Iterator[ExportedSample]:
     table, names = _table(reading, [["timestamp"], ["power.draw"]])
     at_time, at_power = _column(names, "timestamp"), _column(names, "power.draw.instant",
                                                              "power.draw")  # fmt: skip
@@ -229,7 +231,7 @@ def _nvidia_smi(reading: _Reading) -> Iterator[Reading]:
     yield from _long(reading, table, at_time, told, [(at_power, "gpu", unit)], scope)
 
 
-def _grafana(reading: _Reading) -> Iterator[Reading]:
+def _grafana(reading: _Reading) -> Iterator[ExportedSample]:
     table, names = _table(reading, [["time"]])
     (at_time, *_) = _declared(reading, names, "timestamp") or _columns(names, "time")
     series, value = _column(names, "series", "metric"), _column(names, "value")
@@ -268,7 +270,7 @@ ZONES = {"package", "dram"}
 _TELLING = ("UUID", "gpu", "GPU", "zone", "index", "path", "instance", "Hostname", "node", "outlet")
 
 
-def _prometheus(reading: _Reading) -> Iterator[Reading]:
+def _prometheus(reading: _Reading) -> Iterator[ExportedSample]:
     try:
         answer = json.loads(text_of(reading.path))
         if answer.get("status") == "error":
@@ -307,7 +309,7 @@ def _prometheus(reading: _Reading) -> Iterator[Reading]:
                 reading.fault(number, f"{place}: {error}")
                 continue
             channel = reading.channel(place, to_si(unit)[0], scope)
-            yield Reading(place, unix_s, value, channel)
+            yield ExportedSample(place, unix_s, value, channel)
 
 
 def _metric(reading: _Reading, metric: str) -> tuple[str, Scope]:
@@ -333,7 +335,7 @@ def _metric(reading: _Reading, metric: str) -> tuple[str, Scope]:
     return unit, scope
 
 
-def _codecarbon(reading: _Reading) -> Iterator[Reading]:
+def _codecarbon(reading: _Reading) -> Iterator[ExportedSample]:
     """A row is the energy since its run began: rows of one run are a counter."""
     wanted = [["timestamp"], ["duration"], ["run_id"], ["energy_consumed"]]
     table, names = _table(reading, wanted)
@@ -387,11 +389,11 @@ def _codecarbon(reading: _Reading) -> Iterator[Reading]:
                 continue
             channel = reading.channel(place, "energy", scope, kind)
             if first:
-                yield Reading(place, end_s - duration_s, 0.0, channel)
-            yield Reading(place, end_s, joules, channel)
+                yield ExportedSample(place, end_s - duration_s, 0.0, channel)
+            yield ExportedSample(place, end_s, joules, channel)
 
 
-def _zeus(reading: _Reading) -> Iterator[Reading]:
+def _zeus(reading: _Reading) -> Iterator[ExportedSample]:
     """Windows with their energy, or a power monitor's wide table."""
     table, names = _table(reading, [["start_time", "time"]])
     gpus = [at for at, name in enumerate(names) if re.fullmatch(r"gpu\d+_energy", name)]
@@ -442,12 +444,12 @@ def _zeus(reading: _Reading) -> Iterator[Reading]:
             sums = [0.0] * len(gpus)  # falls back to 0, so that no window is told across the pause
             for at, place in enumerate(names[g].removesuffix("_energy") for g in gpus):
                 channel = reading.channel(place, "energy", scope)
-                yield Reading(place, begin_s, sums[at], channel)
+                yield ExportedSample(place, begin_s, sums[at], channel)
         before_s = end_s
         sums = [total + one for total, one in zip(sums, joules, strict=True)]
         for at, place in enumerate(names[g].removesuffix("_energy") for g in gpus):
             channel = reading.channel(place, "energy", scope)
-            yield Reading(place, end_s, sums[at], channel)
+            yield ExportedSample(place, end_s, sums[at], channel)
 
 
 _DCMI_POWER = re.compile(r"Instantaneous power reading:\s*(\S+)\s*Watts?", re.I)
@@ -455,7 +457,7 @@ _DCMI_TIME = re.compile(r"IPMI timestamp:\s*(.+?)(?=\s{2,}Sampling|\s*$)", re.I)
 _DCMI_STATE = re.compile(r"Power reading state is:\s*(\S+)", re.I)
 
 
-def _dcmi(reading: _Reading) -> Iterator[Reading]:
+def _dcmi(reading: _Reading) -> Iterator[ExportedSample]:
     """A loop of ``ipmitool dcmi power reading``: the time is the line before a reading (``date``),
     which is this machine's, or the BMC's own, which often stands at 1970."""
     scope = reading.scope("node", True)
@@ -464,7 +466,7 @@ def _dcmi(reading: _Reading) -> Iterator[Reading]:
     block: dict[str, str] = {}
     begun = 0
 
-    def ended(line: int) -> Iterator[Reading]:
+    def ended(line: int) -> Iterator[ExportedSample]:
         if "power" not in block:
             return
         own = before if before is not None else block.get("time")
@@ -481,7 +483,9 @@ def _dcmi(reading: _Reading) -> Iterator[Reading]:
         except ValueError as error:
             reading.fault(line, error)
             return
-        yield Reading("bmc", unix_s, value, reading.channel("bmc", "power", scope, resolution=1.0))
+        yield ExportedSample(
+            "bmc", unix_s, value, reading.channel("bmc", "power", scope, resolution=1.0)
+        )
 
     reading.times.learn([line.strip() for line in lines[:LEARNED_FROM]])
     pending: str | None = None
@@ -505,7 +509,7 @@ def _dcmi(reading: _Reading) -> Iterator[Reading]:
         reading.notes.append("times are the BMC's own clock")
 
 
-def _apc(reading: _Reading) -> Iterator[Reading]:
+def _apc(reading: _Reading) -> Iterator[ExportedSample]:
     """data.txt of an APC rack PDU or UPS card: lines of its own, then a table of tabs with the date
     and the time in two columns and powers in kW."""
     declared = bool(reading.options.columns)
@@ -536,12 +540,12 @@ def _apc(reading: _Reading) -> Iterator[Reading]:
         powers = (cells[at] for at, _, _ in values)
         lines.append("\t".join([f"{cells[at_date]} {cells[at_clock]}", *powers]))
     header = ["timestamp", *(table.header[at] for at, _, _ in values)]
-    moved = Table(header, table.first_line, lines, "\t")
+    moved = ExportTable(header, table.first_line, lines, "\t")
     columns = [(at, place, unit) for at, (_, place, unit) in enumerate(values, start=1)]
     yield from _long(reading, moved, 0, [], columns, reading.scope("node"))
 
 
-def _recording(reading: _Reading) -> Iterator[Reading]:
+def _recording(reading: _Reading) -> Iterator[ExportedSample]:
     """Of ``workbench meter record``: every channel with what it declares."""
     for batch in read_recording(reading.path):
         for row in batch.to_pylist():
@@ -549,10 +553,10 @@ def _recording(reading: _Reading) -> Iterator[Reading]:
                 reading.faults.add(0.0, f"{row['reader']}: {row['fault']}")
                 continue
             channel = row_channel(row)
-            yield Reading(channel.place, row["wall_s"], row["value"], channel)
+            yield ExportedSample(channel.place, row["wall_s"], row["value"], channel)
 
 
-FORMS: dict[str, Callable[[_Reading], Iterator[Reading]]] = {
+FORMS: dict[str, Callable[[_Reading], Iterator[ExportedSample]]] = {
     "csv": _csv,
     "nvidia-smi": _nvidia_smi,
     "grafana": _grafana,

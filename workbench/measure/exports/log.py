@@ -33,7 +33,7 @@ UNIT_STEP = (300.0, 3000.0)
 
 
 @dataclass(frozen=True)
-class Reading:
+class ExportedSample:
     """One sample of an export. value: in W or J."""
 
     source: str
@@ -94,7 +94,7 @@ class PowerLog:
 def power_log(
     path: Path,
     form: str,
-    readings: Iterable[Reading],
+    readings: Iterable[ExportedSample],
     faults: MeterFaults,
     notes: Sequence[str] = (),
     sources: Sequence[str] = (),

@@ -40,7 +40,7 @@ def text_of(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Table:
+class ExportTable:
     """header: names as written. first_line: number of the first of ``lines``, from 1."""
 
     header: list[str]
@@ -61,7 +61,7 @@ def table_of(
     text: str,
     wanted: Sequence[Sequence[str]],
     also: Callable[[list[str]], bool] = lambda _: True,
-) -> Table:
+) -> ExportTable:
     """The table below the first line that has, for every set of ``wanted``, a column whose name
     begins with one of it, in whatever case, and that is what ``also`` asks for.
 
@@ -77,7 +77,7 @@ def table_of(
             lowered = [name.lower() for name in header]
             named = all(any(n.startswith(tuple(some)) for n in lowered) for some in wanted)
             if named and also(header):
-                return Table(header, number + 2, lines[number + 1 :], delimiter)
+                return ExportTable(header, number + 2, lines[number + 1 :], delimiter)
     first = next((line for line in lines if line.strip()), "")[:200]
     raise ConfigError(
         f"{shown(path)}: no header with the columns that are wanted; the first line is {first!r}",

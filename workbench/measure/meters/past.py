@@ -74,7 +74,7 @@ class PastSession(EnergySession):
 
 
 @dataclass(frozen=True)
-class Turn:
+class MeteredTurn:
     """start_s, end_s: Unix times. sort: turns of one sort have one power."""
 
     start_s: float
@@ -83,7 +83,7 @@ class Turn:
 
 
 def response_from_turns(
-    times_s: np.ndarray, watts: np.ndarray, turns: Sequence[Turn]
+    times_s: np.ndarray, watts: np.ndarray, turns: Sequence[MeteredTurn]
 ) -> Response | None:
     """Lag and averaging of a log, from turns whose beginnings and ends are known; None where the
     log does not show them.
@@ -132,7 +132,7 @@ def response_from_turns(
 class _Work:
     """How long work of one sort went on, up to any moment."""
 
-    def __init__(self, turns: Sequence[Turn]) -> None:
+    def __init__(self, turns: Sequence[MeteredTurn]) -> None:
         ordered = sorted(turns, key=lambda turn: turn.start_s)
         edges = np.array([edge for turn in ordered for edge in (turn.start_s, turn.end_s)])
         lengths = np.array([[0.0, turn.end_s - turn.start_s] for turn in ordered])
