@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,37 @@ def test_the_verdict_says_for_each_arm_whether_it_carries_the_load(make_run) -> 
         for language, share in (("en", "0.31"), ("ru", "0,31")):
             text = Texts(language)(found.code, **found.values)
             assert share in text and "hybrid" in text and "{" not in text
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "pace", "delay_ms", "code"),
+    [
+        (0.96, 1.0, 1.0, 0.4, "carries.yes.met"),
+        (0.93, 1.0, 1.0, 0.4, "carries.not_measured.open"),
+        (0.80, 0.9, 1.0, 0.4, "carries.no.missed"),
+        (0.96, 1.0, 0.5, 0.4, "carries.not_measured.slower"),
+        (0.96, 1.0, 1.0, 40.0, "carries.not_measured.late"),
+    ],
+)
+def test_the_blocks_of_the_load_answer_for_their_arms_too(lo, hi, pace, delay_ms, code) -> None:
+    """Full precision was replayed in both stages: what was measured there stands."""
+    record = StageRecord("measure_ab", Path("nowhere"))
+    load = {"source": "load"}
+    record.measured("replay_speedup", pace, "", "", basis="exact", **load)
+    record.measured("dispatch_delay_ms", delay_ms, "ms", "", quantile="p99", **load)
+    for arm in ("full_precision", "ternary"):
+        of = {"arm": arm, "class": "batch", **load}
+        record.measured("slo_met_share", (lo + hi) / 2, "", "", n=300, lo=lo, hi=hi, **of)
+    replayed = StageRecord("deploy_rollback", Path("nowhere"))
+    replayed.facts["carries"] = {
+        "full_precision": {"answer": "not_measured", "why": "open", "share": 1.0},
+        "hybrid": {"answer": "yes", "why": "met", "share": 1.0},
+    }
+    found = caveats({"measure_ab": record, "deploy_rollback": replayed}, PILOT)
+    said = {s.values["arm"]: s.code for s in found if s.code.startswith("carries.")}
+    assert said["ternary"] == code and said["hybrid"] == "carries.yes.met"
+    decided = "not_measured" not in code
+    assert said["full_precision"] == (code if decided else "carries.not_measured.open")
 
 
 def test_no_gain_in_speed_over_int8_is_not_called_one(make_run) -> None:

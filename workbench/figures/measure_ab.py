@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import plotly.graph_objects as go
 
 from workbench.figures.measure_ab_load import under_load, under_load_table
 from workbench.figures.theme import (
     ARM_COLOURS,
-    ARM_SYMBOLS,
     GREY,
-    UNKNOWN_SYMBOL,
     FigureTexts,
+    arm_marker,
     arms_in_order,
+    draw_arms,
     error_bars,
     figure,
     log_axis,
@@ -42,7 +43,7 @@ def quality(record: StageRecord, language: str = "en") -> go.Figure:
             y=[wrapped(say.label("arm", arm))] * len(own),
             error_x=error_bars(own),
             mode="markers",
-            marker=_marker(arm, 13),
+            marker=arm_marker(arm, 13),
             showlegend=False,
             customdata=[m.n for m in own],
             hovertemplate="%{x:.4g} · n = %{customdata}<extra></extra>",
@@ -61,19 +62,7 @@ def speed(record: StageRecord, language: str = "en") -> go.Figure:
         return why_not(say, title, reason_for(record, "speedup"))
     classes = list(dict.fromkeys(m.labels.get("class", "") for m in rows))
     drawn = figure(say, title, say("axis.speedup"), height=170 + 56 * len(classes))
-    for arm in arms_in_order([m.labels.get("arm", "") for m in rows]):
-        own = [m for m in rows if m.labels.get("arm", "") == arm]
-        drawn.add_scatter(
-            x=[m.value for m in own],
-            y=[wrapped(say.label("class", m.labels.get("class", ""))) for m in own],
-            error_x=error_bars(own),
-            mode="markers",
-            orientation="h",
-            name=say.label("arm", arm),
-            marker=_marker(arm, 12),
-            customdata=[m.n for m in own],
-            hovertemplate="%{x:.3g}× · n = %{customdata}<extra>%{fullData.name}</extra>",
-        )
+    draw_arms(drawn, say, rows, partial(_class_of, say), "%{x:.3g}×", 12)
     effects = valued(record, "smallest_visible_effect")
     seen = [abs(m.value or 0.0) for m in effects if m.labels.get("class") in classes]
     if seen:
@@ -82,9 +71,7 @@ def speed(record: StageRecord, language: str = "en") -> go.Figure:
             x0=1 - widest, x1=1 + widest, fillcolor="#6B7280", opacity=0.15, line_width=0
         )
     drawn.add_vline(x=1, line={"color": "#3F4650", "dash": "dash", "width": 1.5})
-    drawn.update_layout(scattermode="group")
     drawn.update_yaxes(autorange="reversed", type="category")
-    drawn.update_xaxes(showgrid=True)
     log_axis(drawn, "x", rows, language)
     return drawn
 
@@ -107,7 +94,7 @@ def throughput(record: StageRecord, language: str = "en") -> go.Figure:
             mode="lines+markers",
             name=say.label("arm", arm),
             line={"color": ARM_COLOURS.get(arm, GREY), "width": 2},
-            marker=_marker(arm, 10),
+            marker=arm_marker(arm, 10),
             hovertemplate="%{y:.4g}<extra>%{fullData.name}</extra>",
         )
     batches = sorted({int(m.labels.get("batch", 1)) for m in rows})
@@ -163,9 +150,5 @@ def _name(say: Texts, metric: Metric) -> str:
     return say.labels({k: v for k, v in metric.labels.items() if k != "source"})
 
 
-def _marker(arm: str, size: int) -> dict[str, object]:
-    return {
-        "color": ARM_COLOURS.get(arm, GREY),
-        "symbol": ARM_SYMBOLS.get(arm, UNKNOWN_SYMBOL),
-        "size": size,
-    }
+def _class_of(say: Texts, metric: Metric) -> str:
+    return wrapped(say.label("class", metric.labels.get("class", "")))

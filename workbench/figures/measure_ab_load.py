@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import plotly.graph_objects as go
 
-from workbench.figures.theme import (
-    ARM_COLOURS,
-    ARM_SYMBOLS,
-    GREY,
-    UNKNOWN_SYMBOL,
-    FigureTexts,
-    arms_in_order,
-    error_bars,
-    figure,
-    reason_for,
-    valued,
-    why_not,
-    wrapped,
-)
+from workbench.figures import theme
+from workbench.figures.theme import FigureTexts, draw_arms, reason_for, valued, why_not
+from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.wording.numbers import with_interval
 from workbench.wording.text import Texts
@@ -40,27 +31,11 @@ def under_load(record: StageRecord, language: str = "en") -> go.Figure:
         for q in QUANTILES
         if any(m.name == name and m.labels["quantile"] == q for m in rows)
     ]
-    drawn = figure(say, title, say("axis.ms"), height=170 + 46 * len(places), log="x")
-    for arm in arms_in_order([m.labels["arm"] for m in rows]):
-        own = [m for m in rows if m.labels["arm"] == arm]
-        drawn.add_scatter(
-            x=[m.value for m in own],
-            y=[_place(say, m.name, m.labels["quantile"]) for m in own],
-            error_x=error_bars(own),
-            mode="markers",
-            orientation="h",
-            name=say.label("arm", arm),
-            marker={
-                "color": ARM_COLOURS.get(arm, GREY),
-                "symbol": ARM_SYMBOLS.get(arm, UNKNOWN_SYMBOL),
-                "size": 10,
-            },
-            customdata=[m.n for m in own],
-            hovertemplate="%{x:.4g} ms · n = %{customdata}<extra>%{fullData.name}</extra>",
-        )
-    drawn.update_layout(scattermode="group")
+    height = 170 + 46 * len(places)
+    drawn = theme.figure(say, title, say("axis.ms"), height=height, log="x")
+    where = partial(_place_of, say)
+    draw_arms(drawn, say, rows, where, "%{x:.4g} ms", 10)
     drawn.update_yaxes(type="category", categoryorder="array", categoryarray=places[::-1])
-    drawn.update_xaxes(showgrid=True)
     return drawn
 
 
@@ -76,10 +51,10 @@ def under_load_table(record: StageRecord, language: str = "en") -> go.Figure:
     kept = [(name, of) for name, of in wanted if valued(record, name, source="load", **of)]
     if not kept:
         return why_not(say, title, reason_for(record, "goodput_per_s", source="load"))
-    arms = arms_in_order({m.labels["arm"] for m in valued(record, kept[0][0], source="load")})
+    arms = theme.arms_in_order({m.labels["arm"] for m in valued(record, kept[0][0], source="load")})
     heads = [say.figure(name, of) for name, of in kept]
     columns = [[_shown(record, say, name, arm, of) for name, of in kept] for arm in arms]
-    drawn = figure(say, title, height=150 + 34 * len(kept))
+    drawn = theme.figure(say, title, height=150 + 34 * len(kept))
     drawn.add_table(
         header={"values": ["", *(say.label("arm", arm) for arm in arms)], "align": "left"},
         cells={"values": [heads, *columns], "align": "left", "height": 28},
@@ -96,4 +71,8 @@ def _shown(record: StageRecord, say: Texts, name: str, arm: str, of: dict[str, s
 
 
 def _place(say: Texts, name: str, quantile: str) -> str:
-    return wrapped(f"{say.metric(name)}, {quantile}", 26)
+    return theme.wrapped(f"{say.metric(name)}, {quantile}", 26)
+
+
+def _place_of(say: Texts, metric: Metric) -> str:
+    return _place(say, metric.name, metric.labels["quantile"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +184,39 @@ def interval_bars(
         "width": 5,
         "color": "#3F4650",
     }
+
+
+def arm_marker(arm: str, size: int) -> dict[str, object]:
+    """The arm's colour and symbol; an address has none of its own."""
+    symbol = ARM_SYMBOLS.get(arm, UNKNOWN_SYMBOL)
+    return {"color": ARM_COLOURS.get(arm, GREY), "symbol": symbol, "size": size}
+
+
+def draw_arms(
+    drawn: go.Figure,
+    say: Texts,
+    rows: Sequence[Metric],
+    place: Callable[[Metric], str],
+    hover: str,
+    size: int,
+) -> None:
+    """A point with its interval for each figure, side by side for the arms at each place of the
+    vertical axis. hover: what stands before the number of observations."""
+    for arm in arms_in_order([m.labels.get("arm", "") for m in rows]):
+        own = [m for m in rows if m.labels.get("arm", "") == arm]
+        drawn.add_scatter(
+            x=[m.value for m in own],
+            y=[place(m) for m in own],
+            error_x=error_bars(own),
+            mode="markers",
+            orientation="h",
+            name=say.label("arm", arm),
+            marker=arm_marker(arm, size),
+            customdata=[m.n for m in own],
+            hovertemplate=f"{hover} · n = %{{customdata}}<extra>%{{fullData.name}}</extra>",
+        )
+    drawn.update_layout(scattermode="group")
+    drawn.update_xaxes(showgrid=True)
 
 
 def wrapped(text: str, width: int = 22) -> str:

@@ -8,7 +8,7 @@ reaches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
 from workbench.report.differences import significant
 from workbench.report.gates import GateResult
+from workbench.serve.carries import Carries, carries
 from workbench.wording.labels import label_text
 from workbench.wording.text import Texts
 
@@ -72,7 +73,7 @@ def decide(
 
 def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     """What a reader must know before carrying the verdict elsewhere."""
-    found = _carried(records)
+    found = _carried(records, pilot)
     trained = records["train_qat"].metric("training_tokens") if "train_qat" in records else None
     if trained and trained.value:
         model = pilot.model.checkpoint or pilot.model.preset
@@ -106,15 +107,45 @@ def _luck_of_the_seed(trained: StageRecord) -> Sentence:
     return Sentence("caveat.seeds", {"n": len(known), "least": min(known), "most": max(known)})
 
 
-def _carried(records: Mapping[str, StageRecord]) -> list[Sentence]:
-    """For each arm of the replay: carries your load, yes, no or not measured, at what rate."""
-    answers = (
-        records["deploy_rollback"].facts.get("carries", {}) if "deploy_rollback" in records else {}
-    )
+def _carried(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
+    """For each arm: carries your load, yes, no or not measured, at what rate. Of an arm that was
+    replayed in both stages, what was measured."""
+    answers: dict[str, Any] = {}
+    if "measure_ab" in records:
+        answers = {arm: of.to_json() for arm, of in _in_blocks(records["measure_ab"], pilot)}
+    if "deploy_rollback" in records:
+        for arm, found in records["deploy_rollback"].facts.get("carries", {}).items():
+            known = answers.get(arm, {"answer": "not_measured"})["answer"] != "not_measured"
+            if found["answer"] != "not_measured" or not known:
+                answers[arm] = found
     return [
         Sentence(f"carries.{found['answer']}.{found['why']}", {"arm": arm, "share": found["share"]})
         for arm, found in answers.items()
     ]
+
+
+def _in_blocks(record: StageRecord, pilot: Pilot) -> Iterator[tuple[str, Carries]]:
+    """What the blocks of the load say of each arm, addresses too; nothing without a replay."""
+    under_load = {"source": "load"}
+    pace, cut, delay = (
+        record.metric(name, **under_load, **more)
+        for name, more in (
+            ("replay_speedup", {}), ("cut_share", {}), ("dispatch_delay_ms", {"quantile": "p99"}),
+        )
+    )  # fmt: skip
+    if pace is None or pace.value is None:
+        return
+    most_ms = pilot.measure_ab.load.max_dispatch_delay_ms
+    late = delay is not None and delay.value is not None and delay.value > most_ms
+    for arm in pilot.measure_ab.arms:
+        met = {
+            m.labels["class"]: m
+            for m in record.metrics
+            if m.matches("slo_met_share", {"arm": arm, **under_load}) and m.value is not None
+        }
+        cut_share = cut.value if cut and cut.value else 0.0
+        asked = {"cut_share": cut_share, "wanted_share": pilot.deploy_rollback.slo_share}
+        yield arm, carries(pace.value, 1.0, None, met, **asked, late=late)
 
 
 def _noise(records: Mapping[str, StageRecord]) -> list[Sentence]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from workbench.errors import StageError
 from workbench.measure.statistics import Estimate
+from workbench.records.metric import Metric
 from workbench.serve.client import LoadProcesses
 from workbench.serve.load import Load
 from workbench.serve.replay import Outcome
@@ -101,8 +102,8 @@ class Carries:
 def carries(
     pace: float,
     rate_per_s: float,
-    capacity: Capacity,
-    met: Mapping[str, Estimate],
+    capacity: Capacity | None,
+    met: Mapping[str, Estimate | Metric],
     *,
     cut_share: float,
     wanted_share: float,
@@ -110,12 +111,12 @@ def carries(
 ) -> Carries:
     """Whether one arm carries a load that brings ``rate_per_s`` requests on average.
 
-    pace: 0.31 was replayed at 0.31 of the load's own rate. met: class -> share of the arm's
-    requests that met their targets, of the classes that have any. cut_share: of the load's
-    requests, cut to what is served. wanted_share: of requests that must meet their targets.
-    late: the client was, so that the replay says nothing.
+    capacity: None of an arm that was sent no burst. pace: 0.31 was replayed at 0.31 of the load's
+    own rate. met: class -> share of the arm's requests that met their targets, of the classes that
+    have any. cut_share: of the load's requests, cut to what is served. wanted_share: of requests
+    that must meet their targets. late: the client was, so that the replay says nothing.
     """
-    if (most := capacity.at_most_per_s / rate_per_s) < 1:
+    if capacity and (most := capacity.at_most_per_s / rate_per_s) < 1:
         return Carries("no", "capacity", most)
     if late:
         return Carries("not_measured", "late", pace)
