@@ -19,6 +19,7 @@ from workbench.measure.meters.recorder import Recorder
 from workbench.paths import shown
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.sections.meters import Meters
+from workbench.records.metric import Metric
 from workbench.records.run import find_run
 from workbench.runner.pilot_run import terminable, write_report
 from workbench.stages.attach_log import attach_log, judge_with_attached
@@ -85,18 +86,34 @@ def import_log(
     attachment = attach_log(run, log, digest_path(path), declared, max_gap_s)
     for line in attachment.found["learned"]:
         print(line)
-    for metric in attachment.metrics:
-        if metric.name in ("energy_j_per_request", "energy_ratio"):
-            of = ", ".join(f"{k} {v}" for k, v in metric.labels.items() if k != "source")
-            value = f"{metric.value:.4g} {metric.unit}" if metric.value is not None else "-"
-            if metric.lo is not None and metric.hi is not None:
-                value += f" [{metric.lo:.4g}, {metric.hi:.4g}]"
-            print(f"{metric.name} ({of}): {value}{'; ' + metric.reason if metric.reason else ''}")
+    for line in _energies(attachment.metrics):
+        print(line)
     for one in attachment.replaced[:1]:
         print(f"replaces {one['file']} of {one['attached']}, kept in {one['kept_in']}")
     if judge_with_attached(run):
         write_report(run, run.resolved())
     print(run.report if run.report.exists() else run.folder)
+
+
+def _energies(metrics: Sequence[Metric]) -> list[str]:
+    """What came out, a line a figure; each reason for none once."""
+    lines: list[str] = []
+    reasons: dict[str, list[str]] = {}
+    for metric in metrics:
+        if metric.name not in ("energy_j_per_request", "energy_ratio"):
+            continue
+        of = ", ".join(f"{k} {v}" for k, v in metric.labels.items() if k != "source")
+        if metric.value is None:
+            reasons.setdefault(metric.reason or "", []).append(of)
+            continue
+        value = f"{metric.value:.4g} {metric.unit}"
+        if metric.lo is not None and metric.hi is not None:
+            value += f" [{metric.lo:.4g}, {metric.hi:.4g}]"
+        lines.append(f"{metric.name} ({of}): {value}")
+    return [
+        *lines,
+        *(f"no energy of {len(of)} arms and classes: {why}" for why, of in reasons.items()),
+    ]
 
 
 def columns_of(texts: Sequence[str]) -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ from workbench.measure.meters.past import MeteredTurn, PastSession, response_fro
 from workbench.measure.meters.response import Response
 from workbench.measure.meters.rows import energy_rows
 from workbench.measure.meters.sample import Channel
+from workbench.measure.meters.session import ROWS_WANTED
 from workbench.measure.session import TURN_COLUMNS
 from workbench.paths import shown
 
@@ -53,6 +54,7 @@ def hold_against(log: PowerLog, energies: pd.DataFrame, max_gap_s: float) -> Hel
     _require_overlap(log, span_s)
     near = [one.within(span_s[0] - MARGIN_S, span_s[1] + MARGIN_S) for one in log.series]
     responses, said = _responses(near, _turns(windows))
+    said += _too_coarse(near, windows)
     series = {one.channel: (one.times_s, one.values) for one in near}
     session = PastSession(series, responses, max_gap_s)
     rows = []
@@ -115,6 +117,21 @@ def _responses(
             f"{taken.averaging_s:.1f} ± {taken.averaging_error_s:.1f} s, learned from the turns{of}"
         )
     return found, said
+
+
+def _too_coarse(near: list[Series], windows: pd.DataFrame) -> list[str]:
+    """Said of a log whose rows are too far apart for the turns that there were."""
+    turn_s = float((windows["end_s"] - windows["start_s"]).median())
+    powers = [o.period_s for o in near if o.channel.quantity == "power" and o.period_s is not None]
+    period_s = max(powers, default=0.0)
+    wanted_s = (2 + ROWS_WANTED) * period_s
+    if turn_s >= wanted_s / 2:
+        return []
+    return [
+        f"the turns of this run last {turn_s:.3g} s, and a log with a row every {period_s:.3g} s "
+        f"wants {wanted_s:.3g} s, longer still where it is late or averaged: measure again with "
+        f"measure_ab.meters.turn_s: {wanted_s:.3g}"
+    ]
 
 
 def _utc(at_s: float) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from workbench.measure.meters.response import LONGEST_S, TOLERANCE, Response
 from workbench.measure.meters.sample import Channel
 from workbench.measure.meters.session import EnergySession
+from workbench.measure.meters.window import Reading
 
 STEPS = 25
 WIDER = (2, 2, 1)
@@ -71,6 +72,14 @@ class PastSession(EnergySession):
 
     def _series(self, channel: Channel) -> tuple[np.ndarray, np.ndarray]:
         return self._past[channel]
+
+    def _reading(
+        self, channel: Channel, start_s: float, end_s: float, apart: bool = False
+    ) -> Reading:
+        if channel in self.responses and self.responses[channel] is None:
+            text = f"{channel.name}: it does not show the turns, so how late it is remains unknown"
+            return Reading(channel, None, 0, "too_short", text)
+        return super()._reading(channel, start_s, end_s, apart)
 
 
 @dataclass(frozen=True)
