@@ -316,6 +316,17 @@ def test_a_turn_is_never_shorter_than_its_meter_needs(
     assert 1.2 <= turns * quickest_s < 1.2 + quickest_s * 1.01
 
 
+@pytest.mark.parametrize(("budget_s", "lasts_s"), [(1e6, 22.0), (120.0, 120.0 / 6 / 3)])
+def test_turns_for_a_log_that_comes_afterwards_last_as_long_as_asked_within_the_time(
+    engines: dict[str, Engine], tmp_path: Path, budget_s: float, lasts_s: float
+) -> None:
+    asked = Session(tmp_path, engines, CLASSES[:1], PROMPTS, no_meters(), turn_s=22.0)
+    assert asked._log_turn_s(Ending(6, 0.05, budget_s)) == pytest.approx(lasts_s)
+    assert any("raise measure_ab.budget_s to 396" in note for note in asked.notes) == (
+        budget_s < 396
+    )
+
+
 def test_energy_is_that_of_each_turn_and_survives_a_kill(
     engines: dict[str, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

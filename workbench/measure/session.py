@@ -88,11 +88,13 @@ class Session:
         meters: EnergySession,
         quiet: Quiet | None = None,
         seed: int = 0,
+        turn_s: float = 0.0,
     ) -> None:
-        """quiet: limits for what else the machine does; defaults where None."""
+        """quiet: limits for what else the machine does; defaults where None. turn_s: of a turn at
+        least, as far as the session's time allows, for a log that comes afterwards."""
         self._folder, self._engines, self._classes = folder, dict(engines), list(classes)
         self._prompts, self._meters = list(prompts), meters
-        self._quiet, self._seed = quiet or Quiet(), seed
+        self._quiet, self._seed, self._turn_s = quiet or Quiet(), seed, turn_s
         baseline = next(iter(engines))
         self._engines[AGAIN] = engines[baseline]
         self._windows: dict[tuple[int, int], tuple[float, float]] = {}
@@ -244,7 +246,8 @@ class Session:
     def _log_turn_s(self, ending: Ending) -> float:
         """What a late or averaged log needs of a turn, as far as the session's time allows; 0 where
         none is there, or the time allows too little for any figure."""
-        wanted_s, least_s = self._meters.wanted_turn_s(), self._meters.shortest_window_s()
+        wanted_s = max(self._turn_s, self._meters.wanted_turn_s())
+        least_s = self._meters.shortest_window_s()
         turns = FEWEST_BLOCKS * len(self._engines) * len(self._classes)
         allowed_s = ending.budget_s / turns
         if wanted_s <= allowed_s:

@@ -228,6 +228,7 @@ def _timed(
             meters,
             quiet,
             context.pilot.seed,
+            section.meters.turn_s or 0.0,
         )
         if done := session.finished():
             context.note(f"the session was interrupted after {done} blocks and went on later")

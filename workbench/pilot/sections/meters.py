@@ -351,6 +351,12 @@ class Meters(Section):
     prometheus: list[PrometheusMeter] = Field([], description="series of a Prometheus server")
     max_gap_s: Positive = Field(3.0, description="a longer gap between samples gives no figure")
     idle_s: Positive = Field(3.0, description="idle measured before and after the session, s")
+    turn_s: Positive | None = Field(
+        None,
+        description="turns of the fixed shapes last so long at least, s, for a power log that is "
+        "attached afterwards (workbench meter import): 22 for a row a second, and ten times its "
+        "lag and averaging; null takes what the meters here need",
+    )
 
     def wants(self, reader: Reader) -> bool:
         """``auto`` wants every counter of this machine, and the other readers that have a meter."""
