@@ -15,6 +15,7 @@ from workbench.measure.meters.nvml import find_nvml
 from workbench.measure.meters.polled import AskedDevice, PolledMeter
 from workbench.measure.meters.prometheus import PrometheusDevice
 from workbench.measure.meters.rapl import find_rapl
+from workbench.measure.meters.recorded import recorded_meters
 from workbench.measure.meters.redfish import RedfishDevice
 from workbench.measure.meters.sample import Meter, MeterError
 from workbench.measure.meters.snmp import SnmpDevice
@@ -65,6 +66,13 @@ def find_meters(
             missing.append(MissingMeter(source, str(error)))
     for one in _network(section, clock):
         (missing if isinstance(one, MissingMeter) else found).append(one)  # type: ignore[arg-type]
+    if section.recording is not None and section.wants("recording"):
+        live = {meter.reader for meter in found}
+        try:
+            recorded = recorded_meters(Path(section.recording), clock)
+            found += [meter for meter in recorded if meter.reader not in live]
+        except OSError as error:
+            missing.append(MissingMeter("recording", str(error)))
     return found, missing
 
 

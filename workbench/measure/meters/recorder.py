@@ -70,9 +70,11 @@ class Recorder:
         say: Callable[[str], None] = lambda _: None,
         flush_s: float = FLUSH_S,
     ) -> None:
-        self._section, self._every_s, self._clock = section, every_s, clock
+        self._every_s, self._clock = every_s, clock
         self._find, self._say, self._flush_s = find, say, flush_s
-        found, missing = find(section)
+        # A pilot may name this very recording among its meters.
+        self._section = section.model_copy(update={"recording": None})
+        found, missing = find(self._section)
         if not found:
             reasons = "; ".join(f"{one.source}: {one.reason}" for one in missing)
             raise ConfigError(

@@ -211,14 +211,23 @@ def _piece_batches(path: Path) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
+def whole_batches(file: Any) -> Iterator[pa.RecordBatch]:
+    """Those of a stream from where ``file`` stands to its end, or to where it was cut off or is
+    still being written to; ``file`` then stands behind the last whole one."""
+    while True:
+        at = file.tell()
+        try:
+            message = pa.ipc.read_message(file)
+            if message.type == "record batch":
+                yield pa.ipc.read_record_batch(message, SCHEMA)
+        except (EOFError, pa.ArrowInvalid, OSError):
+            file.seek(at)
+            return
+
+
 def _stream_batches(path: Path) -> Iterator[pa.RecordBatch]:
     with path.open("rb") as file:
-        try:
-            reader = pa.ipc.open_stream(file)
-            while True:
-                yield reader.read_next_batch()
-        except (StopIteration, pa.ArrowInvalid, OSError):
-            return  # its end, or where a kill cut it off
+        yield from whole_batches(file)
 
 
 def _as_piece(stream: Path) -> None:

@@ -319,7 +319,9 @@ class PrometheusMeter(HttpMeter):
         return self
 
 
-Reader = Literal["nvml", "rapl", "csv", "snmp", "redfish", "ipmi", "modbus", "prometheus"]
+Reader = Literal[
+    "nvml", "rapl", "csv", "snmp", "redfish", "ipmi", "modbus", "prometheus", "recording"
+]
 NETWORK: tuple[Reader, ...] = ("snmp", "redfish", "ipmi", "modbus", "prometheus")
 
 
@@ -343,6 +345,11 @@ class Meters(Section):
         "node",
         description="what the log's sources hold together: boards, processors, or the machine at "
         "its inlet; what holds other machines too is a cross-check and no figure",
+    )
+    recording: input_path(live=True) | None = Field(  # type: ignore[valid-type]
+        None,
+        description="what workbench meter record is writing meanwhile, power.parquet.parts: its "
+        "meters, which only root may be able to read, beside those that are read here",
     )
     snmp: list[SnmpMeter] = Field([], description="PDUs and UPSs over SNMP v2c or v3")
     redfish: list[RedfishMeter] = Field([], description="BMCs and PDUs over Redfish")
@@ -368,6 +375,8 @@ class Meters(Section):
     def meters_are_given(self) -> Meters:
         if "csv" in self.sources and self.csv is None:
             raise ValueError("the source csv needs the path of the power log in csv")
+        if "recording" in self.sources and self.recording is None:
+            raise ValueError("the source recording needs the path of one in recording")
         for reader in NETWORK:
             if reader in self.sources and not getattr(self, reader):
                 raise ValueError(f"the source {reader} needs a meter in {reader}")
