@@ -151,23 +151,7 @@ def _profile_load(record: StageRecord, draw: np.random.Generator, energy: bool) 
         for name, rate in (("interactive", 2.0), ("batch", 0.5))
     ]
     record.save_table("windows", pd.DataFrame(windows))
-    record.save_table(
-        "likeness",
-        pd.DataFrame(
-            [
-                (load, figure, x, scale * (0.01 + x))
-                for load, scale in (("whole", 1.0), ("generated", 1.1), ("piece", 0.8))
-                for figure, points in (
-                    ("gap", (0.1, 0.5, 0.9)),
-                    ("window_rate", (0.0, 0.5, 1.0)),
-                    ("dispersion", (1.0, 10.0, 60.0)),
-                    ("gap_cv", (0.0,)),
-                )
-                for x in points
-            ],
-            columns=["load", "figure", "x", "y"],
-        ),
-    )
+    record.save_table("likeness", _likeness("piece"))
     record.facts.update(source="declared", kind="assumed")
     for name in ("prompt_tokens", "output_tokens"):
         for quantile in (0.5, 0.99):
@@ -175,6 +159,23 @@ def _profile_load(record: StageRecord, draw: np.random.Generator, energy: bool) 
                 Metric(name, float(requests[name].quantile(quantile)), "tokens", "declared",
                        "assumed", n=n, labels={"quantile": f"p{100 * quantile:g}"})
             )  # fmt: skip
+
+
+def _likeness(kept: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            (load, figure, x, scale * (0.01 + x))
+            for load, scale in (("whole", 1.0), ("generated", 1.1), (kept, 0.8))
+            for figure, points in (
+                ("gap", (0.1, 0.5, 0.9)),
+                ("window_rate", (0.0, 0.5, 1.0)),
+                ("dispersion", (1.0, 10.0, 60.0)),
+                ("gap_cv", (0.0,)),
+            )
+            for x in points
+        ],
+        columns=["load", "figure", "x", "y"],
+    )
 
 
 def _train_qat(record: StageRecord, draw: np.random.Generator, energy: bool) -> None:
@@ -332,6 +333,7 @@ def _deploy_rollback(record: StageRecord, draw: np.random.Generator, energy: boo
         pd.DataFrame([{"time_s": 10.0, "from_arm": "hybrid", "to_arm": "full_precision",
                        "reason": "rehearsal"}]),
     )  # fmt: skip
+    record.save_table("likeness", _likeness("replayed"))
     record.add(count(0, 90).metric("lost_requests", "requests", "counted"))
     record.add(count(0, 90).metric("truncated_requests", "requests", "counted"))
     record.measured("rollback_first_token_s", 0.083, "s", "clock", n=1)

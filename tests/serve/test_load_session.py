@@ -174,3 +174,31 @@ def test_an_address_is_tried_before_anything_is_measured(
     monkeypatch.setenv("NO_SUCH_KEY", "secret")
     assert address_problem("today", keyed) is None
     assert "secret" not in keyed.model_dump_json()
+
+
+@pytest.mark.slow
+def test_five_seconds_of_silence_stand_in_that_arms_p99(serve, tmp_path: Path) -> None:
+    """Latencies count from when a request was due, so what came meanwhile has waited too."""
+    server = serve(slots=200)
+    with load_processes(Endpoint(server.address), tmp_path) as client:
+
+        def arm(name: str) -> LoadedArm:
+            gate = server.schedulers[name].gate
+            orders = [(0.5, gate.clear), (5.5, gate.set)] if name == "hybrid" else []
+            return LoadedArm(
+                lambda requests: client.replay(
+                    requests, lambda _: [1, 2, 3], model=name, orders=orders
+                )
+            )
+
+        arms = {name: arm(name) for name in ARMS}
+        blocks = in_blocks(schedule(1, 120, 1.2), 1.2, 1)
+        session = LoadSession(tmp_path, arms, blocks, ANY_NOISE)
+        session.run(60.0, lambda done, most: None)
+    tables, slos = (session.requests(), session.gaps()), {"interactive": {"ttft_ms": 250.0}}
+    p99 = {
+        m.labels["arm"]: m.value
+        for m in load_figures(*tables, ARMS, slos, 1.2, FAULTS)
+        if m.matches("ttft_ms", {"quantile": "p99"})
+    }
+    assert p99["hybrid"] > 4900 and p99["full_precision"] < 2000

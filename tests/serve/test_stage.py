@@ -104,6 +104,9 @@ def test_a_rollback_under_load_loses_nothing(arms, tmp_path) -> None:
     assert record.metric("cut_share").value == 1.0  # 12 tokens of output, where the load has 128
     assert any(note.startswith("cut to what the models hold") for note in record.notes)
     assert record.facts["piece"]["kind"] == "typical"
+    curves = record.table("likeness").groupby("load")["figure"].unique().map(set)
+    assert set(curves.index) == {"whole", "generated", "replayed"}
+    assert {"gap", "gap_cv"} <= curves["replayed"] & curves["whole"] & curves["generated"]
     noise = record.table("noise")
     assert 1 <= len(noise) <= 3 and noise["kept"].all(), "stretches of a second of a replay of two"
     assert record.facts["noise"]["blocks"] == len(noise)

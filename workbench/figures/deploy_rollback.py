@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.profile_load import likeness
 from workbench.figures.theme import (
     ARM_COLOURS,
     ARM_SYMBOLS,
@@ -145,7 +146,12 @@ def phases(record: StageRecord, language: str = "en") -> go.Figure:
     return drawn
 
 
-FIGURES = (timeline, in_flight, phases, tuning)
+def replayed(record: StageRecord, language: str = "en") -> go.Figure:
+    """The load, requests drawn from its profile, and the replay as it was sent."""
+    return likeness(record, language, "deploy_rollback.replayed.title")
+
+
+FIGURES = (timeline, in_flight, phases, replayed, tuning)
 
 
 def _say_why_missing(drawn: go.Figure, record: StageRecord, rows: list, say: Texts) -> None:

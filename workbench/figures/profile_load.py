@@ -107,11 +107,13 @@ def shapes(record: StageRecord, language: str = "en") -> go.Figure:
     return drawn
 
 
-def likeness(record: StageRecord, language: str = "en") -> go.Figure:
+def likeness(
+    record: StageRecord, language: str = "en", title: str = "profile_load.likeness.title"
+) -> go.Figure:
     """The load, requests drawn from its profile and a piece of it, in three panels: rates of the
     windows, Q-Q of the gaps, index of dispersion by the width of the windows."""
     say = FigureTexts(language)
-    title = say("profile_load.likeness.title")
+    title = say(title)
     if not _curves(record, "gap_cv"):
         return why_not(say, title, say("fig.no_rows"))
     drawn = figure(say, title, height=440)
@@ -154,7 +156,7 @@ def likeness(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (rate, lengths, shapes, likeness)
-LOAD_COLOURS = {"whole": GREY, "generated": VERMILION, "piece": BLUE}
+LOAD_COLOURS = {"whole": GREY, "generated": VERMILION, "piece": BLUE, "replayed": BLUE}
 PANELS = (
     ("window_rate", "axis.share_of_windows", "axis.requests_per_s"),
     ("gap", "axis.gap_whole_s", "axis.gap_s"),

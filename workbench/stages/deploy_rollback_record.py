@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from workbench.errors import StageError
+from workbench.load.likeness import likeness
 from workbench.load.piece import Piece, PlannedRequest
 from workbench.load.profile import LoadProfile
 from workbench.measure.dependence import quantile_over_time, rate_over_time, share_over_time
@@ -109,6 +110,7 @@ def record_replay(
         )
     )
     _record_piece(context, replayed)
+    record.save_table("likeness", _likeness(context, replayed, requests))
     _record_losses(context, requests)
     late = _record_dispatch(context, requests)
     handover = _record_rollback(context, requests, replayed.switches, late)
@@ -143,6 +145,15 @@ def _record_piece(context: StageContext, replayed: Replayed) -> None:
         context.note(
             f"cut to what the models hold: {cut} of {len(replayed.schedule)} replayed requests"
         )
+
+
+def _likeness(context: StageContext, replayed: Replayed, requests: pd.DataFrame) -> pd.DataFrame:
+    """The load, requests drawn from its profile, and the replay as it was sent, at its own pace."""
+    profile = LoadProfile.from_record(context.need("profile_load"))
+    sent_s = np.sort(requests["sent_s"].to_numpy() * replayed.speedup)
+    sent = replace(replayed.piece, requests=pd.DataFrame({"start_s": sent_s}))
+    window_s, seed = context.pilot.profile_load.window_s, context.pilot.seed
+    return likeness(profile, sent, window_s, seed).replace({"load": {"piece": "replayed"}})
 
 
 def _record_losses(context: StageContext, requests: pd.DataFrame) -> None:
