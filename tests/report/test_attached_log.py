@@ -12,7 +12,7 @@ from workbench.measure.meters.recording import Recording, sample_row
 from workbench.measure.meters.sample import Channel, Sample
 from workbench.records.run import find_run
 from workbench.records.stage_record import StageRecord
-from workbench.runner.meters import import_log
+from workbench.runner.import_log import import_log
 from workbench.runner.pilot_run import write_report
 from workbench.stages.execute import finished
 
@@ -63,7 +63,7 @@ def as_csv(path, log, source="pdu"):
 @pytest.fixture
 def run(make_run, monkeypatch):
     """Its page is drawn by the one test that reads it."""
-    monkeypatch.setattr("workbench.runner.meters.write_report", lambda *_: None)
+    monkeypatch.setattr("workbench.runner.import_log.write_report", lambda *_: None)
     run = make_run()
     record = StageRecord.load(run.stage_folder("measure_ab"))
     record.save_table("energies", turns())

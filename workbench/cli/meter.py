@@ -118,7 +118,7 @@ def record(
 
     Readable while it grows and after a kill: `meter import` and `measure_ab.meters` take it.
     """
-    from workbench.runner.meters import record_meters
+    from workbench.runner.record_meters import record_meters
 
     record_meters(_declared(pilot), out, every, _seconds(for_))
 
@@ -195,7 +195,7 @@ def import_export(
     The record of before stays; attached again, the earlier log is replaced, and said.
     """
     from workbench.measure.exports.forms import Options
-    from workbench.runner.meters import columns_of, import_log
+    from workbench.runner.import_log import columns_of, import_log
 
     options = Options(
         columns_of(columns or []), unit, zone, scope, tuple(sources or ()), decimal, date_order

@@ -19,8 +19,8 @@ import pandas as pd
 from workbench.errors import StageError
 from workbench.files import replacing
 from workbench.measure.ab_figures import energy_bases, energy_figures
-from workbench.measure.exports.against_turns import hold_against, summary
-from workbench.measure.exports.log import PowerLog
+from workbench.measure.exports.against_turns import hold_against
+from workbench.measure.exports.log import PowerLog, summary
 from workbench.records.attachment import FOLDER, Attachment, attachment_of, keep
 from workbench.records.events import Progress
 from workbench.records.metric import Metric

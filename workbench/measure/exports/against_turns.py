@@ -7,13 +7,11 @@ asks (:class:`~workbench.measure.meters.past.PastSession`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-import numpy as np
 import pandas as pd
 
 from workbench.errors import ConfigError, StageError
-from workbench.measure.exports.log import PowerLog, Series
+from workbench.measure.exports.log import PowerLog, Series, utc_text
 from workbench.measure.meters.log_check import ZONE_STEP_S
 from workbench.measure.meters.past import MeteredTurn, PastSession, response_from_turns
 from workbench.measure.meters.response import Response
@@ -83,8 +81,8 @@ def _require_overlap(log: PowerLog, span_s: tuple[float, float]) -> None:
         else ""
     )
     raise ConfigError(
-        f"{shown(log.path)} is of {_utc(begin_s)} to {_utc(end_s)}, the run's turns of "
-        f"{_utc(span_s[0])} to {_utc(span_s[1])} (UTC){hint}",
+        f"{shown(log.path)} is of {utc_text(begin_s)} to {utc_text(end_s)}, the run's turns of "
+        f"{utc_text(span_s[0])} to {utc_text(span_s[1])} (UTC){hint}",
         allowed="a log that holds the turns of the run",
         next_step="give the log of that time, or correct --zone",
     )
@@ -132,32 +130,3 @@ def _too_coarse(near: list[Series], windows: pd.DataFrame) -> list[str]:
         f"wants {wanted_s:.3g} s, longer still where it is late or averaged: measure again with "
         f"measure_ab.meters.turn_s: {wanted_s:.3g}"
     ]
-
-
-def _utc(at_s: float) -> str:
-    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def period_text(one: Series) -> str:
-    period_s = one.period_s
-    return "one row" if period_s is None else f"a row every {period_s:.3g} s"
-
-
-def summary(log: PowerLog) -> list[str]:
-    """What was read, a line a source."""
-    lines = []
-    for one in log.series:
-        begin_s, end_s = one.span_s
-        mean = "-" if one.mean_w is None else f"{one.mean_w:.4g} W on average"
-        lines.append(
-            f"{one.channel.place}: {one.channel.quantity} of scope {one.channel.scope} "
-            f"({one.channel.kind}), {len(one.times_s)} rows, {period_text(one)}, {mean}, "
-            f"{_utc(begin_s)} to {_utc(end_s)} UTC"
-        )
-    powers = [one.mean_w for one in log.series if one.mean_w is not None]
-    if len(powers) > 1 and len({one.channel.scope for one in log.series}) == 1:
-        scope = log.series[0].channel.scope
-        lines.append(f"{len(powers)} sources of scope {scope} together: {np.sum(powers):.4g} W")
-    if len(log.faults):
-        lines.append(f"no samples: {log.faults.text()}")
-    return [*lines, *log.notes]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 
@@ -274,3 +275,32 @@ def with_response(log: PowerLog, lag_s: float | None, averaging_s: float | None)
 
     series = [replace(one, channel=declared(one.channel)) for one in log.series]
     return replace(log, series=series)
+
+
+def utc_text(at_s: float) -> str:
+    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _period_text(one: Series) -> str:
+    period_s = one.period_s
+    return "one row" if period_s is None else f"a row every {period_s:.3g} s"
+
+
+def summary(log: PowerLog) -> list[str]:
+    """What was read, a line a source."""
+    lines = []
+    for one in log.series:
+        begin_s, end_s = one.span_s
+        mean = "-" if one.mean_w is None else f"{one.mean_w:.4g} W on average"
+        lines.append(
+            f"{one.channel.place}: {one.channel.quantity} of scope {one.channel.scope} "
+            f"({one.channel.kind}), {len(one.times_s)} rows, {_period_text(one)}, {mean}, "
+            f"{utc_text(begin_s)} to {utc_text(end_s)} UTC"
+        )
+    powers = [one.mean_w for one in log.series if one.mean_w is not None]
+    if len(powers) > 1 and len({one.channel.scope for one in log.series}) == 1:
+        scope = log.series[0].channel.scope
+        lines.append(f"{len(powers)} sources of scope {scope} together: {np.sum(powers):.4g} W")
+    if len(log.faults):
+        lines.append(f"no samples: {log.faults.text()}")
+    return [*lines, *log.notes]

@@ -1,10 +1,8 @@
-"""``workbench meter record`` and ``import``: a recording that ends well, however it is ended, and a
-log that is attached to a finished run."""
+"""``workbench meter import``: a log that is attached to a finished run."""
 
 from __future__ import annotations
 
 import re
-import sys
 import zoneinfo
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,42 +10,14 @@ from pathlib import Path
 
 from workbench.errors import ConfigError
 from workbench.files import digest_path
-from workbench.measure.exports.against_turns import summary
 from workbench.measure.exports.forms import Options, read_export
-from workbench.measure.exports.log import with_response
-from workbench.measure.meters.recorder import Recorder
-from workbench.paths import shown
+from workbench.measure.exports.log import summary, with_response
 from workbench.pilot.problems import did_you_mean
-from workbench.pilot.sections.meters import Meters
 from workbench.records.metric import Metric
 from workbench.records.run import find_run
-from workbench.runner.pilot_run import terminable, write_report
-from workbench.stages.attach_log import attach_log, judge_with_attached
+from workbench.runner.pilot_run import write_report
 
 ROLES = ("timestamp", "source", "power", "energy")
-
-
-def record_meters(section: Meters, out: Path, every_s: float, for_s: float | None) -> None:
-    """Record until ``for_s`` are over, Ctrl-C or SIGTERM; what is said goes to standard error, the
-    last line printed is the file. Raises ConfigError and StageError as :class:`Recorder`."""
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    with terminable():
-        recorder = Recorder(section, out, every_s, say=say)
-        if recorder.kept:
-            say(f"goes on with what is in {shown(out)}")
-        say(f"recording every {every_s:g} s into {shown(out)}; Ctrl-C ends it")
-        try:
-            recorder.run(for_s)
-        except KeyboardInterrupt:
-            say("ended")
-    for channel, samples in recorder.channels.items():
-        say(f"{channel.name} {channel.quantity}: {samples} samples")
-    for faults in recorder.faults.values():
-        say(faults.text())
-    print(shown(out))
 
 
 def import_log(
@@ -75,6 +45,11 @@ def import_log(
         print(line)
     if run is None:
         return
+    from workbench.stages.attach_log import (  # torch, for a run alone
+        attach_log,
+        judge_with_attached,
+    )
+
     declared = {name: value for name, value in asdict(options).items() if value}
     declared |= {"format": log.form}
     declared |= {
