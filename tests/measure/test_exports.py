@@ -396,9 +396,42 @@ def test_the_samples_are_read(read, form):
     assert not len(log.faults)
 
 
+def pairs_of(log) -> set[tuple[str, float, float]]:
+    return {
+        (one.channel.place, at_s, value)
+        for one in log.series
+        for at_s, value in zip(one.times_s, one.values, strict=True)
+    }
+
+
+@pytest.mark.parametrize("form", ["csv", "nvidia-smi", "grafana", "dcmi", "apc"])
+@settings(
+    max_examples=40, deadline=None, derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(st.data())
+def test_damage_of_a_row_changes_no_other_row(read, form, data):
+    """Below the header: as many samples may differ as lines were touched."""
+    whole = SAMPLES[form].encode()
+    below = whole.index(b"\n") + 1 if form != "dcmi" else 0
+    start = data.draw(st.integers(below, len(whole)))
+    length = data.draw(st.integers(0, 60))
+    noise = data.draw(st.one_of(st.binary(max_size=20), st.sampled_from([b"\n", b'"', b"1", b";"])))
+    damaged = whole[:start] + noise + whole[start + length :]
+    touched = whole[start : start + length].count(b"\n") + 1
+    touched += noise.count(b"\n") + noise.count(b"\r")
+    intact = pairs_of(read(whole, form, zone="Europe/Berlin"))
+    try:
+        found = pairs_of(read(damaged, form, zone="Europe/Berlin"))
+    except ConfigError:
+        return
+    columns = 2 if form == "grafana" else 1
+    assert len(found - intact) <= columns * touched
+
+
 @pytest.mark.parametrize("form", SAMPLES)
 @settings(
-    max_examples=120, deadline=None, derandomize=True,
+    max_examples=60, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(st.data())
