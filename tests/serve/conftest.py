@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,9 @@ from workbench.model.build import build_model
 from workbench.pilot.sections.model import Model
 from workbench.serve.app import make_app
 from workbench.serve.connections import server_config
-from workbench.serve.generate import Service
 from workbench.serve.main import listen
 from workbench.serve.router import Route, Router, ServedArm
+from workbench.serve.service import Service
 from workbench.ternary.packed import save_packed
 from workbench.ternary.post_training import ternarize_post_training
 
@@ -112,6 +113,15 @@ class Served:
     schedulers: dict[str, ScriptedScheduler]
     client: httpx.Client
     tokenizer: object = field(repr=False)
+    loop: asyncio.AbstractEventLoop = field(repr=False)
+
+    def in_loop(self, work: Callable[..., object], *given: object) -> None:
+        """Call ``work(*given)`` where the router lives."""
+
+        async def call() -> None:
+            work(*given)
+
+        asyncio.run_coroutine_threadsafe(call(), self.loop).result(5)
 
     def complete(self, **fields) -> httpx.Response:
         return self.client.post("/v1/completions", json={"prompt": "def", **fields})
@@ -176,24 +186,29 @@ def _start(
     arms = [ServedArm(name, scheduler, slots) for name, scheduler in schedulers.items()]
     options = {"fallback": "full_precision", "route": Route("hybrid"), **router}
     service = Service(Router(arms, **options), tokenizer, "pilot", CONTEXT, len(tokenizer))
-    address = stack.enter_context(_listening(service))
+    listening = stack.enter_context(_listening(service))
+    address = listening.address
     client = stack.enter_context(httpx.Client(base_url=address, trust_env=False))
     for scheduler in schedulers.values():
         stack.callback(scheduler.close)
-    return Served(address, service, schedulers, client, tokenizer)
+    return Served(address, service, schedulers, client, tokenizer, listening.loop)
 
 
 class _listening:
     def __init__(self, service: Service) -> None:
         self._socket = listen("127.0.0.1", 0)
         self._server = uvicorn.Server(server_config(make_app(service), drain_s=1))
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True
-        )
+        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> str:
+    def _run(self) -> None:
+        self.loop.run_until_complete(self._server.serve(sockets=[self._socket]))
+        self.loop.close()
+
+    def __enter__(self) -> _listening:
         self._thread.start()
-        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True

@@ -26,11 +26,13 @@ from workbench.machine.memory import Memory
 from workbench.pilot.resolve import resolve
 from workbench.records.run import FIELDS, HEADER, Run, open_run
 from workbench.records.stage_record import StageRecord
+from workbench.serve.arm_process import ArmSpec, load_arm
 from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, change_route
-from workbench.serve.main import _load_arm, arms_of, listen, serve, serve_run
+from workbench.serve.main import listen, serve
 from workbench.serve.process import server_process
 from workbench.serve.replay import load_client
 from workbench.serve.router import Switch
+from workbench.serve.served_run import arms_of, serve_run
 from workbench.serve.spec import Ready, ServeSpec
 
 PROMPT = list(range(5, 25))
@@ -190,7 +192,7 @@ def test_a_served_run_goes_on_with_the_route_that_it_had(served_run, monkeypatch
         if len(started) == 1:
             on_switch(Switch(0.0, "hybrid", "full_precision", 1.0, "rule: 5 of 9 failed"))
 
-    monkeypatch.setattr("workbench.serve.main.serve", start)
+    monkeypatch.setattr("workbench.serve.served_run.serve", start)
     folder = [served_run.folder]
     with pytest.raises(ConfigError, match="never served"):
         change_route(served_run, None, 1.0)
@@ -217,6 +219,26 @@ def test_a_served_run_goes_on_with_the_route_that_it_had(served_run, monkeypatch
         serve_run(folder, route="ternery")
     with pytest.raises(ConfigError, match="ternery"):
         change_route(served_run, "ternery", 1.0)
+
+
+def test_a_route_that_cannot_be_kept_has_changed_all_the_same(
+    served_run, monkeypatch, capsys
+) -> None:
+    """A full disk must not turn the order's answer into an error: the route is the new one."""
+
+    def start(given: ServeSpec, announce, token, on_switch) -> None:
+        announce(Ready("127.0.0.1", 9, 1, 1, 1, {}))
+        on_switch(Switch(0.0, "hybrid", "full_precision", 1.0, "ordered"))
+
+    def keep(self: KeptRoute, folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("workbench.serve.served_run.serve", start)
+    monkeypatch.setattr(KeptRoute, "keep", keep)
+    serve_run([served_run.folder])
+    said = capsys.readouterr().out
+    assert said.count("could not be kept") == 2 and "No space left" in said
+    assert "route: full_precision answers 100%" in said
 
 
 def test_the_route_of_a_running_server_is_changed_by_its_run(served_run, server) -> None:
@@ -258,9 +280,9 @@ def test_slots_beyond_the_memory_are_said_before_anything_is_loaded(arms, monkey
     def loaded(*_: object) -> None:
         raise AssertionError("it was loaded")
 
-    monkeypatch.setattr("workbench.serve.main._load_arm", loaded)
+    monkeypatch.setattr("workbench.serve.arm.ArmProcess.start", loaded)
     free = Memory(2 * 10**9, 10**9, None)
-    monkeypatch.setattr("workbench.serve.main.memory", lambda: free)
+    monkeypatch.setattr("workbench.serve.room.memory", lambda: free)
     with Engine.load(arms["hybrid"], slots=1, context=128, threads=1) as engine:
         slot_bytes = 2 * engine.kv_bytes
     fitting = 10**9 // slot_bytes
@@ -275,7 +297,7 @@ def test_slots_beyond_the_memory_are_said_before_anything_is_loaded(arms, monkey
 
 def test_a_cache_that_the_system_refuses_is_said(arms) -> None:
     with pytest.raises(StageError, match=r"100000000 slots does not fit") as caught:
-        _load_arm(arms["hybrid"], spec(arms, slots=10**8), 128)
+        load_arm(ArmSpec(arms["hybrid"], 10**8, 128, 1, "cpu"))
     assert "lower slots" in caught.value.next_step
 
 
@@ -312,7 +334,7 @@ def test_options_out_of_range_are_wrong_commands(
     def started(*given: object, **options: object) -> None:
         raise AssertionError("it started")
 
-    monkeypatch.setattr("workbench.serve.main.serve", started)
+    monkeypatch.setattr("workbench.serve.served_run.serve", started)
     monkeypatch.setattr("sys.argv", ["workbench", "serve", str(arms["hybrid"]), option, value])
     with pytest.raises(SystemExit) as caught:
         main()

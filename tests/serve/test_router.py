@@ -462,7 +462,8 @@ def test_an_arm_whose_engine_fails_is_out_and_its_requests_are_answered(serve) -
     assert served.complete(max_tokens=1).json()["choices"][0]["text"] == "A"
     health = served.client.get("/health").json()
     assert (health["status"], health["out"]) == ("degraded", {"hybrid": "KeyError: 'gone'"})
-    assert served.client.get("/ready").json() == {"ready": True, "arms": ["full_precision"]}
+    able = {"ready": True, "arms": ["full_precision"], "draining": False}
+    assert served.client.get("/ready").json() == able
     (switch,) = served.service.router.switches
     assert switch.reason == "arm hybrid is out: KeyError: 'gone'"
     refused = route(served, arm="hybrid", force=True)
@@ -523,3 +524,104 @@ def test_a_refused_request_is_told_when_the_queue_will_be_empty_and_is_counted(s
         assert taken.result().status_code == 200
     text = served.client.get("/metrics").text
     assert 'workbench_requests_refused_total{status="429"} 1.0' in text
+
+
+def test_a_request_ends_at_its_deadline_whatever_its_arm_does() -> None:
+    async def load() -> tuple[Router, list, SilentScheduler]:
+        arm = SilentScheduler(hangs=True)
+        arms = [ServedArm("full_precision", arm, 1)]
+        clock = asyncio.get_running_loop().time
+        only = Route("full_precision")
+        router = Router(arms, fallback="full_precision", route=only, deadline_s=2.0, clock=clock)
+        given = [router.submit(REQUEST) for _ in range(2)]
+        await asyncio.sleep(3.0)
+        return router, given, arm
+
+    router, given, arm = at_once(load())
+    assert [routed.finish_reason for routed in given] == ["error", "error"]
+    assert all(routed.overdue and routed.ended_s == 2.0 for routed in given)
+    assert router.waiting == 0 and router.running == 1, "the hung arm still has its slot"
+    assert arm.taken == 1
+
+
+def test_a_deadline_is_a_504(serve) -> None:
+    served = serve(deadline_s=0.1)
+    served.schedulers["hybrid"].gate.clear()
+    for stream in (False, True):
+        answer = served.complete(max_tokens=3, stream=stream)
+        assert answer.status_code == 504
+        assert answer.json()["error"]["code"] == "deadline_exceeded"
+    served.until(lambda: served.service.router.running == 0)
+
+
+def test_a_lost_stream_is_continued_by_the_fallback_where_that_is_wanted(serve) -> None:
+    served = serve(on_lost_stream="continue", step_s=0.005)
+    hybrid = served.schedulers["hybrid"]
+    with served.client.stream(
+        "POST", "/v1/completions", json={"prompt": "def", "max_tokens": 40, "stream": True}
+    ) as answer:
+        lines = answer.iter_lines()
+        first = next(lines)
+        hybrid.fail("its process was killed by signal 9")
+        rest = [line for line in lines if line.startswith("data: {")]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in (first, *rest)]
+    assert not any("error" in chunk for chunk in chunks)
+    text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+    kept = text.count("B")
+    assert text == "B" * kept + "A" * (40 - kept) and 0 < kept < 40
+    assert [chunk["system_fingerprint"] for chunk in chunks][-1] == "full_precision"
+    (asked,) = served.schedulers["full_precision"].seen
+    assert asked.request.max_tokens == 40 - kept
+    whole = hybrid.seen[0].request.prompt_tokens
+    assert asked.request.prompt_tokens == (*whole, *hybrid.script * kept)
+    assert served.service.router.continued == 1
+
+
+def test_an_arm_that_is_back_takes_requests_and_the_route_stays(serve) -> None:
+    served = serve()
+    router = served.service.router
+    served.in_loop(router.put_out, "hybrid", "its process ended")
+    assert served.complete(model="hybrid").status_code == 503
+    assert served.complete().headers["x-workbench-arm"] == "full_precision"
+    assert served.client.get("/ready").json()["arms"] == ["full_precision"]
+    served.in_loop(router.bring_back, "hybrid")
+    assert served.complete(model="hybrid").status_code == 200
+    assert router.route == Route("full_precision")
+    assert served.client.get("/health").json()["arms"]["hybrid"]["state"] == "up"
+
+
+def test_readiness_ends_before_the_server_does(serve) -> None:
+    served = serve()
+    assert served.client.get("/ready").status_code == 200
+    served.service.draining = True
+    answer = served.client.get("/ready")
+    assert answer.status_code == 503 and answer.json()["draining"]
+    assert served.complete().status_code == 200, "what comes meanwhile is answered"
+
+
+def test_a_short_request_does_not_wait_for_the_end_of_long_ones() -> None:
+    """Ten long ones come first; of eight slots two are kept. Long ones still take turns."""
+
+    async def load() -> None:
+        scheduler = SilentScheduler(hangs=True)
+        arm = ServedArm("full_precision", scheduler, 8)
+        router = Router(
+            [arm],
+            fallback="full_precision",
+            route=Route("full_precision"),
+            short_tokens=64,
+            kept_slots=2,
+            clock=asyncio.get_running_loop().time,
+        )
+        long = [router.submit(GenerationRequest((5,), max_tokens=500)) for _ in range(10)]
+        short = [router.submit(GenerationRequest((5,), max_tokens=2)) for _ in range(3)]
+        assert [routed.started_s is not None for routed in long] == [True] * 6 + [False] * 4
+        assert [routed.started_s is not None for routed in short] == [True, True, False]
+        scheduler.end(long[0].submitted)
+        await asyncio.sleep(0.01)
+        assert long[6].started_s is not None and short[2].started_s is None
+        scheduler.end(short[0].submitted)
+        await asyncio.sleep(0.01)
+        assert short[2].started_s is not None and arm.long == 6 and arm.running == 8
+
+    at_once(load())

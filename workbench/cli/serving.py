@@ -1,13 +1,12 @@
-"""Commands that serve a run: serve, route, tune."""
+"""Commands that serve a run: serve, route, drill, tune."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from workbench.cli.options import RunName, runs_named
+from workbench.cli.options import OutFile, RunName, runs_named
 from workbench.pilot.sections.base import MOST_BATCH_WAIT_MS, MOST_SLOTS, MOST_WAITING
 
 commands = typer.Typer()
@@ -18,16 +17,24 @@ Number = TypeVar("Number", int, float)
 @commands.command()
 def serve(
     folders: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="RUN|MODEL...", help="a run, or model folders", autocompletion=runs_named
+            metavar="RUN|MODEL...|NAME=URL...",
+            help="a run, or model folders, or OpenAI-compatible servers that run",
+            autocompletion=runs_named,
         ),
     ],
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
     slots: Annotated[
-        int, typer.Option(min=1, max=MOST_SLOTS, help="requests decoded together in each arm")
-    ] = 4,
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_SLOTS,
+            help="requests decoded together in each arm",
+            show_default="4, of upstreams 256",
+        ),
+    ] = None,
     queue: Annotated[
         int, typer.Option(min=0, max=MOST_WAITING, help="requests that may wait")
     ] = 256,
@@ -47,9 +54,49 @@ def serve(
         float | None,
         typer.Option(min=0.0, max=1.0, help="its share of the requests", show_default="1"),
     ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=NUMBER,...",
+            help="when to go back, e.g. ttft_s=0.5,max_error_share=0.05",
+            show_default="the pilot's",
+        ),
+    ] = None,
+    keep_slots: Annotated[
+        int, typer.Option(min=0, max=MOST_SLOTS, help="slots of each arm for short requests alone")
+    ] = 0,
+    short_tokens: Annotated[
+        int, typer.Option(min=1, help="a request that wants more output is a long one")
+    ] = 64,
+    deadline: Annotated[
+        float, typer.Option(min=0.1, help="an answer that is not whole by then is an error, s")
+    ] = 600.0,
+    on_lost_stream: Annotated[
+        Literal["end", "continue"],
+        typer.Option(help="a stream whose arm is lost: an error, or the fallback goes on"),
+    ] = "end",
+    drain_notice: Annotated[
+        float,
+        typer.Option(min=0.0, max=600.0, help="after SIGTERM, /ready says so for so long first, s"),
+    ] = 2.0,
+    upstream_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL", help="what an upstream calls its model", show_default="none"
+        ),
+    ] = None,
+    upstream_key_env: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VARIABLE",
+            help="environment variable with an upstream's key",
+            show_default="none",
+        ),
+    ] = None,
 ) -> None:
-    """Serve full precision and the hybrid behind one OpenAI-compatible address."""
-    from workbench.serve.main import serve_run
+    """Serve two arms behind one OpenAI-compatible address: full precision and the hybrid of a run,
+    model folders, or servers that run already."""
+    from workbench.serve.served_run import serve_run
 
     serve_run(
         folders,
@@ -62,6 +109,14 @@ def serve(
         device=device,
         route=route,
         weight=weight,
+        rule=rule,
+        short_tokens=short_tokens,
+        kept_slots=keep_slots,
+        deadline_s=deadline,
+        on_lost_stream=on_lost_stream,
+        drain_notice_s=drain_notice,
+        upstream_models=upstream_model or (),
+        upstream_keys=upstream_key_env or (),
     )
 
 
@@ -92,6 +147,27 @@ def change_route(
     if back and to:
         raise ConfigError(f"--back and --to {to}", allowed="one of them")
     print(change_route(find_run(name), to, weight, back=back, force=force))
+
+
+@commands.command()
+def drill(
+    name: RunName,
+    way: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="command, rule, crash, nan, hang, kill or upstream; may be given again",
+            show_default="all",
+        ),
+    ] = None,
+    way_s: Annotated[
+        float, typer.Option(min=0.5, max=3600, help="seconds of the load for each way")
+    ] = 10.0,
+    out: OutFile = None,
+) -> None:
+    """Take the way back in every way while the load is played, and say what each cost."""
+    from workbench.runner.drill_run import drill_run
+
+    drill_run(name, way or (), way_s, out)
 
 
 @commands.command()

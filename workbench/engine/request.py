@@ -10,6 +10,17 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 """stop: an end or stop token; length: ``max_tokens``; the other two speak for themselves."""
 
 
+class QueueFull(RuntimeError):
+    """As many requests wait as may wait; try again later (a server answers 429).
+
+    retry_after_s: when to try again, where whoever refuses can tell.
+    """
+
+    def __init__(self, waiting: int, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{waiting} requests wait already, which is the limit")
+        self.retry_after_s = retry_after_s
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """One completion to make.

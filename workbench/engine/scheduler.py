@@ -24,18 +24,8 @@ from ternary_kernels.core import NotFiniteError
 
 from workbench.engine.engine import Engine
 from workbench.engine.request import FinishReason, GenerationRequest
+from workbench.engine.request import QueueFull as QueueFull
 from workbench.engine.sampling import Sampler
-
-
-class QueueFull(RuntimeError):
-    """As many requests wait as may wait; try again later (a server answers 429).
-
-    retry_after_s: when to try again, where whoever refuses can tell.
-    """
-
-    def __init__(self, waiting: int, retry_after_s: float | None = None) -> None:
-        super().__init__(f"{waiting} requests wait already, which is the limit")
-        self.retry_after_s = retry_after_s
 
 
 @dataclass(eq=False)
@@ -82,16 +72,27 @@ class Scheduler:
     when none does.
 
     Callbacks run in the scheduler's thread, in order: ``on_token(token)`` for each output
-    token, then ``on_done(submitted)`` once. They must return at once (hand over to a queue or to
+    token, then ``on_done(submitted)`` once; ``on_round()`` after each round of its loop, when all
+    that a step gave has been told. They must return at once (hand over to a queue or to
     ``loop.call_soon_threadsafe``), because every request waits for them.
     """
 
     failed: str | None = None
     """Why the engine answers nothing more; None while it does."""
+    rounds = 0
+    """Rounds of its loop so far; one that is busy and makes no more has hung in a step."""
 
-    def __init__(self, engine: Engine, *, queue_limit: int = 256, prefill_chunk: int = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        queue_limit: int = 256,
+        prefill_chunk: int = 0,
+        on_round: Callable[[], None] = lambda: None,
+    ) -> None:
         self.engine, self.queue_limit = engine, queue_limit
         self.prefill_chunk = prefill_chunk or engine.prefill_rows // 4
+        self._on_round = on_round
         self._waiting: deque[SubmittedRequest] = deque()
         self._running: list[SubmittedRequest] = []
         self._free = list(range(engine.slots))
@@ -166,6 +167,8 @@ class Scheduler:
             except Exception as error:  # a fault of the code or of the weights
                 logging.getLogger(__name__).exception("the engine has failed")
                 self._fail(f"{type(error).__name__}: {error}")
+            self.rounds += 1
+            self._on_round()
         for request in [*self._running, *self._waiting]:
             self._end(request, "cancelled")
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DONE = "data: [DONE]\n\n"
+ARM_HEADER = "x-workbench-arm"
+"""Of an answer: which arm gave it, percent-encoded."""
 
 
 def sse(value: dict[str, Any]) -> str:

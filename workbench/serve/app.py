@@ -6,14 +6,14 @@ import hmac
 import ipaddress
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import psutil
-import torch
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.applications import Starlette
@@ -22,9 +22,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
 
-from workbench.serve.generate import Service, chat, complete
 from workbench.serve.kept_route import TOKEN_HEADER
-from workbench.serve.router import RouteHeld, Router
+from workbench.serve.rollback_rule import RollbackRule
+from workbench.serve.router import RouteHeld, Router, ServedArm
+from workbench.serve.service import Service
 from workbench.serve.wire import ApiError, parse
 
 LEAST_BODY_BYTES, BYTES_A_TOKEN = 2**20, 16
@@ -35,6 +36,7 @@ Handler = Callable[[Service, Request, Any], Awaitable[Response]]
 
 def make_app(service: Service) -> Starlette:
     """The application over one service."""
+    complete, chat = _answering(service)
     endpoints = [
         ("/v1/completions", "POST", partial(_generate, service, complete)),
         ("/v1/chat/completions", "POST", partial(_generate, service, chat)),
@@ -44,6 +46,7 @@ def make_app(service: Service) -> Starlette:
         ("/metrics", "GET", partial(_metrics, service)),
         ("/workbench/route", "GET", partial(_show_route, service)),
         ("/workbench/route", "POST", partial(_set_route, service)),
+        *([("/workbench/drill", "POST", partial(_drill, service))] if service.faults else []),
     ]
     return Starlette(
         routes=[Path(path, endpoint, methods=[method]) for path, method, endpoint in endpoints],
@@ -54,6 +57,20 @@ def make_app(service: Service) -> Starlette:
             Exception: _fault,
         },
     )
+
+
+def _answering(service: Service) -> tuple[Handler, Handler]:
+    """What answers texts and chats: our engines, or upstreams that they are passed on to."""
+    if service.tokenizer is None:
+        from workbench.serve.passing import pass_on
+
+        def passed(path: str) -> Handler:
+            return lambda service, request, body: pass_on(service, request, path, body)
+
+        return passed("completions"), passed("chat/completions")
+    from workbench.serve.generate import chat, complete
+
+    return complete, chat
 
 
 async def _generate(service: Service, endpoint: Handler, request: Request) -> Response:
@@ -74,7 +91,7 @@ async def _models(service: Service, request: Request) -> Response:
             "owned_by": "workbench",
             "root": name,
             "parent": None,
-            "max_model_len": service.context,
+            **({} if service.tokenizer is None else {"max_model_len": service.context}),
         }
         for name in names
     ]
@@ -82,28 +99,45 @@ async def _models(service: Service, request: Request) -> Response:
 
 
 async def _health(service: Service, request: Request) -> Response:
-    """Whether the process lives; ``status`` is degraded where an arm is out, failed where all
-    are. ``gpu_bytes``: the most that torch has held on its GPU so far; None without one."""
-    on_gpu = torch.cuda.is_initialized()
-    out = {arm.name: arm.out for arm in service.router.arms.values() if arm.out}
-    failed = len(out) == len(service.router.arms)
+    """Whether the server lives; ``status`` is degraded where an arm is out, failed where all
+    are. ``arms``: the state of each, its process, and how often that was started again.
+    ``resident_bytes``: of this process and those of its arms; shared pages count in each.
+    ``gpu_bytes``: the most that torch has held on its GPU so far; None without one."""
+    arms = service.router.arms.values()
+    out = {arm.name: arm.out for arm in arms if arm.out}
+    on_gpu = [each.gpu_bytes for each in service.processes.values() if each.gpu_bytes is not None]
     return JSONResponse(
         {
-            "status": "failed" if failed else "degraded" if out else "ok",
+            "status": "failed" if len(out) == len(arms) else "degraded" if out else "ok",
             "out": out,
-            "resident_bytes": psutil.Process().memory_info().rss,
-            "gpu_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
-            "running": {arm.name: arm.running for arm in service.router.arms.values()},
+            "arms": {arm.name: _arm_state(service, arm) for arm in arms},
+            "resident_bytes": sum(_resident_bytes(service)),
+            "gpu_bytes": sum(on_gpu) if on_gpu else None,
+            "running": {arm.name: arm.running for arm in arms},
             "waiting": service.router.waiting,
         }
     )
 
 
+def _resident_bytes(service: Service) -> Iterator[int]:
+    for pid in (None, *(each.pid for each in service.processes.values() if each.pid)):
+        with suppress(psutil.Error):  # it has just ended
+            yield psutil.Process(pid).memory_info().rss
+
+
+def _arm_state(service: Service, arm: ServedArm) -> dict[str, Any]:
+    process = service.processes.get(arm.name)
+    own = {"pid": process.pid, "restarts": process.restarts} if process else {}
+    return {"state": "out" if arm.out else "up", **own}
+
+
 async def _ready(service: Service, request: Request) -> Response:
-    """200 where requests are answered, 503 where no arm can; which arms can."""
+    """200 where requests are answered, 503 where no arm can or the server is about to stop; which
+    arms can."""
     able = [arm.name for arm in service.router.arms.values() if not arm.out]
-    state = {"ready": bool(able), "arms": able}
-    return JSONResponse(state, status_code=200 if able else 503)
+    ready = bool(able) and not service.draining
+    state = {"ready": ready, "arms": able, "draining": service.draining}
+    return JSONResponse(state, status_code=200 if ready else 503)
 
 
 async def _metrics(service: Service, request: Request) -> Response:
@@ -141,6 +175,35 @@ async def _set_route(service: Service, request: Request) -> Response:
             headers={"Retry-After": str(math.ceil(held.left_s))},
         ) from None
     return JSONResponse(_route_state(service.router))
+
+
+class DrillOrder(BaseModel):
+    """POST /workbench/drill, of a server in a drill: what an arm shall suffer from its next step
+    on. seconds: of the slow ones. ttft_s: the rule until the next order, in place of the server's
+    own. silence_s: of a process that has hung, from now on."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    arm: str
+    fault: Literal["none", "crash", "nan", "slow_start", "slow_steps"] = "none"
+    seconds: float = Field(0.0, ge=0.0)
+    ttft_s: float | None = Field(None, gt=0.0)
+    silence_s: float | None = Field(None, gt=0.0)
+
+
+async def _drill(service: Service, request: Request) -> Response:
+    _check_local(request)
+    _check_token(service, request)
+    order = parse(DrillOrder, await _json_body(service, request))
+    if order.arm not in service.processes:
+        names = ", ".join(service.processes)
+        raise ApiError(400, f"arm {order.arm!r}; allowed: {names}", param="arm")
+    arm = service.processes[order.arm]
+    arm.inject(order.fault, order.seconds)
+    arm.silence_s = order.silence_s or arm.silence_s
+    own = service.router.own_rule
+    quick = RollbackRule(window=20, fewest=3, ttft_s=order.ttft_s)
+    service.router.judge_by(own if order.ttft_s is None else quick)
+    return JSONResponse({"arm": order.arm, "fault": order.fault})
 
 
 def _route_state(router: Router) -> dict[str, Any]:

@@ -8,72 +8,23 @@ place.
 
 from __future__ import annotations
 
-import asyncio
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
-from transformers import PreTrainedTokenizerBase
 
 from workbench.engine.request import GenerationRequest
 from workbench.serve import prompts
-from workbench.serve.answers import DONE, Form, sse, usage
-from workbench.serve.metrics import Metrics
-from workbench.serve.router import NoArm, QueueFull, RoutedRequest, Router
+from workbench.serve.answers import ARM_HEADER, DONE, Form, sse, usage
+from workbench.serve.router import RoutedRequest
+from workbench.serve.service import Service, routed_request, unless_gone
 from workbench.serve.text import StopTexts, TextStream
 from workbench.serve.wire import ApiError, ChatRequest, CommonFields, CompletionRequest, parse
-
-ARM_HEADER = "x-workbench-arm"
-Result = TypeVar("Result")
-
-
-@dataclass
-class Service:
-    """What the endpoints work on.
-
-    model: the name under which the route answers; an arm's own name, as ``model``, pins a
-    request to that arm. context: tokens a request may have, prompt and output together.
-    route_token: what an order to change the route must carry; None asks for none.
-    """
-
-    router: Router
-    tokenizer: PreTrainedTokenizerBase
-    model: str
-    context: int
-    vocab_size: int
-    route_token: str | None = None
-
-    def __post_init__(self) -> None:
-        self.metrics = Metrics(self.router, self.model)
-        self.limit = prompts.PromptLimit.of(self.tokenizer, self.context)
-        # One thread, because encoding sets the tokenizer's options: texts and chats differ.
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="prompts")
-
-    async def beside_the_loop(self, work: Callable[..., Result], *given: Any) -> Result:
-        """What ``work(*given)`` gives, while the other requests' tokens go on."""
-        return await asyncio.get_running_loop().run_in_executor(self._beside, work, *given)
-
-    def pinned(self, model: str | None) -> str | None:
-        """The arm that a request's ``model`` asks for; None leaves it to the route."""
-        if model is None or model == self.model:
-            return None
-        if model in self.router.arms:
-            return model
-        names = ", ".join([self.model, *self.router.arms])
-        raise ApiError(
-            404,
-            f"model {model!r}; allowed: {names}",
-            kind="not_found_error",
-            code="model_not_found",
-            param="model",
-        )
 
 
 async def complete(service: Service, request: Request, body: Any) -> Response:
@@ -90,21 +41,10 @@ async def _answer(
     service: Service, request: Request, kind: type[CommonFields], body: Any
 ) -> Response:
     fields, wanted, pinned = await service.beside_the_loop(_understood, service, kind, body)
-    try:
-        routed = service.router.submit(wanted, pinned)
-    except QueueFull as full:
-        raise ApiError(
-            429,
-            f"{full}; try again later",
-            kind="rate_limit_error",
-            code="queue_full",
-            headers={"Retry-After": str(max(1, math.ceil(full.retry_after_s)))},
-        ) from None
-    except NoArm as error:
-        raise ApiError(503, str(error), kind="server_error", code="arm_out") from None
+    routed = routed_request(service, wanted, pinned)
     output = _AnswerText(service, routed, fields.stop_texts)
     try:
-        await _unless_gone(request, output.begin())
+        await unless_gone(request, output.begin())
         form = Form(
             model=fields.model or service.model,
             arm=routed.arm or "none",
@@ -114,7 +54,7 @@ async def _answer(
         headers = {ARM_HEADER: quote(form.arm, safe="")}
         if fields.stream:
             return _Stream(output, form, {**headers, "cache-control": "no-cache"})
-        text = await _unless_gone(request, output.rest())
+        text = await unless_gone(request, output.rest())
     except BaseException:
         service.router.cancel(routed)
         raise
@@ -156,6 +96,9 @@ class _AnswerText:
         self.check()
 
     def check(self) -> None:
+        if self._routed.overdue:
+            message = str(self._routed.error)
+            raise ApiError(504, message, kind="server_error", code="deadline_exceeded")
         if self._routed.finish_reason == "error":
             raise ApiError(
                 500,
@@ -197,6 +140,11 @@ class _AnswerText:
         self._router.cancel(self._routed)
 
     @property
+    def arm(self) -> str | None:
+        """The one that answers now: another one where the first was lost on the way."""
+        return self._routed.arm
+
+    @property
     def finish_reason(self) -> str:
         return "stop" if self._stops.found else self._routed.finish_reason or "stop"
 
@@ -210,6 +158,8 @@ async def _events(output: _AnswerText, form: Form) -> AsyncIterator[str]:
     first = True
     try:
         async for piece in output.pieces():
+            if output.arm not in (None, form.arm):
+                form = replace(form, arm=output.arm)
             yield sse(form.chunk(piece, first=first))
             first = False
         output.check()
@@ -236,21 +186,3 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._output.cancel()
-
-
-async def _unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of ``work``; raises ClientDisconnect as soon as the client is gone."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            continue
-
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
-        for task in (working, leaving):
-            task.cancel()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from workbench.errors import ConfigError, StageError
+from workbench.errors import ConfigError, StageError, reason_of
 from workbench.files import read_json, replacing
 from workbench.paths import shown
 from workbench.records.run import Run
@@ -92,7 +92,10 @@ def change_route(
     later = replace(
         kept, arm=arm, weight=weight, reason="workbench route, while it was not running"
     )
-    later.keep(run.folder)
+    try:
+        later.keep(run.folder)
+    except OSError as error:
+        raise StageError(f"{shown(run.folder / FILE)}: {reason_of(error)}") from None
     return f"not running; it will start so: {later.said()}"
 
 

@@ -56,6 +56,12 @@ class Metrics:
             registry=registry,
         )
         saved.set_function(lambda: router.saved)
+        continued = Gauge(
+            "workbench_requests_continued",
+            "of those saved, the ones that had some of their answer already",
+            registry=registry,
+        )
+        continued.set_function(lambda: router.continued)
         self._refused = Counter(
             "workbench_requests_refused",
             "requests answered with an error before any token",
@@ -67,7 +73,7 @@ class Metrics:
         )
         weight = Gauge("workbench_route_weight", "share of requests", ["arm"], registry=registry)
         running = Gauge("workbench_requests_running", "slots in use", ["arm"], registry=registry)
-        out = Gauge("workbench_arm_out", "1: its engine has failed", ["arm"], registry=registry)
+        out = Gauge("workbench_arm_out", "1: it takes no requests", ["arm"], registry=registry)
         for arm in router.arms.values():
             out.labels(arm.name).set_function(lambda arm=arm: float(arm.out is not None))
             weight.labels(arm.name).set_function(lambda name=arm.name: self._weight(name))

@@ -18,6 +18,7 @@ import psutil
 
 from workbench.child import child, end_of_log, how_it_ended
 from workbench.errors import StageError
+from workbench.machine.memory import process_tree_bytes
 from workbench.paths import shown
 from workbench.serve.kept_route import TOKEN_HEADER, TOKEN_VARIABLE
 from workbench.serve.spec import Ready, ServeSpec
@@ -43,9 +44,10 @@ class ServerProcess:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory of the process at this moment. Raises StageError when it has ended."""
+        """Memory of its processes at this moment; pages that they share count once. To look often,
+        take :class:`TreeMemory`. Raises StageError when it has ended."""
         try:
-            return psutil.Process(self.process.pid).memory_info().rss
+            return process_tree_bytes(self.process.pid)
         except psutil.Error:
             self.check()
             raise
@@ -59,15 +61,25 @@ class ServerProcess:
         except psutil.Error:
             return []
 
-    def switch(self, arm: str, reason: str) -> float:
-        """Order a route; the ``time.monotonic()`` of the order. Raises StageError."""
+    def switch(self, arm: str, reason: str, force: bool = False) -> float:
+        """Order a route; the ``time.monotonic()`` of the order. force: in spite of the hold.
+        Raises StageError."""
         ordered_s = time.monotonic()
-        self._ask("POST", "/workbench/route", {"arm": arm, "reason": reason})
+        order = {"arm": arm, "reason": reason, "force": force}
+        self._ask("POST", "/workbench/route", order)
         return ordered_s
 
     def switches(self) -> list[dict[str, Any]]:
         """Those so far, ``time_s`` by ``time.monotonic()``. Raises StageError."""
         return self._ask("GET", "/workbench/route")["switches"]
+
+    def arm_states(self) -> dict[str, dict[str, Any]]:
+        """Arm -> ``state`` (up, out), ``pid`` and ``restarts``. Raises StageError."""
+        return self._ask("GET", "/health")["arms"]
+
+    def drill(self, arm: str, fault: str = "none", **order: float) -> None:
+        """Let the arm suffer so; see :class:`.app.DrillOrder`. Raises StageError."""
+        self._ask("POST", "/workbench/drill", {"arm": arm, "fault": fault, **order})
 
     def gpu_bytes(self) -> int | None:
         """The most that it has held on its GPU; None without one. Raises StageError."""

@@ -13,12 +13,17 @@ started, the queue is kept, and what has started finishes on its own weights.
 - Gathering: an arm with free slots may let requests wait up to ``batch_wait_s`` for others, to
   start them together: prompts that start together share the passes over the weights. 0, the
   default, starts each at once.
-- An arm whose engine has failed is out: the route goes to the fallback, requests that have no
-  token yet are answered by an arm that works, and those in the middle of an answer end with an
-  error. It stays out until the server is started again.
-- Everything runs on one event loop; schedulers call in from their threads through
-  ``call_soon_threadsafe``. A freed slot therefore waits for the loop, at most a step of the
-  other requests; the alternative, a lock held across calls into a scheduler, can deadlock.
+- Fair shares: long requests, those that want more than ``short_tokens``, hold all of an arm's
+  slots but ``kept_slots``, so a short one never waits for the end of long ones. Within what its
+  class may hold, the next slot is the oldest request's, so neither class starves.
+- An arm whose process has ended, hung or failed is out: the route goes to the fallback, requests
+  that have no token yet are answered by an arm that works, and those in the middle of an answer
+  end with an error, or are continued by that arm from their tokens (``on_lost_stream``). An arm
+  that is back takes requests again where the route or a client asks for it; the route stays.
+- A request that has no answer within ``deadline_s`` ends with an error, whatever its arm does.
+- Everything runs on one event loop, arms in processes of their own and upstreams included. A
+  scheduler calls from its thread, and through ``call_soon_threadsafe``: a lock held across calls
+  into it could deadlock.
 """
 
 from __future__ import annotations
@@ -28,11 +33,11 @@ import statistics
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any, Literal, Protocol
 
-from workbench.engine.request import FinishReason, GenerationRequest
-from workbench.engine.scheduler import QueueFull, Scheduler, SubmittedRequest
+from workbench.engine.request import FinishReason, GenerationRequest, QueueFull
 from workbench.serve.rollback_rule import RollbackRule
 
 GOLDEN = (5**0.5 - 1) / 2
@@ -52,14 +57,40 @@ class RouteHeld(Exception):
         self.left_s = left_s
 
 
+class Submitted(Protocol):
+    """A request in an arm: how it ended, once it has."""
+
+    finish_reason: FinishReason | None
+    error: str | None
+
+    def cancel(self) -> None: ...
+
+
+class TakesRequests(Protocol):
+    """What runs an arm's requests: a process of its own, an upstream, or a scheduler. failed: why
+    it takes no more. It calls ``on_token`` for each output token and ``on_done`` once, in order,
+    and never within ``submit``; from the event loop where it has ``on_loop``."""
+
+    failed: str | None
+
+    def submit(
+        self,
+        request: Any,
+        on_token: Callable[[int], None],
+        on_done: Callable[[Any], None],
+    ) -> Submitted: ...
+
+
 @dataclass(eq=False)
 class ServedArm:
-    """One precision. slots: requests its scheduler runs together. out: why it takes no more."""
+    """One precision. slots: requests it runs together. out: why it takes no more."""
 
     name: str
-    scheduler: Scheduler
+    scheduler: TakesRequests
     slots: int
     running: int = 0
+    long: int = 0
+    """Of those running, the ones that want many tokens."""
     out: str | None = None
 
 
@@ -88,8 +119,9 @@ class RoutedRequest:
 
     position: in [0, 1); it goes to the route's arm when below its weight.
     pinned: an arm the client asked for, whatever the route. arm: set when it starts.
-    has_enough: it is ended before its last token, and was answered in full.
-    submitted: the same request in its arm's scheduler, once it has started.
+    has_enough: it is ended before its last token, and was answered in full. overdue: its deadline
+    passed. output: the tokens so far.
+    submitted: the same request in its arm, once it has started.
     """
 
     request: GenerationRequest
@@ -98,14 +130,32 @@ class RoutedRequest:
     arrived_s: float
     arm: str | None = None
     started_s: float | None = None
+    long: bool = False
     first_token_s: float | None = None
     ended_s: float | None = None
-    tokens: int = 0
+    output: list[int] = field(default_factory=list)
     has_enough: bool = False
+    overdue: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None
-    submitted: SubmittedRequest | None = None
+    submitted: Submitted | None = None
+    deadline: asyncio.TimerHandle | None = None
     events: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.output)
+
+    def left(self) -> GenerationRequest:
+        """What is still to be made, by an arm that has made none of it."""
+        if not self.output:
+            return self.request
+        return replace(
+            self.request,
+            prompt_tokens=(*self.request.prompt_tokens, *self.output),
+            max_tokens=self.request.max_tokens - self.tokens,
+            min_tokens=max(0, self.request.min_tokens - self.tokens),
+        )
 
     async def stream(self) -> AsyncIterator[int]:
         """Output tokens as they come; afterwards ``finish_reason`` is set."""
@@ -117,8 +167,9 @@ class Router:
     """Use it from one event loop only.
 
     arms: all warm. fallback: where the way back leads. route: where requests go at first.
-    queue: requests that may wait. batch_wait_s: see above. clock: the loop's own, in seconds.
-    on_finished, on_switch: told of each, in the loop.
+    queue: requests that may wait. batch_wait_s, short_tokens, kept_slots, deadline_s,
+    on_lost_stream: see above. clock: the loop's own, in seconds. on_finished, on_switch: told of
+    each, in the loop.
     """
 
     def __init__(
@@ -131,6 +182,10 @@ class Router:
         hold_s: float = 30.0,
         batch_wait_s: float = 0.0,
         rule: RollbackRule | None = None,
+        short_tokens: int | None = None,
+        kept_slots: int = 0,
+        deadline_s: float | None = None,
+        on_lost_stream: Literal["end", "continue"] = "end",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.arms = {arm.name: arm for arm in arms}
@@ -139,12 +194,17 @@ class Router:
                 raise ValueError(f"arm {name!r}; allowed: {', '.join(self.arms)}")
         self.fallback, self.route, self.queue, self.hold_s = fallback, route, queue, hold_s
         self.batch_wait_s = batch_wait_s
+        self.short_tokens, self.kept_slots = short_tokens, kept_slots
+        self.deadline_s, self.on_lost_stream = deadline_s, on_lost_stream
         self.switches: list[Switch] = []
         self.saved = 0
         """Requests that another arm answered, because their own was out."""
+        self.continued = 0
+        """Of those, the ones that had some of their answer."""
         self.on_finished: Callable[[RoutedRequest], None] = lambda routed: None
         self.on_switch: Callable[[Switch], None] = lambda switch: None
-        self._rule, self._clock = rule, clock
+        self.own_rule = self._rule = rule
+        self._clock = clock
         self._monitor = rule.monitor() if rule else None
         self._waiting: deque[RoutedRequest] = deque()
         self._running: set[RoutedRequest] = set()
@@ -166,11 +226,15 @@ class Router:
         """Start a request, or let it wait. Raises QueueFull; NoArm where none can answer."""
         self._position = (self._position + GOLDEN) % 1.0
         routed = RoutedRequest(request, self._position, pinned, self._clock())
+        routed.long = self.short_tokens is not None and request.max_tokens > self.short_tokens
         arm = self._arm_for(routed)
         if arm.out:
             raise NoArm(f"arm {arm.name} is out: {arm.out}")
-        if arm.running >= arm.slots and len(self._waiting) >= self.queue:
+        if not self._has_slot(arm, routed) and len(self._waiting) >= self.queue:
             raise QueueFull(len(self._waiting), self._time_to_drain_s(arm))
+        if self.deadline_s is not None:
+            loop = asyncio.get_running_loop()
+            routed.deadline = loop.call_later(self.deadline_s, self._overdue, routed)
         self._waiting.append(routed)
         self._dispatch()
         self._look_when_late()
@@ -221,6 +285,31 @@ class Router:
         self._look_when_late()
         return switch
 
+    def judge_by(self, rule: RollbackRule | None) -> None:
+        """Another rule from now on, with an empty window."""
+        self._rule = rule
+        self._monitor = rule.monitor() if rule else None
+
+    def put_out(self, name: str, why: str) -> None:
+        """The arm answers nothing more: what is routed to it goes to the fallback."""
+        arm = self.arms[name]
+        if arm.out:
+            return
+        arm.out = why
+        self._leave_what_is_out()
+
+    def bring_back(self, name: str) -> None:
+        """The arm can answer again; the route stays as it is."""
+        self.arms[name].out = None
+        self._leave_what_is_out()
+
+    def _leave_what_is_out(self) -> None:
+        """The route goes back from an arm that is out, where the fallback is not out as well."""
+        routed_to = self.arms[self.route.arm]
+        if routed_to.out and not self.arms[self.fallback].out:
+            self.switch(self.fallback, reason=f"arm {routed_to.name} is out: {routed_to.out}")
+        self._dispatch()
+
     def _grows(self, target: Route) -> bool:
         if target.arm == self.fallback:
             return False
@@ -248,10 +337,15 @@ class Router:
                 routed.arm = arm.name
                 why = f"the arm is out: {arm.out}"
                 asyncio.get_running_loop().call_soon(self._finish, routed, "error", why)
-            elif arm.running < arm.slots and arm.name not in gathering:
+            elif self._has_slot(arm, routed) and arm.name not in gathering:
                 self._start(routed, arm)
             else:
                 kept.append(routed)
+
+    def _has_slot(self, arm: ServedArm, routed: RoutedRequest) -> bool:
+        if routed.long and arm.long >= max(1, arm.slots - self.kept_slots):
+            return False
+        return arm.running < arm.slots
 
     def _gathering(self, requests: Iterable[RoutedRequest]) -> set[str]:
         """The arms that wait for more requests: fewer wait than slots are free, and the oldest
@@ -269,28 +363,30 @@ class Router:
 
     def _start(self, routed: RoutedRequest, arm: ServedArm) -> None:
         loop = asyncio.get_running_loop()
-        call_soon = loop.call_soon_threadsafe
+        on_token, on_done = partial(self._token, routed), partial(self._done, routed, arm)
+        if not getattr(arm.scheduler, "on_loop", False):
+            on_token = partial(loop.call_soon_threadsafe, on_token)
+            on_done = partial(loop.call_soon_threadsafe, on_done)
         routed.arm, routed.started_s = arm.name, self._clock()
         arm.running += 1
+        arm.long += routed.long
         self._running.add(routed)
         try:
-            routed.submitted = arm.scheduler.submit(
-                routed.request,
-                partial(call_soon, self._token, routed),
-                partial(call_soon, self._done, routed, arm),
-            )
+            routed.submitted = arm.scheduler.submit(routed.left(), on_token, on_done)
         except (ValueError, RuntimeError) as error:
             # Later, because an end may change the route while the queue is being walked.
             why = f"{type(error).__name__}: {error}"
             loop.call_soon(self._ended, routed, arm, "error", why)
 
     def _token(self, routed: RoutedRequest, token: int) -> None:
-        routed.tokens += 1
+        if routed.finish_reason:
+            return  # its deadline has passed
+        routed.output.append(token)
         if routed.first_token_s is None:
             routed.first_token_s = self._clock()
         routed.events.put_nowait(token)
 
-    def _done(self, routed: RoutedRequest, arm: ServedArm, submitted: SubmittedRequest) -> None:
+    def _done(self, routed: RoutedRequest, arm: ServedArm, submitted: Submitted) -> None:
         self._ended(routed, arm, submitted.finish_reason or "error", submitted.error)
 
     def _ended(
@@ -298,26 +394,45 @@ class Router:
     ) -> None:
         """Its slot is free; what its client hears depends on whether another arm can answer."""
         arm.running -= 1
+        arm.long -= routed.long
         if arm.scheduler.failed and not arm.out:
-            self._put_out(arm, arm.scheduler.failed)
-        if arm.out and reason == "error" and not routed.tokens and not self._arm_for(routed).out:
+            self.put_out(arm.name, arm.scheduler.failed)
+        if routed.finish_reason:
+            pass  # its client has heard of an end already
+        elif reason == "error" and routed.tokens >= routed.request.max_tokens:
+            self._finish(routed, "length", None)  # it had ended, and only that was not said
+        elif arm.out and reason == "error" and self._can_be_saved(routed):
             self._running.discard(routed)
             routed.submitted = routed.arm = routed.started_s = None
             self.saved += 1
+            self.continued += bool(routed.tokens)
             self._waiting.appendleft(routed)
         else:
             self._finish(routed, reason, error)
         self._dispatch()
 
-    def _put_out(self, arm: ServedArm, why: str) -> None:
-        arm.out = why
-        if self.route.arm == arm.name and self.fallback != arm.name:
-            self.switch(self.fallback, reason=f"arm {arm.name} is out: {why}")
+    def _can_be_saved(self, routed: RoutedRequest) -> bool:
+        """Whether another arm may give its answer, or the rest of it."""
+        if routed.tokens and self.on_lost_stream == "end":
+            return False
+        return not self._arm_for(routed).out
+
+    def _overdue(self, routed: RoutedRequest) -> None:
+        if routed.finish_reason:
+            return
+        if routed in self._waiting:
+            self._waiting.remove(routed)
+        elif routed.submitted:
+            routed.submitted.cancel()  # its slot is free when the arm says so
+        routed.overdue = True
+        self._finish(routed, "error", f"no whole answer within {self.deadline_s:g} s")
 
     def _finish(self, routed: RoutedRequest, reason: FinishReason, error: str | None) -> None:
         if reason == "cancelled" and routed.has_enough:
             reason = "stop"
         routed.finish_reason, routed.error = reason, error
+        if routed.deadline:
+            routed.deadline.cancel()
         routed.ended_s = self._clock()
         self._running.discard(routed)
         routed.events.put_nowait(None)

@@ -4,22 +4,50 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workbench.files import read_json, write_json
+from workbench.serve.endpoint import Endpoint
 from workbench.serve.rollback_rule import RollbackRule
+
+
+@dataclass(frozen=True)
+class UpstreamSpec:
+    """A server as an arm.
+
+    address: base URL, as OpenAI's clients take it. model: its name there; None leaves the
+    client's out. api_key_env: the environment variable with its key. connect_s: to open a
+    connection. silence_s: without a byte for this long an answer has hung. health_s: between
+    looks at its health, and what one may take.
+    """
+
+    address: str
+    model: str | None = None
+    api_key_env: str | None = None
+    connect_s: float = 5.0
+    silence_s: float = 300.0
+    health_s: float = 2.0
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Raises ConfigError for what is no address, and for a key that is not set."""
+        return Endpoint(self.address, self.model, self.api_key_env, allow_remote=True)
 
 
 @dataclass(frozen=True)
 class ServeSpec:
     """A server with its arms.
 
-    arms: name -> packed or Hugging Face folder. fallback: the arm that the way back leads to.
+    arms: name -> packed or Hugging Face folder; or, instead, upstreams: name -> another server.
+    fallback: the arm that the way back leads to.
     route: the arm that answers at first, weight: its share of the requests. model: the name
     under which the route answers.
     slots: requests that run together in each arm. queue: requests that may wait.
     context: tokens of prompt and output together; None takes what the models were made for.
-    threads: of each arm, 0 for all usable cores. hold_s, batch_wait_s: see :class:`Router`.
+    threads: of each arm, 0 for all usable cores. hold_s, batch_wait_s, short_tokens,
+    kept_slots, deadline_s, on_lost_stream: see :class:`Router`. silence_s, step_s: see :mod:`.arm`.
+    drain_notice_s: before it stops to listen, ``/ready`` says so that long. faults: a drill may
+    order arms to fail.
     """
 
     arms: dict[str, Path]
@@ -37,6 +65,15 @@ class ServeSpec:
     batch_wait_s: float = 0.0
     rule: RollbackRule | None = None
     weight: float = 1.0
+    short_tokens: int | None = None
+    kept_slots: int = 0
+    deadline_s: float | None = 600.0
+    on_lost_stream: Literal["end", "continue"] = "end"
+    silence_s: float = 10.0
+    step_s: float = 60.0
+    drain_notice_s: float = 0.0
+    faults: bool = False
+    upstreams: dict[str, UpstreamSpec] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -45,13 +82,18 @@ class ServeSpec:
     def load(cls, path: Path) -> ServeSpec:
         fields = read_json(path)
         arms = {name: Path(folder) for name, folder in fields.pop("arms").items()}
-        rule = fields.pop("rule")
-        return cls(arms=arms, rule=RollbackRule(**rule) if rule else None, **fields)
+        rule, upstreams = fields.pop("rule"), fields.pop("upstreams")
+        return cls(
+            arms=arms,
+            rule=RollbackRule(**rule) if rule else None,
+            upstreams={name: UpstreamSpec(**upstream) for name, upstream in upstreams.items()},
+            **fields,
+        )
 
 
 @dataclass(frozen=True)
 class ArmReady:
-    """An arm that is loaded and has answered once. resident_bytes: growth of the process's own
+    """An arm that is loaded and has answered once. resident_bytes: growth of its process's own
     memory by loading and warming it."""
 
     backend: str
@@ -59,11 +101,13 @@ class ArmReady:
     kv_bytes: int
     resident_bytes: int
     notes: list[str] = field(default_factory=list)
+    vocab_size: int = 0
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What a server says when it listens. resident_bytes: of the whole process, both arms."""
+    """What a server says when it listens. resident_bytes: of all its processes together; pages
+    that they share count once (where the system can tell)."""
 
     host: str
     port: int

@@ -1,0 +1,270 @@
+"""A canary in front of servers of others: texts go through, and what disappears loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import httpx
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route as Path
+
+from workbench.errors import ConfigError, StageError
+from workbench.serve.app import make_app
+from workbench.serve.connections import server_config
+from workbench.serve.main import listen
+from workbench.serve.rollback_rule import RollbackRule
+from workbench.serve.router import Route, Router, ServedArm
+from workbench.serve.served_run import rule_of, serve_run, upstreams_of
+from workbench.serve.service import Service
+from workbench.serve.spec import ServeSpec, UpstreamSpec
+from workbench.serve.upstream import Upstream
+
+
+@dataclass
+class Foreign:
+    """Somebody's server: says ``word`` so many times. broken: the status it answers with instead.
+    cut_after: events after which a stream breaks off. step_s: between events."""
+
+    word: str
+    step_s: float = 0.002
+    broken: int | None = None
+    cut_after: int | None = None
+    seen: list[dict] = field(default_factory=list)
+    keys: set[str | None] = field(default_factory=set)
+    address: str = ""
+    close: Callable[[], None] = lambda: None
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Path("/v1/models", self._models, methods=["GET"]),
+                Path("/v1/completions", self._complete, methods=["POST"]),
+                Path("/v1/chat/completions", self._complete, methods=["POST"]),
+            ]
+        )
+
+    async def _models(self, request: Request) -> Response:
+        self.keys.add(request.headers.get("authorization"))
+        return JSONResponse({"object": "list", "data": []})
+
+    async def _complete(self, request: Request) -> Response:
+        body = await request.json()
+        self.seen.append(body)
+        if self.broken:
+            return JSONResponse({"error": {"message": "no"}}, self.broken)
+        if body.get("stream"):
+            return StreamingResponse(self._events(body), media_type="text/event-stream")
+        await asyncio.sleep(self.step_s)
+        return JSONResponse({"choices": [{"text": self.word * body["max_tokens"]}], "own": 7})
+
+    async def _events(self, body: dict):
+        for number in range(body["max_tokens"]):
+            if number == self.cut_after:
+                return
+            await asyncio.sleep(self.step_s)
+            yield f"data: {json.dumps({'choices': [{'text': self.word}], 'own': 7})}\r\n\r\n"
+        yield 'data: {"choices": [{"text": "", "finish_reason": "length"}]}\n\n'
+        yield "data: [DONE]\n\n"
+
+
+def running(stack: ExitStack, app: Starlette, upstreams=()) -> tuple[str, Callable[[], None]]:
+    """A server in a thread; its address, and what ends it at once."""
+    sock, server = listen("127.0.0.1", 0), uvicorn.Server(server_config(app, drain_s=0))
+
+    async def serve() -> None:
+        for upstream in upstreams:
+            await upstream.start()
+        await server.serve(sockets=[sock])
+        for upstream in upstreams:
+            await upstream.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+
+    def close() -> None:
+        server.should_exit = server.force_exit = True
+        thread.join(5)
+        sock.close()
+
+    stack.callback(close)
+    return f"http://127.0.0.1:{sock.getsockname()[1]}", close
+
+
+@dataclass
+class Front:
+    client: httpx.Client
+    service: Service
+    today: Foreign
+    candidate: Foreign
+
+    def complete(self, **fields) -> httpx.Response:
+        return self.client.post("/v1/completions", json={"prompt": "x", "max_tokens": 3, **fields})
+
+
+@pytest.fixture
+def fronted() -> Iterator[Callable[..., Front]]:
+    """Starts a front before two servers: today's says A, the candidate B."""
+    with ExitStack() as stack:
+        yield lambda **options: _front(stack, **options)
+
+
+def _front(stack: ExitStack, **options) -> Front:
+    servers = {"today": Foreign("A"), "candidate": Foreign("B")}
+    for server in servers.values():
+        server.address, server.close = running(stack, server.app())
+    upstreams = {
+        name: Upstream(name, UpstreamSpec(server.address, f"{name}-model", health_s=0.1))
+        for name, server in servers.items()
+    }
+    routing = {"fallback": "today", "route": Route("candidate"), "deadline_s": 20.0, **options}
+    router = Router([ServedArm(name, each, 32) for name, each in upstreams.items()], **routing)
+    for name, upstream in upstreams.items():
+        upstream.on_out = partial(router.put_out, name)
+        upstream.on_back = partial(router.bring_back, name)
+    service = Service(router, None, "pilot", 2**16, 0)
+    address, _ = running(stack, make_app(service), upstreams.values())
+    client = stack.enter_context(httpx.Client(base_url=address, trust_env=False, timeout=20))
+    return Front(client, service, servers["today"], servers["candidate"])
+
+
+def test_bodies_and_answers_go_through_as_they_are(fronted) -> None:
+    front = fronted()
+    asked = {"logprobs": 3, "tools": [{"x": 1}], "n": 1}
+    whole = front.complete(**asked)
+    assert whole.json() == {"choices": [{"text": "BBB"}], "own": 7}
+    assert whole.headers["x-workbench-arm"] == "candidate"
+    stream = front.complete(**asked, stream=True)
+    events = [line for line in stream.text.split("\n\n") if line]
+    assert [json.loads(e[6:])["choices"][0]["text"] for e in events[:-1]] == ["B", "B", "B", ""]
+    assert json.loads(events[0][6:])["own"] == 7 and events[-1] == "data: [DONE]"
+    for body in front.candidate.seen:
+        assert body["tools"] == [{"x": 1}] and body["model"] == "candidate-model"
+    chat = front.client.post("/v1/chat/completions", json={"messages": [], "max_tokens": 1})
+    assert chat.status_code == 200
+    assert front.complete(model="today").json()["choices"][0]["text"] == "AAA"
+    assert front.complete(model="else").status_code == 404
+
+
+def test_an_upstream_that_disappears_loses_nothing_that_had_not_begun(fronted) -> None:
+    """A stream that had begun ends with a declared error; 20 requests that come as it goes, and
+    all later ones, are answered by the fallback."""
+    front = fronted()
+    front.candidate.step_s = 0.02
+    cut: list[str] = []
+    with (
+        ThreadPoolExecutor(20) as pool,
+        front.client.stream(
+            "POST", "/v1/completions", json={"prompt": "x", "max_tokens": 400, "stream": True}
+        ) as answer,
+    ):
+        lines = answer.iter_lines()
+        cut.append(next(lines))
+        asked = [pool.submit(front.complete, stream=i % 2 == 0) for i in range(20)]
+        front.candidate.close()
+        cut += [line for line in lines if line]
+        answers = [future.result() for future in asked]
+    assert "error" in json.loads(cut[-2][6:]) and cut[-1] == "data: [DONE]"
+    assert [answer.status_code for answer in answers] == [200] * 20
+    assert front.complete().headers["x-workbench-arm"] == "today"
+    state = front.client.get("/workbench/route").json()
+    assert state["arm"] == "today" and "candidate is out" in state["switches"][-1]["reason"]
+    assert front.client.get("/ready").json()["arms"] == ["today"]
+
+
+def test_an_upstream_that_is_loading_is_out_until_it_answers(fronted) -> None:
+    front = fronted()
+    front.candidate.broken = 503
+    assert front.complete().headers["x-workbench-arm"] == "today"
+    assert front.service.router.saved == 1
+    front.candidate.broken = None
+    for _ in range(100):
+        if not front.service.router.arms["candidate"].out:
+            break
+        threading.Event().wait(0.05)
+    assert front.complete(model="candidate").json()["choices"][0]["text"] == "BBB"
+
+
+def test_a_client_s_own_fault_goes_back_to_it_and_says_nothing_of_the_arm(fronted) -> None:
+    front = fronted(rule=RollbackRule(window=20, fewest=2, max_error_share=0.1))
+    front.candidate.broken = 422
+    for _ in range(6):
+        answer = front.complete()
+        assert answer.status_code == 422 and answer.json() == {"error": {"message": "no"}}
+    assert front.service.router.switches == []
+
+
+def test_a_failing_and_a_slower_candidate_are_taken_back(fronted) -> None:
+    rule = RollbackRule(window=20, fewest=4, max_error_share=0.1, ttft_s=0.2)
+    front = fronted(rule=rule)
+    front.candidate.broken = 500
+    assert [front.complete().status_code for _ in range(6)] == [500] * 4 + [200] * 2
+    front.candidate.broken = None
+    force = {"arm": "candidate", "force": True}
+    assert front.client.post("/workbench/route", json=force).status_code == 200
+    front.candidate.step_s = 0.3
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: front.complete(stream=True, max_tokens=1), range(8)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert "no first token within 0.2 s" in front.service.router.switches[-1].reason
+
+
+def test_a_stream_that_breaks_off_says_so(fronted) -> None:
+    front = fronted()
+    front.candidate.cut_after = 2
+    events = [line for line in front.complete(stream=True, max_tokens=5).text.split("\n\n") if line]
+    assert len(events) == 4 and "broke off" in json.loads(events[2][6:])["error"]["message"]
+
+
+def test_a_hung_upstream_ends_at_the_deadline(fronted) -> None:
+    front = fronted(deadline_s=0.2)
+    front.candidate.step_s = 5.0
+    answer = front.complete()
+    assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline_exceeded"
+
+
+def test_nothing_is_served_before_an_upstream_that_does_not_answer() -> None:
+    with listen("127.0.0.1", 0) as unused:
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+    with pytest.raises(StageError, match=r"arm today: .* does not answer"):
+        serve_run([f"today={address}"], port=0)
+
+
+def test_upstreams_are_given_by_name_and_url(monkeypatch) -> None:
+    given = ["today=http://127.0.0.1:1/v1", "candidate=https://other/v1"]
+    monkeypatch.setenv("SOME_KEY", "secret")
+    found = upstreams_of(given, ["today=chat"], ["candidate=SOME_KEY"])
+    assert list(found) == ["today", "candidate"]
+    assert found["today"].model == "chat" and found["candidate"].api_key_env == "SOME_KEY"
+    spec = ServeSpec({}, "today", "candidate", upstreams=found)
+    assert "secret" not in repr(spec)
+    assert upstreams_of(["some/folder", "run"]) == {}
+    for wrong, says in (
+        ([given[0], "folder"], "1 upstreams with a name"),
+        (["http://127.0.0.1:1/v1"], "has no name"),
+        ([given[0], given[0]], "1 upstreams"),
+        (["today=ftp://127.0.0.1"], "no base URL"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            upstreams_of(wrong)
+    with pytest.raises(ConfigError, match="--upstream-model else=x"):
+        upstreams_of(given, ["else=x"])
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set"):
+        upstreams_of(given, (), ["today=NO_SUCH_KEY"])
+
+
+def test_a_rule_is_given_as_numbers() -> None:
+    assert rule_of("ttft_s=0.5,fewest=4") == RollbackRule(fewest=4, ttft_s=0.5)
+    for wrong in ("ttft=1", "fewest=4.5", "ttft_s=x", "ttft_s=-1", "fewest=60"):
+        with pytest.raises(ConfigError, match="--rule"):
+            rule_of(wrong)

@@ -1,0 +1,250 @@
+"""``workbench serve``: a run, or model folders, behind one address until it is told to stop.
+
+A run is served by its pilot's rule and hold, and its route is kept in the run's folder
+(:mod:`.kept_route`), a rollback included.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from workbench.errors import ConfigError, StageError, reason_of
+from workbench.machine.cpu import measurement_threads
+from workbench.paths import shown
+from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, route_token
+from workbench.serve.main import serve
+from workbench.serve.rollback_rule import RollbackRule
+from workbench.serve.spec import Ready, ServeSpec, UpstreamSpec
+
+SLOTS, UPSTREAM_SLOTS = 4, 256
+
+if TYPE_CHECKING:
+    from workbench.records.run import Run
+    from workbench.serve.router import Switch
+
+
+def serve_run(
+    folders: Sequence[Path | str],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    slots: int | None = None,
+    queue: int = 256,
+    batch_wait_ms: float = 0.0,
+    threads: int = 0,
+    device: str = "cpu",
+    route: str | None = None,
+    weight: float | None = None,
+    rule: str | None = None,
+    short_tokens: int = 64,
+    kept_slots: int = 0,
+    deadline_s: float = 600.0,
+    on_lost_stream: Literal["end", "continue"] = "end",
+    drain_notice_s: float = 0.0,
+    upstream_models: Sequence[str] = (),
+    upstream_keys: Sequence[str] = (),
+) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    A run is served by its pilot's rollback rule and hold, and goes on with the route that it had
+    when it was served last.
+
+    folders: one run, by its folder or its name (its full-precision model is the fallback, its
+        hybrid the route), or model folders, packed or Hugging Face, or ``NAME=URL`` of servers that
+        run: the first is the fallback, the last the route.
+    slots: None takes 4, and 256 of upstreams, which have queues of their own.
+    rule: when to go back, instead of the pilot's: fields of :class:`RollbackRule` as
+        ``ttft_s=0.5,max_error_share=0.05``.
+    kept_slots: of each arm, for requests of at most ``short_tokens``.
+    upstream_models, upstream_keys: ``NAME=MODEL``, and ``NAME=VARIABLE`` with its key.
+    Raises ConfigError or StageError with what is wrong; nothing is served then.
+    """
+    measurement_threads(threads, "--threads")
+    upstreams = upstreams_of(folders, upstream_models, upstream_keys)
+    arms = {} if upstreams else arms_of(folders)
+    names = list(arms or upstreams)
+    run = None if upstreams else _served_run(folders)
+    kept = KeptRoute.of(run) if run else None
+    if route is not None and route not in names:
+        raise ConfigError(f"--route {route}", allowed=", ".join(names))
+    if upstreams and on_lost_stream == "continue":
+        raise ConfigError(
+            "--on-lost-stream continue in front of upstreams",
+            allowed="end: their tokens are not known here, so no other arm can go on from them",
+        )
+    if route is None and weight is None and kept and kept.arm in names:
+        route, weight, reason = kept.arm, kept.weight, kept.reason
+    else:
+        route, reason = route or names[-1], "at the start"
+    spec = ServeSpec(
+        arms,
+        fallback=names[0],
+        route=route,
+        weight=1.0 if weight is None or route == names[0] else weight,
+        host=host,
+        port=port,
+        slots=slots or (UPSTREAM_SLOTS if upstreams else SLOTS),
+        queue=queue,
+        batch_wait_s=batch_wait_ms / 1e3,
+        threads=threads,
+        device=device,
+        short_tokens=short_tokens,
+        kept_slots=kept_slots,
+        deadline_s=deadline_s,
+        on_lost_stream=on_lost_stream,
+        drain_notice_s=drain_notice_s,
+        upstreams=upstreams,
+        **{**_pilot_s_rule(run), **({} if rule is None else {"rule": rule_of(rule)})},
+    )
+    token = route_token() or secrets.token_urlsafe()
+
+    def keep(address: str, arm: str, weight: float, reason: str) -> KeptRoute:
+        now = KeptRoute(arm, weight, reason, spec.fallback, address, token)
+        try:
+            if run:
+                now.keep(run.folder)
+        except OSError as error:  # the route is what it is; only a restart would not know it
+            said = f"the route could not be kept in {shown(run.folder)}: {reason_of(error)}"
+            print(f"{said}; a server that is started again begins with an older one", flush=True)
+        return now
+
+    def announce(ready: Ready) -> None:
+        now = keep(ready.address, spec.route, spec.weight, reason)
+        print(f"serving {', '.join(names)} on {ready.address}/v1: {now.said()}")
+        how = f"workbench route {run.name} --back" if run else f"{TOKEN_HEADER}: {token}"
+        print(f"the way back: {how}", flush=True)
+        addresses.append(ready.address)
+
+    def switched(switch: Switch) -> None:
+        now = keep(addresses[0], switch.to_arm, switch.weight, switch.reason)
+        print(f"route: {now.said()}", flush=True)
+
+    addresses: list[str] = []
+    serve(spec, announce, token, switched)
+
+
+def upstreams_of(
+    given: Sequence[Path | str], models: Sequence[str] = (), keys: Sequence[str] = ()
+) -> dict[str, UpstreamSpec]:
+    """Arms that are other servers, from ``NAME=URL``; none where folders are given.
+
+    Raises ConfigError for a mixture of both, a wrong address and a name that is not given.
+    """
+    pairs = [str(each).partition("=") for each in given]
+    if not any("://" in address for _, _, address in pairs):
+        if any("://" in str(each) for each in given):
+            raise ConfigError(
+                f"{next(str(e) for e in given if '://' in str(e))} has no name",
+                allowed="NAME=URL, e.g. today=http://127.0.0.1:8001/v1",
+            )
+        return {}
+    found = {name: address for name, _, address in pairs if name and "://" in address}
+    if len(found) < len(given):
+        raise ConfigError(
+            f"{len(given)} arms, of them {len(found)} upstreams with a name of their own",
+            allowed="NAME=URL for every arm, each with another name",
+            next_step="serve a model folder with a workbench serve of its own, and give its URL",
+        )
+    of_models, of_keys = (_by_name(found, *each) for each in (
+        ("--upstream-model", models), ("--upstream-key-env", keys)
+    ))  # fmt: skip
+    made = {n: UpstreamSpec(url, of_models.get(n), of_keys.get(n)) for n, url in found.items()}
+    for each in made.values():
+        assert each.endpoint  # raises ConfigError
+    return made
+
+
+def _by_name(known: Mapping[str, str], option: str, pairs: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        if name not in known or not value:
+            raise ConfigError(f"{option} {pair}", allowed=f"NAME=..., NAME of {', '.join(known)}")
+        found[name] = value
+    return found
+
+
+def rule_of(text: str) -> RollbackRule:
+    """``ttft_s=0.5,max_error_share=0.05``: a rule with these fields. Raises ConfigError."""
+    kinds = {each.name: int if each.type == "int" else float for each in fields(RollbackRule)}
+    given: dict[str, Any] = {}
+    for pair in filter(None, text.split(",")):
+        name, _, value = pair.strip().partition("=")
+        try:
+            given[name] = kinds[name](value)
+            if not 0 <= given[name] < math.inf:
+                raise ValueError
+        except (KeyError, ValueError):
+            allowed = f"NAME=NUMBER with commas; names: {', '.join(kinds)}"
+            raise ConfigError(f"--rule {pair}", allowed=allowed) from None
+    rule = RollbackRule(**given)
+    if rule.fewest > rule.window:
+        raise ConfigError(f"--rule: fewest {rule.fewest} of a window of {rule.window}")
+    return rule
+
+
+def _pilot_s_rule(run: Run | None) -> dict[str, Any]:
+    """When the run's pilot would go back, and how long a share stays lowered."""
+    if run is None:
+        return {}
+    section = run.resolved().pilot.deploy_rollback
+    rule = RollbackRule(**section.rollback_rule.model_dump()) if section.rollback_rule else None
+    return {"rule": rule, "hold_s": section.hold_s}
+
+
+def _served_run(folders: Sequence[Path | str]) -> Run | None:
+    from workbench.records.run import HEADER, find_run
+
+    first = Path(folders[0]) if folders else Path()
+    if len(folders) == 1 and (not first.is_dir() or (first / HEADER).exists()):
+        return find_run(str(first))
+    return None
+
+
+def arms_of(given: Sequence[Path | str]) -> dict[str, Path]:
+    """Names and model folders; see :func:`serve_run`."""
+    folders = [Path(each) for each in given]
+    if run := _served_run(folders):
+        arms = {}
+        for arm, stage in (("full_precision", "train_qat"), ("hybrid", "hybrid_plan")):
+            record = run.record(stage)
+            if record is None:
+                raise StageError(
+                    f"{run.name} has no finished {stage}, which makes the arm {arm}",
+                    next_step="finish that run with workbench run, or name model folders",
+                )
+            arms[arm] = record.artefact(arm)
+        return arms
+    for folder in folders:
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"{shown(folder)} is neither a run nor a model folder",
+                allowed="a run's folder, or folders with config.json, weights and tokenizer",
+                next_step="workbench runs lists the runs",
+            )
+    for folder in folders:
+        _require_text(folder.resolve().name)
+    arms = {folder.resolve().name: folder for folder in folders}
+    if not folders or len(arms) < len(folders):
+        raise ConfigError(
+            f"{len(folders)} folders with {len(arms)} different names",
+            allowed="one or more model folders whose last parts differ: they name the arms",
+        )
+    return arms
+
+
+def _require_text(name: str) -> None:
+    """ConfigError for a folder's name that no answer could carry: it becomes the arm's name."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"the model folder {name!a} has bytes in its name that are no UTF-8",
+            allowed="a name in UTF-8: the arm is called by it",
+            next_step="rename the folder, or give a link to it",
+        ) from None

@@ -1,0 +1,110 @@
+"""What all endpoints share: the router, what a request may have, and how one is given to it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from workbench.serve.metrics import Metrics
+from workbench.serve.router import NoArm, QueueFull, RoutedRequest, Router
+from workbench.serve.wire import ApiError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from workbench.serve.arm import ArmProcess
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Service:
+    """What the endpoints work on.
+
+    tokenizer: of all arms; None where they are upstreams, and texts go through. model: the name
+    under which the route answers; an arm's own name, as ``model``, pins a request to that arm.
+    context: tokens a request may have, prompt and output together. route_token: what an order to
+    change the route must carry; None asks for none. processes: arm -> the process that runs it,
+    where it has one. faults: whether orders to fail are taken, in a drill. draining: it is about
+    to stop.
+    """
+
+    router: Router
+    tokenizer: PreTrainedTokenizerBase | None
+    model: str
+    context: int
+    vocab_size: int
+    route_token: str | None = None
+    processes: Mapping[str, ArmProcess] = field(default_factory=dict)
+    faults: bool = False
+    draining: bool = False
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.router, self.model)
+        if self.tokenizer is not None:
+            from workbench.serve.prompts import PromptLimit
+
+            self.limit = PromptLimit.of(self.tokenizer, self.context)
+        # One thread, because encoding sets the tokenizer's options: texts and chats differ.
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+
+    async def beside_the_loop(self, work: Callable[..., Result], *given: Any) -> Result:
+        """What ``work(*given)`` gives, while the other requests' tokens go on."""
+        return await asyncio.get_running_loop().run_in_executor(self._beside, work, *given)
+
+    def pinned(self, model: str | None) -> str | None:
+        """The arm that a request's ``model`` asks for; None leaves it to the route."""
+        if model is None or model == self.model:
+            return None
+        if model in self.router.arms:
+            return model
+        names = ", ".join([self.model, *self.router.arms])
+        raise ApiError(
+            404,
+            f"model {model!r}; allowed: {names}",
+            kind="not_found_error",
+            code="model_not_found",
+            param="model",
+        )
+
+
+def routed_request(service: Service, wanted: Any, pinned: str | None) -> RoutedRequest:
+    """Give a request to the router. Raises ApiError where it has no place or no arm for it."""
+    try:
+        return service.router.submit(wanted, pinned)
+    except QueueFull as full:
+        raise ApiError(
+            429,
+            f"{full}; try again later",
+            kind="rate_limit_error",
+            code="queue_full",
+            headers={"Retry-After": str(max(1, math.ceil(full.retry_after_s)))},
+        ) from None
+    except NoArm as error:
+        again = {"Retry-After": "1"}  # it is being started
+        message, kind = str(error), "server_error"
+        raise ApiError(503, message, kind=kind, code="arm_out", headers=again) from None
+
+
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of ``work``; raises ClientDisconnect as soon as the client is gone."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            continue
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        for task in (working, leaving):
+            task.cancel()
