@@ -39,6 +39,7 @@ def context(folder: Path, arms: dict[str, Path], *overrides: str) -> StageContex
     path = folder / "pilot.yaml"
     path.write_text("name: trial\nquestion: does the way back work?\n")
     short = ("deploy_rollback.duration_s=2.0", "deploy_rollback.max_output_tokens=12")
+    short += ("deploy_rollback.drill.budget_s=0",)
     machine = ("readiness.device=cpu", "readiness.quiet.action=warn")
     pilot = resolve(path, (*short, *machine, *overrides)).pilot
 
@@ -111,9 +112,38 @@ def test_a_rollback_under_load_loses_nothing(arms, tmp_path) -> None:
     assert 1 <= len(noise) <= 3 and noise["kept"].all(), "stretches of a second of a replay of two"
     assert record.facts["noise"]["blocks"] == len(noise)
     assert record.metric("replayed_window_p95").value >= 0
+    (command,) = record.table("drill").itertuples()
+    assert command.way == "command" and command.holds and command.requests == len(requests)
     kinds = {event["kind"] for event in follow(tmp_path / "events.jsonl", None)}
     assert {"note", "step"} <= kinds
     assert not _servers(), "the server must be gone"
+
+
+@pytest.mark.slow
+def test_the_way_back_is_taken_in_every_way(arms, tmp_path) -> None:
+    stage = context(
+        tmp_path,
+        arms,
+        PATIENT,
+        "deploy_rollback.drill.budget_s=300",
+        "deploy_rollback.drill.way_s=2.0",
+    )
+    deploy_rollback.run(stage)
+    record = stage.record
+    drill = record.table("drill").set_index("way")
+    assert list(drill.index) == ["command", "rule", "crash", "nan", "hang", "kill", "upstream"]
+    assert drill["skipped"].isna().all(), drill["skipped"].dropna().to_dict()
+    assert drill["holds"].all(), drill.T
+    assert (drill["failed_without_token"] == 0).all() and (drill["undeclared"] == 0).all()
+    assert (drill.loc[["command", "rule"], "truncated"] == 0).all()
+    assert (drill["first_fallback_token_s"] > 0).all() and (drill["memory_mb"] > 50).all()
+    assert (drill.loc[["crash", "nan", "hang", "kill"], "back_s"] > 0).all()
+    for way, says in (
+        ("rule", "had no first token within"), ("crash", "LookupError"), ("nan", "NotFiniteError"),
+        ("hang", "it hung"), ("kill", "signal 9"), ("upstream", "hybrid is out"),
+    ):  # fmt: skip
+        assert says in drill.loc[way, "reason"]
+        assert record.metric("drill_lost_requests", way=way).value == 0
 
 
 def test_the_queue_is_tuned_and_goes_on_after_a_kill(arms, tmp_path, monkeypatch) -> None:

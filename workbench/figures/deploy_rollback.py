@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.drill import drill
 from workbench.figures.profile_load import likeness
 from workbench.figures.theme import (
     ARM_COLOURS,
@@ -151,7 +152,7 @@ def replayed(record: StageRecord, language: str = "en") -> go.Figure:
     return likeness(record, language, "deploy_rollback.replayed.title")
 
 
-FIGURES = (timeline, in_flight, phases, replayed, tuning)
+FIGURES = (timeline, in_flight, phases, drill, replayed, tuning)
 
 
 def _say_why_missing(drawn: go.Figure, record: StageRecord, rows: list, say: Texts) -> None:

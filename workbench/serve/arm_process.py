@@ -80,7 +80,7 @@ def run_arm(channel: socket.socket, spec: ArmSpec) -> None:
 
 
 @dataclass
-class LoadedArm:
+class LoadedModel:
     """faults: it takes orders to fail."""
 
     scheduler: Scheduler
@@ -135,7 +135,7 @@ class _Answers:
             os._exit(0)  # the server is gone
 
 
-def load_arm(spec: ArmSpec, answers: _Answers | None = None) -> LoadedArm:
+def load_arm(spec: ArmSpec, answers: _Answers | None = None) -> LoadedModel:
     """The arm, warm: it has answered a request, so no first user pays for caches and pages.
 
     Raises StageError where the model does not load, fit or answer.
@@ -182,10 +182,10 @@ def load_arm(spec: ArmSpec, answers: _Answers | None = None) -> LoadedArm:
         engine.notes,
         vocab_size=engine.vocab_size,
     )
-    return LoadedArm(scheduler, ready, spec.faults)
+    return LoadedModel(scheduler, ready, spec.faults)
 
 
-def _follow(order: dict[str, Any], arm: LoadedArm, answers: _Answers) -> None:
+def _follow(order: dict[str, Any], arm: LoadedModel, answers: _Answers) -> None:
     from workbench.engine.request import GenerationRequest
 
     if (number := order.get("cancel")) is not None:

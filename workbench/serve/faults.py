@@ -14,7 +14,7 @@ import numpy as np
 from workbench.engine.engine import Engine
 
 FAULTS = ("none", "crash", "nan", "slow_start", "slow_steps")
-Step = Callable[[Sequence[int], Sequence[int], Sequence[bool] | bool], np.ndarray]
+_Step = Callable[[Sequence[int], Sequence[int], Sequence[bool] | bool], np.ndarray]
 
 
 def inject(engine: Engine, fault: str, seconds: float = 0.0) -> None:
@@ -45,7 +45,7 @@ def inject(engine: Engine, fault: str, seconds: float = 0.0) -> None:
         time.sleep(seconds)
         return step(engine, tokens, slots, want)
 
-    faults: dict[str, Step] = {
+    faults: dict[str, _Step] = {
         "crash": crash, "nan": nan, "slow_start": slow_start, "slow_steps": slow_steps
     }  # fmt: skip
     if fault not in FAULTS:

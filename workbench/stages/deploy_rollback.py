@@ -8,19 +8,22 @@ tuning before it (:mod:`.deploy_rollback_tuning`) goes on with the points it has
 
 from __future__ import annotations
 
+import numpy as np
+
 from workbench.load.piece import LengthLimits
 from workbench.load.profile import LoadProfile
+from workbench.machine.memory import TreeMemory
 from workbench.measure.noise import NoiseWatch, require_quiet
 from workbench.measure.session import noise_facts
 from workbench.serve.carries import measured_capacity
 from workbench.serve.client import LoadProcesses, load_processes
+from workbench.serve.drill import Taken
 from workbench.serve.endpoint import Endpoint
-from workbench.serve.load import Load, wanted_context
+from workbench.serve.load import Load
 from workbench.serve.process import ServerProcess, server_process
-from workbench.serve.rehearsal import CANDIDATE, FALLBACK
-from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.spec import ServeSpec
+from workbench.serve.rehearsal import FALLBACK
 from workbench.stages.context import StageContext
+from workbench.stages.deploy_rollback_drill import drill_of, pace, record_drill, served_spec
 from workbench.stages.deploy_rollback_record import Replayed, record_replay, record_server
 from workbench.stages.deploy_rollback_tuning import tuned_in_stage
 
@@ -34,26 +37,10 @@ ORDER_LEAD_S = 0.02
 
 def run(context: StageContext) -> None:
     """Fill the tables ``requests`` and ``switches`` and the figures of the rollback."""
-    section = context.pilot.deploy_rollback
-    trained, planned = context.need("train_qat"), context.need("hybrid_plan")
-    readiness = context.pilot.readiness
-    rule = section.rollback_rule
     profile = LoadProfile.from_record(context.need("profile_load"))
-    spec = ServeSpec(
-        arms={FALLBACK: trained.artefact(FALLBACK), CANDIDATE: planned.artefact(CANDIDATE)},
-        fallback=FALLBACK,
-        route=CANDIDATE,
-        host=section.host,
-        port=section.port,
-        slots=section.slots,
-        queue=section.queue,
-        context=wanted_context(profile, section.max_prompt_tokens, section.max_output_tokens),
-        threads=readiness.threads,
-        device=context.device.name,
-        hold_s=section.hold_s,
-        batch_wait_s=section.batch_wait_ms / 1e3,
-        rule=RollbackRule(**rule.model_dump()) if rule else None,
-    )
+    for stage in ("train_qat", "hybrid_plan"):
+        context.need(stage)
+    spec = served_spec(context.pilot, context.upstream, context.device.name)
     tuned = tuned_in_stage(context)
     context.progress.note("starting the server with both arms")
     with server_process(spec, context.folder) as server:
@@ -61,8 +48,10 @@ def run(context: StageContext) -> None:
         endpoint = Endpoint(server.address)
         with load_processes(endpoint, context.folder, check=server.check) as client:
             replayed = _rehearse(context, server, client, load)
+            ways = _drill(context, server, client, load, replayed)
     record_server(context, server, replayed)
     record_replay(context, replayed, tuned)
+    record_drill(context, replayed, ways)
 
 
 def _load(context: StageContext, server: ServerProcess, profile: LoadProfile) -> Load:
@@ -89,11 +78,7 @@ def _rehearse(
     for arm in server.ready.arms:
         progress.note(f"measuring what {arm} can take")
         capacity[arm] = measured_capacity(client, load, arm, section.slots, section.queue, budget_s)
-    speedup = section.speedup or (
-        section.target_utilisation
-        * min(each.per_s for each in capacity.values())
-        / load.profile.rate_per_s
-    )
+    speedup = pace(section, load, capacity)
     wanted = context.pilot.profile_load
     piece = load.profile.piece(
         wanted.piece, section.duration_s * speedup, wanted.piece_start_s, wanted.window_s
@@ -104,11 +89,12 @@ def _rehearse(
     # token is that of the switch and not of a gap in the load.
     nearest_s = min((p.intended_s for p in schedule), key=lambda due: abs(due - middle_s))
     order_s = nearest_s - ORDER_LEAD_S
-    peak_bytes = server.resident_bytes
+    memory = TreeMemory(server.process.pid)
+    peak_bytes = memory.now_bytes()
 
     def on_progress(ended: int) -> None:
         nonlocal peak_bytes
-        peak_bytes = max(peak_bytes, server.resident_bytes)
+        peak_bytes = max(peak_bytes, memory.now_bytes())
         watch.look()
         progress.step("replay", ended, len(schedule), "requests")
 
@@ -132,3 +118,27 @@ def _rehearse(
     ]
     gpu_bytes = server.gpu_bytes()
     return Replayed(outcomes, switches, capacity, speedup, piece, schedule, peak_bytes, gpu_bytes)
+
+
+def _drill(
+    context: StageContext,
+    server: ServerProcess,
+    client: LoadProcesses,
+    load: Load,
+    replayed: Replayed,
+) -> list[Taken]:
+    """Take the way back in the other ways, each under a share of the load at the replay's pace."""
+    section = context.pilot.deploy_rollback.drill
+    if not section.budget_s or not section.ways:
+        return []
+    drill = drill_of(
+        context.pilot, server, client, load, replayed.speedup, section.ways, context.folder
+    )
+    first_s = [o.first_token_s - o.intended_s for o in replayed.outcomes if o.first_token_s]
+    if first_s:
+        drill.usual(float(np.median(first_s)))
+    return drill.run(
+        section.ways,
+        section.budget_s,
+        lambda way: context.progress.note(f"taking the way back: {way}"),
+    )

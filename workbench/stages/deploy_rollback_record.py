@@ -63,8 +63,9 @@ def record_server(context: StageContext, server: ServerProcess, replayed: Replay
         "memory_both_arms_mb",
         replayed.peak_bytes / MB,
         "MB",
-        "largest resident set of the server process during the replay, runtime included; "
-        f"growth by loading and warming, MB: {parts}",
+        "most that the server's processes held together during the replay, runtime included (pages "
+        "that they share count once); each arm has a process of its own, and no weights are "
+        f"shared; growth by loading and warming, MB: {parts}",
         basis="exact",
     )
     if replayed.gpu_bytes is not None:

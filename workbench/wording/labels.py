@@ -14,6 +14,7 @@ LABELS = (
     "shape",
     "class",
     "batch",
+    "way",
     "phase",
     "quantile",
     "precision",

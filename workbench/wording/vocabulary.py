@@ -113,6 +113,12 @@ _TUNED = _SERVED | {
         lambda pilot: [f"{wait:g}" for wait in pilot.deploy_rollback.tuning.batch_wait_ms],
     ),
 }  # fmt: skip
+_WAY = {
+    "way": Values(
+        "`command`, and each of `deploy_rollback.drill.ways`",
+        lambda pilot: ["command", *pilot.deploy_rollback.drill.ways],
+    )
+}
 _SAME_LOAD = {
     "arm": Values("one of `measure_ab.arms`", lambda pilot: list(pilot.measure_ab.arms)),
     "source": words("load"),
@@ -240,6 +246,10 @@ FIGURES: dict[str, Figure] = {
     ),
     "truncated_requests": Figure("rollback", "lower"),
     "rollback_first_token_s": Figure("rollback", "lower"),
+    "drill_lost_requests": Figure("rollback", "lower", (_WAY,)),
+    "drill_truncated_requests": Figure("rollback", "lower", (_WAY,)),
+    "drill_first_token_s": Figure("rollback", "lower", (_WAY,)),
+    "drill_ttft_ms": Figure("rollback", "lower", (_WAY,)),
     "capacity_per_s": Figure("rollback", "higher", (_SERVED, _SAME_LOAD_OWN)),
     "capacity_over_rate": Figure("rollback", "higher", (_SERVED,)),
     "replay_speedup": Figure("rollback", labels=({}, _UNDER_LOAD)),

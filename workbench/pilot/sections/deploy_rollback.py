@@ -111,6 +111,38 @@ class Tuning(Section):
         return self
 
 
+WAYS = ("rule", "crash", "nan", "hang", "kill", "upstream")
+
+
+class DrillWays(Section):
+    """The way back taken in every other way too, each under a share of the load, after the replay,
+    which takes the way by command."""
+
+    ways: list[Literal["rule", "crash", "nan", "hang", "kill", "upstream"]] = Field(
+        list(WAYS),
+        description="what happens to the hybrid: the rule finds it slow, an error nobody foresaw, "
+        "logits that are no numbers, a process that hangs, one that is killed, an upstream that "
+        "disappears",
+    )
+    way_s: float = Field(
+        1.0, ge=0.5, le=3600, description="length of the load that each way is taken under, s"
+    )
+    budget_s: float = Field(
+        20.0,
+        ge=0,
+        le=7 * 24 * 3600,
+        description="time for all ways together, restarts of the hybrid included; a way that it "
+        "does not reach says so; 0 leaves the drill out, s",
+    )
+
+    @field_validator("ways")
+    @classmethod
+    def different(cls, values: list[str]) -> list[str]:
+        if len(set(values)) != len(values):
+            raise ValueError("give different ways")
+        return values
+
+
 class DeployRollback(Replay):
     """The hybrid artefact served next to the full-precision one, both warm."""
 
@@ -137,6 +169,15 @@ class DeployRollback(Replay):
         30.0, description="after a rollback the hybrid's share may not grow for so long, s"
     )
     tuning: Tuning = Tuning()
+    drill: DrillWays = DrillWays()
+    deadline_s: Seconds = Field(
+        600.0, description="an answer that is not whole by then ends with an error, s"
+    )
+    on_lost_stream: Literal["end", "continue"] = Field(
+        "end",
+        description="a stream whose arm is lost ends with a declared error, or is continued by "
+        "full precision from its tokens",
+    )
     rollback_rule: Rule | None = Field(
         None, description="an automatic rollback besides the ordered one; null: none"
     )
