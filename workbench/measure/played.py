@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ class Machine:
         return (self._joules(to_s) - self._joules(from_s)) / (to_s - from_s)
 
     def _joules(self, now_s: float) -> float:
-        last = int(np.searchsorted(self.at_s, now_s, side="right")) - 1
+        last = bisect_right(self.at_s, now_s) - 1
         return self.joules[last] + self.watts[last] * (now_s - self.at_s[last])
 
 

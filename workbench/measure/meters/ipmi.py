@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 
 from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
 from workbench.measure.meters.sample import Channel, FaultCode, MeterError, MeterFault, Sample
@@ -21,6 +22,8 @@ STATE = re.compile(r"Power reading state is:\s*(\S+)", re.I)
 DENIED = re.compile(
     r"unable to establish .* session|password|privilege|RAKP|hmac|invalid user|unauthorized", re.I
 )
+RETRY_S = 1.0
+"""Between the tries of ``ipmitool -N``."""
 PASSWORD_VARIABLE = "IPMI_PASSWORD"
 """Where ``ipmitool -E`` looks, so that no list of processes shows it."""
 
@@ -68,7 +71,7 @@ class IpmiDevice:
         """Nothing is kept open."""
 
     def _output(self) -> str:
-        environment = dict(os.environ)
+        environment, began_s = dict(os.environ), time.monotonic()
         if self._password is not None:
             environment[PASSWORD_VARIABLE] = self._password
         try:
@@ -85,7 +88,9 @@ class IpmiDevice:
             raise MeterError(f"no answer within {self._section.timeout_s:g} s", "timeout") from None
         if done.returncode:
             said = hidden(" ".join((done.stderr or done.stdout).split())[:200], self._password)
-            code: FaultCode = "denied" if DENIED.search(said) else "no_answer"
+            # A BMC that refuses says so at once; ipmitool says the same of one that is not there.
+            refused = DENIED.search(said) and time.monotonic() - began_s < RETRY_S
+            code: FaultCode = "denied" if refused else "no_answer"
             raise MeterError(f"ipmitool: {said or f'exit code {done.returncode}'}", code)
         return done.stdout
 
@@ -95,5 +100,5 @@ def _remote(section: IpmiMeter) -> list[str]:
         return []
     return [
         "-I", section.interface, "-H", section.host, "-p", str(section.port),
-        "-U", section.user or "", "-E", "-N", "1", "-R", "1",
+        "-U", section.user or "", "-E", "-N", f"{RETRY_S:.0f}", "-R", "1",
     ]  # fmt: skip

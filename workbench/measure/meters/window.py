@@ -101,7 +101,10 @@ def window_energy(
             return none("too_short", _too_few(channel, inside, times_s, length_s))
         if response == EXACT:
             energy_j = trapezoid(times_s, values, start_s, end_s)
-            return Reading(channel, energy_j, inside)
+            scatter_w, bias_w = _errors_w(channel, times_s, values, response, 0.0)
+            error_j = float(np.hypot(scatter_w, bias_w)) * length_s
+            error_j += _edges_j(times_s, values[1:], start_s, end_s)
+            return Reading(channel, energy_j, inside, None, "", error_j, bias_w * length_s)
         # Between two samples the power is drawn as a line, which smears it by one more gap.
         guard_s = response.edge_s + longest_s
         begin_s, finish_s = start_s + guard_s, end_s - guard_s
@@ -116,7 +119,9 @@ def window_energy(
             )
         mean_w = trapezoid(times_s, values, begin_s, finish_s) / (finish_s - begin_s)
         left_out = 2 * guard_s / length_s
-        scatter_w, bias_w = _errors_w(times_s[between], values[between], response, left_out)
+        scatter_w, bias_w = _errors_w(
+            channel, times_s[between], values[between], response, left_out
+        )
         error_j = float(np.hypot(scatter_w, bias_w)) * length_s
         return Reading(channel, mean_w * length_s, inside, None, "", error_j, bias_w * length_s)
 
@@ -138,7 +143,21 @@ def window_energy(
     begin_j, finish_j = np.interp([start_s, end_s], times_s, grown_j)
     if finish_j <= begin_j:
         return none("counter_stuck", f"the counter did not move in {length_s:.2f} s")
-    return Reading(channel, float(finish_j - begin_j), inside)
+    watts = steps_j / np.diff(times_s)
+    # What is read was counted up to one renewal ago, at either edge.
+    stale_j = (channel.period_s or 0.0) * float(watts[[0, -1]].max())
+    error_j = (channel.resolution or 0.0) + stale_j + _edges_j(times_s, watts, start_s, end_s)
+    return Reading(channel, float(finish_j - begin_j), inside, None, "", error_j)
+
+
+def _edges_j(times_s: np.ndarray, watts: np.ndarray, start_s: float, end_s: float) -> float:
+    """What a line between two samples may miss of a step of the power in the gaps that hold the
+    window's edges. watts: mean power of each gap."""
+    if len(watts) < 2:
+        return 0.0
+    rise_j = abs(watts[1] - watts[0]) * (times_s[1] - start_s)
+    fall_j = abs(watts[-1] - watts[-2]) * (end_s - times_s[-2])
+    return float(rise_j + fall_j)
 
 
 def _too_few(channel: Channel, inside: int, times_s: np.ndarray, length_s: float) -> str:
@@ -184,11 +203,16 @@ def trapezoid(times_s: np.ndarray, watts: np.ndarray, start_s: float, end_s: flo
 
 
 def _errors_w(
-    times_s: np.ndarray, watts: np.ndarray, response: Response, left_out: float
+    channel: Channel,
+    times_s: np.ndarray,
+    watts: np.ndarray,
+    response: Response,
+    left_out: float,
 ) -> tuple[float, float]:
     """Half widths of the mean power: of its scatter, which holds what a slow log misses of a quick
     change (aliasing), and of what is left to assumption. Rows of one average tell the same twice,
-    so they count by the averaging; a drift of the power goes on in the guard times."""
+    so they count by the averaging; a drift of the power goes on in the guard times. A power that
+    stays the same is rounded the same way each time."""
     length_s = float(times_s[-1] - times_s[0])
     n = min(len(watts), length_s / response.averaging_s) if response.averaging_s else len(watts)
     around_w = watts - watts.mean()
@@ -198,4 +222,5 @@ def _errors_w(
     scatter_w = 2.0 * float(watts.std(ddof=1)) / np.sqrt(max(n, 1.0))
     half = len(watts) // 2
     drift_w = abs(float(watts[-half:].mean() - watts[:half].mean()))
-    return scatter_w, left_out * drift_w
+    rounded_w = (channel.resolution or 0.0) / 2
+    return scatter_w, float(np.hypot(left_out * drift_w, rounded_w))
