@@ -63,7 +63,7 @@ class Shown:
 
 
 @dataclass
-class Played:
+class PlayedDevice:
     """A meter and the device behind it. kill: end the device, whatever it is doing."""
 
     meter: Meter
@@ -76,7 +76,7 @@ def polled(reader: str, section: Any, clock: SteppedClock) -> PolledMeter:
 
 
 @contextmanager
-def snmp_v2c(shown: Shown, _: Path) -> Iterator[Played]:
+def snmp_v2c(shown: Shown, _: Path) -> Iterator[PlayedDevice]:
     """An APC PDU, which tells 10 W apart."""
     oids: dict[str, Callable[[], int | str | None]] = {
         "1.3.6.1.4.1.318.1.1.26.4.3.1.5.1": lambda: round(shown.watts() / 10),
@@ -86,11 +86,11 @@ def snmp_v2c(shown: Shown, _: Path) -> Iterator[Played]:
         section = SnmpMeter(
             host="127.0.0.1", port=agent.port, profile="apc", scope="node", timeout_s=0.2
         )
-        yield Played(polled("snmp", section, shown.machine.clock), agent.close)
+        yield PlayedDevice(polled("snmp", section, shown.machine.clock), agent.close)
 
 
 @contextmanager
-def snmp_v3(shown: Shown, _: Path) -> Iterator[Played]:
+def snmp_v3(shown: Shown, _: Path) -> Iterator[PlayedDevice]:
     """A Raritan PDU, with a decimal digit; the passwords must be in the environment."""
     value, digits = "1.3.6.1.4.1.13742.6.5.2.3.1.4.1.1", "1.3.6.1.4.1.13742.6.3.3.4.1.7.1.1"
     oids: dict[str, Callable[[], int | str | None]] = {
@@ -104,28 +104,28 @@ def snmp_v3(shown: Shown, _: Path) -> Iterator[Played]:
             host="127.0.0.1", port=agent.port, profile="raritan", scope="node", timeout_s=0.2,
             user=SNMP_USER[0], auth_env="PLAYED_AUTH", privacy_env="PLAYED_PRIVACY",
         )  # fmt: skip
-        yield Played(polled("snmp", section, shown.machine.clock), agent.close)
+        yield PlayedDevice(polled("snmp", section, shown.machine.clock), agent.close)
 
 
 @contextmanager
-def redfish_power(shown: Shown, _: Path) -> Iterator[Played]:
+def redfish_power(shown: Shown, _: Path) -> Iterator[PlayedDevice]:
     """A BMC of before 2020: ``Power``, in whole watts."""
     with JsonService(redfish(lambda: round(shown.watts()))) as service:
         section = RedfishMeter(url=service.url, timeout_s=0.2)
-        yield Played(polled("redfish", section, shown.machine.clock), service.close)
+        yield PlayedDevice(polled("redfish", section, shown.machine.clock), service.close)
 
 
 @contextmanager
-def redfish_metrics(shown: Shown, _: Path) -> Iterator[Played]:
+def redfish_metrics(shown: Shown, _: Path) -> Iterator[PlayedDevice]:
     """``EnvironmentMetrics``, whose counter is too coarse to stand for the power."""
     paths = redfish(lambda: round(shown.watts(), 1), lambda: round(shown.joules() / 3.6e6, 3))
     with JsonService(paths) as service:
         section = RedfishMeter(url=service.url, chassis="1", timeout_s=0.2)
-        yield Played(polled("redfish", section, shown.machine.clock), service.close)
+        yield PlayedDevice(polled("redfish", section, shown.machine.clock), service.close)
 
 
 @contextmanager
-def ipmi(shown: Shown, _: Path) -> Iterator[Played]:
+def ipmi(shown: Shown, _: Path) -> Iterator[PlayedDevice]:
     """A BMC that Debian's ``ipmitool`` asks; the password must be in the environment."""
     bmc = DcmiBmc(shown.watts, {"admin": "bmc-password"})
 
@@ -136,20 +136,20 @@ def ipmi(shown: Shown, _: Path) -> Iterator[Played]:
         host="127.0.0.1", port=bmc.port, user="admin", password_env="PLAYED_BMC", timeout_s=1.0,
         period_s=2.0,
     )  # fmt: skip
-    yield Played(polled("ipmi", section, shown.machine.clock), kill)
+    yield PlayedDevice(polled("ipmi", section, shown.machine.clock), kill)
 
 
 @contextmanager
-def modbus(shown: Shown, _: Path) -> Iterator[Played]:
+def modbus(shown: Shown, _: Path) -> Iterator[PlayedDevice]:
     """An SDM630; its counter is kept in kWh, as a float of few digits."""
     registers = {52: ("f", shown.watts), 72: ("f", lambda: round(shown.joules() / 3.6e6, 2))}
     with ModbusPlayer(registers) as device:
         section = ModbusMeter(host="127.0.0.1", port=device.port, preset="sdm630", timeout_s=0.2)
-        yield Played(polled("modbus", section, shown.machine.clock), device.close)
+        yield PlayedDevice(polled("modbus", section, shown.machine.clock), device.close)
 
 
 @contextmanager
-def csv(shown: Shown, folder: Path) -> Iterator[Played]:
+def csv(shown: Shown, folder: Path) -> Iterator[PlayedDevice]:
     """A log with a row a second."""
     log, clock = folder / "power.csv", shown.machine.clock
     log.write_text("timestamp,source,watts\n")
@@ -158,11 +158,11 @@ def csv(shown: Shown, folder: Path) -> Iterator[Played]:
         with log.open("a") as file:
             file.write(f"{clock.wall_s()},pdu,{round(shown.watts())}\n")
 
-    yield Played(CsvMeter(log, clock), clock.every(PERIOD_S, write))
+    yield PlayedDevice(CsvMeter(log, clock), clock.every(PERIOD_S, write))
 
 
 @contextmanager
-def rapl(shown: Shown, folder: Path) -> Iterator[Played]:
+def rapl(shown: Shown, folder: Path) -> Iterator[PlayedDevice]:
     """A folder laid out like powercap, renewed every 20 ms; it is neither late nor averaged."""
     zone, clock = folder / "intel-rapl:0", shown.machine.clock
     zone.mkdir()
@@ -184,7 +184,7 @@ def rapl(shown: Shown, folder: Path) -> Iterator[Played]:
         (zone / "energy_uj").unlink()
 
     with counter:
-        yield Played(find_rapl(folder, clock), kill)
+        yield PlayedDevice(find_rapl(folder, clock), kill)
 
 
 READERS = {

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-Answer = Callable[[dict[str, str]], Any]
+ServedJson = Callable[[dict[str, str]], Any]
 
 
 class JsonService:
@@ -18,7 +18,9 @@ class JsonService:
     paths, 401 without ``login`` (user, password) where there is one. An answer that is bytes goes
     out as it is; a whole number is a status."""
 
-    def __init__(self, answers: Mapping[str, Answer], login: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, answers: Mapping[str, ServedJson], login: tuple[str, str] | None = None
+    ) -> None:
         service, wanted = self, None
         self.closed = False
         if login:
@@ -77,10 +79,10 @@ class JsonService:
 
 def redfish(
     watts: Callable[[], float | None], kwh: Callable[[], float] | None = None
-) -> dict[str, Answer]:
+) -> dict[str, ServedJson]:
     """The paths of a chassis ``1``; ``kwh`` asks for the newer ``EnvironmentMetrics``."""
     chassis = "/redfish/v1/Chassis"
-    paths: dict[str, Answer] = {
+    paths: dict[str, ServedJson] = {
         chassis: lambda _: {"Members": [{"@odata.id": f"{chassis}/1"}]},
     }
     if kwh is None:
