@@ -10,11 +10,13 @@ from workbench.errors import ConfigError, StageError
 from workbench.measure.exports.forms import Options
 from workbench.measure.meters.recording import Recording, sample_row
 from workbench.measure.meters.sample import Channel, Sample
+from workbench.pilot.resolve import resolve
 from workbench.records.run import find_run
 from workbench.records.stage_record import StageRecord
+from workbench.roadmap import STAGES
 from workbench.runner.import_log import import_log
-from workbench.runner.pilot_run import write_report
-from workbench.stages.execute import finished
+from workbench.runner.pilot_run import run_pilot, write_report
+from workbench.stages.keys import stage_key
 
 WATTS = {"full_precision": 420.0, "ternary": 300.0, "full_precision_again": 420.0}
 IDLE_W = 180.0
@@ -127,14 +129,21 @@ def test_the_report_is_judged_with_it_and_the_judgement_of_before_is_kept(run, t
     assert "pdu.csv (sha256 " in page and "attached afterwards" in page
 
 
-def test_the_pilot_run_again_keeps_it(run, tmp_path):
-    """Whether a stage is finished is told by its key, and that is the same."""
+def test_the_pilot_run_again_keeps_it(run, tmp_path, monkeypatch):
+    """Whether a stage is finished is told by its key, and what is attached changes none."""
     resolved = run.resolved()
-    before = {name: record.key for name, record in run.records().items()}
+    for name in STAGES:
+        record = StageRecord.load(run.stage_folder(name))
+        record.key = stage_key(name, resolved, run)
+        record.save()
     attach(run, as_csv(tmp_path / "pdu.csv", wall_log(turns())))
-    assert {name: record.key for name, record in find_run("sample").records().items()} == before
-    assert finished("measure_ab", resolved, run) is None, "the sample's keys are no pilot's"
-    assert ratio_of(find_run("sample").record("measure_ab")).value
+    judged = find_run("sample").record("report")
+    monkeypatch.setattr("workbench.runner.pilot_run.write_report", lambda *_: run.report)
+    monkeypatch.setattr("workbench.stages.execute.stage_run", None)  # nothing is computed
+    again, _ = run_pilot(resolve(tmp_path / "pilot.yaml"), notebooks=False)
+    assert again.folder == run.folder
+    assert ratio_of(again.record("measure_ab")).value == pytest.approx(RATIO, rel=0.01)
+    assert again.record("report").notes == judged.notes
 
 
 def test_attached_twice_the_second_stands_and_the_first_is_named(run, tmp_path):

@@ -31,9 +31,11 @@ from workbench.measure.exports.cells import (
 from workbench.measure.exports.log import ExportedSample, PowerLog, power_log
 from workbench.measure.exports.text import ExportTable, table_of, text_of
 from workbench.measure.meters.faults import MeterFaults
+from workbench.measure.meters.prometheus import KNOWN
 from workbench.measure.meters.recording import is_recording, read_recording, row_channel
 from workbench.measure.meters.sample import Channel, SampleKind, Scope
 from workbench.paths import shown
+from workbench.pilot.sections.meters import PROMETHEUS_SCOPES
 
 LEARNED_FROM = 2000
 """Rows that tell the decimal mark and the order of dates."""
@@ -254,15 +256,9 @@ def _grafana(reading: _Reading) -> Iterator[ExportedSample]:
 
 
 PROMETHEUS: dict[str, tuple[str, Scope]] = {
-    "DCGM_FI_DEV_POWER_USAGE": ("W", "gpu"),
-    "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": ("mJ", "gpu"),
+    **{name: (known.unit, PROMETHEUS_SCOPES[name]) for name, known in KNOWN.items()},
     "nvidia_smi_power_draw_watts": ("W", "gpu"),
-    "node_rapl_package_joules_total": ("J", "cpu"),
-    "node_rapl_dram_joules_total": ("J", "cpu"),
-    "kepler_node_cpu_joules_total": ("J", "cpu"),
     "kepler_node_cpu_watts": ("W", "cpu"),
-    "ipmi_dcmi_power_consumption_watts": ("W", "node"),
-    "node_hwmon_power_average_watt": ("W", "node"),
 }
 """Known metric -> unit and scope."""
 ZONES = {"package", "dram"}
