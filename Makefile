@@ -1,6 +1,7 @@
 # make pilot   set up, run pilots/quickstart.yaml, print the path of the report
 # make test    set up, run the tests: every component once
 # make test-slow  the tests that are slow and rarely broken
+# make browser  the notebooks in JupyterLab and the report, in a headless Chromium; PNGs in build/browser
 # make lab     JupyterLab on notebooks/
 # make smoke   the small pilot that CI runs
 # make golden write the losses of tests/golden anew, after a change that is meant to move them
@@ -27,7 +28,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 # Threads that wait must not starve those that work; see workbench/__init__.py.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: pilot test test-slow lab smoke golden calibrate energy fuzz sanitize lint clean
+.PHONY: pilot test test-slow lab smoke browser golden calibrate energy fuzz sanitize lint clean
 
 pilot: .venv/ready
 	@$(BIN)/workbench run $(PILOT)
@@ -36,10 +37,14 @@ smoke: .venv/ready
 	@$(BIN)/workbench run pilots/smoke.yaml
 
 test: .venv/ready-for-tests
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not lab"
 
 test-slow: .venv/ready-for-tests
 	@$(PYTEST) -m slow
+
+browser: .venv/ready-for-tests
+	@$(BIN)/workbench run pilots/smoke.yaml >/dev/null
+	@$(BIN)/python -m pytest -q -p no:cacheprovider --durations=5 -m lab tests/browser
 
 lab: .venv/ready
 	@env -u JUPYTER_PATH $(BIN)/jupyter lab --notebook-dir=notebooks

@@ -20,10 +20,13 @@ from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import describe
 from workbench.report import compare
 from workbench.report.compare import Comparison
-from workbench.stages.execute import execute
+from workbench.stages.execute import execute, finished, require_upstream
 from workbench.stages.second_judgement import judge_again
+from workbench.widgets.headless import interactive
 
 REFRESH_S = 0.5
+TRAINING = "train_qat"
+"""The stage that is long enough to be watched from more than one place."""
 
 
 def stage(
@@ -45,11 +48,21 @@ def stage(
     else:
         resolved = resolve(pilot, overrides)
         run = open_run(resolved)
+    watched = interactive()
+    if watched and name == TRAINING and finished(name, resolved, run) is None:
+        from workbench.widgets.live import training_panel
+
+        require_upstream(name, resolved, run)
+        training_panel(run)
     block = LiveBlock()
     record = execute(name, resolved, run, listener=block.show)
     if name == "report":
         record = judge_again(resolved, run) or record
     block.text(f"{name}: finished in {record.duration_s:.0f} s · run {run.name}")
+    if watched:
+        from workbench.widgets.pickers import show_run_picker
+
+        show_run_picker(name, run, str(pilot))
     return record
 
 
@@ -68,7 +81,12 @@ def study(name: str, pilot: str | Path, overrides: Sequence[str] = ()) -> StageR
 def compare_runs(runs: Sequence[str] = ()) -> Comparison:
     """Two or more runs side by side, the reference first; none named takes the newest two."""
     _plain_errors()
-    return compare.compare_runs(runs)
+    found = compare.compare_runs(runs)
+    if interactive():
+        from workbench.widgets.comparison import comparison_picker
+
+        comparison_picker(found)
+    return found
 
 
 class LiveBlock:

@@ -9,6 +9,8 @@ from workbench.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = PROJECT / "notebooks"
+HEADLESS = "WORKBENCH_HEADLESS"
+"""Set in the kernels that ``workbench run`` executes notebooks in: nobody moves a widget there."""
 
 
 def runs_root() -> Path:

@@ -7,8 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.hybrid.plan import coarsest_within, descent
-from workbench.hybrid.sensitivity import Option
+from workbench.hybrid.plan import Option, coarsest_within, descent
 
 SIZES = {"high_precision": 16, "int8": 8, "ternary": 2}
 

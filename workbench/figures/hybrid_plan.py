@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.figures.hybrid_plan_front import front
 from workbench.figures.theme import (
     GREY,
     PRECISION_COLOURS,
@@ -126,7 +127,7 @@ def sizes(record: StageRecord, language: str = "en") -> go.Figure:
     return drawn
 
 
-FIGURES = (sensitivity, plan, sizes)
+FIGURES = (sensitivity, plan, sizes, front)
 
 
 def _bases(rows: pd.DataFrame) -> list[str]:

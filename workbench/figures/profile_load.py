@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,20 +18,35 @@ from workbench.figures.theme import (
     thinned,
     why_not,
 )
+from workbench.load.piece import Piece, PieceKind
+from workbench.load.profile import LoadProfile
 from workbench.load.store import Store
+from workbench.records.run import open_folder
 from workbench.records.stage_record import StageRecord
 from workbench.wording.numbers import number
 
+Within = Sequence[float] | None
+"""Begin and end of a time window, seconds after the load's first request; None: all of it."""
 MOST_REQUESTS = 200_000
 MOST_BARS = 300
 """More windows than this are averaged in groups: a bar must stay wider than a pixel."""
 
 
-def rate(record: StageRecord, language: str = "en") -> go.Figure:
-    """Requests per second over time, classes stacked."""
+def rate(
+    record: StageRecord,
+    language: str = "en",
+    *,
+    within_s: Within = None,
+    classes: Sequence[str] | None = None,
+    piece: PieceKind | None = None,
+) -> go.Figure:
+    """Requests per second over time, classes stacked; shaded, the piece of that kind."""
     say = FigureTexts(language)
     title = say("profile_load.rate.title")
     if "windows" not in record.tables or (rows := record.table("windows")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    rows = _chosen(rows, within_s, classes)
+    if rows.empty:
         return why_not(say, title, say("fig.no_rows"))
     starts = np.sort(rows["start_s"].unique())
     window_s = float(starts[1] - starts[0]) if len(starts) > 1 else _only_window_s(rows)
@@ -52,14 +69,29 @@ def rate(record: StageRecord, language: str = "en") -> go.Figure:
             hovertemplate="%{y:.3g}/s<extra>%{fullData.name}</extra>",
         )
     drawn.update_layout(barmode="stack")
+    if piece:
+        found = _piece(record, piece)
+        drawn.add_vrect(
+            x0=found.start_s / scale, x1=(found.start_s + found.length_s) / scale,
+            fillcolor=BLUE, opacity=0.18, line_width=0,
+            annotation={"text": say("profile_load.piece"), "font": {"size": 11}},
+            annotation_position="top left",
+        )  # fmt: skip
     return drawn
 
 
-def lengths(record: StageRecord, language: str = "en") -> go.Figure:
-    """Share of requests whose prompt, or output, is at most so long."""
+def lengths(
+    record: StageRecord,
+    language: str = "en",
+    *,
+    within_s: Within = None,
+    classes: Sequence[str] | None = None,
+    piece: PieceKind | None = None,
+) -> go.Figure:
+    """Share of requests whose prompt, or output, is at most so long; of a piece, or of all."""
     say = FigureTexts(language)
     title = say("profile_load.lengths.title")
-    if "requests" not in record.tables or (rows := _some(record)).empty:
+    if "requests" not in record.tables or (rows := _some(record, within_s, classes, piece)).empty:
         return why_not(say, title, say("fig.no_rows"))
     drawn = figure(say, title, say("axis.tokens"), say("axis.share_at_most"), log="x")
     for column, colour, dash in (
@@ -79,11 +111,18 @@ def lengths(record: StageRecord, language: str = "en") -> go.Figure:
     return drawn
 
 
-def shapes(record: StageRecord, language: str = "en") -> go.Figure:
-    """Each request by the length of its prompt and of its output."""
+def shapes(
+    record: StageRecord,
+    language: str = "en",
+    *,
+    within_s: Within = None,
+    classes: Sequence[str] | None = None,
+    piece: PieceKind | None = None,
+) -> go.Figure:
+    """Each request by the length of its prompt and of its output; of a piece, or of all."""
     say = FigureTexts(language)
     title = say("profile_load.shapes.title")
-    if "requests" not in record.tables or (rows := _some(record)).empty:
+    if "requests" not in record.tables or (rows := _some(record, within_s, classes, piece)).empty:
         return why_not(say, title, say("fig.no_rows"))
     drawn = figure(
         say, title, say("axis.prompt_tokens"), say("axis.output_tokens"), height=420, log="xy"
@@ -195,9 +234,27 @@ def _named(say: FigureTexts, record: StageRecord, load: str) -> str:
     return f"{say(f'profile_load.{load}')} (CV {cv})"
 
 
-def _some(record: StageRecord) -> pd.DataFrame:
-    """The requests, of a long load as many as a figure can show."""
-    return Store(record.folder / record.tables["requests"]).sample(MOST_REQUESTS, seed=0)
+def _some(
+    record: StageRecord, within_s: Within, classes: Sequence[str] | None, piece: PieceKind | None
+) -> pd.DataFrame:
+    """The requests, of a long load as many as a figure can show; or those of a piece."""
+    if piece:
+        return _chosen(_piece(record, piece).requests, None, classes)
+    rows = Store(record.folder / record.tables["requests"]).sample(MOST_REQUESTS, seed=0)
+    return _chosen(rows, within_s, classes)
+
+
+def _piece(record: StageRecord, kind: PieceKind) -> Piece:
+    """The piece that a replay as long as this run's would take."""
+    pilot = open_folder(record.folder.parents[1]).resolved().pilot.deploy_rollback
+    length_s = pilot.duration_s * (pilot.speedup or 1.0)
+    return LoadProfile.from_record(record).piece(kind, length_s, 0.0)
+
+
+def _chosen(rows: pd.DataFrame, within_s: Within, classes: Sequence[str] | None) -> pd.DataFrame:
+    if within_s is not None:
+        rows = rows[rows["start_s"].between(*within_s)]
+    return rows if classes is None else rows[rows["class"].isin(classes)]
 
 
 def _only_window_s(rows: pd.DataFrame) -> float:

@@ -143,8 +143,12 @@ def flips(record: StageRecord, language: str = "en") -> go.Figure:
     return drawn
 
 
-def histograms(record: StageRecord, language: str = "en") -> go.Figure:
+def histograms(
+    record: StageRecord, language: str = "en", *, layer: str | None = None, step: int | None = None
+) -> go.Figure:
     """Master weights of all ternary layers over time: the first look, the last, some between.
+
+    layer: only this one; step: only the look after this one.
 
     They are in units of each layer's scale, so the bins are the same in all layers.
     """
@@ -153,6 +157,8 @@ def histograms(record: StageRecord, language: str = "en") -> go.Figure:
     if "histograms" not in record.tables or (rows := record.table("histograms")).empty:
         return why_not(say, title, say("fig.no_rows"))
     master = rows[rows["kind"] == "master"]
+    master = master if layer is None else master[master["layer"] == layer]
+    master = master if step is None else master[master["step"] == step]
     own = master.groupby(["step", "left", "right"], as_index=False)["count"].sum()
     if own.empty:
         return why_not(say, title, say("fig.no_rows"))

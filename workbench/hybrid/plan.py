@@ -10,10 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from workbench.hybrid.base import Assignment
-from workbench.hybrid.sensitivity import Option
-from workbench.ternary.policy import Precision
+if TYPE_CHECKING:  # figures predict plans too, and need not wait for torch
+    from workbench.hybrid.base import Assignment
+    from workbench.ternary.policy import Precision
+
+
+@dataclass(frozen=True)
+class Option:
+    """One unit in one precision. quality_loss: bits per byte; 0 as the base was trained.
+    measured: False for the base's own precision, where the loss is 0 by definition."""
+
+    unit: str
+    precision: Precision
+    quality_loss: float
+    size_bytes: int
+    measured: bool = True
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,12 @@ order the steps of a plan, and every plan is measured as a whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from workbench.hybrid.base import Base
 from workbench.hybrid.evaluator import PlanEvaluator
+from workbench.hybrid.plan import Option
 from workbench.records.events import Progress
 from workbench.ternary.policy import Precision
-
-
-@dataclass(frozen=True)
-class Option:
-    """One unit in one precision. quality_loss: bits per byte; 0 as the base was trained.
-    measured: False for the base's own precision, where the loss is 0 by definition."""
-
-    unit: str
-    precision: Precision
-    quality_loss: float
-    size_bytes: int
-    measured: bool = True
 
 
 def measure_options(

@@ -48,8 +48,19 @@ class Progress:
     def warning(self, text: str) -> None:
         self.event("warning", text=text)
 
-    def step(self, task: str, done: int, total: int, unit: str = "steps", text: str = "") -> None:
-        """Report ``done`` of ``total``; the first report of a task starts its clock."""
+    def step(
+        self,
+        task: str,
+        done: int,
+        total: int,
+        unit: str = "steps",
+        text: str = "",
+        **figures: float,
+    ) -> None:
+        """Report ``done`` of ``total``; the first report of a task starts its clock.
+
+        figures: what a live view draws beside it, such as ``loss``.
+        """
         now = time.monotonic()
         if task != self._task:
             self._task, self._began, self._first_done, self._last = task, now, done, 0.0
@@ -68,6 +79,7 @@ class Progress:
             rate_per_s=rate and round(rate, 4),
             left_s=left if left is None else round(left, 1),
             text=text,
+            **figures,
         )
 
     def each(self, task: str, items: Iterable[Item], unit: str = "steps") -> Iterator[Item]:

@@ -24,7 +24,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
 
-from workbench.paths import PROJECT
+from workbench.paths import HEADLESS, PROJECT
 
 LONGEST_FOLDER = 80
 """Characters; a socket's whole path may have little more than 100."""
@@ -113,6 +113,7 @@ def _environment(folder: Path) -> dict[str, str]:
     paths = [str(PROJECT), str(PROJECT / "kernels"), kept.get("PYTHONPATH", "")]
     return kept | {
         "IPYTHONDIR": str(folder / "ipython"),
+        HEADLESS: "1",
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
     }
 

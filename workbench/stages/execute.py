@@ -7,6 +7,7 @@ done, what is kept on failure and what a user reads is the same for all three.
 from __future__ import annotations
 
 import errno
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def execute(
         record = StageRecord(
             name, folder, key, time.strftime("%Y-%m-%dT%H:%M:%S%z"), software=describe_software()
         )
-        progress.event("started", text=STAGES[name].decides, key=key)
+        progress.event("started", text=STAGES[name].decides, key=key, pid=os.getpid())
         try:
             run_stage = stage_run(name)  # imports torch and more: seconds that are not the stage's
             began = time.monotonic()

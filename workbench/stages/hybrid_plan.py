@@ -23,8 +23,8 @@ from workbench.data.tokenizer import load_tokenizer, sample_counts, window_chara
 from workbench.errors import StageError
 from workbench.hybrid.base import Base, units_of
 from workbench.hybrid.evaluator import PlanEvaluator
-from workbench.hybrid.plan import Found, coarsest_within, descent
-from workbench.hybrid.sensitivity import Option, measure_options
+from workbench.hybrid.plan import Found, Option, coarsest_within, descent
+from workbench.hybrid.sensitivity import measure_options
 from workbench.measure.statistics import bits_per_byte_difference
 from workbench.model.build import load_checkpoint
 from workbench.records.metric import Metric

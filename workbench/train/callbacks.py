@@ -26,6 +26,7 @@ from workbench.ternary import forget_quantised, set_strength
 from workbench.train.checkpoints import last_whole, mark_whole
 from workbench.train.evaluator import Evaluator
 from workbench.train.guard import StabilityGuard
+from workbench.train.layers import LayerRows
 from workbench.train.schedule import StepSettings, epoch_steps
 from workbench.train.trainer import ArmTrainer, sequences_a_step
 
@@ -133,14 +134,28 @@ class RecordCallback(TrainerCallback):
             self.guard.after_step(row)
         text = f"{settings.phase}, loss {row['loss']:.3f}"
         self.progress.step(
-            f"train {self.schedule.arm}", state.global_step, args.max_steps, "steps", text
+            f"train {self.schedule.arm}",
+            state.global_step,
+            args.max_steps,
+            "steps",
+            text,
+            loss=row["loss"],
         )
         if state.global_step in self._evaluated:
             epoch = state.global_step * self._batch / self._per_pass
             gradients = self.trainer.gradients.by_name()
             layers = self.evaluator(parts["model"], state.global_step, epoch, gradients)
+            self._tell_flips(state.global_step, layers)
             if self.watched and settings.strength == 1.0:
                 self.guard.after_evaluation(state.global_step, layers)
+
+    def _tell_flips(self, step: int, layers: LayerRows) -> None:
+        """For a live view: the mean share of weights that changed their ternary value."""
+        rates = [row["flip_rate"] for row in layers if row.get("flip_rate") is not None]
+        if rates:
+            share = sum(rates) / len(rates)
+            text = f"step {step}: {100 * share:.2g} % of the ternary weights changed"
+            self.progress.event("note", text=text, step=step, flip_rate=share)
 
     def _not_finite(
         self, step: int, loss: float, grad_norm: float, settings: StepSettings, checkpoints: Path

@@ -1,0 +1,183 @@
+"""Every stage's notebook in JupyterLab on a finished run: no error, all figures, living widgets."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from workbench.roadmap import STAGES
+from workbench.widgets import live
+
+_spec = importlib.util.spec_from_file_location("browser_lab", Path(__file__).with_name("lab.py"))
+lab = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(lab)
+
+pytestmark = pytest.mark.lab
+CONTROLS = (
+    ".widget-dropdown select", ".widget-select-multiple select",
+    ".widget-checkbox input", ".noUi-handle-lower, .widget-slider .noUi-handle",
+    ".widget-text input",
+)  # fmt: skip
+STAGE_NOTEBOOKS = [stage.notebook for stage in STAGES.values()]
+
+
+@pytest.mark.parametrize("name", STAGE_NOTEBOOKS)
+def test_a_stage_s_notebook_runs_and_its_widgets_move_its_figures(
+    name, server, notebooks, smoke_run, page, pictures
+) -> None:
+    lab.own_notebook(name, notebooks, run_folder=str(smoke_run.folder))
+    notebook = lab.Notebook(page, server, name)
+    notebook.run_all()
+    assert notebook.errors() == []
+    source = (notebooks / name).read_text()
+    drawn = (
+        source.count("show(figures.")
+        - source.count("show(figures.card")
+        - source.count("show(figures.reasons")
+    )
+    assert len(notebook.figures()) == drawn
+    lab.until(lambda: page.locator(".js-plotly-plot").count() == drawn)
+    page.screenshot(path=pictures / f"{Path(name).stem}.png")
+    moved = move_all(page, notebook)
+    assert notebook.errors() == []
+    assert moved["controls"] >= 2, "the picker of the run and that of the pilot, at least"
+    if name[:2] in ("01", "02", "03", "04"):
+        assert moved["figures"] > 0, moved
+    assert moved["texts"] == moved["controls"], moved
+    page.screenshot(path=pictures / f"{Path(name).stem}-moved.png")
+
+
+def move_all(page, notebook) -> dict[str, int]:
+    """Move each control once; how many there are, after how many the text to keep and after how
+    many a figure was another."""
+    moved = {"controls": 0, "texts": 0, "figures": 0}
+    for selector in CONTROLS:
+        for place in range(page.locator(selector).count()):
+            control = page.locator(selector).nth(place)
+            before = kept_texts(page), notebook.figures()
+            if not move(control, selector):
+                continue
+            moved["controls"] += 1
+            lab.until(lambda before=before: (kept_texts(page), notebook.figures()) != before)
+            moved["texts"] += kept_texts(page) != before[0]
+            page.wait_for_timeout(150)
+            moved["figures"] += notebook.figures() != before[1]
+    return moved
+
+
+def move(control, selector: str) -> bool:
+    """Whether there was anything else to choose."""
+    control.scroll_into_view_if_needed()
+    if "dropdown" in selector:
+        if control.locator("option").count() < 2:
+            return False
+        chosen = control.evaluate("box => box.selectedIndex")
+        control.select_option(index=1 if chosen == 0 else 0)
+    elif "multiple" in selector:
+        if control.locator("option").count() < 2:
+            return False
+        control.select_option(index=1)
+    elif "checkbox" in selector:
+        control.click()
+    elif "noUi" in selector:
+        control.focus()
+        for _ in range(3):
+            control.press("ArrowUp")
+    else:
+        control.fill("smoke")
+        control.press("Enter")
+        return False  # a search or an address: what it changes is tested on its own
+    return True
+
+
+def kept_texts(page) -> list[str]:
+    return page.locator(".workbench-keep").all_inner_texts()
+
+
+def test_the_report_s_notebook_opens_with_the_card_of_the_record(
+    server, notebooks, smoke_run, page, pictures
+) -> None:
+    lab.own_notebook("06_report.ipynb", notebooks, run_folder=str(smoke_run.folder))
+    notebook = lab.Notebook(page, server, "06_report.ipynb")
+    notebook.run_all()
+    card = page.locator(".wb-card").first
+    card.scroll_into_view_if_needed()
+    report = smoke_run.record("report")
+    assert card.get_attribute("data-state") == report.facts["verdict"]["decision"]
+    assert card.locator(".wb-light").count() == len(report.table("gates"))
+    first = next(c for c in notebook.cells() if c["outputs"] and "figures." in c["source"])
+    assert "wb-card" in json.dumps(first["outputs"]), "before every figure"
+    page.screenshot(path=pictures / "card.png")
+
+
+def test_runs_are_compared_and_picked(server, notebooks, finished_runs, page, pictures) -> None:
+    lab.own_notebook("90_compare_runs.ipynb", notebooks)
+    notebook = lab.Notebook(page, server, "90_compare_runs.ipynb")
+    notebook.run_all()
+    assert notebook.errors() == []
+    assert "Verdicts and headlines" in notebook.texts()
+    page.screenshot(path=pictures / "90_compare_runs.png")
+    table = page.locator("table").last
+    rows = table.locator("tr").count()
+    search = page.locator(".widget-text input").last
+    search.fill("memory")
+    search.press("Enter")
+    lab.until(lambda: 1 < page.locator("table").last.locator("tr").count() < rows)
+    runs = page.locator(".widget-text input").first
+    runs.fill("no such run")
+    runs.press("Enter")
+    options = page.locator(".widget-select-multiple option")
+    assert options.count() == 2, "those chosen stay in the list"
+
+
+def test_a_closed_tab_loses_nothing_of_a_training(browser, notebooks, tmp_path, pictures) -> None:
+    """Closed in the middle, opened again: the whole training is there, from its first step."""
+    folder, runs = tmp_path / "notebooks", tmp_path / "runs"
+    name = "02_train_qat.ipynb"
+    changes = ["train.steps=250", "train.seeds=1", "train.save_every=50"]
+    lab.own_notebook(name, folder, pilot="workbench:smoke", overrides=changes)
+    with lab.lab_server(folder, runs) as address:
+        context = browser.new_context()
+        first = lab.Notebook(context.new_page(), address, name)
+        first.start_all()
+        run = lab.until(lambda: live_run(runs), 90)
+        lab.until(lambda: any(live.so_far(run).losses.values()), 90)
+        context.close()
+        pid = live.so_far(run).pid
+        assert live.so_far(run).at_work(), "the training does not end with its tab"
+
+        context = browser.new_context(viewport={"width": 1300, "height": 1000})
+        page = context.new_page()
+        second = lab.Notebook(page, address, name)
+        second.interrupt()
+        lab.until(
+            lambda: (
+                page.evaluate(
+                    "() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
+                )
+                == "idle"
+            ),
+            30,
+        )
+        assert live.so_far(run).at_work(), "nor with an interruption of the cell"
+        second.start_all()
+        lab.until(lambda: second.figures() and "full precision" in second.figures()[0], 30)
+        steps = json.loads(second.figures()[0])["data"][0]["x"]
+        assert (steps if isinstance(steps, list) else [1])[0] <= 3, "from the beginning"
+        lab.until(lambda: "left" in page.locator(".workbench-live").inner_text(), 30)
+        assert live.so_far(run).pid == pid
+        page.screenshot(path=pictures / "02_reopened.png")
+        page.get_by_role("button", name="Stop and keep").click()
+        lab.until(lambda: not live.so_far(run).at_work(), 30)
+        assert live.so_far(run).state == "failed" and "interrupted" in live.so_far(run).text
+        context.close()
+
+
+def live_run(runs: Path):
+    from workbench.records.run import runs_in
+
+    found = runs_in(runs / "smoke") if (runs / "smoke").is_dir() else []
+    return found[-1] if found and found[-1].events.exists() else None
