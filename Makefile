@@ -52,8 +52,10 @@ lab: .venv/ready
 golden: .venv/ready-for-tests
 	@$(BIN)/python tests/golden/trace.py tests/golden
 
-energy: .venv/ready
+energy: .venv/ready-for-tests
 	@$(BIN)/python -m workbench.measure.played
+	@$(BIN)/python tests/serve/played_load.py
+	@$(BIN)/python tests/runner/metered_pilot.py
 
 calibrate: .venv/ready
 	@$(BIN)/python -m workbench.measure.calibrate

@@ -237,6 +237,7 @@ def energy_table(blocks: int, joules: dict[tuple[str, str], float], **changed) -
             "block": block, "order": 0, "arm": arm, "class": "interactive_5", "tokens": 10,
             "sequences": 2, "basis": basis, "covers": f"{basis} meter", "kind": "measured",
             "energy_j": joules[basis, arm], "error_j": 0.0, "bias_j": 0.0, "how": "gross",
+            "start_s": 0.0, "end_s": 2.0, "idle_w": 2.0, "idle_error_w": 0.0,
         }
         for block in range(blocks)
         for basis, arm in joules
@@ -259,6 +260,11 @@ def test_energies_are_of_a_request_and_a_token_and_their_ratio_is_within_blocks(
     found = energies_of(table.assign(energy_j=table["energy_j"] * drift))
     assert found["energy_j_per_request", "ternary"].value == pytest.approx(5.0 * 14 / 6)
     assert found["energy_j_per_token", "full_precision"].value == pytest.approx(1.4 * 14 / 6)
+    net = found["energy_net_j_per_request", "ternary"]
+    assert net.value == pytest.approx(5.0 * 14 / 6 - 2.0)
+    assert net.how.startswith("net of the idle power measured before and after, node meter")
+    unknown = energies_of(table.assign(idle_w=None))["energy_net_j_per_request", "ternary"]
+    assert unknown.reason == "no idle power was measured around the turns"
     ratio = found["energy_ratio", "ternary"]
     assert (ratio.value, ratio.lo, ratio.hi) == pytest.approx((1.4, 1.4, 1.4))
     assert "within blocks; node meter" in ratio.how
@@ -512,12 +518,14 @@ def test_the_stage_measures_everything_it_promises(trained: StageRecord, tmp_pat
         "speedup", "decode_tokens_per_s", "throughput_ratio", "smallest_visible_effect",
         "model_memory_mb", "memory_ratio", "energy_j_per_request", "energy_j_per_token",
         "itl_ms", "e2e_ms", "ttft_speedup", "itl_speedup", "tpot_speedup", "e2e_speedup",
-        "goodput_per_s", "slo_met_share",
+        "goodput_per_s", "slo_met_share", "energy_net_j_per_request", "energy_ratio",
+        "energy_j_per_accepted_answer", "prefill_energy_j_per_token", "decode_energy_j_per_token",
+        "energy_net_ratio", "accepted_answer_energy_ratio", "metered_energy_j",
     }  # fmt: skip
-    under_load = [metric for metric in record.metrics if metric.labels["source"] == "load"]
+    under_load = [metric for metric in record.metrics if metric.labels.get("source") == "load"]
     assert {m.reason for m in under_load} == {"left out: measure_ab.load.blocks is 0"}
     assert record.metric("memory_ratio", arm="ternary").value > 1.5
-    energy = record.metric("energy_j_per_token", arm="ternary")
+    energy = record.metric("energy_j_per_token", arm="ternary", source="trained")
     assert energy.value is None and "no_meter" in energy.reason
 
     again = make_context(tmp_path, trained)

@@ -289,6 +289,9 @@ def _measure_ab(record: StageRecord, draw: np.random.Generator, energy: bool) ->
                        quantile="p99")  # fmt: skip
         record.measured("goodput_per_s", 4.1, "requests/s", "within all targets", n=200, lo=3.9,
                         hi=4.2, **under_load)  # fmt: skip
+        for name, joules in (("energy_j_per_request", 3.0), ("energy_net_j_per_request", 1.5),
+                             ("energy_j_per_accepted_answer", 3.1)):  # fmt: skip
+            _energy(record, energy, name, joules / SPEED[arm], "J", **under_load)
     for name in CLASSES:
         record.measured("smallest_visible_effect", 0.04, "x", "A/A blocks", n=8, source="trained",
                         **{"class": name})  # fmt: skip

@@ -7,7 +7,7 @@ from functools import partial
 
 import plotly.graph_objects as go
 
-from workbench.figures.measure_ab_load import under_load, under_load_table
+from workbench.figures.measure_ab_load import load_energy, under_load, under_load_table
 from workbench.figures.theme import (
     ARM_COLOURS,
     GREY,
@@ -113,20 +113,24 @@ def memory(record: StageRecord, language: str = "en") -> go.Figure:
 
 def energy(record: StageRecord, language: str = "en") -> go.Figure:
     """Metered energy per output token, or why there is none."""
-    return _bars(record, "energy_j_per_token", "energy", "axis.energy_token", language)
+    return _bars(
+        record, "energy_j_per_token", "energy", "axis.energy_token", language, source="trained"
+    )
 
 
-FIGURES = (quality, speed, under_load, throughput, memory, energy)
+FIGURES = (quality, speed, under_load, load_energy, throughput, memory, energy)
 TABLES = (under_load_table,)
 """For a notebook; the report has its own tables."""
 
 
-def _bars(record: StageRecord, name: str, key: str, axis: str, language: str) -> go.Figure:
+def _bars(
+    record: StageRecord, name: str, key: str, axis: str, language: str, **labels: str
+) -> go.Figure:
     say = FigureTexts(language)
     title = say(f"measure_ab.{key}.title")
-    rows: Sequence[Metric] = valued(record, name)
+    rows: Sequence[Metric] = valued(record, name, **labels)
     if not rows:
-        return why_not(say, title, reason_for(record, name))
+        return why_not(say, title, reason_for(record, name, **labels))
     drawn = figure(say, title, say(axis), height=140 + 46 * len(rows))
     for arm in arms_in_order([m.labels.get("arm", "") for m in rows]):
         own = [m for m in rows if m.labels.get("arm", "") == arm]

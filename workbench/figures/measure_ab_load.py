@@ -15,6 +15,11 @@ from workbench.wording.text import Texts
 
 LATENCIES = ("ttft_ms", "itl_ms", "tpot_ms", "e2e_ms")
 QUANTILES = ("p50", "p95", "p99")
+ENERGIES = ("energy_j_per_request", "energy_net_j_per_request", "energy_j_per_accepted_answer")
+ENERGY_ROWS = (
+    *ENERGIES, "energy_j_per_token", "prefill_energy_j_per_token", "decode_energy_j_per_token",
+    "energy_ratio", "energy_net_ratio", "accepted_answer_energy_ratio",
+)  # fmt: skip
 
 
 def under_load(record: StageRecord, language: str = "en") -> go.Figure:
@@ -39,14 +44,41 @@ def under_load(record: StageRecord, language: str = "en") -> go.Figure:
     return drawn
 
 
+def load_energy(record: StageRecord, language: str = "en") -> go.Figure:
+    """What a request and an accepted answer took of each arm, for the same requests."""
+    say = FigureTexts(language)
+    title = say("measure_ab.load_energy.title")
+    rows = [m for name in ENERGIES for m in valued(record, name, source="load")]
+    if not rows:
+        return why_not(say, title, reason_for(record, *ENERGIES, source="load"))
+    drawn = theme.figure(say, title, say("axis.joules"), height=150 + 34 * len(rows))
+    for arm in theme.arms_in_order([m.labels["arm"] for m in rows]):
+        own = [m for m in rows if m.labels["arm"] == arm]
+        drawn.add_bar(
+            x=[m.value for m in own],
+            y=[theme.wrapped(say.metric(m.name), 26) for m in own],
+            error_x=theme.error_bars(own),
+            orientation="h",
+            name=say.label("arm", arm),
+            marker_color=theme.ARM_COLOURS.get(arm, theme.GREY),
+            customdata=[m.n for m in own],
+            hovertemplate="%{x:.4g} J · n = %{customdata}<extra>%{fullData.name}</extra>",
+        )
+    drawn.update_layout(barmode="group")
+    drawn.update_yaxes(autorange="reversed", type="category")
+    drawn.update_xaxes(showgrid=True)
+    return drawn
+
+
 def under_load_table(record: StageRecord, language: str = "en") -> go.Figure:
-    """Goodput, targets and latencies of each arm in numbers, with their intervals."""
+    """Goodput, targets, latencies and energies of each arm in numbers, with their intervals."""
     say = FigureTexts(language)
     title = say("measure_ab.under_load.title")
     wanted = [
         ("goodput_per_s", {}),
         *(("slo_met_share", {"class": name}) for name in ("interactive", "batch")),
         *((name, {"quantile": q}) for name in LATENCIES for q in QUANTILES),
+        *((name, {}) for name in ENERGY_ROWS),
     ]
     kept = [(name, of) for name, of in wanted if valued(record, name, source="load", **of)]
     if not kept:

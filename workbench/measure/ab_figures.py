@@ -142,7 +142,7 @@ def energy_figures(energies: pd.DataFrame, baseline: str, classes: Classes) -> I
     for wanted in classes:
         rows = energies[(energies["class"] == wanted.name) & (energies["arm"] != AGAIN)]
         arms = list(rows["arm"].unique())
-        chosen, whole, lacking = _widest_basis(rows, len(arms))
+        chosen, whole, lacking = widest_basis(rows, len(arms))
         for arm in arms:
             labels = {"arm": arm, "class": wanted.name, **SOURCE}
             own = chosen[chosen["arm"] == arm] if chosen is not None else None
@@ -153,6 +153,7 @@ def energy_figures(energies: pd.DataFrame, baseline: str, classes: Classes) -> I
                     yield Metric.missing(name, "J", lacking, **labels)
                 else:
                     yield _energy(name, own, per, f"gross, {whole}{lacking}", labels)
+            yield _net(own, f"{whole}{lacking}", lacking, labels)
             if own is not None and arm != baseline:
                 full = chosen[chosen["arm"] == baseline]
                 yield _energy_ratio(full, own, baseline, f"{whole}{lacking}", labels)
@@ -162,13 +163,13 @@ def energy_bases(energies: pd.DataFrame) -> dict[str, str]:
     """Class -> the basis that all its arms stand on; classes without energy are left out."""
     found = {}
     for name, rows in energies[energies["arm"] != AGAIN].groupby("class", sort=False):
-        chosen, _, _ = _widest_basis(rows, rows["arm"].nunique())
+        chosen, _, _ = widest_basis(rows, rows["arm"].nunique())
         if chosen is not None:
             found[str(name)] = str(chosen["basis"].iloc[0])
     return found
 
 
-def _widest_basis(rows: pd.DataFrame, arms: int) -> tuple[pd.DataFrame | None, str, str]:
+def widest_basis(rows: pd.DataFrame, arms: int) -> tuple[pd.DataFrame | None, str, str]:
     """(the turns of whole blocks on the widest basis that has most of them, what it covers, what
     is left out and why); without any, None and why."""
     blocks, tried = rows["block"].nunique(), []
@@ -210,7 +211,25 @@ def _energy(name: str, turns: pd.DataFrame, per: str, how: str, labels: dict[str
     )
     if metric.lo is None or metric.hi is None:
         return metric
-    return replace(metric, lo=max(0.0, metric.lo - bias), hi=metric.hi + bias)
+    # What is net of idle may be below 0; what is not never is.
+    lowest = 0.0 if metric.lo >= 0 else metric.lo - bias
+    return replace(metric, lo=max(lowest, metric.lo - bias), hi=metric.hi + bias)
+
+
+def _net(turns: pd.DataFrame | None, how: str, lacking: str, labels: dict[str, str]) -> Metric:
+    """Energy of a request less what the machine draws idle, in the rests before and after."""
+    name = "energy_net_j_per_request"
+    if turns is None:
+        return Metric.missing(name, "J", lacking, **labels)
+    idle_w = turns.get("idle_w", pd.Series(np.nan, turns.index)).astype(float)
+    if idle_w.isna().any():
+        return Metric.missing(name, "J", "no idle power was measured around the turns", **labels)
+    length_s = turns["end_s"] - turns["start_s"]
+    net_j = turns["energy_j"] - idle_w * length_s
+    bias_j = turns["bias_j"] + turns["idle_error_w"] * length_s
+    said = f"net of the idle power measured before and after, {how}"
+    net = turns.assign(energy_j=net_j, bias_j=bias_j)
+    return _energy(name, net, "sequences", said, labels)
 
 
 def _energy_ratio(

@@ -30,7 +30,13 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from workbench.measure.statistics import FEWEST_BLOCKS, LEVEL, Estimate, fewest_for_quantile
+from workbench.measure.statistics import (
+    FEWEST_BLOCKS,
+    LEVEL,
+    STOPPING,
+    Estimate,
+    fewest_for_quantile,
+)
 
 SHORTEST_IN_TAUS = 100
 """A shorter series underestimates its own autocorrelation time."""
@@ -167,6 +173,31 @@ def _correlation(first: ArrayLike, second: ArrayLike, blocks: Sequence[Any]) -> 
     if not shares.std(axis=1).all():
         return 0.0
     return max(0.0, float(np.corrcoef(shares)[0, 1]))
+
+
+def ratio_of_sums_over_blocks(above: ArrayLike, below: ArrayLike, level: float = LEVEL) -> Estimate:
+    """Sum of ``above`` over sum of ``below`` [blocks], such as joules over requests: blocks with
+    more requests weigh more, as they do in the load.
+
+    Student's t over blocks of what each adds to the ratio (linearised), on a logarithmic scale,
+    and ``STOPPING`` times as wide for skew, as in :func:`~workbench.measure.statistics.mean`.
+    """
+    above, below = np.asarray(above, float), np.asarray(below, float)
+    n = len(above)
+    if not n or below.sum() <= 0:
+        return _nothing(level)
+    value = float(above.sum() / below.sum())
+    if n < FEWEST_BLOCKS:
+        why = f"no interval: {n} blocks, an interval needs {FEWEST_BLOCKS}"
+        return Estimate(value, None, None, n, "", level, why)
+    apart = above - value * below
+    error = math.sqrt(n / (n - 1) * float((apart**2).sum())) / float(below.sum())
+    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * STOPPING * error
+    method = f"t interval of a ratio of sums over {n} blocks, {STOPPING:g} times as wide for skew"
+    if value <= 0:
+        return Estimate(value, value - half, value + half, n, method, level)
+    factor = math.exp(half / value)
+    return Estimate(value, value / factor, value * factor, n, f"{method}, log scale", level)
 
 
 def block_statistics(

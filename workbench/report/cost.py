@@ -77,8 +77,8 @@ def _energies(
     """(what it is the cost of, how many of it, energy of one of it in J, what that covers)."""
     measured, trained = records.get("measure_ab"), records.get("train_qat")
     if measured:
-        requests = _all(measured, "energy_j_per_request")
-        per_token = _all(measured, "energy_j_per_token")
+        requests = _all(measured, "energy_j_per_request", source="trained")
+        per_token = _all(measured, "energy_j_per_token", source="trained")
         model = cost.assumed_power_w is not None and not _all_metered(requests + per_token)
         for metric in requests:
             time = measured.metric("latency_ms", **metric.labels)

@@ -244,6 +244,7 @@ class OfferedServer:
         self, point: Point, outcomes: Sequence[Outcome], began_s: float, ended_s: float
     ) -> Point:
         answered = sum(o.status == "ok" for o in outcomes)
+        self._meters.settle()
         energy = self._meters.energy(began_s, ended_s)
         fields: dict[str, Any] = vars(point)
         if energy.energy_j is None or not answered:

@@ -13,19 +13,27 @@ import numpy as np
 from workbench.load.piece import LengthLimits
 from workbench.load.profile import LoadProfile
 from workbench.machine.memory import TreeMemory
+from workbench.measure.meters import EnergySession
 from workbench.measure.noise import NoiseWatch, require_quiet
 from workbench.measure.session import noise_facts
 from workbench.serve.carries import measured_capacity
 from workbench.serve.client import LoadProcesses, load_processes
 from workbench.serve.drill import Taken
-from workbench.serve.endpoint import Endpoint
+from workbench.serve.endpoint import Endpoint, ask
 from workbench.serve.load import Load
 from workbench.serve.process import ServerProcess, server_process
 from workbench.serve.rehearsal import FALLBACK
 from workbench.stages.context import StageContext
 from workbench.stages.deploy_rollback_drill import drill_of, pace, record_drill, served_spec
+from workbench.stages.deploy_rollback_energy import (
+    STEP_PROMPT,
+    STEP_TOKENS,
+    record_deployment_energy,
+    replay_energies,
+)
 from workbench.stages.deploy_rollback_record import Replayed, record_replay, record_server
 from workbench.stages.deploy_rollback_tuning import tuned_in_stage
+from workbench.stages.metered import closed, stage_meters
 
 CAPACITY_SHARE, CAPACITY_LEAST_S, CAPACITY_MOST_S = 0.05, 0.5, 10.0
 """Time for each arm's measurement of capacity, as a share of the replay, and its limits."""
@@ -43,14 +51,16 @@ def run(context: StageContext) -> None:
     spec = served_spec(context.pilot, context.upstream, context.device.name)
     tuned = tuned_in_stage(context)
     context.progress.note("starting the server with both arms")
-    with server_process(spec, context.folder) as server:
+    with stage_meters(context) as meters, server_process(spec, context.folder) as server:
         load = _load(context, server, profile)
         endpoint = Endpoint(server.address)
         with load_processes(endpoint, context.folder, check=server.check) as client:
-            replayed = _rehearse(context, server, client, load)
+            replayed = _rehearse(context, server, client, load, meters.session)
+            closed(meters)
             ways = _drill(context, server, client, load, replayed)
     record_server(context, server, replayed)
     record_replay(context, replayed, tuned)
+    record_deployment_energy(context, replayed, meters.balances)
     record_drill(context, replayed, ways)
 
 
@@ -65,7 +75,11 @@ def _load(context: StageContext, server: ServerProcess, profile: LoadProfile) ->
 
 
 def _rehearse(
-    context: StageContext, server: ServerProcess, client: LoadProcesses, load: Load
+    context: StageContext,
+    server: ServerProcess,
+    client: LoadProcesses,
+    load: Load,
+    meters: EnergySession,
 ) -> Replayed:
     """Measure what the server can take, then replay the load with the rollback in it.
 
@@ -101,12 +115,16 @@ def _rehearse(
     def order() -> None:
         server.switch(FALLBACK, "ordered in the middle of the replay")
 
+    for text in meters.learn(lambda: ask(client.endpoint, STEP_PROMPT, STEP_TOKENS)):
+        context.note(text)
+    meters.rest()
     before = require_quiet(quiet, context.note)
     watch = NoiseWatch(
         quiet,
         lambda: [*server.process_ids, *client.process_ids],
         section.duration_s / NOISE_STRETCHES,
     )
+    meters.pause()
     outcomes = client.replay(
         schedule, load.prompt, orders=[(order_s, order)], on_progress=on_progress
     )
@@ -117,7 +135,10 @@ def _rehearse(
         {**switch, "time_s": switch["time_s"] - client.origin_s} for switch in server.switches()
     ]
     gpu_bytes = server.gpu_bytes()
-    return Replayed(outcomes, switches, capacity, speedup, piece, schedule, peak_bytes, gpu_bytes)
+    energies = replay_energies(meters, client.origin_s, outcomes, switches, section.duration_s)
+    return Replayed(
+        outcomes, switches, capacity, speedup, piece, schedule, peak_bytes, gpu_bytes, energies
+    )
 
 
 def _drill(

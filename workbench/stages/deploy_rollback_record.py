@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,8 @@ Shares = dict[str, dict[str, Estimate]]
 
 @dataclass
 class Replayed:
-    """What the rehearsal gave. capacity: by arm. speedup: pace of the replay, 1 is the load's."""
+    """What the rehearsal gave. capacity: by arm. speedup: pace of the replay, 1 is the load's.
+    energies: rows of the replay's windows (:mod:`.deploy_rollback_energy`)."""
 
     outcomes: list[Outcome]
     switches: list[dict]
@@ -54,6 +56,7 @@ class Replayed:
     schedule: list[PlannedRequest]
     peak_bytes: int
     gpu_bytes: int | None
+    energies: list[dict[str, Any]]
 
 
 def record_server(context: StageContext, server: ServerProcess, replayed: Replayed) -> None:

@@ -26,6 +26,7 @@ from workbench.serve.tuned import (
 )
 from workbench.serve.tuning import Searched, TuningPlan, settings, sweep
 from workbench.stages.context import StageContext
+from workbench.stages.metered import step_load
 
 SETTINGS = "settings.txt"
 
@@ -77,6 +78,7 @@ def tune(
     found, missing = find_meters(meters)
     folder.mkdir(parents=True, exist_ok=True)
     with EnergySession(found, missing, meters.max_gap_s, meters.idle_s) as session:
+        session.learn(step_load(device))
         return sweep(plan, load_of, limits, session, folder, step)
 
 

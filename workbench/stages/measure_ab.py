@@ -36,7 +36,7 @@ from workbench.measure.ab_figures import (
 )
 from workbench.measure.latency import LoadClass, Prompt
 from workbench.measure.memory_use import memory_growth
-from workbench.measure.meters import EnergySession, find_meters
+from workbench.measure.meters import EnergySession
 from workbench.measure.noise import require_quiet
 from workbench.measure.quality import QualityProbes, judged_excerpts
 from workbench.measure.session import Ending, Session, noise_facts
@@ -52,6 +52,7 @@ from workbench.stages.measure_ab_load import (
     Judged,
     measure_under_load,
 )
+from workbench.stages.metered import StageMeters, stage_meters, trusted
 
 PROMPTS = 16
 """Different prompts of the timed requests, or as many as the largest batch."""
@@ -98,6 +99,11 @@ def _too_long(pilot: Pilot) -> list[str]:
 
 def run(context: StageContext) -> None:
     """Fill the tables ``blocks``, ``quality`` and ``power`` and the figures of the arms."""
+    with stage_meters(context) as meters:
+        _measure(context, meters)
+
+
+def _measure(context: StageContext, meters: StageMeters) -> None:
     section, record = context.pilot.measure_ab, context.record
     trained = context.need("train_qat")
     tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
@@ -108,23 +114,25 @@ def run(context: StageContext) -> None:
     with _loaded_arms(context, trained, classes) as arms:
         engines = {name: arm.engine for name, arm in arms.items()}
         sizes = {a: (arm.engine.weight_bytes, arm.resident_bytes) for a, arm in arms.items()}
-        blocks, energies = _timed(context, engines, classes, prompts)
+        blocks, session = _timed(context, meters.session, engines, classes, prompts)
         record.save_table("blocks", blocks)
-        record.save_table("energies", energies)
-        record.facts["energy_basis"] = energy_bases(energies)
         probes = _probes(context, engines, heldout, tokenizer)
         answers = _answers(engines, heldout, tokenizer)
         between = section.load.blocks > 0 and _hold_twice(context, arms)
         if between:
-            measure_under_load(context, trained, answers, probes)
+            measure_under_load(context, trained, answers, probes, blocks, meters)
         quality = probes.finish(partial(_judging, context))
         for name, engine in engines.items():
             for note in engine.notes:  # what could not be captured shows only when it runs
                 context.note(f"{name}: {note}")
     record.save_table("quality", quality)
     if not between:
-        measure_under_load(context, trained, answers, None)
+        measure_under_load(context, trained, answers, None, blocks, meters)
     judged = f"{'between the blocks of' if between else 'before'} the load"
+    record.save_table("power", session.samples())
+    energies = trusted(session.energies(), meters.balances)
+    record.save_table("energies", energies)
+    record.facts["energy_basis"] = energy_bases(energies)
 
     computes = _about_kernels(context, engines)
     for metric in (
@@ -203,51 +211,38 @@ def _require_memory(folders: dict[str, Path]) -> None:
 
 def _timed(
     context: StageContext,
+    meters: EnergySession,
     engines: dict[str, Engine],
     classes: list[LoadClass],
     prompts: list[Prompt],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tables ``blocks`` and ``energies``."""
+) -> tuple[pd.DataFrame, Session]:
+    """Table ``blocks``, and the session, which knows its energies."""
     section, record = context.pilot.measure_ab, context.record
-    found, missing = find_meters(section.meters)
-    meters = EnergySession(found, missing, section.meters.max_gap_s, section.meters.idle_s)
-    record.facts["meters"] = {
-        "found": [meter.reader for meter in found],
-        "missing": {meter.source: meter.reason for meter in missing},
-    }
-    for meter in found:
-        for note in meter.notes:
-            context.note(note)
-    with meters:
-        quiet = context.pilot.readiness.quiet
-        session = Session(
-            context.folder / "session",
-            engines,
-            classes,
-            prompts,
-            meters,
-            quiet,
-            context.pilot.seed,
-            section.meters.turn_s or 0.0,
-        )
-        if done := session.finished():
-            context.note(f"the session was interrupted after {done} blocks and went on later")
-        context.progress.note("looking whether the machine is quiet")
-        before = require_quiet(quiet, context.note)
-        blocks = session.run(
-            Ending(section.blocks, section.precision, section.budget_s),
-            lambda done, most: context.progress.step("arms in turn", done, most, "turns"),
-        )
-        record.save_table("noise", session.noise())
-        record.facts["noise"] = noise_facts(before, session.noise())
-        _say_how_it_ended(context, session, blocks)
-        for note in session.notes:
-            context.note(note)
-        record.facts["meters"]["failures"] = {
-            reader: faults.counts() for reader, faults in meters.faults.items() if len(faults)
-        }
-        record.save_table("power", session.samples())
-    return blocks, session.energies()
+    quiet = context.pilot.readiness.quiet
+    session = Session(
+        context.folder / "session",
+        engines,
+        classes,
+        prompts,
+        meters,
+        quiet,
+        context.pilot.seed,
+        section.meters.turn_s or 0.0,
+    )
+    if done := session.finished():
+        context.note(f"the session was interrupted after {done} blocks and went on later")
+    context.progress.note("looking whether the machine is quiet")
+    before = require_quiet(quiet, context.note)
+    blocks = session.run(
+        Ending(section.blocks, section.precision, section.budget_s),
+        lambda done, most: context.progress.step("arms in turn", done, most, "turns"),
+    )
+    record.save_table("noise", session.noise())
+    record.facts["noise"] = noise_facts(before, session.noise())
+    _say_how_it_ended(context, session, blocks)
+    for note in session.notes:
+        context.note(note)
+    return blocks, session
 
 
 def _say_how_it_ended(context: StageContext, session: Session, blocks: pd.DataFrame) -> None:

@@ -22,12 +22,12 @@ from workbench.files import read_json, write_json
 from workbench.load.piece import LengthLimits, Piece
 from workbench.load.planned import PlannedRequest
 from workbench.load.profile import LoadProfile
+from workbench.measure.meters import EnergySession
 from workbench.measure.noise import require_quiet
 from workbench.measure.quality import QualityProbes
 from workbench.measure.session import noise_facts
 from workbench.measure.statistics import Estimate, count, quantile
 from workbench.measure.under_load import SOURCE, dispatch_delays, left_out, load_figures
-from workbench.pilot.sections.measure_ab import MeasureAb
 from workbench.records.stage_record import StageRecord
 from workbench.serve.address import Tried, try_address
 from workbench.serve.carries import ONE_BURST, Capacity, measured_capacity
@@ -39,6 +39,12 @@ from workbench.serve.process import ServerProcess, server_process
 from workbench.serve.replay import FAULTS, Outcome
 from workbench.serve.spec import ServeSpec
 from workbench.stages.context import StageContext
+from workbench.stages.measure_ab_load_energy import (
+    metered_blocks,
+    node_meters,
+    record_load_energy,
+)
+from workbench.stages.metered import StageMeters, closed, trusted
 
 BASELINE = "full_precision"
 REPLAYED_SHARE = 0.6
@@ -46,13 +52,13 @@ REPLAYED_SHARE = 0.6
 each turn and waiting for its last answers."""
 CAPACITY_SHARE, CAPACITY_LEAST_S, CAPACITY_MOST_S = 0.01, 0.5, 10.0
 """Time for each arm's measurement of capacity, as a share of the budget, and its limits."""
+STEP_TOKENS = 64
+"""Of an answer that is part of a step test's load."""
 WAKE_TOKENS = 8
 """Of the untimed answer before a turn, which must be the judged model's own."""
 NOT_OF_AN_ADDRESS = {
     "bits_per_byte": ("bits/byte", "no probabilities of a given text"),
     "model_memory_mb": ("MB", "no memory of its own"),
-    "energy_j_per_request": ("J", "no meter"),
-    "energy_j_per_token": ("J", "no meter"),
     "latency_ms": ("ms", "no time of its own alone: others may be using it"),
 }
 
@@ -75,11 +81,19 @@ class Judged:
 
 
 def measure_under_load(
-    context: StageContext, trained: StageRecord, judged: Judged, probes: QualityProbes | None
+    context: StageContext,
+    trained: StageRecord,
+    judged: Judged,
+    probes: QualityProbes | None,
+    shapes: pd.DataFrame,
+    meters: StageMeters,
 ) -> None:
-    """Fill the tables ``load_requests`` and ``load_noise`` and the figures with ``source=load``.
+    """Fill the tables ``load_requests``, ``load_energies`` and ``load_noise`` and the figures with
+    ``source=load``.
 
-    probes: judge a slice of the excerpts after each block; None where that was done before.
+    shapes: table ``blocks`` of the fixed shapes, whose times split the energy of the load between
+    prompt and generated tokens. probes: judge a slice of the excerpts after each block; None where
+    that was done before.
 
     Raises StageError when a server or a client dies, or an address does not answer.
     """
@@ -89,6 +103,8 @@ def measure_under_load(
         why = "left out: measure_ab.load.blocks is 0"
         for metric in left_out(list(section.arms), sorted(slos), why):
             context.record.add(metric)
+        closed(meters)
+        record_load_energy(context, shapes, why_none=why)
         return
     folder = context.folder / "load"
     folder.mkdir(exist_ok=True)
@@ -108,16 +124,27 @@ def measure_under_load(
         )
         load = Load.of(profile, limits, trained, context.pilot.seed)
         pace = _pace(context, own, load)
-        block_s = _block_s(section)
-        piece = _piece(context, load, section.load.blocks * block_s * pace.speedup)
+        for text in meters.session.learn(
+            lambda: ask(own.endpoint, judged.prompt, STEP_TOKENS, BASELINE)
+        ):
+            context.note(text)
+        of_nodes = {
+            name: open_things.enter_context(node_meters(context, name, tried[name].endpoint))
+            for name, address in section.addresses.items()
+            if address.meters
+        }
+        count, block_s = _blocks(context, [meters.session, *of_nodes.values()])
+        piece = _piece(context, load, count * block_s * pace.speedup)
         schedule = piece.schedule(pace.speedup, load.limits)
         clients = {
             name: open_things.enter_context(load_processes(each.endpoint, folder))
             for name, each in tried.items()
         }
         arms = {
-            **{name: _own_arm(name, own, load, judged) for name in section.own_arms},
-            **_others(context, trained, clients, load, judged),
+            **{
+                name: _own_arm(name, own, load, judged, meters.session) for name in section.own_arms
+            },
+            **_others(context, trained, clients, load, judged, of_nodes),
         }
 
         def processes() -> list[int]:
@@ -127,10 +154,11 @@ def measure_under_load(
         session = LoadSession(
             folder,
             arms,
-            in_blocks(schedule, block_s, section.load.blocks),
+            in_blocks(schedule, block_s, count),
             context.pilot.readiness.quiet,
             context.pilot.seed,
             processes,
+            block_s,
         )
         if done := session.finished():
             context.note(f"the session under load was interrupted after {done} blocks")
@@ -141,6 +169,7 @@ def measure_under_load(
             probes.judge if probes else lambda block, order: None,
         )
         _record_network(context, server, tried)
+        closed(meters)
     requests, noise = session.requests(), session.noise()
     context.record.save_table("load_requests", requests)
     context.record.save_table("load_noise", noise)
@@ -149,6 +178,7 @@ def measure_under_load(
     late = _record_dispatch(context, requests)
     for metric in load_figures(requests, session.gaps(), list(arms), slos, block_s, FAULTS, late):
         context.record.add(metric)
+    record_load_energy(context, shapes, requests, trusted(session.energies(), meters.balances))
     _record_answers(context, requests, judged.answers)
     _record_addresses(context, requests, tried)
 
@@ -168,9 +198,18 @@ def _spec(context: StageContext, trained: StageRecord, profile: LoadProfile) -> 
     )
 
 
-def _block_s(section: MeasureAb) -> float:
-    turns = section.load.blocks * len(section.arms)
-    return section.load.block_s or REPLAYED_SHARE * section.load.budget_s / turns
+def _blocks(context: StageContext, meters: Sequence[EnergySession]) -> tuple[int, float]:
+    """How many blocks, and how long; longer and fewer where a meter needs it. Decided once and
+    kept, so that every block of the session is of one kind."""
+    section = context.pilot.measure_ab
+    path = context.folder / "load" / "blocks.json"
+    if not path.exists():
+        planned = metered_blocks(section, REPLAYED_SHARE, meters)
+        if planned.note:
+            context.note(planned.note)
+        write_json(path, {"blocks": planned.blocks, "block_s": planned.block_s})
+    kept = read_json(path)
+    return kept["blocks"], kept["block_s"]
 
 
 def _pace(context: StageContext, client: LoadProcesses, load: Load) -> Pace:
@@ -200,11 +239,16 @@ def _piece(context: StageContext, load: Load, length_s: float) -> Piece:
     return load.profile.piece(wanted.piece, length_s, wanted.piece_start_s, wanted.window_s)
 
 
-def _own_arm(name: str, client: LoadProcesses, load: Load, judged: Judged) -> LoadedArm:
+def _own_arm(
+    name: str, client: LoadProcesses, load: Load, judged: Judged, meters: EnergySession
+) -> LoadedArm:
     def play(schedule: Sequence[PlannedRequest]) -> list[Outcome]:
         return client.replay(schedule, load.prompt, model=name)
 
-    return LoadedArm(play, lambda: ask(client.endpoint, judged.prompt, WAKE_TOKENS, name))
+    def wake() -> str:
+        return ask(client.endpoint, judged.prompt, WAKE_TOKENS, name)
+
+    return LoadedArm(play, wake, meters, lambda: client.origin_s)
 
 
 def _others(
@@ -213,6 +257,7 @@ def _others(
     clients: dict[str, LoadProcesses],
     load: Load,
     judged: Judged,
+    meters: dict[str, EnergySession],
 ) -> dict[str, LoadedArm]:
     """Addresses: they are sent the same prompts as text, as their tokens are others."""
     tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
@@ -227,8 +272,18 @@ def _others(
         except StageError as error:  # its timed requests are counted as what they become
             context.note(str(error))
 
+    def origin_s(client: LoadProcesses) -> float:
+        return client.origin_s
+
     return {
-        name: LoadedArm(partial(play, client), partial(wake, client))
+        name: LoadedArm(
+            partial(play, client),
+            partial(wake, client),
+            meters.get(name),
+            partial(origin_s, client),
+            "no_meter: an address gives no energy; declare the meters of the node that serves it "
+            f"(measure_ab.arms.{name}.meters)",
+        )
         for name, client in clients.items()
     }
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import gc
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +32,12 @@ from workbench.data.tokenizer import (
     tokenizer_name,
     vocabulary_size,
 )
+from workbench.measure.meters.metering import Metering, metering_of
 from workbench.model.build import build_model, load_checkpoint
 from workbench.pilot.sections.model import Model
 from workbench.pilot.spec import Pilot
 from workbench.stages.context import StageContext
+from workbench.stages.metered import stage_meters, step_load, trusted
 from workbench.stages.train_qat_record import record_arms, record_gradient_errors
 from workbench.stages.train_qat_seeds import train_other_seeds
 from workbench.ternary import ThresholdVersion, to_ternary
@@ -88,11 +92,27 @@ def run(context: StageContext) -> None:
         device=device,
     )
     losses: dict[str, pd.DataFrame] = {}
-    baseline = _train_baseline(context, setup, losses)
-    _free_memory()  # the baseline's weights may take a large part of it
-    ternary = _train_ternary(context, setup, losses)
-    record_arms(context, {"full_precision": baseline, "ternary": ternary}, losses)
+    with _metered(context) as metering:
+        baseline = _train_baseline(context, setup, losses, metering)
+        _free_memory()  # the baseline's weights may take a large part of it
+        ternary = _train_ternary(context, setup, losses, metering)
+    arms = {"full_precision": baseline, "ternary": ternary}
+    record_arms(context, arms, losses, trusted(metering.rows(), metering.balances))
     train_other_seeds(context, setup, losses)
+
+
+@contextmanager
+def _metered(context: StageContext) -> Iterator[Metering]:
+    """Meters beside both arms' training, idle before and after it."""
+    gpus = range(context.pilot.train.processes)
+    with stage_meters(context, gpus) as meters:
+        for text in meters.session.learn(step_load(context.device.name)):
+            context.note(text)
+        with metering_of(meters.session, context.folder / "metering") as metering:
+            meters.balances = metering.balances
+            metering.rest()
+            yield metering
+            metering.rest()
 
 
 def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -132,16 +152,20 @@ def _corpus_facts(
 
 
 def _train_baseline(
-    context: StageContext, setup: TrainingSetup, losses: dict[str, pd.DataFrame]
+    context: StageContext,
+    setup: TrainingSetup,
+    losses: dict[str, pd.DataFrame],
+    metering: Metering,
 ) -> Evaluator:
     """The full-precision arm, and the same weights made ternary without training."""
     section, record = context.pilot.model, context.record
     model = _fresh_model(context, section, setup, "full_precision")
     if (distillation := setup.train.distillation).attention_weight > 0:
         attention_projections(model, distillation.attention_layer)  # refused before it is paid for
-    evaluator = train_arm(
-        "full_precision", model, setup, context.folder / "full_precision_arm", context.progress
-    )
+    with metering.window("full_precision"):
+        evaluator = train_arm(
+            "full_precision", model, setup, context.folder / "full_precision_arm", context.progress
+        )
     _free_memory()
     losses["full_precision"] = evaluator.losses(model, "master")
     _save_model(model, context.folder / "full_precision", setup.tokenizer)
@@ -169,7 +193,10 @@ def _train_baseline(
 
 
 def _train_ternary(
-    context: StageContext, setup: TrainingSetup, losses: dict[str, pd.DataFrame]
+    context: StageContext,
+    setup: TrainingSetup,
+    losses: dict[str, pd.DataFrame],
+    metering: Metering,
 ) -> Evaluator:
     section, record = context.pilot.model, context.record
     model = _fresh_model(context, section, setup, "ternary")
@@ -193,9 +220,10 @@ def _train_ternary(
     checked = [_gradient_check(context, setup, model, "before")] if int8 else []
     set_int8_gradients(model, int8)
     teacher = _teacher(context, setup)
-    evaluator = train_arm(
-        "ternary", model, setup, context.folder / "ternary_arm", context.progress, teacher
-    )
+    with metering.window("ternary"):
+        evaluator = train_arm(
+            "ternary", model, setup, context.folder / "ternary_arm", context.progress, teacher
+        )
     _free_memory()
     if int8:
         checked.append(_gradient_check(context, setup, model, "after"))

@@ -10,6 +10,7 @@ from workbench.errors import StageError
 from workbench.measure.statistics import bits_per_byte
 from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
+from workbench.stages.train_qat_energy import training_energies
 from workbench.train.evaluator import Evaluator
 from workbench.train.guard import TABLE as GUARD
 from workbench.train.int8_gradients import LARGEST_ERROR
@@ -23,10 +24,13 @@ Arms = dict[str, Evaluator]
 """By their names, full_precision and ternary; an evaluator's telemetry is what the arm left."""
 
 
-def record_arms(context: StageContext, arms: Arms, losses: dict[str, pd.DataFrame]) -> None:
+def record_arms(
+    context: StageContext, arms: Arms, losses: dict[str, pd.DataFrame], energies: pd.DataFrame
+) -> None:
     """Check that the arms may be compared, and record them.
 
-    losses: of each kind of weights, also those made without training, on every excerpt.
+    losses: of each kind of weights, also those made without training, on every excerpt. energies:
+    of the windows that are named as the arms.
     """
     record, ternary = context.record, arms["ternary"]
     _require_equal(context, arms["full_precision"], ternary)
@@ -39,6 +43,7 @@ def record_arms(context: StageContext, arms: Arms, losses: dict[str, pd.DataFram
     _record_quality(record, losses)
     for arm, evaluator in arms.items():
         _record_training(context, arm, evaluator)
+    _record_energy(record, energies)
     _record_totals(record, ternary)
 
 
@@ -89,10 +94,16 @@ def _record_training(context: StageContext, arm: str, evaluator: Evaluator) -> N
     once = {"n": n, "reason": ONE_TRAINING, "arm": arm}
     record.measured("training_time_s", seconds, "s", how, **once)
     record.measured("training_tokens_per_s", tokens / seconds, "tokens/s", how, **once)
-    why = "no meter runs beside the training; measure_ab meters the trained arms"
-    record.missing("training_energy_j", "J", why, arm=arm)
     if "teacher_tokens" in rows:
         _record_teacher(record, rows, arm)
+
+
+def _record_energy(record: StageRecord, energies: pd.DataFrame) -> None:
+    record.save_table("energies", energies)
+    times = [m for m in record.metrics if m.name == "training_time_s"]
+    training_s = {m.labels["arm"]: m.value for m in times if m.value is not None}
+    for metric in training_energies(energies, training_s).values():
+        record.add(metric)
 
 
 def _record_teacher(record: StageRecord, rows: pd.DataFrame, arm: str) -> None:

@@ -96,6 +96,14 @@ _REPLAYED = (
     {"arm": words("hybrid"), "phase": words("before", "switch")} | _REPLAY_QUANTILE,
     {"arm": words("full_precision"), "phase": words("switch", "after")} | _REPLAY_QUANTILE,
 )
+_REHEARSED = (
+    {"arm": words("hybrid"), "phase": words("before")},
+    {"arm": words("full_precision"), "phase": words("after")},
+)
+_METERED = {
+    "stage": words("train_qat", "measure_ab", "deploy_rollback"),
+    "part": words("whole", "work", "idle", "unattributed"),
+}
 _SERVED = {"arm": words("full_precision", "hybrid")}
 _TUNED = _SERVED | {
     "requests": Values(
@@ -228,12 +236,24 @@ FIGURES: dict[str, Figure] = {
     "gpu_memory_both_arms_mb": Figure("memory", "lower"),
     "memory_both_arms_mb": Figure("memory", "lower"),
     "energy_j_per_token": Figure(
-        "energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES}, _ADDRESS)
+        "energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES}, _SAME_LOAD)
     ),
     "energy_j_per_request": Figure(
-        "energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES}, _ADDRESS)
+        "energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES}, _SAME_LOAD, *_REHEARSED)
     ),
-    "energy_ratio": Figure("energy", "higher", (_TRAINED_GAIN | {"class": _MEASURED_CLASSES},)),
+    "energy_net_j_per_request": Figure(
+        "energy", "lower", (_TRAINED | {"class": _MEASURED_CLASSES}, _SAME_LOAD)
+    ),
+    "energy_j_per_accepted_answer": Figure("energy", "lower", (_SAME_LOAD,)),
+    "prefill_energy_j_per_token": Figure("energy", "lower", (_SAME_LOAD,)),
+    "decode_energy_j_per_token": Figure("energy", "lower", (_SAME_LOAD,)),
+    "energy_ratio": Figure(
+        "energy", "higher", (_TRAINED_GAIN | {"class": _MEASURED_CLASSES}, _SAME_LOAD_OTHER)
+    ),
+    "energy_net_ratio": Figure("energy", "higher", (_SAME_LOAD_OTHER,)),
+    "accepted_answer_energy_ratio": Figure("energy", "higher", (_SAME_LOAD_OTHER,)),
+    "deployment_energy_j": Figure("energy", "lower"),
+    "metered_energy_j": Figure("energy", "neither", (_METERED,)),
     "hybrid_quality_loss_bits_per_byte": Figure("hybrid", "lower"),
     "hybrid_size_ratio": Figure("hybrid", "lower"),
     "layers": Figure("hybrid", labels=({"precision": words("ternary", "int8", "high_precision")},)),

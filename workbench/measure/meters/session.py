@@ -21,6 +21,7 @@ a board's energy, fans, disks and losses are no part.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,6 +53,8 @@ STEP_PERIODS = 10
 """Shortest load of a step test, also in rows of the slowest log; then thrice as long, while the lag
 that was found is not small beside it."""
 STEP_TRIES = 3
+IDLE_ROWS = 10
+"""Of a slow log in a rest, at least: what is net of idle is known no better than the idle power."""
 ROWS_WANTED = 20
 """Of a turn between its guard times: a request has a cycle of its own, and few rows may meet the
 same part of it again and again (aliasing)."""
@@ -85,10 +88,11 @@ class EnergySession:
         self._samples: dict[Channel, list[Sample]] = {}
         self._youngest_s: dict[Channel, float] = {}
         self._idle: list[tuple[float, float]] = []
-        self._idle_w: dict[tuple[tuple[float, float], str], float] = {}
+        self._idle_w: dict[tuple[tuple[float, float], str], tuple[float, float]] = {}
         self._work: list[tuple[float, float]] = []
         self._work_apart: set[tuple[float, float]] = set()
         self._entered_s = clock.monotonic_s()
+        self._read_at_s = -math.inf
         self._lock = threading.Lock()
         self._clock = clock
         self._end_sampling: Callable[[], None] | None = None
@@ -122,7 +126,8 @@ class EnergySession:
         if not self.meters:
             return
         start_s = self.now()
-        self._clock.sleep(max(self.idle_s, self.shortest_window_s()))
+        rows_s = IDLE_ROWS * max(map(self._period_s, self._slow()), default=0.0)
+        self._clock.sleep(max(self.idle_s, self.shortest_window_s() + rows_s))
         self._idle.append((start_s, self.now()))
         self.settle()
 
@@ -178,11 +183,13 @@ class EnergySession:
         if not wanted:
             return []
         length_s = max(STEP_S, STEP_PERIODS * max(self._period_s(channel) for channel in wanted))
-        for _ in range(STEP_TRIES):
+        for tried in range(STEP_TRIES):
             found = self._step(load, wanted, length_s)
             self.responses |= found
             if all(r and abs(r.lag_s) + r.averaging_s < length_s / 2 for r in found.values()):
                 break
+            if tried and None in found.values():
+                break  # a load that stands out of no log for thrice as long is too small for it
             length_s *= 3
         return [self._learned(channel, self.responses[channel]) for channel in wanted]
 
@@ -213,23 +220,27 @@ class EnergySession:
     def energies(self, start_s: float, end_s: float, apart: bool = False) -> list[BasisEnergy]:
         """The energy from ``start_s`` to ``end_s`` (of :meth:`now`) on every basis, the widest
         first; those without a figure say why. apart: there was a pause on either side."""
-        if self.meters:
-            self._read()
+        self._read_past(end_s)
         readings = {r.channel: r for r in self._readings(start_s, end_s, apart)}
         found = basis_energies(bases(list(readings)), readings.__getitem__)
         return [self._complete(one) for one in found]
 
-    def idle_w(self, start_s: float, end_s: float, covers: str) -> float | None:
+    def idle_w(self, start_s: float, end_s: float, covers: str) -> tuple[float, float] | None:
         """Mean power, of the basis with that text, in the rests next before and next after a
-        window; of the one that there is, or None."""
+        window, and its half width, which holds half of what they differ by; of one where there is
+        one alone."""
         around = [
             self._power(window, basis)
             for basis in bases(self._channels())
             for window in self._rests_around(start_s, end_s)
             if basis.text == covers
         ]
-        known = [watts for watts in around if watts is not None]
-        return sum(known) / len(known) if known else None
+        known = [power for power in around if power is not None]
+        if not known:
+            return None
+        watts, errors_w = zip(*known, strict=True)
+        own_w = float(np.hypot.reduce(errors_w)) / len(known)
+        return sum(watts) / len(known), float(np.hypot(own_w, (max(watts) - min(watts)) / 2))
 
     def energy(self, start_s: float, end_s: float) -> Energy:
         """The energy from ``start_s`` to ``end_s`` on the widest basis that has one, or why none
@@ -252,8 +263,8 @@ class EnergySession:
             chosen.basis.kind,
             chosen.basis.name,
             chosen.error_j,
-            self._power(before, chosen.basis) if before else None,
-            self._power(after, chosen.basis) if after else None,
+            self._mean_w(before, chosen.basis),
+            self._mean_w(after, chosen.basis),
             chosen.reason,
             text,
             tuple(readings),
@@ -263,8 +274,7 @@ class EnergySession:
     def conserved(self, from_s: float | None = None, until_s: float | None = None) -> list[Balance]:
         """Where the session's energy went, on every basis: windows, rests, and what is neither;
         each with whether it adds up (:mod:`.balance`). from_s, until_s: entering and now."""
-        if self.meters:
-            self._read()
+        self._read_past(self.now() if until_s is None else until_s)
         begin_s = self._entered_s if from_s is None else from_s
         end_s = self.now() if until_s is None else until_s
         stretches = Stretches(begin_s, end_s, tuple(self._work), tuple(self._idle)).within(
@@ -314,7 +324,15 @@ class EnergySession:
         frame = pd.DataFrame(rows, columns=columns)
         return frame.astype({"resolution": float, "value": float})
 
+    def _read_past(self, end_s: float) -> None:
+        """Read unless that was done after ``end_s`` and just now: a hundred windows that are asked
+        for at once need no hundred samples of one moment."""
+        stale_s = self.now() - self._read_at_s
+        if self.meters and (self._read_at_s < end_s or stale_s > self.interval_s / 2):
+            self._read()
+
     def _read(self) -> None:
+        self._read_at_s = self.now()
         with self._lock:
             for meter in self.meters:
                 try:
@@ -500,14 +518,19 @@ class EnergySession:
         text = f"one of its meters did not answer: {lost[0].reason}"
         return BasisEnergy(basis, None, reason="device_missing", text=text)
 
-    def _power(self, window: tuple[float, float], basis: EnergyBasis) -> float | None:
-        """Mean power of a basis over an idle window; None where it has no figure."""
+    def _mean_w(self, window: tuple[float, float] | None, basis: EnergyBasis) -> float | None:
+        power = self._power(window, basis) if window else None
+        return None if power is None else power[0]
+
+    def _power(self, window: tuple[float, float], basis: EnergyBasis) -> tuple[float, float] | None:
+        """Mean power of a basis over an idle window and its half width; None without a figure."""
         at = (window, basis.text)
         if at not in self._idle_w:
             (energy,) = basis_energies([basis], lambda channel: self._reading(channel, *window))
             if energy.energy_j is None:
                 return None
-            self._idle_w[at] = energy.energy_j / (window[1] - window[0])
+            length_s = window[1] - window[0]
+            self._idle_w[at] = (energy.energy_j / length_s, energy.error_j / length_s)
         return self._idle_w[at]
 
     def _lacking(self) -> Reason:

@@ -19,7 +19,8 @@ RESERVED = (*OWN_ARMS, "hybrid", "full_precision_again")
 class Address(Section):
     """An OpenAI-compatible address that is compared with, such as what a team serves today.
 
-    It is sent the load, nothing else: it has no figures of quality, memory, energy or fixed shapes.
+    It is sent the load, nothing else: it has no figures of quality, memory or fixed shapes, and of
+    energy only where meters of its node are given.
     """
 
     endpoint: str = Field(
@@ -38,6 +39,22 @@ class Address(Section):
         description="ask for exactly the load's output lengths (ignore_eos and min_tokens, as vLLM "
         "and SGLang take them); false lets answers end earlier, null tries it once",
     )
+    meters: Meters | None = Field(
+        None,
+        description="meters of the node that serves it, such as its PDU's log, by name in sources; "
+        "null gives the address no energy",
+    )
+
+    @field_validator("meters")
+    @classmethod
+    def of_that_node(cls, meters: Meters | None) -> Meters | None:
+        here = {"auto", "nvml", "rapl"}.intersection(meters.sources if meters else [])
+        if here:
+            raise ValueError(
+                f"sources {', '.join(sorted(here))}: nvml, rapl and auto look at this machine; "
+                "name what sees the node that serves the address, such as sources: [csv]"
+            )
+        return meters
 
     @field_validator("endpoint")
     @classmethod
