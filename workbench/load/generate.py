@@ -5,7 +5,10 @@ the trace has (a Gaussian copula: AR(1) numbers, made uniform), and carried back
 through the rate curve. A load longer than the curve goes on at its start, at the same hour of the
 day where the trace says the hour. Lengths and classes come from the joint histogram. What is lost:
 the order of lengths, sessions, and any correlation beyond neighbours that the rate curve does not
-hold. The CV of the gaps comes out within a fifth of the load's.
+hold. At the load's own scale the CV of the gaps comes out within a fifth of the load's. At another
+the rate curve stays on its clock: more requests come within the same busy times and the pauses
+between these stay, so the CV grows with the scale where there are pauses (Azure's code trace: 13 at
+its own scale, 9 at half of it, 26 at four times), and hardly where there are none (1.05 to 1.14).
 """
 
 from __future__ import annotations
