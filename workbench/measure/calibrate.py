@@ -364,7 +364,7 @@ def rates(runs: int) -> Iterator[Row]:
             yield from judged("rates over time", situation, n, 6.0, made)
 
 
-PARTS = {documents: 1000, studies: 400, blocks: 4000, counts: 2000, queues: 600, rates: 1000}
+PARTS = {documents: 1000, studies: 200, blocks: 4000, counts: 2000, queues: 600, rates: 1000}
 """Runs of each part; what is cheap is run more often."""
 
 
