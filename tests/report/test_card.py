@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 import typer
@@ -11,6 +12,7 @@ import typer
 from workbench.cli import app
 from workbench.pilot.resolve import resolve
 from workbench.report.card import card_html, card_lines, verdict_card
+from workbench.report.gates import evaluate, gates_frame
 from workbench.report.next_steps import MOST
 from workbench.wording.numbers import number
 from workbench.wording.text import Texts
@@ -47,6 +49,24 @@ def test_each_state_has_its_sentence(make_run, gates, state, outcome, word) -> N
     assert card.state == state and word in card.sentence
     assert {light.outcome for light in card.lights} == ({outcome} if outcome else set())
     assert "{" not in card.sentence and "None" not in card.sentence
+
+
+def test_without_an_interval_nothing_is_said_to_cross(make_run) -> None:
+    """A figure seen too few times neither gains nor crosses: the card says so."""
+    run = make_run(gates="\n    - {metric: decode_speedup, labels: {source: probe}, at_least: 1.5}")
+    probe, report = run.record("readiness"), run.record("report")
+    seen_once = {"lo": None, "hi": None, "reason": "seen once"}
+    probe.metrics = [
+        replace(m, **seen_once) if m.name == "decode_speedup" else m for m in probe.metrics
+    ]
+    probe.save()
+    gates = evaluate(run.resolved().pilot.report.gates, run.records())
+    report.save_table("gates", gates_frame(gates))
+    report.facts["verdict"]["decision"] = "inconclusive"
+    report.save()
+    sentence = verdict_card(run, Texts()).sentence
+    assert sentence.startswith("Not yet: ") and "too few times" in sentence
+    assert "crosses" not in sentence and "beyond chance" not in sentence
 
 
 def test_an_unfinished_run_is_not_undecided(make_run) -> None:

@@ -159,6 +159,7 @@ def _gain(records: Mapping[str, StageRecord], texts: Texts) -> str:
     if speed is None:
         return texts("card.gain.memory", **values)
     faster = "faster" if (speed.lo or 0.0) > 1 else "slower" if _below_one(speed) else "no_faster"
+    faster = "unsure" if speed.lo is None and speed.hi is None else faster
     return texts(f"card.gain.{faster}" if memory else f"card.gain.{faster}_only", **values)
 
 
@@ -197,6 +198,8 @@ def _why(
         return texts("card.why.noisy", **values)
     if first.metric.startswith("quality_gap"):
         return texts("card.why.quality", **values)
+    if first.decider is None:
+        return texts("card.why.no_interval", **values)
     return texts("card.why.open", **values)
 
 
