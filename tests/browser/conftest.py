@@ -57,8 +57,9 @@ def server(finished_runs: Path, notebooks: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(browser) -> Iterator:
+    """One page for all notebooks: to load the Lab anew for each would take longer than they."""
     context = browser.new_context(viewport={"width": 1300, "height": 1000})
     yield context.new_page()
     context.close()

@@ -36,6 +36,14 @@ OPENED = """async () => {
 }"""
 
 
+CLOSED = """async () => {
+    const panel = jupyterapp.shell.currentWidget;
+    await panel.sessionContext.shutdown();
+    await panel.context.save();
+    panel.close();
+}"""
+
+
 def own_notebook(name: str, folder: Path, **parameters: object) -> Path:
     """A copy of a notebook whose parameters cell has these values."""
     document = nbformat.read(NOTEBOOKS / name, as_version=4)
@@ -88,9 +96,16 @@ class Notebook:
 
     def __init__(self, page: Any, address: str, name: str) -> None:
         self.page, self.name = page, name
-        page.goto(address.format(name=name))
+        if page.evaluate("() => !window.jupyterapp"):
+            page.goto(address.format(name=name))
+        else:
+            page.evaluate(
+                "name => jupyterapp.commands.execute('docmanager:open', {path: name})", name
+            )
         page.wait_for_function(
-            "() => window.jupyterapp?.shell?.currentWidget?.context", timeout=60_000
+            "name => window.jupyterapp?.shell?.currentWidget?.context?.path === name",
+            arg=name,
+            timeout=60_000,
         )
         page.evaluate(OPENED)
 
@@ -101,6 +116,10 @@ class Notebook:
     def start_all(self) -> None:
         """Execute every cell without waiting."""
         self.page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
+
+    def close(self) -> None:
+        """Close its tab and end its kernel, so that the next one has the page to itself."""
+        self.page.evaluate(CLOSED)
 
     def interrupt(self) -> None:
         self.page.evaluate("() => jupyterapp.commands.execute('notebook:interrupt-kernel')")

@@ -46,8 +46,8 @@ def test_a_stage_s_notebook_runs_and_its_widgets_move_its_figures(
     assert moved["controls"] >= 2, "the picker of the run and that of the pilot, at least"
     if name[:2] in ("01", "02", "03", "04"):
         assert moved["figures"] > 0, moved
-    assert moved["texts"] == moved["controls"], moved
     page.screenshot(path=pictures / f"{Path(name).stem}-moved.png")
+    notebook.close()
 
 
 def move_all(page, notebook) -> dict[str, int]:
@@ -61,9 +61,8 @@ def move_all(page, notebook) -> dict[str, int]:
             if not move(control, selector):
                 continue
             moved["controls"] += 1
-            lab.until(lambda before=before: (kept_texts(page), notebook.figures()) != before)
-            moved["texts"] += kept_texts(page) != before[0]
-            page.wait_for_timeout(150)
+            lab.until(lambda before=before: kept_texts(page) != before[0])
+            moved["texts"] += 1
             moved["figures"] += notebook.figures() != before[1]
     return moved
 
@@ -111,6 +110,7 @@ def test_the_report_s_notebook_opens_with_the_card_of_the_record(
     first = next(c for c in notebook.cells() if c["outputs"] and "figures." in c["source"])
     assert "wb-card" in json.dumps(first["outputs"]), "before every figure"
     page.screenshot(path=pictures / "card.png")
+    notebook.close()
 
 
 def test_runs_are_compared_and_picked(server, notebooks, finished_runs, page, pictures) -> None:
@@ -131,6 +131,7 @@ def test_runs_are_compared_and_picked(server, notebooks, finished_runs, page, pi
     runs.press("Enter")
     options = page.locator(".widget-select-multiple option")
     assert options.count() == 2, "those chosen stay in the list"
+    notebook.close()
 
 
 def test_a_closed_tab_loses_nothing_of_a_training(browser, notebooks, tmp_path, pictures) -> None:
