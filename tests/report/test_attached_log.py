@@ -19,6 +19,7 @@ from workbench.runner.pilot_run import run_pilot, write_report
 from workbench.stages.keys import stage_key
 
 WATTS = {"full_precision": 420.0, "ternary": 300.0, "full_precision_again": 420.0}
+LOAD_WATTS = {"full_precision": 400.0, "ternary": 320.0, "post_training": 330.0, "int8": 350.0}
 IDLE_W = 180.0
 TURN_S = 30.0
 BEGAN_S = 1_772_438_400.0
@@ -43,13 +44,16 @@ def turns(blocks=6):
 
 def wall_log(table, lag_s=0.0, averaging_s=0.0, period_s=1.0, shift_s=0.0, factor=1.0):
     """(times, watts) of a PDU beside those turns: the mean over ``averaging_s`` up to ``lag_s``."""
-    grid = np.arange(BEGAN_S - 60.0, table["end_s"].max() + 60.0, 0.05)
+    windows = table if isinstance(table, list) else table.to_dict("records")
+    end_s = max(window["end_s"] for window in windows)
+    grid = np.arange(BEGAN_S - 60.0, end_s + 60.0, 0.05)
     power = np.full(len(grid), IDLE_W)
-    for turn in table.itertuples():
-        power[(grid >= turn.start_s) & (grid < turn.end_s)] = WATTS[turn.arm]
+    for turn in windows:
+        drawn = (WATTS if "class" in turn else LOAD_WATTS)[turn["arm"]]
+        power[(grid >= turn["start_s"]) & (grid < turn["end_s"])] = drawn
     energy = np.concatenate([[0.0], np.cumsum(power) * 0.05])
     edges = np.append(grid, grid[-1] + 0.05)
-    at_s = np.arange(BEGAN_S - 30.0, table["end_s"].max() + 30.0, period_s)
+    at_s = np.arange(BEGAN_S - 30.0, end_s + 30.0, period_s)
     span_s = max(averaging_s, 0.05)
     until, since = (np.interp(at_s - lag_s - back, edges, energy) for back in (0.0, span_s))
     noise = np.random.default_rng(1).normal(0, 2.0, len(at_s))
@@ -71,6 +75,54 @@ def run(make_run, monkeypatch):
     record.save_table("energies", turns())
     record.save()
     return run
+
+
+def windows_of_load(begin_s, blocks=6):
+    """Table ``load_energies`` of a run without a meter, and ten requests of each window."""
+    at_s, rows, requests = begin_s, [], []
+    for block in range(blocks):
+        for order, arm in enumerate(LOAD_WATTS):
+            at_s += 1.0
+            rows.append(
+                {"block": block, "order": order, "arm": arm, "start_s": at_s,
+                 "end_s": at_s + TURN_S, "basis": "", "covers": "", "kind": None,
+                 "energy_j": None, "idle_w": None, "idle_error_w": 0.0, "error_j": 0.0,
+                 "bias_j": 0.0, "how": "no_meter: rapl: no powercap"}
+            )  # fmt: skip
+            requests += [
+                {"block": block, "arm": arm, "status": "ok" if n else "error", "sent_s": 3.0 * n,
+                 "last_token_s": 3.0 * n + 2.0, "prompt_tokens": 100, "output_tokens": 50}
+                for n in range(10)
+            ]  # fmt: skip
+            at_s += TURN_S
+    return pd.DataFrame(rows), pd.DataFrame(requests)
+
+
+def test_the_load_has_its_energy_from_the_log_as_well(run, tmp_path):
+    table = turns()
+    load, requests = windows_of_load(float(table["end_s"].max()) + 20.0)
+    shapes = [
+        {"block": 0, "order": 0, "arm": arm, "class": "batch_1", "batch": 1, "phase": phase,
+         "seconds": 1.0, "tokens": 100, "sequences": 1}
+        for arm in LOAD_WATTS for phase in ("prefill", "decode")
+    ]  # fmt: skip
+    record = StageRecord.load(run.stage_folder("measure_ab"))
+    for name, of in (("load_energies", load), ("load_requests", requests),
+                     ("blocks", pd.DataFrame(shapes))):  # fmt: skip
+        record.save_table(name, of)
+    record.save()
+    log = wall_log([*table.to_dict("records"), *load.to_dict("records")], 1.0, 1.0)
+    record = attach(run, as_csv(tmp_path / "pdu.csv", log))
+    for arm, watts in LOAD_WATTS.items():
+        each = record.metric("energy_j_per_request", arm=arm, source="load")
+        assert each.value == pytest.approx(watts * TURN_S / 10, rel=0.02)
+        assert "pdu.csv (sha256" in each.how
+        accepted = record.metric("energy_j_per_accepted_answer", arm=arm)
+        assert accepted.value == pytest.approx(watts * TURN_S / 9, rel=0.02)
+    ratio = record.metric("energy_ratio", arm="ternary", source="load")
+    assert ratio.lo < 400.0 / 320.0 < ratio.hi
+    assert record.facts["load_energy_basis"]["ternary"] == "node"
+    assert ratio_of(record).value == pytest.approx(RATIO, rel=0.01)
 
 
 def attach(run, path, form="csv", options=None, **declared):

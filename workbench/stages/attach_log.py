@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,12 +22,14 @@ from workbench.files import replacing
 from workbench.measure.ab_figures import energy_bases, energy_figures
 from workbench.measure.exports.against_turns import hold_against
 from workbench.measure.exports.log import PowerLog, summary
+from workbench.measure.load_energy import load_energy_basis, load_energy_figures
 from workbench.records.attachment import FOLDER, Attachment, attachment_of, keep
 from workbench.records.events import Progress
 from workbench.records.metric import Metric
 from workbench.records.run import Run
 from workbench.records.stage_record import StageRecord
 from workbench.roadmap import STAGES
+from workbench.serve.load_session import ENERGY_COLUMNS
 from workbench.stages.context import StageContext
 from workbench.stages.find import stage_run
 from workbench.stages.measure_ab_load import BASELINE
@@ -54,11 +57,13 @@ def attach_log(
         )
     gap_s = max_gap_s or run.resolved().pilot.measure_ab.meters.max_gap_s
     with run.lock(STAGE):
-        of_run = record.table("energies")
-        held = hold_against(log, of_run, gap_s)
-        metered = of_run[of_run["basis"] != ""]
-        # Of one turn the widest basis comes first, whoever metered it.
-        table = pd.concat([held.energies, metered], ignore_index=True)
+        of_run, of_load = record.table("energies"), _own_load(run, record)
+        held = hold_against(log, of_run, of_load, gap_s)
+        tables = {"energies": _with_metered(held.energies, of_run)}
+        if len(of_load):
+            tables["load_energies"] = _with_metered(
+                held.load_energies, record.table("load_energies")
+            )
         attached = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         attachment = Attachment(
             file=log.path.name,
@@ -68,12 +73,17 @@ def attach_log(
             found={"form": log.form, "sources": summary(log), "learned": held.said,
                    "failures": log.faults.counts(), "max_gap_s": gap_s},
             metrics=[],
-            tables={"energies": f"{FOLDER}/energies.parquet"},
-            facts={"energy_basis": energy_bases(table)},
+            tables={},
         )  # fmt: skip
-        attachment.metrics = _figures(table, attachment.text)
+        figures = list(_figures(run, record, tables, attachment.facts))
+        attachment.metrics = [
+            _with_source(figure, attachment.text)
+            for figure in figures
+            if figure != record.metric(figure.name, **figure.labels)
+        ]
         if "power" in record.tables:
-            attachment.tables["power"] = f"{FOLDER}/power.parquet"
+            tables["power"] = _power(record, log)
+        attachment.tables = {name: f"{FOLDER}/{name}.parquet" for name in tables}
         attachment.notes += [f"energy is from {attachment.text}", *held.said, *log.notes]
         if len(log.faults):
             attachment.notes.append(f"rows of {log.path.name} that are no samples: "
@@ -81,9 +91,8 @@ def attach_log(
         partial = folder / f".{FOLDER}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _save(table, partial / "energies.parquet")
-        if "power" in record.tables:
-            _save(_power(record, log), partial / "power.parquet")
+        for name, table in tables.items():
+            _save(table, partial / f"{name}.parquet")
         keep(folder, partial, attachment)
     return attachment
 
@@ -124,16 +133,42 @@ def judge_with_attached(run: Run) -> StageRecord | None:
     return record
 
 
-def _figures(table: pd.DataFrame, source: str) -> list[Metric]:
-    """The figures of energy, each with where it is from."""
-    classes = [SimpleNamespace(name=name) for name in table["class"].unique()]
-    found = []
-    for metric in energy_figures(table, BASELINE, classes):
-        if metric.value is None:
-            found.append(replace(metric, reason=f"{metric.reason}; {source}"))
-        else:
-            found.append(replace(metric, how=f"{metric.how}; {source}"))
-    return found
+def _own_load(run: Run, record: StageRecord) -> pd.DataFrame:
+    """Windows of the pilot's own arms under the load; an address is served by another node."""
+    if not {"load_energies", "load_requests", "blocks"} <= set(record.tables):
+        return pd.DataFrame(columns=ENERGY_COLUMNS)
+    windows = record.table("load_energies").dropna(subset=["start_s"])
+    return windows[windows["arm"].isin(run.resolved().pilot.measure_ab.own_arms)]
+
+
+def _with_metered(held: pd.DataFrame, of_run: pd.DataFrame) -> pd.DataFrame:
+    """The log's rows, then those that were metered in the run: of one window the widest basis
+    comes first, whoever metered it."""
+    metered = of_run[(of_run["basis"] != "") | ~of_run["arm"].isin(held["arm"])]
+    return pd.concat([held, metered], ignore_index=True) if len(metered) else held
+
+
+def _figures(
+    run: Run, record: StageRecord, tables: dict[str, pd.DataFrame], facts: dict[str, Any]
+) -> Iterator[Metric]:
+    """The figures of energy as a run makes them; facts: takes the bases they stand on."""
+    energies = tables["energies"]
+    facts["energy_basis"] = energy_bases(energies)
+    classes = [SimpleNamespace(name=name) for name in energies["class"].unique()]
+    yield from energy_figures(energies, BASELINE, classes)
+    if "load_energies" not in tables:
+        return
+    section, load = run.resolved().pilot.measure_ab, tables["load_energies"]
+    own, arms = section.own_arms, [*section.own_arms, *section.addresses]
+    facts["load_energy_basis"] = load_energy_basis(load, arms, own)
+    requests, shapes = record.table("load_requests"), record.table("blocks")
+    yield from load_energy_figures(requests, load, shapes, arms, own)
+
+
+def _with_source(figure: Metric, source: str) -> Metric:
+    if figure.value is None:
+        return replace(figure, reason=f"{figure.reason}; {source}")
+    return replace(figure, how=f"{figure.how}; {source}")
 
 
 def _power(record: StageRecord, log: PowerLog) -> pd.DataFrame:

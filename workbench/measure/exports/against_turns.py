@@ -15,28 +15,32 @@ from workbench.measure.exports.log import PowerLog, Series, utc_text
 from workbench.measure.meters.log_check import ZONE_STEP_S
 from workbench.measure.meters.past import MeteredTurn, PastSession, response_from_turns
 from workbench.measure.meters.response import Response
-from workbench.measure.meters.rows import energy_rows
+from workbench.measure.meters.rows import WINDOW_COLUMNS, energy_rows
 from workbench.measure.meters.sample import Channel
 from workbench.measure.meters.session import ROWS_WANTED
 from workbench.measure.session import TURN_COLUMNS
 from workbench.paths import shown
 
+LOAD_COLUMNS = ["block", "order", "arm"]
 MARGIN_S = 300.0
-"""Of the log, before the first and after the last turn."""
+"""Of the log, before the first and after the last window."""
 
 
 @dataclass(frozen=True)
 class HeldAgainst:
-    """energies: rows of the table ``energies``, those of the log alone. said: what was learned of
-    each channel, for a person."""
+    """energies, load_energies: rows of the tables of these names, those of the log alone. said:
+    what was learned of each channel, for a person."""
 
     energies: pd.DataFrame
+    load_energies: pd.DataFrame
     said: list[str]
-    session: PastSession
 
 
-def hold_against(log: PowerLog, energies: pd.DataFrame, max_gap_s: float) -> HeldAgainst:
-    """The energy of every turn of table ``energies`` by the log, on every basis of its channels.
+def hold_against(
+    log: PowerLog, energies: pd.DataFrame, load_energies: pd.DataFrame, max_gap_s: float
+) -> HeldAgainst:
+    """The energy of every turn of table ``energies``, and of ``load_energies`` (the arms under the
+    load, which may be none), by the log, on every basis of its channels.
 
     Raises ConfigError where the log does not reach the turns, StageError where their times are
     not known.
@@ -47,19 +51,27 @@ def hold_against(log: PowerLog, energies: pd.DataFrame, max_gap_s: float) -> Hel
             allowed="a run of this version of the workbench",
             next_step="measure again: workbench run PILOT.yaml --from measure_ab --force",
         )
-    windows = energies.drop_duplicates([*TURN_COLUMNS, "start_s"])
-    span_s = float(windows["start_s"].min()), float(windows["end_s"].max())
-    _require_overlap(log, span_s)
-    near = [one.within(span_s[0] - MARGIN_S, span_s[1] + MARGIN_S) for one in log.series]
-    responses, said = _responses(near, _turns(windows))
-    said += _too_coarse(near, windows)
+    turns = energies.drop_duplicates([*TURN_COLUMNS, "start_s"])
+    loads = load_energies.drop_duplicates([*LOAD_COLUMNS, "start_s"])
+    _require_overlap(log, (float(turns["start_s"].min()), float(turns["end_s"].max())))
+    windows = pd.concat([turns[["start_s", "end_s"]], loads[["start_s", "end_s"]]])
+    begin_s, end_s = float(windows["start_s"].min()), float(windows["end_s"].max())
+    near = [one.within(begin_s - MARGIN_S, end_s + MARGIN_S) for one in log.series]
+    responses, said = _responses(near, _turns(turns))
+    said += _too_coarse(near, turns)
     series = {one.channel: (one.times_s, one.values) for one in near}
     session = PastSession(series, responses, max_gap_s)
+    return HeldAgainst(
+        _rows(session, turns, TURN_COLUMNS), _rows(session, loads, LOAD_COLUMNS), said
+    )
+
+
+def _rows(session: PastSession, windows: pd.DataFrame, about: list[str]) -> pd.DataFrame:
     rows = []
-    for turn in windows.to_dict("records"):
-        at = {name: turn[name] for name in TURN_COLUMNS}
-        rows += energy_rows(session, at, turn["start_s"], turn["end_s"])
-    return HeldAgainst(pd.DataFrame(rows), said, session)
+    for window in windows.to_dict("records"):
+        at = {name: window[name] for name in about}
+        rows += energy_rows(session, at, window["start_s"], window["end_s"])
+    return pd.DataFrame(rows, columns=[*about, *WINDOW_COLUMNS])
 
 
 def _turns(windows: pd.DataFrame) -> list[MeteredTurn]:
