@@ -173,7 +173,7 @@ def served_run(arms, tmp_path, monkeypatch) -> Run:
     path = tmp_path / "trial.yaml"
     path.write_text(
         "name: trial\nquestion: is it kept?\n"
-        "deploy_rollback: {hold_s: 7.0, rollback_rule: {fewest: 4}}\n"
+        "deploy_rollback: {hold_s: 7.0, rollback_rule: {max_error_share: 0.2}}\n"
     )
     run = open_run(resolve(path))
     for stage, arm in (("train_qat", "full_precision"), ("hybrid_plan", "hybrid")):
@@ -203,7 +203,7 @@ def test_a_served_run_goes_on_with_the_route_that_it_had(served_run, monkeypatch
         ("hybrid", 1.0), ("full_precision", 1.0), ("hybrid", 0.05),
     ]  # fmt: skip
     assert {given.hold_s for given in started} == {7.0}
-    assert {given.rule.fewest for given in started} == {4}
+    assert {given.rule.max_error_share for given in started} == {0.2}
     said = capsys.readouterr().out
     assert said.count("full_precision answers 100% of the requests (rule: 5 of 9 failed)") == 2
     assert f"workbench route {served_run.name} --back" in said
@@ -399,7 +399,7 @@ def test_a_run_is_served_by_its_name(arms, tmp_path, monkeypatch) -> None:
 def test_a_spec_comes_back_from_its_file(arms, tmp_path) -> None:
     from workbench.serve.rollback_rule import RollbackRule
 
-    given = spec(arms, rule=RollbackRule(window=7, ttft_s=0.5))
+    given = spec(arms, rule=RollbackRule(max_error_share=0.2, ttft_s=0.5))
     given.save(tmp_path / "spec.json")
     assert ServeSpec.load(tmp_path / "spec.json") == given
     assert read_json(tmp_path / "spec.json")["rule"]["window"] == 7

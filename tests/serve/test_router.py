@@ -227,18 +227,17 @@ def test_a_client_that_leaves_frees_its_slot_and_its_place(serve) -> None:
 
 
 def test_the_rule_goes_back_by_itself_and_stays_there(serve) -> None:
-    rule = RollbackRule(window=20, fewest=5, max_error_share=0.2)
-    served = serve(rule=rule)
+    served = serve(rule=RollbackRule(max_error_share=0.2))
     served.schedulers["hybrid"].broken = "wrong answer"
     statuses = [served.complete(max_tokens=1).status_code for _ in range(8)]
-    assert statuses == [500] * 5 + [200] * 3
+    assert statuses == [500] * 3 + [200] * 5
     (switch,) = served.service.router.switches
     assert switch.to_arm == "full_precision"
-    assert switch.reason == "rule: 5 of the last 5 requests failed"
+    assert switch.reason == "rule: 3 of 3 requests failed; the share may be at most 0.2"
 
 
 def test_what_began_before_the_latest_switch_is_not_held_against_it(serve) -> None:
-    served = serve(rule=RollbackRule(window=20, fewest=5, max_error_share=0.2), slots=12)
+    served = serve(rule=RollbackRule(max_error_share=0.2), slots=12)
     hybrid = served.schedulers["hybrid"]
     hybrid.gate.clear()
     with ThreadPoolExecutor(12) as pool:
@@ -249,36 +248,25 @@ def test_what_began_before_the_latest_switch_is_not_held_against_it(serve) -> No
         hybrid.broken = "wrong answer"
         assert [future.result().status_code for future in old] == [500] * 12
     assert len(served.service.router.switches) == 2
-    assert [served.complete().status_code for _ in range(6)] == [500] * 5 + [200]
+    assert [served.complete().status_code for _ in range(4)] == [500] * 3 + [200]
 
 
 def test_the_rule_and_the_metrics_take_a_stop_text_for_an_end(serve) -> None:
-    """Ten good answers stand beside the failed one, though the engine was cancelled in them."""
-    served = serve(rule=RollbackRule(window=20, fewest=5, max_error_share=0.2))
+    """Ten good answers stand beside the failed ones, though the engine was cancelled in them."""
+    served = serve(rule=RollbackRule(max_error_share=0.2))
     for _ in range(10):
         assert served.complete(max_tokens=40, stop="B").status_code == 200
     served.until(lambda: served.service.router.running == 0)
     served.schedulers["hybrid"].broken = "wrong answer"
-    assert [served.complete().status_code for _ in range(2)] == [500] * 2
-    assert served.service.router.switches == []
-    assert served.complete().status_code == 500
+    statuses = [served.complete().status_code for _ in range(8)]
+    failed = statuses.index(200)
+    assert statuses == [500] * failed + [200] * (8 - failed) and 4 <= failed <= 6
     (switch,) = served.service.router.switches
-    assert switch.reason == "rule: 3 of the last 13 requests failed"
+    assert f"rule: {failed} of {10 + failed} requests failed" in switch.reason
     text = served.client.get("/metrics").text
     assert 'workbench_requests_total{arm="hybrid",finish_reason="stop"} 10.0' in text
     assert 'vllm:request_success_total{finished_reason="stop",model_name="pilot"} 10.0' in text
     assert "cancelled" not in text
-
-
-def test_the_rule_counts_slow_first_tokens() -> None:
-    monitor = RollbackRule(window=10, fewest=4, ttft_s=1.0, max_slow_share=0.3).monitor()
-    for ttft_s in (0.1, 2.0, 0.1, 0.1):
-        monitor.observe(True, ttft_s)
-        assert monitor.verdict() is None
-    assert monitor.verdict(late=1) == "rule: 2 of the last 5 had no first token within 1 s"
-    assert monitor.verdict() is None, "late ones are counted anew each time"
-    monitor.observe(True, None)
-    assert monitor.verdict() == "rule: 2 of the last 5 had no first token within 1 s"
 
 
 class SilentScheduler:
@@ -332,7 +320,7 @@ def silent_router(*, hangs: bool, slots: int = 4) -> Router:
     """Within the loop that it is used in."""
     clock = asyncio.get_running_loop().time
     arms = [ServedArm(name, SilentScheduler(hangs=hangs), slots) for name in LETTER]
-    rule = RollbackRule(fewest=10, ttft_s=0.05)
+    rule = RollbackRule(ttft_s=0.05)
     route = Route("hybrid")
     return Router(arms, fallback="full_precision", route=route, rule=rule, clock=clock)
 
@@ -368,8 +356,8 @@ def test_the_rule_sees_a_hung_arm_whose_clients_wait_for_ever() -> None:
 
     router = at_once(load())
     (switch,) = router.switches
-    late, seen = map(int, re.findall(r"(\d+) of the last (\d+)", switch.reason)[0])
-    assert 10 <= late == seen <= 20 and GONE_BACK in switch.reason
+    late, seen = map(int, re.findall(r"(\d+) of (\d+)", switch.reason)[0])
+    assert 3 <= late == seen <= 20 and GONE_BACK in switch.reason
     assert router.arms["full_precision"].running == 4
 
 
@@ -402,6 +390,49 @@ def test_waiting_for_the_other_arm_is_not_held_against_a_candidate() -> None:
         return [*switches, len(router.switches)]
 
     assert at_once(load()) == [2, 2, 3]
+
+
+class SteadyScheduler(SilentScheduler):
+    """One token after ``takes_s``, as many requests at a time as it is given."""
+
+    def __init__(self, takes_s: float) -> None:
+        super().__init__(hangs=False)
+        self.takes_s = takes_s
+
+    def submit(self, request, on_token, on_done):
+        submitted = super().submit(request, on_token, on_done)
+
+        def end() -> None:
+            on_token(7)
+            self.end(submitted)
+
+        asyncio.get_running_loop().call_later(self.takes_s, end)
+        return submitted
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_a_burst_that_queues_is_not_blamed_on_the_candidate(weight: float) -> None:
+    """200 requests at once for 2 slots: nearly all wait longer than the 0.1 s that are allowed;
+    one that takes 0.2 s itself is taken back."""
+
+    async def load(takes_s: float) -> list[str]:
+        clock = asyncio.get_running_loop().time
+        arms = [
+            ServedArm("full_precision", SteadyScheduler(0.01), 2),
+            ServedArm("hybrid", SteadyScheduler(takes_s), 2),
+        ]
+        rule, route = RollbackRule(ttft_s=0.1), Route("hybrid", weight)
+        router = Router(arms, fallback="full_precision", route=route, rule=rule, clock=clock)
+        routed = [router.submit(REQUEST) for _ in range(200)]
+        await asyncio.sleep(5.0)
+        waits = sorted(each.first_token_s - each.arrived_s for each in routed)
+        assert waits[100] > 0.1
+        return [switch.reason for switch in router.switches]
+
+    assert at_once(load(0.01)) == []
+    if weight == 1.0:
+        (reason,) = at_once(load(0.2))
+        assert "had no first token within 0.1 s" in reason
 
 
 def test_a_scheduler_that_refuses_fails_that_request_alone(serve) -> None:

@@ -38,7 +38,7 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from workbench.engine.request import FinishReason, GenerationRequest, QueueFull
-from workbench.serve.rollback_rule import RollbackRule
+from workbench.serve.rollback_rule import LEAST_OTHER_SHARE, RollbackRule
 
 GOLDEN = (5**0.5 - 1) / 2
 TICK_S = 1e-3
@@ -83,7 +83,8 @@ class TakesRequests(Protocol):
 
 @dataclass(eq=False)
 class ServedArm:
-    """One precision. slots: requests it runs together. out: why it takes no more."""
+    """One precision. slots: requests it runs together. out: why it takes no more. spoke_s: when it
+    gave the latest first token."""
 
     name: str
     scheduler: TakesRequests
@@ -92,6 +93,7 @@ class ServedArm:
     long: int = 0
     """Of those running, the ones that want many tokens."""
     out: str | None = None
+    spoke_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ class Router:
         self._running: set[RoutedRequest] = set()
         self._position = 0.0
         self._since_s = 0.0
-        """When the route became what it is; the rule judges what started under it."""
+        """When the route became what it is; what a request waited before is not held against it."""
         self._held_until = 0.0
         self._took_s: deque[float] = deque(maxlen=32)
 
@@ -236,6 +238,7 @@ class Router:
             loop = asyncio.get_running_loop()
             routed.deadline = loop.call_later(self.deadline_s, self._overdue, routed)
         self._waiting.append(routed)
+        self._put_on_trial(routed)
         self._dispatch()
         self._look_when_late()
         return routed
@@ -277,8 +280,11 @@ class Router:
         else:
             self._held_until = now + self.hold_s
         switch = Switch(now, self.route.arm, target.arm, target.weight, reason)
+        if self._rule and target.arm != self.route.arm:
+            self._monitor = self._rule.monitor()
         self.route, self._since_s = target, now
-        self._monitor = self._rule.monitor() if self._rule else None
+        for routed in self._waiting:
+            self._put_on_trial(routed)
         self.switches.append(switch)
         self.on_switch(switch)
         self._dispatch()
@@ -371,6 +377,7 @@ class Router:
         arm.running += 1
         arm.long += routed.long
         self._running.add(routed)
+        self._look_when_late()
         try:
             routed.submitted = arm.scheduler.submit(routed.left(), on_token, on_done)
         except (ValueError, RuntimeError) as error:
@@ -384,6 +391,11 @@ class Router:
         routed.output.append(token)
         if routed.first_token_s is None:
             routed.first_token_s = self._clock()
+            if routed.arm:
+                self.arms[routed.arm].spoke_s = routed.first_token_s
+            if self._monitor:
+                self._monitor.first_token(routed, self._is_late(routed, routed.first_token_s))
+                self._look_when_late()
         routed.events.put_nowait(token)
 
     def _done(self, routed: RoutedRequest, arm: ServedArm, submitted: Submitted) -> None:
@@ -439,21 +451,34 @@ class Router:
         if reason != "cancelled" and routed.started_s is not None:
             self._took_s.append(routed.ended_s - routed.started_s)
         self.on_finished(routed)
-        if self._monitor and self._on_trial(routed):
+        if self._monitor:
             # A client that left early says nothing; one that left because it waited does.
-            if reason != "cancelled" or self._is_late(routed, routed.ended_s):
-                first = routed.first_token_s
-                ttft_s = None if first is None else self._waited_s(routed, first)
-                self._monitor.observe(reason != "error", ttft_s)
+            if routed.first_token_s is None and self._is_late(routed, routed.ended_s):
+                self._monitor.first_token(routed, late=True)
+            if reason == "cancelled":
+                self._monitor.forget(routed)
+            else:
+                self._monitor.ended(routed, failed=reason == "error")
             self._look()
+
+    def _put_on_trial(self, routed: RoutedRequest) -> None:
+        """Tell the rule who is to answer it, unless the client chose or one arm is out."""
+        if not self._monitor or routed.pinned or self.route.arm == self.fallback:
+            return
+        self._monitor.forget(routed)
+        if not (self.arms[self.route.arm].out or self.arms[self.fallback].out):
+            candidate = routed.position < self.route.weight
+            self._monitor.arrived(routed, candidate, self.route.weight)
 
     def _look(self) -> None:
         """Go back if the rule says so."""
         if not self._monitor or self.route.arm == self.fallback:
             return
-        now, under_way = self._clock(), [*self._running, *self._waiting]
-        late = sum(self._on_trial(routed) and self._is_late(routed, now) for routed in under_way)
-        if verdict := self._monitor.verdict(late):
+        now = self._clock()
+        for routed in (*self._running, *self._waiting):
+            if routed.first_token_s is None and self._is_late(routed, now):
+                self._monitor.first_token(routed, late=True)
+        if verdict := self._monitor.verdict():
             self.switch(self.fallback, reason=verdict)
 
     def _look_when_late(self) -> None:
@@ -462,22 +487,22 @@ class Router:
             loop = asyncio.get_running_loop()
             loop.call_later(self._rule.ttft_s + TICK_S, self._look)
 
-    def _on_trial(self, routed: RoutedRequest) -> bool:
-        """Whether it says something about the route: it is the candidate's, and did not start
-        before the route became what it is."""
-        arm = routed.arm or self._arm_for(routed).name
-        chosen = arm == self.route.arm != self.fallback and not routed.pinned
-        return chosen and (routed.started_s is None or routed.started_s >= self._since_s)
-
-    def _is_late(self, routed: RoutedRequest, now: float) -> bool:
+    def _is_late(self, routed: RoutedRequest, until: float) -> bool:
         if self._rule is None or self._rule.ttft_s is None:
             return False
-        first = routed.first_token_s
-        return self._waited_s(routed, now if first is None else first) > self._rule.ttft_s
+        return until - self._waits_since_s(routed) > self._rule.ttft_s
 
-    def _waited_s(self, routed: RoutedRequest, until: float) -> float:
-        """Seconds that this route let a request wait; what another one did is not its fault."""
-        return until - max(routed.arrived_s, self._since_s)
+    def _waits_since_s(self, routed: RoutedRequest) -> float:
+        """From when on a missing first token is held against its arm: its arrival, or the latest
+        change of the route, since what another one did is not this one's fault. Where no other arm
+        answers for comparison, waiting behind others is a burst's doing as long as the arm gives
+        first tokens: then from its start."""
+        since = max(routed.arrived_s, self._since_s)
+        if 1 - self.route.weight >= LEAST_OTHER_SHARE:
+            return since
+        if routed.started_s is not None:
+            return max(since, routed.started_s)
+        return max(since, self._arm_for(routed).spoke_s)
 
     def _time_to_drain_s(self, arm: ServedArm) -> float:
         """Seconds until the queue is empty if its requests take as long as the latest ones did,

@@ -9,8 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from workbench.pilot.sections.base import (
     MOST_BATCH_WAIT_MS,
     MOST_SLOTS,
-    MOST_WAITING,
-    Count,
     Positive,
     Section,
     Share,
@@ -26,26 +24,27 @@ TUNED_ARMS, SHORTEST_POINT_S = 2, 2.0
 
 
 class Rule(Section):
-    """When the server goes back to full precision by itself; it never goes forward by itself."""
+    """When the server goes back to full precision by itself; it never goes forward by itself. While
+    both arms answer, the hybrid's share is compared with the other's at the same time; a burst
+    that makes both wait takes nothing back."""
 
-    window: Count = Field(
-        50, le=MOST_WAITING, description="latest requests of the hybrid arm that are looked at"
+    max_error_share: Share = Field(
+        0.05, description="by which the hybrid's share of failed requests may exceed the other's"
     )
-    fewest: Count = Field(10, description="requests before the rule says anything")
-    max_error_share: Share = Field(0.05, description="failed requests in the window, at most")
     ttft_s: Positive | None = Field(
-        None, description="a first token later than this after the arrival is slow, s"
+        None,
+        description="a first token later than this is late: after the arrival, or after the start "
+        "while the hybrid answers everything; null: only errors count, s",
     )
-    max_slow_share: Share = Field(0.10, description="slow requests in the window, at most")
-
-    @model_validator(mode="after")
-    def window_holds_enough(self) -> Rule:
-        if self.fewest > self.window:
-            raise ValueError(
-                f"fewest {self.fewest} of a window of {self.window}: the rule would never say "
-                "anything; lower fewest or widen the window"
-            )
-        return self
+    max_slow_share: Share = Field(
+        0.10, description="by which its share of late requests may exceed the other's"
+    )
+    false_alarms: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="share of hybrids within both limits that may be taken back, ever",
+    )
 
 
 class Tuning(Section):
