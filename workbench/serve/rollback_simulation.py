@@ -22,7 +22,7 @@ MOST = 10_000
 
 
 @dataclass(frozen=True)
-class Situation:
+class RuleSituation:
     """true_rate: share of the candidate's requests that are bad; other_rate: of the other arm's.
     burst: of both arms, for 200 of every 1000 requests. breaks_at: good until that request."""
 
@@ -34,7 +34,7 @@ class Situation:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RuleOutcome:
     """false_alarms: share of runs that went back, where the candidate keeps the limit; found: the
     same where it does not. median_delay: requests of both arms until then."""
 
@@ -52,17 +52,17 @@ class Outcome:
 
 
 SITUATIONS = (
-    Situation(0.02), Situation(0.05), Situation(0.08), Situation(0.10), Situation(0.20),
-    Situation(0.50), Situation(1.0),
-    Situation(0.50, breaks_at=5000), Situation(1.0, breaks_at=5000),
-    Situation(0.02, 0.02, 0.5), Situation(0.25, 0.20, 0.5), Situation(0.02, 0.02, 0.5, burst=0.6),
-    Situation(0.02, 0.02, 0.1, burst=0.6), Situation(0.20, 0.02, 0.5), Situation(0.50, 0.0, 0.5),
-    Situation(1.0, 0.0, 0.5), Situation(0.50, 0.0, 0.1), Situation(1.0, 0.0, 0.1),
-    Situation(1.0, 0.0, 0.9),
+    RuleSituation(0.02), RuleSituation(0.05), RuleSituation(0.08), RuleSituation(0.10), RuleSituation(0.20),
+    RuleSituation(0.50), RuleSituation(1.0),
+    RuleSituation(0.50, breaks_at=5000), RuleSituation(1.0, breaks_at=5000),
+    RuleSituation(0.02, 0.02, 0.5), RuleSituation(0.25, 0.20, 0.5), RuleSituation(0.02, 0.02, 0.5, burst=0.6),
+    RuleSituation(0.02, 0.02, 0.1, burst=0.6), RuleSituation(0.20, 0.02, 0.5), RuleSituation(0.50, 0.0, 0.5),
+    RuleSituation(1.0, 0.0, 0.5), RuleSituation(0.50, 0.0, 0.1), RuleSituation(1.0, 0.0, 0.1),
+    RuleSituation(1.0, 0.0, 0.9),
 )  # fmt: skip
 
 
-def simulate(case: Situation, rule: RollbackRule, runs: int, seed: int = 0) -> Outcome:
+def simulate(case: RuleSituation, rule: RollbackRule, runs: int, seed: int = 0) -> RuleOutcome:
     """``runs`` lives of :data:`MOST` requests each, on the rule's share of errors."""
     rng = np.random.default_rng(seed)
     bets = ExcessBets(rule.max_error_share, runs)
@@ -86,7 +86,7 @@ def simulate(case: Situation, rule: RollbackRule, runs: int, seed: int = 0) -> O
     share = float(np.isfinite(went_back).mean())
     keeps = case.true_rate - (case.other_rate if case.weight < 1 else 0.0) <= rule.max_error_share
     median = float(np.median(went_back))
-    return Outcome(
+    return RuleOutcome(
         name="monitor",
         **asdict(case),
         limit=rule.max_error_share,
