@@ -7,7 +7,7 @@ import pytest
 
 from workbench.measure.anytime import ExcessBets
 from workbench.serve.rollback_rule import MOST_PENDING, BadShare, RollbackRule
-from workbench.serve.rollback_simulation import RuleSituation, simulate
+from workbench.serve.rollback_simulation import Life, simulate
 
 NEEDED = float(np.log(20))
 
@@ -27,15 +27,15 @@ def test_capital_never_grows_on_average_at_the_limit() -> None:
 @pytest.mark.parametrize(
     ("case", "low", "high"),
     [
-        (RuleSituation(0.02), 0.0, 0.02),
-        (RuleSituation(0.05), 0.0, 0.05),
-        (RuleSituation(0.02, 0.02, 0.5, burst=0.6), 0.0, 0.05),
-        (RuleSituation(0.50), 1.0, 1.0),
-        (RuleSituation(1.0, 0.0, 0.1), 1.0, 1.0),
-        (RuleSituation(1.0, breaks_at=5000), 1.0, 1.0),
+        (Life(0.02), 0.0, 0.02),
+        (Life(0.05), 0.0, 0.05),
+        (Life(0.02, 0.02, 0.5, burst=0.6), 0.0, 0.05),
+        (Life(0.50), 1.0, 1.0),
+        (Life(1.0, 0.0, 0.1), 1.0, 1.0),
+        (Life(1.0, breaks_at=5000), 1.0, 1.0),
     ],
 )
-def test_false_alarms_and_what_is_found(case: RuleSituation, low: float, high: float) -> None:
+def test_false_alarms_and_what_is_found(case: Life, low: float, high: float) -> None:
     """The old rule went back in 61 % of lives at 2 % of errors; its limit was 5 % too."""
     outcome = simulate(case, RollbackRule(), runs=100)
     share = outcome.false_alarms if outcome.found is None else outcome.found

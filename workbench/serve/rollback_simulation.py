@@ -22,7 +22,7 @@ MOST = 10_000
 
 
 @dataclass(frozen=True)
-class RuleSituation:
+class Life:
     """true_rate: share of the candidate's requests that are bad; other_rate: of the other arm's.
     burst: of both arms, for 200 of every 1000 requests. breaks_at: good until that request."""
 
@@ -34,7 +34,7 @@ class RuleSituation:
 
 
 @dataclass(frozen=True)
-class RuleOutcome:
+class LifeOutcome:
     """false_alarms: share of runs that went back, where the candidate keeps the limit; found: the
     same where it does not. median_delay: requests of both arms until then."""
 
@@ -51,18 +51,18 @@ class RuleOutcome:
     runs: int
 
 
-SITUATIONS = (
-    RuleSituation(0.02), RuleSituation(0.05), RuleSituation(0.08), RuleSituation(0.10), RuleSituation(0.20),
-    RuleSituation(0.50), RuleSituation(1.0),
-    RuleSituation(0.50, breaks_at=5000), RuleSituation(1.0, breaks_at=5000),
-    RuleSituation(0.02, 0.02, 0.5), RuleSituation(0.25, 0.20, 0.5), RuleSituation(0.02, 0.02, 0.5, burst=0.6),
-    RuleSituation(0.02, 0.02, 0.1, burst=0.6), RuleSituation(0.20, 0.02, 0.5), RuleSituation(0.50, 0.0, 0.5),
-    RuleSituation(1.0, 0.0, 0.5), RuleSituation(0.50, 0.0, 0.1), RuleSituation(1.0, 0.0, 0.1),
-    RuleSituation(1.0, 0.0, 0.9),
+LIVES = (
+    Life(0.02), Life(0.05), Life(0.08), Life(0.10), Life(0.20),
+    Life(0.50), Life(1.0),
+    Life(0.50, breaks_at=5000), Life(1.0, breaks_at=5000),
+    Life(0.02, 0.02, 0.5), Life(0.25, 0.20, 0.5), Life(0.02, 0.02, 0.5, burst=0.6),
+    Life(0.02, 0.02, 0.1, burst=0.6), Life(0.20, 0.02, 0.5), Life(0.50, 0.0, 0.5),
+    Life(1.0, 0.0, 0.5), Life(0.50, 0.0, 0.1), Life(1.0, 0.0, 0.1),
+    Life(1.0, 0.0, 0.9),
 )  # fmt: skip
 
 
-def simulate(case: RuleSituation, rule: RollbackRule, runs: int, seed: int = 0) -> RuleOutcome:
+def simulate(case: Life, rule: RollbackRule, runs: int, seed: int = 0) -> LifeOutcome:
     """``runs`` lives of :data:`MOST` requests each, on the rule's share of errors."""
     rng = np.random.default_rng(seed)
     bets = ExcessBets(rule.max_error_share, runs)
@@ -86,7 +86,7 @@ def simulate(case: RuleSituation, rule: RollbackRule, runs: int, seed: int = 0) 
     share = float(np.isfinite(went_back).mean())
     keeps = case.true_rate - (case.other_rate if case.weight < 1 else 0.0) <= rule.max_error_share
     median = float(np.median(went_back))
-    return RuleOutcome(
+    return LifeOutcome(
         name="monitor",
         **asdict(case),
         limit=rule.max_error_share,
@@ -99,7 +99,7 @@ def simulate(case: RuleSituation, rule: RollbackRule, runs: int, seed: int = 0) 
 
 def main() -> int:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    for case in SITUATIONS:
+    for case in LIVES:
         print(json.dumps(asdict(simulate(case, RollbackRule(), runs))), flush=True)
     return 0
 
