@@ -59,6 +59,7 @@ energy: .venv/ready-for-tests
 
 calibrate: .venv/ready
 	@$(BIN)/python -m workbench.measure.calibrate
+	@$(BIN)/python -m workbench.serve.rollback_simulation
 
 fuzz: .venv/ready-for-tests
 	@$(BIN)/python -m ternary_kernels.fuzz --seconds $(FUZZ_SECONDS)

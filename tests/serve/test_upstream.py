@@ -196,7 +196,7 @@ def test_an_upstream_that_is_loading_is_out_until_it_answers(fronted) -> None:
 
 
 def test_a_client_s_own_fault_goes_back_to_it_and_says_nothing_of_the_arm(fronted) -> None:
-    front = fronted(rule=RollbackRule(window=20, fewest=2, max_error_share=0.1))
+    front = fronted(rule=RollbackRule(max_error_share=0.1))
     front.candidate.broken = 422
     for _ in range(6):
         answer = front.complete()
@@ -205,10 +205,10 @@ def test_a_client_s_own_fault_goes_back_to_it_and_says_nothing_of_the_arm(fronte
 
 
 def test_a_failing_and_a_slower_candidate_are_taken_back(fronted) -> None:
-    rule = RollbackRule(window=20, fewest=4, max_error_share=0.1, ttft_s=0.2)
+    rule = RollbackRule(max_error_share=0.1, ttft_s=0.2)
     front = fronted(rule=rule)
     front.candidate.broken = 500
-    assert [front.complete().status_code for _ in range(6)] == [500] * 4 + [200] * 2
+    assert [front.complete().status_code for _ in range(6)] == [500] * 3 + [200] * 3
     front.candidate.broken = None
     force = {"arm": "candidate", "force": True}
     assert front.client.post("/workbench/route", json=force).status_code == 200
@@ -264,7 +264,7 @@ def test_upstreams_are_given_by_name_and_url(monkeypatch) -> None:
 
 
 def test_a_rule_is_given_as_numbers() -> None:
-    assert rule_of("ttft_s=0.5,fewest=4") == RollbackRule(fewest=4, ttft_s=0.5)
-    for wrong in ("ttft=1", "fewest=4.5", "ttft_s=x", "ttft_s=-1", "fewest=60"):
+    assert rule_of("ttft_s=0.5,false_alarms=0.01") == RollbackRule(ttft_s=0.5, false_alarms=0.01)
+    for wrong in ("ttft=1", "max_slow_share=1.5", "ttft_s=x", "ttft_s=-1", "false_alarms=0"):
         with pytest.raises(ConfigError, match="--rule"):
             rule_of(wrong)

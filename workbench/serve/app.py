@@ -201,7 +201,7 @@ async def _drill(service: Service, request: Request) -> Response:
     arm.inject(order.fault, order.seconds)
     arm.silence_s = order.silence_s or arm.silence_s
     own = service.router.own_rule
-    quick = RollbackRule(window=20, fewest=3, ttft_s=order.ttft_s)
+    quick = RollbackRule(ttft_s=order.ttft_s)
     service.router.judge_by(own if order.ttft_s is None else quick)
     return JSONResponse({"arm": order.arm, "fault": order.fault})
 

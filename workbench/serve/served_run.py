@@ -171,21 +171,22 @@ def _by_name(known: Mapping[str, str], option: str, pairs: Sequence[str]) -> dic
 
 def rule_of(text: str) -> RollbackRule:
     """``ttft_s=0.5,max_error_share=0.05``: a rule with these fields. Raises ConfigError."""
-    kinds = {each.name: int if each.type == "int" else float for each in fields(RollbackRule)}
+    names = [each.name for each in fields(RollbackRule)]
     given: dict[str, Any] = {}
     for pair in filter(None, text.split(",")):
         name, _, value = pair.strip().partition("=")
         try:
-            given[name] = kinds[name](value)
-            if not 0 <= given[name] < math.inf:
-                raise ValueError
-        except (KeyError, ValueError):
-            allowed = f"NAME=NUMBER with commas; names: {', '.join(kinds)}"
-            raise ConfigError(f"--rule {pair}", allowed=allowed) from None
-    rule = RollbackRule(**given)
-    if rule.fewest > rule.window:
-        raise ConfigError(f"--rule: fewest {rule.fewest} of a window of {rule.window}")
-    return rule
+            given[name] = float(value)
+        except ValueError:
+            given[name] = math.nan
+        most = math.inf if name == "ttft_s" else 1.0
+        if name not in names or not 0 < given[name] < most:
+            raise ConfigError(
+                f"--rule {pair}",
+                allowed=f"NAME=NUMBER with commas; names: {', '.join(names)}; numbers above 0, "
+                "shares below 1",
+            )
+    return RollbackRule(**given)
 
 
 def _pilot_s_rule(run: Run | None) -> dict[str, Any]:
