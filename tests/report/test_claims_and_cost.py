@@ -38,9 +38,11 @@ def test_each_claim_has_this_runs_figures_or_a_reason(make_run) -> None:
         "batch=4",
         "batch=8",
     }
-    (energy,) = rows["energy_70b"]
-    assert energy.claimed_kind == "theoretical"
-    assert energy.measured is None and "no meter" in energy.reason
+    operations, moved, metered = rows["energy_70b"]
+    assert {r.claimed_kind for r in rows["energy_70b"]} == {"theoretical"}
+    assert (operations.metric, moved.metric) == ("operations_energy_ratio", "bytes_moved_ratio")
+    assert "no ternary model was trained" in operations.reason == moved.reason
+    assert metered.measured is None and "no meter" in metered.reason
     assert all(r.source and r.conditions and r.behind for own in rows.values() for r in own)
 
 
@@ -66,7 +68,7 @@ def test_a_ratio_of_modelled_energies_stays_a_model(make_run) -> None:
     ]
     assert {m.kind for m in energy_ratio(records)} == {"modelled"}
     tokens = [r for r in cost_rows(records, Cost()) if r.per == "1m_tokens"]
-    assert {r.kind for r in tokens} == {"modelled"}
+    assert {r.energy_kind for r in tokens} == {"modelled"}
 
 
 def test_metered_energy_becomes_money(make_run) -> None:
@@ -76,7 +78,7 @@ def test_metered_energy_becomes_money(make_run) -> None:
     joules = records["measure_ab"].metric("energy_j_per_request", arm="ternary").value
     thousand = next(r for r in rows if r.per == "1k_requests" and "arm=ternary" in r.labels)
     assert thousand.value == pytest.approx(1000 * joules / 3.6e6 * 1.5 * 0.2)
-    assert thousand.kind == "derived" and thousand.sample
+    assert (thousand.energy_kind, thousand.kind) == ("measured", "assumed") and thousand.sample
     assert thousand.lo == pytest.approx(0.9 * thousand.value)
     assert thousand.covers == ""
     once = next(r for r in rows if r.per == "training" and "ternary" in r.labels)
@@ -94,7 +96,7 @@ def test_an_assumed_power_gives_a_model_and_says_so(make_run) -> None:
     records = make_run().records()
     cost = Cost(assumed_power_w=100.0, tariff_per_kwh=0.2, pue=1.0)
     rows = of_turns(cost_rows(records, cost))
-    assert {r.kind for r in rows} == {"modelled"}
+    assert {r.energy_kind for r in rows} == {"modelled"}
     assert all("assumed 100 W" in r.how for r in rows)
     request = next(r for r in rows if r.per == "1k_requests" and "arm=ternary" in r.labels)
     latency = records["measure_ab"].metric("latency_ms", arm="ternary")
@@ -108,7 +110,7 @@ def test_an_assumed_power_gives_a_model_and_says_so(make_run) -> None:
 
 def test_a_meter_is_never_overruled_by_an_assumption(make_run) -> None:
     rows = of_turns(cost_rows(make_run(energy=True).records(), Cost(assumed_power_w=1e6)))
-    assert {r.kind for r in rows} == {"derived"}
+    assert {r.energy_kind for r in rows} == {"measured"}
 
 
 PREFILL = {"full_precision": 0.5, "ternary": 0.45}
@@ -142,17 +144,18 @@ def with_requests(records, **joules: float | None) -> None:
 
 
 def test_a_day_is_the_load_s_own_requests_at_the_batch_that_carries_them(tmp_path, timed_load):
-    """Two requests a second of 0.90 s at 1,000 W: 43.2 kWh on two machines, x 1.5 x 0.2 = 12.96;
-    of 0.70 s at 800 W: 26.88 kWh, 8.064."""
+    """Two requests a second of 0.90 s: two machines work 43.2 h at 1,000 W and idle 4.8 h at 400 W:
+    45.12 kWh x 1.5 x 0.2 = 13.536; of 0.70 s: 33.6 h at 800 W and 14.4 h at 320 W: 31.488 kWh,
+    9.4464. The PUE is declared, so the cost is assumed, as is the idle power."""
     records = timed_load(tmp_path, PREFILL, DECODE)
     with_requests(records, full_precision=1.0, ternary=1.0)
     metered(records, "node", {"full_precision": 1000.0, "ternary": 800.0})
     full, ternary = (r for r in cost_rows(records, DAY, Slo(tpot_ms=100)) if r.per == "day")
-    assert (full.value, ternary.value) == pytest.approx((12.96, 8.064))
-    assert full.energy_j == pytest.approx(43.2 * 3.6e6)
-    assert (full.kind, full.covers) == ("derived", "")
+    assert (full.value, ternary.value) == pytest.approx((13.536, 9.4464))
+    assert full.energy_j == pytest.approx(45.12 * 3.6e6)
+    assert (full.kind, full.energy_kind, full.covers) == ("assumed", "assumed", "")
     assert "1000 prompt and 100 output tokens" in full.how
-    assert "batch 8, 2 machines busy 43.2 of 48 h" in full.how
+    assert "batch 8, 2 machines busy 43.2 of 48 h, idle in the others" in full.how
 
 
 def test_a_day_without_a_meter_is_a_model_for_all_arms_or_nothing(tmp_path, timed_load):
@@ -162,8 +165,9 @@ def test_a_day_without_a_meter_is_a_model_for_all_arms_or_nothing(tmp_path, time
     assert {(r.value, r.reason) for r in days} == {(None, "gap: 4 s")}
     assumed = DAY.model_copy(update={"assumed_power_w": 1000.0})
     full, ternary = (r for r in cost_rows(records, assumed, Slo()) if r.per == "day")
-    assert (full.value, ternary.value) == pytest.approx((12.96, 12.96 * 7 / 9))
-    assert {full.kind, ternary.kind} == {"modelled"}
+    # 43.2 h at 1 kW and 4.8 h at 0.4 kW; 33.6 h and 14.4 h.
+    assert (full.value, ternary.value) == pytest.approx((13.536, 0.3 * (33.6 + 14.4 * 0.4)))
+    assert {full.energy_kind, ternary.energy_kind} == {"modelled"}
 
 
 def test_boards_alone_are_said_or_extended_by_a_declared_share(tmp_path, timed_load):
@@ -171,14 +175,15 @@ def test_boards_alone_are_said_or_extended_by_a_declared_share(tmp_path, timed_l
     with_requests(records, full_precision=36.0, ternary=18.0)
     metered(records, "gpu", {"full_precision": 500.0, "ternary": 400.0})
     for row in cost_rows(records, DAY, Slo()):
-        assert (row.covers, row.kind) == ("gpu", "derived")
+        assert row.covers == "gpu"
+        assert row.energy_kind == ("assumed" if row.per == "day" else "measured")
     extended = cost_rows(records, DAY.model_copy(update={"board_share": 0.5}), Slo())
     for row in extended:
-        assert (row.covers, row.kind) == ("", "assumed")
+        assert (row.covers, row.energy_kind) == ("", "assumed")
         assert "extended to the node by the declared share 0.5" in row.how
     thousand = next(r for r in extended if r.per == "1k_requests" and "full" in r.labels)
     assert thousand.value == pytest.approx(1000 * 36 / 0.5 / 3.6e6 * 1.5 * 0.2)
-    assert next(r for r in extended if r.per == "day").value == pytest.approx(12.96)
+    assert next(r for r in extended if r.per == "day").value == pytest.approx(13.536)
 
 
 def test_one_arm_without_a_meter_puts_all_arms_on_the_declared_power(make_run) -> None:
@@ -191,7 +196,7 @@ def test_one_arm_without_a_meter_puts_all_arms_on_the_declared_power(make_run) -
         for m in record.metrics
     ]
     rows = cost_rows(records, Cost(assumed_power_w=100.0))
-    assert {r.kind for r in rows if r.per in ("1k_requests", "1m_tokens")} == {"modelled"}
+    assert {r.energy_kind for r in rows if r.per in ("1k_requests", "1m_tokens")} == {"modelled"}
     rows = cost_rows(records, Cost())
     assert {r.kind for r in rows if "ternary" in r.labels and r.per == "1k_requests"} == {
         "not measured"

@@ -17,6 +17,7 @@ import pandas as pd
 
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
+from workbench.report.operations import operation_ratios
 from workbench.wording.labels import label_text
 from workbench.wording.text import Texts
 
@@ -159,7 +160,7 @@ CLAIMS: tuple[Claim, ...] = (
         41.2,
         "theoretical",
         f"{BITNET_B158}, figure 3",
-        energy_ratio,
+        _joined(operation_ratios, energy_ratio),
     ),
 )
 

@@ -6,10 +6,11 @@ arms are that power times measured time, labelled ``modelled``; a model never tu
 measurement on its way here. Without either the row says "not measured". Energy of boards or
 processors alone is not the node's: the row says so, or, where their share of it is declared, is
 extended by it and called ``assumed``. A day is the load's own requests, at the batch that carries
-their rate.
+their rate, and its idle hours. A cost is as weak as its weakest part: a sample tariff or a declared
+PUE makes it assumed, however well the energy was metered.
 
-PUE is the yearly average, which suits a bill; it overstates a saving, because fixed losses do not
-shrink, so no saving is shown.
+These rows are a bill: PUE is the average, the price the mean over the load's hours. That overstates
+a saving, because fixed losses do not shrink: savings stand in :mod:`.economy`.
 """
 
 from __future__ import annotations
@@ -19,15 +20,22 @@ from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
+from workbench.economics.quantity import weakest
+from workbench.economics.tariff import year_prices
+from workbench.economics.year import energy_price, load_shape, year_sums
+from workbench.files import read_json
 from workbench.measure.statistics import mean
 from workbench.pilot.sections.cost import Cost
 from workbench.pilot.sections.profile_load import Slo
-from workbench.records.metric import Metric
+from workbench.records.metric import Metric, MetricKind
 from workbench.records.stage_record import StageRecord
 from workbench.report.demand import DAY_S, Demand, Use, demand_of, for_rate, machines, uses
+from workbench.report.economy import building
+from workbench.report.power import turn_powers
 from workbench.wording.labels import label_text
 
 JOULES_PER_KWH = 3.6e6
+METERED = ("measured", "derived")
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,8 @@ class CostRow:
     """Cost of one thing in one arm, in ``currency``.
 
     per: ``1k_requests``, ``1m_tokens``, ``day`` (``requests_per_day`` requests) or
-    ``training`` (once). energy_j: the energy it is made from. sample: the tariff is a sample.
+    ``training`` (once). energy_j: the energy it is made from, energy_kind: how that is known.
+    sample: the tariff is a sample.
     covers: what the energy is of, where that is not the node: ``gpu``, ``cpu`` or ``gpu + cpu``.
     """
 
@@ -51,6 +60,32 @@ class CostRow:
     how: str
     reason: str
     covers: str = ""
+    energy_kind: str = ""
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of a kWh at the IT equipment: PUE times the mean price over the load's hours, with VAT.
+
+    kind: the weaker of the two; a tariff that is a sample is assumed, one that is not is known.
+    """
+
+    per_kwh: float
+    pue: float
+    kind: MetricKind
+    text: str
+
+
+def price_of(records: Mapping[str, StageRecord], cost: Cost) -> Price:
+    """Raises ConfigError for a tariff or telemetry that cannot be."""
+    load = records.get("profile_load")
+    profile = read_json(load.artefact("profile")) if load and "profile" in load.artefacts else None
+    prices = year_prices(cost.tariff, cost.tariff_per_kwh)
+    sums = year_sums(prices, load_shape(cost.hours, profile), vat=cost.tariff.vat)
+    house, per_kwh = building(cost), energy_price(sums)
+    kind = weakest(["assumed" if cost.sample else "measured", house.pue.kind])
+    text = f"PUE {house.pue.value:.4g} ({house.pue.kind}) x {per_kwh:.4g} {cost.currency}/kWh"
+    return Price(per_kwh * house.pue.value, house.pue.value, kind, f"{text} ({prices.text})")
 
 
 def cost_rows(
@@ -60,10 +95,11 @@ def cost_rows(
 
     slo: of interactive requests, which bounds the batch at which the load is carried.
     """
-    rows = [_row(*found, cost) for found in _energies(records, cost)]
+    price = price_of(records, cost)
+    rows = [_row(*found, cost, price) for found in _energies(records, cost)]
     measured = records.get("measure_ab")
     if measured:
-        rows += _day_rows(records, measured, cost, slo or Slo())
+        rows += _day_rows(records, measured, cost, slo or Slo(), price)
     return rows
 
 
@@ -129,21 +165,21 @@ def _covers(energy: Metric, measured: StageRecord) -> str:
 
 
 def _day_rows(
-    records: Mapping[str, StageRecord], measured: StageRecord, cost: Cost, slo: Slo
+    records: Mapping[str, StageRecord], measured: StageRecord, cost: Cost, slo: Slo, price: Price
 ) -> list[CostRow]:
     """The cost of a day of the load in each arm, all of them metered or all modelled."""
-    demand = demand_of(records, slo)
+    demand = demand_of(records, slo, cost.fleet.utilisation)
     arms = list(dict.fromkeys(m.labels["arm"] for m in _all(measured, "energy_j_per_request")))
 
     def none(arm: str, reason: str) -> CostRow:
         missing = Metric.missing("energy_j_per_request", "J", reason, arm=arm)
-        return _row("day", cost.requests_per_day, missing, "", cost)
+        return _row("day", cost.requests_per_day, missing, "", cost, price)
 
     if demand is None or "blocks" not in measured.tables:
         return [none(arm, "needs a load profile and timed batches of the arms") for arm in arms]
     blocks, rate_per_s = measured.table("blocks"), cost.requests_per_day / DAY_S
     carried = {arm: for_rate(uses(blocks, arm, demand), rate_per_s) for arm in arms}
-    powers = {arm: _power_w(measured, arm, use) for arm, use in carried.items() if use}
+    powers = {arm: turn_powers(measured, arm, use) for arm, use in carried.items() if use}
     bases = {basis for _, basis in powers.values()}
     metered = len(bases) == 1 and all(len(power) for power, _ in powers.values())
     covers = next(iter(bases)) if metered else ""
@@ -155,45 +191,43 @@ def _day_rows(
         elif not metered and cost.assumed_power_w is None:
             rows.append(none(arm, _why_unmetered(measured, arm)))
         else:
-            power = powers[arm][0] if metered else cost.assumed_power_w
-            energy = _energy_at_mix(arm, use, power, demand, rate_per_s)
-            rows.append(_row("day", cost.requests_per_day, *_extended(energy, covers, cost), cost))
+            turns = powers[arm][0] if metered else cost.assumed_power_w or 0.0
+            energy = _energy_at_mix(arm, use, turns, cost.fleet.idle_share, demand, rate_per_s)
+            rows.append(
+                _row("day", cost.requests_per_day, *_extended(energy, covers, cost), cost, price)
+            )
     return rows
 
 
 def _energy_at_mix(
-    arm: str, use: Use, power_w: pd.Series | float | None, demand: Demand, rate_per_s: float
-) -> Metric:
-    """Energy of a request of the load: the machine's time for it times the power meanwhile.
+    arm: str, use: Use, turns: pd.DataFrame | float, idle_share: float, demand: Demand,
+    rate_per_s: float,
+) -> Metric:  # fmt: skip
+    """Energy of a request of the load: the machine's time for it times the power meanwhile, and its
+    part of the idle hours of a day.
 
-    power_w: of the arm's turns by block, or the declared one.
+    turns: power_w and idle_w of the arm's turns by block, or the declared power. idle_share: power
+    of the idle machine over that under load, where it was not metered.
     """
     count = machines(use, rate_per_s)
     busy_h = rate_per_s * use.mean_s * 24
+    idle_s = max(0.0, count / rate_per_s - use.mean_s)
     load = (
         f"{demand.text}; batch {use.batch}, {count} machine{'s' if count > 1 else ''} busy "
-        f"{busy_h:.3g} of {24 * count} h, idle hours not in it"
+        f"{busy_h:.3g} of {24 * count} h, idle in the others"
     )
-    if isinstance(power_w, pd.Series):
-        joules, kind, how = (use.seconds * power_w).dropna(), "measured", f"gross; {load}"
+    kind: MetricKind = "measured"
+    if isinstance(turns, pd.DataFrame):
+        idle_w, how = turns["idle_w"].mean(), f"gross; {load}"
+        if pd.isna(idle_w):
+            idle_w, kind = idle_share * turns["power_w"].mean(), "assumed"
+            how += f" at an assumed {idle_share:g} of the power under load"
+        joules = (use.seconds * turns["power_w"] + idle_s * idle_w).dropna()
     else:
-        joules, kind = use.seconds * float(power_w or 0.0), "modelled"
-        how = f"assumed {power_w:g} W x measured time; {load}"
-    estimate = mean(joules)
-    return estimate.metric("energy_j_per_request", "J", how, kind, arm=arm)
-
-
-def _power_w(measured: StageRecord, arm: str, use: Use) -> tuple[pd.Series, str]:
-    """(mean power of the arm's turns at this batch by block, the basis it is of)."""
-    basis = measured.facts.get("energy_basis", {}).get(use.load_class, "")
-    if not basis or "energies" not in measured.tables:
-        return pd.Series(dtype=float), ""
-    rows = measured.table("energies")
-    own = rows[(rows["arm"] == arm) & (rows["class"] == use.load_class) & (rows["basis"] == basis)]
-    own = own.dropna(subset=["energy_j"])
-    own = own.assign(length_s=own["end_s"] - own["start_s"])
-    sums = own.groupby("block")[["energy_j", "length_s"]].sum()
-    return sums["energy_j"] / sums["length_s"], basis
+        joules = use.seconds * turns + idle_s * idle_share * turns
+        kind = "modelled"
+        how = f"assumed {turns:g} W x measured time; {load} at an assumed {idle_share:g} of it"
+    return mean(joules).metric("energy_j_per_request", "J", how, kind, arm=arm)
 
 
 def _why_unmetered(measured: StageRecord, arm: str) -> str:
@@ -235,13 +269,16 @@ def _by_rate(speed: Metric, power_w: float) -> Metric:
     )
 
 
-def _row(per: str, times: float, energy: Metric, covers: str, cost: Cost) -> CostRow:
-    price = times * cost.pue * cost.tariff_per_kwh / JOULES_PER_KWH
+def _row(
+    per: str, times: float, energy: Metric, covers: str, cost: Cost, price: Price
+) -> CostRow:  # fmt: skip
+    factor = times * price.per_kwh / JOULES_PER_KWH
 
     def priced(joules: float | None) -> float | None:
-        return None if joules is None else joules * price
+        return None if joules is None else joules * factor
 
-    measured = energy.kind in ("measured", "derived")
+    known = energy.value is not None
+    metered = f"metered energy ({energy.how})" if energy.kind in METERED else energy.how
     return CostRow(
         per=per,
         labels=label_text(energy.labels),
@@ -251,10 +288,11 @@ def _row(per: str, times: float, energy: Metric, covers: str, cost: Cost) -> Cos
         lo=priced(energy.lo),
         hi=priced(energy.hi),
         energy_j=None if energy.value is None else energy.value * times,
-        kind="derived" if measured else energy.kind,
-        how=f"metered energy ({energy.how}) x PUE x tariff" if measured else energy.how,
+        kind=weakest([energy.kind, price.kind]) if known else energy.kind,
+        how=f"{metered} x {price.text}" if known else energy.how,
         reason=energy.reason or "",
         covers=covers,
+        energy_kind=energy.kind if known else "",
     )
 
 

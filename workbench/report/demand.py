@@ -4,8 +4,10 @@ A request of the load is its mean prompt and its mean output. On a machine that 
 sequences going it takes, of the machine's time, ``m(b)`` = prompt tokens x seconds a prompt token +
 output tokens x seconds an output token at batch ``b``: prefill and decode by the load's own mix. As
 ``b`` requests share the machine, each is in it for ``b x m`` (Little's law), so that a token comes
-every ``b x m / output tokens`` seconds, the prefills of the others included. That is held against
-the SLO, and of the measured batches within it the quickest is the one that an arm is used at.
+every ``b x m / output tokens`` seconds, the prefills of the others included. Its first token comes
+after its own prefill, half a step of the others' decoding, and the mean wait for prefills that came
+before it (M/D/1, at the utilisation that the pilot allows). Both are held against the SLO, and of
+the measured batches within it the quickest is the one that an arm is used at.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ PEAK = 0.95
 @dataclass(frozen=True)
 class Demand:
     """prompt_tokens, output_tokens: means of the load's requests. peak_per_s: rate of its busy
-    windows. slo: of interactive requests. source: of the profile, with its kind."""
+    windows. slo: of interactive requests. source: of the profile, with its kind.
+    utilisation: of a machine's time that the load's peak may take."""
 
     prompt_tokens: float
     output_tokens: float
@@ -37,6 +40,8 @@ class Demand:
     peak_per_s: float
     slo: Slo
     source: str
+    kind: str = "assumed"
+    utilisation: float = 0.7
 
     @property
     def text(self) -> str:
@@ -48,11 +53,18 @@ class Demand:
 
 @dataclass(frozen=True)
 class Use:
-    """How an arm carries the load: at ``batch``, a request takes ``seconds`` of a machine in each
-    block (a series by block)."""
+    """How an arm carries the load: at ``batch``, a request takes ``prefill`` and ``decode`` seconds
+    of a machine in each block (series by block), and waits ``ttft_ms`` for its first token (a model
+    of the queue on measured times)."""
 
     batch: int
-    seconds: pd.Series
+    prefill: pd.Series
+    decode: pd.Series
+    ttft_ms: float
+
+    @property
+    def seconds(self) -> pd.Series:
+        return self.prefill + self.decode
 
     @property
     def load_class(self) -> str:
@@ -63,7 +75,9 @@ class Use:
         return float(self.seconds.mean())
 
 
-def demand_of(records: Mapping[str, StageRecord], slo: Slo) -> Demand | None:
+def demand_of(
+    records: Mapping[str, StageRecord], slo: Slo, utilisation: float = 0.7
+) -> Demand | None:
     """The load of ``profile_load``, or None where it left no profile."""
     record = records.get("profile_load")
     if record is None or "profile" not in record.artefacts:
@@ -78,6 +92,8 @@ def demand_of(records: Mapping[str, StageRecord], slo: Slo) -> Demand | None:
         float(windows.quantile(PEAK)),
         slo,
         f"{summary['source']}, {summary['kind']}",
+        summary["kind"],
+        utilisation,
     )
 
 
@@ -85,12 +101,14 @@ def uses(blocks: pd.DataFrame, arm: str, demand: Demand) -> list[Use]:
     """The batches at which ``arm`` was measured and keeps the SLO, the smallest first."""
     found = []
     for batch in sorted(_batches(blocks)):
-        seconds = _request_seconds(blocks, arm, batch, demand)
-        if not len(seconds):
+        prefill, decode = _request_seconds(blocks, arm, batch, demand)
+        if not len(prefill):
             continue
-        token_ms = 1e3 * batch * float(seconds.mean()) / max(demand.output_tokens, 1.0)
-        if demand.slo.tpot_ms is None or token_ms <= demand.slo.tpot_ms:
-            found.append(Use(batch, seconds))
+        use = Use(batch, prefill, decode, _ttft_ms(prefill, decode, batch, demand))
+        token_ms = 1e3 * batch * use.mean_s / max(demand.output_tokens, 1.0)
+        kept = (token_ms, demand.slo.tpot_ms), (use.ttft_ms, demand.slo.ttft_ms)
+        if all(most is None or got <= most for got, most in kept):
+            found.append(use)
     return found
 
 
@@ -115,12 +133,23 @@ def _batches(blocks: pd.DataFrame) -> list[int]:
     return [int(name.removeprefix("batch_")) for name in names if name.startswith("batch_")]
 
 
-def _request_seconds(blocks: pd.DataFrame, arm: str, batch: int, demand: Demand) -> pd.Series:
-    """Seconds of the machine for a request of the load, by block."""
+def _ttft_ms(prefill: pd.Series, decode: pd.Series, batch: int, demand: Demand) -> float:
+    """Own prefill, half a step, and the mean wait of an M/D/1 queue of prefills."""
+    own_s, decode_s = float(prefill.mean()), float(decode.mean())
+    step_s = batch * decode_s / max(demand.output_tokens, 1.0)
+    busy = min(0.99, demand.utilisation * own_s / (own_s + decode_s))
+    return 1e3 * (own_s + step_s / 2 + busy * own_s / (2 * (1 - busy)))
+
+
+def _request_seconds(
+    blocks: pd.DataFrame, arm: str, batch: int, demand: Demand
+) -> tuple[pd.Series, pd.Series]:
+    """(prefill, decode) seconds of the machine for a request of the load, by block."""
     rows = blocks[(blocks["arm"] == arm) & (blocks["class"] == f"batch_{batch}")]
     sums = rows.groupby(["block", "phase"])[["seconds", "tokens"]].sum()
     each = (sums["seconds"] / sums["tokens"]).unstack("phase")
     if not {"prefill", "decode"} <= set(each.columns):
-        return pd.Series(dtype=float)
-    seconds = each["prefill"] * demand.prompt_tokens + each["decode"] * demand.output_tokens
-    return seconds[np.isfinite(seconds)]
+        return pd.Series(dtype=float), pd.Series(dtype=float)
+    prefill, decode = each["prefill"] * demand.prompt_tokens, each["decode"] * demand.output_tokens
+    whole = np.isfinite(prefill + decode)
+    return prefill[whole], decode[whole]

@@ -22,8 +22,9 @@ BASELINE = "full_precision"
 
 
 def fleet_metrics(
-    records: Mapping[str, StageRecord], accelerators: int | None, slo: Slo
-) -> list[Metric]:
+    records: Mapping[str, StageRecord], accelerators: int | None, slo: Slo,
+    utilisation: float = 0.7,
+) -> list[Metric]:  # fmt: skip
     """For each other arm the accelerators that it would need instead of ``accelerators``.
 
     slo: of interactive requests. Nothing when the pilot names no fleet; missing with a reason when
@@ -31,7 +32,7 @@ def fleet_metrics(
     """
     if accelerators is None:
         return []
-    measured, demand = records.get("measure_ab"), demand_of(records, slo)
+    measured, demand = records.get("measure_ab"), demand_of(records, slo, utilisation)
     if measured is None or "blocks" not in measured.tables:
         return _missing("no arms were measured")
     if measured.facts.get("device", "cuda") == "cpu":
@@ -83,7 +84,9 @@ def _needed(arm: str, own: Use, full: Use, accelerators: int, demand: Demand) ->
 
 
 def _target(slo: Slo) -> str:
-    return "the SLO (none is set)" if slo.tpot_ms is None else f"{slo.tpot_ms:g} ms a token"
+    first = "" if slo.ttft_ms is None else f"{slo.ttft_ms:g} ms to the first token"
+    token = "" if slo.tpot_ms is None else f"{slo.tpot_ms:g} ms a token"
+    return " and ".join(filter(None, (first, token))) or "the SLO (none is set)"
 
 
 def _missing(reason: str, **labels: str) -> list[Metric]:

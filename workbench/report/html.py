@@ -17,6 +17,7 @@ from workbench.records.run import open_folder
 from workbench.records.stage_record import StageRecord
 from workbench.report import views
 from workbench.report.card import verdict_card
+from workbench.report.economy_views import economy_view
 from workbench.report.plotly_page import PageFigure, plotly_installed, plotly_js, templates
 from workbench.roadmap import STAGES
 from workbench.wording.text import Texts
@@ -82,6 +83,7 @@ def write_html(
             tables=views.result_tables(records, texts),
             missing=views.missing_rows(records, texts),
             cost=settings["cost"],
+            economy=economy_view(report, texts),
             costs=(
                 views.cost_rows(report, settings["cost"]["requests_per_day"], texts)
                 if report

@@ -237,6 +237,8 @@ def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> lis
                 "interval": interval,
                 "currency": row["currency"],
                 "energy": number(row["energy_j"] / 3.6e6, texts.language),
+                "energy_kind": row.get("energy_kind") or "",
+                "energy_kind_name": texts.get(f"kind.{row.get('energy_kind')}", ""),
                 "kind": row["kind"],
                 "kind_name": texts(f"kind.{row['kind']}"),
                 "how": row["how"],
@@ -246,7 +248,8 @@ def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> lis
         rows.append(
             {
                 "of": ", ".join(names), "labels": "", "value": texts("kind.not measured"),
-                "interval": "", "currency": "", "energy": "", "kind": "not measured",
+                "interval": "", "currency": "", "energy": "", "energy_kind": "",
+                "energy_kind_name": "", "kind": "not measured",
                 "kind_name": texts("kind.not measured"), "how": reason,
             }
         )  # fmt: skip

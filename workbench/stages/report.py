@@ -7,30 +7,52 @@ into exit code 4 after everything is written.
 
 from __future__ import annotations
 
+from workbench.economics.what_if import what_if
+from workbench.pilot.sections.cost import Cost
+from workbench.pilot.sections.profile_load import Slo
 from workbench.pilot.spec import Pilot
 from workbench.records.metric import Metric
 from workbench.report.claims import claim_rows, claims_frame
 from workbench.report.cost import cost_frame, cost_rows
+from workbench.report.economy import case_of, case_to_json
+from workbench.report.economy import check as economy_problems
+from workbench.report.economy_rows import (
+    figures_frame,
+    metrics,
+    missing,
+    months_frame,
+    numbers_frame,
+    tornado_frame,
+)
 from workbench.report.fleet import fleet_metrics
 from workbench.report.gate_check import COUNTED, gate_problems
 from workbench.report.gates import evaluate, gates_frame
+from workbench.report.goals import goal_rows, goals_frame
+from workbench.report.operations import operation_ratios
 from workbench.report.verdict import decide
 from workbench.stages.context import StageContext
 from workbench.wording.text import Texts
 
 
 def check(pilot: Pilot) -> list[str]:
-    """Gates about figures that no stage records, or that the gates themselves make."""
-    return gate_problems(pilot)
+    """Gates about figures that no stage records, or that the gates themselves make; a tariff or
+    telemetry that cannot be."""
+    return [*gate_problems(pilot), *economy_problems(pilot)]
 
 
 def run(context: StageContext) -> None:
-    """Fill tables ``gates``, ``claims``, ``cost``, the metric ``gates_failed`` and the verdict."""
+    """Fill tables ``gates``, ``claims``, ``cost`` and those of the case, the metric
+    ``gates_failed`` and the verdict."""
     records, record = context.upstream, context.record
     settings = context.pilot.report
     slo = context.pilot.profile_load.interactive_slo
-    for metric in fleet_metrics(records, settings.cost.accelerators, slo):
+    for metric in fleet_metrics(
+        records, settings.cost.accelerators, slo, settings.cost.fleet.utilisation
+    ):
         record.add(metric)
+    for metric in operation_ratios(records):
+        record.add(metric)
+    _economy(context, settings.cost, slo)
     results = evaluate(settings.gates, {**records, "report": record})
     record.save_table("gates", gates_frame(results))
     record.save_table("claims", claims_frame(claim_rows(records)))
@@ -50,3 +72,29 @@ def run(context: StageContext) -> None:
     record.facts["verdict"] = decide(results, records, context.pilot).to_json()
     record.facts["stopping_gates"] = [r.sentence(texts) for r in results if r.stops]
     context.progress.note(f"verdict: {record.facts['verdict']['decision']}")
+
+
+def _economy(context: StageContext, cost: Cost, slo: Slo) -> None:
+    """The case of this run: its figures, what they are made of, and the case itself, so that the
+    sliders of notebook 06 can ask what if."""
+    records, record = context.upstream, context.record
+    found = case_of(records, cost, slo)
+    if isinstance(found, str):
+        record.facts["economy"] = {"reason": found}
+        for metric in missing(found):
+            record.add(metric)
+        return
+    case, house, _ = found
+    result = what_if(case, draws=cost.draws, seed=context.pilot.seed, uncertainty=cost.uncertainty)
+    for metric in metrics(case, result):
+        record.add(metric)
+    record.save_table("economy", figures_frame(result))
+    record.save_table("economy_numbers", numbers_frame(case))
+    record.save_table("tornado", tornado_frame(result.tornado))
+    record.save_table("pue_months", months_frame(house))
+    record.save_table("goals", goals_frame(goal_rows(records, cost, slo, case, result)))
+    record.facts["economy"] = {
+        "case": case_to_json(case),
+        "texts": list(case.texts),
+        "accelerators": records["measure_ab"].facts.get("device", "cuda") != "cpu",
+    }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Theme = Literal[
     "machine", "load", "training", "quality", "latency", "throughput", "memory", "energy",
-    "hybrid", "rollback", "report",
+    "hybrid", "rollback", "money", "report",
 ]  # fmt: skip
 Better = Literal["higher", "lower", "neither"]
 
@@ -139,6 +139,13 @@ _SAME_LOAD_OTHER = {
     "source": words("load"),
 }
 _SAME_LOAD_OWN = {**_TRAINED, "source": words("load")}
+_CASE = {"arm": Values("one of the pilot's own `measure_ab.arms`", lambda p: p.measure_ab.own_arms)}
+_CASE_GAIN = {
+    "arm": Values(
+        "one of the pilot's own `measure_ab.arms` but `full_precision`",
+        lambda pilot: pilot.measure_ab.own_arms[1:],
+    )
+}
 _ADDRESS = {
     "arm": Values(
         "an address of `measure_ab.arms`", lambda pilot: list(pilot.measure_ab.addresses)
@@ -286,6 +293,18 @@ FIGURES: dict[str, Figure] = {
         "rollback", "higher", (_SERVED | _LOAD_CLASS, _SAME_LOAD | _LOAD_CLASS)
     ),
     "slo_met_difference": Figure("rollback", "higher", (_SAME_LOAD_OTHER | _LOAD_CLASS,)),
+    "servers_needed": Figure("money", "lower", (_CASE,)),
+    "servers_freed": Figure("money", "higher", (_CASE,)),
+    "energy_kwh_per_year": Figure("money", "lower", (_CASE,)),
+    "cost_per_year": Figure("money", "lower", (_CASE,)),
+    "cost_per_1k_requests": Figure("money", "lower", (_CASE,)),
+    "cost_per_1m_input_tokens": Figure("money", "lower", (_CASE,)),
+    "cost_per_1m_output_tokens": Figure("money", "lower", (_CASE,)),
+    "cost_per_accepted_answer": Figure("money", "lower", (_CASE,)),
+    "net_present_value": Figure("money", "higher", (_CASE_GAIN,)),
+    "payback_years": Figure("money", "lower", (_CASE_GAIN,)),
+    "operations_energy_ratio": Figure("money", "higher", ({"arm": words("ternary")},)),
+    "bytes_moved_ratio": Figure("money", "higher", ({"arm": words("ternary")},)),
     "gates_failed": Figure("report", "lower"),
 }
 

@@ -1,0 +1,256 @@
+"""This run's figures and the pilot's prices as one case: the fleet, a year's cost, what a change
+pays.
+
+What a request takes of a machine is measured in the turns at the batch that the SLO allows
+(:mod:`.demand`); power is metered in the same turns, or declared for all arms alike; the rest is
+declared by the pilot, and says so. Nothing is computed here: :mod:`workbench.economics` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import TypeAdapter
+
+from workbench.economics.case import Case, CaseArm
+from workbench.economics.facility import (
+    FacilityFit,
+    MeasuredPue,
+    fit_facility,
+    measured_pue,
+    read_telemetry,
+    warmth,
+)
+from workbench.economics.quantity import Quantity
+from workbench.economics.tariff import YearPrices, year_prices
+from workbench.economics.year import LoadShape, YearSums, load_shape, year_sums
+from workbench.errors import ConfigError, StageError
+from workbench.files import read_json
+from workbench.measure.statistics import Estimate, mean
+from workbench.pilot.sections.cost import Cost
+from workbench.pilot.sections.profile_load import Slo
+from workbench.pilot.spec import Pilot
+from workbench.records.stage_record import StageRecord
+from workbench.report.demand import Demand, Use, demand_of, quickest, uses
+from workbench.report.power import ArmPower, arm_powers
+
+BASELINE = "full_precision"
+AGAIN = "full_precision_again"
+DECLARED = "declared in report.cost"
+
+
+@dataclass(frozen=True)
+class Building:
+    """What the building adds. measured, fit: of its telemetry, or None. pue, slope: as numbers of
+    the case. warm: ``[12, 24]`` for the year's sums. texts: for the reader."""
+
+    pue: Quantity
+    slope: Quantity
+    measured: MeasuredPue | None = None
+    fit: FacilityFit | None = None
+    warm: np.ndarray | None = None
+    texts: tuple[str, ...] = ()
+
+
+def check(pilot: Pilot) -> list[str]:
+    """What is wrong with the tariff and the telemetry, before anything is measured."""
+    problems = []
+    cost = pilot.report.cost
+    for look in (lambda: year_prices(cost.tariff, cost.tariff_per_kwh), lambda: building(cost)):
+        try:
+            look()
+        except ConfigError as error:
+            problems.append("; ".join(filter(None, (error.got, error.allowed, error.next_step))))
+    return problems
+
+
+def building(cost: Cost) -> Building:
+    """PUE and slope, from telemetry where there is some. Raises ConfigError for telemetry or
+    numbers that cannot be."""
+    declared = cost.facility.slope
+    if cost.facility.telemetry is None:
+        slope = Quantity(
+            1.0 if declared is None else declared, "assumed", "",
+            "that no overhead shrinks with the load" if declared is None else DECLARED,
+            *((1.0, cost.pue) if declared is None else (None, None)),
+        )  # fmt: skip
+        if slope.value > cost.pue:
+            raise ConfigError(
+                f"report.cost.facility.slope: {slope.value:g} is above the PUE of {cost.pue:g}",
+                allowed="a slope up to the PUE: a part of the building's power does not move",
+            )
+        return Building(Quantity(cost.pue, "assumed", "", DECLARED), slope)
+    table = read_telemetry(cost.facility)
+    found, fit = measured_pue(table, cost.facility.category), fit_facility(table)
+    span = f"{found.span_days:.0f} days of telemetry"
+    texts = [
+        f"PUE {found.pue:.3f} over {span}" + (", interim: a PUE is a year's" * found.interim)
+        + (f"; category {found.category}" if found.category is not None else
+           "; its boundary is not declared (report.cost.facility.category)"),
+        f"best month {found.best.month}: {found.best.pue:.3f}, worst {found.worst.month}: "
+        f"{found.worst.pue:.3f}",
+    ]  # fmt: skip
+    if found.gap_hours:
+        texts.append(f"{found.gap_hours:.0f} hours of gaps are left out")
+    pue = Quantity(found.pue, "modelled" if found.interim else "measured", "", span)
+    if isinstance(fit, str):
+        texts.append(f"no slope: {fit}")
+        value = 1.0 if declared is None else declared
+        slope = Quantity(value, "assumed", "", DECLARED if declared is not None else
+                         "that no overhead shrinks with the load")  # fmt: skip
+        return Building(pue, slope, found, texts=tuple(texts))
+    texts.append(
+        f"fit over {fit.hours} h: {fit.slope:.3f} x IT + {fit.base_kw:.4g} kW + "
+        f"{fit.per_degree:.4f} x IT a degree above {fit.threshold_c:.1f} °C, residual "
+        f"{fit.rms_kw:.3g} kW" + (f"; {fit.reason}" if fit.reason else "")
+    )
+    slope = Quantity(fit.slope, "modelled", "", f"fit of {span}")
+    if declared is not None:
+        slope = Quantity(declared, "assumed", "", DECLARED)
+    return Building(pue, slope, found, fit, warmth(table, fit, cost.tariff.time_zone), tuple(texts))
+
+
+def case_of(
+    records: Mapping[str, StageRecord], cost: Cost, slo: Slo
+) -> tuple[Case, Building, YearPrices] | str:
+    """The case of this run, or why there is none."""
+    measured, demand = records.get("measure_ab"), demand_of(records, slo, cost.fleet.utilisation)
+    if measured is None or "blocks" not in measured.tables:
+        return "no arms were measured"
+    if demand is None:
+        return "there is no load profile, whose mix of prompt and output decides"
+    if cost.accelerators is not None and measured.facts.get("device", "cuda") == "cpu":
+        return "measured on a processor, which says nothing of accelerators"
+    blocks = measured.table("blocks")
+    arms = [BASELINE, *(a for a in blocks["arm"].unique() if a not in (BASELINE, AGAIN))]
+    found = {arm: quickest(uses(blocks, arm, demand)) for arm in arms}
+    chosen = {arm: use for arm, use in found.items() if use is not None}
+    if BASELINE not in chosen:
+        return f"{BASELINE} keeps the SLO of interactive requests at no measured batch"
+    left_out = [arm for arm in arms if arm not in chosen]
+    house = building(cost)
+    prices = year_prices(cost.tariff, cost.tariff_per_kwh)
+    profile = read_json(records["profile_load"].artefact("profile"))
+    shape = load_shape(cost.hours, profile)
+    sums = year_sums(prices, shape, house.warm, cost.tariff.demand_per_kw_month, cost.tariff.vat)
+    powers = arm_powers(measured, chosen, cost)
+    numbers = _declared(cost, demand, sums, shape, house)
+    for arm, use in chosen.items():
+        numbers |= _of_arm(arm, use, measured, powers)
+    shares = {arm: float((use.prefill / use.seconds).mean()) for arm, use in chosen.items()}
+    texts = [
+        f"{demand.text}; a request takes "
+        + ", ".join(f"{u.mean_s:.3g} s of a machine in {a} (batch {u.batch})"
+                    for a, u in chosen.items()),
+        f"tariff: {prices.text}; a mean kWh costs {prices.mean:.4g} {cost.currency}",
+        f"hours: {shape.text}",
+        *house.texts,
+    ]  # fmt: skip
+    texts += [f"{arm} keeps the SLO at no measured batch and is left out" for arm in left_out]
+    if isinstance(powers, str):
+        texts.append(f"no energy and no cost: {powers}")
+    else:
+        hows = {power.how for power in powers.values()}
+        texts += [f"power of all arms: {hows.pop()}"] if len(hows) == 1 else [
+            f"power of {arm}: {power.how}" for arm, power in powers.items()
+        ]  # fmt: skip
+    return Case(
+        tuple(CaseArm(arm, shares[arm]) for arm in chosen), numbers, sums, cost.fleet,
+        tuple(cost.items), tuple(cost.one_off), cost.currency, cost.horizon_y,
+        demand.prompt_tokens, demand.output_tokens, cost.accelerators,
+        house.fit.per_degree if house.fit else 0.0,
+        powers if isinstance(powers, str) else "", cost.sample, tuple(texts),
+    ), house, prices  # fmt: skip
+
+
+CASE = TypeAdapter(Case)
+
+
+def case_to_json(case: Case) -> dict[str, Any]:
+    return CASE.dump_python(case, mode="json")
+
+
+def case_from_json(fields: dict[str, Any]) -> Case:
+    """Raises StageError for a record of another version."""
+    try:
+        return CASE.validate_python(fields)
+    except ValueError as error:
+        raise StageError(
+            "the case in this record is of another version of the workbench",
+            next_step="judge the run again: workbench report RUN",
+        ) from error
+
+
+def _declared(
+    cost: Cost, demand: Demand, sums: YearSums, shape: LoadShape, house: Building
+) -> dict[str, Quantity]:
+    """The numbers that belong to no arm."""
+
+    def said(value: float, unit: str = "", source: str = DECLARED) -> Quantity:
+        return Quantity(value, "assumed", unit, source)
+
+    peak = demand.peak_per_s / demand.rate_per_s
+    if shape.kind == "assumed":
+        peak *= sums.most_s  # a short load has no busy hour of the day in it
+    known = "measured" if demand.kind == shape.kind == "measured" else "assumed"
+    numbers = {
+        "requests_per_day": said(cost.requests_per_day, "requests"),
+        "growth": said(cost.growth),
+        "price_scale": said(1.0, "", cost.tariff.source or "the tariff as it is declared"),
+        "pue": house.pue,
+        "pue_slope": house.slope,
+        "utilisation": said(cost.fleet.utilisation),
+        "discount_rate": said(cost.discount_rate),
+        "resale_share": said(cost.fleet.resale_share),
+        "load_hours": Quantity(1.0, shape.kind, "", shape.text, 1.0, 1.0),
+        "peak_over_mean": Quantity(peak, known, "", "busy windows of the load over its mean"),
+    }
+    for item in cost.items:
+        for name, value in (("price", item.price), ("per_year", item.per_year)):
+            numbers[f"{name}.{item.name}"] = Quantity(
+                value, item.kind, cost.currency, item.source or DECLARED
+            )
+    for once in cost.one_off:
+        total = once.price + once.hours * once.per_hour
+        numbers[f"once.{once.name}"] = Quantity(total, once.kind, cost.currency, DECLARED)
+        numbers[f"kwh.{once.name}"] = Quantity(once.kwh, once.kind, "kWh", DECLARED)
+    return numbers
+
+
+def _of_arm(
+    arm: str, use: Use, measured: StageRecord, powers: dict[str, ArmPower] | str
+) -> dict[str, Quantity]:
+    numbers = {f"request_s.{arm}": _quantity(mean(use.seconds), "s", f"turns at batch {use.batch}")}
+    if not isinstance(powers, str):
+        numbers[f"power_w.{arm}"] = powers[arm].load
+        numbers[f"idle_share.{arm}"] = powers[arm].idle_share
+    if (accepted := accepted_share(measured, arm)) is not None:
+        numbers[f"accepted.{arm}"] = accepted
+    return numbers
+
+
+def accepted_share(measured: StageRecord, arm: str) -> Quantity | None:
+    """Share of the load's requests that the arm answered within all targets."""
+    rows = [
+        m for m in measured.metrics
+        if m.matches("slo_met_share", {"arm": arm, "source": "load"}) and m.value and m.n
+    ]  # fmt: skip
+    if not rows:
+        return None
+    frame = pd.DataFrame([{"n": m.n, "value": m.value, "lo": m.lo, "hi": m.hi} for m in rows])
+    weights = frame["n"] / frame["n"].sum()
+    value, lo, hi = (
+        None if frame[end].isna().any() else float((weights * frame[end].astype(float)).sum())
+        for end in ("value", "lo", "hi")
+    )
+    assert value is not None
+    return Quantity(value, "measured", "", "requests of the load within their targets", lo, hi)
+
+
+def _quantity(found: Estimate, unit: str, source: str) -> Quantity:
+    assert found.value is not None
+    return Quantity(found.value, "measured", unit, source, found.lo, found.hi)

@@ -1,0 +1,155 @@
+"""The case on the page: a year of every arm, a promise taken apart, what it all hangs on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from workbench.records.stage_record import StageRecord
+from workbench.wording.labels import ARMS
+from workbench.wording.numbers import number, with_interval
+from workbench.wording.text import Texts
+
+SHOWN_TURNS = 8
+FIGURES = (
+    "accelerators_fluid", "accelerators", "servers", "servers_freed", "energy_kwh",
+    "energy_saving_kwh", "capital", "running", "energy", "demand", "one_off", "year",
+    "per_1k_requests", "per_1m_input_tokens", "per_1m_output_tokens", "per_accepted_answer",
+    "energy_saving", "npv", "payback_y",
+)  # fmt: skip
+"""In the order of a reader; those that are 0 in every arm are left out."""
+NEVER_LEFT_OUT = ("servers_freed", "energy_saving_kwh", "npv", "payback_y", "year")
+
+
+def economy_view(record: StageRecord | None, texts: Texts) -> dict[str, Any] | None:
+    """None for a record of before; with ``reason`` alone where there is no case."""
+    facts = record.facts.get("economy") if record else None
+    if record is None or facts is None:
+        return None
+    if "reason" in facts:
+        return {"reason": facts["reason"]}
+    figures = record.table("economy")
+    arms = list(dict.fromkeys(figures["arm"]))
+    return {
+        "arms": [texts.get(f"arm.{arm}", arm) for arm in arms],
+        "rows": _figure_rows(figures, arms, facts["accelerators"], texts),
+        "texts": facts["texts"],
+        "horizon": facts["case"]["horizon_y"],
+        "turns": _turn_rows(record, facts["case"]["currency"], texts),
+        "goals": _goal_rows(record, texts),
+        "numbers": _number_rows(record, texts),
+        "months": _month_rows(record, texts),
+    }
+
+
+def number_name(name: str, texts: Texts) -> str:
+    """A number of the case in words: ``machine time of a request, ternary``."""
+    head, _, of = name.partition(".")
+    said = texts.get(f"number.{head}", head.replace("_", " "))
+    return f"{said}, {texts.get(f'arm.{of}', of) if of in ARMS else of}" if of else said
+
+
+def _figure_rows(
+    figures: pd.DataFrame, arms: list[str], accelerators: bool, texts: Texts
+) -> list[dict[str, Any]]:
+    rows = []
+    for name in FIGURES:
+        own = figures[figures["name"] == name].set_index("arm")
+        if own.empty or (name not in NEVER_LEFT_OUT and not own["value"].fillna(0).any()):
+            continue
+        cells = [_cell(own.loc[arm], texts) if arm in own.index else None for arm in arms]
+        unit = texts.unit(own["unit"].iloc[0])
+        # Of a processor there are no accelerators: what carries the load is a machine.
+        key = f"economy.{name}"
+        title = texts(key if accelerators else key.replace("accelerators", "machines"))
+        if not accelerators and name.startswith("accelerators"):
+            unit = ""
+        rows.append({"title": title, "unit": unit, "cells": cells})
+    return rows
+
+
+def _cell(row: Any, texts: Texts) -> dict[str, str]:
+    kind = {"kind": row["kind"], "kind_name": texts(f"kind.{row['kind']}")}
+    weak = ", ".join(number_name(n, texts) for n in row["made_of"].split(", ") if n)
+    if pd.isna(row["value"]):
+        return kind | {"value": texts("economy.never"), "interval": "", "weak": weak}
+    lo, hi = (None if pd.isna(row[end]) else row[end] for end in ("lo", "hi"))
+    if lo is not None and hi is not None and lo == hi:
+        lo = hi = None  # a whole number that the measured intervals do not move
+    value, interval = with_interval(row["value"], lo, hi, texts.language)
+    return kind | {"value": value, "interval": interval, "weak": weak}
+
+
+def _turn_rows(record: StageRecord, currency: str, texts: Texts) -> list[dict[str, str]]:
+    def money(value: float) -> str:
+        return f"{number(round(value), texts.language)} {currency}"
+
+    return [
+        {
+            "number": number_name(row["number"], texts),
+            "arm": texts.get(f"arm.{row['arm']}", row["arm"]),
+            "low": number(row["low"], texts.language),
+            "high": number(row["high"], texts.language),
+            "saving_low": money(row["saving_low"]),
+            "saving_high": money(row["saving_high"]),
+        }
+        for row in record.table("tornado").head(SHOWN_TURNS).to_dict("records")
+    ]
+
+
+def _goal_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
+    rows = []
+    accelerators = record.facts["economy"]["accelerators"]
+    for row in record.table("goals").to_dict("records"):
+        what = row["what"] if accelerators else row["what"].replace("accelerators", "machines")
+        got, interval = texts("kind.not measured"), ""
+        if not pd.isna(row["got"]):
+            ends = (None if pd.isna(row[end]) else row[end] for end in ("lo", "hi"))
+            got, interval = with_interval(row["got"], *ends, texts.language)
+        none = pd.isna(row["needed"])
+        needed = texts("goal.nothing_enough") if none else texts(
+            f"page.{row['side']}", limit=row["needed"])  # fmt: skip
+        rows.append(
+            {
+                "arm": texts.get(f"arm.{row['arm']}", row["arm"]),
+                "what": texts(f"goal.{what}"), "needed": needed,
+                "unit": texts.unit(row["unit"]), "got": got, "interval": interval,
+                "kind": row["kind"], "kind_name": texts(f"kind.{row['kind']}"),
+                "outcome": {"holds": "pass", "fails": "fail"}.get(row["outcome"], "inconclusive"),
+                "outcome_name": texts(f"goal.outcome.{row['outcome']}"), "how": row["how"],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _number_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
+    rows = []
+    for row in record.table("economy_numbers").to_dict("records"):
+        ends = (None if pd.isna(row[end]) else row[end] for end in ("lo", "hi"))
+        value, interval = with_interval(row["value"], *ends, texts.language)
+        rows.append(
+            {
+                "number": number_name(row["number"], texts), "value": value, "interval": interval,
+                "unit": texts.unit(row["unit"]), "kind": row["kind"],
+                "kind_name": texts(f"kind.{row['kind']}"), "source": row["source"],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _month_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
+    """Of the building's telemetry, the best and the worst marked."""
+    months = record.table("pue_months")
+    if months.empty:
+        return []
+    best, worst = months["pue"].idxmin(), months["pue"].idxmax()
+    return [
+        {
+            "month": row["month"], "pue": f"{number(round(row['pue'], 3), texts.language)}",
+            "hours": number(round(row["hours"]), texts.language),
+            "mark": "" if best == worst else texts("economy.best") if at == best else
+            texts("economy.worst") if at == worst else "",
+        }
+        for at, row in months.iterrows()
+    ]  # fmt: skip
