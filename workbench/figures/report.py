@@ -18,6 +18,7 @@ from workbench.figures.theme import (
     why_not,
     wrapped,
 )
+from workbench.figures.what_if import what_if
 from workbench.records.run import open_folder
 from workbench.records.stage_record import StageRecord
 from workbench.report.card import card_html, card_lines, verdict_card
@@ -166,6 +167,8 @@ def cost(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (gates, claims, cost)
+TABLES = (what_if,)
+"""What a notebook shows beside the figures of the page."""
 TABLES = (card, reasons)
 """For a notebook; the report has its own."""
 

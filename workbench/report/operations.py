@@ -27,7 +27,7 @@ BITS = {"ternary": 2.0, "int8": 8.0, "high_precision": 16.0}
 
 
 @dataclass(frozen=True)
-class Counted:
+class TokenCount:
     """Of one token at a context: arithmetic in pJ and bytes moved, of both arms."""
 
     full_pj: float
@@ -63,7 +63,7 @@ def operation_ratios(records: Mapping[str, StageRecord]) -> list[Metric]:
     ]  # fmt: skip
 
 
-def count_token(config: dict[str, Any], layers: dict[str, Any], context: float) -> Counted:
+def count_token(config: dict[str, Any], layers: dict[str, Any], context: float) -> TokenCount:
     """config: of Hugging Face. layers: name -> precision, out_features, in_features.
 
     A tied embedding is the head too; an embedding of its own is looked up, not multiplied.
@@ -91,7 +91,7 @@ def count_token(config: dict[str, Any], layers: dict[str, Any], context: float) 
     width = config.get("head_dim") or config["hidden_size"] // heads
     attention = 2 * depth * heads * width * context * (FP16_MULTIPLY + FP16_ADD)
     cache = 2 * depth * (config.get("num_key_value_heads") or heads) * width * 2 * context
-    return Counted(
+    return TokenCount(
         full_pj + attention, ternary_pj + attention, full_bytes + cache, ternary_bytes + cache
     )
 
