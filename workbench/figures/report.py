@@ -167,9 +167,7 @@ def cost(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (gates, claims, cost)
-TABLES = (what_if,)
-"""What a notebook shows beside the figures of the page."""
-TABLES = (card, reasons)
+TABLES = (card, reasons, what_if)
 """For a notebook; the report has its own."""
 
 
