@@ -6,7 +6,8 @@ import plotly.graph_objects as go
 import pytest
 
 from workbench.economics.what_if import what_if as answer
-from workbench.figures.what_if import DRAWS, HEADLESS, what_if
+from workbench.figures.what_if import DRAWS, what_if
+from workbench.paths import HEADLESS
 from workbench.pilot.sections.cost import Cost
 from workbench.pilot.sections.profile_load import Slo
 from workbench.records.stage_record import StageRecord

@@ -17,12 +17,11 @@ from workbench.economics.case import Case
 from workbench.economics.what_if import CaseResult
 from workbench.economics.what_if import what_if as answer
 from workbench.figures.theme import AMBER, BLUE, GREEN, GREY, PURPLE, FigureTexts, figure, why_not
+from workbench.paths import HEADLESS
 from workbench.records.stage_record import StageRecord
 from workbench.report.economy import case_from_json
 from workbench.wording.numbers import number
 
-HEADLESS = "WORKBENCH_HEADLESS"
-"""Set in the environment of a kernel that no one looks at."""
 PARTS = {"capital": BLUE, "running": PURPLE, "energy": AMBER, "demand": GREY, "one_off": GREEN}
 DRAWS = 200
 
