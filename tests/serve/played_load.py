@@ -65,11 +65,12 @@ class PlayedArm:
 
     def __init__(self, machine: Machine, quicker: float = 1.0, thriftier: float = 1.0) -> None:
         self.machine, self.quicker, self.thriftier = machine, quicker, thriftier
-        self.origin_s = 0.0
+        self.origin_s, self.meters = 0.0, EnergySession([])
 
     def play(self, schedule) -> list[Outcome]:
         clock = self.machine.clock
-        clock.sleep(0.4)  # starting the clients
+        self.work(DECODE_W, 0.4)  # starting the clients
+        self.meters.pause()
         self.origin_s, outcomes = clock.monotonic_s(), []
         for one in schedule:
             clock.sleep(max(0.0, self.origin_s + one.intended_s - clock.monotonic_s()))
@@ -123,6 +124,8 @@ def play(folder: Path, of: Situation, seed: int) -> PlayedLoad:
     }
     with EnergySession([log], max_gap_s=3 * of.period_s, interval_s=1.0, clock=clock) as meters:
         meters.learn(played["full_precision"].wake)
+        for arm in played.values():
+            arm.meters = meters
         arms = {
             name: LoadedArm(arm.play, arm.wake, meters, lambda arm=arm: arm.origin_s)
             for name, arm in played.items()

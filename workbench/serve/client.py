@@ -63,6 +63,7 @@ DueOrder = tuple[float, Callable[[], Any]]
 
 class LoadProcesses:
     """Use :func:`load_processes`. origin_s: ``time.monotonic()`` at time 0 of the latest load.
+    lead_s: idle time before it, once all is prepared, for a meter that is late (replays alone).
 
     A load that an error has ended may still be under way in its processes: open another client.
     """
@@ -71,7 +72,7 @@ class LoadProcesses:
         self, endpoint: Endpoint, folder: Path, silence_s: float, check: Callable[[], None]
     ) -> None:
         self.endpoint, self._silence_s, self._check = endpoint, silence_s, check
-        self._folder = folder
+        self._folder, self.lead_s = folder, 0.0
         self._open = ExitStack()
         self._children: list[subprocess.Popen[str]] = []
         self._logs: list[Path] = []
@@ -113,7 +114,9 @@ class LoadProcesses:
 
         Raises StageError when a client process ends, and what ``check`` raises.
         """
-        return self._play(schedule, prompt_of, model, orders, on_progress, processes, OPEN_AHEAD_S)
+        return self._play(
+            schedule, prompt_of, model, orders, on_progress, processes, OPEN_AHEAD_S, self.lead_s
+        )
 
     def burst(
         self,
@@ -138,6 +141,7 @@ class LoadProcesses:
         on_progress: Callable[[int], None],
         processes: int | None,
         open_ahead_s: float,
+        lead_s: float = 0.0,
     ) -> list[Outcome]:
         if not schedule:
             raise ValueError("a load without a request")
@@ -150,7 +154,7 @@ class LoadProcesses:
                 self._write(place, schedule[number::count], prompt_of, model)
                 self._tell(number, {"play": str(place), "open_ahead_s": open_ahead_s})
             self._wait("ready", count)
-            self.origin_s = time.monotonic() + START_S + open_ahead_s
+            self.origin_s = time.monotonic() + START_S + open_ahead_s + lead_s
             for number in range(count):
                 self._tell(number, {"origin_s": self.origin_s})
             self._wait("done", count, sorted(orders, key=lambda order: order[0]), on_progress)

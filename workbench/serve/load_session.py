@@ -43,7 +43,8 @@ class LoadedArm:
     once all have ended. wake: the untimed answer before a turn; what it returns is kept as the
     row's ``answer`` where it is not None, and should always be the same.
 
-    meters: of the node that serves it, None where none is declared, and ``no_energy`` says so.
+    meters: of the node that serves it; None where none is declared, and ``no_energy`` says so.
+    Where they are late, play is idle for their ``apart_s()`` before time 0, with all prepared.
     origin_s: ``time.monotonic()`` at time 0 of the latest schedule.
     """
 
@@ -167,7 +168,6 @@ class LoadSession:
         loaded = self._arms[arm]
         if loaded.meters is None:
             return loaded.play(self._blocks[block])
-        loaded.meters.pause()
         outcomes = loaded.play(self._blocks[block])
         begin_s = loaded.origin_s()
         end_s = begin_s + max((outcome.end_s or 0.0 for outcome in outcomes), default=0.0)

@@ -19,21 +19,19 @@ from workbench.measure.session import noise_facts
 from workbench.serve.carries import measured_capacity
 from workbench.serve.client import LoadProcesses, load_processes
 from workbench.serve.drill import Taken
-from workbench.serve.endpoint import Endpoint, ask
+from workbench.serve.endpoint import Endpoint
 from workbench.serve.load import Load
 from workbench.serve.process import ServerProcess, server_process
 from workbench.serve.rehearsal import FALLBACK
 from workbench.stages.context import StageContext
 from workbench.stages.deploy_rollback_drill import drill_of, pace, record_drill, served_spec
 from workbench.stages.deploy_rollback_energy import (
-    STEP_PROMPT,
-    STEP_TOKENS,
     record_deployment_energy,
     replay_energies,
 )
 from workbench.stages.deploy_rollback_record import Replayed, record_replay, record_server
 from workbench.stages.deploy_rollback_tuning import tuned_in_stage
-from workbench.stages.metered import closed, stage_meters
+from workbench.stages.metered import closed, stage_meters, step_load
 
 CAPACITY_SHARE, CAPACITY_LEAST_S, CAPACITY_MOST_S = 0.05, 0.5, 10.0
 """Time for each arm's measurement of capacity, as a share of the replay, and its limits."""
@@ -115,7 +113,7 @@ def _rehearse(
     def order() -> None:
         server.switch(FALLBACK, "ordered in the middle of the replay")
 
-    for text in meters.learn(lambda: ask(client.endpoint, STEP_PROMPT, STEP_TOKENS)):
+    for text in meters.learn(step_load(context.device.name)):
         context.note(text)
     meters.rest()
     before = require_quiet(quiet, context.note)
@@ -124,7 +122,7 @@ def _rehearse(
         lambda: [*server.process_ids, *client.process_ids],
         section.duration_s / NOISE_STRETCHES,
     )
-    meters.pause()
+    client.lead_s = meters.apart_s()
     outcomes = client.replay(
         schedule, load.prompt, orders=[(order_s, order)], on_progress=on_progress
     )

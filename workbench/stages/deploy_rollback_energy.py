@@ -18,8 +18,6 @@ from workbench.stages.context import StageContext
 from workbench.stages.deploy_rollback_record import Replayed
 from workbench.stages.metered import trusted
 
-STEP_PROMPT, STEP_TOKENS = [1, 2, 3], 64
-"""Asked again and again in the step test of a log."""
 WHOLE, BEFORE, AFTER = "replay", "before", "after"
 
 

@@ -44,7 +44,7 @@ from workbench.stages.measure_ab_load_energy import (
     node_meters,
     record_load_energy,
 )
-from workbench.stages.metered import StageMeters, closed, trusted
+from workbench.stages.metered import StageMeters, closed, step_load, trusted
 
 BASELINE = "full_precision"
 REPLAYED_SHARE = 0.6
@@ -52,8 +52,6 @@ REPLAYED_SHARE = 0.6
 each turn and waiting for its last answers."""
 CAPACITY_SHARE, CAPACITY_LEAST_S, CAPACITY_MOST_S = 0.01, 0.5, 10.0
 """Time for each arm's measurement of capacity, as a share of the budget, and its limits."""
-STEP_TOKENS = 64
-"""Of an answer that is part of a step test's load."""
 WAKE_TOKENS = 8
 """Of the untimed answer before a turn, which must be the judged model's own."""
 NOT_OF_AN_ADDRESS = {
@@ -124,9 +122,7 @@ def measure_under_load(
         )
         load = Load.of(profile, limits, trained, context.pilot.seed)
         pace = _pace(context, own, load)
-        for text in meters.session.learn(
-            lambda: ask(own.endpoint, judged.prompt, STEP_TOKENS, BASELINE)
-        ):
+        for text in meters.session.learn(step_load(context.device.name)):
             context.note(text)
         of_nodes = {
             name: open_things.enter_context(node_meters(context, name, tried[name].endpoint))
@@ -243,6 +239,7 @@ def _own_arm(
     name: str, client: LoadProcesses, load: Load, judged: Judged, meters: EnergySession
 ) -> LoadedArm:
     def play(schedule: Sequence[PlannedRequest]) -> list[Outcome]:
+        client.lead_s = meters.apart_s()
         return client.replay(schedule, load.prompt, model=name)
 
     def wake() -> str:
@@ -263,7 +260,10 @@ def _others(
     tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
     prompt = tokenizer.decode(judged.prompt)
 
-    def play(client: LoadProcesses, schedule: Sequence[PlannedRequest]) -> list[Outcome]:
+    def play(
+        client: LoadProcesses, lead_s: float, schedule: Sequence[PlannedRequest]
+    ) -> list[Outcome]:
+        client.lead_s = lead_s
         return client.replay(schedule, lambda planned: tokenizer.decode(load.prompt(planned)))
 
     def wake(client: LoadProcesses) -> None:
@@ -277,7 +277,7 @@ def _others(
 
     return {
         name: LoadedArm(
-            partial(play, client),
+            partial(play, client, meters[name].apart_s() if name in meters else 0.0),
             partial(wake, client),
             meters.get(name),
             partial(origin_s, client),
