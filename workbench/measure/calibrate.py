@@ -11,7 +11,7 @@ functions as the pilot's own figures. Four things are counted over many runs:
 
 Rows go to ``docs/results/calibration.jsonl`` (``name``, ``method``, ``situation``, ``n``,
 ``nominal``, ``value``, ``runs``, and ``given``: the share of runs with an interval), the table
-into ``docs/measuring.md``. About ten minutes of one core.
+into ``docs/measuring.md``. About twelve minutes of one core.
 """
 
 from __future__ import annotations
