@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 
@@ -200,3 +201,26 @@ def test_a_drill_says_what_each_way_cost(running, tmp_path) -> None:
     assert command.reason == "drill: command" and "had no first token within" in rule.reason
     assert "killed by signal 9" in kill.reason and kill.back_s > 0
     assert late.holds is None and "raise deploy_rollback.drill.budget_s" in late.skipped
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_lose_nothing_without_saying_so(running, tmp_path) -> None:
+    """A request is answered in full, or its stream had begun and ends with a declared error."""
+    random = np.random.default_rng(20)
+    schedule = [PlannedRequest(i, 0.02 * i, 12, 20, "interactive", False) for i in range(40)]
+    cut = 0
+    with load_processes(Endpoint(running.server.address), tmp_path) as client:
+        for _ in range(20):
+            running.until(lambda: running.candidate()["state"] == "up")
+            running.order(arm="hybrid", force=True)
+            running.server.drill("hybrid", "slow_steps", seconds=0.005)
+            pid = running.candidate()["pid"]
+            at_s = float(random.uniform(0.0, 0.9))
+            orders = [(at_s, lambda pid=pid: os.kill(pid, signal.SIGKILL))]
+            outcomes = client.replay(schedule, lambda planned: PROMPT[:12], orders=orders)
+            lost = [each for each in outcomes if each.status != "ok"]
+            assert {each.status for each in lost} <= {"truncated"}, lost
+            assert {each.fault for each in lost} <= {"server_error"}, lost
+            assert all("killed by signal 9" in str(each.error) for each in lost)
+            cut += len(lost)
+    assert cut > 0, "some kill must have met a stream"
