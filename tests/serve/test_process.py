@@ -131,7 +131,7 @@ def test_sigterm_lets_the_answers_finish(arms, tmp_path) -> None:
 
 
 def test_no_server_outlives_a_killed_parent(arms, tmp_path) -> None:
-    """SIGKILL gives the parent no chance to clean up."""
+    """SIGKILL gives the parent no chance to clean up, nor the server, whose arms end too."""
     spec(arms).save(tmp_path / "given.json")
     code = """
 import sys, time
@@ -139,7 +139,7 @@ from pathlib import Path
 from workbench.serve.process import server_process
 from workbench.serve.spec import ServeSpec
 with server_process(ServeSpec.load(Path(sys.argv[1])), Path(sys.argv[2])) as server:
-    print(server.process.pid, flush=True)
+    print(*server.process_ids, flush=True)
     time.sleep(60)
 """
     parent = subprocess.Popen(
@@ -147,14 +147,16 @@ with server_process(ServeSpec.load(Path(sys.argv[1])), Path(sys.argv[2])) as ser
         stdout=subprocess.PIPE,
         text=True,
     )
-    child = psutil.Process(int(parent.stdout.readline()))
+    below = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+    assert len(below) >= 3, "the server and two arms"
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
     limit = time.monotonic() + 5
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < limit, "the server outlived its parent"
-        time.sleep(0.05)
+    for child in below:
+        while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < limit, "a process of the server outlived its parent"
+            time.sleep(0.05)
 
 
 def test_the_route_is_changed_with_the_token_alone(server) -> None:

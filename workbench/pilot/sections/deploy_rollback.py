@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -110,15 +110,15 @@ class Tuning(Section):
         return self
 
 
-WAYS = ("rule", "crash", "nan", "hang", "kill", "upstream")
+LostWay = Literal["rule", "crash", "nan", "hang", "kill", "upstream"]
 
 
 class DrillWays(Section):
     """The way back taken in every other way too, each under a share of the load, after the replay,
     which takes the way by command."""
 
-    ways: list[Literal["rule", "crash", "nan", "hang", "kill", "upstream"]] = Field(
-        list(WAYS),
+    ways: list[LostWay] = Field(
+        list(get_args(LostWay)),
         description="what happens to the hybrid: the rule finds it slow, an error nobody foresaw, "
         "logits that are no numbers, a process that hangs, one that is killed, an upstream that "
         "disappears",
