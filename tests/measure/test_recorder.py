@@ -155,6 +155,32 @@ def test_the_same_command_goes_on_with_a_finished_file(tmp_path, clock):
     assert [row["monotonic_s"] for row in rows_of(out)] == [*range(11), *range(15, 36)]
 
 
+def test_rows_of_a_log_that_is_opened_again_are_recorded_once(tmp_path, clock):
+    """A log that is opened begins with its latest rows."""
+
+    class Log(Played):
+        def __init__(self, *options, **more):
+            super().__init__(*options, **more)
+            self._from_s = clock.monotonic_s() - 8.0
+
+        def read(self):
+            super().read()
+            now_s, from_s = clock.monotonic_s(), max(0.0, self._from_s)
+            rows = [second for second in range(int(from_s), int(now_s) + 1) if second >= from_s]
+            self._from_s = int(now_s) + 1
+            return [Sample(PDU, s, clock.wall_s() - now_s + s, float(s)) for s in rows]
+
+    out = tmp_path / "power.parquet"
+    gone = [(30.0, 45.0)]
+    lost = Log(PDU, clock, gone=gone, reconnects=False)
+    recorder(clock, out, lost, again=lambda _: [Log(PDU, clock, gone=gone)]).run(60.0)
+    clock.sleep(5.0)
+    recorder(clock, out, Log(PDU, clock)).run(20.0)
+    seconds = [row["value"] for row in rows_of(out) if row["value"] is not None]
+    assert len(seconds) == len(set(seconds)) and seconds == sorted(seconds)
+    assert seconds[0] == 0.0 and seconds[-1] == 85.0
+
+
 @pytest.mark.parametrize("cut", [1, 7, 100, 1000])
 def test_a_stream_that_is_cut_off_anywhere_gives_its_whole_batches(tmp_path, clock, cut):
     recording = Recording(tmp_path / "whole.parquet")

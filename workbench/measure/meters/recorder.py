@@ -8,6 +8,7 @@ kinds of failure, never their number.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,11 +42,13 @@ def all_meters(section: Meters) -> tuple[list[Meter], list[MissingMeter]]:
 @dataclass
 class _Reader:
     """All meters of one reader. failing_s: since when none answered, None while one does. lacks:
-    whether some that are declared did not answer at the start."""
+    whether some that are declared did not answer at the start. opened: just now; a log that is
+    opened again begins with rows that were read before."""
 
     name: str
     meters: list[Meter]
     lacks: bool = False
+    opened: bool = True
     failing_s: float | None = None
     failed: int = 0
     looked_s: float = 0.0
@@ -93,6 +96,7 @@ class Recorder:
             reader.looked_s = clock.monotonic_s()
         self._recording = Recording(out)
         self.kept = self._recording.kept
+        self._latest_s = self._recording.latest_s()
         self.channels: dict[Channel, int] = {}
         """Channel -> samples so far."""
         self._rows: list[dict[str, Any]] = []
@@ -147,6 +151,7 @@ class Recorder:
                 reasons.append(reason_of(error))
                 continue
             self._keep(reader, found)
+        reader.opened = reader.opened and not answered
         for reason in reasons:
             self._fault(reader, reason)
         now_s = self._clock.monotonic_s()
@@ -184,7 +189,7 @@ class Recorder:
             return False
         for meter in reader.meters:
             meter.close()
-        reader.meters = found
+        reader.meters, reader.opened = found, True
         return True
 
     def _keep(self, reader: _Reader, found: list[Sample | MeterFault]) -> None:
@@ -192,7 +197,11 @@ class Recorder:
             if isinstance(one, MeterFault):
                 self._fault(reader, one.text)
                 continue
+            latest_s = self._latest_s.get(one.channel, -math.inf)
+            if reader.opened and one.wall_s <= latest_s:
+                continue
             with self._lock:
+                self._latest_s[one.channel] = max(latest_s, one.wall_s)
                 self._rows.append(sample_row(one))
                 self.channels[one.channel] = self.channels.get(one.channel, 0) + 1
 

@@ -110,6 +110,17 @@ class Recording:
         self._file: Any = None
         self._writer: pa.RecordBatchWriter | None = None
 
+    def latest_s(self) -> dict[Channel, float]:
+        """Unix time of the latest sample of each channel in what there was, its last piece alone:
+        a log that is followed again begins with rows of a short while ago."""
+        found: dict[Channel, float] = {}
+        for piece in pieces_of(self.path)[-1:]:
+            for batch in _piece_batches(piece):
+                for row in batch.to_pylist():
+                    if row["value"] is not None:
+                        found[row_channel(row)] = row["wall_s"]
+        return found
+
     def append(self, rows: list[dict[str, Any]]) -> None:
         """On disk when it returns, as far as a kill of this process goes."""
         if not rows:
