@@ -5,7 +5,7 @@
 # make lab     JupyterLab on notebooks/
 # make smoke   the small pilot that CI runs
 # make golden write the losses of tests/golden anew, after a change that is meant to move them
-# make energy     what is recovered of known energies through late and averaged wall logs
+# make energy     what is recovered of known energies through late and averaged meters
 # make calibrate  how often the intervals and gates are right, by simulation: docs/measuring.md
 # make fuzz    the native kernels under AddressSanitizer and UBSan; FUZZ_SECONDS=60
 # make sanitize  the Triton kernels under NVIDIA's compute-sanitizer (a GPU machine)
@@ -54,6 +54,7 @@ golden: .venv/ready-for-tests
 
 energy: .venv/ready-for-tests
 	@$(BIN)/python -m workbench.measure.played
+	@$(BIN)/python -m workbench.measure.played_meters
 	@$(BIN)/python tests/serve/played_load.py
 	@$(BIN)/python tests/runner/metered_pilot.py
 

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.files import replacing
 from workbench.measure.ab_figures import energy_figures
 from workbench.measure.latency import LoadClass
 from workbench.measure.meters import EnergySession
@@ -218,6 +219,18 @@ def rows(of: Situation, sessions: list[Played]) -> Iterator[dict[str, Any]]:
     yield row("area_error", 0.0, error.mean(), low, high, held)
 
 
+def write_rows(made: list[dict[str, Any]], results: Path = RESULTS) -> None:
+    """Put rows into ``results`` in the place of those of the same figure and meter; rows of others
+    (tests/serve/played_load.py, tests/runner/metered_pilot.py) say of what."""
+    anew = {(row["name"], row["meter"], row.get("of")) for row in made}
+    old = (
+        [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    )
+    kept = [row for row in old if (row["name"], row["meter"], row.get("of")) not in anew]
+    with replacing(results) as partial:
+        partial.write_text("".join(f"{json.dumps(row)}\n" for row in (*kept, *made)))
+
+
 def main() -> None:
     lines = []
     for of in SITUATIONS:
@@ -225,9 +238,7 @@ def main() -> None:
             sessions = [play(Path(folder) / str(seed), of, seed) for seed in range(RUNS)]
         lines += [json.dumps(row) for row in rows(of, sessions)]
         print(*lines[-3:], sep="\n")
-    # Rows of others (tests/serve/played_load.py, tests/runner/metered_pilot.py) say of what.
-    others = [line for line in RESULTS.read_text().splitlines() if '"of": ' in line]
-    RESULTS.write_text("".join(f"{line}\n" for line in (*lines, *others)))
+    write_rows([json.loads(line) for line in lines])
 
 
 if __name__ == "__main__":

@@ -5,12 +5,23 @@ readers, on a clock that is stepped: minutes of metering take seconds. Each show
 late and averaged, as such devices do, or counts its energy. A session learns how late by its step
 test, meters a minute of requests, and then the device is killed in the middle of further requests.
 
-NVML and Prometheus run in time of their own and are played apart (:mod:`.played_apart`).
+NVML's library and Prometheus need processes of their own; the tests play them.
+
+``make energy`` writes the rows ``lag_found`` and ``area_error`` of each reader to
+``docs/results/energy.jsonl``, over ``RUNS`` plays each, and ``sampling_cpu_share``: what a session
+with eight sources takes of a core, with the devices in a process apart. About three minutes.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,13 +38,14 @@ from workbench.measure.meters.polled import PolledMeter
 from workbench.measure.meters.rapl import find_rapl
 from workbench.measure.meters.response import Response
 from workbench.measure.meters.sample import Meter
-from workbench.measure.played import Machine, PlayedEngine
+from workbench.measure.played import Machine, PlayedEngine, write_rows
 from workbench.measure.simulators.dcmi_bmc import DcmiBmc
 from workbench.measure.simulators.json_service import JsonService, redfish
 from workbench.measure.simulators.modbus_device import ModbusPlayer
 from workbench.measure.simulators.snmp_agent import SnmpAgent
 from workbench.pilot.sections.meters import IpmiMeter, ModbusMeter, RedfishMeter, SnmpMeter
 
+RUNS = 5
 LAG_S, AVERAGING_S, PERIOD_S = 2.0, 3.0, 1.0
 REQUEST_S, BUSY_W = 1.03, 240.0
 METERED_S = 60.0
@@ -269,3 +281,118 @@ def recover(name: str, folder: Path, seed: int = 0) -> Recovered:
         killed.energy_j,
         f"{killed.reason}: {killed.text}",
     )
+
+
+def rows(name: str, found: list[Recovered]) -> Iterator[dict[str, Any]]:
+    """The rows of one reader, means over its plays; ``lo`` and ``hi`` hold all of them."""
+    exact = name in EXACT_READERS
+    about = {
+        "meter": name,
+        "lag_s": 0.0 if exact else LAG_S,
+        "averaging_s": 0.0 if exact else AVERAGING_S,
+        "period_s": 2.0 if name == "ipmi dcmi" else 0.5 if name == "rapl" else PERIOD_S,
+    }
+
+    def row(figure: str, true: float, values: list[float], covered: float) -> dict[str, Any]:
+        figures = {"true": true, "value": np.mean(values), "lo": min(values), "hi": max(values)}
+        rounded = {key: round(float(number), 5) for key, number in figures.items()}
+        return {"name": figure, **about, **rounded, "covered": covered, "runs": len(found)}
+
+    areas = [one.area_error for one in found]
+    yield row("area_error", 0.0, areas, float(np.mean([one.covered for one in found])))
+    learned = [(one.response, one.true_lag_s) for one in found if one.response is not None]
+    if learned:
+        shifts = [response.shift_s for response, _ in learned]
+        held = [
+            abs(response.shift_s - true) <= response.lag_error_s + response.averaging_error_s / 2
+            for response, true in learned
+        ]
+        yield row("lag_found", learned[0][1], shifts, float(np.mean(held)))
+
+
+DEVICES_APART = """
+import sys
+from workbench.measure.simulators.json_service import JsonService, redfish
+from workbench.measure.simulators.modbus_device import ModbusPlayer
+from workbench.measure.simulators.snmp_agent import SnmpAgent
+pdu = "1.3.6.1.4.1.318.1.1.26.4.3.1"
+devices = [
+    SnmpAgent({f"{pdu}.5.1": lambda: 41, f"{pdu}.9.1": lambda: 7}),
+    JsonService(redfish(lambda: 400)),
+    ModbusPlayer({52: ("f", lambda: 400.0), 72: ("f", lambda: 1.0)}),
+]
+print(*(device.port for device in devices), flush=True)
+sys.stdin.read()
+"""
+
+
+def sampling_cpu_share(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
+    """Of one core, by a session that reads eight sources ten times a second: a log, four RAPL
+    zones, and an SNMP agent, a Redfish service and a Modbus device that are asked once a second
+    each in their threads."""
+    with subprocess.Popen(
+        [sys.executable, "-c", DEVICES_APART],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as apart:
+        assert apart.stdin and apart.stdout
+        snmp, redfish_port, modbus_port = map(int, apart.stdout.readline().split())
+        for zone in range(4):
+            path = folder / f"intel-rapl:{zone}"
+            path.mkdir()
+            (path / "name").write_text(f"package-{zone}\n")
+            (path / "energy_uj").write_text(f"{zone + 1}000000\n")
+            (path / "max_energy_range_uj").write_text("65532610987\n")
+        log = folder / "power.csv"
+        log.write_text("timestamp,source,watts\n")
+        asked: list[tuple[str, Any]] = [
+            ("snmp", SnmpMeter(host="127.0.0.1", port=snmp, profile="apc")),
+            ("redfish", RedfishMeter(url=f"http://127.0.0.1:{redfish_port}", chassis="1")),
+            ("modbus", ModbusMeter(host="127.0.0.1", port=modbus_port, preset="sdm630")),
+        ]  # fmt: skip
+        meters: list[Meter] = [
+            PolledMeter(DEVICES[reader](section), section.period_s, section.timeout_s)
+            for reader, section in asked
+        ]
+        meters += [CsvMeter(log), find_rapl(folder)]
+        with EnergySession(meters, interval_s=0.1) as session:
+            began, began_s = os.times(), time.monotonic()
+            for at in range(round(seconds)):
+                with log.open("a") as file:
+                    file.write(f"{time.time()},pdu,{400 + at}\n")
+                time.sleep(1.0)
+            ended, took_s = os.times(), time.monotonic() - began_s
+            samples = len(session.samples())
+        apart.stdin.close()
+    share = (sum(ended[:4]) - sum(began[:4])) / took_s
+    return {
+        "name": "sampling_cpu_share", "meter": "8 sources", "period_s": 0.1,
+        "value": round(share, 5),
+        "hi": 0.01, "covered": share < 0.01, "samples": samples, "seconds": seconds,
+    }  # fmt: skip
+
+
+def main() -> None:
+    os.environ |= {
+        "PLAYED_AUTH": SNMP_USER[1], "PLAYED_PRIVACY": SNMP_USER[2], "PLAYED_BMC": "bmc-password",
+    }  # fmt: skip
+    made = []
+    for name in READERS:
+        if name == "ipmi dcmi" and not shutil.which("ipmitool"):
+            print("no ipmitool here: left out")
+            continue
+        found = []
+        for seed in range(RUNS):
+            with tempfile.TemporaryDirectory() as folder:
+                found.append(recover(name, Path(folder), seed))
+        made += list(rows(name, found))
+        print(*map(json.dumps, made[-2:]), sep="\n", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        made.append(sampling_cpu_share(Path(folder)))
+    print(json.dumps(made[-1]))
+    write_rows(made)
+
+
+if __name__ == "__main__":
+    main()

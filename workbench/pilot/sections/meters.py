@@ -233,6 +233,7 @@ class IpmiMeter(NetworkMeter):
     interface: Literal["lanplus", "lan"] = Field(
         "lanplus", description="lanplus is IPMI 2.0; lan is the old one, without encryption"
     )
+    period_s: Positive = Field(2.0, description="it is asked this often, s")
     timeout_s: Positive = Field(5.0, description="an answer that takes longer is none, s")
 
     @model_validator(mode="after")
