@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
 
 import pytest
+from ruamel.yaml import YAML
 
 from workbench.errors import ConfigError
 from workbench.measure.meters import EnergySession, find_meters
@@ -19,7 +23,7 @@ from workbench.measure.meters.ipmi import IpmiDevice
 from workbench.measure.meters.modbus import PRESETS
 from workbench.measure.meters.polled import PolledMeter
 from workbench.measure.meters.prometheus import KNOWN
-from workbench.measure.meters.sample import Channel, MeterError, MeterFault, Sample
+from workbench.measure.meters.sample import Channel, FaultCode, MeterError, MeterFault, Sample
 from workbench.measure.meters.snmp_profiles import PROFILES
 from workbench.measure.meters.values import ValueCheck
 from workbench.measure.played_meters import EXACT_READERS, READERS, SNMP_USER, recover
@@ -495,6 +499,19 @@ def test_every_profile_metric_and_preset_has_its_scope_and_can_be_asked():
         SnmpMeter(host="a", profile=name, index="1")
     for preset in PRESETS:
         ModbusMeter(host="a", preset=preset)
+
+
+def test_what_docs_energy_md_says_to_copy_is_valid():
+    text = (Path(__file__).parents[2] / "docs/energy.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(measure_ab:.*?)```", text, re.S)
+    given = [YAML(typ="safe", pure=True).load(block)["measure_ab"]["meters"] for block in blocks]
+    for meters in given:
+        Meters.model_validate(meters)
+    assert {"csv", "snmp", "redfish", "ipmi", "modbus", "prometheus"} <= {
+        k for g in given for k in g
+    }
+    for name in (*SNMP_SCOPES, *PROMETHEUS_SCOPES, *PRESETS, *get_args(FaultCode)[:8]):
+        assert f"`{name}`" in text, name
 
 
 NVML = """

@@ -1,3 +1,4 @@
+import sys
 import time
 
 import pytest
@@ -5,6 +6,7 @@ import ternary_kernels
 
 from workbench.errors import ConfigError
 from workbench.machine import device
+from workbench.measure.simulators.json_service import JsonService, redfish
 from workbench.model.presets import PRESETS
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
@@ -139,3 +141,27 @@ def test_a_power_log_that_cannot_be_used_is_said_before_anything_is_paid_for(tmp
     assert record.facts["meters"]["found"] == []
     (said,) = (s for s in record.facts["verdict"] if s.startswith("Energy cannot be measured here"))
     assert "pdu shows 1.4 W: kilowatts?" in said and "24.0 h old" in said
+
+
+def test_meters_of_a_network_are_asked_and_one_that_holds_more_machines_is_no_energy(tmp_path):
+    with JsonService(redfish(lambda: 412.0)) as service:
+        answers = {"url": service.url, "name": "bmc"}
+        rack = answers | {"name": "all of it", "scope": "rack"}
+        gone = {"url": "http://127.0.0.1:1", "name": "gone"}
+        meters = {"sources": ["redfish"], "redfish": [answers, rack, gone]}
+        record = finished(tmp_path, pilot(measure_ab={"meters": meters}))
+    about = record.facts["meters"]
+    assert about["found"] == ["redfish bmc (measured)"]
+    assert (
+        "redfish all of it answers, but holds more than this machine (rack)"
+        in (about["missing"]["redfish"])
+    )
+    assert "no_answer: gone: " in about["missing"]["redfish"]
+    assert about["notes"][0].startswith("With redfish bmc a session takes about ")
+
+
+def test_a_library_that_a_meter_needs_is_asked_for_before_anything_starts(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymodbus", None)
+    modbus = [{"host": "10.0.0.9", "preset": "sdm630"}]
+    (problem,) = readiness.check(pilot(measure_ab={"meters": {"modbus": modbus}}))
+    assert "measure_ab.meters.modbus needs pymodbus" in problem and "[meters]" in problem

@@ -29,7 +29,9 @@ from workbench.measure.bandwidth import (
 from workbench.measure.meters import MissingMeter, find_meters
 from workbench.measure.meters.clock import SYSTEM_CLOCK
 from workbench.measure.meters.csv_log import CsvMeter
-from workbench.measure.meters.log_check import check_log
+from workbench.measure.meters.find import reasons, require_libraries
+from workbench.measure.meters.log_check import check_log, session_takes
+from workbench.measure.meters.polled import PolledMeter
 from workbench.measure.meters.sample import Sample
 from workbench.measure.probe import leave_out, run_probe
 from workbench.measure.statistics import quantile
@@ -61,6 +63,7 @@ def check(pilot: Pilot) -> list[str]:
         lambda: choose_device(pilot.readiness.device),
         lambda: measurement_threads(pilot.readiness.threads),
         lambda: CsvMeter(Path(log)) if log else None,
+        lambda: require_libraries(pilot.measure_ab.meters),
     ):
         try:
             look()
@@ -200,14 +203,24 @@ def _meters(context: StageContext) -> tuple[list[str], list[MissingMeter], list[
             continue
         finally:
             meter.close()
-        kinds = {one.channel.place: one.channel.kind for one in read}
-        found += [f"{meter.reader} {place} ({kind})" for place, kind in kinds.items()]
+        channels = {one.channel.place: one.channel for one in read}
+        for channel in channels.values():
+            if channel.scope in ("gpu", "cpu", "node"):
+                found.append(f"{channel.name} ({channel.kind})")
+                continue
+            checks = f"{channel.name} answers, but holds more than this machine ({channel.scope})"
+            cure = "it checks and gives no figure; scope: node where it feeds nothing else"
+            missing.append(MissingMeter(meter.reader, f"{checks}: {cure}"))
+        unknown = [c for c in channels.values() if c.quantity == "power" and c.lag_s is None]
+        if isinstance(meter, PolledMeter) and unknown and (period_s := unknown[0].period_s):
+            takes = session_takes(unknown[0].name, period_s, section.turns_of_a_block)
+            notes.append(f"{takes}.")
         notes += [f"{note}." for note in meter.notes]
         if meter.reader == "nvml":
             notes.append("NVML sees GPU boards alone: host, fans and power supplies are not in it.")
     context.record.facts["meters"] = {
         "found": found,
-        "missing": {meter.source: meter.reason for meter in missing},
+        "missing": reasons(missing),
         "notes": notes,
     }
     return found, missing, notes
@@ -309,5 +322,5 @@ def _about_meters(found: list[str], missing: list[MissingMeter], notes: list[str
         return " ".join([said, *notes])
     return (
         f"Energy cannot be measured here ({reasons}); its rows will say so. A power log of a "
-        "wall meter can stand in: measure_ab.meters.csv."
+        "wall meter can stand in (measure_ab.meters.csv), a PDU or a BMC: docs/energy.md."
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
 from workbench.measure.meters.csv_log import CsvMeter
+from workbench.measure.meters.extra import library
 from workbench.measure.meters.ipmi import IpmiDevice
 from workbench.measure.meters.modbus import ModbusDevice
 from workbench.measure.meters.nvml import find_nvml
@@ -39,6 +40,22 @@ class MissingMeter:
     source: str
     reason: str
     scope: Scope | None = None
+
+
+def reasons(missing: Sequence[MissingMeter]) -> dict[str, str]:
+    """Source -> why, of all its meters that are missing."""
+    sources = dict.fromkeys(meter.source for meter in missing)
+    return {
+        source: "; ".join(meter.reason for meter in missing if meter.source == source)
+        for source in sources
+    }
+
+
+def require_libraries(section: Meters) -> None:
+    """Raises ConfigError where a meter of the pilot needs a library that is not installed."""
+    for reader, name in (("snmp", "pysnmp"), ("modbus", "pymodbus")):
+        if section.wants(reader):
+            library(name, f"measure_ab.meters.{reader}")
 
 
 def find_meters(

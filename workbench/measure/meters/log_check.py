@@ -98,14 +98,21 @@ def check_log(
             f"turns: raise measure_ab.budget_s (now {budget_s:g}) to "
             f"{np.ceil(FEWEST_BLOCKS * turns * wanted_s):.0f}, or leave arms or classes out"
         )
-    takes = (
-        f"With the power log a session takes about {_minutes(FEWEST_BLOCKS * turns * wanted_s)}: "
-        f"{FEWEST_BLOCKS} blocks of {turns} turns of {wanted_s:.3g} s, and longer if the log is "
-        "late or averaged, as turns become ten times as long as both"
-    )
+    takes = session_takes("the power log", period_s, turns)
     if came:
         takes += f"; a row is {max(0.0, youngest_s):.1f} s old when it comes"
     return LogCheck(tuple(problems), takes, period_s)
+
+
+def session_takes(meter: str, period_s: float, turns: int) -> str:
+    """What a session with a meter that says nothing of its lag takes, in words. turns: of a
+    block."""
+    wanted_s = (2 + ROWS_WANTED) * period_s
+    return (
+        f"With {meter} a session takes about {_minutes(FEWEST_BLOCKS * turns * wanted_s)}: "
+        f"{FEWEST_BLOCKS} blocks of {turns} turns of {wanted_s:.3g} s, and longer if it is late or "
+        "averaged, as turns become ten times as long as both"
+    )
 
 
 def _period_s(rows: dict[str, list[Sample]]) -> float | None:
