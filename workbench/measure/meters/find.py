@@ -53,7 +53,8 @@ def reasons(missing: Sequence[MissingMeter]) -> dict[str, str]:
 
 def require_libraries(section: Meters) -> None:
     """Raises ConfigError where a meter of the pilot needs a library that is not installed."""
-    for reader, name in (("snmp", "pysnmp"), ("modbus", "pymodbus")):
+    needed: dict[Reader, str] = {"snmp": "pysnmp", "modbus": "pymodbus"}
+    for reader, name in needed.items():
         if section.wants(reader):
             library(name, f"measure_ab.meters.{reader}")
 
