@@ -11,6 +11,7 @@ import pandas as pd
 
 from workbench.measure.load_energy import load_energy_basis, load_energy_figures
 from workbench.measure.meters import EnergySession, find_meters
+from workbench.measure.meters.find import reasons
 from workbench.measure.session import SHORTEST_TURN_S
 from workbench.measure.statistics import FEWEST_BLOCKS
 from workbench.pilot.sections.measure_ab import MeasureAb
@@ -76,7 +77,7 @@ def node_meters(context: StageContext, name: str, endpoint: Endpoint) -> Iterato
     found, missing = find_meters(section)
     context.record.facts.setdefault("node_meters", {})[name] = {
         "found": [meter.reader for meter in found],
-        "missing": {meter.source: meter.reason for meter in missing},
+        "missing": reasons(missing),
     }
     with EnergySession(found, missing, section.max_gap_s, section.idle_s) as session:
         for text in session.learn(lambda: ask(endpoint, STEP_PROMPT, STEP_TOKENS)):

@@ -16,6 +16,7 @@ import torch
 
 from workbench.measure.meters import EnergySession, find_meters
 from workbench.measure.meters.balance import Balance
+from workbench.measure.meters.find import reasons
 from workbench.records.metric import Metric
 from workbench.stages.context import StageContext
 
@@ -61,7 +62,7 @@ def stage_meters(
     session = EnergySession(found, missing, section.max_gap_s, section.idle_s, **more)
     facts = {
         "found": [meter.reader for meter in found],
-        "missing": {meter.source: meter.reason for meter in missing},
+        "missing": reasons(missing),
     }
     context.record.facts["meters"] = facts
     for meter in found:
