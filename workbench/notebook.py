@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import StageError, WorkbenchError
 from workbench.machine.cpu import cpu
 from workbench.pilot.resolve import resolve
 from workbench.records.run import open_folder, open_run
@@ -20,7 +20,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import describe
 from workbench.report import compare
 from workbench.report.compare import Comparison
-from workbench.stages.execute import execute, finished, require_upstream
+from workbench.stages.execute import execute, finished, recorded_failure, require_upstream
 from workbench.stages.second_judgement import judge_again
 from workbench.widgets.headless import interactive
 
@@ -54,6 +54,10 @@ def stage(
 
         require_upstream(name, resolved, run)
         training_panel(run)
+        if finished(name, resolved, run) is None:  # stopped or failed: not to be begun again here
+            raise recorded_failure(run, name) or StageError(
+                f"{name} did not finish", next_step=f"its output lies in {run.folder / name}.log"
+            )
     block = LiveBlock()
     record = execute(name, resolved, run, listener=block.show)
     if name == "report":

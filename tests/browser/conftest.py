@@ -65,6 +65,20 @@ def page(browser) -> Iterator:
     context.close()
 
 
+@pytest.fixture
+def opened(page, server) -> Iterator:
+    """Opens a notebook; its tab is closed afterwards, whatever came of the test."""
+    tabs: list = []
+
+    def open_one(name: str):
+        tabs.append(lab.Notebook(page, server, name))
+        return tabs[-1]
+
+    yield open_one
+    for tab in tabs:
+        tab.close()
+
+
 @pytest.fixture(scope="session")
 def pictures() -> Path:
     PICTURES.mkdir(parents=True, exist_ok=True)

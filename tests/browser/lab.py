@@ -100,7 +100,8 @@ class Notebook:
             page.goto(address.format(name=name))
         else:
             page.evaluate(
-                "name => jupyterapp.commands.execute('docmanager:open', {path: name})", name
+                "async path => { await jupyterapp.commands.execute('docmanager:open', {path}); }",
+                name,
             )
         page.wait_for_function(
             "name => window.jupyterapp?.shell?.currentWidget?.context?.path === name",
@@ -152,11 +153,11 @@ class Notebook:
         ) + json.dumps([cell["outputs"] for cell in self.cells()], ensure_ascii=False)
 
 
-def until(found: Any, seconds: float = 15.0, every_s: float = 0.1) -> Any:
+def until(found: Any, seconds: float = 15.0, every_s: float = 0.1, of: str = "") -> Any:
     """What ``found()`` gives once it is true; AssertionError after ``seconds``."""
     end = time.monotonic() + seconds
     while not (value := found()):
-        assert time.monotonic() < end, f"not within {seconds:g} s"
+        assert time.monotonic() < end, f"{of}: not within {seconds:g} s"
         time.sleep(every_s)
     return value
 

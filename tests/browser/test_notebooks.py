@@ -18,7 +18,7 @@ _spec.loader.exec_module(lab)
 pytestmark = pytest.mark.lab
 CONTROLS = (
     ".widget-dropdown select", ".widget-select-multiple select",
-    ".widget-checkbox input", ".noUi-handle-lower, .widget-slider .noUi-handle",
+    ".widget-checkbox input", ".widget-slider .noUi-handle",
     ".widget-text input",
 )  # fmt: skip
 STAGE_NOTEBOOKS = [stage.notebook for stage in STAGES.values()]
@@ -26,10 +26,10 @@ STAGE_NOTEBOOKS = [stage.notebook for stage in STAGES.values()]
 
 @pytest.mark.parametrize("name", STAGE_NOTEBOOKS)
 def test_a_stage_s_notebook_runs_and_its_widgets_move_its_figures(
-    name, server, notebooks, smoke_run, page, pictures
+    name, opened, notebooks, smoke_run, page, pictures
 ) -> None:
     lab.own_notebook(name, notebooks, run_folder=str(smoke_run.folder))
-    notebook = lab.Notebook(page, server, name)
+    notebook = opened(name)
     notebook.run_all()
     assert notebook.errors() == []
     source = (notebooks / name).read_text()
@@ -47,7 +47,6 @@ def test_a_stage_s_notebook_runs_and_its_widgets_move_its_figures(
     if name[:2] in ("01", "02", "03", "04"):
         assert moved["figures"] > 0, moved
     page.screenshot(path=pictures / f"{Path(name).stem}-moved.png")
-    notebook.close()
 
 
 def move_all(page, notebook) -> dict[str, int]:
@@ -61,7 +60,8 @@ def move_all(page, notebook) -> dict[str, int]:
             if not move(control, selector):
                 continue
             moved["controls"] += 1
-            lab.until(lambda before=before: kept_texts(page) != before[0])
+            lab.until(lambda before=before: kept_texts(page) != before[0], of=f"{selector} {place}")
+            assert "Error: " not in "".join(kept_texts(page)), kept_texts(page)
             moved["texts"] += 1
             moved["figures"] += notebook.figures() != before[1]
     return moved
@@ -83,8 +83,10 @@ def move(control, selector: str) -> bool:
         control.click()
     elif "noUi" in selector:
         control.focus()
+        at_end = "h => Number(h.ariaValueNow) >= Number(h.ariaValueMax)"
+        key = "ArrowDown" if control.evaluate(at_end) else "ArrowUp"
         for _ in range(3):
-            control.press("ArrowUp")
+            control.press(key)
     else:
         control.fill("smoke")
         control.press("Enter")
@@ -97,10 +99,10 @@ def kept_texts(page) -> list[str]:
 
 
 def test_the_report_s_notebook_opens_with_the_card_of_the_record(
-    server, notebooks, smoke_run, page, pictures
+    opened, notebooks, smoke_run, page, pictures
 ) -> None:
     lab.own_notebook("06_report.ipynb", notebooks, run_folder=str(smoke_run.folder))
-    notebook = lab.Notebook(page, server, "06_report.ipynb")
+    notebook = opened("06_report.ipynb")
     notebook.run_all()
     card = page.locator(".wb-card").first
     card.scroll_into_view_if_needed()
@@ -110,12 +112,11 @@ def test_the_report_s_notebook_opens_with_the_card_of_the_record(
     first = next(c for c in notebook.cells() if c["outputs"] and "figures." in c["source"])
     assert "wb-card" in json.dumps(first["outputs"]), "before every figure"
     page.screenshot(path=pictures / "card.png")
-    notebook.close()
 
 
-def test_runs_are_compared_and_picked(server, notebooks, finished_runs, page, pictures) -> None:
+def test_runs_are_compared_and_picked(opened, notebooks, page, pictures) -> None:
     lab.own_notebook("90_compare_runs.ipynb", notebooks)
-    notebook = lab.Notebook(page, server, "90_compare_runs.ipynb")
+    notebook = opened("90_compare_runs.ipynb")
     notebook.run_all()
     assert notebook.errors() == []
     assert "Verdicts and headlines" in notebook.texts()
@@ -131,7 +132,6 @@ def test_runs_are_compared_and_picked(server, notebooks, finished_runs, page, pi
     runs.press("Enter")
     options = page.locator(".widget-select-multiple option")
     assert options.count() == 2, "those chosen stay in the list"
-    notebook.close()
 
 
 def test_a_closed_tab_loses_nothing_of_a_training(browser, notebooks, tmp_path, pictures) -> None:

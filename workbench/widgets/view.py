@@ -107,7 +107,11 @@ class View:
             self.chosen.pop(choice.name, None)
             if value is not None:
                 self.chosen[choice.name] = value
-            self.redraw()
+            try:
+                self.redraw()
+            except Exception as error:  # of a widget's callback nobody else would see it
+                text.value = shown_text(f"{type(error).__name__}: {error}")
+                return
             text.value = shown_text(self.text(offered))
 
         return chose
