@@ -220,18 +220,23 @@ def _it_kw(case: Case, arm: str, values: Numbers, scale: Any, own: Held) -> tupl
     machines = own.servers * case.fleet.per_server
     busy = values["requests_per_day"] * scale / DAY_S * values[f"request_s.{arm}"]
     busy = np.minimum(busy, machines)
-    always = sum(item.watts * _count(case, item, own.servers, 0.0) for item in case.items) / 1e3
+    drawing = [item for item in case.items if item.watts]
+    always = sum(item.watts * _count(case, item, own.servers, 0.0) for item in drawing) / 1e3
     return machines * idle_kw + always, busy * (power_kw - idle_kw)
 
 
 def _count(case: Case, item: Item, servers: Any, peak_kw: Any) -> Any:
     """How many of an item a fleet has."""
-    racks = np.ceil(servers / case.fleet.servers_per_rack)
-    of = {
-        "accelerator": servers * case.fleet.per_server, "server": servers, "rack": racks,
-        "kw": peak_kw, "fleet": 1.0,
-    }[item.per]  # fmt: skip
-    return item.count * of
+    match item.per:
+        case "accelerator":
+            return item.count * servers * case.fleet.per_server
+        case "server":
+            return item.count * servers
+        case "rack":
+            return item.count * np.ceil(servers / case.fleet.servers_per_rack)
+        case "kw":
+            return item.count * peak_kw
+    return item.count
 
 
 def _once(case: Case, arm: str, values: Numbers) -> Any:
