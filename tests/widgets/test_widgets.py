@@ -91,6 +91,13 @@ def test_histograms_of_one_layer_at_one_step(records) -> None:
     assert str(step) in trace.name
 
 
+def test_a_dropdown_shows_what_is_chosen(records) -> None:
+    layer, step = choices("train_qat.histograms", records["train_qat"])
+    assert (layer.widget(None).label, step.widget(None).value) == ("all", None)
+    last = int(records["train_qat"].table("histograms")["step"].max())
+    assert step.widget(last).value == last
+
+
 def test_the_front_ends_at_the_coarsest_plan(records) -> None:
     plans = predicted(records["hybrid_plan"].table("sensitivity"), "full_precision")
     assert plans["size_ratio"].is_monotonic_increasing

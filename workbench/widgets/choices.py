@@ -129,9 +129,10 @@ def _one_of(
     def widget(now: Any) -> Any:
         import ipywidgets
 
+        # A value of None would leave the box blank: by default the first option is chosen.
         return ipywidgets.Dropdown(
             options=[("all", None), *((str(option), option) for option in options)],
-            value=now, description=name,
+            description=name, **({} if now is None else {"value": now}),
         )  # fmt: skip
 
     return Choice(name, widget, lambda got: got, pilot)
