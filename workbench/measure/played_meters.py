@@ -200,7 +200,7 @@ def rapl(shown: Shown, folder: Path) -> Iterator[PlayedDevice]:
 
 
 READERS = {
-    "csv": csv,
+    "csv file": csv,
     "rapl": rapl,
     "snmp v2c": snmp_v2c,
     "snmp v3": snmp_v3,
