@@ -21,6 +21,7 @@ from starlette.routing import Route as Path
 
 from workbench.errors import ConfigError, StageError
 from workbench.serve.app import make_app
+from workbench.serve.canary import CanaryPlan
 from workbench.serve.connections import server_config
 from workbench.serve.main import listen
 from workbench.serve.rollback_rule import RollbackRule
@@ -268,3 +269,15 @@ def test_a_rule_is_given_as_numbers() -> None:
     for wrong in ("ttft=1", "max_slow_share=1.5", "ttft_s=x", "ttft_s=-1", "false_alarms=0"):
         with pytest.raises(ConfigError, match="--rule"):
             rule_of(wrong)
+
+
+def test_a_canary_is_given_as_growing_shares(tmp_path) -> None:
+    plan = CanaryPlan.parsed("0.05, 0.5,1", 60.0, 20)
+    assert plan.steps == (0.05, 0.5, 1.0) and plan.next_after(0.2) == 0.5
+    assert plan.next_after(1.0) is None
+    for wrong in ("", "x", "0.5,0.1", "0,1", "0.5,1.05", "0.5,0.5"):
+        with pytest.raises(ConfigError, match="--canary"):
+            CanaryPlan.parsed(wrong, 60.0, 20)
+    spec = ServeSpec({}, "today", "candidate", canary=plan)
+    spec.save(tmp_path / "spec.json")
+    assert ServeSpec.load(tmp_path / "spec.json").canary == plan

@@ -62,6 +62,20 @@ def serve(
             show_default="the pilot's",
         ),
     ] = None,
+    canary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE,...",
+            help="let the share grow by these steps while the rule has nothing against it",
+            show_default="the pilot's, or none",
+        ),
+    ] = None,
+    step_s: Annotated[
+        float, typer.Option(min=0.0, help="a step of the canary lasts at least so long, s")
+    ] = 300.0,
+    step_requests: Annotated[
+        int, typer.Option(min=1, help="requests of the candidate's that end in a step, at least")
+    ] = 100,
     keep_slots: Annotated[
         int, typer.Option(min=0, max=MOST_SLOTS, help="slots of each arm for short requests alone")
     ] = 0,
@@ -96,6 +110,7 @@ def serve(
 ) -> None:
     """Serve two arms behind one OpenAI-compatible address: full precision and the hybrid of a run,
     model folders, or servers that run already."""
+    from workbench.serve.canary import CanaryPlan
     from workbench.serve.served_run import serve_run
 
     serve_run(
@@ -110,6 +125,7 @@ def serve(
         route=route,
         weight=weight,
         rule=rule,
+        canary=CanaryPlan.parsed(canary, step_s, step_requests) if canary else None,
         short_tokens=short_tokens,
         kept_slots=keep_slots,
         deadline_s=deadline,

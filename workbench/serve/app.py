@@ -24,7 +24,7 @@ from starlette.routing import Route as Path
 
 from workbench.serve.kept_route import TOKEN_HEADER
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.router import RouteHeld, Router, ServedArm
+from workbench.serve.router import RouteHeld, ServedArm
 from workbench.serve.service import Service
 from workbench.serve.wire import ApiError, parse
 
@@ -155,7 +155,7 @@ class RouteOrder(BaseModel):
 
 
 async def _show_route(service: Service, request: Request) -> Response:
-    return JSONResponse(_route_state(service.router))
+    return JSONResponse(_route_state(service))
 
 
 async def _set_route(service: Service, request: Request) -> Response:
@@ -174,7 +174,7 @@ async def _set_route(service: Service, request: Request) -> Response:
             code="route_held",
             headers={"Retry-After": str(math.ceil(held.left_s))},
         ) from None
-    return JSONResponse(_route_state(service.router))
+    return JSONResponse(_route_state(service))
 
 
 class DrillOrder(BaseModel):
@@ -206,13 +206,16 @@ async def _drill(service: Service, request: Request) -> Response:
     return JSONResponse({"arm": order.arm, "fault": order.fault})
 
 
-def _route_state(router: Router) -> dict[str, Any]:
+def _route_state(service: Service) -> dict[str, Any]:
+    router = service.router
+    canary = {"canary": service.canary.report()} if service.canary else {}
     return {
         "arm": router.route.arm,
         "weight": router.route.weight,
         "fallback": router.fallback,
         "arms": list(router.arms),
         "switches": [asdict(switch) for switch in router.switches],
+        **canary,
     }
 
 

@@ -70,6 +70,7 @@ async def _serve(
     on_switch: Callable[[Switch], None],
 ) -> None:
     from workbench.machine.memory import process_tree_bytes
+    from workbench.serve.canary import Canary
     from workbench.serve.router import Route, Router, ServedArm
     from workbench.serve.service import Service
 
@@ -102,8 +103,13 @@ async def _serve(
             processes,
             spec.faults,
         )
-        counted = router.on_switch
-        router.on_switch = lambda switch: (counted(switch), on_switch(switch))
+        told = [router.on_switch, on_switch]
+        if spec.canary:
+            service.canary = canary = Canary(spec.canary, router)
+            told.append(canary.switched)
+            counted = router.on_finished
+            router.on_finished = lambda routed: (counted(routed), canary.finished(routed))
+        router.on_switch = lambda switch: [tell(switch) for tell in told]
         host, port = listener.getsockname()[:2]
         held_bytes, ready = process_tree_bytes(), shared.ready
         announce(Ready(host, port, shared.context, shared.vocab_size, held_bytes, ready))

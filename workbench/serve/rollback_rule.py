@@ -95,6 +95,10 @@ class RollbackMonitor:
             return f"rule: {self._slow.said(late)}"
         return None
 
+    def evidence(self) -> float:
+        """Of what takes the candidate back, the share that there is: 0 to 1."""
+        return max(share.evidence() for share in self._shares)
+
     @property
     def _shares(self) -> list[BadShare]:
         return [self._errors, *([self._slow] if self._slow else [])]
@@ -117,7 +121,7 @@ class BadShare:
         self.limit, self._needed = limit, needed
         self._bets = ExcessBets(limit)
         self._pending: dict[Hashable, _Pending] = {}
-        self._changed = False
+        self._changed, self._now = False, 0.0
         self._seen = {True: [0, 0], False: [0, 0]}
         """Whether the candidate's -> requests, and bad ones."""
 
@@ -146,18 +150,24 @@ class BadShare:
 
     def exceeds(self) -> bool:
         """Whether the evidence is enough, now."""
-        if not self._changed:
-            return False
-        self._changed = False
-        self._settle()
-        if self._bets.log_capital >= self._needed:
-            return True
-        bets = self._bets.copy()
-        for pending in self._pending.values():
-            if pending.bad is None and not pending.candidate:
-                break
-            _take(bets, pending)
-        return bool(bets.log_capital >= self._needed)
+        return self._log_capital() >= self._needed
+
+    def evidence(self) -> float:
+        """That there is now, as a share of what is needed."""
+        return min(1.0, max(0.0, self._log_capital() / self._needed))
+
+    def _log_capital(self) -> float:
+        """With what is under way, up to the first of the other arm's."""
+        if self._changed:
+            self._changed = False
+            self._settle()
+            bets = self._bets.copy()
+            for pending in self._pending.values():
+                if pending.bad is None and not pending.candidate:
+                    break
+                _take(bets, pending)
+            self._now = float(bets.log_capital)
+        return self._now
 
     def said(self, what: str) -> str:
         """The counts in words. what: they did."""

@@ -450,7 +450,6 @@ class Router:
         routed.events.put_nowait(None)
         if reason != "cancelled" and routed.started_s is not None:
             self._took_s.append(routed.ended_s - routed.started_s)
-        self.on_finished(routed)
         if self._monitor:
             # A client that left early says nothing; one that left because it waited does.
             if routed.first_token_s is None and self._is_late(routed, routed.ended_s):
@@ -460,6 +459,15 @@ class Router:
             else:
                 self._monitor.ended(routed, failed=reason == "error")
             self._look()
+        self.on_finished(routed)
+
+    def now(self) -> float:
+        """Of the router's clock, s."""
+        return self._clock()
+
+    def evidence(self) -> float:
+        """Against the candidate, as a share of what takes it back; 0 without a rule."""
+        return self._monitor.evidence() if self._monitor else 0.0
 
     def _put_on_trial(self, routed: RoutedRequest) -> None:
         """Tell the rule who is to answer it, unless the client chose or one arm is out."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from workbench.errors import ConfigError, StageError, reason_of
 from workbench.machine.cpu import measurement_threads
 from workbench.paths import shown
+from workbench.serve.canary import CanaryPlan
 from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, route_token
 from workbench.serve.main import serve
 from workbench.serve.rollback_rule import RollbackRule
@@ -41,6 +42,7 @@ def serve_run(
     route: str | None = None,
     weight: float | None = None,
     rule: str | None = None,
+    canary: CanaryPlan | None = None,
     short_tokens: int = 64,
     kept_slots: int = 0,
     deadline_s: float = 600.0,
@@ -60,6 +62,8 @@ def serve_run(
     slots: None takes 4, and 256 of upstreams, which have queues of their own.
     rule: when to go back, instead of the pilot's: fields of :class:`RollbackRule` as
         ``ttft_s=0.5,max_error_share=0.05``.
+    canary: how the route's share grows, instead of the pilot's; it begins with its first step, or
+        goes on from the share that the run's route had when it was served last.
     kept_slots: of each arm, for requests of at most ``short_tokens``.
     upstream_models, upstream_keys: ``NAME=MODEL``, and ``NAME=VARIABLE`` with its key.
     Raises ConfigError or StageError with what is wrong; nothing is served then.
@@ -81,11 +85,19 @@ def serve_run(
         route, weight, reason = kept.arm, kept.weight, kept.reason
     else:
         route, reason = route or names[-1], "at the start"
+    judged = {**_pilot_s_rule(run), **({} if rule is None else {"rule": rule_of(rule)})}
+    planned = judged.pop("canary", None)
+    plan = canary or planned
+    if plan:
+        judged["rule"] = judged.get("rule") or RollbackRule()
+        if weight is None and route != names[0]:
+            weight = plan.steps[0]
     spec = ServeSpec(
         arms,
         fallback=names[0],
         route=route,
         weight=1.0 if weight is None or route == names[0] else weight,
+        canary=None if route == names[0] else plan,
         host=host,
         port=port,
         slots=slots or (UPSTREAM_SLOTS if upstreams else SLOTS),
@@ -99,7 +111,7 @@ def serve_run(
         on_lost_stream=on_lost_stream,
         drain_notice_s=drain_notice_s,
         upstreams=upstreams,
-        **{**_pilot_s_rule(run), **({} if rule is None else {"rule": rule_of(rule)})},
+        **judged,
     )
     token = route_token() or secrets.token_urlsafe()
 
@@ -190,12 +202,14 @@ def rule_of(text: str) -> RollbackRule:
 
 
 def _pilot_s_rule(run: Run | None) -> dict[str, Any]:
-    """When the run's pilot would go back, and how long a share stays lowered."""
+    """When the run's pilot would go back, how long a share stays lowered, and how it grows."""
     if run is None:
         return {}
     section = run.resolved().pilot.deploy_rollback
     rule = RollbackRule(**section.rollback_rule.model_dump()) if section.rollback_rule else None
-    return {"rule": rule, "hold_s": section.hold_s}
+    steps = section.canary
+    plan = steps and CanaryPlan(tuple(steps.steps), steps.step_s, steps.step_requests)
+    return {"rule": rule, "hold_s": section.hold_s, "canary": plan}
 
 
 def _served_run(folders: Sequence[Path | str]) -> Run | None:

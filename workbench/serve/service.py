@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from workbench.serve.arm import ArmProcess
+    from workbench.serve.canary import Canary
 
 Result = TypeVar("Result")
 
@@ -31,8 +32,8 @@ class Service:
     under which the route answers; an arm's own name, as ``model``, pins a request to that arm.
     context: tokens a request may have, prompt and output together. route_token: what an order to
     change the route must carry; None asks for none. processes: arm -> the process that runs it,
-    where it has one. faults: whether orders to fail are taken, in a drill. draining: it is about
-    to stop.
+    where it has one. faults: whether orders to fail are taken, in a drill. canary: what lets the
+    candidate's share grow. draining: it is about to stop.
     """
 
     router: Router
@@ -43,6 +44,7 @@ class Service:
     route_token: str | None = None
     processes: Mapping[str, ArmProcess] = field(default_factory=dict)
     faults: bool = False
+    canary: Canary | None = None
     draining: bool = False
 
     def __post_init__(self) -> None:

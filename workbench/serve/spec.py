@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.files import read_json, write_json
+from workbench.serve.canary import CanaryPlan
 from workbench.serve.endpoint import Endpoint
 from workbench.serve.rollback_rule import RollbackRule
 
@@ -47,7 +48,7 @@ class ServeSpec:
     threads: of each arm, 0 for all usable cores. hold_s, batch_wait_s, short_tokens,
     kept_slots, deadline_s, on_lost_stream: see :class:`Router`. silence_s, step_s: see :mod:`.arm`.
     drain_notice_s: before it stops to listen, ``/ready`` says so that long. faults: a drill may
-    order arms to fail.
+    order arms to fail. canary: how the route's share grows from ``weight``.
     """
 
     arms: dict[str, Path]
@@ -74,6 +75,7 @@ class ServeSpec:
     drain_notice_s: float = 0.0
     faults: bool = False
     upstreams: dict[str, UpstreamSpec] = field(default_factory=dict)
+    canary: CanaryPlan | None = None
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -82,10 +84,13 @@ class ServeSpec:
     def load(cls, path: Path) -> ServeSpec:
         fields = read_json(path)
         arms = {name: Path(folder) for name, folder in fields.pop("arms").items()}
-        rule, upstreams = fields.pop("rule"), fields.pop("upstreams")
+        rule, upstreams, canary = (fields.pop(name) for name in ("rule", "upstreams", "canary"))
+        if canary:
+            canary = CanaryPlan(**(canary | {"steps": tuple(canary["steps"])}))
         return cls(
             arms=arms,
             rule=RollbackRule(**rule) if rule else None,
+            canary=canary,
             upstreams={name: UpstreamSpec(**upstream) for name, upstream in upstreams.items()},
             **fields,
         )

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from workbench.pilot.sections.base import (
     MOST_BATCH_WAIT_MS,
     MOST_SLOTS,
+    Count,
     Positive,
     Section,
     Share,
@@ -45,6 +46,26 @@ class Rule(Section):
         lt=1,
         description="share of hybrids within both limits that may be taken back, ever",
     )
+
+
+class CanarySteps(Section):
+    """How the hybrid's share grows under `workbench serve RUN`, while the rule has nothing against
+    it. The rehearsal of the pilot has no time for it."""
+
+    steps: list[float] = Field(
+        [0.01, 0.05, 0.25, 0.5, 1.0], min_length=1, description="shares of the requests, growing"
+    )
+    step_s: Positive = Field(300.0, description="a step lasts at least so long, s")
+    step_requests: Count = Field(
+        100, description="requests of the hybrid's that end in a step, at least"
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def steps_that_grow(cls, steps: list[float]) -> list[float]:
+        if steps != sorted({step for step in steps if 0 < step <= 1}):
+            raise ValueError("give growing shares above 0, at most 1")
+        return steps
 
 
 class Tuning(Section):
@@ -176,6 +197,9 @@ class DeployRollback(Replay):
         "end",
         description="a stream whose arm is lost ends with a declared error, or is continued by "
         "full precision from its tokens",
+    )
+    canary: CanarySteps | None = Field(
+        None, description="steps by which a served hybrid's share grows; null: it is ordered"
     )
     rollback_rule: Rule | None = Field(
         None, description="an automatic rollback besides the ordered one; null: none"

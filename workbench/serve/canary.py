@@ -1,0 +1,101 @@
+"""A candidate's share grows by steps while the rollback rule has nothing against it.
+
+A step is over when it has lasted, and enough requests of the candidate's have ended in it; then
+the next share is ordered. It waits longer while the rule's evidence is more than a third of what
+would take the candidate back. Going back is the rule's own: then the ascent is over, and begins
+again by order alone. A share that somebody else orders is where it goes on from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from workbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from workbench.serve.router import RoutedRequest, Router, Switch
+
+STEPS = (0.01, 0.05, 0.25, 0.5, 1.0)
+HOLD_AT = 1 / 3
+"""Of the evidence that takes a candidate back."""
+Ascent = Literal["ascending", "holding", "arrived", "taken back"]
+
+
+@dataclass(frozen=True)
+class CanaryPlan:
+    """steps: shares of the requests, growing. step_s: a step lasts at least so long.
+    step_requests: of the candidate's that end in a step, at least."""
+
+    steps: tuple[float, ...] = STEPS
+    step_s: float = 300.0
+    step_requests: int = 100
+
+    @classmethod
+    def parsed(cls, steps: str, step_s: float, step_requests: int) -> CanaryPlan:
+        """From ``--canary 0.05,0.25,1``. Raises ConfigError."""
+        try:
+            shares = tuple(float(each) for each in steps.split(",") if each.strip())
+        except ValueError:
+            shares = ()
+        if not shares or list(shares) != sorted({s for s in shares if 0 < s <= 1}):
+            raise ConfigError(
+                f"--canary {steps}",
+                allowed="growing shares above 0, at most 1, with commas: "
+                + ",".join(f"{step:g}" for step in STEPS),
+            )
+        return cls(shares, step_s, step_requests)
+
+    def next_after(self, weight: float) -> float | None:
+        """The first step above a share; None where there is none."""
+        return next((step for step in self.steps if step > weight), None)
+
+
+class Canary:
+    """The plan at work on a router: tell it of every finished request and every switch."""
+
+    def __init__(self, plan: CanaryPlan, router: Router) -> None:
+        self._plan, self._router = plan, router
+        self._candidate = router.route.arm
+        self._begin()
+
+    def finished(self, routed: RoutedRequest) -> None:
+        """Count it, and go on if the step is over."""
+        if routed.arm != self._candidate or routed.pinned:
+            return
+        if routed.started_s is not None and routed.started_s >= self._since_s:
+            self._requests += 1
+        if self.state != "ascending":
+            return
+        step_s = self._router.now() - self._since_s
+        if step_s >= self._plan.step_s and self._requests >= self._plan.step_requests:
+            weight = self._plan.next_after(self._router.route.weight)
+            assert weight is not None, "it has not arrived"
+            said = f"canary: {self._requests} requests in {step_s:.0f} s and nothing against it"
+            self._router.switch(self._candidate, weight, reason=said, force=True)
+
+    def switched(self, switch: Switch) -> None:
+        """Whoever ordered it: a step begins."""
+        self._begin()
+
+    @property
+    def state(self) -> Ascent:
+        route = self._router.route
+        if route.arm != self._candidate:
+            return "taken back"
+        if self._plan.next_after(route.weight) is None:
+            return "arrived"
+        return "holding" if self._router.evidence() > HOLD_AT else "ascending"
+
+    def report(self) -> dict[str, Any]:
+        """For ``/workbench/route``."""
+        return {
+            "state": self.state,
+            "steps": list(self._plan.steps),
+            "step_requests": self._requests,
+            "step_s": self._router.now() - self._since_s,
+            "evidence_against": self._router.evidence(),
+        }
+
+    def _begin(self) -> None:
+        self._since_s, self._requests = self._router.now(), 0
