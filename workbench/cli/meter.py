@@ -132,6 +132,7 @@ def import_export(
             metavar="[RUN]",
             help="the finished run whose energy is computed from it; without one the file is only "
             "read and said",
+            show_default="none",
             autocompletion=runs_named,
         ),
     ] = None,
