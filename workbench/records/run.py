@@ -202,7 +202,8 @@ def find_run(name: str) -> Run:
     of_pilot = [run for run in runs if run.folder.parent.name == name]
     if of_pilot:
         return of_pilot[-1]
-    matches = [run for run in runs if name in run.name]
+    # A whole name is that run's, though another's begins with it.
+    matches = [run for run in runs if run.name == name] or [r for r in runs if name in r.name]
     if len(matches) == 1:
         return matches[0]
     known = ", ".join(run.name for run in runs) or "none yet"
