@@ -597,7 +597,8 @@ def test_a_real_prometheus_gives_the_area_of_a_known_power_and_its_end(tmp_path)
         }
 
     with PrometheusServer(tmp_path, shown) as server:
-        time.sleep(1.0)
+        # Prometheus looks for its targets five seconds after it is ready.
+        time.sleep(8.0)
         sections = [
             PrometheusMeter(url=server.url, metric=name, period_s=0.2, lag_s=0.0, averaging_s=0.0)
             for name in (
