@@ -20,6 +20,7 @@ from workbench.records.metric import Metric
 from workbench.records.run import Run, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.roadmap import STAGES
+from workbench.serve.drill import Taken
 from workbench.serve.rate_search import LargestRate, Point
 from workbench.serve.tuned import points_table, searches_table, tuned_figures
 from workbench.serve.tuning import Searched, Setting
@@ -358,6 +359,12 @@ def _deploy_rollback(record: StageRecord, draw: np.random.Generator, energy: boo
         "full_precision": {"answer": "no", "why": "capacity", "share": 0.62},
         "hybrid": {"answer": "not_measured", "why": "slower", "share": 0.31},
     }
+    taken = [
+        Taken("command", 40, 0, 0, 0, 0.083, 60.0, 16.0, 0.0),
+        Taken("kill", 38, 0, 2, 0, 0.08, 68.0, 16.5, 0.5, 3.2, "the arm's process has ended"),
+        Taken("hang", skipped="the drill's budget ended before it"),
+    ]
+    record.save_table("drill", pd.DataFrame([each.to_json() for each in taken]))
     _tuned(record)
     record.measured("memory_both_arms_mb", 16.0, "MB", "bytes of all tensors", basis="exact")
     record.notes.append("11 answers of the profile were cut to 64 tokens")

@@ -64,7 +64,7 @@ class StoppingProgress(Progress):
 
     stop_at: int | None = None
 
-    def step(self, task: str, done: int, *rest: object) -> None:
+    def step(self, task: str, done: int, *rest: object, **figures: float) -> None:
         if done == self.stop_at:
             raise Stopped
-        super().step(task, done, *rest)
+        super().step(task, done, *rest, **figures)

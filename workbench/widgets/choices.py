@@ -8,6 +8,8 @@ from typing import Any
 
 from workbench.records.stage_record import StageRecord
 
+ALL = ""
+"""Of a box with every option: no choice is made."""
 METRIC_FIGURES = ("quality", "speed", "under_load", "throughput", "memory", "energy")
 
 
@@ -129,13 +131,13 @@ def _one_of(
     def widget(now: Any) -> Any:
         import ipywidgets
 
-        # A value of None would leave the box blank: by default the first option is chosen.
+        # A value of None would leave the box blank.
         return ipywidgets.Dropdown(
-            options=[("all", None), *((str(option), option) for option in options)],
-            description=name, **({} if now is None else {"value": now}),
+            options=[("all", ALL), *((str(option), option) for option in options)],
+            description=name, value=ALL if now is None else now,
         )  # fmt: skip
 
-    return Choice(name, widget, lambda got: got, pilot)
+    return Choice(name, widget, lambda got: None if got == ALL else got, pilot)
 
 
 def _on_off(name: str) -> Choice:
