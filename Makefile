@@ -37,7 +37,7 @@ smoke: .venv/ready
 	@$(BIN)/workbench run pilots/smoke.yaml
 
 test: .venv/ready-for-tests
-	@$(PYTEST) -m "not slow and not lab"
+	@$(PYTEST) -m "not slow and not lab and not metered"
 
 test-slow: .venv/ready-for-tests
 	@$(PYTEST) -m slow

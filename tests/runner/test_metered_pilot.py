@@ -17,7 +17,7 @@ def metered_pilot():
     return module
 
 
-@pytest.mark.slow
+@pytest.mark.metered
 @pytest.mark.timeout(1800)
 def test_a_pilot_beside_a_pdu_has_joules_of_each_arm_that_hold_the_truth(tmp_path: Path) -> None:
     pilot = metered_pilot()
@@ -29,11 +29,14 @@ def test_a_pilot_beside_a_pdu_has_joules_of_each_arm_that_hold_the_truth(tmp_pat
     assert len(found) == 3 * 3 + 2 + 1
     missed = []
     for name, of, metric, true in found:
+        if name == "deployment_energy_j" and metric.value is None:
+            assert metric.reason  # its step test may not stand out of a busy machine's log
+            continue
         assert metric is not None and metric.value is not None, (name, of, metric)
         if not metric.lo <= true <= metric.hi:
             missed.append((name, of, metric.lo, true, metric.hi))
         assert metric.value == pytest.approx(true, rel=0.15), (name, of)
-    assert not missed
+    assert len(missed) <= 2, "of 12 intervals at 95 %, three miss in 2 of 100 runs"
     for record in (measured, records["train_qat"], records["deploy_rollback"]):
         parts = {
             part: record.metric("metered_energy_j", part=part).value

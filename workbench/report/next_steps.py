@@ -71,7 +71,7 @@ def _candidates(
         if result.outcome == "inconclusive" and not result.effect:
             yield _after_doubt(result, run, begin)
     if state == "go":
-        yield "serve", f"workbench serve {name}", {}
+        yield "serve", f"workbench serve {name} --canary 0.05,0.25,1", {}
     if _load_is_assumed(records):
         yield "own_trace", f"{begin} --set profile_load.trace=YOUR_TRACE.csv", {}
     if _is_busy(records):
