@@ -15,7 +15,6 @@ from workbench.paths import shown
 DELIMITERS = "\t;,|"
 MOST_PREAMBLE = 40
 """Lines before a header, at most."""
-LONGEST_FIELD = 1 << 20
 
 
 def text_of(path: Path) -> str:
@@ -67,7 +66,6 @@ def table_of(
 
     Raises ConfigError, with the columns of the first line, where no line does.
     """
-    csv.field_size_limit(LONGEST_FIELD)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for number, line in enumerate(lines[:MOST_PREAMBLE]):
         for delimiter in DELIMITERS:
