@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,3 +39,13 @@ MOST_SLOTS = 4096
 """Of an arm: a step decodes them all, and each has a cache."""
 MOST_WAITING = 1_000_000
 MOST_BATCH_WAIT_MS = 10_000.0
+
+
+def is_base_url(text: str) -> bool:
+    """Whether it is http or https with a host, and has neither user nor query."""
+    try:
+        parts = urlsplit(text)
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return named and not (parts.query or parts.fragment or parts.username or parts.password)

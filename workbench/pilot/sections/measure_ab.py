@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from workbench.pilot.sections.base import MOST_SLOTS, Count, Positive, Section
+from workbench.pilot.sections.base import MOST_SLOTS, Count, Positive, Section, is_base_url
 from workbench.pilot.sections.meters import Meters
 from workbench.pilot.sections.replay import Replay
 
@@ -60,12 +59,7 @@ class Address(Section):
     @classmethod
     def base_url(cls, endpoint: str) -> str:
         # The address is not repeated: what is wrong with it may be a password.
-        try:
-            parts = urlsplit(endpoint)
-            named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            named = False
-        if not named or parts.query or parts.fragment or parts.username or parts.password:
+        if not is_base_url(endpoint):
             raise ValueError(
                 "no base URL; give http or https, host, port and path, such as "
                 "http://10.0.0.5:8000/v1; a key stands in the variable of api_key_env"

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import zoneinfo
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from workbench.pilot.sections.base import Count, Positive, Section, input_path
+from workbench.pilot.sections.base import Count, Positive, Section, input_path, is_base_url
 
 Scope = Literal["gpu", "cpu", "node", "rack", "it", "facility", "cooling"]
 """What a figure covers: boards, processors with their memory, the whole machine at its inlet; then
@@ -179,12 +178,7 @@ class HttpMeter(NetworkMeter):
     @classmethod
     def base_url(cls, url: str) -> str:
         # The address is not repeated: what is wrong with it may be a password.
-        try:
-            parts = urlsplit(url)
-            named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            named = False
-        if not named or parts.query or parts.fragment or parts.username or parts.password:
+        if not is_base_url(url):
             raise ValueError(
                 "no base URL; give http or https, host and port, such as https://10.0.0.9; the "
                 "user stands in user and the password in the variable of password_env"
