@@ -22,7 +22,8 @@ from workbench.pilot.sections.model import Model
 from workbench.serve.app import make_app
 from workbench.serve.connections import server_config
 from workbench.serve.main import listen
-from workbench.serve.router import Route, Router, ServedArm
+from workbench.serve.routed import Route, ServedArm
+from workbench.serve.router import Router
 from workbench.serve.service import Service
 from workbench.ternary.packed import save_packed
 from workbench.ternary.post_training import ternarize_post_training

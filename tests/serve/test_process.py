@@ -31,7 +31,7 @@ from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, change_route
 from workbench.serve.main import listen, serve
 from workbench.serve.process import server_process
 from workbench.serve.replay import load_client
-from workbench.serve.router import Switch
+from workbench.serve.routed import Switch
 from workbench.serve.served_run import arms_of, serve_run
 from workbench.serve.spec import Ready, ServeSpec
 

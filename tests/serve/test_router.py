@@ -19,7 +19,8 @@ from workbench.load.piece import PlannedRequest
 from workbench.serve.canary import Canary, CanaryPlan
 from workbench.serve.replay import load_client
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.router import QueueFull, Route, Router, ServedArm
+from workbench.serve.routed import Route, ServedArm
+from workbench.serve.router import QueueFull, Router
 
 Result = TypeVar("Result")
 LETTER = {"full_precision": "A", "hybrid": "B"}

@@ -25,7 +25,8 @@ from workbench.serve.canary import CanaryPlan
 from workbench.serve.connections import server_config
 from workbench.serve.main import listen
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.router import Route, Router, ServedArm
+from workbench.serve.routed import Route, ServedArm
+from workbench.serve.router import Router
 from workbench.serve.served_run import rule_of, serve_run, upstreams_of
 from workbench.serve.service import Service
 from workbench.serve.spec import ServeSpec, UpstreamSpec

@@ -115,24 +115,24 @@ def serve(
 
     serve_run(
         folders,
-        host,
-        port,
         slots=slots,
-        queue=queue,
-        batch_wait_ms=batch_wait_ms,
-        threads=threads,
-        device=device,
         route=route,
         weight=weight,
         rule=rule,
         canary=CanaryPlan.parsed(canary, step_s, step_requests) if canary else None,
+        upstream_models=upstream_model or (),
+        upstream_keys=upstream_key_env or (),
+        host=host,
+        port=port,
+        queue=queue,
+        batch_wait_s=batch_wait_ms / 1e3,
+        threads=threads,
+        device=device,
         short_tokens=short_tokens,
         kept_slots=keep_slots,
         deadline_s=deadline,
         on_lost_stream=on_lost_stream,
         drain_notice_s=drain_notice,
-        upstream_models=upstream_model or (),
-        upstream_keys=upstream_key_env or (),
     )
 
 

@@ -24,7 +24,7 @@ from starlette.routing import Route as Path
 
 from workbench.serve.kept_route import TOKEN_HEADER
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.router import RouteHeld, ServedArm
+from workbench.serve.routed import RouteHeld, ServedArm
 from workbench.serve.service import Service
 from workbench.serve.wire import ApiError, parse
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from workbench.serve.router import RoutedRequest, Router, Switch
+    from workbench.serve.routed import RoutedRequest, Switch
+    from workbench.serve.router import Router
 
 STEPS = (0.01, 0.05, 0.25, 0.5, 1.0)
 HOLD_AT = 1 / 3

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from workbench.engine.request import GenerationRequest
 from workbench.serve import prompts
 from workbench.serve.answers import ARM_HEADER, DONE, Form, sse, usage
-from workbench.serve.router import RoutedRequest
+from workbench.serve.routed import RoutedRequest
 from workbench.serve.service import Service, routed_request, unless_gone
 from workbench.serve.text import StopTexts, TextStream
 from workbench.serve.wire import ApiError, ChatRequest, CommonFields, CompletionRequest, parse

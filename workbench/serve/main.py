@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from workbench.serve.arm import ArmProcess
-    from workbench.serve.router import Switch
+    from workbench.serve.routed import Switch
     from workbench.serve.service import Service
 
 DRAIN_S = 60
@@ -71,7 +71,8 @@ async def _serve(
 ) -> None:
     from workbench.machine.memory import process_tree_bytes
     from workbench.serve.canary import Canary
-    from workbench.serve.router import Route, Router, ServedArm
+    from workbench.serve.routed import Route, ServedArm
+    from workbench.serve.router import Router
     from workbench.serve.service import Service
 
     async with AsyncExitStack() as open_things:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from workbench.serve.router import RoutedRequest, Router, Switch
+from workbench.serve.routed import RoutedRequest, Switch
+from workbench.serve.router import Router
 
 BUCKETS_S = tuple(m * 10.0**e for e in range(-4, 3) for m in (1, 2, 5))[2:]
 

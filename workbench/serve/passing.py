@@ -11,7 +11,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from workbench.serve.answers import ARM_HEADER, DONE, sse
-from workbench.serve.router import RoutedRequest, Router
+from workbench.serve.routed import RoutedRequest
+from workbench.serve.router import Router
 from workbench.serve.service import Service, routed_request, unless_gone
 from workbench.serve.upstream import PassedOn, PassedRequest
 from workbench.serve.wire import ApiError

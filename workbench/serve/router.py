@@ -32,137 +32,24 @@ import asyncio
 import statistics
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from workbench.engine.request import FinishReason, GenerationRequest, QueueFull
-from workbench.serve.rollback_rule import LEAST_OTHER_SHARE, RollbackRule
+from workbench.serve.rollback_rule import RollbackRule
+from workbench.serve.routed import (
+    NoArm,
+    Route,
+    RoutedRequest,
+    RouteHeld,
+    ServedArm,
+    Submitted,
+    Switch,
+)
+from workbench.serve.trial import TICK_S, Trial
 
 GOLDEN = (5**0.5 - 1) / 2
-TICK_S = 1e-3
-"""asyncio's timers may be early by the clock's resolution."""
-
-
-class NoArm(RuntimeError):
-    """Every arm that may answer is out."""
-
-
-class RouteHeld(Exception):
-    """A larger share was asked for too soon after a rollback."""
-
-    def __init__(self, left_s: float) -> None:
-        super().__init__(f"the share was lowered lately; it may grow again in {left_s:.1f} s")
-        self.left_s = left_s
-
-
-class Submitted(Protocol):
-    """A request in an arm: how it ended, once it has."""
-
-    finish_reason: FinishReason | None
-    error: str | None
-
-    def cancel(self) -> None: ...
-
-
-class TakesRequests(Protocol):
-    """What runs an arm's requests: a process of its own, an upstream, or a scheduler. failed: why
-    it takes no more. It calls ``on_token`` for each output token and ``on_done`` once, in order,
-    and never within ``submit``; from the event loop where it has ``on_loop``."""
-
-    failed: str | None
-
-    def submit(
-        self,
-        request: Any,
-        on_token: Callable[[int], None],
-        on_done: Callable[[Any], None],
-    ) -> Submitted: ...
-
-
-@dataclass(eq=False)
-class ServedArm:
-    """One precision. slots: requests it runs together. out: why it takes no more. spoke_s: when it
-    gave the latest first token."""
-
-    name: str
-    scheduler: TakesRequests
-    slots: int
-    running: int = 0
-    long: int = 0
-    """Of those running, the ones that want many tokens."""
-    out: str | None = None
-    spoke_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Route:
-    """``weight`` of the requests go to ``arm``, the others to the fallback."""
-
-    arm: str
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A change of the route. ``time_s``: ``time.monotonic()`` of this machine."""
-
-    time_s: float
-    from_arm: str
-    to_arm: str
-    weight: float
-    reason: str
-
-
-@dataclass(eq=False)
-class RoutedRequest:
-    """One request on its way through the router. Times are ``time.monotonic()`` seconds.
-
-    position: in [0, 1); it goes to the route's arm when below its weight.
-    pinned: an arm the client asked for, whatever the route. arm: set when it starts.
-    has_enough: it is ended before its last token, and was answered in full. overdue: its deadline
-    passed. output: the tokens so far.
-    submitted: the same request in its arm, once it has started.
-    """
-
-    request: GenerationRequest
-    position: float
-    pinned: str | None
-    arrived_s: float
-    arm: str | None = None
-    started_s: float | None = None
-    long: bool = False
-    first_token_s: float | None = None
-    ended_s: float | None = None
-    output: list[int] = field(default_factory=list)
-    has_enough: bool = False
-    overdue: bool = False
-    finish_reason: FinishReason | None = None
-    error: str | None = None
-    submitted: Submitted | None = None
-    deadline: asyncio.TimerHandle | None = None
-    events: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
-
-    @property
-    def tokens(self) -> int:
-        return len(self.output)
-
-    def left(self) -> GenerationRequest:
-        """What is still to be made, by an arm that has made none of it."""
-        if not self.output:
-            return self.request
-        return replace(
-            self.request,
-            prompt_tokens=(*self.request.prompt_tokens, *self.output),
-            max_tokens=self.request.max_tokens - self.tokens,
-            min_tokens=max(0, self.request.min_tokens - self.tokens),
-        )
-
-    async def stream(self) -> AsyncIterator[int]:
-        """Output tokens as they come; afterwards ``finish_reason`` is set."""
-        while (token := await self.events.get()) is not None:
-            yield token
 
 
 class Router:
@@ -205,14 +92,14 @@ class Router:
         """Of those, the ones that had some of their answer."""
         self.on_finished: Callable[[RoutedRequest], None] = lambda routed: None
         self.on_switch: Callable[[Switch], None] = lambda switch: None
-        self.own_rule = self._rule = rule
+        self.own_rule = rule
         self._clock = clock
-        self._monitor = rule.monitor() if rule else None
+        self._trial = Trial(rule, self, self._back)
         self._waiting: deque[RoutedRequest] = deque()
         self._running: set[RoutedRequest] = set()
         self._position = 0.0
-        self._since_s = 0.0
-        """When the route became what it is; what a request waited before is not held against it."""
+        self.since_s = 0.0
+        """When the route became what it is."""
         self._held_until = 0.0
         self._took_s: deque[float] = deque(maxlen=32)
 
@@ -229,7 +116,7 @@ class Router:
         self._position = (self._position + GOLDEN) % 1.0
         routed = RoutedRequest(request, self._position, pinned, self._clock())
         routed.long = self.short_tokens is not None and request.max_tokens > self.short_tokens
-        arm = self._arm_for(routed)
+        arm = self.arm_for(routed)
         if arm.out:
             raise NoArm(f"arm {arm.name} is out: {arm.out}")
         if not self._has_slot(arm, routed) and len(self._waiting) >= self.queue:
@@ -238,9 +125,9 @@ class Router:
             loop = asyncio.get_running_loop()
             routed.deadline = loop.call_later(self.deadline_s, self._overdue, routed)
         self._waiting.append(routed)
-        self._put_on_trial(routed)
+        self._trial.put_on(routed)
         self._dispatch()
-        self._look_when_late()
+        self._trial.look_when_late()
         return routed
 
     def cancel(self, routed: RoutedRequest) -> None:
@@ -280,21 +167,20 @@ class Router:
         else:
             self._held_until = now + self.hold_s
         switch = Switch(now, self.route.arm, target.arm, target.weight, reason)
-        if self._rule and target.arm != self.route.arm:
-            self._monitor = self._rule.monitor()
-        self.route, self._since_s = target, now
+        if target.arm != self.route.arm:
+            self._trial.begin(self._trial.rule)
+        self.route, self.since_s = target, now
         for routed in self._waiting:
-            self._put_on_trial(routed)
+            self._trial.put_on(routed)
         self.switches.append(switch)
         self.on_switch(switch)
         self._dispatch()
-        self._look_when_late()
+        self._trial.look_when_late()
         return switch
 
     def judge_by(self, rule: RollbackRule | None) -> None:
         """Another rule from now on, with an empty window."""
-        self._rule = rule
-        self._monitor = rule.monitor() if rule else None
+        self._trial.begin(rule)
 
     def put_out(self, name: str, why: str) -> None:
         """The arm answers nothing more: what is routed to it goes to the fallback."""
@@ -321,7 +207,7 @@ class Router:
             return False
         return target.arm != self.route.arm or target.weight > self.route.weight
 
-    def _arm_for(self, routed: RoutedRequest) -> ServedArm:
+    def arm_for(self, routed: RoutedRequest) -> ServedArm:
         """The route's arm or the fallback; another one where that is out."""
         if routed.pinned:
             return self.arms[routed.pinned]
@@ -338,7 +224,7 @@ class Router:
         requests, self._waiting = self._waiting, kept
         gathering = self._gathering(requests) if self.batch_wait_s else ()
         for routed in requests:
-            arm = self._arm_for(routed)
+            arm = self.arm_for(routed)
             if arm.out:
                 routed.arm = arm.name
                 why = f"the arm is out: {arm.out}"
@@ -358,7 +244,7 @@ class Router:
         has not waited ``batch_wait_s`` yet. Looks again when it has."""
         waiting: dict[str, list[RoutedRequest]] = {}
         for routed in requests:
-            waiting.setdefault(self._arm_for(routed).name, []).append(routed)
+            waiting.setdefault(self.arm_for(routed).name, []).append(routed)
         found, now = set(), self._clock()
         for name, own in waiting.items():
             arm, left_s = self.arms[name], own[0].arrived_s + self.batch_wait_s - now
@@ -377,7 +263,7 @@ class Router:
         arm.running += 1
         arm.long += routed.long
         self._running.add(routed)
-        self._look_when_late()
+        self._trial.look_when_late()
         try:
             routed.submitted = arm.scheduler.submit(routed.left(), on_token, on_done)
         except (ValueError, RuntimeError) as error:
@@ -393,9 +279,7 @@ class Router:
             routed.first_token_s = self._clock()
             if routed.arm:
                 self.arms[routed.arm].spoke_s = routed.first_token_s
-            if self._monitor:
-                self._monitor.first_token(routed, self._is_late(routed, routed.first_token_s))
-                self._look_when_late()
+            self._trial.first_token(routed)
         routed.events.put_nowait(token)
 
     def _done(self, routed: RoutedRequest, arm: ServedArm, submitted: Submitted) -> None:
@@ -427,7 +311,7 @@ class Router:
         """Whether another arm may give its answer, or the rest of it."""
         if routed.tokens and self.on_lost_stream == "end":
             return False
-        return not self._arm_for(routed).out
+        return not self.arm_for(routed).out
 
     def _overdue(self, routed: RoutedRequest) -> None:
         if routed.finish_reason:
@@ -450,15 +334,7 @@ class Router:
         routed.events.put_nowait(None)
         if reason != "cancelled" and routed.started_s is not None:
             self._took_s.append(routed.ended_s - routed.started_s)
-        if self._monitor:
-            # A client that left early says nothing; one that left because it waited does.
-            if routed.first_token_s is None and self._is_late(routed, routed.ended_s):
-                self._monitor.first_token(routed, late=True)
-            if reason == "cancelled":
-                self._monitor.forget(routed)
-            else:
-                self._monitor.ended(routed, failed=reason == "error")
-            self._look()
+        self._trial.ended(routed)
         self.on_finished(routed)
 
     def now(self) -> float:
@@ -467,50 +343,14 @@ class Router:
 
     def evidence(self) -> float:
         """Against the candidate, as a share of what takes it back; 0 without a rule."""
-        return self._monitor.evidence() if self._monitor else 0.0
+        return self._trial.evidence()
 
-    def _put_on_trial(self, routed: RoutedRequest) -> None:
-        """Tell the rule who is to answer it, unless the client chose or one arm is out."""
-        if not self._monitor or routed.pinned or self.route.arm == self.fallback:
-            return
-        self._monitor.forget(routed)
-        if not (self.arms[self.route.arm].out or self.arms[self.fallback].out):
-            candidate = routed.position < self.route.weight
-            self._monitor.arrived(routed, candidate, self.route.weight)
+    def open_requests(self) -> tuple[RoutedRequest, ...]:
+        """Those that have not ended."""
+        return (*self._running, *self._waiting)
 
-    def _look(self) -> None:
-        """Go back if the rule says so."""
-        if not self._monitor or self.route.arm == self.fallback:
-            return
-        now = self._clock()
-        for routed in (*self._running, *self._waiting):
-            if routed.first_token_s is None and self._is_late(routed, now):
-                self._monitor.first_token(routed, late=True)
-        if verdict := self._monitor.verdict():
-            self.switch(self.fallback, reason=verdict)
-
-    def _look_when_late(self) -> None:
-        """Look again when what waits now is late: a hung arm gives no other occasion."""
-        if self._rule and self._rule.ttft_s is not None:
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._rule.ttft_s + TICK_S, self._look)
-
-    def _is_late(self, routed: RoutedRequest, until: float) -> bool:
-        if self._rule is None or self._rule.ttft_s is None:
-            return False
-        return until - self._waits_since_s(routed) > self._rule.ttft_s
-
-    def _waits_since_s(self, routed: RoutedRequest) -> float:
-        """From when on a missing first token is held against its arm: its arrival, or the latest
-        change of the route, since what another one did is not this one's fault. Where no other arm
-        answers for comparison, waiting behind others is a burst's doing as long as the arm gives
-        first tokens: then from its start."""
-        since = max(routed.arrived_s, self._since_s)
-        if 1 - self.route.weight >= LEAST_OTHER_SHARE:
-            return since
-        if routed.started_s is not None:
-            return max(since, routed.started_s)
-        return max(since, self._arm_for(routed).spoke_s)
+    def _back(self, why: str) -> None:
+        self.switch(self.fallback, reason=why)
 
     def _time_to_drain_s(self, arm: ServedArm) -> float:
         """Seconds until the queue is empty if its requests take as long as the latest ones did,

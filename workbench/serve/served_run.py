@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ConfigError, StageError, reason_of
 from workbench.machine.cpu import measurement_threads
@@ -26,30 +26,20 @@ SLOTS, UPSTREAM_SLOTS = 4, 256
 
 if TYPE_CHECKING:
     from workbench.records.run import Run
-    from workbench.serve.router import Switch
+    from workbench.serve.routed import Switch
 
 
 def serve_run(
     folders: Sequence[Path | str],
-    host: str = "127.0.0.1",
-    port: int = 8000,
     *,
     slots: int | None = None,
-    queue: int = 256,
-    batch_wait_ms: float = 0.0,
-    threads: int = 0,
-    device: str = "cpu",
     route: str | None = None,
     weight: float | None = None,
     rule: str | None = None,
     canary: CanaryPlan | None = None,
-    short_tokens: int = 64,
-    kept_slots: int = 0,
-    deadline_s: float = 600.0,
-    on_lost_stream: Literal["end", "continue"] = "end",
-    drain_notice_s: float = 0.0,
     upstream_models: Sequence[str] = (),
     upstream_keys: Sequence[str] = (),
+    **of_spec: Any,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
@@ -64,11 +54,11 @@ def serve_run(
         ``ttft_s=0.5,max_error_share=0.05``.
     canary: how the route's share grows, instead of the pilot's; it begins with its first step, or
         goes on from the share that the run's route had when it was served last.
-    kept_slots: of each arm, for requests of at most ``short_tokens``.
     upstream_models, upstream_keys: ``NAME=MODEL``, and ``NAME=VARIABLE`` with its key.
+    of_spec: further fields of :class:`ServeSpec`, as they are.
     Raises ConfigError or StageError with what is wrong; nothing is served then.
     """
-    measurement_threads(threads, "--threads")
+    measurement_threads(of_spec.get("threads", 0), "--threads")
     upstreams = upstreams_of(folders, upstream_models, upstream_keys)
     arms = {} if upstreams else arms_of(folders)
     names = list(arms or upstreams)
@@ -76,7 +66,7 @@ def serve_run(
     kept = KeptRoute.of(run) if run else None
     if route is not None and route not in names:
         raise ConfigError(f"--route {route}", allowed=", ".join(names))
-    if upstreams and on_lost_stream == "continue":
+    if upstreams and of_spec.get("on_lost_stream") == "continue":
         raise ConfigError(
             "--on-lost-stream continue in front of upstreams",
             allowed="end: their tokens are not known here, so no other arm can go on from them",
@@ -98,20 +88,10 @@ def serve_run(
         route=route,
         weight=1.0 if weight is None or route == names[0] else weight,
         canary=None if route == names[0] else plan,
-        host=host,
-        port=port,
         slots=slots or (UPSTREAM_SLOTS if upstreams else SLOTS),
-        queue=queue,
-        batch_wait_s=batch_wait_ms / 1e3,
-        threads=threads,
-        device=device,
-        short_tokens=short_tokens,
-        kept_slots=kept_slots,
-        deadline_s=deadline_s,
-        on_lost_stream=on_lost_stream,
-        drain_notice_s=drain_notice_s,
         upstreams=upstreams,
         **judged,
+        **of_spec,
     )
     token = route_token() or secrets.token_urlsafe()
 

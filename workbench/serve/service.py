@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from workbench.engine.request import QueueFull
 from workbench.serve.metrics import Metrics
-from workbench.serve.router import NoArm, QueueFull, RoutedRequest, Router
+from workbench.serve.routed import NoArm, RoutedRequest
+from workbench.serve.router import Router
 from workbench.serve.wire import ApiError
 
 if TYPE_CHECKING:

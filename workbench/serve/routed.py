@@ -1,0 +1,130 @@
+"""A request on its way to an arm: the arms, the route between them, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from workbench.engine.request import FinishReason, GenerationRequest
+
+
+class NoArm(RuntimeError):
+    """Every arm that may answer is out."""
+
+
+class RouteHeld(Exception):
+    """A larger share was asked for too soon after a rollback."""
+
+    def __init__(self, left_s: float) -> None:
+        super().__init__(f"the share was lowered lately; it may grow again in {left_s:.1f} s")
+        self.left_s = left_s
+
+
+class Submitted(Protocol):
+    """A request in an arm: how it ended, once it has."""
+
+    finish_reason: FinishReason | None
+    error: str | None
+
+    def cancel(self) -> None: ...
+
+
+class TakesRequests(Protocol):
+    """What runs an arm's requests: a process of its own, an upstream, or a scheduler. failed: why
+    it takes no more. It calls ``on_token`` for each output token and ``on_done`` once, in order,
+    and never within ``submit``; from the event loop where it has ``on_loop``."""
+
+    failed: str | None
+
+    def submit(
+        self,
+        request: Any,
+        on_token: Callable[[int], None],
+        on_done: Callable[[Any], None],
+    ) -> Submitted: ...
+
+
+@dataclass(eq=False)
+class ServedArm:
+    """One precision. slots: requests it runs together. out: why it takes no more. spoke_s: when it
+    gave the latest first token."""
+
+    name: str
+    scheduler: TakesRequests
+    slots: int
+    running: int = 0
+    long: int = 0
+    """Of those running, the ones that want many tokens."""
+    out: str | None = None
+    spoke_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """``weight`` of the requests go to ``arm``, the others to the fallback."""
+
+    arm: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A change of the route. ``time_s``: ``time.monotonic()`` of this machine."""
+
+    time_s: float
+    from_arm: str
+    to_arm: str
+    weight: float
+    reason: str
+
+
+@dataclass(eq=False)
+class RoutedRequest:
+    """One request on its way through the router. Times are ``time.monotonic()`` seconds.
+
+    position: in [0, 1); it goes to the route's arm when below its weight.
+    pinned: an arm the client asked for, whatever the route. arm: set when it starts.
+    has_enough: it is ended before its last token, and was answered in full. overdue: its deadline
+    passed. output: the tokens so far.
+    submitted: the same request in its arm, once it has started.
+    """
+
+    request: GenerationRequest
+    position: float
+    pinned: str | None
+    arrived_s: float
+    arm: str | None = None
+    started_s: float | None = None
+    long: bool = False
+    first_token_s: float | None = None
+    ended_s: float | None = None
+    output: list[int] = field(default_factory=list)
+    has_enough: bool = False
+    overdue: bool = False
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    submitted: Submitted | None = None
+    deadline: asyncio.TimerHandle | None = None
+    events: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.output)
+
+    def left(self) -> GenerationRequest:
+        """What is still to be made, by an arm that has made none of it."""
+        if not self.output:
+            return self.request
+        return replace(
+            self.request,
+            prompt_tokens=(*self.request.prompt_tokens, *self.output),
+            max_tokens=self.request.max_tokens - self.tokens,
+            min_tokens=max(0, self.request.min_tokens - self.tokens),
+        )
+
+    async def stream(self) -> AsyncIterator[int]:
+        """Output tokens as they come; afterwards ``finish_reason`` is set."""
+        while (token := await self.events.get()) is not None:
+            yield token
