@@ -95,5 +95,5 @@ clean:
 	@touch $@
 
 .venv/ready-for-tests: .venv/ready
-	@$(PIP) -e '.[notebooks,export,meters,test,lora]'
+	@$(PIP) -e '.[notebooks,export,onnx,meters,test,lora]'
 	@touch $@

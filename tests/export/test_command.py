@@ -42,6 +42,18 @@ def test_a_name_without_gguf_becomes_a_folder(packed, tmp_path: Path, capsys) ->
     assert "12 ternary layers packed" in capsys.readouterr().err
 
 
+def test_an_onnx_file_says_what_it_holds(packed, tmp_path: Path, capsys) -> None:
+    onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
+    out = tmp_path / "small.onnx"
+    export_command(packed(), out)
+    said = capsys.readouterr()
+    assert said.out == f"{out}\n"
+    assert "12 of 2 bits, 2 of 8 bits" in said.err and "tokenizer is no part of it" in said.err
+    model = onnx.load(out)
+    onnx.checker.check_model(model)
+    assert model.graph.name == "llama-tensor" and "12 ternary" in model.doc_string
+
+
 @pytest.fixture
 def run(packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A run whose hybrid_plan is not finished."""
@@ -91,6 +103,10 @@ def test_what_would_be_ignored_is_refused(packed, tmp_path: Path) -> None:
         export_command(packed(), tmp_path / "a.gguf", arm="ternary")
     with pytest.raises(ConfigError, match=r"--type q2_0 for the Hugging Face folder"):
         export_command(packed(), tmp_path / "a", kind="q2_0")
+    with pytest.raises(ConfigError, match=r"--type q2_0 for the file [\s\S]*ends in .gguf"):
+        export_command(packed(), tmp_path / "a.onnx", kind="q2_0")
+    with pytest.raises(ConfigError, match=r"--rest-bits 4 for the file"):
+        export_command(packed(), tmp_path / "a.gguf", rest_bits=4)
 
 
 def test_master_weights_are_refused(packed, tmp_path: Path) -> None:

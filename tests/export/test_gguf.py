@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
+from workbench.check.ternary import check_ternary
 from workbench.errors import ConfigError
 from workbench.export.blocks import TERNARY_TYPES, q8_0, ternary_blocks
 from workbench.export.gguf_file import Written, write_gguf
@@ -19,6 +20,7 @@ from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.packed import load_packed, save_packed
 from workbench.ternary.packed_layers import PackedTernaryLinear
 
+LLAMA_CPP_TYPES = [name for name, kind in TERNARY_TYPES.items() if not kind.one_scale]
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 TEXT = "It's 2026: 12345 tokens — naïve café,\n\n  x = f(a_b) + 3.5e-4;\tEnd of the story  "
 TOKENS = [0, 7, 300, 41, 5, 260, 99, 12]
@@ -29,7 +31,7 @@ def written(folder: Path, kind: str = "tq2_0", tokenizer=None) -> tuple[Path, Wr
     return path, write_gguf(load_packed(folder), tokenizer, path, kind, name="small")
 
 
-@pytest.mark.parametrize("kind", TERNARY_TYPES)
+@pytest.mark.parametrize("kind", LLAMA_CPP_TYPES)
 def test_blocks_hold_every_code_and_the_scale_as_float16(kind: str) -> None:
     block = TERNARY_TYPES[kind]
     layer = PackedTernaryLinear.from_values(
@@ -111,7 +113,7 @@ def error(got: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     ("family", "kind", "granularity"),
-    [("llama", kind, "tensor") for kind in TERNARY_TYPES]
+    [("llama", kind, "tensor") for kind in LLAMA_CPP_TYPES]
     + [(family, "tq2_0", "row") for family in ("mistral", "qwen2", "qwen3")]
     + [("llama", "q2_0", "group128")],
 )
@@ -236,3 +238,52 @@ def test_a_scale_that_float16_loses_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"o_proj has the scale 1e-08.*100%"):
         ternary_blocks(TERNARY_TYPES["q4_0"], layer.codes, layer.scale, 32, "o_proj")
+
+
+def test_bitnet_cpps_type_is_read_back_bit_for_bit(packed, tokenizer) -> None:
+    """I2_S as its layout is documented, written out here once more: of 128 inputs the byte k has
+    those at k, k + 32, k + 64 and k + 96, the first highest; the scale is float32, behind all."""
+    folder = packed()
+    path, done = written(folder, "i2_s", tokenizer)
+    # two layers have 320 inputs, which are no whole number of 128
+    assert done.types == {"I2_S": 10, "Q4_0": 2, "Q8_0": 3, "BF16": 1}
+    assert "one scale a matrix" in str(done) and "bitnet.cpp alone" in str(done)
+    model = load_packed(folder)
+    data = path.read_bytes()
+    for name in ("o_proj", "q_proj"):  # the second has its rows in pairs
+        layer = model.get_submodule(f"model.layers.1.self_attn.{name}")
+        codes = (layer.values() + 1).numpy().astype(np.uint8)
+        if name == "q_proj":
+            codes = codes.reshape(8, 2, 16, 256).transpose(0, 2, 1, 3).reshape(256, 256)
+        rows = bytearray()
+        for row in codes:
+            for begin in (0, 128):
+                for k in range(begin, begin + 32):
+                    q0, q1, q2, q3 = (int(row[k + 32 * part]) for part in range(4))
+                    rows.append(q0 << 6 | q1 << 4 | q2 << 2 | q3)
+        assert bytes(rows) + layer.scale.numpy().tobytes() + bytes(28) in data
+    check = check_ternary(path)
+    assert check.ok and len(check.ternary) == 12
+    found = {m.name: m for m in check.ternary}["blk.1.attn_output.weight"]
+    layer = model.model.layers[1].self_attn.o_proj
+    assert found.scale_min == found.scale_max == float(layer.scale)
+    shares = [float((layer.values() == value).float().mean()) for value in (-1, 0, 1)]
+    assert found.shares == pytest.approx(shares)
+
+
+def test_a_damaged_matrix_of_bitnet_cpp_is_told(packed) -> None:
+    path, _ = written(packed(), "i2_s")
+    layer = load_packed(path.parent).model.layers[1].self_attn.o_proj
+    scale = layer.scale.numpy().tobytes() + bytes(28)
+    data = bytearray(path.read_bytes())
+    at = data.find(scale)
+    data[at - 1] = 0b11
+    path.write_bytes(data)
+    assert "(I2_S) holds a code that is not -1, 0 or +1" in check_ternary(path).problems[0]
+    path.write_bytes(data[: at - 100])
+    assert "cut off or damaged" in check_ternary(path).problems[0]
+
+
+def test_rows_of_scales_do_not_go_into_one(packed) -> None:
+    _, done = written(packed("llama", "row"), "i2_s")
+    assert "I2_S" not in done.types and done.instead["Q4_0"] == 12

@@ -2,7 +2,8 @@
 
 llama.cpp's types TQ1_0 and TQ2_0 hold ternary blocks and nothing else. A Q4_0 matrix counts as
 ternary where every value is -d, 0 or +d, which is how ``workbench export`` writes widths that the
-TQ types cannot hold. Q2_0, new in llama.cpp of 2026, is not known to the ``gguf`` package yet.
+TQ types cannot hold. I2_S is bitnet.cpp's own type; Q2_0, new in llama.cpp of 2026, is not known to
+the ``gguf`` package yet.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 from workbench.check.evidence import Matrix, TernaryCheck, sha256
 from workbench.errors import ConfigError, reason_of
+from workbench.ternary import i2_s
 
 TERNARY_TYPES = ("TQ1_0", "TQ2_0")
 BLOCK = {"TQ1_0": 256, "TQ2_0": 256, "Q4_0": 32}
@@ -29,15 +31,15 @@ def check_gguf(path: Path) -> TernaryCheck:
             "GGUF files need the package gguf, which is not installed",
             next_step="pip install -c constraints.txt -e '.[export]'",
         )
-    import gguf
-
     check = TernaryCheck(path, "GGUF file")
     check.digests[path.name] = sha256(path)
     try:
-        reader = gguf.GGUFReader(path)
+        reader = _reader(path)
         for tensor in reader.tensors:
             if len(tensor.shape) == 2:
                 _add(check, tensor)
+        for name, (N, K), data in reader.i2_s:
+            _add_i2_s(check, name, data, N, K)
     except ValueError as error:
         if "GGMLQuantizationType" in str(error):
             raise ConfigError(
@@ -51,6 +53,38 @@ def check_gguf(path: Path) -> TernaryCheck:
     if not check.problems and not check.ternary:
         check.problems.append("no matrix in the file is ternary")
     return check
+
+
+def _reader(path: Path) -> Any:
+    """gguf's, which sets bitnet.cpp's tensors apart: i2_s has (name, (N, K), bytes) of each."""
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
+            known, self.i2_s = [], []
+            for field in fields:
+                _, name, _, dims, kind, offset = field.parts
+                if kind[0] != i2_s.TYPE:
+                    known.append(field)
+                    continue
+                K, N = map(int, dims)
+                begin = int(start_offs + offset[0])
+                data = self.data[begin : begin + N * K // 4 + i2_s.TAIL]
+                self.i2_s.append((bytes(name).decode(), (N, K), data))
+            super()._build_tensors(start_offs, known)
+
+    return Reader(path)
+
+
+def _add_i2_s(check: TernaryCheck, name: str, data: np.ndarray, N: int, K: int) -> None:
+    codes, scale = i2_s.unpack_i2_s(data, N, K)
+    if (codes == 3).any():
+        check.problems.append(f"{name} (I2_S) holds a code that is not -1, 0 or +1")
+    elif not (np.isfinite(scale) and scale > 0):
+        check.problems.append(f"{name} (I2_S) holds a scale that is not finite and above 0")
+    else:
+        values = torch.from_numpy(codes.astype(np.int8) - 1)
+        check.matrices.append(Matrix.ternary(name, values, torch.tensor([scale])))
 
 
 def _add(check: TernaryCheck, tensor: Any) -> None:

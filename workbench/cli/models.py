@@ -39,19 +39,47 @@ def export(
         ),
     ],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="a file.gguf, or a folder for Hugging Face")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="a file.gguf or file.onnx, or a folder for Hugging Face"
+        ),
     ],
     arm: Annotated[
         Literal["hybrid", "ternary", "post_training", "int8", "full_precision"] | None,
         typer.Option(help="which of a run's models", show_default="hybrid"),
     ] = None,
     kind: Annotated[
-        Literal["tq2_0", "tq1_0", "q2_0", "q4_0"] | None,
-        typer.Option("--type", help="of ternary layers in a GGUF file", show_default="tq2_0"),
+        Literal["tq2_0", "tq1_0", "q2_0", "q4_0", "i2_s"] | None,
+        typer.Option(
+            "--type",
+            help="of ternary layers in a GGUF file; i2_s is for bitnet.cpp alone",
+            show_default="tq2_0",
+        ),
+    ] = None,
+    bits: Annotated[
+        Literal["2", "4", "8"] | None,
+        typer.Option(help="of ternary layers in an ONNX file", show_default="2"),
+    ] = None,
+    rest_bits: Annotated[
+        Literal["4", "8"] | None,
+        typer.Option(
+            help="round an ONNX file's layers in high precision to so many bits",
+            show_default="as they are",
+        ),
     ] = None,
     tokenizer: Annotated[bool, typer.Option(help="write the tokenizer too")] = True,
 ) -> None:
-    """Write a run's model for other tools: GGUF (llama.cpp) or Hugging Face's BitNet format."""
+    """Write a run's model for other tools: GGUF (llama.cpp, bitnet.cpp), ONNX (onnxruntime) or
+    Hugging Face's BitNet format."""
     from workbench.export.command import export_command
 
-    export_command(source, out, arm=arm, kind=kind, tokenizer=tokenizer)
+    of_bits: dict[str | None, Literal[2, 4, 8]] = {"2": 2, "4": 4, "8": 8}
+    export_command(
+        source,
+        out,
+        arm=arm,
+        kind=kind,
+        tokenizer=tokenizer,
+        bits=of_bits.get(bits),
+        rest_bits=of_bits.get(rest_bits),
+    )

@@ -1,10 +1,11 @@
-"""Ternary and INT8 matrices in llama.cpp's block types, value for value.
+"""Ternary and INT8 matrices in the block types of llama.cpp and bitnet.cpp, value for value.
 
-A block is a run of neighbouring inputs of one row: a float16 scale d and their codes. A type holds
-a matrix when a row is a whole number of blocks and no block spans two scales; then every code is
-kept, and the only rounding is that of the scale to float16. llama.cpp's own quantisers would choose
-scale and codes anew from the values and lose some on the way, all but those of the TQ types, whose
-blocks come from the ``gguf`` package.
+I2_S, bitnet.cpp's own, has one float32 scale for a matrix. Of the others a block is a run of
+neighbouring inputs of one row: a float16 scale d and their codes. A type holds a matrix when a row
+is a whole number of blocks and no block spans two scales; then every code is kept, and the only
+rounding is that of the scale to float16. llama.cpp's own quantisers would choose scale and codes
+anew from the values and lose some on the way, all but those of the TQ types, whose blocks come from
+the ``gguf`` package.
 
 Shape legend: N rows (outputs), K inputs, B inputs of a block.
 """
@@ -19,6 +20,8 @@ from ternary_kernels.packing import pack_portable, unpack_portable
 from torch import Tensor
 
 from workbench.errors import ConfigError
+from workbench.ternary import i2_s
+from workbench.ternary.i2_s import pack_i2_s
 from workbench.ternary.quantize import spread
 
 LARGEST_SCALE_ERROR = 0.01
@@ -28,17 +31,20 @@ LARGEST_SCALE_ERROR = 0.01
 @dataclass(frozen=True)
 class BlockType:
     """id: the type's number in a GGUF file. size: inputs of a block. bits: a weight, the scale's
-    share included. codes: uint8 [N, K], w + 1, and float32 block scales [N, K/B] -> uint8
-    [N, bytes of a row]."""
+    share included. encode: codes uint8 [N, K], w + 1, and float32 block scales [N, K/B] -> uint8
+    [N, bytes of a row]. one_scale: it has one for the whole matrix, in float32."""
 
     name: str
     id: int
     size: int
     bits: float
     encode: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    one_scale: bool = False
 
     def holds(self, K: int, scale: Tensor) -> bool:
         """Whether a matrix [N, K] fits, its scale [1], [N] or [N, ceil(K/128)]."""
+        if self.one_scale and scale.numel() > 1:
+            return False
         return K % self.size == 0 and (scale.ndim == 1 or 128 % self.size == 0)
 
 
@@ -67,6 +73,10 @@ def _q4_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return _blocks(scales, halves[..., 0, :] | halves[..., 1, :] << 4)
 
 
+def _i2_s(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    return pack_i2_s(codes, float(scales.flat[0]))
+
+
 def q8_0(int8: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """int8 [N, K] with a scale a row, float32 [N] -> uint8 [N, K/32 * 34]: d, then 32 values."""
     blocks = int8.shape[1] // Q8_0_SIZE
@@ -78,6 +88,8 @@ NEWEST = BlockType("Q2_0", 42, 64, 2.25, _q2_0)
 """Known to llama.cpp since 2026."""
 WIDEST = BlockType("Q4_0", 2, 32, 4.5, _q4_0)
 """Holds nearly every width, in every llama.cpp."""
+I2_S = BlockType("I2_S", i2_s.TYPE, i2_s.RUN, 2.0, _i2_s, one_scale=True)
+"""Of bitnet.cpp alone."""
 TERNARY_TYPES = {
     each.name.lower(): each
     for each in (
@@ -85,6 +97,7 @@ TERNARY_TYPES = {
         BlockType("TQ1_0", 34, 256, 1.6875, _tq("TQ1_0")),
         NEWEST,
         WIDEST,
+        I2_S,
     )
 }
 """By the names of ``workbench export --type``."""
@@ -94,7 +107,8 @@ Q8_0_SIZE = 32
 def ternary_blocks(
     kind: BlockType, codes: Tensor, scale: Tensor, K: int, name: str
 ) -> tuple[np.ndarray, float]:
-    """The rows of a ternary matrix as bytes, and the largest relative error of a scale.
+    """The rows of a ternary matrix as bytes, and the largest relative error of a scale; I2_S is
+    flat, and its scale has none.
 
     codes: uint8 [N, ceil(K/4)], portable. scale: float32, as in :meth:`BlockType.holds`, which
     must be true. Raises ConfigError for a scale that float16 cannot hold.
@@ -105,6 +119,8 @@ def ternary_blocks(
     else:
         scales = scale.reshape(-1, 1).expand(N, K // kind.size)
     scales = scales.numpy()
+    if kind.one_scale:
+        return kind.encode(unpack_portable(codes, K).numpy(), scales), 0.0
     error = scale_error(scales, name)
     return kind.encode(unpack_portable(codes, K).numpy(), scales), error
 

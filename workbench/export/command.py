@@ -13,11 +13,13 @@ from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, StageError, reason_of
 from workbench.export.bitnet_folder import write_bitnet_folder
 from workbench.export.gguf_file import require_gguf, write_gguf
+from workbench.export.onnx_file import require_onnx, write_onnx
 from workbench.model.build import load_checkpoint
 from workbench.paths import shown
 from workbench.records.run import HEADER, find_run
 from workbench.ternary.manifest import NAME as MANIFEST
 from workbench.ternary.manifest import Manifest, read_json_object
+from workbench.ternary.nbits import Bits
 from workbench.ternary.packed import load_packed
 from workbench.train.quiet import quiet_transformers
 
@@ -38,31 +40,53 @@ def export_command(
     arm: str | None = None,
     kind: str | None = None,
     tokenizer: bool = True,
+    bits: Bits | None = None,
+    rest_bits: Bits | None = None,
 ) -> None:
-    """Write ``out``: a GGUF file if it ends in ``.gguf``, else a Hugging Face BitNet folder.
+    """Write ``out``: a GGUF file if it ends in ``.gguf``, an ONNX file if in ``.onnx``, else a
+    Hugging Face BitNet folder.
 
     source: a run's folder or name, or a model folder. arm: of a run; None for the hybrid. kind:
     block type of the ternary layers in a GGUF file; None for TQ2_0. tokenizer: False leaves it out.
+    bits: of ternary layers in an ONNX file; None for 2. rest_bits: of its layers in high precision,
+    which are rounded; None leaves them.
     Prints what was written to standard error, and the path last, to standard output.
     Raises ConfigError where ``out`` exists or cannot be written, StageError without that arm.
     """
-    to_gguf = out.suffix.lower() == ".gguf"
+    to_gguf, to_onnx = (out.suffix.lower() == suffix for suffix in (".gguf", ".onnx"))
     if to_gguf:
         require_gguf()
-    elif kind:
-        raise ConfigError(
-            f"--type {kind} for the Hugging Face folder {shown(out)}",
-            allowed="a type of llama.cpp for a GGUF file",
-            next_step="leave --type out, or give a name that ends in .gguf",
-        )
+    if to_onnx:
+        require_onnx()
+    for option, given, fits, suffix in (
+        ("--type", kind, to_gguf, ".gguf"),
+        ("--bits", bits, to_onnx, ".onnx"),
+        ("--rest-bits", rest_bits, to_onnx, ".onnx"),
+    ):
+        if given and not fits:
+            what = "file" if to_gguf or to_onnx else "Hugging Face folder"
+            raise ConfigError(
+                f"{option} {given} for the {what} {shown(out)}",
+                allowed=f"with a file that ends in {suffix}",
+                next_step=f"leave {option} out, or give a name that ends in {suffix}",
+            )
+    to_folder = not (to_gguf or to_onnx)
     with _place(out):
-        taken = out.exists() and not (out.is_dir() and not to_gguf and not any(out.iterdir()))
+        taken = out.exists() and not (out.is_dir() and to_folder and not any(out.iterdir()))
     if taken:
         raise ConfigError(
             f"{shown(out)} exists", next_step="give another name, or move that out of the way"
         )
     name, folder = _found(source, arm)
     model, description = _load(folder)
+    with _place(out):
+        if to_onnx:
+            done_onnx = write_onnx(
+                model, out, name=name, description=description, bits=bits or 2, rest_bits=rest_bits
+            )
+            print(done_onnx, file=sys.stderr)
+            print(out)
+            return
     words = load_tokenizer(str(folder)) if tokenizer else None
     with _place(out):
         if to_gguf:

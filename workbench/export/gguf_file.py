@@ -1,4 +1,4 @@
-"""A GGUF file for llama.cpp and what is built on it, from a model folder of a run.
+"""A GGUF file for llama.cpp and what is built on it, bitnet.cpp too, from a run's model folder.
 
 Ternary codes and INT8 values are kept as they are (:mod:`workbench.export.blocks`), matrices in
 high precision become bf16. llama.cpp quantises activations to INT8 by blocks of 32 or 256 inputs
@@ -22,6 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from workbench.engine.architecture import ACTIVATIONS, NotForKernels, eos_tokens, kernel_config
 from workbench.errors import ConfigError
 from workbench.export.blocks import (
+    I2_S,
     NEWEST,
     Q8_0_SIZE,
     TERNARY_TYPES,
@@ -34,6 +35,7 @@ from workbench.export.blocks import (
 from workbench.export.parts import MatrixModule, dense, matrices, norm_inside, vectors
 from workbench.export.vocabulary import Vocabulary, vocabulary, write_special_tokens
 from workbench.files import replacing
+from workbench.ternary import i2_s
 from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
 
 if TYPE_CHECKING:
@@ -74,9 +76,17 @@ class Written:
             lines.append(
                 f"{count} ternary matrices are {name}, {what}: {self.wanted.name} needs rows that "
                 f"divide by {self.wanted.size}"
-                + (" and no scale a group" if self.wanted.size > 128 else "")
+                + (
+                    " and one scale a matrix"
+                    if self.wanted.one_scale
+                    else " and no scale a group"
+                    if self.wanted.size > 128
+                    else ""
+                )
             )
-        if self.smaller and self.wanted.size > NEWEST.size:
+        if self.wanted is I2_S:
+            lines.append("bitnet.cpp alone reads it, built for x86")
+        elif self.smaller and self.wanted.size > NEWEST.size:
             lines.append(
                 f"--type {NEWEST.name.lower()} ({NEWEST.bits} bits a weight, rows that divide by "
                 f"{NEWEST.size}) is smaller where llama.cpp is of 2026 or newer"
@@ -121,6 +131,8 @@ def write_gguf(
         writer.add_name(name)
         writer.add_description(description)
         _write_shape(writer, config)
+        if done.wanted is I2_S:
+            writer.add_file_type(i2_s.FILE_TYPE)
         words.write(writer)
         if tokenizer:
             write_special_tokens(writer, tokenizer, eos_tokens(config))
