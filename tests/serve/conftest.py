@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from workbench.model.build import build_model
 from workbench.pilot.sections.model import Model
 from workbench.serve.app import make_app
 from workbench.serve.connections import server_config
+from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
 from workbench.serve.main import listen
 from workbench.serve.routed import Route, ServedArm
 from workbench.serve.router import Router
@@ -177,6 +179,7 @@ def _start(
     slots: int = 2,
     texts: dict[str, str] | None = None,
     step_s: float = 0.002,
+    front: FrontOptions = DEFAULT_FRONT,
     **router,
 ) -> Served:
     texts = {"full_precision": "A", "hybrid": "B", **(texts or {})}
@@ -186,20 +189,29 @@ def _start(
     }
     arms = [ServedArm(name, scheduler, slots) for name, scheduler in schedulers.items()]
     options = {"fallback": "full_precision", "route": Route("hybrid"), **router}
-    service = Service(Router(arms, **options), tokenizer, "pilot", CONTEXT, len(tokenizer))
-    listening = stack.enter_context(_listening(service))
+    service = Service(
+        Router(arms, **options),
+        tokenizer,
+        "pilot",
+        CONTEXT,
+        len(tokenizer),
+        api_key=front.api_key(),
+        max_body_bytes=front.max_body_bytes,
+    )
+    listening = stack.enter_context(_listening(service, front))
     address = listening.address
-    client = stack.enter_context(httpx.Client(base_url=address, trust_env=False))
+    verify = ssl.create_default_context(cafile=front.certificate) if front.certificate else True
+    client = stack.enter_context(httpx.Client(base_url=address, trust_env=False, verify=verify))
     for scheduler in schedulers.values():
         stack.callback(scheduler.close)
     return Served(address, service, schedulers, client, tokenizer, listening.loop)
 
 
 class _listening:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, front: FrontOptions = DEFAULT_FRONT) -> None:
         self._socket = listen("127.0.0.1", 0)
-        self._server = uvicorn.Server(server_config(make_app(service), drain_s=1))
-        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._server = uvicorn.Server(server_config(make_app(service), drain_s=1, front=front))
+        self.address = f"{front.scheme}://127.0.0.1:{self._socket.getsockname()[1]}"
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
 

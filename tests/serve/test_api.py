@@ -167,12 +167,19 @@ def test_health_and_metrics(serve) -> None:
     health = served.client.get("/health").json()
     assert health["status"] == "ok" and health["resident_bytes"] > 0
     text = served.client.get("/metrics").text
-    assert 'vllm:generation_tokens_total{model_name="pilot"} 3.0' in text
-    assert 'vllm:num_requests_running{model_name="pilot"} 0.0' in text
-    assert 'vllm:time_to_first_token_seconds_count{model_name="pilot"} 1.0' in text
+    labels = 'arm="hybrid",model_name="pilot"'
+    assert f"vllm:generation_tokens_total{{{labels}}} 3.0" in text
+    assert f"vllm:num_requests_running{{{labels}}} 0.0" in text
+    assert 'vllm:num_requests_waiting{model_name="pilot"} 0.0' in text
+    for name, count in (
+        ("time_to_first_token", 1), ("inter_token_latency", 2), ("e2e_request_latency", 1),
+        ("request_time_per_output_token", 1), ("request_queue_time", 1),
+    ):  # fmt: skip
+        assert f"vllm:{name}_seconds_count{{{labels}}} {count}.0" in text
+    assert 'workbench_http_responses_total{path="/v1/completions",status="200"} 1.0' in text
     assert 'workbench_requests_total{arm="hybrid",finish_reason="length"} 1.0' in text
-    switches = 'workbench_switches_total{from_arm="hybrid",to_arm="full_precision"} 1.0'
-    assert switches in text
+    switches = 'cause="order",from_arm="hybrid",to_arm="full_precision"'
+    assert f"workbench_switches_total{{{switches}}} 1.0" in text
     assert 'workbench_route_weight{arm="full_precision"} 1.0' in text
 
 

@@ -267,8 +267,9 @@ def test_the_rule_and_the_metrics_take_a_stop_text_for_an_end(serve) -> None:
     assert f"rule: {failed} of {10 + failed} requests failed" in switch.reason
     text = served.client.get("/metrics").text
     assert 'workbench_requests_total{arm="hybrid",finish_reason="stop"} 10.0' in text
-    assert 'vllm:request_success_total{finished_reason="stop",model_name="pilot"} 10.0' in text
-    assert "cancelled" not in text
+    ended = 'arm="hybrid",finished_reason="stop",model_name="pilot"'
+    assert f"vllm:request_success_total{{{ended}}} 10.0" in text
+    assert 'finish_reason="cancelled"} 0.0' in text
 
 
 class SilentScheduler:
@@ -610,7 +611,7 @@ def test_a_refused_request_is_told_when_the_queue_will_be_empty_and_is_counted(s
         served.schedulers["hybrid"].gate.set()
         assert taken.result().status_code == 200
     text = served.client.get("/metrics").text
-    assert 'workbench_requests_refused_total{status="429"} 1.0' in text
+    assert 'workbench_http_responses_total{path="/v1/completions",status="429"} 1.0' in text
 
 
 def test_a_request_ends_at_its_deadline_whatever_its_arm_does() -> None:

@@ -107,11 +107,47 @@ def serve(
             show_default="none",
         ),
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VARIABLE",
+            help="environment variable with the key that clients must send",
+            show_default="none",
+        ),
+    ] = None,
+    ssl_certfile: Annotated[
+        str | None,
+        typer.Option(metavar="PEM", help="answer by HTTPS with it", show_default="none"),
+    ] = None,
+    ssl_keyfile: Annotated[
+        str | None,
+        typer.Option(metavar="PEM", help="its key", show_default="in the certificate's file"),
+    ] = None,
+    max_body: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            max=1024.0,
+            help="longest body of a request, MiB",
+            show_default="1, more for a long context",
+        ),
+    ] = None,
+    log: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="json: an object a line, with one for each request"),
+    ] = "text",
+    meters: Annotated[
+        bool, typer.Option(help="count energy for /metrics, where a meter answers")
+    ] = True,
 ) -> None:
     """Serve two arms behind one OpenAI-compatible address: full precision and the hybrid of a run,
     model folders, or servers that run already."""
     from workbench.serve.canary import CanaryPlan
+    from workbench.serve.front_options import FrontOptions
     from workbench.serve.served_run import serve_run
+
+    most = None if max_body is None else int(max_body * 2**20)
+    front = FrontOptions(ssl_certfile, ssl_keyfile, api_key, most, log)
 
     serve_run(
         folders,
@@ -133,6 +169,8 @@ def serve(
         deadline_s=deadline,
         on_lost_stream=on_lost_stream,
         drain_notice_s=drain_notice,
+        front=front,
+        meters=meters,
     )
 
 

@@ -6,14 +6,12 @@ import hmac
 import ipaddress
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import psutil
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.applications import Starlette
@@ -22,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
 
+from workbench.serve.access import Access
 from workbench.serve.kept_route import TOKEN_HEADER
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.routed import RouteHeld, ServedArm
@@ -34,7 +33,7 @@ interpreter, and with it everybody's tokens: some 35 ms a megabyte of the worst 
 Handler = Callable[[Service, Request, Any], Awaitable[Response]]
 
 
-def make_app(service: Service) -> Starlette:
+def make_app(service: Service) -> Access:
     """The application over one service."""
     complete, chat = _answering(service)
     endpoints = [
@@ -48,7 +47,7 @@ def make_app(service: Service) -> Starlette:
         ("/workbench/route", "POST", partial(_set_route, service)),
         *([("/workbench/drill", "POST", partial(_drill, service))] if service.faults else []),
     ]
-    return Starlette(
+    app = Starlette(
         routes=[Path(path, endpoint, methods=[method]) for path, method, endpoint in endpoints],
         exception_handlers={
             ApiError: _api_error,
@@ -57,6 +56,7 @@ def make_app(service: Service) -> Starlette:
             Exception: _fault,
         },
     )
+    return Access(app, service)
 
 
 def _answering(service: Service) -> tuple[Handler, Handler]:
@@ -74,11 +74,7 @@ def _answering(service: Service) -> tuple[Handler, Handler]:
 
 
 async def _generate(service: Service, endpoint: Handler, request: Request) -> Response:
-    try:
-        return await endpoint(service, request, await _json_body(service, request))
-    except ApiError as error:
-        service.metrics.refused(error.status)
-        raise
+    return await endpoint(service, request, await _json_body(service, request))
 
 
 async def _models(service: Service, request: Request) -> Response:
@@ -111,18 +107,12 @@ async def _health(service: Service, request: Request) -> Response:
             "status": "failed" if len(out) == len(arms) else "degraded" if out else "ok",
             "out": out,
             "arms": {arm.name: _arm_state(service, arm) for arm in arms},
-            "resident_bytes": sum(_resident_bytes(service)),
+            "resident_bytes": sum(service.resident_bytes().values()),
             "gpu_bytes": sum(on_gpu) if on_gpu else None,
             "running": {arm.name: arm.running for arm in arms},
             "waiting": service.router.waiting,
         }
     )
-
-
-def _resident_bytes(service: Service) -> Iterator[int]:
-    for pid in (None, *(each.pid for each in service.processes.values() if each.pid)):
-        with suppress(psutil.Error):  # it has just ended
-            yield psutil.Process(pid).memory_info().rss
 
 
 def _arm_state(service: Service, arm: ServedArm) -> dict[str, Any]:
@@ -271,7 +261,8 @@ async def _json_body(service: Service, request: Request) -> Any:
         got = kind or "none"
         message = f"content type {got}; allowed: application/json"
         raise ApiError(415, message, code="unsupported_media_type")
-    body, most = bytearray(), max(LEAST_BODY_BYTES, BYTES_A_TOKEN * service.context)
+    usual = max(LEAST_BODY_BYTES, BYTES_A_TOKEN * service.context)
+    body, most = bytearray(), service.max_body_bytes or usual
     async for piece in request.stream():
         body += piece
         if len(body) > most:

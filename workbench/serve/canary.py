@@ -73,7 +73,7 @@ class Canary:
             weight = self._plan.next_after(self._router.route.weight)
             assert weight is not None, "it has not arrived"
             said = f"canary: {self._requests} requests in {step_s:.0f} s and nothing against it"
-            self._router.switch(self._candidate, weight, reason=said, force=True)
+            self._router.switch(self._candidate, weight, reason=said, cause="canary", force=True)
 
     def switched(self, switch: Switch) -> None:
         """Whoever ordered it: a step begins."""

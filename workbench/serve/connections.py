@@ -1,7 +1,7 @@
-"""How the server treats connections: a request must come whole within a time.
+"""How the server treats connections: a request must come whole within a time, and be read in one.
 
 Connections that send nothing, or a byte now and then, would otherwise stay for ever and take the
-places of others.
+places of others; so would those that read nothing of their answers, with what is kept for them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
+
 REQUEST_S = 30.0
 """From a connection, or from a request's first byte on it, to the last byte of its body."""
+UNREAD_S = 30.0
+"""Of an answer of which nothing more is read; the connection is then cut."""
 KEEP_ALIVE_S = 75
 INCOMPLETE = (h11.IDLE, h11.SEND_BODY)
 """What a client is in whose request is not whole: nothing or a part of the head, then the body."""
 
 
 class TimedConnection(H11Protocol):
-    """One connection; it is closed where a request does not come whole in time."""
+    """One connection; closed where a request does not come whole, or an answer is not read."""
 
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -34,8 +39,17 @@ class TimedConnection(H11Protocol):
         super().data_received(data)
         self._time()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._read()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        self._read()
         super().connection_lost(exc)
 
     def _time(self) -> None:
@@ -49,10 +63,21 @@ class TimedConnection(H11Protocol):
             self._timer.cancel()
             self._timer = None
 
+    def _read(self) -> None:
+        if self._unread:
+            self._unread.cancel()
+            self._unread = None
 
-def server_config(app: ASGIApp, drain_s: int) -> uvicorn.Config:
+
+def server_config(
+    app: ASGIApp, drain_s: int, front: FrontOptions = DEFAULT_FRONT
+) -> uvicorn.Config:
     """drain_s: what answers under way may take when the server is told to stop."""
     options: dict[str, Any] = {"log_level": "warning", "access_log": False}
+    if front.log == "json":
+        options["log_config"] = None  # its lines go where all others do
+    if front.certificate:
+        options |= {"ssl_certfile": front.certificate, "ssl_keyfile": front.certificate_key}
     return uvicorn.Config(
         app,
         http=TimedConnection,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +31,8 @@ ASK_S = 10.0
 @dataclass(frozen=True)
 class KeptRoute:
     """weight: the arm's share of the requests; the rest goes to ``fallback``. reason: of the
-    latest change. address, token: of the server that had it last."""
+    latest change. address, token, certificate: of the server that had it last; it has the last only
+    where it answers by HTTPS."""
 
     arm: str
     weight: float
@@ -38,6 +40,7 @@ class KeptRoute:
     fallback: str
     address: str
     token: str
+    certificate: str | None = None
 
     @classmethod
     def of(cls, run: Run) -> KeptRoute | None:
@@ -113,7 +116,7 @@ def _ask(
 ) -> dict[str, Any] | None:
     """The server's route; None where no server of this run answers."""
     parts = urlsplit(kept.address)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ASK_S)
+    connection = _connection(kept, parts.hostname or "", parts.port)
     headers = {"content-type": "application/json", TOKEN_HEADER: kept.token}
     try:
         with closing(connection):
@@ -126,6 +129,17 @@ def _ask(
     if answer.status != 200:
         raise StageError(f"the server refused: {_message(text)}")
     return json.loads(text)
+
+
+def _connection(kept: KeptRoute, host: str, port: int | None) -> http.client.HTTPConnection:
+    """By HTTPS to the very certificate that the server was given, whatever name that has. Raises
+    OSError where it cannot be read."""
+    if kept.certificate is None:
+        return http.client.HTTPConnection(host, port, timeout=ASK_S)
+    context = ssl.create_default_context(cafile=kept.certificate)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return http.client.HTTPSConnection(host, port, timeout=ASK_S, context=context)
 
 
 def _message(text: bytes) -> str:

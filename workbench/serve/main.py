@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.child import allow_open_files
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.serve.kept_route import route_token
+from workbench.serve.log import write_log
 from workbench.serve.spec import ArmReady, Ready, ServeSpec
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def serve(
     Raises ConfigError or StageError with what is wrong; nothing is served then.
     """
     allow_open_files()
+    spec.front.check()
+    write_log(spec.front.log)
     with listen(spec.host, spec.port) as listener:  # before the seconds that these imports take
         if spec.arms:
             from workbench.serve.arm import import_ahead
@@ -71,6 +74,7 @@ async def _serve(
 ) -> None:
     from workbench.machine.memory import process_tree_bytes
     from workbench.serve.canary import Canary
+    from workbench.serve.energy_count import energy_count
     from workbench.serve.routed import Route, ServedArm
     from workbench.serve.router import Router
     from workbench.serve.service import Service
@@ -103,7 +107,11 @@ async def _serve(
             token,
             processes,
             spec.faults,
+            api_key=spec.front.api_key(),
+            max_body_bytes=spec.front.max_body_bytes,
         )
+        counting = await asyncio.to_thread(energy_count, spec.meters)
+        service.metrics.energy = open_things.enter_context(counting).families
         told = [router.on_switch, on_switch]
         if spec.canary:
             service.canary = canary = Canary(spec.canary, router)
@@ -113,8 +121,9 @@ async def _serve(
         router.on_switch = lambda switch: [tell(switch) for tell in told]
         host, port = listener.getsockname()[:2]
         held_bytes, ready = process_tree_bytes(), shared.ready
-        announce(Ready(host, port, shared.context, shared.vocab_size, held_bytes, ready))
-        await _listening(service, listener, spec.drain_notice_s)
+        sizes = shared.context, shared.vocab_size, held_bytes
+        announce(Ready(host, port, *sizes, ready, spec.front.scheme))
+        await _listening(service, listener, spec)
 
 
 @dataclass(frozen=True)
@@ -158,9 +167,9 @@ def _process(name: str, spec: ServeSpec, context: int) -> ArmProcess:
     return ArmProcess(name, arm, silence_s=spec.silence_s, step_s=spec.step_s)
 
 
-async def _listening(service: Service, listener: socket.socket, notice_s: float) -> None:
-    """Until a signal; after SIGTERM ``/ready`` says for ``notice_s`` that this server goes, so that
-    whoever shares out the requests sends no more, and only then it stops to take them."""
+async def _listening(service: Service, listener: socket.socket, spec: ServeSpec) -> None:
+    """Until a signal; after SIGTERM ``/ready`` says for ``drain_notice_s`` that this server goes,
+    so that whoever shares out the requests sends no more, and only then it stops to take them."""
     import uvicorn
 
     from workbench.serve.app import make_app
@@ -169,15 +178,16 @@ async def _listening(service: Service, listener: socket.socket, notice_s: float)
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             first, service.draining = not service.draining, True
-            if first and sig == signal.SIGTERM and notice_s:
+            if first and sig == signal.SIGTERM and spec.drain_notice_s:
                 loop.call_soon_threadsafe(
-                    loop.call_later, notice_s, super().handle_exit, sig, frame
+                    loop.call_later, spec.drain_notice_s, super().handle_exit, sig, frame
                 )
             else:
                 super().handle_exit(sig, frame)
 
     loop = asyncio.get_running_loop()
-    await Server(server_config(make_app(service), DRAIN_S)).serve(sockets=[listener])
+    config = server_config(make_app(service), DRAIN_S, spec.front)
+    await Server(config).serve(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:

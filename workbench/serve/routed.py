@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from workbench.engine.request import FinishReason, GenerationRequest
 
@@ -69,15 +69,20 @@ class Route:
     weight: float = 1.0
 
 
+Cause = Literal["order", "rule", "arm_out", "canary"]
+
+
 @dataclass(frozen=True)
 class Switch:
-    """A change of the route. ``time_s``: ``time.monotonic()`` of this machine."""
+    """A change of the route. ``time_s``: ``time.monotonic()`` of this machine. reason: in words.
+    cause: who changed it."""
 
     time_s: float
     from_arm: str
     to_arm: str
     weight: float
     reason: str
+    cause: Cause = "order"
 
 
 @dataclass(eq=False)
@@ -99,6 +104,7 @@ class RoutedRequest:
     started_s: float | None = None
     long: bool = False
     first_token_s: float | None = None
+    latest_token_s: float | None = None
     ended_s: float | None = None
     output: list[int] = field(default_factory=list)
     has_enough: bool = False

@@ -39,6 +39,7 @@ from typing import Literal
 from workbench.engine.request import FinishReason, GenerationRequest, QueueFull
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.routed import (
+    Cause,
     NoArm,
     Route,
     RoutedRequest,
@@ -50,6 +51,8 @@ from workbench.serve.routed import (
 from workbench.serve.trial import TICK_S, Trial
 
 GOLDEN = (5**0.5 - 1) / 2
+KEPT_SWITCHES = 1000
+"""Changes of the route that are remembered; the log has all."""
 
 
 class Router:
@@ -58,7 +61,7 @@ class Router:
     arms: all warm. fallback: where the way back leads. route: where requests go at first.
     queue: requests that may wait. batch_wait_s, short_tokens, kept_slots, deadline_s,
     on_lost_stream: see above. clock: the loop's own, in seconds. on_finished, on_switch: told of
-    each, in the loop.
+    each, in the loop; on_gap: of the time between two tokens.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Router:
         """Of those, the ones that had some of their answer."""
         self.on_finished: Callable[[RoutedRequest], None] = lambda routed: None
         self.on_switch: Callable[[Switch], None] = lambda switch: None
+        self.on_gap: Callable[[RoutedRequest, float], None] = lambda routed, seconds: None
         self.own_rule = rule
         self._clock = clock
         self._trial = Trial(rule, self, self._back)
@@ -110,6 +114,14 @@ class Router:
     @property
     def running(self) -> int:
         return sum(arm.running for arm in self.arms.values())
+
+    def held_tokens(self) -> dict[str, int]:
+        """By arm: prompt and output of what runs there."""
+        held = dict.fromkeys(self.arms, 0)
+        for routed in self._running:
+            if routed.arm:
+                held[routed.arm] += len(routed.request.prompt_tokens) + routed.tokens
+        return held
 
     def submit(self, request: GenerationRequest, pinned: str | None = None) -> RoutedRequest:
         """Start a request, or let it wait. Raises QueueFull; NoArm where none can answer."""
@@ -144,7 +156,13 @@ class Router:
         self.cancel(routed)
 
     def switch(
-        self, arm: str, weight: float = 1.0, *, reason: str = "ordered", force: bool = False
+        self,
+        arm: str,
+        weight: float = 1.0,
+        *,
+        reason: str = "ordered",
+        cause: Cause = "order",
+        force: bool = False,
     ) -> Switch | None:
         """Change the route; None when it is so already.
 
@@ -166,13 +184,14 @@ class Router:
                 raise RouteHeld(self._held_until - now)
         else:
             self._held_until = now + self.hold_s
-        switch = Switch(now, self.route.arm, target.arm, target.weight, reason)
+        switch = Switch(now, self.route.arm, target.arm, target.weight, reason, cause)
         if target.arm != self.route.arm:
             self._trial.begin(self._trial.rule)
         self.route, self.since_s = target, now
         for routed in self._waiting:
             self._trial.put_on(routed)
         self.switches.append(switch)
+        del self.switches[:-KEPT_SWITCHES]
         self.on_switch(switch)
         self._dispatch()
         self._trial.look_when_late()
@@ -199,7 +218,8 @@ class Router:
         """The route goes back from an arm that is out, where the fallback is not out as well."""
         routed_to = self.arms[self.route.arm]
         if routed_to.out and not self.arms[self.fallback].out:
-            self.switch(self.fallback, reason=f"arm {routed_to.name} is out: {routed_to.out}")
+            why = f"arm {routed_to.name} is out: {routed_to.out}"
+            self.switch(self.fallback, reason=why, cause="arm_out")
         self._dispatch()
 
     def _grows(self, target: Route) -> bool:
@@ -275,8 +295,12 @@ class Router:
         if routed.finish_reason:
             return  # its deadline has passed
         routed.output.append(token)
+        now = self._clock()
+        if routed.latest_token_s is not None:
+            self.on_gap(routed, now - routed.latest_token_s)
+        routed.latest_token_s = now
         if routed.first_token_s is None:
-            routed.first_token_s = self._clock()
+            routed.first_token_s = now
             if routed.arm:
                 self.arms[routed.arm].spoke_s = routed.first_token_s
             self._trial.first_token(routed)
@@ -350,7 +374,7 @@ class Router:
         return (*self._running, *self._waiting)
 
     def _back(self, why: str) -> None:
-        self.switch(self.fallback, reason=why)
+        self.switch(self.fallback, reason=why, cause="rule")
 
     def _time_to_drain_s(self, arm: ServedArm) -> float:
         """Seconds until the queue is empty if its requests take as long as the latest ones did,

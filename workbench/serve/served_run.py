@@ -6,6 +6,7 @@ A run is served by its pilot's rule and hold, and its route is kept in the run's
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,14 @@ from workbench.errors import ConfigError, StageError, reason_of
 from workbench.machine.cpu import measurement_threads
 from workbench.paths import shown
 from workbench.serve.canary import CanaryPlan
+from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
 from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, route_token
 from workbench.serve.main import serve
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.spec import Ready, ServeSpec, UpstreamSpec
 
 SLOTS, UPSTREAM_SLOTS = 4, 256
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from workbench.records.run import Run
@@ -39,6 +42,8 @@ def serve_run(
     canary: CanaryPlan | None = None,
     upstream_models: Sequence[str] = (),
     upstream_keys: Sequence[str] = (),
+    front: FrontOptions = DEFAULT_FRONT,
+    meters: bool = True,
     **of_spec: Any,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
@@ -55,10 +60,13 @@ def serve_run(
     canary: how the route's share grows, instead of the pilot's; it begins with its first step, or
         goes on from the share that the run's route had when it was served last.
     upstream_models, upstream_keys: ``NAME=MODEL``, and ``NAME=VARIABLE`` with its key.
+    front: how it meets its clients. meters: whether it counts energy: by the pilot's meters of a
+        run, else by the counters of this machine.
     of_spec: further fields of :class:`ServeSpec`, as they are.
     Raises ConfigError or StageError with what is wrong; nothing is served then.
     """
     measurement_threads(of_spec.get("threads", 0), "--threads")
+    front.check()
     upstreams = upstreams_of(folders, upstream_models, upstream_keys)
     arms = {} if upstreams else arms_of(folders)
     names = list(arms or upstreams)
@@ -90,31 +98,40 @@ def serve_run(
         canary=None if route == names[0] else plan,
         slots=slots or (UPSTREAM_SLOTS if upstreams else SLOTS),
         upstreams=upstreams,
+        front=front,
+        meters=_meters(run) if meters else None,
         **judged,
         **of_spec,
     )
     token = route_token() or secrets.token_urlsafe()
 
     def keep(address: str, arm: str, weight: float, reason: str) -> KeptRoute:
-        now = KeptRoute(arm, weight, reason, spec.fallback, address, token)
+        fields = arm, weight, reason, spec.fallback, address, token
+        now = KeptRoute(*fields, certificate=spec.front.certificate)
         try:
             if run:
                 now.keep(run.folder)
         except OSError as error:  # the route is what it is; only a restart would not know it
             said = f"the route could not be kept in {shown(run.folder)}: {reason_of(error)}"
-            print(f"{said}; a server that is started again begins with an older one", flush=True)
+            say(f"{said}; a server that is started again begins with an older one")
         return now
 
     def announce(ready: Ready) -> None:
         now = keep(ready.address, spec.route, spec.weight, reason)
-        print(f"serving {', '.join(names)} on {ready.address}/v1: {now.said()}")
+        say(f"serving {', '.join(names)} on {ready.address}/v1: {now.said()}")
         how = f"workbench route {run.name} --back" if run else f"{TOKEN_HEADER}: {token}"
-        print(f"the way back: {how}", flush=True)
+        say(f"the way back: {how}")
         addresses.append(ready.address)
 
     def switched(switch: Switch) -> None:
         now = keep(addresses[0], switch.to_arm, switch.weight, switch.reason)
-        print(f"route: {now.said()}", flush=True)
+        say(f"route: {now.said()}")
+
+    def say(text: str) -> None:
+        if front.log == "json":
+            log.info(text)
+        else:
+            print(text, flush=True)
 
     addresses: list[str] = []
     serve(spec, announce, token, switched)
@@ -190,6 +207,14 @@ def _pilot_s_rule(run: Run | None) -> dict[str, Any]:
     steps = section.canary
     plan = steps and CanaryPlan(tuple(steps.steps), steps.step_s, steps.step_requests)
     return {"rule": rule, "hold_s": section.hold_s, "canary": plan}
+
+
+def _meters(run: Run | None) -> dict[str, Any]:
+    """The section of the pilot's meters, or what finds those of this machine."""
+    from workbench.pilot.sections.meters import Meters
+
+    section = run.resolved().pilot.measure_ab.meters if run else Meters()
+    return section.model_dump(mode="json")
 
 
 def _served_run(folders: Sequence[Path | str]) -> Run | None:

@@ -6,12 +6,15 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
 from starlette.requests import ClientDisconnect, Request
 
 from workbench.engine.request import QueueFull
+from workbench.serve import access
 from workbench.serve.metrics import Metrics
 from workbench.serve.routed import NoArm, RoutedRequest
 from workbench.serve.router import Router
@@ -35,7 +38,8 @@ class Service:
     context: tokens a request may have, prompt and output together. route_token: what an order to
     change the route must carry; None asks for none. processes: arm -> the process that runs it,
     where it has one. faults: whether orders to fail are taken, in a drill. canary: what lets the
-    candidate's share grow. draining: it is about to stop.
+    candidate's share grow. draining: it is about to stop. api_key: what clients must send; None
+    asks for none. max_body_bytes: None takes what a request of ``context`` tokens needs.
     """
 
     router: Router
@@ -48,9 +52,17 @@ class Service:
     faults: bool = False
     canary: Canary | None = None
     draining: bool = False
+    api_key: str | None = None
+    max_body_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.router, self.model)
+        self.metrics = Metrics(
+            self.router,
+            self.model,
+            context=0 if self.tokenizer is None else self.context,
+            restarts=lambda: {name: each.restarts for name, each in self.processes.items()},
+            resident_bytes=self.resident_bytes,
+        )
         if self.tokenizer is not None:
             from workbench.serve.prompts import PromptLimit
 
@@ -61,6 +73,15 @@ class Service:
     async def beside_the_loop(self, work: Callable[..., Result], *given: Any) -> Result:
         """What ``work(*given)`` gives, while the other requests' tokens go on."""
         return await asyncio.get_running_loop().run_in_executor(self._beside, work, *given)
+
+    def resident_bytes(self) -> dict[str, int]:
+        """Of this process (``front``) and those of its arms; shared pages count in each."""
+        pids = {name: each.pid for name, each in self.processes.items() if each.pid}
+        found = {}
+        for name, pid in ({"front": None} | pids).items():
+            with suppress(psutil.Error):  # it has just ended
+                found[name] = psutil.Process(pid).memory_info().rss
+        return found
 
     def pinned(self, model: str | None) -> str | None:
         """The arm that a request's ``model`` asks for; None leaves it to the route."""
@@ -81,7 +102,9 @@ class Service:
 def routed_request(service: Service, wanted: Any, pinned: str | None) -> RoutedRequest:
     """Give a request to the router. Raises ApiError where it has no place or no arm for it."""
     try:
-        return service.router.submit(wanted, pinned)
+        routed = service.router.submit(wanted, pinned)
+        access.note(routed)
+        return routed
     except QueueFull as full:
         raise ApiError(
             429,

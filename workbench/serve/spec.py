@@ -9,6 +9,7 @@ from typing import Any, Literal
 from workbench.files import read_json, write_json
 from workbench.serve.canary import CanaryPlan
 from workbench.serve.endpoint import Endpoint
+from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
 from workbench.serve.rollback_rule import RollbackRule
 
 
@@ -48,7 +49,8 @@ class ServeSpec:
     threads: of each arm, 0 for all usable cores. hold_s, batch_wait_s, short_tokens,
     kept_slots, deadline_s, on_lost_stream: see :class:`Router`. silence_s, step_s: see :mod:`.arm`.
     drain_notice_s: before it stops to listen, ``/ready`` says so that long. faults: a drill may
-    order arms to fail. canary: how the route's share grows from ``weight``.
+    order arms to fail. canary: how the route's share grows from ``weight``. front: how it meets
+    its clients. meters: the pilot's section, whose energy it counts; None counts none.
     """
 
     arms: dict[str, Path]
@@ -76,6 +78,8 @@ class ServeSpec:
     faults: bool = False
     upstreams: dict[str, UpstreamSpec] = field(default_factory=dict)
     canary: CanaryPlan | None = None
+    front: FrontOptions = DEFAULT_FRONT
+    meters: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -91,6 +95,7 @@ class ServeSpec:
             arms=arms,
             rule=RollbackRule(**rule) if rule else None,
             canary=canary,
+            front=FrontOptions(**fields.pop("front")),
             upstreams={name: UpstreamSpec(**upstream) for name, upstream in upstreams.items()},
             **fields,
         )
@@ -120,12 +125,13 @@ class Ready:
     vocab_size: int
     resident_bytes: int
     arms: dict[str, ArmReady]
+    scheme: str = "http"
 
     @property
     def address(self) -> str:
         """Where it answers, e.g. ``http://127.0.0.1:8000``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}"
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))

@@ -1,0 +1,194 @@
+"""deploy/: what it reads is what the server says, and every file is what its tool takes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from workbench.cli.serving import commands
+from workbench.measure.meters.sample import Channel, Sample
+from workbench.serve.energy_count import EnergyCount
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+METRIC = re.compile(r"\b(?:vllm:|workbench_)[a-z0-9_:]+")
+SELECTOR = re.compile(r"\b((?:vllm:|workbench_)[a-z0-9_:]+)\{([^}]*)\}")
+GROUPED = re.compile(r"\bby \(([^)]*)\)")
+BY_PROMETHEUS = {"instance", "job"}
+"""Labels that a scrape adds."""
+
+
+@pytest.fixture(scope="module")
+def scraped(plain) -> dict[str, set[str]]:
+    """Each sample's name of a server that has answered and refused -> its labels."""
+    plain.service.processes = {"hybrid": SimpleNamespace(pid=None, restarts=1, gpu_bytes=None)}
+    channel = Channel("rapl", "package-0", "cpu", "energy")
+    meter = SimpleNamespace(reader="rapl", read=lambda: [Sample(channel, 0.0, 0.0, 1.0)])
+    count = EnergyCount([meter], 3.0)
+    count.read()
+    plain.service.metrics.energy = count.families
+    assert plain.complete(max_tokens=3).status_code == 200
+    assert plain.complete(max_tokens=0).status_code == 400
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(plain.client.get("/metrics").text):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def expressions() -> list[str]:
+    """Of the dashboard and of the alerts."""
+    board = json.loads((DEPLOY / "grafana" / "workbench.json").read_text(encoding="utf-8"))
+    found = [t["expr"] for panel in board["panels"] for t in panel.get("targets", ())]
+    found += [each["expr"] for each in board["annotations"]["list"]]
+    found += [each["query"]["query"] for each in board["templating"]["list"][1:]]
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
+    return found + [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+
+
+def test_every_metric_and_label_that_is_read_is_said(scraped) -> None:
+    read: set[str] = set()
+    for expression in expressions():
+        names = set(METRIC.findall(expression))
+        read |= names
+        assert names or expression.startswith("up{"), expression
+        for name, selector in SELECTOR.findall(expression):
+            labels = set(re.findall(r"(\w+)\s*=~?", selector)) - BY_PROMETHEUS
+            assert labels <= scraped[name], expression
+        said = set().union(*(scraped.get(name, set()) for name in names)) | BY_PROMETHEUS
+        for group in GROUPED.findall(expression):
+            assert {each.strip() for each in group.split(",")} <= said, expression
+    assert read - scraped.keys() == set()
+    # and nothing that the server says is without a place in either
+    said = {re.sub(r"_(bucket|sum|count|total|created)$", "", name) for name in scraped}
+    shown = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in read}
+    assert said - shown == set()
+
+
+def test_the_dashboard_is_one_that_grafana_lays_out() -> None:
+    board = json.loads((DEPLOY / "grafana" / "workbench.json").read_text(encoding="utf-8"))
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert at["x"] + at["w"] <= 24 and not cells & taken, panel["title"]
+        taken |= cells
+        refs = [target["refId"] for target in panel.get("targets", ())]
+        assert len(set(refs)) == len(refs)
+        assert panel["type"] == "row" or panel["fieldConfig"]["defaults"]["unit"]
+
+
+def run(*command: str, cwd: Path | None = None) -> None:
+    tool = shutil.which(command[0]) or shutil.which(
+        command[0], path=str(Path(sys.executable).parent)
+    )
+    if tool is None:
+        pytest.skip(f"{command[0]} is not here")
+    done = subprocess.run([tool, *command[1:]], cwd=cwd, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("check", "rules", "alerts.yml"),
+        ("check", "config", "prometheus.yml"),
+        ("test", "rules", "alerts.test.yml"),
+    ],
+    ids=" ".join,
+)
+def test_promtool_takes_the_rules_and_their_own_tests_pass(command: tuple[str, ...]) -> None:
+    run("promtool", *command, cwd=DEPLOY / "prometheus")
+
+
+def test_every_alert_has_a_test() -> None:
+    folder = DEPLOY / "prometheus"
+    rules = yaml.safe_load((folder / "alerts.yml").read_text(encoding="utf-8"))
+    tests = yaml.safe_load((folder / "alerts.test.yml").read_text(encoding="utf-8"))
+    alerts = {rule["alert"] for group in rules["groups"] for rule in group["rules"]}
+    raised = {
+        each["alertname"]
+        for test in tests["tests"]
+        for each in test["alert_rule_test"]
+        if each["exp_alerts"]
+    }
+    assert alerts == raised
+
+
+def test_the_image_is_built_as_hadolint_says() -> None:
+    run("hadolint", str(DEPLOY / "docker" / "Dockerfile"))
+
+
+def test_the_unit_is_one_of_systemd(tmp_path: Path) -> None:
+    unit = DEPLOY / "systemd" / "ternary-workbench.service"
+    text = unit.read_text(encoding="utf-8")
+    here = tmp_path / unit.name
+    program = "/opt/ternary-workbench/.venv/bin/workbench"
+    assert program in text  # which this machine does not have
+    here.write_text(text.replace(program, shutil.which("true") or program), encoding="utf-8")
+    run("systemd-analyze", "verify", str(here))
+
+
+def manifests() -> list[dict]:
+    text = (DEPLOY / "kubernetes" / "workbench.yaml").read_text(encoding="utf-8")
+    return list(yaml.safe_load_all(text))
+
+
+@pytest.mark.parametrize("manifest", manifests(), ids=lambda each: each["kind"])
+def test_kubernetes_takes_each_manifest(manifest: dict) -> None:
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="the test extra has it")
+    kubernetes.validate(manifest, kubernetes.latest_version(), strict=True)
+
+
+def test_what_the_manifests_name_is_there(plain) -> None:
+    """Probes ask paths that answer, the autoscaler a metric that the adapter makes of ours."""
+    of = {manifest["kind"]: manifest for manifest in manifests()}
+    pod = of["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = container[probe]["httpGet"]
+        assert plain.client.get(asked["path"]).status_code == 200 and asked["port"] in ports
+    assert f"--port={ports['http']}" in container["args"]
+    notice = next(each for each in container["args"] if each.startswith("--drain-notice="))
+    drain_s = float(notice.partition("=")[2]) + 60
+    assert pod["terminationGracePeriodSeconds"] > drain_s
+    (metric,) = of["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    adapter = (DEPLOY / "kubernetes" / "prometheus-adapter.yaml").read_text(encoding="utf-8")
+    (rule,) = yaml.safe_load(adapter)["rules"]["custom"]
+    assert rule["name"]["as"] == metric["pods"]["metric"]["name"]
+    series = rule["seriesQuery"].partition("{")[0]
+    assert f"\n{series}{{" in plain.client.get("/metrics").text
+    labels = of["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    for kind in ("Service", "PodDisruptionBudget"):
+        selector = of[kind]["spec"]["selector"]
+        assert selector.get("matchLabels", selector) == labels
+
+
+def test_every_option_is_one_of_the_command() -> None:
+    params = typer.main.get_command(commands).commands["serve"].params
+    known = {name for each in params for name in (*each.opts, *each.secondary_opts)}
+    files = [path for path in DEPLOY.rglob("*") if path.is_file() and path.suffix != ".json"]
+    used = {
+        option
+        for path in files
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "workbench serve" in line or line.strip().startswith("- --") or "OPTIONS=" in line
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)
+    }
+    assert len(used) > 8 and used - known == set()
