@@ -122,6 +122,27 @@ def stage(
     print(record.folder)
 
 
+@commands.command()
+def watch(name: RunName) -> None:
+    """Follow a run that another process is at work on, from its beginning until it ends.
+
+    Ends as the run did, with its exit code; a finished one shows what happened, and its verdict.
+    """
+    from workbench.records.run import find_run
+    from workbench.runner.pilot_run import page_of
+    from workbench.runner.watch_run import watch_run
+
+    run = find_run(name)
+    try:
+        watch_run(run)
+    finally:
+        if run.record("report"):
+            again = next(iter(run.judgements()[::-1]), None)
+            _say_card(run, run.resolved().pilot.report.language, again)
+            page = page_of(run, again)
+            print(page if page.exists() else run.folder)
+
+
 def _in_its_colour(state: str) -> str:
     decision = state.split(",")[0].strip()
     return typer.style(state, fg=DECISION_COLOURS.get(decision))

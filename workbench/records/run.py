@@ -34,6 +34,7 @@ HEADER = "run.json"
 PILOT = "pilot.yaml"
 ENVIRONMENT = "environment.json"
 JUDGEMENTS = "judgements"
+WORKING = ".working.lock"
 FORMAT = 2
 """Of the header. 1, without the field: the digest holds what only judges or shows as well."""
 FIELDS = {"digest", "files", "machine", "created", "question", "pilot_file", "overrides"}
@@ -120,7 +121,7 @@ class Run:
     def lock(self, stage: str) -> Iterator[None]:
         """One process at a time works on a stage; a second one is told so."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f".{stage}.lock").open("w") as file:
+        with self.working(), (self.folder / f".{stage}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -129,6 +130,25 @@ class Run:
                     next_step="wait for it, or stop it, and run the same command again",
                 ) from None
             yield
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Tell other processes that somebody is at work here, however this one ends; a whole pilot
+        holds it between its stages as well."""
+        with (self.folder / WORKING).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    def at_work(self) -> bool:
+        """Whether any process is at work on this run at this moment."""
+        try:
+            with (self.folder / WORKING).open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
 
 def open_run(resolved: ResolvedPilot, *, fresh: bool = False) -> Run:

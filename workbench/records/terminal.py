@@ -49,14 +49,21 @@ def watching(events: Path, whole: Whole = lambda _: "") -> Iterator[None]:
     """Show what is appended to ``events`` while the block runs, on standard error."""
     stop = threading.Event()
     seen = events.stat().st_size if events.exists() else 0
-    viewer = _bars if sys.stderr.isatty() else _lines
-    thread = threading.Thread(target=viewer, args=(events, seen, stop, whole), daemon=True)
+    shown = (events, stop.is_set, whole, seen)
+    thread = threading.Thread(target=show_events, args=shown, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join(timeout=5)
+
+
+def show_events(
+    events: Path, stop: Callable[[], bool], whole: Whole = lambda _: "", seen: int = 0
+) -> None:
+    """Show the events from byte ``seen`` of the file on, and new ones until ``stop`` is true."""
+    (_bars if sys.stderr.isatty() else _lines)(events, seen, stop, whole)
 
 
 def clock(seconds: float) -> str:
@@ -76,9 +83,9 @@ def _with_whole(event: dict[str, Any], whole: Whole) -> str:
     return f"{describe(event)} · {said}" if said else describe(event)
 
 
-def _lines(events: Path, seen: int, stop: threading.Event, whole: Whole) -> None:
+def _lines(events: Path, seen: int, stop: Callable[[], bool], whole: Whole) -> None:
     last: dict[str, float] = {}
-    for event in follow(events, stop.is_set, start=seen):
+    for event in follow(events, stop, start=seen):
         line = _with_whole(event, whole)
         if event["kind"] == "step":
             task, now = f"{event['stage']} {event['task']}", time.monotonic()
@@ -88,12 +95,12 @@ def _lines(events: Path, seen: int, stop: threading.Event, whole: Whole) -> None
         print(line, file=sys.stderr, flush=True)
 
 
-def _bars(events: Path, seen: int, stop: threading.Event, whole: Whole) -> None:
+def _bars(events: Path, seen: int, stop: Callable[[], bool], whole: Whole) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True) as bars:
         shown = TaskBar(bars)
-        for event in follow(events, stop.is_set, start=seen):
+        for event in follow(events, stop, start=seen):
             line = _with_whole(event, whole)
             if event["kind"] == "step":
                 shown.step(event, line)

@@ -55,7 +55,7 @@ def run_pilot(
     check_pilot(resolved)
     whole = tuple(stages) == tuple(STAGES)
     run = open_run(resolved, fresh=force and whole)
-    with terminable(), watching(run.events, time_left(resolved, run, stages)):
+    with terminable(), run.working(), watching(run.events, time_left(resolved, run, stages)):
         _keep_environment(run)
         for name in stages:
             if force and not whole:
