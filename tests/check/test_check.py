@@ -241,6 +241,6 @@ def test_json_is_one_object(tmp_path, monkeypatch, capsys) -> None:
 
 def test_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr("workbench.check.gguf_file.find_spec", lambda name: None)
+    monkeypatch.setattr("workbench.gguf_reader.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"\.\[export\]"):
         check_ternary(tmp_path / "a.gguf")

@@ -9,9 +9,9 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from workbench.errors import ConfigError, StageError
-from workbench.export import command, gguf_file
+from workbench.export import command
 from workbench.export.command import export_command
-from workbench.export.gguf_file import require_gguf
+from workbench.gguf_reader import require_gguf
 from workbench.pilot.resolve import resolve
 from workbench.pilot.sections.model import Policy
 from workbench.records.run import open_run
@@ -120,7 +120,7 @@ def test_master_weights_are_refused(packed, tmp_path: Path) -> None:
 
 
 def test_without_the_gguf_package_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_file, "find_spec", lambda name: None)
+    monkeypatch.setattr("workbench.gguf_reader.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"package gguf[\s\S]*\[export\]"):
         require_gguf()
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from workbench.data.gguf_tokenizer import PRE_TOKENIZERS
 from workbench.errors import ConfigError
 from workbench.export.gguf_file import write_gguf
-from workbench.export.vocabulary import PRE_TOKENIZERS, vocabulary, write_special_tokens
+from workbench.export.vocabulary import vocabulary, write_special_tokens
 
 TEXTS = [
     "It's 2026: 12345 tokens — naïve café,\n\n  x = f(a_b) + 3.5e-4;\tEnd  ",
@@ -58,6 +68,10 @@ def sentencepiece(prefix: bool) -> PreTrainedTokenizerFast:
 
 KINDS = {
     "gpt-2": lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "smollm": lambda: byte_level(
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ),
     "sentencepiece": lambda: sentencepiece(prefix=True),
     "sentencepiece, no prefix": lambda: sentencepiece(prefix=False),
     **{name: (lambda p=pattern: split(p)) for pattern, name in PRE_TOKENIZERS.items()},
@@ -115,6 +129,19 @@ def test_spaces_as_a_pre_tokenizer_are_sentencepiece_too() -> None:
     space = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
     words = vocabulary(changed("sentencepiece", None, space), 500, WHERE)
     assert words.model == "llama" and words.space_prefix
+
+
+def test_spaces_around_special_tokens_that_llama_cpp_cuts_otherwise_are_refused() -> None:
+    """Metaspace ``first`` and tokens with ``rstrip`` (Phi-3): other tokens in a chat template."""
+    first = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    chat = changed("sentencepiece", None, first)
+    chat.chat_template = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
+    with pytest.raises(ConfigError, match="a space before a chat template's first text alone"):
+        vocabulary(chat, 500, WHERE)
+    phi = KINDS["sentencepiece"]()
+    phi.add_tokens([AddedToken("<|end|>", rstrip=True)], special_tokens=True)
+    with pytest.raises(ConfigError, match=r"'<\|end\|>' swallows the spaces"):
+        vocabulary(phi, 500, WHERE)
 
 
 def changed(kind: str, normalizer, pre_tokenizer=None) -> PreTrainedTokenizerFast:

@@ -79,7 +79,7 @@ class _Files:
 def _wanted(folder: Path) -> dict[str, tuple[int, int]]:
     """Name and shape [N, K] of each matrix of the model that config.json describes."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError, AttributeError) as error:

@@ -14,8 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from workbench.data.document import Document
+from workbench.data.gguf_tokenizer import gguf_tokenizer, has_tokenizer
 from workbench.data.hub import PREFIX
-from workbench.errors import ConfigError, reason_of
+from workbench.errors import ConfigError, WorkbenchError, reason_of
+from workbench.gguf_reader import is_gguf, read_gguf
 from workbench.pilot.sections.data import Data
 
 END_OF_TEXT = "<|endoftext|>"
@@ -37,6 +39,8 @@ def tokenizer_name(data: Data, checkpoint: str | None) -> str | None:
     if data.tokenizer or checkpoint is None:
         return data.tokenizer
     folder = Path(checkpoint)
+    if is_gguf(checkpoint):
+        return checkpoint if has_tokenizer(read_gguf(folder)) else None
     has_own = _is_hub(checkpoint) or any((folder / name).is_file() for name in VOCABULARIES)
     return checkpoint if has_own else None
 
@@ -75,17 +79,25 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> PreTraine
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or of ``hf:owner/name``.
+    """The tokenizer of a folder, of a GGUF file or of ``hf:owner/name``.
 
     Raises ConfigError when it cannot be loaded or has no token that separates documents.
     """
     where = name.removeprefix(PREFIX)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=not _is_hub(name))
+        tokenizer = (
+            gguf_tokenizer(Path(name))
+            if is_gguf(name)
+            else AutoTokenizer.from_pretrained(
+                where, local_files_only=not _is_hub(name), trust_remote_code=False
+            )
+        )
+    except WorkbenchError:
+        raise
     except Exception as error:  # the loader raises what its formats' parsers raise
         raise ConfigError(
             f"tokenizer {name} could not be loaded: {reason_of(error)}",
-            allowed="a folder with tokenizer.json, or hf:owner/name",
+            allowed="a folder with tokenizer.json, a .gguf file, or hf:owner/name",
             next_step="check the path, or leave data.tokenizer out to train one",
         ) from None
     if document_start(tokenizer) is None:

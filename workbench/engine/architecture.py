@@ -11,8 +11,10 @@ from __future__ import annotations
 from typing import NoReturn
 
 from ternary_kernels.llama import LlamaConfig
-from transformers import PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from workbench.model.ends import end_tokens
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "bitnet")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -68,10 +70,11 @@ def kernel_config(config: PretrainedConfig) -> LlamaConfig:
     )
 
 
-def eos_tokens(config: PretrainedConfig) -> frozenset[int]:
-    """The tokens that end a text; none, one or several in the wild."""
-    eos = config.eos_token_id
-    return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
+def eos_tokens(
+    config: PretrainedConfig, generation: GenerationConfig | None = None
+) -> frozenset[int]:
+    """The tokens that end a text, by either configuration; none, one or several in the wild."""
+    return frozenset(end_tokens(config, generation))
 
 
 def require_int8_activations(activations: str, where: str) -> None:

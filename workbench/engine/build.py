@@ -27,6 +27,7 @@ from workbench.engine.weights import EmbeddingKind, FolderSource, collect_weight
 from workbench.errors import StageError, reason_of
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
+from workbench.model.ends import generation_config, join_ends
 from workbench.ternary.manifest import NAME as MANIFEST
 from workbench.ternary.manifest import Manifest, read_json_object
 from workbench.ternary.master import load_master
@@ -79,14 +80,16 @@ def from_folder(folder: Path, setup: Setup) -> Engine:
         dtype = torch.float32 if setup.device == "cpu" else torch.bfloat16
         if manifest:
             return load_packed(folder, dtype=dtype)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
 
     def weights(shape: llama.LlamaConfig) -> Weights:
         source = FolderSource(folder, config, manifest, _packs_on(setup))
         tied = config.tie_word_embeddings and not source.has_own_head()
         return collect_weights(shape, config.model_type, tied, source, setup.embeddings)
 
-    return _build(config, weights, model, setup)
+    return _build(config, eos_tokens(config), weights, model, setup)
 
 
 def from_model(model: nn.Module, setup: Setup) -> Engine:
@@ -98,7 +101,8 @@ def from_model(model: nn.Module, setup: Setup) -> Engine:
         source = ModelSource(model, _packs_on(setup))
         return collect_weights(shape, config.model_type, tied, source, setup.embeddings)
 
-    return _build(model.config, weights, lambda: model, setup)
+    ends = eos_tokens(model.config, getattr(model, "generation_config", None))
+    return _build(model.config, ends, weights, lambda: model, setup)
 
 
 def random_model(config: PretrainedConfig, kind: WeightKind, setup: Setup) -> Engine:
@@ -177,6 +181,7 @@ def _on_gpu(
 
 def _build(
     config: PretrainedConfig,
+    eos: frozenset[int],
     weights: Callable[[llama.LlamaConfig], Weights],
     model: Callable[[], nn.Module],
     setup: Setup,
@@ -189,9 +194,9 @@ def _build(
         with _fitting_the_gpu() if setup.device == "cuda" else nullcontext():
             packed = weights(shape)
     except NotForKernels as reason:
-        return _through_transformers(model(), setup, str(reason))
+        return _through_transformers(model(), setup, eos, str(reason))
     make = _on_gpu if setup.device == "cuda" else _native
-    return make(shape, packed, setup, eos_tokens(config))
+    return make(shape, packed, setup, eos)
 
 
 def _has_own_head(model: nn.Module) -> bool:
@@ -201,10 +206,12 @@ def _has_own_head(model: nn.Module) -> bool:
     return embedding is not None and head is not None and embedding is not head
 
 
-def _through_transformers(model: nn.Module, setup: Setup, reason: str) -> Engine:
+def _through_transformers(
+    model: nn.Module, setup: Setup, eos: frozenset[int], reason: str
+) -> Engine:
     torch.set_num_threads(measurement_threads(setup.threads))
     core = TransformersCore(model, setup.slots, setup.context, setup.device, reason)
-    return Engine(core, eos_tokens=eos_tokens(model.config))
+    return Engine(core, eos_tokens=eos)
 
 
 def _with_context(config: PretrainedConfig, setup: Setup) -> Setup:
@@ -220,7 +227,8 @@ def _with_context(config: PretrainedConfig, setup: Setup) -> Setup:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """Of a model folder. Raises StageError for one that has none or cannot be used."""
+    """Of a model folder, the end tokens of its generation_config.json joined in. Raises StageError
+    for one that has none or cannot be used."""
     if not (folder / "config.json").is_file():
         raise StageError(
             f"{folder} has no config.json",
@@ -228,10 +236,12 @@ def read_config(folder: Path) -> PretrainedConfig:
             next_step="give the folder that the training or hybrid stage wrote",
         )
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise StageError(
             f"{folder}/config.json cannot be used: {reason_of(error)}",
             allowed="the configuration of a transformers causal language model",
             next_step="make the model folder again",
         ) from error
+    join_ends(config, generation_config(folder))
+    return config

@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, StageError, reason_of
 from workbench.export.bitnet_folder import write_bitnet_folder
-from workbench.export.gguf_file import require_gguf, write_gguf
+from workbench.export.gguf_file import write_gguf
 from workbench.export.onnx_file import require_onnx, write_onnx
-from workbench.model.build import load_checkpoint
+from workbench.gguf_reader import require_gguf
+from workbench.model.checkpoint import load_checkpoint
+from workbench.model.ends import generation_config, join_ends
 from workbench.paths import shown
 from workbench.records.run import HEADER, find_run
 from workbench.ternary.manifest import NAME as MANIFEST
@@ -29,6 +31,7 @@ ARMS = {
     "post_training": "train_qat",
     "int8": "train_qat",
     "full_precision": "train_qat",
+    "checkpoint": "train_qat",
 }
 """Arm -> the stage that makes it."""
 
@@ -150,4 +153,6 @@ def _load(folder: Path) -> tuple[PreTrainedModel, str]:
     manifest = Manifest.read(folder)
     counts = {p: len(manifest.named(p)) for p in ("ternary", "int8", "high_precision")}
     words = ", ".join(f"{n} {p.replace('_', ' ')}" for p, n in counts.items() if n)
-    return load_packed(folder), f"layers: {words}; threshold {manifest.threshold}"
+    model = load_packed(folder)
+    join_ends(model.config, generation_config(folder))
+    return model, f"layers: {words}; threshold {manifest.threshold}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ from workbench.export.blocks import (
 from workbench.export.parts import MatrixModule, dense, matrices, norm_inside, vectors
 from workbench.export.vocabulary import Vocabulary, vocabulary, write_special_tokens
 from workbench.files import replacing
+from workbench.gguf_reader import require_gguf
 from workbench.ternary import i2_s
 from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
 
@@ -92,15 +92,6 @@ class Written:
                 f"{NEWEST.size}) is smaller where llama.cpp is of 2026 or newer"
             )
         return "\n".join([*lines, *self.notes])
-
-
-def require_gguf() -> None:
-    """ConfigError without the package that writes the format."""
-    if find_spec("gguf") is None:
-        raise ConfigError(
-            "GGUF files need the package gguf, which is not installed",
-            next_step="pip install -c constraints.txt -e '.[export]'",
-        )
 
 
 def write_gguf(

@@ -15,21 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
+from workbench.data.gguf_tokenizer import PRE_TOKENIZERS
 from workbench.data.tokenizer import document_start, vocabulary_size
 from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
-
-_LETTERS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS = {
-    _LETTERS.replace("{DIGITS}", "{1,3}"): "llama-bpe",
-    _LETTERS.replace("{DIGITS}", ""): "qwen2",
-}
-"""Regular expression of the first split -> its name in llama.cpp (from ``convert_hf_to_gguf``)."""
 
 OTHER_ENDS = ("eot", "eom")
 """What llama.cpp calls the tokens beside eos that end a text: of a turn, of a message."""
@@ -76,6 +67,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, where: Path) -> Vo
             allowed="a row for every token",
             next_step="--no-tokenizer writes a file for token ids alone",
         )
+    _require_same_cuts(tokenizer, parts, where)
     tokens, types = _tokens_and_types(tokenizer, rows)
     bpe = parts["model"]
     if bpe["type"] == "BPE" and bpe.get("byte_fallback"):
@@ -102,7 +94,8 @@ def write_special_tokens(
         raise ConfigError(
             f"{len(eos_ids)} tokens end a text: {sorted(eos_ids)}",
             allowed=f"at most {1 + len(OTHER_ENDS)} in a GGUF file",
-            next_step="leave those that are never used out of eos_token_id in config.json",
+            next_step="leave those that are never used out of eos_token_id in config.json and "
+            "generation_config.json",
         )
     ids |= dict(zip(OTHER_ENDS, others, strict=False))
     for kind, token in ids.items():
@@ -122,6 +115,18 @@ def _parts(tokenizer: PreTrainedTokenizerBase, where: Path) -> dict[str, Any]:
     if backend is None:
         raise _unknown(where, f"{type(tokenizer).__name__}, which has no tokenizer.json")
     return json.loads(backend.to_str())
+
+
+def _require_same_cuts(
+    tokenizer: PreTrainedTokenizerBase, parts: dict[str, Any], where: Path
+) -> None:
+    """ConfigError for what llama.cpp does otherwise around special tokens, as a chat template has
+    them: it puts a space before the text after each, and takes none away."""
+    strips = [a["content"] for a in parts["added_tokens"] if a["rstrip"] or a["lstrip"]]
+    if strips:
+        raise _unknown(where, f"one whose token {strips[0]!r} swallows the spaces beside it")
+    if tokenizer.chat_template and (parts["pre_tokenizer"] or {}).get("prepend_scheme") == "first":
+        raise _unknown(where, "one that puts a space before a chat template's first text alone")
 
 
 def _tokens_and_types(
@@ -150,6 +155,9 @@ def _pre_tokenizer(parts: dict[str, Any]) -> str | None:
         return None
     if len(steps) == 1 and last.get("use_regex"):
         return None if parts["normalizer"] else "gpt-2"
+    if len(steps) == 2 and steps[0].get("type") == "Digits" and last.get("use_regex"):
+        alone = steps[0]["individual_digits"] and not parts["normalizer"]
+        return "smollm" if alone else None
     if len(steps) == 2 and steps[0].get("type") == "Split" and not last.get("use_regex"):
         split = steps[0]
         whole = split["behavior"] == "Isolated" and not split["invert"]
@@ -207,6 +215,6 @@ def _described(step: dict[str, Any] | None) -> str:
 def _unknown(where: Path, what: str) -> ConfigError:
     return ConfigError(
         f"the tokenizer of {where} is {what}: llama.cpp has none that is known to be the same",
-        allowed="byte-level BPE as in GPT-2, Llama 3 or Qwen 2; SentencePiece BPE",
+        allowed="byte-level BPE as in GPT-2, Llama 3, Qwen 2 or SmolLM; SentencePiece BPE",
         next_step="--no-tokenizer writes a file for token ids alone",
     )

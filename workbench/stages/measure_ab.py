@@ -40,7 +40,8 @@ from workbench.measure.meters import EnergySession
 from workbench.measure.noise import require_quiet
 from workbench.measure.quality import QualityProbes, judged_excerpts
 from workbench.measure.session import Ending, Session, noise_facts
-from workbench.model.build import checkpoint_config, preset_config
+from workbench.model.build import preset_config
+from workbench.model.checkpoint import checkpoint_config
 from workbench.pilot.sections.measure_ab import MeasureAb
 from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
@@ -70,6 +71,12 @@ def check(pilot: Pilot) -> list[str]:
     """Requests that the model could not hold, before it is trained, and addresses without a key."""
     addresses = pilot.measure_ab.addresses.items()
     problems = [text for name, of in addresses if (text := address_problem(name, of))]
+    model = pilot.model
+    if "checkpoint" in pilot.measure_ab.own_arms and (model.ternary or not model.checkpoint):
+        why = "full_precision is that already" if model.ternary else "model.checkpoint is null"
+        problems.append(
+            f"measure_ab.arms: checkpoint is model.checkpoint as it came, and {why}; leave it out"
+        )
     return [*problems, *_too_long(pilot)]
 
 

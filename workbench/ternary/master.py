@@ -121,7 +121,7 @@ def load_master(folder: str | Path, *, expect: ThresholdVersion | None = None) -
     threshold = ThresholdVersion.from_json(value.get("threshold"), str(path))
     threshold.require(expect, str(folder))
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config)
         for name in value["layers"]:
             linear = model.get_submodule(name)

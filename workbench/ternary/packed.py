@@ -243,7 +243,7 @@ def _tied(modules: Mapping[str, nn.Module], layers: Mapping[str, LayerEntry]) ->
 def _skeleton(folder: Path, manifest: Manifest, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its packed layers, without memory for weights."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _damaged(folder, f"config.json: {str(error).splitlines()[0]}") from error
     with no_init_weights(), init_empty_weights(include_buffers=False):

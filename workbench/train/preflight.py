@@ -17,13 +17,8 @@ from workbench.data.tokenizer import load_tokenizer, tokenizer_name, vocabulary_
 from workbench.errors import ConfigError
 from workbench.machine.device import DeviceName, choose_device
 from workbench.machine.gpu import free_gpu_memory, torch_gpu_memory
-from workbench.model.build import (
-    checkpoint_config,
-    empty_model,
-    preset_config,
-    refuse_overrides,
-    require_fit,
-)
+from workbench.model.build import empty_model, preset_config, refuse_overrides
+from workbench.model.checkpoint import checkpoint_config, require_fit
 from workbench.pilot.spec import Pilot
 from workbench.ternary import ThresholdVersion
 from workbench.ternary.fused import plain_reason
@@ -137,7 +132,13 @@ def _require_model(pilot: Pilot) -> None:
         threshold = ThresholdVersion.from_section(model.threshold)
         require_plain_master(Path(model.checkpoint), threshold)
         config = checkpoint_config(model.checkpoint)
-        require_fit(config, _vocabulary(pilot), data.sequence_length, model.checkpoint)
+        require_fit(
+            config,
+            _vocabulary(pilot),
+            data.sequence_length,
+            model.checkpoint,
+            trained_tokenizer=tokenizer_name(data, model.checkpoint) is None,
+        )
     require_ternary(model.policy, empty_model(model, config))
 
 
