@@ -247,12 +247,12 @@ def test_evaluations_in_the_warm_up_do_not_start_learned_scales(
 def test_arms_that_differ_are_refused(
     small: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from workbench.stages.train_qat import build_model
+    from workbench.stages.train_qat_untrained import build_model
 
     seeds = iter((1, 2))
     monkeypatch.setattr(
-        "workbench.stages.train_qat.build_model",
-        lambda section, vocab, context, seed, device: build_model(
+        "workbench.stages.train_qat_untrained.build_model",
+        lambda section, vocab, context, seed, device, say: build_model(
             section, vocab, context, next(seeds), device
         ),
     )

@@ -45,7 +45,8 @@ def export(
         ),
     ],
     arm: Annotated[
-        Literal["hybrid", "ternary", "post_training", "int8", "full_precision"] | None,
+        Literal["hybrid", "ternary", "post_training", "int8", "full_precision", "checkpoint"]
+        | None,
         typer.Option(help="which of a run's models", show_default="hybrid"),
     ] = None,
     kind: Annotated[

@@ -30,11 +30,12 @@ BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, GREY, AMBER = "#E69F00", "#56B4E9", "#8A8F98", "#B8860B"
 ARM_COLOURS = {
     "full_precision": BLUE, "ternary": VERMILION, "post_training": PURPLE, "int8": ORANGE,
-    "hybrid": GREEN,
+    "hybrid": GREEN, "checkpoint": SKY,
 }  # fmt: skip
 ARM_SYMBOLS = {
     "full_precision": "circle", "ternary": "diamond", "post_training": "square",
     "int8": "triangle-up", "hybrid": "star",
+    "checkpoint": "circle-open",
 }  # fmt: skip
 LOST, UNKNOWN_SYMBOL = "x", "hexagon"
 """A cross is a loss, in every figure, and nothing else is one."""

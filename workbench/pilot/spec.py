@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from workbench.pilot.sections.base import Section
 from workbench.pilot.sections.data import Data
 from workbench.pilot.sections.deploy_rollback import DeployRollback
 from workbench.pilot.sections.hybrid_plan import HybridPlan
-from workbench.pilot.sections.measure_ab import MeasureAb
+from workbench.pilot.sections.measure_ab import USUAL_ARMS, MeasureAb
 from workbench.pilot.sections.model import Model
 from workbench.pilot.sections.profile_load import ProfileLoad
 from workbench.pilot.sections.readiness import Readiness
@@ -34,3 +36,21 @@ class Pilot(Section):
     deploy_rollback: DeployRollback = DeployRollback()
     report: Report = Report()
     study: Study = Study()
+
+    @model_validator(mode="before")
+    @classmethod
+    def with_todays_model(cls, values: Any) -> Any:
+        """A trained checkpoint is compared with what it was before, unless the pilot says which
+        arms there are: a baseline that is fine-tuned too hides the gap to today's model."""
+        if not isinstance(values, dict) or not _is_trained_from_a_checkpoint(values.get("model")):
+            return values
+        section = values.get("measure_ab") or {}
+        if not isinstance(section, dict) or "arms" in section:
+            return values
+        arms = dict.fromkeys([*USUAL_ARMS, "checkpoint"])
+        return {**values, "measure_ab": {**section, "arms": arms}}
+
+
+def _is_trained_from_a_checkpoint(model: Any) -> bool:
+    fields = model if isinstance(model, dict) else vars(model) if model is not None else {}
+    return bool(fields.get("checkpoint")) and not fields.get("ternary")

@@ -16,6 +16,7 @@ from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
 from workbench.report.differences import significant
 from workbench.report.gates import GateResult
+from workbench.report.training_gain import training_gain
 from workbench.serve.carries import Carries, carries
 from workbench.wording.labels import label_text
 from workbench.wording.text import Texts
@@ -79,6 +80,10 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
         model = pilot.model.checkpoint or pilot.model.preset
         found.append(Sentence("caveat.trained", {"model": model, "tokens": trained.value}))
         found.append(_luck_of_the_seed(records["train_qat"]))
+    if "train_qat" in records and (ready := records["train_qat"].facts.get("ready_ternary")):
+        found.append(Sentence("caveat.ready", {"format": ready["format"]}))
+    if "train_qat" in records:
+        found += _partly_ternary(records["train_qat"])
     if "train_qat" in records and "distillation" in records["train_qat"].facts:
         found.append(Sentence("caveat.taught"))
     probe = records["readiness"].metric("decode_speedup") if "readiness" in records else None
@@ -88,6 +93,7 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     if any("uneven_units" in record.facts for record in measured):
         found.append(Sentence("caveat.uneven_units"))
     found += _against_int8(records)
+    found += _what_training_buys(records, pilot)
     if "profile_load" in records and records["profile_load"].facts.get("kind") == "assumed":
         found.append(Sentence("caveat.assumed_load"))
     found += _noise(records)
@@ -97,6 +103,16 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     if "measure_ab" in records and not _has(records["measure_ab"], "energy_j_per_token"):
         found.append(Sentence("caveat.no_energy"))
     return found
+
+
+def _partly_ternary(trained: StageRecord) -> list[Sentence]:
+    """What of the body stayed precise, where it is more than its norms."""
+    share, facts = trained.metric("ternary_share"), trained.facts.get("conversion", {})
+    if share is None or share.value is None or not (others := facts.get("not_ternary")):
+        return []
+    where = ", ".join(list(others)[:3]) + (" ..." if len(others) > 3 else "")
+    percent = 100 * (1 - share.value)
+    return [Sentence("caveat.partly_ternary", {"percent": percent, "where": where})]
 
 
 def _luck_of_the_seed(trained: StageRecord) -> Sentence:
@@ -188,6 +204,21 @@ def _against_int8(records: Mapping[str, StageRecord]) -> list[Sentence]:
         if gap and gap.value is not None:
             found.append(Sentence("caveat.int8_quality", {"gap": gap.value}))
     return found
+
+
+def _what_training_buys(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
+    gain = training_gain(records, pilot.report.gates)
+    if gain is None:
+        return []
+    if gain.smallest is None or gain.memory.value is None:
+        return [Sentence("caveat.no_untrained_keeps")]
+    values: dict[str, Any] = {"arm": gain.smallest, "memory": gain.memory.value}
+    if not gain.kept:
+        return [Sentence("caveat.training_buys_nothing_yet", values)]
+    if gain.latency.lo is None or gain.latency.lo <= 1:
+        return [Sentence("caveat.training_buys", values)]
+    values |= {"times": gain.latency.value, "fastest": gain.quickest}
+    return [Sentence("caveat.training_buys_faster", values)]
 
 
 def _has(record: StageRecord, name: str) -> bool:

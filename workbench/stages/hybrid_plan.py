@@ -26,7 +26,7 @@ from workbench.hybrid.evaluator import PlanEvaluator
 from workbench.hybrid.plan import Found, Option, coarsest_within, descent
 from workbench.hybrid.sensitivity import measure_options
 from workbench.measure.statistics import bits_per_byte_difference
-from workbench.model.build import load_checkpoint
+from workbench.model.checkpoint import load_checkpoint
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
@@ -60,16 +60,17 @@ def run(context: StageContext) -> None:
     evaluator = PlanEvaluator(
         tokenizer, choosing, context.pilot.data.sequence_length, context.folder / RESULTS
     )
-    names = ["full_precision"]
-    if "ternary" in context.pilot.hybrid_plan.precisions:
-        names.append("ternary")
+    names = _bases(context, trained)
     candidates: list[Candidate] = []
     reference = 0.0
     for name in names:
         base = _open_base(context, trained, name)
         if name == "full_precision":
             reference = evaluator(base, {})
-        candidates.append(_best_plan(context, base, evaluator, reference))
+        if _is_ready(trained) and name == "ternary":
+            candidates.append(_as_it_is(context, base, evaluator, reference))
+        else:
+            candidates.append(_best_plan(context, base, evaluator, reference))
         del base
         gc.collect()  # one of the models at a time
     chosen = min(candidates, key=_preference)
@@ -103,11 +104,51 @@ def _texts(
     return choosing, excerpts(documents[1::2], piece, count)
 
 
+def _is_ready(trained: StageRecord) -> bool:
+    """Whether the ternary arm is a ready model of others, without master weights."""
+    return "ternary_master" not in trained.artefacts
+
+
+def _bases(context: StageContext, trained: StageRecord) -> list[str]:
+    names = ["full_precision"]
+    if "ternary" in context.pilot.hybrid_plan.precisions or _is_ready(trained):
+        names.append("ternary")
+    return names
+
+
+def _units(context: StageContext, trained: StageRecord, name: str) -> dict[str, list[str]]:
+    """Of the layers that are ternary; lowered can only be those that both models have."""
+    layers = Manifest.read(trained.artefact("ternary")).named("ternary")
+    if name == "full_precision":
+        lowered = set(Manifest.read(trained.artefact("post_training")).named("ternary"))
+        layers = [layer for layer in layers if layer in lowered]
+    return units_of(layers, context.pilot.hybrid_plan.granularity)
+
+
+def _as_it_is(
+    context: StageContext, base: Base, evaluator: PlanEvaluator, reference: float
+) -> Candidate:
+    """A ready model: there are no master weights that a layer could be raised to."""
+    options = [
+        Option(unit, "ternary", 0.0, base.size_bytes(unit, "ternary"), False) for unit in base.units
+    ]
+    loss = evaluator(base, {}) - reference
+    within = loss <= context.pilot.hybrid_plan.max_quality_loss
+    found = Found(dict.fromkeys(base.units, "ternary"), 0, loss, within)
+    return Candidate(base.name, options, found, base.size_ratio(found.assignment))
+
+
 def _open_base(context: StageContext, trained: StageRecord, name: str) -> Base:
     manifest = Manifest.read(trained.artefact("ternary"))
-    units = units_of(manifest.named("ternary"), context.pilot.hybrid_plan.granularity)
+    units = _units(context, trained, name)
     device = context.device.name
     with quiet_transformers():
+        if name == "ternary" and _is_ready(trained):
+            packed = load_packed(trained.artefact("ternary")).to(device)
+            return Base(
+                "ternary", packed, "ternary", units,
+                lambda layer, precision: packed.get_submodule(layer), manifest.threshold,
+            )  # fmt: skip
         if name == "ternary":
             model = load_master(trained.artefact("ternary_master"), expect=manifest.threshold)
             model = model.to(device)
@@ -217,7 +258,8 @@ def _pack(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     base = _open_base(context, trained, chosen.base)
-    entries = Manifest.read(trained.artefact("ternary")).layers
+    whose = trained.artefact("ternary" if chosen.base == "ternary" else "post_training")
+    entries = Manifest.read(whose).layers
     precisions = {name: entry.precision for name, entry in entries.items()}
     for unit, precision in chosen.plan.assignment.items():
         precisions |= dict.fromkeys(base.units[unit], precision)
@@ -274,4 +316,5 @@ def _record_figures(
     for text in missed:
         context.note(f"the budget is missed in {text}")
     if chosen.base == "ternary" and set(chosen.plan.assignment.values()) == {"ternary"}:
-        context.note("the plan is the trained ternary model itself: no layer is raised")
+        whose = "ready" if _is_ready(trained) else "trained"
+        context.note(f"the plan is the {whose} ternary model itself: no layer is raised")

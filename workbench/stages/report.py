@@ -29,6 +29,7 @@ from workbench.report.gate_check import COUNTED, gate_problems
 from workbench.report.gates import evaluate, gates_frame
 from workbench.report.goals import goal_rows, goals_frame
 from workbench.report.operations import operation_ratios
+from workbench.report.training_gain import training_gain
 from workbench.report.verdict import decide
 from workbench.stages.context import StageContext
 from workbench.wording.text import Texts
@@ -52,6 +53,9 @@ def run(context: StageContext) -> None:
         record.add(metric)
     for metric in operation_ratios(records):
         record.add(metric)
+    if gain := training_gain(records, settings.gates):
+        record.add(gain.memory)
+        record.add(gain.latency)
     _economy(context, settings.cost, slo)
     results = evaluate(settings.gates, {**records, "report": record})
     record.save_table("gates", gates_frame(results))

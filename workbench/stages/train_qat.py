@@ -12,10 +12,8 @@ That is checked on what happened (digests of the weights and of every batch), no
 from __future__ import annotations
 
 import gc
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -33,26 +31,34 @@ from workbench.data.tokenizer import (
     vocabulary_size,
 )
 from workbench.measure.meters.metering import Metering, metering_of
-from workbench.model.build import build_model, load_checkpoint
-from workbench.pilot.sections.model import Model
+from workbench.model.checkpoint import load_checkpoint
 from workbench.pilot.spec import Pilot
 from workbench.stages.context import StageContext
 from workbench.stages.metered import stage_meters, step_load, trusted
-from workbench.stages.train_qat_record import record_arms, record_gradient_errors
+from workbench.stages.train_qat_ready import require_ready, take_in_ready
+from workbench.stages.train_qat_record import (
+    record_arms,
+    record_conversion,
+    record_gradient_errors,
+)
 from workbench.stages.train_qat_seeds import train_other_seeds
+from workbench.stages.train_qat_untrained import (
+    fresh_model,
+    save_as_it_came,
+    save_int8,
+    save_model,
+    save_post_training,
+)
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.folder import replacing_folder
 from workbench.ternary.fused import why_plain
 from workbench.ternary.master import save_master
 from workbench.ternary.packed import save_packed
-from workbench.ternary.policy import require_ternary, resolve
-from workbench.ternary.post_training import CALIBRATION_SEQUENCES, ternarize_post_training
 from workbench.train.arm import train_arm
 from workbench.train.distill import as_teacher, attention_projections
 from workbench.train.evaluator import Evaluator
 from workbench.train.int8_gradients import gradient_errors, set_int8_gradients
 from workbench.train.preflight import has_new_norms, idle_gpus, plan_memory, require_trainable
-from workbench.train.quality import document_losses
 from workbench.train.quiet import quiet_transformers
 from workbench.train.setup import TrainingSetup, corpus_summary, heldout_excerpts
 
@@ -62,7 +68,8 @@ GRADIENT_SEQUENCES = 2
 
 
 def check(pilot: Pilot) -> list[str]:
-    """Raises ConfigError for what cannot be trained, before any stage has started."""
+    """Raises ConfigError for what cannot be trained or taken in, before any stage has started."""
+    require_ready(pilot)
     require_trainable(pilot)
     return []
 
@@ -71,9 +78,10 @@ def run(context: StageContext) -> None:
     """Fill the tables, artefacts and figures of ``train_qat`` (docs/design.md)."""
     pilot, record, progress = context.pilot, context.record, context.progress
     device = context.device.name
-    plan_memory(pilot, device, progress.note)
-    if note := idle_gpus(pilot, device):
-        context.note(note)
+    if pilot.model.ternary is None:
+        plan_memory(pilot, device, progress.note)
+        if note := idle_gpus(pilot, device):
+            context.note(note)
     corpus = read_corpus(pilot.data, pilot.seed)
     tokenizer = _tokenizer(context, corpus)
     tokens = write_tokens(context.folder / "tokens.npy", tokenizer, corpus.training, progress)
@@ -91,6 +99,9 @@ def run(context: StageContext) -> None:
         new_norms=has_new_norms(pilot),
         device=device,
     )
+    if pilot.model.ternary is not None:
+        take_in_ready(context, setup)
+        return
     losses: dict[str, pd.DataFrame] = {}
     with _metered(context) as metering:
         baseline = _train_baseline(context, setup, losses, metering)
@@ -157,9 +168,12 @@ def _train_baseline(
     losses: dict[str, pd.DataFrame],
     metering: Metering,
 ) -> Evaluator:
-    """The full-precision arm, and the same weights made ternary without training."""
-    section, record = context.pilot.model, context.record
-    model = _fresh_model(context, section, setup, "full_precision")
+    """The full-precision arm, and the same weights made ternary without training; of a checkpoint
+    also what it is before any."""
+    section = context.pilot.model
+    model = fresh_model(context, section, setup, "full_precision")
+    if section.checkpoint is not None:  # before its training: what can be had without any
+        losses["checkpoint"] = save_as_it_came(context, model, setup)
     if (distillation := setup.train.distillation).attention_weight > 0:
         attention_projections(model, distillation.attention_layer)  # refused before it is paid for
     with metering.window("full_precision"):
@@ -168,27 +182,10 @@ def _train_baseline(
         )
     _free_memory()
     losses["full_precision"] = evaluator.losses(model, "master")
-    _save_model(model, context.folder / "full_precision", setup.tokenizer)
-    _save_int8(model, context.folder / "int8", section, setup.tokenizer)
-
-    ids_BT = setup.first_sequences(CALIBRATION_SEQUENCES)
-    report = ternarize_post_training(
-        model,
-        section.policy,
-        activations=section.activations,
-        calibration=ids_BT.to(model.device).split(4),
-    )
-    losses["post_training"] = document_losses(
-        model, setup.tokenizer, setup.excerpts, setup.sequence_length
-    )
-    save_packed(
-        model,
-        context.folder / "post_training",
-        report.precisions,
-        report.threshold,
-        setup.tokenizer,
-    )
-    record.artefacts |= {name: name for name in ("full_precision", "int8", "post_training")}
+    save_model(context, model, "full_precision", setup)
+    if section.checkpoint is None:
+        save_int8(context, model, setup)
+    losses["post_training"] = save_post_training(context, model, setup)
     return evaluator
 
 
@@ -199,18 +196,11 @@ def _train_ternary(
     metering: Metering,
 ) -> Evaluator:
     section, record = context.pilot.model, context.record
-    model = _fresh_model(context, section, setup, "ternary")
+    model = fresh_model(context, section, setup, "ternary")
     threshold = ThresholdVersion.from_section(section.threshold)
     report = to_ternary(model, section.policy, threshold, section.activations, section.sub_norm)
     context.progress.note(str(report))
-    record.facts["conversion"] = {
-        "threshold": threshold.id,
-        "ternary_layers": len(report.named("ternary")),
-        "ternary_parameters": report.ternary_parameters,
-        "parameters": report.parameters,
-        "not_converted": report.reasons,
-        "unmatched_patterns": report.unmatched,
-    }
+    record_conversion(context, report)
     if setup.device == "cuda":
         if reason := why_plain(model):
             context.note(f"ternary layers train on the plain path, slower: {reason}")
@@ -263,42 +253,7 @@ def _teacher(context: StageContext, setup: TrainingSetup) -> PreTrainedModel | N
         return as_teacher(load_checkpoint(str(where)), setup)
 
 
-def _fresh_model(
-    context: StageContext, section: Model, setup: TrainingSetup, arm: str
-) -> PreTrainedModel:
-    """The model both arms start from; the digest of its weights goes into the facts."""
-    rows, length = vocabulary_size(setup.tokenizer), setup.sequence_length
-    with quiet_transformers():
-        model = build_model(section, rows, length, context.pilot.seed, setup.device)
-    require_ternary(section.policy, model)  # a model of the Hub is seen here first
-    total = 0
-    for parameter in model.parameters():
-        total = zlib.crc32(parameter.detach().cpu().contiguous().numpy(), total)
-    context.record.facts.setdefault("initial_weights_crc32", {})[arm] = total
-    return model
-
-
 def _free_memory() -> None:
     """Give back what only cycles hold: a trainer, its optimizer, its model."""
     gc.collect()
     torch.cuda.empty_cache()  # nothing where no GPU computes
-
-
-def _save_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    with quiet_transformers(), replacing_folder(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-
-
-def _save_int8(
-    model: PreTrainedModel, folder: Path, section: Model, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """The baseline with INT8 in the place of all that the policy would make ternary or INT8: what
-    can be had without training."""
-    precisions = {
-        name: precision if precision == "high_precision" else "int8"
-        for name, precision in resolve(section.policy, model).precisions.items()
-    }
-    save_packed(
-        model, folder, precisions, ThresholdVersion.from_section(section.threshold), tokenizer
-    )

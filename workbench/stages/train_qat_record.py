@@ -8,9 +8,11 @@ import pandas as pd
 
 from workbench.errors import StageError
 from workbench.measure.statistics import bits_per_byte
+from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 from workbench.stages.train_qat_energy import training_energies
+from workbench.ternary import ConversionReport
 from workbench.train.evaluator import Evaluator
 from workbench.train.guard import TABLE as GUARD
 from workbench.train.int8_gradients import LARGEST_ERROR
@@ -40,7 +42,7 @@ def record_arms(
     _record_guard(record, arms)
     for table in ("layers", "histograms"):
         record.save_table(table, ternary.telemetry.frame(table))
-    _record_quality(record, losses)
+    record_quality(record, losses, "after the last step")
     for arm, evaluator in arms.items():
         _record_training(context, arm, evaluator)
     _record_energy(record, energies)
@@ -75,11 +77,12 @@ def _record_guard(record: StageRecord, arms: Arms) -> None:
     record.notes += [f"the guard: {text}" for text in table["text"]]
 
 
-def _record_quality(record: StageRecord, losses: dict[str, pd.DataFrame]) -> None:
+def record_quality(record: StageRecord, losses: dict[str, pd.DataFrame], when: str) -> None:
+    """The figure ``final_bits_per_byte`` of each arm; ``when`` it was judged, in words."""
     for arm, frame in losses.items():
         documents = [name.rpartition("@")[0] for name in frame["id"]]
         estimate = bits_per_byte(frame["nats"], frame["bytes"], groups=documents)
-        how = f"{len(frame)} excerpts of held-out documents, after the last step"
+        how = f"{len(frame)} excerpts of held-out documents, {when}"
         record.add(estimate.metric("final_bits_per_byte", "bits/byte", how, arm=arm))
 
 
@@ -132,6 +135,33 @@ def _record_totals(record: StageRecord, ternary: Evaluator) -> None:
     total = int(last["count"].sum())
     how = "weights with code 0 in all ternary layers, all counted"
     record.measured("share_zero", zeros / total, "share", how, n=total, basis="exact")
+
+
+def record_conversion(context: StageContext, report: ConversionReport) -> None:
+    """What became of the layers; the figure is the share of the body that is ternary."""
+    context.record.facts["conversion"] = {
+        "threshold": report.threshold.id,
+        "ternary_layers": len(report.named("ternary")),
+        "ternary_parameters": report.ternary_parameters,
+        "parameters": report.parameters,
+        "body_parameters": report.body_parameters,
+        "not_ternary": report.not_ternary,
+        "not_converted": report.reasons,
+        "unmatched_patterns": report.unmatched,
+    }
+    record_ternary_share(context, report.ternary_parameters, report.body_parameters)
+
+
+def record_ternary_share(context: StageContext, ternary: int, body: int) -> None:
+    """ternary, body: parameters."""
+    share = ternary / max(1, body)
+    how = f"{ternary:,} ternary of {body:,} parameters outside embedding and head, all counted"
+    context.record.add(
+        Metric(
+            "ternary_share", share, "share", how, "derived",
+            n=body, labels={"arm": "ternary"}, basis="exact",
+        )
+    )  # fmt: skip
 
 
 def record_gradient_errors(

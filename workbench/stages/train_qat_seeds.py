@@ -19,7 +19,8 @@ from workbench.measure.statistics import (
     bits_per_byte_difference,
     bits_per_byte_difference_over_seeds,
 )
-from workbench.model.build import build_model, load_checkpoint
+from workbench.model.build import build_model
+from workbench.model.checkpoint import load_checkpoint
 from workbench.stages.context import StageContext
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.train.arm import train_arm

@@ -8,6 +8,7 @@ the report with its reason.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,7 +29,9 @@ class ConversionReport:
     precisions: module name -> what the policy makes of it. INT8 takes effect when the model is
     packed; until then such a module is as it was.
     reasons: module name -> why it is not what a pattern asked for. unmatched: patterns without
-    a module. ternary_parameters, parameters: weights, shared ones counted once.
+    a module. ternary_parameters, parameters: weights, shared ones counted once; body_parameters:
+    those outside the embedding and the head. not_ternary: where in the body the others lie, by
+    name with ``*`` for a block's number, the most first, and how many they are.
     """
 
     precisions: dict[str, Precision]
@@ -37,9 +40,16 @@ class ConversionReport:
     threshold: ThresholdVersion
     ternary_parameters: int
     parameters: int
+    body_parameters: int
+    not_ternary: dict[str, int]
 
     def named(self, precision: Precision) -> list[str]:
         return [name for name, its in self.precisions.items() if its == precision]
+
+    @property
+    def ternary_share(self) -> float:
+        """Of the body's parameters, how many are ternary: 0 to 1."""
+        return self.ternary_parameters / max(1, self.body_parameters)
 
     def __str__(self) -> str:
         share = self.ternary_parameters / max(1, self.parameters)
@@ -86,6 +96,8 @@ def to_ternary(
     policy, threshold = policy or Policy(), threshold or ThresholdVersion()
     resolved = require_ternary(policy, model)
     names = resolved.named("ternary")
+    body = body_parameters(model)
+    rest = not_ternary(model, names)
     for name in names:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear), "the policy makes nothing else ternary"
@@ -99,7 +111,34 @@ def to_ternary(
         threshold,
         sum(layer.weight.numel() for _, layer in bit_linears(model)),
         sum(parameter.numel() for parameter in model.parameters()),
+        body,
+        rest,
     )
+
+
+def body_parameters(model: nn.Module) -> int:
+    """Parameters outside the embedding and the head, shared ones counted once."""
+    return sum(parameter.numel() for parameter in _body(model).values())
+
+
+def not_ternary(model: nn.Module, ternary: list[str]) -> dict[str, int]:
+    """Matrices of the body that no layer of ``ternary`` has, see :class:`ConversionReport`."""
+    within = {f"{name}.weight" for name in ternary}
+    found: dict[str, int] = {}
+    for name, parameter in _body(model).items():
+        if parameter.ndim >= 2 and name not in within:
+            place = re.sub(r"\.\d+(?=\.|$)", ".*", name.removesuffix(".weight"))
+            found[place] = found.get(place, 0) + parameter.numel()
+    return dict(sorted(found.items(), key=lambda each: -each[1]))
+
+
+def _body(model: nn.Module) -> dict[str, nn.Parameter]:
+    tables = (
+        getattr(model, getter, lambda: None)()
+        for getter in ("get_input_embeddings", "get_output_embeddings")
+    )
+    outside = {id(p) for table in tables if table is not None for p in table.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in outside}
 
 
 def to_full_precision(model: AnyModel) -> AnyModel:

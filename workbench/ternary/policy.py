@@ -26,7 +26,7 @@ _ORDER: tuple[Precision, ...] = ("high_precision", "int8", "ternary")
 class Resolved:
     """precisions: module name -> precision, for every linear layer and embedding.
     reasons: why a module did not get what a pattern asked, or is outside the policy's reach.
-    unmatched: patterns (``ternary: *.q_proj``) that name no module of this model."""
+    unmatched: patterns of the pilot's own (``ternary: *.proj``) that name no module here."""
 
     precisions: dict[str, Precision]
     reasons: dict[str, str]
@@ -63,11 +63,13 @@ def resolve(policy: Policy, model: nn.Module) -> Resolved:
                 precisions[name] = together
     for name, kind in _other_weights(model):
         reasons[name] = f"a {kind}, not a linear layer"
+    usual = Policy()
     unmatched = [
         f"{kind}: {pattern}"
         for kind in _ORDER
         for pattern in patterns[kind]
         if not any(fnmatchcase(name, pattern) for name in modules)
+        and pattern not in getattr(usual, kind)  # those name the layers of several architectures
     ]
     return Resolved(precisions, reasons, unmatched)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
 from workbench.ternary.bitlinear import Activations
-from workbench.ternary.convert import ConversionReport
+from workbench.ternary.convert import ConversionReport, body_parameters, not_ternary
 from workbench.ternary.packed_layers import PackedTernaryLinear
 from workbench.ternary.policy import require_ternary
 from workbench.ternary.quantize import fake_quantize_activations
@@ -78,6 +78,7 @@ def ternarize_post_training(
     names = resolved.named("ternary")
     importance = input_importance(model, names, calibration, activations) if calibration else {}
     threshold = ThresholdVersion("least_squares", granularity)
+    body, others = body_parameters(model), not_ternary(model, names)
     changed = 0
     for name in names:
         layer = model.get_submodule(name)
@@ -104,6 +105,8 @@ def ternarize_post_training(
         threshold,
         changed,
         changed + rest,
+        body,
+        others,
     )
 
 

@@ -152,6 +152,7 @@ _ADDRESS = {
     ),
     "source": words("load"),
 }
+_GAIN = {"arm": words("ternary"), "of": words("memory", "latency")}
 _UNDER_LOAD = {"source": words("load")}
 _TAIL = {"quantile": words("p50", "p95", "p99")}
 _FAULT = {
@@ -193,7 +194,9 @@ FIGURES: dict[str, Figure] = {
     ),
     "gap_over_seeds_bits_per_byte": Figure("quality", "lower"),
     "final_bits_per_byte": Figure(
-        "training", "lower", ({"arm": words("full_precision", "ternary", "post_training")},)
+        "training",
+        "lower",
+        ({"arm": words("full_precision", "ternary", "post_training", "checkpoint")},),
     ),
     "training_tokens": Figure("training"),
     "training_tokens_per_s": Figure("training", "higher", (_BOTH_ARMS,)),
@@ -203,6 +206,7 @@ FIGURES: dict[str, Figure] = {
     "int8_gradient_error": Figure("training", "lower", ({"moment": words("before", "after")},)),
     "training_energy_j": Figure("training", "lower", (_BOTH_ARMS,)),
     "share_zero": Figure("training"),
+    "ternary_share": Figure("training", "higher", ({"arm": words("ternary")},)),
     "bits_per_byte": Figure("quality", "lower", (_TRAINED, _ADDRESS)),
     "quality_gap_bits_per_byte": Figure("quality", "lower", (_TRAINED_GAIN,)),
     "ttft_ms": Figure("latency", "lower", (_TRAINED | _ALONE, _SAME_LOAD | _TAIL, *_REPLAYED)),
@@ -305,6 +309,7 @@ FIGURES: dict[str, Figure] = {
     "payback_years": Figure("money", "lower", (_CASE_GAIN,)),
     "operations_energy_ratio": Figure("money", "higher", ({"arm": words("ternary")},)),
     "bytes_moved_ratio": Figure("money", "higher", ({"arm": words("ternary")},)),
+    "training_gain": Figure("report", "higher", (_GAIN,)),
     "gates_failed": Figure("report", "lower"),
 }
 

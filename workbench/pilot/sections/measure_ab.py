@@ -11,7 +11,9 @@ from workbench.pilot.sections.base import MOST_SLOTS, Count, Positive, Section, 
 from workbench.pilot.sections.meters import Meters
 from workbench.pilot.sections.replay import Replay
 
-OWN_ARMS = ("full_precision", "ternary", "post_training", "int8")
+USUAL_ARMS = ("full_precision", "ternary", "post_training", "int8")
+OWN_ARMS = (*USUAL_ARMS, "checkpoint")
+"""``checkpoint``: ``model.checkpoint`` as it came, before the pilot trained anything."""
 RESERVED = (*OWN_ARMS, "hybrid", "full_precision_again")
 
 
@@ -95,11 +97,12 @@ class MeasureAb(Section):
     """The arms side by side, in blocks in which they take turns."""
 
     arms: dict[str, Address | None] = Field(
-        dict.fromkeys(OWN_ARMS),
+        dict.fromkeys(USUAL_ARMS),
         description="what is compared, as a list of the pilot's own arms full_precision (which the "
-        "ratios refer to, always), ternary, post_training and int8; or as a mapping that also has "
+        "ratios refer to, always), ternary, post_training, int8 and, where a model.checkpoint is "
+        "trained, checkpoint (it as it came; there by default); or as a mapping that also has "
         "addresses by names of your choice, `{today: {endpoint: ..., model: ...}}`; one without "
-        "own arms takes all four",
+        "own arms takes these",
     )
     load: UnderLoad = UnderLoad()
     prompt_tokens: Count | None = Field(
@@ -150,7 +153,7 @@ class MeasureAb(Section):
             return arms
         named = {name: of or None for name, of in arms.items()}
         own = [name for name in named if name in OWN_ARMS]
-        return {**dict.fromkeys(own or OWN_ARMS), **named}
+        return {**dict.fromkeys(own or USUAL_ARMS), **named}
 
     @field_validator("arms")
     @classmethod

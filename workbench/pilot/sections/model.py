@@ -35,8 +35,21 @@ class Policy(Section):
     """
 
     ternary: list[str] = Field(
-        ["*.q_proj", "*.k_proj", "*.v_proj", "*.o_proj", "*.gate_proj", "*.up_proj", "*.down_proj"],
-        description="trained with ternary weights",
+        [
+            "*.q_proj",
+            "*.k_proj",
+            "*.v_proj",
+            "*.o_proj",
+            "*.gate_proj",
+            "*.up_proj",
+            "*.down_proj",
+            "*.qkv_proj",
+            "*.gate_up_proj",
+            "*.in_proj",
+            "*.out_proj",
+        ],
+        description="trained with ternary weights; fused layers (Phi-3) and those of a state space "
+        "(Falcon-H1) included",
     )
     int8: list[str] = Field(
         ["*embed_tokens", "*lm_head"],
@@ -51,7 +64,15 @@ class Model(Section):
     preset: str = Field("tiny-2m", description="a shape of workbench.model.presets")
     overrides: dict[str, Any] = Field({}, description="fields of the preset's config to change")
     checkpoint: input_path(hub=True) | None = Field(  # type: ignore[valid-type]
-        None, description="a Hugging Face model folder or hf:owner/name; null starts from scratch"
+        None,
+        description="a Hugging Face model folder, a .gguf file or hf:owner/name, in full or half "
+        "precision (a GGUF file's blocks are unpacked); null starts from scratch",
+    )
+    ternary: input_path(hub=True) | None = Field(  # type: ignore[valid-type]
+        None,
+        description="a ready ternary model: a Hugging Face BitNet folder, a .gguf file whose "
+        "layers are TQ1_0, TQ2_0, Q2_0 or I2_S, a packed folder, or hf:owner/name; it is the arm "
+        "ternary as it is, beside model.checkpoint, and nothing is trained",
     )
     activations: Literal["int8", "none"] = Field(
         "int8", description="activations of ternary layers: per-token INT8 or left as they are"
