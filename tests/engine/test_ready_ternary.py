@@ -123,7 +123,7 @@ def test_bitnet_masters_are_made_ternary_as_when_they_are_used(tmp_path: Path) -
     ("kind", "granularity"),
     [
         ("tq2_0", "tensor"), ("tq2_0", "row"), ("tq1_0", "row"), ("q2_0", "tensor"),
-        ("q2_0", "row"), ("q2_0", "group128"),
+        ("q2_0", "row"), ("q2_0", "group128"), ("i2_s", "tensor"),
     ],
 )  # fmt: skip
 def test_gguf_files_as_the_export_writes_them(kind: str, granularity: str, tmp_path: Path) -> None:
@@ -135,39 +135,6 @@ def test_gguf_files_as_the_export_writes_them(kind: str, granularity: str, tmp_p
     assert manifest["threshold"]["granularity"] == granularity
     precisions = {name: entry["precision"] for name, entry in manifest["layers"].items()}
     assert precisions["model.embed_tokens"] == precisions["lm_head"] == "int8"
-
-
-def test_i2_s_of_bitnet_cpp(tmp_path: Path) -> None:
-    """128 values in 32 bytes, the first of each quarter in the high bits; one scale behind."""
-    ours = packed(tmp_path / "ours", intermediate_size=384)
-    tensors = load_file(ours / "model.safetensors")
-    path = tmp_path / "i2_s.gguf"
-    write_gguf(load_packed(ours), None, tmp_path / "tq2_0.gguf", "tq2_0", name="ours")
-    write_gguf(load_packed(ours), None, path, "q2_0", name="ours")
-    from workbench.gguf_reader import read_gguf
-
-    rewritten = gguf.GGUFWriter(tmp_path / "b.gguf", "llama")
-    file = read_gguf(path)
-    for key, value in file._reader.fields.items():
-        if key.startswith(("llama.", "tokenizer.")):
-            rewritten.add_key_value(key, value.contents(), value.types[0])
-    for name, tensor in file.tensors.items():
-        if (blocks := tensor.blocks()) is None:
-            rewritten.add_tensor(name, tensor.values())
-            continue
-        q = (blocks.codes + 1).astype(np.uint8).reshape(-1, 4, 32)
-        data = q[:, 0] << 6 | q[:, 1] << 4 | q[:, 2] << 2 | q[:, 3]
-        tail = np.zeros(32, np.uint8)
-        tail[:4] = blocks.scales[:1, :1].astype("<f4").reshape(-1).view(np.uint8)
-        whole = np.concatenate([data.reshape(-1), tail]).view(np.int8)
-        rewritten.add_tensor(name, whole, raw_shape=tensor.shape, raw_dtype=36)
-    rewritten.write_header_to_file()
-    rewritten.write_kv_data_to_file()
-    rewritten.write_tensors_to_file()
-    rewritten.close()
-    assert {t.type_name for t in read_gguf(tmp_path / "b.gguf").tensors.values()} >= {"I2_S"}
-    assert "model.layers.0.mlp.up_proj.codes" in tensors
-    same(ours, taken_in(tmp_path / "b.gguf", tmp_path / "again"))
 
 
 def test_a_vendors_older_q2_0_has_groups_of_128(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """bitnet.cpp's block type I2_S of GGUF files, as its builds for x86 read it.
 
 Its builds for ARM have another order of inputs under the same number, and llama.cpp itself does not
-know it. A matrix has one float32 scale, which multiplies, behind all of its rows.
+know it. A matrix has one float32 scale, which multiplies, behind all of its rows. It is read in
+:mod:`workbench.gguf_reader`.
 """
 
 from __future__ import annotations
@@ -24,14 +25,3 @@ def pack_i2_s(codes: np.ndarray, scale: float) -> np.ndarray:
     tail = np.zeros(TAIL, np.uint8)
     tail[:4] = np.array([scale], "<f4").view(np.uint8)
     return np.concatenate([rows.reshape(-1), tail])
-
-
-def unpack_i2_s(data: np.ndarray, N: int, K: int) -> tuple[np.ndarray, float]:
-    """The codes uint8 [N, K], 0 to 3, and the scale. Raises ValueError for data of another size."""
-    flat = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
-    wanted = N * K // 4 + TAIL
-    if K % RUN or len(flat) != wanted:
-        raise ValueError(f"I2_S of [{N}, {K}] has {len(flat)} bytes; allowed: {wanted}")
-    shifts = np.array([6, 4, 2, 0], np.uint8)
-    codes = flat[:-TAIL].reshape(-1, 1, 32) >> shifts[:, None] & 3
-    return codes.reshape(N, K), float(flat[-TAIL:][:4].view("<f4")[0])
