@@ -37,7 +37,7 @@ def test_tables_metric_and_verdict_are_recorded(shared_run) -> None:
     assert [c["code"] for c in verdict["caveats"]] == [
         "carries.no.capacity", "carries.not_measured.slower", "caveat.trained",
         "caveat.one_seed", "caveat.probe", "caveat.int8_probe", "caveat.int8_quality",
-        "caveat.assumed_load",
+        "caveat.training_buys_faster", "caveat.assumed_load",
     ]  # fmt: skip
     assert "ternary decodes 1.4" in verdict["caveats"][5]["text"]
     assert "gap of 0.005" in verdict["caveats"][6]["text"]

@@ -211,9 +211,10 @@ def _stretch_as_llama3(file: GgufFile, config: PretrainedConfig) -> None:
     """Let ``config`` have the rotation whose frequencies the file holds divided already."""
     assert isinstance(config, LlamaConfig), "of the other families the factors are not stored"
     factors = file.tensors[FACTORS].values().reshape(-1)
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    wanted = config.rope_parameters["rope_theta"] ** -exponent / factors
-    plain = dict(config.rope_parameters)
+    plain: dict[str, Any] = dict(config.rope_parameters or {})
+    head_dim = int(config.head_dim or config.hidden_size // config.num_attention_heads)
+    exponent = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    wanted = plain["rope_theta"] ** -exponent / factors
     for original in ORIGINAL_CONTEXTS:
         config.rope_parameters = plain | LLAMA3 | {
             "rope_type": "llama3", "factor": float(factors.max()),
