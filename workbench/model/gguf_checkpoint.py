@@ -100,7 +100,7 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
     if kind is LlamaConfig and "blk.0.attn_q.bias" in file.tensors:
         fields["attention_bias"] = True
     config = kind(**fields)
-    if FACTORS in file.tensors and kind is LlamaConfig:
+    if FACTORS in file.tensors:
         _stretch_as_llama3(file, config)
     return config
 
@@ -209,7 +209,8 @@ def _rope(file: GgufFile) -> dict[str, Any]:
 
 def _stretch_as_llama3(file: GgufFile, config: PretrainedConfig) -> None:
     """Let ``config`` have the rotation whose frequencies the file holds divided already."""
-    assert isinstance(config, LlamaConfig), "of the other families the factors are not stored"
+    if not isinstance(config, LlamaConfig):
+        raise _unknown_rotation(file)
     factors = file.tensors[FACTORS].values().reshape(-1)
     plain: dict[str, Any] = dict(config.rope_parameters or {})
     head_dim = int(config.head_dim or config.hidden_size // config.num_attention_heads)
@@ -223,7 +224,11 @@ def _stretch_as_llama3(file: GgufFile, config: PretrainedConfig) -> None:
         found: Tensor = LlamaRotaryEmbedding(config).inv_freq
         if np.allclose(found.numpy(), wanted, rtol=1e-3):
             return
-    raise ConfigError(
+    raise _unknown_rotation(file)
+
+
+def _unknown_rotation(file: GgufFile) -> ConfigError:
+    return ConfigError(
         f"{file.path}: {FACTORS} is no rotation of Llama 3's kind",
         next_step="give the model's Hugging Face folder",
     )
