@@ -155,6 +155,8 @@ def test_what_breaks_an_arm_costs_its_started_streams_alone(running, way, says: 
     running.until(lambda: running.candidate()["state"] == "up")
     after = running.candidate()
     assert after["restarts"] == before["restarts"] + 1 and after["pid"] != before["pid"]
+    counted = f'workbench_arm_restarts_total{{arm="hybrid"}} {after["restarts"]}.0'
+    assert counted in running.client.get("/metrics").text
     assert running.client.get("/health").json()["status"] == "ok"
     assert running.route()["arm"] == "full_precision", "it goes forward by order alone"
     assert running.ask(model="hybrid").headers["x-workbench-arm"] == "hybrid"
@@ -177,6 +179,22 @@ def test_arms_have_processes_of_their_own(running) -> None:
     assert len(pids) == 3
     assert pids <= set(running.server.process_ids)
     assert all(psutil.pid_exists(pid) for pid in pids)
+
+
+@pytest.mark.slow
+def test_a_stopped_arm_does_not_outlive_a_killed_server(arms, tmp_path) -> None:
+    """It cannot see that its channel has ended; without an end by the kernel it stayed for ever."""
+    spec = ServeSpec({"only": arms["hybrid"]}, "only", "only", slots=1, threads=1, context=64)
+    with server_process(spec, tmp_path) as server:
+        pids = server.process_ids
+        arm = server.arm_states()["only"]["pid"]
+        os.kill(arm, signal.SIGSTOP)
+        server.process.kill()
+        server.process.wait()
+        limit = time.monotonic() + 10.0
+        while any(psutil.pid_exists(pid) for pid in {*pids, arm} - {server.process.pid}):
+            assert time.monotonic() < limit, "an orphan"
+            time.sleep(0.05)
 
 
 def test_no_door_to_faults_where_no_drill_opened_it(plain) -> None:

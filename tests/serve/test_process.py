@@ -206,6 +206,7 @@ def test_a_served_run_goes_on_with_the_route_that_it_had(served_run, monkeypatch
     ]  # fmt: skip
     assert {given.hold_s for given in started} == {7.0}
     assert {given.rule.max_error_share for given in started} == {0.2}
+    assert {(given.slots, given.short_slots) for given in started} == {(4, 1)}, "a fair share"
     said = capsys.readouterr().out
     assert said.count("full_precision answers 100% of the requests (rule: 5 of 9 failed)") == 2
     assert f"workbench route {served_run.name} --back" in said

@@ -23,7 +23,9 @@ from workbench.errors import ConfigError, StageError
 from workbench.serve.app import make_app
 from workbench.serve.canary import CanaryPlan
 from workbench.serve.connections import server_config
+from workbench.serve.kept_route import TOKEN_HEADER
 from workbench.serve.main import listen
+from workbench.serve.process import ServerProcess, server_process
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.routed import Route, ServedArm
 from workbench.serve.router import Router
@@ -36,12 +38,14 @@ from workbench.serve.upstream import Upstream
 @dataclass
 class Foreign:
     """Somebody's server: says ``word`` so many times. broken: the status it answers with instead.
-    cut_after: events after which a stream breaks off. step_s: between events."""
+    cut_after: events after which a stream breaks off. step_s: between events. text: what it says to
+    a prompt, instead."""
 
     word: str
     step_s: float = 0.002
     broken: int | None = None
     cut_after: int | None = None
+    text: Callable[[str], str] | None = None
     seen: list[dict] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
     address: str = ""
@@ -68,7 +72,8 @@ class Foreign:
         if body.get("stream"):
             return StreamingResponse(self._events(body), media_type="text/event-stream")
         await asyncio.sleep(self.step_s)
-        return JSONResponse({"choices": [{"text": self.word * body["max_tokens"]}], "own": 7})
+        said = self.text(body["prompt"]) if self.text else self.word * body["max_tokens"]
+        return JSONResponse({"choices": [{"text": said}], "own": 7})
 
     async def _events(self, body: dict):
         for number in range(body["max_tokens"]):
@@ -233,6 +238,110 @@ def test_a_hung_upstream_ends_at_the_deadline(fronted) -> None:
     front.candidate.step_s = 5.0
     answer = front.complete()
     assert answer.status_code == 504 and answer.json()["error"]["code"] == "deadline_exceeded"
+
+
+PLAN = CanaryPlan((0.25, 0.5, 1.0), step_s=0.3, step_requests=20, compared_share=0.25, probe_s=9.0)
+MOST_ASKED = 1500
+
+
+@dataclass
+class Canaried:
+    """The whole server, in a process of its own, before two of others."""
+
+    server: ServerProcess
+    client: httpx.Client
+    today: Foreign
+    candidate: Foreign
+
+    def begin(self) -> None:
+        for arm, weight in (("today", 1.0), ("candidate", PLAN.steps[0])):
+            order = {"arm": arm, "weight": weight, "force": True}
+            headers = {TOKEN_HEADER: self.server.token}
+            answer = self.client.post("/workbench/route", json=order, headers=headers)
+            assert answer.status_code == 200, answer.text
+
+    def ask_until_it_is_over(self) -> tuple[int, dict]:
+        """(requests, state) once the candidate has arrived or was taken back."""
+        number = 0
+        with ThreadPoolExecutor(8) as pool:
+            while number < MOST_ASKED:
+                list(pool.map(self._ask, range(number, number + 40)))
+                number += 40
+                state = self.client.get("/workbench/route").json()
+                if state["canary"]["state"] in ("arrived", "taken back"):
+                    return number, state
+        raise AssertionError(state)
+
+    def _ask(self, number: int) -> None:
+        body = {"prompt": f"number {number}", "max_tokens": 3}
+        assert self.client.post("/v1/completions", json=body).status_code in (200, 500)
+
+
+@pytest.fixture(scope="module")
+def canaried(tmp_path_factory) -> Iterator[Canaried]:
+    with ExitStack() as stack:
+        servers = {"today": Foreign("A", 0.01), "candidate": Foreign("A", 0.01)}
+        for server in servers.values():
+            server.address, server.close = running(stack, server.app())
+            server.text = lambda prompt: f"a word for word answer to {prompt}"
+        upstreams = {name: UpstreamSpec(server.address) for name, server in servers.items()}
+        spec = ServeSpec(
+            {},
+            fallback="today",
+            route="candidate",
+            weight=PLAN.steps[0],
+            slots=64,
+            upstreams=upstreams,
+            canary=PLAN,
+            rule=RollbackRule(),
+            probes=("once upon a time",),
+        )
+        process = stack.enter_context(server_process(spec, tmp_path_factory.mktemp("front")))
+        client = httpx.Client(base_url=process.address, trust_env=False, timeout=20)
+        yield Canaried(process, stack.enter_context(client), **servers)
+
+
+def answer_well(candidate: Foreign) -> None:
+    candidate.text = lambda prompt: f"a word for word answer to {prompt}"
+
+
+def answer_slowly(candidate: Foreign) -> None:
+    candidate.step_s = 0.04
+
+
+def fail(candidate: Foreign) -> None:
+    candidate.broken = 500
+
+
+def answer_nonsense(candidate: Foreign) -> None:
+    """As quick, as long, and wrong."""
+    candidate.text = lambda prompt: "quite other words than all of those were"
+
+
+@pytest.mark.parametrize(
+    ("does", "says", "within"),
+    [
+        (answer_well, "canary: ", MOST_ASKED),
+        (answer_slowly, "1.5 times what is usual", 800),
+        (fail, "requests failed", 200),
+        (answer_nonsense, "of the answers differs, more than the other arm's from itself", 400),
+    ],
+)
+def test_a_canary_advances_a_good_upstream_and_takes_back_a_worse_one(
+    canaried, does: Callable[[Foreign], None], says: str, within: int
+) -> None:
+    """Slower by four, failing, saying something else: each within the delays of
+    docs/serving.md."""
+    canaried.candidate.step_s, canaried.candidate.broken = 0.01, None
+    answer_well(canaried.candidate)
+    does(canaried.candidate)
+    canaried.begin()
+    asked, state = canaried.ask_until_it_is_over()
+    assert says in state["switches"][-1]["reason"], state
+    good = does is answer_well
+    assert state["canary"]["state"] == ("arrived" if good else "taken back")
+    assert (state["arm"], state["weight"]) == ("candidate" if good else "today", 1.0)
+    assert asked <= within
 
 
 def test_nothing_is_served_before_an_upstream_that_does_not_answer() -> None:

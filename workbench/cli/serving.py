@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import typer
@@ -76,9 +77,37 @@ def serve(
     step_requests: Annotated[
         int, typer.Option(min=1, help="requests of the candidate's that end in a step, at least")
     ] = 100,
-    keep_slots: Annotated[
-        int, typer.Option(min=0, max=MOST_SLOTS, help="slots of each arm for short requests alone")
-    ] = 0,
+    compared_share: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="share of the requests of a canary that both arms answer, to be compared",
+        ),
+    ] = 0.02,
+    probes: Annotated[
+        Path | None,
+        typer.Option(
+            help="prompts, one a line, that both arms of a canary are asked each minute",
+            show_default="the run's held-out texts",
+        ),
+    ] = None,
+    sticky_user: Annotated[
+        bool,
+        typer.Option(
+            "--sticky-user",
+            help="all requests with the same user go to one arm while the weight stays",
+        ),
+    ] = False,
+    short_slots: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=MOST_SLOTS,
+            help="slots of each arm besides, for short requests alone; 0: first come, first served",
+            show_default="1 for each 4 slots, of upstreams none",
+        ),
+    ] = None,
     short_tokens: Annotated[
         int, typer.Option(min=1, help="a request that wants more output is a long one")
     ] = 64,
@@ -149,13 +178,17 @@ def serve(
     most = None if max_body is None else int(max_body * 2**20)
     front = FrontOptions(ssl_certfile, ssl_keyfile, api_key, most, log)
 
+    compared = {"compared_share": compared_share}
+    plan = CanaryPlan.parsed(canary, step_s, step_requests, **compared) if canary else None
     serve_run(
         folders,
         slots=slots,
+        short_slots=short_slots,
         route=route,
         weight=weight,
         rule=rule,
-        canary=CanaryPlan.parsed(canary, step_s, step_requests) if canary else None,
+        canary=plan,
+        probes=probes,
         upstream_models=upstream_model or (),
         upstream_keys=upstream_key_env or (),
         host=host,
@@ -165,9 +198,9 @@ def serve(
         threads=threads,
         device=device,
         short_tokens=short_tokens,
-        kept_slots=keep_slots,
         deadline_s=deadline,
         on_lost_stream=on_lost_stream,
+        sticky_user=sticky_user,
         drain_notice_s=drain_notice,
         front=front,
         meters=meters,

@@ -28,12 +28,14 @@ class ExcessBets:
     """Bets that a mean is above ``limit``.
 
     limit: above every ``least`` that :meth:`take` will be given; for shares 0 is taken as a
-    millionth. runs: that many independent sequences at once, for simulations; None is one.
+    millionth. runs: that many independent sequences at once, for simulations; None is one. With
+    ``runs`` there may be limits of several kinds of sequence, ``[kinds, 1]``.
     """
 
-    def __init__(self, limit: float, runs: int | None = None) -> None:
-        self.limit = max(limit, LEAST_LIMIT)
-        shape = SIZES.shape if runs is None else (runs, len(SIZES))
+    def __init__(self, limit: float | np.ndarray, runs: int | None = None) -> None:
+        self.limit = np.maximum(limit, LEAST_LIMIT)
+        kinds = self.limit.shape[:-1]
+        shape = SIZES.shape if runs is None else (*kinds, runs, len(SIZES))
         self._parts = np.full(shape, 1 / len(SIZES))
         self._log_capital = np.zeros(shape[:-1])
         self._taken = 0
@@ -43,11 +45,11 @@ class ExcessBets:
         """Natural logarithm of the capital; a scalar array where there is one sequence."""
         return self._log_capital
 
-    def take(self, score: float | np.ndarray, least: float = 0.0) -> None:
+    def take(self, score: float | np.ndarray, least: float | np.ndarray = 0.0) -> None:
         """Settle the bets on one observation. least: the smallest value that it could have had,
         known beforehand."""
-        per_size = (np.asarray(score, float)[..., None] - self.limit) / (self.limit - least)
-        parts = self._parts * (1 + SIZES * per_size)
+        won = (np.asarray(score, float) - self.limit) / (self.limit - least)
+        parts = self._parts * (1 + SIZES * won[..., None])
         total = parts.sum(axis=-1)
         self._taken += 1
         spread = 1 / (self._taken + 1)

@@ -9,19 +9,22 @@ The channel is a pair of sockets; both ways go lines of JSON.
   between them ``{"alive": [rounds, busy], "gpu_bytes": n}`` as a sign of life; and
   ``{"failed": why}`` and the end once the engine answers nothing more.
 
-It ends when the channel does, so it outlives no server, however that ended; signals that are
-meant for the server (Ctrl-C, a service manager's SIGTERM to all) do not end it, because answers
-under way are to be finished.
+It ends when the channel does, so it outlives no server, however that ended; where it is stopped and
+could not see that, the system kills it with its parent, the process that arms are forked from,
+which ends with the server. Signals that are meant for the server (Ctrl-C, a service manager's
+SIGTERM to all) do not end it, because answers under way are to be finished.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -35,9 +38,16 @@ if TYPE_CHECKING:
     from workbench.engine.scheduler import Scheduler, SubmittedRequest
 
 WARM_TOKENS = 4
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: a signal to this process when its parent ends."""
 BEAT_S = 0.25
 """Between signs of life."""
-PRELOADED = ("workbench.serve.arm_process", "workbench.engine.build", "workbench.engine.scheduler")
+PRELOADED = (
+    "workbench.serve.fork_parent",
+    "workbench.serve.arm_process",
+    "workbench.engine.build",
+    "workbench.engine.scheduler",
+)
 """What an arm imports. The process that all arms are forked from does it once."""
 
 
@@ -58,6 +68,7 @@ def run_arm(channel: socket.socket, spec: ArmSpec) -> None:
     """Load the arm, warm it, and answer until the channel or the engine ends."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
+    end_with_parent()
     answers = _Answers(channel)
     try:
         arm = load_arm(spec, answers)
@@ -77,6 +88,12 @@ def run_arm(channel: socket.socket, spec: ArmSpec) -> None:
                 _follow(json.loads(line), arm, answers)
     finally:
         os._exit(0)  # the engine's threads may be anywhere, and nothing is to be kept
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, though it be stopped (Linux)."""
+    with suppress(OSError, AttributeError):  # another system: the channel's end must do
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass

@@ -1,9 +1,11 @@
 """A candidate's share grows by steps while the rollback rule has nothing against it.
 
-A step is over when it has lasted, and enough requests of the candidate's have ended in it; then
-the next share is ordered. It waits longer while the rule's evidence is more than a third of what
-would take the candidate back. Going back is the rule's own: then the ascent is over, and begins
-again by order alone. A share that somebody else orders is where it goes on from.
+A step is over when it has lasted, and enough requests of the candidate's have ended in it and
+been compared; then
+the next share is ordered. It waits longer once the rule's evidence is more than a third of what
+would take the candidate back, until it is less than a sixth. Going back is the rule's own:
+then the ascent is over, and begins again by order alone. A share that somebody else orders is
+where it goes on from.
 """
 
 from __future__ import annotations
@@ -14,26 +16,32 @@ from typing import TYPE_CHECKING, Any, Literal
 from workbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from workbench.serve.comparison import Comparisons
     from workbench.serve.routed import RoutedRequest, Switch
     from workbench.serve.router import Router
 
 STEPS = (0.01, 0.05, 0.25, 0.5, 1.0)
-HOLD_AT = 1 / 3
-"""Of the evidence that takes a candidate back."""
+HOLD_AT, GO_ON_AT = 1 / 3, 1 / 6
+"""Of the evidence that takes a candidate back: it waits from there on, until there is so little."""
+STEP_PAIRS = 5
+"""Answers that are compared in a step, at least, where any are."""
 Ascent = Literal["ascending", "holding", "arrived", "taken back"]
 
 
 @dataclass(frozen=True)
 class CanaryPlan:
     """steps: shares of the requests, growing. step_s: a step lasts at least so long.
-    step_requests: of the candidate's that end in a step, at least."""
+    step_requests: of the candidate's that end in a step, at least. compared_share: of the requests
+    that both arms answer; probe_s: so often a prompt of the pilot's is compared as well."""
 
     steps: tuple[float, ...] = STEPS
     step_s: float = 300.0
     step_requests: int = 100
+    compared_share: float = 0.02
+    probe_s: float = 60.0
 
     @classmethod
-    def parsed(cls, steps: str, step_s: float, step_requests: int) -> CanaryPlan:
+    def parsed(cls, steps: str, step_s: float, step_requests: int, **more: float) -> CanaryPlan:
         """From ``--canary 0.05,0.25,1``. Raises ConfigError."""
         try:
             shares = tuple(float(each) for each in steps.split(",") if each.strip())
@@ -45,7 +53,7 @@ class CanaryPlan:
                 allowed="growing shares above 0, at most 1, with commas: "
                 + ",".join(f"{step:g}" for step in STEPS),
             )
-        return cls(shares, step_s, step_requests)
+        return cls(shares, step_s, step_requests, **more)
 
     def next_after(self, weight: float) -> float | None:
         """The first step above a share; None where there is none."""
@@ -55,13 +63,18 @@ class CanaryPlan:
 class Canary:
     """The plan at work on a router: tell it of every finished request and every switch."""
 
-    def __init__(self, plan: CanaryPlan, router: Router) -> None:
-        self._plan, self._router = plan, router
+    def __init__(
+        self, plan: CanaryPlan, router: Router, comparisons: Comparisons | None = None
+    ) -> None:
+        self._plan, self._router, self._comparisons = plan, router, comparisons
         self._candidate = router.route.arm
+        self._holds = False
         self._begin()
 
     def finished(self, routed: RoutedRequest) -> None:
         """Count it, and go on if the step is over."""
+        if self._comparisons:
+            self._comparisons.finished(routed)
         if routed.arm != self._candidate or routed.pinned:
             return
         if routed.started_s is not None and routed.started_s >= self._since_s:
@@ -69,7 +82,8 @@ class Canary:
         if self.state != "ascending":
             return
         step_s = self._router.now() - self._since_s
-        if step_s >= self._plan.step_s and self._requests >= self._plan.step_requests:
+        enough = self._requests >= self._plan.step_requests and self._pairs >= self._least_pairs
+        if step_s >= self._plan.step_s and enough:
             weight = self._plan.next_after(self._router.route.weight)
             assert weight is not None, "it has not arrived"
             said = f"canary: {self._requests} requests in {step_s:.0f} s and nothing against it"
@@ -86,7 +100,8 @@ class Canary:
             return "taken back"
         if self._plan.next_after(route.weight) is None:
             return "arrived"
-        return "holding" if self._router.evidence() > HOLD_AT else "ascending"
+        self._holds = self._router.trial.evidence() > (GO_ON_AT if self._holds else HOLD_AT)
+        return "holding" if self._holds else "ascending"
 
     def report(self) -> dict[str, Any]:
         """For ``/workbench/route``."""
@@ -95,8 +110,20 @@ class Canary:
             "steps": list(self._plan.steps),
             "step_requests": self._requests,
             "step_s": self._router.now() - self._since_s,
-            "evidence_against": self._router.evidence(),
+            "pairs": self._pairs,
+            "evidence_against": self._router.trial.evidence(),
+            "log_capital": self._router.trial.report(),
         }
 
     def _begin(self) -> None:
         self._since_s, self._requests = self._router.now(), 0
+        self._pairs_before = self._comparisons.count if self._comparisons else 0
+
+    @property
+    def _pairs(self) -> int:
+        """Of answers that were compared in this step."""
+        return self._comparisons.count - self._pairs_before if self._comparisons else 0
+
+    @property
+    def _least_pairs(self) -> int:
+        return STEP_PAIRS if self._comparisons else 0

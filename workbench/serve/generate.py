@@ -41,7 +41,7 @@ async def _answer(
     service: Service, request: Request, kind: type[CommonFields], body: Any
 ) -> Response:
     fields, wanted, pinned = await service.beside_the_loop(_understood, service, kind, body)
-    routed = routed_request(service, wanted, pinned)
+    routed = routed_request(service, wanted, pinned, service.key(request, body))
     output = _AnswerText(service, routed, fields.stop_texts)
     try:
         await unless_gone(request, output.begin())

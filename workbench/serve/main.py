@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from workbench.serve.arm import ArmProcess
+    from workbench.serve.comparison import Comparisons
     from workbench.serve.routed import Switch
+    from workbench.serve.router import Router
     from workbench.serve.service import Service
 
 DRAIN_S = 60
@@ -82,7 +84,7 @@ async def _serve(
     async with AsyncExitStack() as open_things:
         arms, shared = await _started(spec, open_things)
         router = Router(
-            [ServedArm(name, arm, spec.slots) for name, arm in arms.items()],
+            [ServedArm(name, arm, spec.all_slots) for name, arm in arms.items()],
             fallback=spec.fallback,
             route=Route(spec.route, spec.weight),
             queue=spec.queue,
@@ -90,7 +92,7 @@ async def _serve(
             batch_wait_s=spec.batch_wait_s,
             rule=spec.rule,
             short_tokens=spec.short_tokens,
-            kept_slots=spec.kept_slots,
+            kept_slots=spec.short_slots,
             deadline_s=spec.deadline_s,
             on_lost_stream=spec.on_lost_stream,
         )
@@ -109,21 +111,37 @@ async def _serve(
             spec.faults,
             api_key=spec.front.api_key(),
             max_body_bytes=spec.front.max_body_bytes,
+            sticky_user=spec.sticky_user,
         )
         counting = await asyncio.to_thread(energy_count, spec.meters)
         service.metrics.energy = open_things.enter_context(counting).families
         told = [router.on_switch, on_switch]
         if spec.canary:
-            service.canary = canary = Canary(spec.canary, router)
+            comparisons = _comparisons(spec, router, shared)
+            service.canary = canary = Canary(spec.canary, router, comparisons)
             told.append(canary.switched)
             counted = router.on_finished
             router.on_finished = lambda routed: (counted(routed), canary.finished(routed))
+            if comparisons:
+                comparing = asyncio.create_task(comparisons.run())
+                open_things.callback(comparing.cancel)
         router.on_switch = lambda switch: [tell(switch) for tell in told]
         host, port = listener.getsockname()[:2]
         held_bytes, ready = process_tree_bytes(), shared.ready
         sizes = shared.context, shared.vocab_size, held_bytes
         announce(Ready(host, port, *sizes, ready, spec.front.scheme))
         await _listening(service, listener, spec)
+
+
+def _comparisons(spec: ServeSpec, router: Router, shared: _Shared) -> Comparisons | None:
+    """What compares the answers of a canary's arms; None where nothing shall be."""
+    from workbench.serve.comparison import Comparisons, probe_requests
+
+    assert spec.canary
+    if not spec.canary.compared_share:
+        return None
+    probes = probe_requests(spec.probes, shared.tokenizer, shared.context)
+    return Comparisons(router, spec.canary.compared_share, probes, spec.canary.probe_s)
 
 
 @dataclass(frozen=True)
@@ -163,7 +181,7 @@ def _process(name: str, spec: ServeSpec, context: int) -> ArmProcess:
     from workbench.serve.arm import ArmProcess
     from workbench.serve.arm_process import ArmSpec
 
-    arm = ArmSpec(spec.arms[name], spec.slots, context, spec.threads, spec.device, spec.faults)
+    arm = ArmSpec(spec.arms[name], spec.all_slots, context, spec.threads, spec.device, spec.faults)
     return ArmProcess(name, arm, silence_s=spec.silence_s, step_s=spec.step_s)
 
 

@@ -118,7 +118,7 @@ class Metrics:
             ("workbench_route_weight", "share of the requests", "arm", self._weights),
             ("workbench_arm_out", "1: it takes no requests", "arm", self._out),
             ("workbench_rule_evidence", "against the candidate, as a share of what takes it back",
-             None, lambda: {"": router.evidence()}),
+             None, lambda: {"": router.trial.evidence()}),
             ("workbench_resident_bytes", "memory of a process", "process", resident_bytes),
         ):  # fmt: skip
             registry.register(_Gauges(name, text, label, model, values))

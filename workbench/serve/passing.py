@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +14,7 @@ from workbench.serve.answers import ARM_HEADER, DONE, sse
 from workbench.serve.routed import RoutedRequest
 from workbench.serve.router import Router
 from workbench.serve.service import Service, routed_request, unless_gone
+from workbench.serve.shares import kind_of
 from workbench.serve.upstream import PassedOn, PassedRequest
 from workbench.serve.wire import ApiError
 
@@ -26,7 +27,8 @@ async def pass_on(service: Service, request: Request, path: str, body: Any) -> R
     if not isinstance(model, (str, type(None))) or not isinstance(stream, (bool, type(None))):
         raise ApiError(400, "model: allowed is a text; stream: true or false")
     wanted = PassedRequest(path, body, bool(stream))
-    routed = routed_request(service, wanted, service.pinned(model))
+    key, kind = service.key(request, body), _kind_of(body, bool(stream))
+    routed = routed_request(service, wanted, service.pinned(model), key, kind)
     try:
         first = await unless_gone(request, anext(routed.stream(), None))
         passed = routed.submitted
@@ -39,6 +41,13 @@ async def pass_on(service: Service, request: Request, path: str, body: Any) -> R
     except BaseException:
         service.router.cancel(routed)
         raise
+
+
+def _kind_of(body: dict[str, Any], stream: bool) -> Hashable:
+    """Of requests that are compared: alike in the length of the prompt and of what is wanted."""
+    prompt = body.get("messages") or body.get("prompt") or ""
+    wanted = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+    return stream, kind_of(len(str(prompt)), wanted if isinstance(wanted, int) else 0)
 
 
 def _refusal(routed: RoutedRequest, headers: dict[str, str]) -> Response:

@@ -1,21 +1,15 @@
 """When the router goes back to the fallback by itself.
 
-The rule asks whether the candidate fails, or gives its first token late, in a larger share of its
-requests than the other arm does at the same time, by more than a limit. While both arms answer, a
-request is the candidate's with the route's weight ``w``, so
+The rule has a monitor for each thing that a candidate may do worse than the other arm does at the
+same time: fail, give no numbers, begin late, go on slowly, end late, answer too briefly or never
+stop, say something else, say what full precision finds unlikely. Each asks whether a share of its
+requests, or a mean over pairs of answers, exceeds the other arm's by more than a limit
+(:mod:`.monitors`), and bets on that after every request (:mod:`workbench.measure.anytime`).
 
-    bad / w        of a request of the candidate's
-    -bad / (1 - w) of one of the other arm's
-
-has the difference of both shares as its mean, whatever the load does meanwhile: a burst that makes
-both wait is no fault of the candidate's. Where the candidate answers everything there is nothing to
-compare with, and its own share is asked about. Either way it is a bet that is looked at after every
-request (:mod:`workbench.measure.anytime`): of candidates that keep the limits at most
-``false_alarms`` are ever taken back, all monitors together, over their whole life.
-
-Requests count in the order of their arrival, because a failure comes sooner than an answer. One of
-the candidate's that is under way counts as good so far, which can only understate the evidence;
-one of the other arm's is waited for.
+All monitors bet with equal parts of one capital, and the sum is what takes the candidate back: of
+candidates that keep every limit at most ``false_alarms`` are ever taken back, over their whole life
+and by all monitors together. A candidate that exceeds one limit pays for the others with a few
+requests more, because its monitor has only a part to grow from.
 """
 
 from __future__ import annotations
@@ -24,178 +18,153 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from workbench.measure.anytime import ExcessBets
+import numpy as np
 
-MOST_PENDING = 4096
-"""Requests a share remembers that are under way; older ones count against going back."""
-LEAST_OTHER_SHARE = 1e-3
-"""Of the requests; an arm that answers fewer is no comparison."""
+from workbench.serve.monitors import BadShare, PairExcess
+
+NOT_FINITE_SHARE = 1e-3
+"""By which the candidate may exceed the other arm's share of answers that hold no numbers."""
 
 
 @dataclass(frozen=True)
 class RollbackRule:
-    """Too many errors, or too many late first tokens.
+    """By how much the candidate may be worse. Shares are differences to the other arm's, or the
+    candidate's own where it answers everything.
 
-    max_error_share, max_slow_share: by which the candidate's share may exceed the other arm's.
-    ttft_s: a first token that comes later than this is late; None: only errors count.
+    max_error_share: of requests that fail.
+    ttft_s, tpot_s, e2e_s: a first token, a token on average, or an answer that takes longer is
+    late; None: longer than ``slower`` times what is usual of the other arm for such requests,
+    while both answer. max_slow_share: of late requests, of each of the three.
+    max_length_share: of answers shorter than half of what is usual, and of those that are longer
+    than twice that, or end at their limit.
+    max_disagreement: of an answer's tokens, or words, that another answer of the other arm would
+    not have, more than it differs from itself. unlikely_nats, max_unlikely_share: of answers
+    that are less likely under full precision than its own, by so much for each token.
     false_alarms: share of good candidates that may be taken back, over their whole life.
     """
 
     max_error_share: float = 0.05
     ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    slower: float = 1.5
     max_slow_share: float = 0.10
+    max_length_share: float = 0.15
+    max_disagreement: float = 0.4
+    unlikely_nats: float = 1.0
+    max_unlikely_share: float = 0.2
     false_alarms: float = 0.05
 
-    def monitor(self) -> RollbackMonitor:
-        """The rule at work, with nothing seen."""
-        return RollbackMonitor(self)
+    def limit_s(self, time: str) -> float | None:
+        """Of ``ttft``, ``tpot`` or ``e2e``."""
+        return {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}[time]
+
+    def monitor(self, *, compares: bool = False, pairs: bool = False) -> RollbackMonitor:
+        """The rule at work, with nothing seen. compares: the other arm answers too. pairs: some
+        requests are answered by both."""
+        return RollbackMonitor(self, compares=compares, pairs=pairs)
 
 
 class RollbackMonitor:
     """Holds requests against a rule. Make a new one after a rollback, so that old sins do not
-    count; a change of the weight needs none.
+    count; a larger weight needs none.
 
-    A request is known by any hashable ``key``; one that :meth:`arrived` was not told of is ignored.
+    A request is known by any hashable ``key``; one that a monitor was not told of by
+    :meth:`arrived` is ignored by it.
     """
 
-    def __init__(self, rule: RollbackRule) -> None:
-        monitors = 1 if rule.ttft_s is None else 2
-        needed = math.log(monitors / rule.false_alarms)
-        self._errors = BadShare(rule.max_error_share, needed)
-        self._slow = BadShare(rule.max_slow_share, needed) if rule.ttft_s is not None else None
-        self._rule = rule
+    def __init__(self, rule: RollbackRule, *, compares: bool, pairs: bool) -> None:
+        self._needed = math.log(1 / rule.false_alarms)
+        shares = {
+            "errors": BadShare("failed", rule.max_error_share),
+            "nan": BadShare("gave no finite numbers", NOT_FINITE_SHARE),
+        }
+        for time, begins in TIMES.items():
+            limit_s = rule.limit_s(time)
+            if limit_s is not None or compares:
+                than = (
+                    f"{rule.slower:g} times what is usual" if limit_s is None else f"{limit_s:g} s"
+                )
+                shares[time] = BadShare(f"{begins} {than}", rule.max_slow_share)
+        if compares:
+            shares["short"] = BadShare(
+                "were answered with less than half of what is usual", rule.max_length_share
+            )
+            shares["long"] = BadShare(
+                "were answered with more than twice what is usual, or up to their limit",
+                rule.max_length_share,
+            )
+            shares["returning"] = BadShare("of clients seen before failed", rule.max_error_share)
+        self.shares = shares
+        self.pairs: dict[str, PairExcess] = {}
+        if pairs:
+            self.pairs["disagreement"] = PairExcess(
+                "a share of {} of the answers differs, more than the other arm's from itself",
+                rule.max_disagreement,
+                least=-1.0,
+            )
+            self.pairs["unlikely"] = PairExcess(
+                f"a share of {{}} is by {rule.unlikely_nats:g} nats a token less likely under full "
+                "precision than its own answers",
+                rule.max_unlikely_share,
+                least=0.0,
+            )
 
-    def arrived(self, key: Hashable, candidate: bool, weight: float) -> None:
-        """A request is on its way. weight: share of the requests that go to the candidate."""
-        for share in self._shares:
-            share.arrived(key, candidate, weight)
+    def arrived(
+        self, key: Hashable, candidate: bool, weight: float, names: tuple[str, ...] | None = None
+    ) -> None:
+        """A request is on its way. weight: share of the requests that go to the candidate.
+        names: of the monitors that shall look at it; None: all that count requests."""
+        for name in self.shares if names is None else names:
+            if name in self.shares:
+                self.shares[name].arrived(key, candidate, weight)
 
     def forget(self, key: Hashable) -> None:
         """It was given to another arm before it started."""
-        for share in self._shares:
+        for share in self.shares.values():
             share.forget(key)
 
-    def first_token(self, key: Hashable, late: bool) -> None:
-        """Its first token came, or is late already."""
-        if self._slow:
-            self._slow.known(key, late)
+    def known(self, name: str, key: Hashable, bad: bool) -> None:
+        """What one monitor asked about; the first word is the last."""
+        if name in self.shares:
+            self.shares[name].known(key, bad)
 
-    def ended(self, key: Hashable, failed: bool) -> None:
-        """It ended; without a first token it was not late, or :meth:`first_token` said so."""
-        self._errors.known(key, failed)
-        if self._slow:
-            self._slow.known(key, False)
+    def compared(self, name: str, value: float) -> None:
+        """What a pair of answers differs by."""
+        if name in self.pairs:
+            self.pairs[name].take(value)
 
     def verdict(self) -> str | None:
         """The reason to go back, or None."""
-        if self._errors.exceeds():
-            return f"rule: {self._errors.said('failed')}"
-        if self._slow and self._slow.exceeds():
-            late = f"had no first token within {self._rule.ttft_s:g} s"
-            return f"rule: {self._slow.said(late)}"
-        return None
+        if self._log_capital() < self._needed:
+            return None
+        worst = max(self._monitors.values(), key=lambda each: each.log_capital())
+        return f"rule: {worst.said()}"
 
     def evidence(self) -> float:
-        """Of what takes the candidate back, the share that there is: 0 to 1."""
-        return max(share.evidence() for share in self._shares)
+        """Of what takes the candidate back, the share that there is: 0 to 1; of all monitors
+        together, or of the one that has most against it, where that is more."""
+        alone = max(monitor.log_capital() for monitor in self._monitors.values())
+        of_all = self._needed + math.log(len(self._monitors))
+        return min(1.0, max(0.0, self._log_capital() / self._needed, alone / of_all))
 
-    @property
-    def _shares(self) -> list[BadShare]:
-        return [self._errors, *([self._slow] if self._slow else [])]
-
-
-@dataclass
-class _Pending:
-    candidate: bool
-    weight: float
-    bad: bool | None = None
-
-
-class BadShare:
-    """By how much the candidate's share of bad requests exceeds the other arm's.
-
-    needed: natural logarithm of the capital at which the limit counts as exceeded.
-    """
-
-    def __init__(self, limit: float, needed: float) -> None:
-        self.limit, self._needed = limit, needed
-        self._bets = ExcessBets(limit)
-        self._pending: dict[Hashable, _Pending] = {}
-        self._changed, self._now = False, 0.0
-        self._seen = {True: [0, 0], False: [0, 0]}
-        """Whether the candidate's -> requests, and bad ones."""
-
-    def arrived(self, key: Hashable, candidate: bool, weight: float) -> None:
-        self._pending[key] = _Pending(candidate, weight)
-        if len(self._pending) > MOST_PENDING:
-            oldest = next(iter(self._pending.values()))
-            if oldest.bad is None:
-                oldest.bad = not oldest.candidate
-            self._settle()
-
-    def forget(self, key: Hashable) -> None:
-        if key in self._pending and self._pending[key].bad is None:
-            del self._pending[key]
-
-    def known(self, key: Hashable, bad: bool) -> None:
-        """The first word about a request is the last."""
-        pending = self._pending.get(key)
-        if pending is None or pending.bad is not None:
-            return
-        pending.bad = bad
-        counts = self._seen[pending.candidate]
-        counts[0] += 1
-        counts[1] += bad
-        self._changed = True
-
-    def exceeds(self) -> bool:
-        """Whether the evidence is enough, now."""
-        return self._log_capital() >= self._needed
-
-    def evidence(self) -> float:
-        """That there is now, as a share of what is needed."""
-        return min(1.0, max(0.0, self._log_capital() / self._needed))
+    def report(self) -> dict[str, float]:
+        """Monitor -> natural logarithm of what a capital of 1 has become in it."""
+        return {name: each.log_capital() for name, each in self._monitors.items()}
 
     def _log_capital(self) -> float:
-        """With what is under way, up to the first of the other arm's."""
-        if self._changed:
-            self._changed = False
-            self._settle()
-            bets = self._bets.copy()
-            for pending in self._pending.values():
-                if pending.bad is None and not pending.candidate:
-                    break
-                _take(bets, pending)
-            self._now = float(bets.log_capital)
-        return self._now
+        """Of all monitors together: the mean of what each made of its part."""
+        each = [monitor.log_capital() for monitor in self._monitors.values()]
+        return float(np.logaddexp.reduce(each)) - math.log(len(each))
 
-    def said(self, what: str) -> str:
-        """The counts in words. what: they did."""
-        (n, bad), (others, others_bad) = self._seen[True], self._seen[False]
-        beside = f", {others_bad} of {others} of the other arm's" if others else ""
-        limit = f"{self.limit:.3g}" + (" more than the other's" if others else "")
-        return f"{bad} of {n} requests {what}{beside}; the share may be at most {limit}"
-
-    def _settle(self) -> None:
-        """Bets are settled for good in the order of arrival, up to the first one under way."""
-        while self._pending:
-            key, pending = next(iter(self._pending.items()))
-            if pending.bad is None:
-                return
-            _take(self._bets, pending)
-            del self._pending[key]
+    @property
+    def _monitors(self) -> dict[str, BadShare | PairExcess]:
+        return {**self.shares, **self.pairs}
 
 
-def _take(bets: ExcessBets, pending: _Pending) -> None:
-    if (bet := scored(pending.candidate, pending.weight)) is not None:
-        factor, least = bet
-        bets.take(bool(pending.bad) * factor, least)
-
-
-def scored(candidate: bool, weight: float) -> tuple[float, float] | None:
-    """(score of a bad request; the least score that any can have), a good one's being 0. None
-    where the other arm answers too few for a comparison, and this request is one of them."""
-    others = 1 - weight
-    if others < LEAST_OTHER_SHARE:
-        return (1.0, 0.0) if candidate else None
-    return (1 / weight if candidate else -1 / others), -1 / others
+TIMES = {
+    "ttft": "had no first token within",
+    "tpot": "took longer for a token than",
+    "e2e": "had no whole answer within",
+}
+"""Monitor -> what a late request did, before the limit."""

@@ -49,9 +49,10 @@ def require_room(spec: ServeSpec, context: int) -> None:
     on_gpu = spec.device == "cuda" and torch_gpu()[0]
     free = torch_gpu_memory()[0] if on_gpu else memory().available_bytes
     slot_bytes = sum(_slot_bytes(config.get_text_config(), context) for config in configs)
-    if spec.slots * slot_bytes > free:
+    if spec.all_slots * slot_bytes > free:
         raise ConfigError(
-            f"{spec.slots} slots keep {spec.slots * slot_bytes / GB:.1f} GB of keys and values: "
+            f"{spec.all_slots} slots keep {spec.all_slots * slot_bytes / GB:.1f} GB of keys and "
+            "values: "
             f"{slot_bytes / MB:.1f} MB each, {context} tokens in {len(configs)} arms",
             allowed=f"at most {free // slot_bytes}, and the weights come on top: "
             f"{free / GB:.1f} GB are free",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -90,7 +90,9 @@ class RoutedRequest:
     """One request on its way through the router. Times are ``time.monotonic()`` seconds.
 
     position: in [0, 1); it goes to the route's arm when below its weight.
-    pinned: an arm the client asked for, whatever the route. arm: set when it starts.
+    pinned: an arm the client asked for, whatever the route. kind: of requests that are compared
+    with each other. key: of a client that stays with an arm; returning: it was seen before.
+    behind: no client waits for it. arm: set when it starts.
     has_enough: it is ended before its last token, and was answered in full. overdue: its deadline
     passed. output: the tokens so far.
     submitted: the same request in its arm, once it has started.
@@ -100,6 +102,10 @@ class RoutedRequest:
     position: float
     pinned: str | None
     arrived_s: float
+    kind: Hashable = None
+    key: str | None = None
+    returning: bool | None = None
+    behind: bool = False
     arm: str | None = None
     started_s: float | None = None
     long: bool = False
@@ -118,6 +124,21 @@ class RoutedRequest:
     @property
     def tokens(self) -> int:
         return len(self.output)
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the answer; where another server counted them, its count."""
+        return int(getattr(self.submitted, "answer_tokens", self.tokens))
+
+    @property
+    def at_limit(self) -> bool:
+        """The answer ended because it was as long as it may be."""
+        return self.finish_reason == "length"
+
+    @property
+    def not_finite(self) -> bool:
+        """The answer holds numbers that are none."""
+        return bool(getattr(self.submitted, "not_finite", False))
 
     def left(self) -> GenerationRequest:
         """What is still to be made, by an arm that has made none of it."""

@@ -6,8 +6,8 @@ arm only when that arm has a free slot. So a switch takes effect for everything 
 started, the queue is kept, and what has started finishes on its own weights.
 
 - A route is an arm and its share of the requests; the rest goes to the fallback. Which share a
-  request falls into follows a golden-ratio sequence, so every stretch of requests has the
-  right mixture, not only the long run.
+  request falls into follows a golden-ratio sequence for each kind of request, so every stretch
+  has the right mixture, not only the long run; or its client, where that is to stay with an arm.
 - Hysteresis: the way back is always open at once; a larger share for a candidate is refused
   for ``hold_s`` after its share was lowered, so two rules cannot swing against each other.
 - Gathering: an arm with free slots may let requests wait up to ``batch_wait_s`` for others, to
@@ -32,7 +32,7 @@ import asyncio
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Literal
 
@@ -48,9 +48,9 @@ from workbench.serve.routed import (
     Submitted,
     Switch,
 )
+from workbench.serve.shares import Positions, kind_of
 from workbench.serve.trial import TICK_S, Trial
 
-GOLDEN = (5**0.5 - 1) / 2
 KEPT_SWITCHES = 1000
 """Changes of the route that are remembered; the log has all."""
 
@@ -98,10 +98,13 @@ class Router:
         self.on_gap: Callable[[RoutedRequest, float], None] = lambda routed, seconds: None
         self.own_rule = rule
         self._clock = clock
-        self._trial = Trial(rule, self, self._back)
+        self.trial = Trial(rule, self, self._back)
+        """What the rule knows of the candidate."""
         self._waiting: deque[RoutedRequest] = deque()
         self._running: set[RoutedRequest] = set()
-        self._position = 0.0
+        self._behind: list[RoutedRequest] = []
+        """Those that no client waits for, whether they have started or not."""
+        self._positions = Positions()
         self.since_s = 0.0
         """When the route became what it is."""
         self._held_until = 0.0
@@ -123,10 +126,20 @@ class Router:
                 held[routed.arm] += len(routed.request.prompt_tokens) + routed.tokens
         return held
 
-    def submit(self, request: GenerationRequest, pinned: str | None = None) -> RoutedRequest:
-        """Start a request, or let it wait. Raises QueueFull; NoArm where none can answer."""
-        self._position = (self._position + GOLDEN) % 1.0
-        routed = RoutedRequest(request, self._position, pinned, self._clock())
+    def submit(
+        self,
+        request: GenerationRequest,
+        pinned: str | None = None,
+        *,
+        key: str | None = None,
+        kind: Hashable = None,
+    ) -> RoutedRequest:
+        """Start a request, or let it wait. key: of a client that is to stay with one arm. kind: of
+        requests that are compared with each other; None takes its lengths.
+        Raises QueueFull; NoArm where none can answer."""
+        kind = kind or kind_of(len(request.prompt_tokens), request.max_tokens)
+        position = self._positions.next(kind, key)
+        routed = RoutedRequest(request, position, pinned, self._clock(), kind, key)
         routed.long = self.short_tokens is not None and request.max_tokens > self.short_tokens
         arm = self.arm_for(routed)
         if arm.out:
@@ -137,9 +150,16 @@ class Router:
             loop = asyncio.get_running_loop()
             routed.deadline = loop.call_later(self.deadline_s, self._overdue, routed)
         self._waiting.append(routed)
-        self._trial.put_on(routed)
+        self.trial.put_on(routed)
         self._dispatch()
-        self._trial.look_when_late()
+        return routed
+
+    def submit_behind(self, request: GenerationRequest, arm: str) -> RoutedRequest:
+        """One that no client waits for: it takes a slot when nobody else wants one of this arm, and
+        leaves it, cancelled, when somebody does. Nothing counts it."""
+        routed = RoutedRequest(request, 0.0, arm, self._clock(), behind=True)
+        self._behind.append(routed)
+        self._dispatch()
         return routed
 
     def cancel(self, routed: RoutedRequest) -> None:
@@ -149,6 +169,8 @@ class Router:
             self._finish(routed, "cancelled", None)
         elif routed.submitted and not routed.finish_reason:
             routed.submitted.cancel()
+        elif routed.behind and not routed.finish_reason:
+            self._finish(routed, "cancelled", None)
 
     def stop(self, routed: RoutedRequest) -> None:
         """The answer is complete with what came so far: an end like the model's own."""
@@ -185,21 +207,21 @@ class Router:
         else:
             self._held_until = now + self.hold_s
         switch = Switch(now, self.route.arm, target.arm, target.weight, reason, cause)
-        if target.arm != self.route.arm:
-            self._trial.begin(self._trial.rule)
+        another = target.arm != self.route.arm
         self.route, self.since_s = target, now
+        if another or (target.weight < 1 and not self.trial.compares):
+            self.trial.begin(self.trial.rule)
         for routed in self._waiting:
-            self._trial.put_on(routed)
+            self.trial.put_on(routed)
         self.switches.append(switch)
         del self.switches[:-KEPT_SWITCHES]
         self.on_switch(switch)
         self._dispatch()
-        self._trial.look_when_late()
         return switch
 
     def judge_by(self, rule: RollbackRule | None) -> None:
         """Another rule from now on, with an empty window."""
-        self._trial.begin(rule)
+        self.trial.begin(rule)
 
     def put_out(self, name: str, why: str) -> None:
         """The arm answers nothing more: what is routed to it goes to the fallback."""
@@ -253,6 +275,20 @@ class Router:
                 self._start(routed, arm)
             else:
                 kept.append(routed)
+        if self._behind:
+            self._dispatch_behind({self.arm_for(routed).name for routed in kept})
+
+    def _dispatch_behind(self, wanted: set[str]) -> None:
+        """Start what no client waits for, or end it where one does. wanted: arms."""
+        for routed in list(self._behind):
+            arm = self.arms[routed.pinned or self.fallback]
+            if routed.started_s is not None:
+                if arm.name in wanted and routed.submitted:
+                    routed.submitted.cancel()
+            elif arm.out:
+                self._finish(routed, "error", f"the arm is out: {arm.out}")
+            elif arm.name not in wanted and arm.running < arm.slots:
+                self._start(routed, arm)
 
     def _has_slot(self, arm: ServedArm, routed: RoutedRequest) -> bool:
         if routed.long and arm.long >= max(1, arm.slots - self.kept_slots):
@@ -283,7 +319,6 @@ class Router:
         arm.running += 1
         arm.long += routed.long
         self._running.add(routed)
-        self._trial.look_when_late()
         try:
             routed.submitted = arm.scheduler.submit(routed.left(), on_token, on_done)
         except (ValueError, RuntimeError) as error:
@@ -296,14 +331,14 @@ class Router:
             return  # its deadline has passed
         routed.output.append(token)
         now = self._clock()
-        if routed.latest_token_s is not None:
+        if routed.latest_token_s is not None and not routed.behind:
             self.on_gap(routed, now - routed.latest_token_s)
         routed.latest_token_s = now
         if routed.first_token_s is None:
             routed.first_token_s = now
-            if routed.arm:
+            if routed.arm and not routed.behind:
                 self.arms[routed.arm].spoke_s = routed.first_token_s
-            self._trial.first_token(routed)
+            self.trial.first_token(routed)
         routed.events.put_nowait(token)
 
     def _done(self, routed: RoutedRequest, arm: ServedArm, submitted: Submitted) -> None:
@@ -333,7 +368,7 @@ class Router:
 
     def _can_be_saved(self, routed: RoutedRequest) -> bool:
         """Whether another arm may give its answer, or the rest of it."""
-        if routed.tokens and self.on_lost_stream == "end":
+        if routed.behind or (routed.tokens and self.on_lost_stream == "end"):
             return False
         return not self.arm_for(routed).out
 
@@ -355,23 +390,19 @@ class Router:
             routed.deadline.cancel()
         routed.ended_s = self._clock()
         self._running.discard(routed)
+        if routed.behind:
+            self._behind.remove(routed)
+            routed.events.put_nowait(None)
+            return
         routed.events.put_nowait(None)
         if reason != "cancelled" and routed.started_s is not None:
             self._took_s.append(routed.ended_s - routed.started_s)
-        self._trial.ended(routed)
+        self.trial.ended(routed)
         self.on_finished(routed)
 
     def now(self) -> float:
         """Of the router's clock, s."""
         return self._clock()
-
-    def evidence(self) -> float:
-        """Against the candidate, as a share of what takes it back; 0 without a rule."""
-        return self._trial.evidence()
-
-    def open_requests(self) -> tuple[RoutedRequest, ...]:
-        """Those that have not ended."""
-        return (*self._running, *self._waiting)
 
     def _back(self, why: str) -> None:
         self.switch(self.fallback, reason=why, cause="rule")

@@ -22,9 +22,10 @@ from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
 from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, route_token
 from workbench.serve.main import serve
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.spec import Ready, ServeSpec, UpstreamSpec
+from workbench.serve.spec import Ready, ServeSpec, UpstreamSpec, fair_slots
 
 SLOTS, UPSTREAM_SLOTS = 4, 256
+PROBES, PROBE_CHARACTERS = 32, 400
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ def serve_run(
     folders: Sequence[Path | str],
     *,
     slots: int | None = None,
+    short_slots: int | None = None,
     route: str | None = None,
     weight: float | None = None,
     rule: str | None = None,
     canary: CanaryPlan | None = None,
+    probes: Path | None = None,
     upstream_models: Sequence[str] = (),
     upstream_keys: Sequence[str] = (),
     front: FrontOptions = DEFAULT_FRONT,
@@ -54,11 +57,13 @@ def serve_run(
     folders: one run, by its folder or its name (its full-precision model is the fallback, its
         hybrid the route), or model folders, packed or Hugging Face, or ``NAME=URL`` of servers that
         run: the first is the fallback, the last the route.
-    slots: None takes 4, and 256 of upstreams, which have queues of their own.
+    slots: None takes 4, and 256 of upstreams, which have queues of their own. short_slots: None
+        takes a fair share of them, none of upstreams.
     rule: when to go back, instead of the pilot's: fields of :class:`RollbackRule` as
         ``ttft_s=0.5,max_error_share=0.05``.
     canary: how the route's share grows, instead of the pilot's; it begins with its first step, or
         goes on from the share that the run's route had when it was served last.
+    probes: a file with a prompt a line, for a canary; None takes the run's held-out texts.
     upstream_models, upstream_keys: ``NAME=MODEL``, and ``NAME=VARIABLE`` with its key.
     front: how it meets its clients. meters: whether it counts energy: by the pilot's meters of a
         run, else by the counters of this machine.
@@ -83,6 +88,7 @@ def serve_run(
         route, weight, reason = kept.arm, kept.weight, kept.reason
     else:
         route, reason = route or names[-1], "at the start"
+    given_probes = _lines(probes) if probes else ()
     judged = {**_pilot_s_rule(run), **({} if rule is None else {"rule": rule_of(rule)})}
     planned = judged.pop("canary", None)
     plan = canary or planned
@@ -90,16 +96,21 @@ def serve_run(
         judged["rule"] = judged.get("rule") or RollbackRule()
         if weight is None and route != names[0]:
             weight = plan.steps[0]
+    slots = slots or (UPSTREAM_SLOTS if upstreams else SLOTS)
+    if short_slots is None:
+        short_slots = 0 if upstreams else fair_slots(slots)
     spec = ServeSpec(
         arms,
         fallback=names[0],
         route=route,
         weight=1.0 if weight is None or route == names[0] else weight,
         canary=None if route == names[0] else plan,
-        slots=slots or (UPSTREAM_SLOTS if upstreams else SLOTS),
+        slots=slots,
+        short_slots=short_slots,
         upstreams=upstreams,
         front=front,
         meters=_meters(run) if meters else None,
+        probes=_probes(run) if plan and not given_probes else given_probes,
         **judged,
         **of_spec,
     )
@@ -205,7 +216,7 @@ def _pilot_s_rule(run: Run | None) -> dict[str, Any]:
     section = run.resolved().pilot.deploy_rollback
     rule = RollbackRule(**section.rollback_rule.model_dump()) if section.rollback_rule else None
     steps = section.canary
-    plan = steps and CanaryPlan(tuple(steps.steps), steps.step_s, steps.step_requests)
+    plan = steps and CanaryPlan(**(steps.model_dump() | {"steps": tuple(steps.steps)}))
     return {"rule": rule, "hold_s": section.hold_s, "canary": plan}
 
 
@@ -215,6 +226,25 @@ def _meters(run: Run | None) -> dict[str, Any]:
 
     section = run.resolved().pilot.measure_ab.meters if run else Meters()
     return section.model_dump(mode="json")
+
+
+def _probes(run: Run | None) -> tuple[str, ...]:
+    """Beginnings of the texts that were held out of the training."""
+    record = run.record("train_qat") if run else None
+    if record is None:
+        return ()
+    texts = record.table("heldout")["text"]
+    return tuple(text[:PROBE_CHARACTERS] for text in texts[:PROBES] if text.strip())
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--probes {shown(path)}: {error}") from None
+    if not (found := tuple(line for line in lines if line.strip())):
+        raise ConfigError(f"--probes {shown(path)} has no prompt", allowed="a prompt a line")
+    return found
 
 
 def _served_run(folders: Sequence[Path | str]) -> Run | None:

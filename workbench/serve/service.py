@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from workbench.serve.canary import Canary
 
 Result = TypeVar("Result")
+STICKY_HEADER = "x-workbench-session"
+"""Requests with the same value go to the same arm."""
 
 
 @dataclass
@@ -38,7 +40,8 @@ class Service:
     context: tokens a request may have, prompt and output together. route_token: what an order to
     change the route must carry; None asks for none. processes: arm -> the process that runs it,
     where it has one. faults: whether orders to fail are taken, in a drill. canary: what lets the
-    candidate's share grow. draining: it is about to stop. api_key: what clients must send; None
+    candidate's share grow. sticky_user: a request's ``user`` stays with an arm. draining: it is
+    about to stop. api_key: what clients must send; None
     asks for none. max_body_bytes: None takes what a request of ``context`` tokens needs.
     """
 
@@ -51,6 +54,7 @@ class Service:
     processes: Mapping[str, ArmProcess] = field(default_factory=dict)
     faults: bool = False
     canary: Canary | None = None
+    sticky_user: bool = False
     draining: bool = False
     api_key: str | None = None
     max_body_bytes: int | None = None
@@ -83,6 +87,14 @@ class Service:
                 found[name] = psutil.Process(pid).memory_info().rss
         return found
 
+    def key(self, request: Request, body: Any) -> str | None:
+        """Of a client that stays with one arm while the weight does: by its header, or by its
+        ``user`` where the server was told so. None: each request for itself."""
+        if given := request.headers.get(STICKY_HEADER):
+            return given
+        user = body.get("user") if self.sticky_user and isinstance(body, dict) else None
+        return user if isinstance(user, str) and user else None
+
     def pinned(self, model: str | None) -> str | None:
         """The arm that a request's ``model`` asks for; None leaves it to the route."""
         if model is None or model == self.model:
@@ -99,10 +111,17 @@ class Service:
         )
 
 
-def routed_request(service: Service, wanted: Any, pinned: str | None) -> RoutedRequest:
-    """Give a request to the router. Raises ApiError where it has no place or no arm for it."""
+def routed_request(
+    service: Service,
+    wanted: Any,
+    pinned: str | None,
+    key: str | None = None,
+    kind: Hashable = None,
+) -> RoutedRequest:
+    """Give a request to the router. key: of a client that stays with an arm. kind: see
+    :meth:`Router.submit`. Raises ApiError where it has no place or no arm for it."""
     try:
-        routed = service.router.submit(wanted, pinned)
+        routed = service.router.submit(wanted, pinned, key=key, kind=kind)
         access.note(routed)
         return routed
     except QueueFull as full:

@@ -12,6 +12,16 @@ from workbench.serve.endpoint import Endpoint
 from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
 from workbench.serve.rollback_rule import RollbackRule
 
+SHORT_TOKENS = 64
+"""A request that wants more output is a long one."""
+SLOTS_A_SHORT_ONE = 4
+"""An arm has a slot more for short requests alone for so many slots, and at least one."""
+
+
+def fair_slots(slots: int) -> int:
+    """Slots for short requests besides ``slots``, so that none waits for the end of long ones."""
+    return max(1, slots // SLOTS_A_SHORT_ONE)
+
 
 @dataclass(frozen=True)
 class UpstreamSpec:
@@ -44,13 +54,16 @@ class ServeSpec:
     fallback: the arm that the way back leads to.
     route: the arm that answers at first, weight: its share of the requests. model: the name
     under which the route answers.
-    slots: requests that run together in each arm. queue: requests that may wait.
+    slots: requests that run together in each arm; short_slots: besides, for those of at most
+    ``short_tokens`` output alone. queue: requests that may wait.
     context: tokens of prompt and output together; None takes what the models were made for.
-    threads: of each arm, 0 for all usable cores. hold_s, batch_wait_s, short_tokens,
-    kept_slots, deadline_s, on_lost_stream: see :class:`Router`. silence_s, step_s: see :mod:`.arm`.
+    threads: of each arm, 0 for all usable cores. hold_s, batch_wait_s,
+    deadline_s, on_lost_stream: see :class:`Router`. silence_s, step_s: see :mod:`.arm`.
     drain_notice_s: before it stops to listen, ``/ready`` says so that long. faults: a drill may
-    order arms to fail. canary: how the route's share grows from ``weight``. front: how it meets
-    its clients. meters: the pilot's section, whose energy it counts; None counts none.
+    order arms to fail. canary: how the route's share grows from ``weight``. sticky_user: all
+    requests of a ``user`` go to one arm while the weight stays. probes: prompts that both arms of
+    a canary are asked at intervals. front: how it meets its clients. meters: the pilot's section,
+    whose energy it counts; None counts none.
     """
 
     arms: dict[str, Path]
@@ -68,8 +81,8 @@ class ServeSpec:
     batch_wait_s: float = 0.0
     rule: RollbackRule | None = None
     weight: float = 1.0
-    short_tokens: int | None = None
-    kept_slots: int = 0
+    short_tokens: int = SHORT_TOKENS
+    short_slots: int = 0
     deadline_s: float | None = 600.0
     on_lost_stream: Literal["end", "continue"] = "end"
     silence_s: float = 10.0
@@ -80,6 +93,13 @@ class ServeSpec:
     canary: CanaryPlan | None = None
     front: FrontOptions = DEFAULT_FRONT
     meters: dict[str, Any] | None = None
+    sticky_user: bool = False
+    probes: tuple[str, ...] = ()
+
+    @property
+    def all_slots(self) -> int:
+        """Of each arm."""
+        return self.slots + self.short_slots
 
     def save(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -93,6 +113,7 @@ class ServeSpec:
             canary = CanaryPlan(**(canary | {"steps": tuple(canary["steps"])}))
         return cls(
             arms=arms,
+            probes=tuple(fields.pop("probes")),
             rule=RollbackRule(**rule) if rule else None,
             canary=canary,
             front=FrontOptions(**fields.pop("front")),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ GATEWAY = (502, 503, 504)
 LOOKS = 2
 """Looks at its health that fail in a row before an upstream is out."""
 PASSED_HEADERS = ("content-type", "retry-after", "x-request-id")
+NO_NUMBER = re.compile(rb"[:\[,]\s*-?(NaN|Infinity)\s*[,\]}]")
+"""In an answer's JSON, as many servers write a log-probability that is no number."""
+AT_LIMIT = re.compile(rb'"finish_reason"\s*:\s*"length"')
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ class Refusal:
 @dataclass(eq=False)
 class PassedOn:
     """A request at an upstream. content_type: of its answer, once that has begun. refusal: where it
-    was answered with an error. declared: the stream itself has told its client of the error."""
+    was answered with an error. declared: the stream itself has told its client of the error.
+    answer_tokens: by the upstream's own count, or its events, or a whole answer's bytes.
+    not_finite: the answer has a number that is none."""
 
     request: PassedRequest
     on_token: Callable[[bytes], None]
@@ -66,6 +72,8 @@ class PassedOn:
     refusal: Refusal | None = None
     declared: bool = False
     pieces: int = 0
+    answer_tokens: int = 0
+    not_finite: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -76,6 +84,8 @@ class PassedOn:
 
     def piece(self, piece: bytes) -> None:
         self.pieces += 1
+        self.answer_tokens += 1
+        self.not_finite = self.not_finite or NO_NUMBER.search(piece) is not None
         self.on_token(piece)
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
@@ -174,20 +184,24 @@ class Upstream:
                 return
             passed.content_type = answer.headers.get("content-type", "application/json")
             if not passed.request.stream:
-                passed.piece(await answer.aread())
-                passed.end("stop")
+                whole = await answer.aread()
+                passed.piece(whole)
+                said = _object(whole)
+                passed.answer_tokens = _counted(said) or len(whole)
+                passed.end("length" if _at_limit(said) else "stop")
                 return
-            last = b""
+            last, limited = b"", False
             async for event in _events(answer.aiter_bytes()):
                 if event.strip() == b"data: [DONE]" or event.strip() == b"data:[DONE]":
-                    passed.end("stop")
+                    passed.end("length" if limited else "stop")
                     return
                 passed.piece(event)
+                limited = limited or AT_LIMIT.search(event) is not None
                 last = event
         said = _said(last)
         passed.declared = "error" in said
         if any(choice.get("finish_reason") for choice in said.get("choices") or ()):
-            passed.end("stop")
+            passed.end("length" if limited else "stop")
         else:
             passed.end("error", str(said.get("error") or "the upstream's stream broke off"))
 
@@ -238,7 +252,24 @@ def _said(event: bytes) -> dict[str, Any]:
     data = b"".join(
         line.removeprefix(b"data:") for line in event.splitlines() if line.startswith(b"data:")
     )
+    return _object(data)
+
+
+def _object(text: bytes) -> dict[str, Any]:
     with suppress(ValueError):
-        said = json.loads(data)
+        said = json.loads(text)
         return said if isinstance(said, dict) else {}
     return {}
+
+
+def _counted(said: dict[str, Any]) -> int | None:
+    """Output tokens, where the answer says how many."""
+    usage = said.get("usage")
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def _at_limit(said: dict[str, Any]) -> bool:
+    choices = said.get("choices")
+    given = choices if isinstance(choices, list) else []
+    return any(isinstance(each, dict) and each.get("finish_reason") == "length" for each in given)

@@ -35,11 +35,35 @@ class Rule(Section):
     ttft_s: Positive | None = Field(
         None,
         description="a first token later than this is late: after the arrival, or after the start "
-        "while the hybrid answers everything; null: only errors count, s",
+        "while the hybrid answers everything; null: one later than `slower` times what is usual of "
+        "the other arm, while both answer, s",
     )
+    tpot_s: Positive | None = Field(
+        None, description="the same of a token after the first, on average, s"
+    )
+    e2e_s: Positive | None = Field(None, description="the same of a whole answer, s")
+    slower: float = Field(1.5, gt=1, le=100, description="times what is usual, then it is late")
     max_slow_share: Share = Field(
-        0.10, description="by which its share of late requests may exceed the other's"
+        0.10,
+        description="by which its share of requests with a late first token, with slow tokens, "
+        "and of late answers may exceed the other's, each of the three",
     )
+    max_length_share: Share = Field(
+        0.15,
+        description="by which its share of answers shorter than half of what is usual, and of "
+        "those longer than twice that or cut at their limit, may exceed the other's",
+    )
+    max_disagreement: Share = Field(
+        0.4,
+        description="share of an answer that full precision would not say, more than of its own "
+        "answers, of requests that both answer (`canary.compared_share`)",
+    )
+    unlikely_nats: Positive = Field(
+        1.0,
+        description="an answer is unlikely when full precision gives it so much less "
+        "log-likelihood a token than its own answer",
+    )
+    max_unlikely_share: Share = Field(0.2, description="share of such answers that may be")
     false_alarms: float = Field(
         0.05,
         gt=0,
@@ -58,6 +82,16 @@ class CanarySteps(Section):
     step_s: Positive = Field(300.0, description="a step lasts at least so long, s")
     step_requests: Count = Field(
         100, description="requests of the hybrid's that end in a step, at least"
+    )
+    compared_share: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="share of the requests that both arms answer, outside the client's wait, to "
+        "compare what they say; 0 compares none",
+    )
+    probe_s: Seconds = Field(
+        60.0, description="so often a held-out text is begun by both and compared, s"
     )
 
     @field_validator("steps")
