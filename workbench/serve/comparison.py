@@ -115,6 +115,10 @@ class Comparisons:
             self.given_up += 1
             log.debug("a pair was given up: %s", error)
             return
+        except Exception:  # whatever an answer may hold: the next pair is another one
+            self.given_up += 1
+            log.exception("a pair of answers could not be compared")
+            return
         self.count += 1
         if self._wanted():  # it may have gone back meanwhile
             for name, value in found.items():
