@@ -8,6 +8,7 @@
 # make golden write the losses of tests/golden anew, after a change that is meant to move them
 # make energy     what is recovered of known energies through late and averaged meters
 # make calibrate  how often the intervals and gates are right, by simulation: docs/measuring.md
+# make soak    200 and 500 streams for ten minutes each, an overload, 20,000 switches: docs/serving.md
 # make fuzz    the native kernels under AddressSanitizer and UBSan; FUZZ_SECONDS=60
 # make sanitize  the Triton kernels under NVIDIA's compute-sanitizer (a GPU machine)
 # make lint    ruff (rules and layout) and mypy
@@ -22,6 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 unexport PYTHONDONTWRITEBYTECODE
 PILOT ?= pilots/quickstart.yaml
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 600
 # Two processes, a file of tests to each at a time (its tests share what they train), in order:
 # the longest files come before the last ones. The ten slowest tests are printed.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
@@ -29,7 +31,8 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 # Threads that wait must not starve those that work; see workbench/__init__.py.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: pilot test test-slow lab smoke smollm2 browser golden calibrate energy fuzz sanitize lint clean
+.PHONY: pilot test test-slow lab smoke smollm2 browser golden calibrate energy soak fuzz sanitize lint \
+  clean
 
 pilot: .venv/ready
 	@$(BIN)/workbench run $(PILOT)
@@ -75,6 +78,9 @@ energy: .venv/ready-for-tests
 calibrate: .venv/ready
 	@$(BIN)/python -m workbench.measure.calibrate
 	@$(BIN)/python -m workbench.serve.rollback_simulation
+
+soak: .venv/ready-for-tests
+	@$(BIN)/python tests/serve/soak.py --seconds $(SOAK_SECONDS)
 
 fuzz: .venv/ready-for-tests
 	@$(BIN)/python -m ternary_kernels.fuzz --seconds $(FUZZ_SECONDS)

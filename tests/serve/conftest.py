@@ -217,6 +217,10 @@ class _listening:
 
     def _run(self) -> None:
         self.loop.run_until_complete(self._server.serve(sockets=[self._socket]))
+        # What a client has left unread would keep its socket open beyond the loop.
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
+        self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
 
     def __enter__(self) -> _listening:

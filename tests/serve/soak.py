@@ -1,0 +1,371 @@
+"""Hundreds of streams for minutes, an overload, thousands of switches: a server of real arms.
+
+Run: ``python tests/serve/soak.py [--seconds 600] [--streams 200 500] [--out FILE]``, or
+``make soak``. Prints a JSON line for each; docs/results/serving.jsonl has those of a release.
+
+- *streams*: so many clients, each with a stream open all the time, while the route changes every
+  second. Right: no error, nothing cut, no growth of memory.
+- *overload*: three times what the server can do. Right: accepted requests keep their target, the
+  others are answered 429 with the time after which the queue of that moment is empty.
+- *switches*: 20,000 changes of the route, one every four seconds of a day. Right: no growth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.data.document import Document
+from workbench.data.tokenizer import train_tokenizer
+from workbench.machine.cpu import cpu
+from workbench.machine.environment import git_state
+from workbench.machine.memory import process_tree_bytes
+from workbench.model.build import build_model
+from workbench.pilot.sections.model import Model
+from workbench.serve.kept_route import TOKEN_HEADER
+from workbench.serve.process import ServerProcess, server_process
+from workbench.serve.spec import ServeSpec
+from workbench.ternary.packed import save_packed
+from workbench.ternary.post_training import ternarize_post_training
+
+CONTEXT, PROMPT = 128, 16
+SWITCHES = 20_000
+SLO_TTFT_S = 5.0
+"""Of the overload: its slots and queue are made so that a full one drains within it."""
+MB = 1e6
+
+
+@dataclass
+class Seen:
+    """first_s, gap_s: first tokens and gaps between pieces, s. errors: sentences."""
+
+    requests: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    failed_without_token: int = 0
+    first_s: list[float] = field(default_factory=list)
+    worst_gap_s: float = 0.0
+    errors: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """status 0: no answer. first_s: from the send to the first piece."""
+
+    status: int
+    tokens: int
+    first_s: float | None
+    worst_gap_s: float
+    error: str | None = None
+    retry_after_s: float | None = None
+
+
+class Client:
+    """One connection, kept, and opened again after an error."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._at = server.ready.host, server.ready.port
+        self._token = server.token
+        self._pair: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, path: str, body: dict[str, Any]) -> Reply:
+        try:
+            return await self._post(path, json.dumps(body).encode())
+        except (OSError, asyncio.IncompleteReadError, ValueError, IndexError) as error:
+            self.close()
+            return Reply(0, 0, None, 0.0, f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        if self._pair:
+            self._pair[1].close()
+            self._pair = None
+
+    async def _post(self, path: str, body: bytes) -> Reply:
+        if self._pair is None:
+            self._pair = await asyncio.open_connection(*self._at)
+        reader, writer = self._pair
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+            f"{TOKEN_HEADER}: {self._token}\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        began = time.monotonic()
+        writer.write(head.encode() + body)
+        status = int((await reader.readline()).split()[1])
+        headers: dict[bytes, bytes] = {}
+        while (line := await reader.readline()).strip():
+            name, _, value = line.partition(b":")
+            headers[name.lower()] = value.strip()
+        if b"content-length" in headers:
+            text = await reader.readexactly(int(headers[b"content-length"]))
+            again = headers.get(b"retry-after")
+            error = None if status == 200 else text[:200].decode(errors="replace")
+            return Reply(status, 0, None, 0.0, error, float(again) if again else None)
+        return await _read_stream(reader, status, began)
+
+
+async def _read_stream(reader: asyncio.StreamReader, status: int, began: float) -> Reply:
+    first_s, latest, worst_s, tokens, error = None, began, 0.0, 0, None
+    while (line := await reader.readline()) != b"0\r\n":
+        if not line:
+            raise ValueError("the answer broke off")
+        if not line.startswith(b"data: {"):
+            continue
+        now = time.monotonic()
+        if first_s is None:
+            first_s = now - began
+        else:
+            worst_s = max(worst_s, now - latest)
+        latest = now
+        said = json.loads(line[6:])
+        error = error or ("error" in said and json.dumps(said["error"])) or None
+        ended = any(choice["finish_reason"] for choice in said.get("choices", ()))
+        tokens += "error" not in said and not ended
+    await reader.readline()
+    return Reply(status, tokens, first_s, worst_s, error)
+
+
+class Memory:
+    """Of the server and all of its processes, bytes, every second."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid, self.samples = pid, list[tuple[float, int]]()
+
+    async def watch(self) -> None:
+        while True:
+            held = await asyncio.to_thread(process_tree_bytes, self._pid)
+            self.samples.append((time.monotonic(), held))
+            await asyncio.sleep(1.0)
+
+    def growth_mb(self) -> float:
+        """Median of the last tenth above that of the second one: the first one warms caches up."""
+        held = [held for _, held in self.samples]
+        tenth = max(1, len(held) // 10)
+        return (statistics.median(held[-tenth:]) - statistics.median(held[tenth : 2 * tenth])) / MB
+
+    def latest_mb(self) -> float:
+        return self.samples[-1][1] / MB
+
+
+@asynccontextmanager
+async def _watched(server: ServerProcess) -> AsyncIterator[Memory]:
+    memory = Memory(server.process.pid)
+    watching = asyncio.create_task(memory.watch())
+    try:
+        yield memory
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+
+def arms_in(folder: Path) -> dict[str, Path]:
+    """A full-precision model and a ternary one, of a million weights and random."""
+    text = "def f(x):\n    return x  # a line of code\n" * 40
+    tokenizer = train_tokenizer([Document("one", "soak", text)], 300)
+    section = Model(preset="tiny-1m")
+    for seed, name in enumerate(("full_precision", "hybrid")):
+        model = build_model(section, len(tokenizer), CONTEXT, seed)
+        if name == "full_precision":
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+        else:
+            made = ternarize_post_training(model, section.policy)
+            save_packed(model, folder / name, made.precisions, made.threshold, tokenizer)
+    return {name: folder / name for name in ("full_precision", "hybrid")}
+
+
+def spec_of(arms: dict[str, Path], **fields: Any) -> ServeSpec:
+    fixed = {"fallback": "full_precision", "route": "hybrid", "weight": 0.5, "threads": 1}
+    return ServeSpec(arms, **{**fixed, "context": CONTEXT, "hold_s": 0.0, **fields})
+
+
+async def _one_stream(client: Client, seen: Seen, rng: random.Random, end_s: float) -> None:
+    while time.monotonic() < end_s:
+        wanted = rng.randint(16, 64)
+        prompt = [rng.randrange(5, 250) for _ in range(PROMPT)]
+        fields = {"prompt": prompt, "max_tokens": wanted, "stream": True, "ignore_eos": True}
+        reply = await client.post("/v1/completions", fields)
+        seen.requests += 1
+        seen.tokens += reply.tokens
+        if reply.first_s is not None:
+            seen.first_s.append(reply.first_s)
+            seen.worst_gap_s = max(seen.worst_gap_s, reply.worst_gap_s)
+        if reply.error:
+            seen.errors.append(f"HTTP {reply.status}: {reply.error}")
+            seen.failed_without_token += reply.tokens == 0
+        seen.truncated += 0 < reply.tokens < wanted
+    client.close()
+
+
+async def _switching(server: ServerProcess, end_s: float) -> int:
+    client, done = Client(server), 0
+    orders = [("hybrid", 1.0), ("full_precision", 1.0), ("hybrid", 0.5)]
+    while time.monotonic() < end_s:
+        arm, weight = orders[done % 3]
+        order = {"arm": arm, "weight": weight, "force": True}
+        reply = await client.post("/workbench/route", order)
+        assert reply.status == 200, reply
+        done += 1
+        await asyncio.sleep(1.0)
+    client.close()
+    return done
+
+
+async def streams(server: ServerProcess, count: int, seconds: float) -> dict[str, Any]:
+    """``count`` streams for ``seconds``; a row."""
+    seen, end_s = Seen(), time.monotonic() + seconds
+    async with _watched(server) as memory:
+        switching = asyncio.create_task(_switching(server, end_s))
+        rngs = map(random.Random, range(count))
+        await asyncio.gather(*(_one_stream(Client(server), seen, rng, end_s) for rng in rngs))
+        switches = await switching
+    return {
+        "name": "soak", "way": "streams", "streams": count, "seconds": seconds,
+        "requests": seen.requests, "tokens": seen.tokens, "switches": switches,
+        "failed_without_token": seen.failed_without_token, "truncated": seen.truncated,
+        "errors": len(seen.errors), "first_error": seen.errors[0] if seen.errors else None,
+        "p50_ms": 1e3 * float(np.quantile(seen.first_s, 0.5)),
+        "p99_ms": 1e3 * float(np.quantile(seen.first_s, 0.99)),
+        "worst_gap_ms": 1e3 * seen.worst_gap_s,
+        "memory_mb": memory.latest_mb(), "memory_growth_mb": memory.growth_mb(),
+    }  # fmt: skip
+
+
+async def overload(
+    server: ServerProcess, seconds: float, slots: int, step_s: float
+) -> dict[str, Any]:
+    """Three times the rate that ``slots`` can do with steps of ``step_s``; a row."""
+    slow = {"arm": "hybrid", "fault": "slow_steps", "seconds": step_s}
+    assert (await Client(server).post("/workbench/drill", slow)).status == 200
+    tokens = 16
+    rate = 3 * slots / (tokens * step_s)
+    first_at: list[tuple[float, float]] = []
+    refused: list[tuple[float, float]] = []
+    errors: list[str] = []
+    fields = {"prompt": [5] * PROMPT, "max_tokens": tokens, "stream": True, "ignore_eos": True}
+
+    async def ask() -> None:
+        client, at = Client(server), time.monotonic()
+        reply = await client.post("/v1/completions", fields)
+        client.close()
+        if reply.status == 429 and reply.retry_after_s is not None:
+            refused.append((at, reply.retry_after_s))
+        elif reply.status == 200 and reply.first_s is not None and not reply.error:
+            first_at.append((at, reply.first_s))
+        else:
+            errors.append(f"HTTP {reply.status}: {reply.error}")
+
+    began, asked = time.monotonic(), []
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+        asked.append(asyncio.create_task(ask()))
+    await asyncio.gather(*asked)
+    waits = [first for _, first in first_at]
+    # Of the requests that were there when one was refused, when the last one began.
+    empty_s = [
+        (max((at + first for at, first in first_at if at < then), default=then) - then, again)
+        for then, again in refused
+    ]
+    return {
+        "name": "soak", "way": "overload", "seconds": seconds, "requests": len(asked),
+        "refused": len(refused), "errors": len(errors),
+        "first_error": errors[0] if errors else None,
+        "slo_ttft_s": SLO_TTFT_S, "slo_met_share": sum(w <= SLO_TTFT_S for w in waits) / len(waits),
+        "p99_ms": 1e3 * float(np.quantile(waits, 0.99)),
+        "retry_after_s": statistics.median(again for _, again in refused),
+        "queue_empty_after_s": statistics.median(empty for empty, _ in empty_s),
+        "retry_after_too_short": sum(again < empty for empty, again in empty_s) / len(empty_s),
+    }  # fmt: skip
+
+
+async def switches(server: ServerProcess, count: int) -> dict[str, Any]:
+    """``count`` changes of the route, while some streams run; a row."""
+    seen, ended = Seen(), asyncio.Event()
+
+    async def stream(rng: random.Random) -> None:
+        client = Client(server)
+        while not ended.is_set():
+            await _one_stream(client, seen, rng, time.monotonic() + 0.5)
+
+    async with _watched(server) as memory:
+        running = [asyncio.create_task(stream(random.Random(k))) for k in range(8)]
+        client, began = Client(server), time.monotonic()
+        for number in range(count):
+            arm, weight = ("hybrid", 1.0) if number % 2 else ("full_precision", 1.0)
+            order = {"arm": arm, "weight": weight, "force": True, "reason": f"number {number}"}
+            reply = await client.post("/workbench/route", order)
+            assert reply.status == 200, reply
+        seconds = time.monotonic() - began
+        ended.set()
+        await asyncio.gather(*running)
+    return {
+        "name": "soak", "way": "switches", "switches": count, "seconds": seconds,
+        "requests": seen.requests, "failed_without_token": seen.failed_without_token,
+        "truncated": seen.truncated, "errors": len(seen.errors),
+        "first_error": seen.errors[0] if seen.errors else None,
+        "memory_mb": memory.latest_mb(), "memory_growth_mb": memory.growth_mb(),
+    }  # fmt: skip
+
+
+def soak(
+    counts: list[int], seconds: float, overload_s: float, switch_count: int,
+    tell: Callable[[dict[str, Any]], None],
+) -> None:  # fmt: skip
+    """Each of the three on a server of its own; ``tell`` is given the rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        arms = arms_in(Path(folder))
+        for count in counts:
+            wide = spec_of(arms, slots=count, queue=2 * count)
+            with server_process(wide, Path(folder)) as server:
+                tell(asyncio.run(streams(server, count, seconds)))
+        slots, step_s = 4, 0.05
+        # 16 tokens of 50 ms: 12 that wait for 4 slots are under way within 3 s.
+        narrow = spec_of(arms, slots=slots, queue=12, weight=1.0, faults=True)
+        with server_process(narrow, Path(folder)) as server:
+            tell(asyncio.run(overload(server, overload_s, slots, step_s)))
+        with server_process(spec_of(arms, slots=8), Path(folder)) as server:
+            tell(asyncio.run(switches(server, switch_count)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--streams", type=int, nargs="+", default=[200, 500])
+    parser.add_argument("--switches", type=int, default=SWITCHES)
+    parser.add_argument("--out", type=Path, help="the rows are added to it")
+    given = parser.parse_args()
+
+    def tell(row: dict[str, Any]) -> None:
+        about = {
+            "model": "tiny-1m, random", "machine": f"{cpu().model}, {os.cpu_count()} cores",
+            "load_average": os.getloadavg()[0], "commit": str(git_state()["commit"])[:7],
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        }  # fmt: skip
+        line = json.dumps({k: _short(v) for k, v in (row | about).items()})
+        print(line, flush=True)
+        if given.out:
+            with given.out.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    soak(given.streams, given.seconds, min(60.0, given.seconds), given.switches, tell)
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
