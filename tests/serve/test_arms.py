@@ -17,11 +17,13 @@ import psutil
 import pytest
 
 from workbench.load.planned import PlannedRequest
+from workbench.serve.canary import CanaryPlan
 from workbench.serve.client import load_processes
 from workbench.serve.drill import Drill
 from workbench.serve.endpoint import Endpoint
 from workbench.serve.kept_route import TOKEN_HEADER
 from workbench.serve.process import ServerProcess, server_process
+from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.spec import ServeSpec
 
 PROMPT = list(range(5, 25))
@@ -195,6 +197,40 @@ def test_a_stopped_arm_does_not_outlive_a_killed_server(arms, tmp_path) -> None:
         while any(psutil.pid_exists(pid) for pid in {*pids, arm} - {server.process.pid}):
             assert time.monotonic() < limit, "an orphan"
             time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("good", [True, False])
+def test_full_precision_reads_what_a_canary_answers(arms, tmp_path, good: bool) -> None:
+    """The same weights again arrive; another model's answers, as quick and as long, do not."""
+    plan = CanaryPlan((0.25, 1.0), step_s=0.2, step_requests=10, compared_share=1.0)
+    spec = ServeSpec(
+        {**arms, "hybrid": arms["full_precision"] if good else arms["hybrid"]},
+        fallback="full_precision",
+        route="hybrid",
+        weight=0.25,
+        slots=4,
+        threads=1,
+        context=64,
+        canary=plan,
+        rule=RollbackRule(slower=50.0),
+    )
+    over = ("arrived", "taken back")
+    asked = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    with (
+        server_process(spec, tmp_path) as server,
+        httpx.Client(base_url=server.address, trust_env=False, timeout=30) as client,
+    ):
+        for number in range(800):
+            prompt = [5 + number % 50, *range(7, 20)]
+            answer = client.post("/v1/completions", json={"prompt": prompt, **asked})
+            assert answer.status_code == 200
+            state = client.get("/workbench/route").json()
+            if state["canary"]["state"] in over:
+                break
+    assert state["canary"]["state"] == over[not good], state
+    if not good:
+        assert "of the answers differs" in (why := state["switches"][-1]["reason"]) or "nats" in why
 
 
 def test_no_door_to_faults_where_no_drill_opened_it(plain) -> None:
