@@ -25,7 +25,8 @@ def small_case(**changes) -> Case:
         "peak_over_mean": Quantity(1.0, "measured"), "discount_rate": Quantity(0.08, "assumed"),
         "resale_share": Quantity(0.2, "assumed"), "price.server": Quantity(10_000.0, "assumed"),
         "per_year.server": Quantity(0.0, "assumed"), "once.training": Quantity(1_000.0, "assumed"),
-        "kwh.training": Quantity(0.0, "assumed"),
+        "kwh.training": Quantity(0.0, "assumed"), "hours.training": Quantity(0.0, "measured"),
+        "per_hour.training": Quantity(0.0, "assumed"),
     }  # fmt: skip
     for arm, seconds in (("full_precision", 2.0), ("ternary", 1.0)):
         numbers[f"request_s.{arm}"] = Quantity(

@@ -58,6 +58,55 @@ def test_a_year_to_the_cent(make_case) -> None:
     assert round(float(ternary["per_accepted_answer"]), 6) == 0.000600
 
 
+def test_a_served_load_s_energy_to_the_cent(make_case) -> None:
+    """Served, a request of full precision takes 2 s x (1,000 - 400) W = 1,200 J above the 400 W of
+    the idle machine, ternary's 600 J: the same year as by machine time. At 900 J instead ternary's
+    work is 0.9 kW, its fleet draws 0.8 + 0.9 = 1.7 kW, 1.1 less than 2.8; 1.1 x 1.1 x 8,760 h less
+    than 36,792 kWh are 26,192.40, for 5,238.48. Its prompts took 0.6 of the time and 0.25 of the
+    energy: of 17,617.23, (17,617.23 - 5,238.48) x 0.6 + 5,238.48 x 0.25 = 8,736.87 for 31,536
+    million input tokens is 0.2770 a million; 8,880.36 for 3,153.6 million of output 2.8159."""
+    served = make_case()
+    numbers = {n: q for n, q in served.numbers.items() if not n.startswith(("power_", "idle_"))}
+    for arm, joules in (("full_precision", 1200.0), ("ternary", 600.0)):
+        numbers[f"work_j.{arm}"] = Quantity(joules, "measured", "J", "", joules - 60, joules + 60)
+        numbers[f"idle_w.{arm}"] = Quantity(400.0, "measured", "W")
+    served = replace(served, numbers=numbers)
+    for arm, figures in evaluate(make_case()).items():
+        for name, value in figures.items():
+            assert evaluate(served)[arm][name] == pytest.approx(value), (arm, name)
+    split = replace(served, arms=(served.arms[0], replace(served.arms[1], prefill_energy=0.25)))
+    ternary = evaluate(split, {"work_j.ternary": 900.0})["ternary"]
+    assert (cents(ternary["energy_kwh"]), cents(ternary["energy"])) == (26_192.40, 5_238.48)
+    assert round(float(ternary["per_1m_input_tokens"]), 4) == 0.2770
+    assert round(float(ternary["per_1m_output_tokens"]), 4) == 2.8159
+    result = what_if(served, draws=200)
+    energy = result.figure("ternary", "energy_j_per_request")
+    assert "work_j.ternary" in numbers_of(served, "ternary", "energy_j_per_request")
+    assert energy.lo is not None and energy.lo < 1_400 < energy.hi
+
+
+def test_training_is_paid_once_by_the_arm_that_was_trained(make_case) -> None:
+    """4,000 h at 2.50 are 10,000, 3,500 kWh x PUE 1.5 x 0.20 1,050; with 1,000 in all 12,050."""
+    bought = {"hours.training": 4_000.0, "per_hour.training": 2.5, "kwh.training": 3_500.0}
+    case = make_case()
+    assert cents(evaluate(case, bought)["ternary"]["one_off"]) == 12_050.00
+    assert evaluate(case, bought)["full_precision"]["one_off"] == 0
+    untrained = replace(case, arms=(case.arms[0], replace(case.arms[1], trained=False)))
+    assert evaluate(untrained, bought)["ternary"]["one_off"] == 0
+
+
+def test_the_warm_fallback_stands_all_year_to_the_cent(make_case) -> None:
+    """One more server runs idle, at full precision's 0.4 kW: 0.4 kW x 1.1 (the slope) x 8,760 h x
+    0.20 = 770.88 a year. Of the four that are held it is one, so nothing more is bought; where the
+    freed ones are sold it is kept for 10,000 x 0.301921 = 3,019.21 a year."""
+    kept = what_if(make_case(fleet=FleetRules(warm_fallback_servers=1)), draws=10)
+    assert cents(kept.figure("ternary", "fallback").value) == 770.88
+    rules = FleetRules(warm_fallback_servers=1, freed_is_sold=True)
+    sold = what_if(make_case(fleet=rules), draws=10)
+    assert cents(sold.figure("ternary", "fallback").value) == cents(770.88 + 3_019.21)
+    assert not [f for f in what_if(make_case(), draws=10).figures if f.name == "fallback"]
+
+
 def test_what_the_change_pays_to_the_cent(make_case) -> None:
     """1,000 now, 2,698.08 after each of four years: 2,698.08 / 0.301921 - 1,000 = 7,936.38, back
     after 1,000 / 2,698.08 = 0.37 years. Sold, the two freed servers bring 0.2 x 20,000 = 4,000 at

@@ -68,7 +68,7 @@ def test_a_case_is_of_the_load_s_own_requests_and_metered_power(tmp_path, timed_
     assert case.arms[0].prefill_share == pytest.approx(5 / 9)
     assert case.numbers["idle_share.ternary"].value == pytest.approx(0.5)
     assert case.numbers["idle_share.ternary"].kind == "measured"
-    assert case.numbers["once.training"].value == 7_000
+    assert (case.numbers["once.training"].value, case.numbers["hours.training"].value) == (5e3, 100)
     # Without the fleet's rules all of it is measured but the requests a day.
     assert "metered, node" in case.numbers["power_w.ternary"].source
 

@@ -4,6 +4,10 @@ A :class:`Case` holds every number by name, each a :class:`~.quantity.Quantity` 
 known. :func:`evaluate` computes all figures from them and takes any of them anew, also as arrays:
 the sliders of notebook 06, the tornado and the Monte Carlo are the same function.
 
+Energy: a machine draws its idle power all year, and each request adds its work. Both are metered
+in the served load where that was (``idle_w``, ``work_j``), else the work is machine time x (power
+under load - idle power).
+
 Fleet: of a machine's time a request takes ``request_s``. Where the pilot names today's accelerators
 they are taken to carry the load at its peak in full precision, and an arm needs them in the ratio
 of what a request takes; else the need is the peak rate x request_s / utilisation. That is the fluid
@@ -29,21 +33,28 @@ from workbench.economics.year import YearBill, YearSums, year_bill
 from workbench.pilot.sections.cost import FleetRules, Item, OneOff
 
 DAY_S, YEAR_DAYS = 86_400.0, 365
+TRAINING = "training"
+"""One-off item that only a trained arm pays."""
 ROUNDING = 1e-9
 """A need that lies within this of a whole number takes no further machine."""
 
 
 @dataclass(frozen=True)
 class CaseArm:
-    """name: of the arm. prefill_share: of a request's machine time. once: items of the change."""
+    """name: of the arm. prefill_share: of a request's machine time that its prompt takes.
+    prefill_energy: of its energy; None takes that of the time. trained: whether it took a training,
+    which is paid for once."""
 
     name: str
     prefill_share: float
+    prefill_energy: float | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True)
 class Case:
-    """numbers: by name, for ``evaluate``; those of an arm end with its name: ``request_s.ternary``.
+    """numbers: by name, for ``evaluate``; those of an arm end with its name: ``request_s.ternary``,
+    and either ``work_j`` and ``idle_w`` or ``power_w`` and ``idle_share``.
 
     arms: full precision first. accelerators: of today, or None. prompt_tokens, output_tokens: of a
     request, means. has_power: whether the arms' power is known; without it there is no energy and
@@ -74,12 +85,14 @@ class Case:
 @dataclass(frozen=True)
 class Held:
     """Of one arm in one year. fluid, whole: accelerators. servers: with spares and, for another arm
-    than full precision, the warm fallback: those that run. held: those that are paid for."""
+    than full precision, the warm fallback: those that run. held: those that are paid for. fallback:
+    servers of the warm fallback among those that run."""
 
     fluid: Any
     whole: Any
     servers: Any
     held: Any
+    fallback: int = 0
 
 
 Numbers = Mapping[str, Any]
@@ -133,7 +146,7 @@ def _fleets(case: Case, arm: str, values: Numbers, growth: list[Any]) -> list[He
         servers = _servers(case, fluid) + rules.spare_servers + fallback
         sells = rules.freed_is_sold and year == 0
         held = servers if sells else np.maximum(held, servers)
-        years.append(Held(fluid, np.ceil(fluid - ROUNDING), servers, held))
+        years.append(Held(fluid, np.ceil(fluid - ROUNDING), servers, held, fallback))
     return years
 
 
@@ -158,7 +171,7 @@ def _money_figures(
     own, full = fleets[arm.name], fleets[case.baseline]
     years, years0 = all_years[arm.name], all_years[case.baseline]
     rate = values["discount_rate"]
-    once = _once(case, arm.name, values)
+    once = _once(case, arm, values)
     capital = sum(
         _count(case, item, own[0].held, years[0].it_peak_kw) * values[f"price.{item.name}"]
         * annuity(rate, item.life_y, item.residual) for item in case.items
@@ -166,6 +179,9 @@ def _money_figures(
     bill, running = years[0].bill, years[0].running
     annual = capital + running + bill.energy + bill.demand + once * annuity(rate, case.horizon_y)
     requests = values["requests_per_day"] * YEAR_DAYS
+    power = bill.energy + bill.demand
+    energy_share = arm.prefill_share if arm.prefill_energy is None else arm.prefill_energy
+    prompts = (annual - power) * arm.prefill_share + power * energy_share
     figures = {
         "energy_kwh": bill.kwh,
         "energy_j_per_request": years[0].it_kwh * 3.6e6 / requests,
@@ -176,10 +192,9 @@ def _money_figures(
         "one_off": once,
         "year": annual,
         "per_1k_requests": 1e3 * annual / requests,
-        "per_1m_input_tokens": 1e6 * annual * arm.prefill_share / (requests * case.prompt_tokens),
-        "per_1m_output_tokens": 1e6 * annual * (1 - arm.prefill_share)
-        / (requests * case.output_tokens),
-    }  # fmt: skip
+        "per_1m_input_tokens": 1e6 * prompts / (requests * case.prompt_tokens),
+        "per_1m_output_tokens": 1e6 * (annual - prompts) / (requests * case.output_tokens),
+    }
     if f"accepted.{arm.name}" in values:
         figures["per_accepted_answer"] = annual / (requests * values[f"accepted.{arm.name}"])
     if arm.name != case.baseline:
@@ -215,14 +230,32 @@ def _year(case: Case, arm: str, values: Numbers, scale: Any, own: Held, full: He
 
 def _it_kw(case: Case, arm: str, values: Numbers, scale: Any, own: Held) -> tuple[Any, Any]:
     """(idle, busy) of the servers that run: what they draw all year, and what their work adds."""
-    power_kw = values[f"power_w.{arm}"] / 1e3
-    idle_kw = values[f"idle_share.{arm}"] * power_kw
+    idle_kw = _idle_kw(arm, values)
     machines = own.servers * case.fleet.per_server
-    busy = values["requests_per_day"] * scale / DAY_S * values[f"request_s.{arm}"]
-    busy = np.minimum(busy, machines)
+    rate = values["requests_per_day"] * scale / DAY_S
+    busy = rate * values[f"request_s.{arm}"]
+    # Machines cannot be busier than all the time.
+    carried = np.minimum(busy, machines) / busy
     drawing = [item for item in case.items if item.watts]
     always = sum(item.watts * _count(case, item, own.servers, 0.0) for item in drawing) / 1e3
-    return machines * idle_kw + always, busy * (power_kw - idle_kw)
+    if own.fallback:  # they hold the model in full precision
+        more_kw = _idle_kw(case.baseline, values) - idle_kw
+        always = always + own.fallback * case.fleet.per_server * more_kw
+    return machines * idle_kw + always, rate * carried * _work_kj(arm, values)
+
+
+def _idle_kw(arm: str, values: Numbers) -> Any:
+    if (name := f"idle_w.{arm}") in values:
+        return values[name] / 1e3
+    return values[f"idle_share.{arm}"] * values[f"power_w.{arm}"] / 1e3
+
+
+def _work_kj(arm: str, values: Numbers) -> Any:
+    """Of a request, above what the idle machine draws."""
+    if (name := f"work_j.{arm}") in values:
+        return values[name] / 1e3
+    power_kw = values[f"power_w.{arm}"] / 1e3
+    return values[f"request_s.{arm}"] * (power_kw - _idle_kw(arm, values))
 
 
 def _count(case: Case, item: Item, servers: Any, peak_kw: Any) -> Any:
@@ -239,13 +272,19 @@ def _count(case: Case, item: Item, servers: Any, peak_kw: Any) -> Any:
     return item.count
 
 
-def _once(case: Case, arm: str, values: Numbers) -> Any:
+def _once(case: Case, arm: CaseArm, values: Numbers) -> Any:
     """What the change costs, once; full precision is where the fleet is already."""
-    if arm == case.baseline:
+    if arm.name == case.baseline:
         return np.asarray(0.0)
     price = case.sums.p / case.sums.n * (1 + case.sums.vat) * values["price_scale"]
-    kwh = sum(values[f"kwh.{item.name}"] for item in case.one_off)
-    return sum(values[f"once.{item.name}"] for item in case.one_off) + kwh * values["pue"] * price
+    paid: Any = np.asarray(0.0)
+    for item in case.one_off:
+        if item.name == TRAINING and not arm.trained:
+            continue
+        work = values[f"hours.{item.name}"] * values[f"per_hour.{item.name}"]
+        energy = values[f"kwh.{item.name}"] * values["pue"] * price
+        paid = paid + values[f"once.{item.name}"] + work + energy
+    return paid
 
 
 def _flows(

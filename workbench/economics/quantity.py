@@ -33,3 +33,13 @@ def weakest(kinds: Iterable[MetricKind]) -> MetricKind:
     'derived'
     """
     return max(("derived", *kinds), key=STRENGTH.index)
+
+
+def combined(kinds: Iterable[MetricKind]) -> MetricKind:
+    """The weakest of parts of one measurement, which stays measured where each part is.
+
+    >>> combined(["measured", "measured"]), combined(["measured", "modelled"])
+    ('measured', 'modelled')
+    """
+    kinds = list(kinds)
+    return "measured" if set(kinds) <= {"measured"} else weakest(kinds)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.economics.case import ROUNDING, Case, evaluate
+from workbench.economics.case import ROUNDING, TRAINING, Case, evaluate
 from workbench.economics.quantity import Quantity, weakest
 from workbench.records.metric import MetricKind
 
@@ -89,41 +89,70 @@ def what_if(
     own. Raises KeyError for a change that the case does not know.
     """
     changed = replace(case, numbers=_changed(case.numbers, changes or {}))
-    values = evaluate(changed)
+    ends = {} if case.no_power else _turned(changed, uncertainty)
     drawn = _drawn(changed, draws, seed)
-    spread = evaluate(changed, drawn) if drawn else {}
+    columns = _columns(changed, ends, drawn, draws)
+    values = evaluate(changed, columns)
+    first = 1 + 2 * len(ends)
+    fallback = _fallback(changed, values)
     figures = tuple(
-        _figure(changed, arm, name, value, spread.get(arm, {}).get(name))
+        _figure(changed, arm, name, value, first)
         for arm, own in values.items()
-        for name, value in own.items()
+        for name, value in (own | fallback.get(arm, {})).items()
     )
-    return CaseResult(figures, () if case.no_power else tornado(changed, uncertainty))
+    return CaseResult(figures, _turns(changed, ends, values) if ends else ())
 
 
-def tornado(case: Case, uncertainty: float = 0.2) -> tuple[Turn, ...]:
-    """Each assumed number at both ends of its range, all else as it is."""
+def _columns(
+    case: Case, ends: Mapping[str, tuple[float, float]], drawn: Mapping[str, np.ndarray], draws: int
+) -> dict[str, np.ndarray]:
+    """Values of every number that moves, so that one evaluation answers all: the first column is
+    the case as it is, then each turned number at its ends, then the draws."""
+    length = 1 + 2 * len(ends) + (draws if drawn else 0)
+    moved = {}
+    for name in {*ends, *drawn}:
+        moved[name] = np.full(length, case.numbers[name].value)
+    for place, (name, of) in enumerate(ends.items()):
+        moved[name][1 + 2 * place : 3 + 2 * place] = of
+    for name, column in drawn.items():
+        moved[name][1 + 2 * len(ends) :] = column
+    return moved
+
+
+def _fallback(case: Case, values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the warm fallback costs a year: the year with it less the year without."""
+    if case.no_power or not case.fleet.warm_fallback_servers:
+        return {}
+    rules = case.fleet.model_copy(update={"warm_fallback_servers": 0})
+    without = evaluate(replace(case, fleet=rules))
+    return {
+        arm.name: {"fallback": np.ravel(values[arm.name]["year"])[0] - without[arm.name]["year"]}
+        for arm in case.arms[1:]
+    }
+
+
+def _turned(case: Case, uncertainty: float) -> dict[str, tuple[float, float]]:
+    """Of each assumed number the ends of its range, where it has one."""
     ranges = {
         name: _range(name, number, uncertainty)
         for name, number in case.numbers.items()
         if number.kind == "assumed"
     }
-    ranges = {name: ends for name, ends in ranges.items() if ends[0] != ends[1]}
-    names = list(ranges)
-    turned = {}
-    for place, name in enumerate(names):
-        column = np.full(2 * len(names), case.numbers[name].value)
-        column[2 * place : 2 * place + 2] = ranges[name]
-        turned[name] = column
-    if not names:
-        return ()
-    found = evaluate(case, turned)
-    base = found[case.baseline]["year"]
+    return {name: ends for name, ends in ranges.items() if ends[0] != ends[1]}
+
+
+def _turns(
+    case: Case, ends: Mapping[str, tuple[float, float]], values: Mapping[str, Mapping[str, Any]]
+) -> tuple[Turn, ...]:
+    """The saving of a year at the columns that :func:`_columns` gave the turned numbers."""
+    base, length = values[case.baseline]["year"], 1 + 2 * len(ends)
     turns = []
     for arm in case.arms[1:]:
-        saving = np.broadcast_to(base - found[arm.name]["year"], (2 * len(names),))
-        for place, name in enumerate(names):
-            low, high = (float(saving[2 * place + k]) for k in (0, 1))
-            turns.append(Turn(name, arm.name, *ranges[name], low, high))
+        saving = base - values[arm.name]["year"]
+        saving = np.broadcast_to(saving, (max(length, np.size(saving)),))
+        for place, name in enumerate(ends):
+            low, high = (float(saving[1 + 2 * place + k]) for k in (0, 1))
+            turns.append(Turn(name, arm.name, *ends[name], low, high))
     felt = [turn for turn in turns if turn.swing > ROUNDING * abs(float(np.max(base)))]
     return tuple(sorted(felt, key=lambda turn: -turn.swing))
 
@@ -140,13 +169,12 @@ def numbers_of(case: Case, arm: str, figure: str) -> list[str]:
         fleet.add(f"request_s.{full}")  # today's fleet is that of full precision
     if figure in FLEET:
         return sorted(fleet & set(case.numbers))
-    energy = {
-        name for of in {arm, full}
-        for name in (f"request_s.{of}", f"power_w.{of}", f"idle_share.{of}")
-    }  # fmt: skip
+    of_energy = ("request_s", "work_j", "idle_w", "power_w", "idle_share")
+    energy = {f"{name}.{of}" for of in {arm, full} for name in of_energy}
     energy |= {"requests_per_day", "pue", "pue_slope", "load_hours"}
     if figure == "energy_j_per_request":
-        own = {f"{n}.{arm}" for n in ("request_s", "power_w", "idle_share")}
+        of_arms = {arm, full} if case.fleet.warm_fallback_servers else {arm}
+        own = {f"{name}.{of}" for of in of_arms for name in of_energy}
         fleet.discard(f"request_s.{full}" if case.accelerators is None and arm != full else "")
         return sorted((fleet | own) & set(case.numbers))
     if figure in ("energy_kwh", "energy_saving_kwh"):
@@ -155,7 +183,7 @@ def numbers_of(case: Case, arm: str, figure: str) -> list[str]:
     if figure in ("energy", "demand", "energy_saving"):
         return sorted(priced & set(case.numbers))
     items = {n for n in case.numbers if n.startswith(("price.", "per_year."))}
-    once = {n for n in case.numbers if n.startswith(("once.", "kwh."))} if arm != full else set()
+    once = _once_numbers(case, arm)
     if figure == "one_off":
         return sorted((once | {"pue", "price_scale"}) & set(case.numbers))
     if figure in ("capital", "running"):
@@ -168,18 +196,28 @@ def numbers_of(case: Case, arm: str, figure: str) -> list[str]:
     return sorted(everything & set(case.numbers))
 
 
-def _figure(case: Case, arm: str, name: str, value: Any, spread: Any) -> CaseFigure:
+def _once_numbers(case: Case, arm: str) -> set[str]:
+    """Of what the change costs once for this arm."""
+    of = next(each for each in case.arms if each.name == arm)
+    if arm == case.baseline:
+        return set()
+    paid = [item.name for item in case.one_off if of.trained or item.name != TRAINING]
+    return {f"{part}.{name}" for name in paid for part in ("once", "hours", "per_hour", "kwh")}
+
+
+def _figure(case: Case, arm: str, name: str, value: Any, first: int) -> CaseFigure:
+    """value: of the columns, or one for all. first: of the draws among them."""
     used = {n: case.numbers[n] for n in numbers_of(case, arm, name)}
     used = {n: q for n, q in used.items() if q.value != 0 or n in ("pue_slope", "growth")}
     kind = weakest(q.kind for q in used.values())
     weak = tuple(n for n, q in used.items() if q.kind == kind)
     unit = UNITS.get(name, case.currency)
-    number = float(value)
+    number, spread = float(np.ravel(value)[0]), np.ravel(value)[first:]
     if not math.isfinite(number):
         return CaseFigure(arm, name, None, unit, kind, made_of=weak,
                           reason=f"does not come back within {case.horizon_y} years")  # fmt: skip
     lo = hi = None
-    if spread is not None and np.ndim(spread) and np.isfinite(spread).all():
+    if len(spread) and np.isfinite(spread).all():
         lo, hi = (float(end) for end in np.quantile(spread, [0.025, 0.975]))
     return CaseFigure(arm, name, number, unit, kind, lo, hi, weak)
 

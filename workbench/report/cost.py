@@ -1,13 +1,13 @@
 """Money: cost = energy x PUE x tariff, from metered energy or not at all.
 
-All arms stand on one basis. Where a meter gave energy of every arm, that is the figure; where it
-did not and the user declared the node's power under load (``report.cost.assumed_power_w``), all
-arms are that power times measured time, labelled ``modelled``; a model never turns into a
-measurement on its way here. Without either the row says "not measured". Energy of boards or
-processors alone is not the node's: the row says so, or, where their share of it is declared, is
-extended by it and called ``assumed``. A day is the load's own requests, at the batch that carries
-their rate, and its idle hours. A cost is as weak as its weakest part: a sample tariff or a declared
-PUE makes it assumed, however well the energy was metered.
+All arms stand on one basis (:mod:`.power`): the served load where every arm was metered there, else
+the turns in fixed shapes, else the node's declared power (``report.cost.assumed_power_w``) times
+measured time, labelled ``modelled``; a model never turns into a measurement on its way here.
+Without any the row says "not measured". Energy of boards or processors alone is not the node's:
+the row says so, or, where their share of it is declared, is extended by it and called ``assumed``.
+A day is the load's own requests, on as many machines as carry their rate, and its idle hours; a
+request, a token and an accepted answer are their part of it. A cost is as weak as its weakest part:
+a sample tariff or a declared PUE makes it assumed, however well the energy was metered.
 
 These rows are a bill: PUE is the average, the price the mean over the load's hours. That overstates
 a saving, because fixed losses do not shrink: savings stand in :mod:`.economy`.
@@ -20,18 +20,19 @@ from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
-from workbench.economics.quantity import weakest
+from workbench.economics.quantity import combined, weakest
 from workbench.economics.tariff import year_prices
 from workbench.economics.year import energy_price, load_shape, year_sums
 from workbench.files import read_json
-from workbench.measure.statistics import mean
+from workbench.measure.statistics import Estimate, mean
 from workbench.pilot.sections.cost import Cost
 from workbench.pilot.sections.profile_load import Slo
 from workbench.records.metric import Metric, MetricKind
 from workbench.records.stage_record import StageRecord
 from workbench.report.demand import DAY_S, Demand, Use, demand_of, for_rate, machines, uses
 from workbench.report.economy import building
-from workbench.report.power import turn_powers
+from workbench.report.power import Powers, arm_powers, turn_powers
+from workbench.report.served import accepted_share
 from workbench.wording.labels import label_text
 
 JOULES_PER_KWH = 3.6e6
@@ -42,8 +43,10 @@ METERED = ("measured", "derived")
 class CostRow:
     """Cost of one thing in one arm, in ``currency``.
 
-    per: ``1k_requests``, ``1m_tokens``, ``day`` (``requests_per_day`` requests) or
-    ``training`` (once). energy_j: the energy it is made from, energy_kind: how that is known.
+    per: of the load ``day`` (``requests_per_day`` requests), ``load_1k_requests``,
+    ``load_1m_input_tokens``, ``load_1m_output_tokens`` and ``load_1k_accepted``; of a fixed shape
+    ``1k_requests`` and ``1m_tokens``; ``training`` (once). energy_j: the energy it is made from,
+    energy_kind: how that is known.
     sample: the tariff is a sample.
     covers: what the energy is of, where that is not the node: ``gpu``, ``cpu`` or ``gpu + cpu``.
     """
@@ -96,11 +99,9 @@ def cost_rows(
     slo: of interactive requests, which bounds the batch at which the load is carried.
     """
     price = price_of(records, cost)
-    rows = [_row(*found, cost, price) for found in _energies(records, cost)]
     measured = records.get("measure_ab")
-    if measured:
-        rows += _day_rows(records, measured, cost, slo or Slo(), price)
-    return rows
+    rows = _load_rows(records, measured, cost, slo or Slo(), price) if measured else []
+    return rows + [_row(*found, cost, price) for found in _energies(records, cost)]
 
 
 def cost_frame(rows: list[CostRow]) -> pd.DataFrame:
@@ -164,75 +165,120 @@ def _covers(energy: Metric, measured: StageRecord) -> str:
     return "" if basis == "node" else basis
 
 
-def _day_rows(
+LOAD_ROWS = ("day", "load_1k_requests", "load_1m_input_tokens", "load_1m_output_tokens",
+             "load_1k_accepted")  # fmt: skip
+
+
+def _load_rows(
     records: Mapping[str, StageRecord], measured: StageRecord, cost: Cost, slo: Slo, price: Price
 ) -> list[CostRow]:
-    """The cost of a day of the load in each arm, all of them metered or all modelled."""
+    """A day of the load, and what a request, a token and an answer of it take, in each arm: all of
+    them on one basis."""
     demand = demand_of(records, slo, cost.fleet.utilisation)
-    arms = list(dict.fromkeys(m.labels["arm"] for m in _all(measured, "energy_j_per_request")))
+    arms = list(dict.fromkeys(m.labels["arm"] for m in _all(measured, "energy_j_per_request",
+                                                            source="trained")))  # fmt: skip
 
-    def none(arm: str, reason: str) -> CostRow:
+    def none(arm: str, reason: str) -> list[CostRow]:
         missing = Metric.missing("energy_j_per_request", "J", reason, arm=arm)
-        return _row("day", cost.requests_per_day, missing, "", cost, price)
+        return [_row(per, 1.0, missing, "", cost, price) for per in LOAD_ROWS]
+
+    def all_none(reason: str) -> list[CostRow]:
+        return [row for arm in arms for row in none(arm, reason)]
 
     if demand is None or "blocks" not in measured.tables:
-        return [none(arm, "needs a load profile and timed batches of the arms") for arm in arms]
+        return all_none("needs a load profile and timed batches of the arms")
     blocks, rate_per_s = measured.table("blocks"), cost.requests_per_day / DAY_S
     carried = {arm: for_rate(uses(blocks, arm, demand), rate_per_s) for arm in arms}
-    powers = {arm: turn_powers(measured, arm, use) for arm, use in carried.items() if use}
-    bases = {basis for _, basis in powers.values()}
-    metered = len(bases) == 1 and all(len(power) for power, _ in powers.values())
-    covers = next(iter(bases)) if metered else ""
-    covers = "" if covers == "node" else covers
+    chosen = {arm: use for arm, use in carried.items() if use is not None}
+    powers = arm_powers(measured, chosen, demand, cost) if chosen else "no arm keeps the SLO"
     rows = []
-    for arm, use in carried.items():
-        if use is None:
-            rows.append(none(arm, f"it keeps {slo.tpot_ms:g} ms a token at no measured batch"))
-        elif not metered and cost.assumed_power_w is None:
-            rows.append(none(arm, _why_unmetered(measured, arm)))
+    for arm in arms:
+        if arm not in chosen:
+            rows += none(arm, f"it keeps {slo.tpot_ms:g} ms a token at no measured batch")
+        elif isinstance(powers, str):
+            rows += none(arm, powers)
         else:
-            turns = powers[arm][0] if metered else cost.assumed_power_w or 0.0
-            energy = _energy_at_mix(arm, use, turns, cost.fleet.idle_share, demand, rate_per_s)
-            rows.append(
-                _row("day", cost.requests_per_day, *_extended(energy, covers, cost), cost, price)
-            )
+            energy = _energy_at_mix(arm, chosen[arm], powers, measured, demand, rate_per_s)
+            rows += _rows_of_arm(arm, chosen[arm], energy, powers, measured, demand, cost, price)
+    return rows
+
+
+def _rows_of_arm(
+    arm: str, use: Use, energy: Metric, powers: Powers, measured: StageRecord, demand: Demand,
+    cost: Cost, price: Price,
+) -> list[CostRow]:  # fmt: skip
+    """energy: of a request of the load."""
+    power = powers.arms[arm]
+    by_time = float((use.prefill / use.seconds).mean())
+    prefill = by_time if power.prefill_share is None else power.prefill_share
+    split = "machine time" if power.prefill_share is None else "the served load's split"
+    accepted = accepted_share(measured, arm)
+    parts: list[tuple[str, float, float, str]] = [
+        ("day", cost.requests_per_day, 1.0, ""),
+        ("load_1k_requests", 1e3, 1.0, ""),
+        ("load_1m_input_tokens", 1e6, prefill / demand.prompt_tokens,
+         f"; {prefill:.1%} of it is the prompt's, by {split}"),
+        ("load_1m_output_tokens", 1e6, (1 - prefill) / max(demand.output_tokens, 1.0),
+         f"; {1 - prefill:.1%} of it is the answer's, by {split}"),
+    ]  # fmt: skip
+    if accepted is not None:
+        said = f"; {accepted.value:.2%} of the answers came whole"
+        parts.append(("load_1k_accepted", 1e3, 1 / accepted.value, said))
+    rows = [
+        _row(per, times, _scaled(energy, factor, said), powers.covers, cost, price)
+        for per, times, factor, said in parts
+    ]
+    if accepted is None:
+        missing = Metric.missing(energy.name, "J", "no load was served by the arms", arm=arm)
+        rows.append(_row("load_1k_accepted", 1e3, missing, "", cost, price))
     return rows
 
 
 def _energy_at_mix(
-    arm: str, use: Use, turns: pd.DataFrame | float, idle_share: float, demand: Demand,
-    rate_per_s: float,
-) -> Metric:  # fmt: skip
-    """Energy of a request of the load: the machine's time for it times the power meanwhile, and its
-    part of the idle hours of a day.
-
-    turns: power_w and idle_w of the arm's turns by block, or the declared power. idle_share: power
-    of the idle machine over that under load, where it was not metered.
-    """
+    arm: str, use: Use, powers: Powers, measured: StageRecord, demand: Demand, rate_per_s: float
+) -> Metric:
+    """Energy of a request of the load: its work, and its part of the idle power of the machines
+    that carry the day's rate."""
     count = machines(use, rate_per_s)
     busy_h = rate_per_s * use.mean_s * 24
-    idle_s = max(0.0, count / rate_per_s - use.mean_s)
+    numbers, power = powers.arms[arm].numbers, powers.arms[arm].how
     load = (
         f"{demand.text}; batch {use.batch}, {count} machine{'s' if count > 1 else ''} busy "
         f"{busy_h:.3g} of {24 * count} h, idle in the others"
     )
-    kind: MetricKind = "measured"
-    if isinstance(turns, pd.DataFrame):
-        idle_w, how = turns["idle_w"].mean(), f"gross; {load}"
-        if pd.isna(idle_w):
-            idle_w, kind = idle_share * turns["power_w"].mean(), "assumed"
-            how += f" at an assumed {idle_share:g} of the power under load"
-        joules = (use.seconds * turns["power_w"] + idle_s * idle_w).dropna()
+    if powers.basis == "served":
+        work, idle_w = numbers["work_j"], numbers["idle_w"]
+        idle_j = count / rate_per_s * idle_w.value
+        ends = (None if end is None else end + idle_j for end in (work.value, work.lo, work.hi))
+        found = Estimate(*ends, 0, "", reason=None if work.lo else "too few blocks of the load")
+        how = f"{power}; {work.value:.3g} J a request above {idle_w.value:.4g} W idle; {load}"
+        return found.metric("energy_j_per_request", "J", how, combined([work.kind, idle_w.kind]),
+                            arm=arm)  # fmt: skip
+    idle_share, idle_s = numbers["idle_share"], max(0.0, count / rate_per_s - use.mean_s)
+    if powers.basis == "turns":
+        turns, _ = turn_powers(measured, arm, use)
+        factor = numbers["power_w"].value / turns["power_w"].mean()  # boards' share of the node
+        power_w = turns["power_w"] * factor
     else:
-        joules = use.seconds * turns + idle_s * idle_share * turns
-        kind = "modelled"
-        how = f"assumed {turns:g} W x measured time; {load} at an assumed {idle_share:g} of it"
-    return mean(joules).metric("energy_j_per_request", "J", how, kind, arm=arm)
+        power_w = numbers["power_w"].value
+    idle_w = idle_share.value * numbers["power_w"].value
+    joules = use.seconds * power_w + idle_s * idle_w
+    kind = "modelled" if powers.basis == "declared" else numbers["power_w"].kind
+    how = f"gross; {power}; {load}"
+    if idle_share.kind == "assumed":
+        kind = kind if powers.basis == "declared" else "assumed"
+        how += f" at an assumed {idle_share.value:g} of the power under load"
+    return mean(joules.dropna()).metric("energy_j_per_request", "J", how, kind, arm=arm)
 
 
-def _why_unmetered(measured: StageRecord, arm: str) -> str:
-    reasons = [m.reason for m in _all(measured, "energy_j_per_request", arm=arm) if m.reason]
-    return reasons[0] if reasons else "no batch that carries the load was metered in every arm"
+def _scaled(energy: Metric, factor: float, said: str) -> Metric:
+    return replace(
+        energy,
+        value=None if energy.value is None else energy.value * factor,
+        lo=None if energy.lo is None else energy.lo * factor,
+        hi=None if energy.hi is None else energy.hi * factor,
+        how=energy.how + said,
+    )
 
 
 def _modelled(energy: Metric, time: Metric | None, seconds: float, cost: Cost) -> Metric:

@@ -2,8 +2,10 @@
 pays.
 
 What a request takes of a machine is measured in the turns at the batch that the SLO allows
-(:mod:`.demand`); power is metered in the same turns, or declared for all arms alike; the rest is
-declared by the pilot, and says so. Nothing is computed here: :mod:`workbench.economics` does.
+(:mod:`.demand`); its energy is that of the served load where every arm was metered there, else of
+the same turns, else of watts declared for all arms alike (:mod:`.power`). What training and
+rehearsal took is of this run unless the pilot declares it (:mod:`.one_off`); the rest is declared
+by the pilot, and says so. Nothing is computed here: :mod:`workbench.economics` does.
 """
 
 from __future__ import annotations
@@ -13,10 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from pydantic import TypeAdapter
 
-from workbench.economics.case import Case, CaseArm
+from workbench.economics.case import Case, CaseArm, evaluate
 from workbench.economics.facility import (
     FacilityFit,
     MeasuredPue,
@@ -36,7 +37,9 @@ from workbench.pilot.sections.profile_load import Slo
 from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
 from workbench.report.demand import Demand, Use, demand_of, quickest, uses
-from workbench.report.power import ArmPower, arm_powers
+from workbench.report.one_off import UNTRAINED, one_offs
+from workbench.report.power import Powers, arm_powers
+from workbench.report.served import accepted_share
 
 BASELINE = "full_precision"
 AGAIN = "full_precision_again"
@@ -137,34 +140,38 @@ def case_of(
     profile = read_json(records["profile_load"].artefact("profile"))
     shape = load_shape(cost.hours, profile)
     sums = year_sums(prices, shape, house.warm, cost.tariff.demand_per_kw_month, cost.tariff.vat)
-    powers = arm_powers(measured, chosen, cost)
-    numbers = _declared(cost, demand, sums, shape, house)
+    powers = arm_powers(measured, chosen, demand, cost)
+    once = one_offs(records, cost)
+    numbers = _declared(cost, demand, sums, shape, house) | once.numbers
     for arm, use in chosen.items():
         numbers |= _of_arm(arm, use, measured, powers)
-    shares = {arm: float((use.prefill / use.seconds).mean()) for arm, use in chosen.items()}
     texts = [
         f"{demand.text}; a request takes "
         + ", ".join(f"{u.mean_s:.3g} s of a machine in {a} (batch {u.batch})"
                     for a, u in chosen.items()),
-        f"tariff: {prices.text}; a mean kWh costs {prices.mean:.4g} {cost.currency}",
+        f"tariff: {prices.text}; a mean kWh costs {prices.mean:.4g} {cost.currency}"
+        + f" without VAT, {cost.tariff.vat:.0%} is added" * bool(cost.tariff.vat),
         f"hours: {shape.text}",
         *house.texts,
+        *once.texts,
     ]  # fmt: skip
     texts += [f"{arm} keeps the SLO at no measured batch and is left out" for arm in left_out]
-    if isinstance(powers, str):
-        texts.append(f"no energy and no cost: {powers}")
-    else:
-        hows = {power.how for power in powers.values()}
-        texts += [f"power of all arms: {hows.pop()}"] if len(hows) == 1 else [
-            f"power of {arm}: {power.how}" for arm, power in powers.items()
-        ]  # fmt: skip
+    no_power = powers if isinstance(powers, str) else ""
+    texts += [f"no energy and no cost: {no_power}"] if no_power else powers.texts
     return Case(
-        tuple(CaseArm(arm, shares[arm]) for arm in chosen), numbers, sums, cost.fleet,
-        tuple(cost.items), tuple(cost.one_off), cost.currency, cost.horizon_y,
+        tuple(_case_arm(arm, use, powers) for arm, use in chosen.items()), numbers, sums,
+        cost.fleet, tuple(cost.items), once.items, cost.currency, cost.horizon_y,
         demand.prompt_tokens, demand.output_tokens, cost.accelerators,
-        house.fit.per_degree if house.fit else 0.0,
-        powers if isinstance(powers, str) else "", cost.sample, tuple(texts),
+        house.fit.per_degree if house.fit else 0.0, no_power, cost.sample, tuple(texts),
     ), house, prices  # fmt: skip
+
+
+def _case_arm(arm: str, use: Use, powers: Powers | str) -> CaseArm:
+    return CaseArm(
+        arm, float((use.prefill / use.seconds).mean()),
+        None if isinstance(powers, str) else powers.arms[arm].prefill_share,
+        arm not in UNTRAINED,
+    )  # fmt: skip
 
 
 CASE = TypeAdapter(Case)
@@ -177,8 +184,10 @@ def case_to_json(case: Case) -> dict[str, Any]:
 def case_from_json(fields: dict[str, Any]) -> Case:
     """Raises StageError for a record of another version."""
     try:
-        return CASE.validate_python(fields)
-    except ValueError as error:
+        case: Case = CASE.validate_python(fields)
+        evaluate(case)
+        return case
+    except (ValueError, KeyError) as error:
         raise StageError(
             "the case in this record is of another version of the workbench",
             next_step="judge the run again: workbench report RUN",
@@ -214,41 +223,16 @@ def _declared(
             numbers[f"{name}.{item.name}"] = Quantity(
                 value, item.kind, cost.currency, item.source or DECLARED
             )
-    for once in cost.one_off:
-        total = once.price + once.hours * once.per_hour
-        numbers[f"once.{once.name}"] = Quantity(total, once.kind, cost.currency, DECLARED)
-        numbers[f"kwh.{once.name}"] = Quantity(once.kwh, once.kind, "kWh", DECLARED)
     return numbers
 
 
-def _of_arm(
-    arm: str, use: Use, measured: StageRecord, powers: dict[str, ArmPower] | str
-) -> dict[str, Quantity]:
+def _of_arm(arm: str, use: Use, measured: StageRecord, powers: Powers | str) -> dict[str, Quantity]:
     numbers = {f"request_s.{arm}": _quantity(mean(use.seconds), "s", f"turns at batch {use.batch}")}
     if not isinstance(powers, str):
-        numbers[f"power_w.{arm}"] = powers[arm].load
-        numbers[f"idle_share.{arm}"] = powers[arm].idle_share
+        numbers |= {f"{name}.{arm}": of for name, of in powers.arms[arm].numbers.items()}
     if (accepted := accepted_share(measured, arm)) is not None:
         numbers[f"accepted.{arm}"] = accepted
     return numbers
-
-
-def accepted_share(measured: StageRecord, arm: str) -> Quantity | None:
-    """Share of the load's requests that the arm answered within all targets."""
-    rows = [
-        m for m in measured.metrics
-        if m.matches("slo_met_share", {"arm": arm, "source": "load"}) and m.value and m.n
-    ]  # fmt: skip
-    if not rows:
-        return None
-    frame = pd.DataFrame([{"n": m.n, "value": m.value, "lo": m.lo, "hi": m.hi} for m in rows])
-    weights = frame["n"] / frame["n"].sum()
-    value, lo, hi = (
-        None if frame[end].isna().any() else float((weights * frame[end].astype(float)).sum())
-        for end in ("value", "lo", "hi")
-    )
-    assert value is not None
-    return Quantity(value, "measured", "", "requests of the load within their targets", lo, hi)
 
 
 def _quantity(found: Estimate, unit: str, source: str) -> Quantity:

@@ -44,7 +44,19 @@ def metrics(case: Case, result: CaseResult) -> list[Metric]:
                 reason="none of its measured numbers has an interval" if alone else None,
             )
         )  # fmt: skip
+    known = {(metric.name, metric.labels["arm"]) for metric in found}
+    for arm in case.arms:
+        for name in METRICS.values():
+            if (name, arm.name) not in known and (why := _why_absent(name, arm.name, case)):
+                found.append(Metric.missing(name, "", why, arm=arm.name))
     return found
+
+
+def _why_absent(name: str, arm: str, case: Case) -> str:
+    """Why the case lacks this figure of the arm; empty for one that the arm cannot have."""
+    if name in (METRICS["npv"], METRICS["payback_y"]) and arm == case.baseline:
+        return ""
+    return case.no_power or "no load was served by the arm, so no answer of it was accepted or not"
 
 
 def missing(reason: str) -> list[Metric]:

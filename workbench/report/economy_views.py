@@ -15,7 +15,8 @@ SHOWN_TURNS = 8
 FIGURES = (
     "accelerators_fluid", "accelerators", "servers", "servers_freed", "energy_kwh",
     "energy_saving_kwh", "capital", "running", "energy", "demand", "one_off", "year",
-    "per_1k_requests", "per_1m_input_tokens", "per_1m_output_tokens", "per_accepted_answer",
+    "fallback", "per_1k_requests", "per_1m_input_tokens", "per_1m_output_tokens",
+    "per_accepted_answer",
     "energy_saving", "npv", "payback_y",
 )  # fmt: skip
 """In the order of a reader; those that are 0 in every arm are left out."""
@@ -28,7 +29,8 @@ def economy_view(record: StageRecord | None, texts: Texts) -> dict[str, Any] | N
     if record is None or facts is None:
         return None
     if "reason" in facts:
-        return {"reason": facts["reason"]}
+        goals = _goal_rows(record, texts) if "goals" in record.tables else []
+        return {"reason": facts["reason"], "goals": goals}
     figures = record.table("economy")
     arms = list(dict.fromkeys(figures["arm"]))
     return {
@@ -100,7 +102,7 @@ def _turn_rows(record: StageRecord, currency: str, texts: Texts) -> list[dict[st
 
 def _goal_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
     rows = []
-    accelerators = record.facts["economy"]["accelerators"]
+    accelerators = record.facts["economy"].get("accelerators", True)
     for row in record.table("goals").to_dict("records"):
         what = row["what"] if accelerators else row["what"].replace("accelerators", "machines")
         got, interval = texts("kind.not measured"), ""

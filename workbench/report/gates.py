@@ -89,7 +89,9 @@ def evaluate(gates: Sequence[Gate], records: Mapping[str, StageRecord]) -> list[
             for metric in record.metrics
             if metric.matches(gate.metric, gate.labels)
         ]
-        results += [_hold(gate, stage, metric) for stage, metric in found] or [_absent(gate)]
+        results += [_hold(gate, stage, metric) for stage, metric in found] or [
+            _absent(gate, records)
+        ]
     return _with_chance([_with_noise(result, records) for result in results])
 
 
@@ -223,7 +225,16 @@ def _excludes_widened(result: GateResult, family: int) -> bool:
     return widened > limit if result.side == "at_most" else widened < limit
 
 
-def _absent(gate: Gate) -> GateResult:
+def _absent(gate: Gate, records: Mapping[str, StageRecord]) -> GateResult:
+    """Of a figure that is missing for all arms the reason stands without labels: it is this one's
+    too."""
+    for record in records.values():
+        for metric in record.metrics:
+            if (
+                metric.name == gate.metric and metric.value is None and metric.reason
+                and metric.labels.items() <= gate.labels.items()
+            ):  # fmt: skip
+                return GateResult(**_rule(gate), outcome="inconclusive", reason=metric.reason)
     return GateResult(**_rule(gate), outcome="inconclusive", **_own_reason("no_figure"))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import pandas as pd
@@ -19,7 +19,7 @@ import pandas as pd
 from workbench.economics.case import ROUNDING, Case
 from workbench.economics.what_if import CaseResult
 from workbench.measure.statistics import Estimate, mean_ratio
-from workbench.pilot.sections.cost import Cost, Goal
+from workbench.pilot.sections.cost import Cost, FleetRules, Goal
 from workbench.pilot.sections.profile_load import Slo
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
@@ -68,6 +68,68 @@ def goal_rows(
     return rows
 
 
+def goals_without_case(
+    records: Mapping[str, StageRecord], cost: Cost, slo: Slo, reason: str
+) -> list[GoalRow]:
+    """What the promise needs where this run cannot say what it has: the fleet's rows are "not
+    measured" for ``reason``, what is left of them in whole servers is arithmetic all the same. What
+    was measured of the latency stands as what it is."""
+    goal, measured = cost.goal, records.get("measure_ab")
+    if goal == Goal() or measured is None or "blocks" not in measured.tables:
+        return []
+    on = measured.facts.get("device_text") or measured.facts.get("device", "this machine")
+    rows: list[GoalRow] = []
+    for arm in measured.table("blocks")["arm"].unique():
+        if arm.startswith(BASELINE):
+            continue
+        if goal.fewer_accelerators is not None and cost.accelerators is not None:
+            left = _left(goal.fewer_accelerators, float(cost.accelerators), cost.fleet)
+            today = math.ceil(cost.accelerators / cost.fleet.per_server) + cost.fleet.spare_servers
+            needs = {
+                "machine_time": (1 - goal.fewer_accelerators, "", reason),
+                "accelerators_fluid": (left.fluid, "accelerators", f"before rounding; {reason}"),
+                "accelerators": (left.whole, "accelerators", f"{left.fluid:.3g} rounded up"),
+                "servers": (left.servers, "servers", left.said(today)),
+            }
+            rows += [
+                GoalRow(arm, what, "at_most", needed, None, None, None, unit, "not measured",
+                        "not measured", how)
+                for what, (needed, unit, how) in needs.items()
+            ]  # fmt: skip
+        if goal.latency_ratio is not None:
+            rows += [
+                replace(row, how=f"on {on}, which says nothing of accelerators; {row.how}")
+                if cost.accelerators is not None and row.got is not None else row
+                for row in _latency_rows(arm, measured, goal.latency_ratio, slo)
+            ]  # fmt: skip
+    return rows
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What a promised fraction is worth: accelerators before rounding, whole ones, whole servers
+    with their spares and the warm fallback."""
+
+    fluid: float
+    whole: float
+    servers: float
+    rules: str
+
+    def said(self, today: float) -> str:
+        return f"{self.rules}; today {today:g}, so {today - self.servers:g} of them would go"
+
+
+def _left(fewer: float, today: float, fleet: FleetRules) -> _Left:
+    fluid = (1 - fewer) * today
+    whole = math.ceil(fluid - ROUNDING)
+    servers = math.ceil(whole / fleet.per_server) + fleet.spare_servers
+    rules = (
+        f"{fleet.per_server} accelerators in a server, {fleet.spare_servers} spare, "
+        f"{fleet.warm_fallback_servers} for the warm fallback"
+    )
+    return _Left(fluid, float(whole), float(servers + fleet.warm_fallback_servers), rules)
+
+
 def goals_frame(rows: list[GoalRow]) -> pd.DataFrame:
     columns = list(GoalRow.__dataclass_fields__)
     frame = pd.DataFrame([asdict(row) for row in rows], columns=columns)
@@ -102,25 +164,16 @@ def _fleet_rows(
     share = float((full.decode / full.seconds).mean())
     needed = decode_speedup_needed(fewer, share, prefill.value or 1.0)
     mix = f"decode is {share:.0%} of a request of this load in full precision"
-    fluid = result.figure(BASELINE, "accelerators_fluid").value or 0.0
     today = result.figure(BASELINE, "servers").value or 0.0
-    whole = math.ceil((1 - fewer) * fluid - ROUNDING)
-    servers = math.ceil(whole / case.fleet.per_server) + case.fleet.spare_servers
-    servers += case.fleet.warm_fallback_servers
-    rules = (
-        f"{case.fleet.per_server} accelerators in a server, {case.fleet.spare_servers} spare, "
-        f"{case.fleet.warm_fallback_servers} for the warm fallback"
-    )
+    left = _left(fewer, result.figure(BASELINE, "accelerators_fluid").value or 0.0, case.fleet)
     return [
         _row(arm, "machine_time", "at_most", 1 - fewer, time, "", f"batch {own.batch} over "
              f"batch {full.batch}, by the load's mix, within its SLO"),
         _row(arm, "decode_speedup", "at_least", needed, decode, "x",
              f"{mix}; prefill takes {prefill.value or 1.0:.3g} of its time"),
-        _case_row(arm, "accelerators_fluid", (1 - fewer) * fluid, result, "before rounding"),
-        _case_row(arm, "accelerators", float(whole), result,
-                  f"{(1 - fewer) * fluid:.3g} rounded up"),
-        _case_row(arm, "servers", float(servers), result,
-                  f"{rules}; today {today:g}, so {today - servers:g} of them would go"),
+        _case_row(arm, "accelerators_fluid", left.fluid, result, "before rounding"),
+        _case_row(arm, "accelerators", left.whole, result, f"{left.fluid:.3g} rounded up"),
+        _case_row(arm, "servers", left.servers, result, left.said(today)),
     ]  # fmt: skip
 
 

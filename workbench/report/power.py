@@ -1,50 +1,98 @@
-"""What a machine draws under the load and idle, on one basis for all arms."""
+"""What a machine draws under the load and idle, on one basis for all arms.
+
+Three bases, the strongest that every arm has: the **served load**, whose energy net of idle and
+whose idle power were metered in the replay; the **turns** in fixed shapes at the batch that carries
+the load, metered power times measured machine time; **declared** watts times measured machine time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 
 from workbench.economics.quantity import Quantity
 from workbench.measure.statistics import mean
 from workbench.pilot.sections.cost import Cost
+from workbench.records.metric import MetricKind
 from workbench.records.stage_record import StageRecord
-from workbench.report.demand import Use
+from workbench.report.demand import Demand, Use
+from workbench.report.served import ServedEnergy, served_energies
+
+Basis = Literal["served", "turns", "declared"]
 
 
 @dataclass(frozen=True)
 class ArmPower:
-    """load: of the machine in the arm's turns, W. idle_share: power of the idle machine over it.
-    how: for the reader."""
+    """numbers: of the case, by name without the arm: ``work_j`` (of a request, above idle) and
+    ``idle_w``, or ``power_w`` (under load) and ``idle_share`` (idle power over it). how: for the
+    reader. prefill_share: of the energy that prompt tokens take, where it was split."""
 
-    load: Quantity
-    idle_share: Quantity
+    numbers: dict[str, Quantity]
     how: str
+    prefill_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Powers:
+    """arms: of all arms, on ``basis``. passed_over: why no stronger basis was taken, in words.
+    covers: what the meter is of, where that is not the node nor extended to it."""
+
+    basis: Basis
+    arms: dict[str, ArmPower]
+    passed_over: tuple[str, ...] = ()
+    covers: str = ""
+
+    @property
+    def texts(self) -> list[str]:
+        """The basis, and what was passed over for it."""
+        hows = list(dict.fromkeys(power.how for power in self.arms.values()))
+        if len(hows) == 1:
+            said = [f"energy of all arms: {hows[0]}"]
+        else:
+            said = [f"energy of {arm}: {power.how}" for arm, power in self.arms.items()]
+        return said + [f"not by {text}" for text in self.passed_over]
 
 
 def arm_powers(
-    measured: StageRecord, uses: Mapping[str, Use], cost: Cost
-) -> dict[str, ArmPower] | str:
-    """Of every arm, all metered on one basis or all declared; or why there is none."""
+    measured: StageRecord, uses: Mapping[str, Use], demand: Demand, cost: Cost
+) -> Powers | str:
+    """Of every arm, all on one basis; or why there is none."""
+    served = served_energies(measured, list(uses), demand, cost)
+    if not isinstance(served, str):
+        basis = measured.facts["load_energy_basis"][next(iter(uses))]
+        found = {arm: _served(own) for arm, own in served.items()}
+        return Powers("served", found, covers=_covers(basis, cost))
+    passed = [f"the served load: {served}"]
     turns = {arm: turn_powers(measured, arm, use) for arm, use in uses.items()}
     bases = {basis for _, basis in turns.values()}
     if len(bases) == 1 and all(len(rows) for rows, _ in turns.values()):
-        return {arm: _metered(rows, basis, cost) for arm, (rows, basis) in turns.items()}
+        found = {arm: _metered(rows, basis, cost) for arm, (rows, basis) in turns.items()}
+        return Powers("turns", found, tuple(passed), _covers(next(iter(bases)), cost))
+    passed.append(f"the turns in fixed shapes: {(unmetered := _why_no_turns(measured, uses))}")
     if cost.assumed_power_w is not None:
-        return {arm: _assumed(cost) for arm in uses}
-    return (
-        "the power of the arms was not metered in the turns that carry the load, and none is "
-        "declared (report.cost.assumed_power_w)"
-    )
+        return Powers("declared", {arm: _assumed(cost) for arm in uses}, tuple(passed))
+    why = served if served == unmetered else "; ".join(passed)
+    return f"{why}; and no power is declared (report.cost.assumed_power_w)"
+
+
+def _why_no_turns(measured: StageRecord, uses: Mapping[str, Use]) -> str:
+    """The reason that the figures of an unmetered arm have, if one has."""
+    reasons = [
+        m.reason for m in measured.metrics
+        if m.matches("energy_j_per_request", {"source": "trained"}) and m.reason
+        and m.value is None and m.labels.get("arm") in uses
+    ]  # fmt: skip
+    return reasons[0] if reasons else "the batch that carries the load was not metered in every arm"
 
 
 def turn_powers(measured: StageRecord, arm: str, use: Use) -> tuple[pd.DataFrame, str]:
-    """(power_w and idle_w of the arm's turns at this batch by block, the basis it is of)."""
+    """(power_w, idle_w and kind of the arm's turns at this batch by block, the basis it is of)."""
     basis = measured.facts.get("energy_basis", {}).get(use.load_class, "")
     if not basis or "energies" not in measured.tables:
-        return pd.DataFrame(columns=["power_w", "idle_w"]), ""
+        return pd.DataFrame(columns=["power_w", "idle_w", "kind"]), ""
     rows = measured.table("energies")
     own = rows[(rows["arm"] == arm) & (rows["class"] == use.load_class) & (rows["basis"] == basis)]
     own = own.dropna(subset=["energy_j"])
@@ -53,31 +101,56 @@ def turn_powers(measured: StageRecord, arm: str, use: Use) -> tuple[pd.DataFrame
         own = own.assign(idle_w=float("nan"))  # a record of before
     sums = own.groupby("block")[["energy_j", "length_s"]].sum()
     idle = own.groupby("block")["idle_w"].mean()
-    return pd.DataFrame({"power_w": sums["energy_j"] / sums["length_s"], "idle_w": idle}), basis
+    power_w = sums["energy_j"] / sums["length_s"]
+    return pd.DataFrame({"power_w": power_w, "idle_w": idle, "kind": metered_kind(own)}), basis
+
+
+def metered_kind(rows: pd.DataFrame) -> MetricKind:
+    """Of windows: a meter that models, as RAPL does on some processors, measures nothing."""
+    return "modelled" if "modelled" in set(rows["kind"]) else "measured"
+
+
+def _covers(basis: str, cost: Cost) -> str:
+    return "" if basis == "node" or cost.board_share is not None else basis
+
+
+def _served(own: ServedEnergy) -> ArmPower:
+    return ArmPower({"work_j": own.work_j, "idle_w": own.idle_w}, own.how, own.prefill_share)
 
 
 def _metered(rows: pd.DataFrame, basis: str, cost: Cost) -> ArmPower:
     found = mean(rows["power_w"])
-    kind, factor, how = "measured", 1.0, f"metered, {basis}"
+    kind = metered_kind(rows)
+    factor, how = 1.0, f"turns in fixed shapes, metered, {basis}"
     if basis != "node" and cost.board_share is not None:
         kind, factor = "assumed", 1 / cost.board_share
-        how = f"metered at {basis} alone, extended by the declared share {cost.board_share:g}"
+        how = f"turns in fixed shapes, metered at {basis} alone, extended to the node by the "
+        how += f"declared share {cost.board_share:g}"
     elif basis != "node":
-        how = f"metered at {basis} alone: fans, power supplies and disks are not in it"
+        how = (
+            f"turns in fixed shapes, metered at {basis} alone: fans, power supplies and disks are "
+            "not in it"
+        )
     ends = [None if end is None else end * factor for end in (found.value, found.lo, found.hi)]
     assert ends[0] is not None
-    load = Quantity(ends[0], kind, "W", how, ends[1], ends[2])  # type: ignore[arg-type]
+    load = Quantity(ends[0], kind, "W", how, ends[1], ends[2])
     idle = rows["idle_w"].dropna()
     if len(idle) and 0 < idle.mean() < rows["power_w"].mean():
         share = float(idle.mean() / rows["power_w"].mean())
-        return ArmPower(load, Quantity(share, "measured", "", "metered rests"), how)
-    return ArmPower(load, _declared_idle(cost), f"{how}; idle power declared")
+        own_share = Quantity(share, "measured", "", "metered rests")
+        return ArmPower({"power_w": load, "idle_share": own_share}, how)
+    return ArmPower(
+        {"power_w": load, "idle_share": _declared_idle(cost)}, f"{how}; idle power declared"
+    )
 
 
 def _assumed(cost: Cost) -> ArmPower:
     assert cost.assumed_power_w is not None
     load = Quantity(cost.assumed_power_w, "assumed", "W", "report.cost.assumed_power_w")
-    return ArmPower(load, _declared_idle(cost), f"declared: {cost.assumed_power_w:g} W under load")
+    return ArmPower(
+        {"power_w": load, "idle_share": _declared_idle(cost)},
+        f"declared {cost.assumed_power_w:g} W under load, the same for all, x measured time",
+    )
 
 
 def _declared_idle(cost: Cost) -> Quantity:

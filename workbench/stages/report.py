@@ -27,7 +27,7 @@ from workbench.report.economy_rows import (
 from workbench.report.fleet import fleet_metrics
 from workbench.report.gate_check import COUNTED, gate_problems
 from workbench.report.gates import evaluate, gates_frame
-from workbench.report.goals import goal_rows, goals_frame
+from workbench.report.goals import goal_rows, goals_frame, goals_without_case
 from workbench.report.operations import operation_ratios
 from workbench.report.training_gain import training_gain
 from workbench.report.verdict import decide
@@ -87,6 +87,7 @@ def _economy(context: StageContext, cost: Cost, slo: Slo) -> None:
         record.facts["economy"] = {"reason": found}
         for metric in missing(found):
             record.add(metric)
+        record.save_table("goals", goals_frame(goals_without_case(records, cost, slo, found)))
         return
     case, house, _ = found
     result = what_if(case, draws=cost.draws, seed=context.pilot.seed, uncertainty=cost.uncertainty)

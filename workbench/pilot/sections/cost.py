@@ -187,14 +187,25 @@ class Item(Section):
 
 
 class OneOff(Section):
-    """What leaving full precision costs once."""
+    """What leaving full precision costs once. ``training`` and ``rehearsal`` are in it in any case:
+    what is not declared of them is of this run."""
 
-    name: str = Field(min_length=1, description="training, integration, rehearsal or another")
+    name: str = Field(
+        min_length=1, description="training, integration, rehearsal or another; one of a kind"
+    )
     price: float = Field(0.0, ge=0.0, description="in all, beside hours and energy")
-    hours: float = Field(0.0, ge=0.0, description="of people or of accelerators")
+    hours: float | None = Field(
+        None, ge=0.0,
+        description="of people or of accelerators; null takes those of this run for training and "
+        "rehearsal, and none for another",
+    )  # fmt: skip
     per_hour: float = Field(0.0, ge=0.0, description="of one of these hours")
-    kwh: float = Field(0.0, ge=0.0, description="energy at the IT equipment")
-    kind: ItemKind = Field("assumed", description="how these are known")
+    kwh: float | None = Field(
+        None, ge=0.0,
+        description="energy at the IT equipment; null takes that of this run for training and "
+        "rehearsal, metered or by assumed_power_w, and none for another",
+    )  # fmt: skip
+    kind: ItemKind = Field("assumed", description="how what is declared is known")
 
 
 class Goal(Section):
@@ -246,7 +257,9 @@ class Cost(Section):
     )
     fleet: FleetRules = FleetRules()
     items: list[Item] = Field([], description="what is paid for beside energy; none: energy alone")
-    one_off: list[OneOff] = Field([], description="what the change costs, once")
+    one_off: list[OneOff] = Field(
+        [], description="what the change costs, once, beside this run's training and rehearsal"
+    )
     discount_rate: float = Field(0.08, ge=0.0, le=1.0, description="of money, a year")
     horizon_y: Count = Field(4, le=30, description="years that are looked at")
     uncertainty: Share = Field(
@@ -262,9 +275,9 @@ class Cost(Section):
             raise ValueError("24 numbers of 0 or more, not all of them 0")
         return hours
 
-    @field_validator("items")
+    @field_validator("items", "one_off")
     @classmethod
-    def names_differ(cls, items: list[Item]) -> list[Item]:
+    def names_differ(cls, items: list[Any]) -> list[Any]:
         names = [item.name for item in items]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
