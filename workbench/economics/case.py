@@ -54,7 +54,8 @@ class CaseArm:
 @dataclass(frozen=True)
 class Case:
     """numbers: by name, for ``evaluate``; those of an arm end with its name: ``request_s.ternary``,
-    and either ``work_j`` and ``idle_w`` or ``power_w`` and ``idle_share``.
+    and either ``work_j`` and ``idle_w`` or ``power_w`` and ``idle_share``, which without an arm are
+    of all of them.
 
     arms: full precision first. accelerators: of today, or None. prompt_tokens, output_tokens: of a
     request, means. has_power: whether the arms' power is known; without it there is no energy and
@@ -247,15 +248,20 @@ def _it_kw(case: Case, arm: str, values: Numbers, scale: Any, own: Held) -> tupl
 def _idle_kw(arm: str, values: Numbers) -> Any:
     if (name := f"idle_w.{arm}") in values:
         return values[name] / 1e3
-    return values[f"idle_share.{arm}"] * values[f"power_w.{arm}"] / 1e3
+    return _own(values, "idle_share", arm) * _own(values, "power_w", arm) / 1e3
 
 
 def _work_kj(arm: str, values: Numbers) -> Any:
     """Of a request, above what the idle machine draws."""
     if (name := f"work_j.{arm}") in values:
         return values[name] / 1e3
-    power_kw = values[f"power_w.{arm}"] / 1e3
+    power_kw = _own(values, "power_w", arm) / 1e3
     return values[f"request_s.{arm}"] * (power_kw - _idle_kw(arm, values))
+
+
+def _own(values: Numbers, name: str, arm: str) -> Any:
+    """The arm's own number, or the one that is declared for all arms."""
+    return values[own if (own := f"{name}.{arm}") in values else name]
 
 
 def _count(case: Case, item: Item, servers: Any, peak_kw: Any) -> Any:

@@ -171,10 +171,10 @@ def numbers_of(case: Case, arm: str, figure: str) -> list[str]:
         return sorted(fleet & set(case.numbers))
     of_energy = ("request_s", "work_j", "idle_w", "power_w", "idle_share")
     energy = {f"{name}.{of}" for of in {arm, full} for name in of_energy}
-    energy |= {"requests_per_day", "pue", "pue_slope", "load_hours"}
+    energy |= {"power_w", "idle_share", "requests_per_day", "pue", "pue_slope", "load_hours"}
     if figure == "energy_j_per_request":
         of_arms = {arm, full} if case.fleet.warm_fallback_servers else {arm}
-        own = {f"{name}.{of}" for of in of_arms for name in of_energy}
+        own = {f"{name}.{of}" for of in of_arms for name in of_energy} | {*of_energy}
         fleet.discard(f"request_s.{full}" if case.accelerators is None and arm != full else "")
         return sorted((fleet | own) & set(case.numbers))
     if figure in ("energy_kwh", "energy_saving_kwh"):
@@ -252,7 +252,7 @@ def _drawn(case: Case, draws: int, seed: int) -> dict[str, np.ndarray]:
     return drawn
 
 
-SHARES = ("utilisation", "idle_share.", "resale_share", "accepted.")
+SHARES = ("utilisation", "idle_share", "resale_share", "accepted.")
 
 
 def _range(name: str, number: Quantity, uncertainty: float) -> tuple[float, float]:

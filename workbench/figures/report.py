@@ -18,7 +18,7 @@ from workbench.figures.theme import (
     why_not,
     wrapped,
 )
-from workbench.figures.what_if import what_if
+from workbench.figures.what_if import tornado, what_if
 from workbench.records.run import open_folder
 from workbench.records.stage_record import StageRecord
 from workbench.report.card import card_html, card_lines, verdict_card
@@ -144,7 +144,10 @@ def cost(record: StageRecord, language: str = "en") -> go.Figure:
     say = FigureTexts(language)
     title = say("report.cost.title")
     rows = record.table("cost") if "cost" in record.tables else pd.DataFrame()
-    rows = rows[rows["per"] == "1m_tokens"] if len(rows) else rows
+    if len(rows):
+        # Of the load where it is known, else of the fixed shapes.
+        load = rows[rows["per"] == "load_1m_output_tokens"]
+        rows = load if load["value"].notna().any() else rows[rows["per"] == "1m_tokens"]
     priced = rows.dropna(subset=["value"]) if len(rows) else rows
     if priced.empty:
         reasons = "; ".join(dict.fromkeys(rows["reason"])) if len(rows) else say("page.cost_none")
@@ -167,7 +170,7 @@ def cost(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (gates, claims, cost)
-TABLES = (card, reasons, what_if)
+TABLES = (card, reasons, what_if, tornado)
 """For a notebook; the report has its own."""
 
 

@@ -16,14 +16,26 @@ import plotly.graph_objects as go
 from workbench.economics.case import Case
 from workbench.economics.what_if import CaseResult
 from workbench.economics.what_if import what_if as answer
-from workbench.figures.theme import AMBER, BLUE, GREEN, GREY, PURPLE, FigureTexts, figure, why_not
+from workbench.figures.theme import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    PURPLE,
+    FigureTexts,
+    figure,
+    why_not,
+    wrapped,
+)
 from workbench.paths import HEADLESS
 from workbench.records.stage_record import StageRecord
 from workbench.report.economy import case_from_json
+from workbench.report.economy_views import number_name
 from workbench.wording.numbers import number
 
 PARTS = {"capital": BLUE, "running": PURPLE, "energy": AMBER, "demand": GREY, "one_off": GREEN}
 DRAWS = 200
+SHOWN_TURNS = 8
 
 
 def year_figure(case: Case, result: CaseResult, language: str = "en") -> go.Figure:
@@ -70,6 +82,39 @@ def what_if(record: StageRecord, language: str = "en") -> Any:
         return _sliders(case, say)
     except ImportError:
         return answered(case, {}, language)
+
+
+def tornado(record: StageRecord, language: str = "en") -> go.Figure:
+    """What the saving of a year hangs on, in the first arm beside full precision: each assumed
+    number at both ends of its range, the widest swing on top."""
+    say = FigureTexts(language)
+    title = say("report.tornado.title")
+    turns = record.table("tornado") if "tornado" in record.tables else None
+    if turns is None or turns.empty:
+        facts = record.facts.get("economy", {})
+        why = facts.get("reason") or facts.get("case", {}).get("no_power")
+        return why_not(say, title, why or say("page.cost_none"))
+    case = case_from_json(record.facts["economy"]["case"])
+    arm = case.arms[1].name
+    own = turns[turns["arm"] == arm].head(SHOWN_TURNS)
+    now = answer(case, draws=DRAWS)
+    saving = (now.figure(case.baseline, "year").value or 0.0) - (now.figure(arm, "year").value or 0)
+    height = 170 + 34 * len(own)
+    x = f"{say('economy.saving_there')}, {say.get(f'arm.{arm}', arm)}, {case.currency}"
+    drawn = figure(say, title, x, height=height)
+    names = [wrapped(number_name(name, say)) for name in own["number"]]
+    for end, colour in (("low", BLUE), ("high", AMBER)):
+        drawn.add_bar(
+            y=names, x=own[f"saving_{end}"] - saving, base=saving, orientation="h",
+            name=say(f"report.tornado.{end}"), marker_color=colour,
+            customdata=list(zip(own[end], own[f"saving_{end}"], strict=True)),
+            hovertemplate="%{customdata[0]:.5g}: %{customdata[1]:.6g}<extra>%{y}</extra>",
+        )  # fmt: skip
+    drawn.update_layout(barmode="overlay")
+    drawn.add_vline(x=saving, line_color=GREY)
+    drawn.update_yaxes(autorange="reversed", type="category")
+    drawn.update_xaxes(showgrid=True)
+    return drawn
 
 
 def answered(case: Case, changes: Mapping[str, float], language: str = "en") -> go.Figure:

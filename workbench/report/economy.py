@@ -229,7 +229,7 @@ def _declared(
 def _of_arm(arm: str, use: Use, measured: StageRecord, powers: Powers | str) -> dict[str, Quantity]:
     numbers = {f"request_s.{arm}": _quantity(mean(use.seconds), "s", f"turns at batch {use.batch}")}
     if not isinstance(powers, str):
-        numbers |= {f"{name}.{arm}": of for name, of in powers.arms[arm].numbers.items()}
+        numbers |= powers.arms[arm].named(arm)
     if (accepted := accepted_share(measured, arm)) is not None:
         numbers[f"accepted.{arm}"] = accepted
     return numbers

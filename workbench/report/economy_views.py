@@ -12,6 +12,8 @@ from workbench.wording.numbers import number, with_interval
 from workbench.wording.text import Texts
 
 SHOWN_TURNS = 8
+NOTHING_DECLARED = ("price.", "per_year.", "once.", "hours.", "per_hour.", "kwh.")
+"""Of these a number that is 0 says that nothing was declared, and is not shown."""
 FIGURES = (
     "accelerators_fluid", "accelerators", "servers", "servers_freed", "energy_kwh",
     "energy_saving_kwh", "capital", "running", "energy", "demand", "one_off", "year",
@@ -83,21 +85,52 @@ def _cell(row: Any, texts: Texts) -> dict[str, str]:
     return kind | {"value": value, "interval": interval, "weak": weak}
 
 
-def _turn_rows(record: StageRecord, currency: str, texts: Texts) -> list[dict[str, str]]:
-    def money(value: float) -> str:
-        return f"{number(round(value), texts.language)} {currency}"
+def _turn_rows(record: StageRecord, currency: str, texts: Texts) -> list[dict[str, Any]]:
+    """A row a number, the widest swing of any arm first, a cell an arm; the bars of an arm share
+    one scale, in percent of the span of its savings."""
+    turns = record.table("tornado")
+    if turns.empty:
+        return []
+    widest = turns.groupby("number")["swing"].max().sort_values(ascending=False)
+    shown = list(widest.index[:SHOWN_TURNS])
+    turns = turns[turns["number"].isin(shown)]
+    arms = list(dict.fromkeys(record.table("economy")["arm"]))[1:]
+    spans = {arm: _span(turns[turns["arm"] == arm]) for arm in arms}
+    rows = []
+    for name in shown:
+        own = turns[turns["number"] == name].set_index("arm")
+        first = own.iloc[0]
+        rows.append(
+            {
+                "number": number_name(name, texts),
+                "low": number(first["low"], texts.language),
+                "high": number(first["high"], texts.language),
+                "cells": [
+                    _turn_cell(own.loc[arm], spans[arm], currency, texts)
+                    if arm in own.index else None
+                    for arm in arms
+                ],
+            }
+        )  # fmt: skip
+    return rows
 
-    return [
-        {
-            "number": number_name(row["number"], texts),
-            "arm": texts.get(f"arm.{row['arm']}", row["arm"]),
-            "low": number(row["low"], texts.language),
-            "high": number(row["high"], texts.language),
-            "saving_low": money(row["saving_low"]),
-            "saving_high": money(row["saving_high"]),
-        }
-        for row in record.table("tornado").head(SHOWN_TURNS).to_dict("records")
-    ]
+
+def _span(turns: pd.DataFrame) -> tuple[float, float]:
+    ends = turns[["saving_low", "saving_high"]].to_numpy(float)
+    return (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 0.0)
+
+
+def _turn_cell(
+    row: Any, span: tuple[float, float], currency: str, texts: Texts
+) -> dict[str, Any]:  # fmt: skip
+    low, high = sorted((row["saving_low"], row["saving_high"]))
+    length = (span[1] - span[0]) or 1.0
+    return {
+        "low": number(round(row["saving_low"]), texts.language),
+        "high": f"{number(round(row['saving_high']), texts.language)} {currency}",
+        "left": round(100 * (low - span[0]) / length, 1),
+        "width": round(max(1.0, 100 * (high - low) / length), 1),
+    }
 
 
 def _goal_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
@@ -128,7 +161,12 @@ def _goal_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
 def _number_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
     rows = []
     for row in record.table("economy_numbers").to_dict("records"):
-        ends = (None if pd.isna(row[end]) else row[end] for end in ("lo", "hi"))
+        if not row["value"] and row["number"].startswith(NOTHING_DECLARED):
+            continue
+        ends = (
+            None if row["lo"] == row["hi"] or pd.isna(row[end]) else row[end]
+            for end in ("lo", "hi")
+        )
         value, interval = with_interval(row["value"], *ends, texts.language)
         rows.append(
             {

@@ -16,6 +16,7 @@ from workbench.pilot.yaml_file import read_yaml
 from workbench.records.run import open_folder
 from workbench.records.stage_record import StageRecord
 from workbench.report import views
+from workbench.report.bill_view import load_bill
 from workbench.report.card import verdict_card
 from workbench.report.economy_views import economy_view
 from workbench.report.plotly_page import PageFigure, plotly_installed, plotly_js, templates
@@ -84,6 +85,9 @@ def write_html(
             missing=views.missing_rows(records, texts),
             cost=settings["cost"],
             economy=economy_view(report, texts),
+            bill=(
+                load_bill(report, settings["cost"]["requests_per_day"], texts) if report else None
+            ),
             costs=(
                 views.cost_rows(report, settings["cost"]["requests_per_day"], texts)
                 if report

@@ -7,7 +7,7 @@ the load, metered power times measured machine time; **declared** watts times me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,22 +27,28 @@ Basis = Literal["served", "turns", "declared"]
 @dataclass(frozen=True)
 class ArmPower:
     """numbers: of the case, by name without the arm: ``work_j`` (of a request, above idle) and
-    ``idle_w``, or ``power_w`` (under load) and ``idle_share`` (idle power over it). how: for the
-    reader. prefill_share: of the energy that prompt tokens take, where it was split."""
+    ``idle_w``, or ``power_w`` (under load) and ``idle_share`` (idle power over it). common: those
+    of them that are one declared number for all arms, and are turned together. how: for the reader.
+    prefill_share: of the energy that prompt tokens take, where it was split."""
 
     numbers: dict[str, Quantity]
     how: str
     prefill_share: float | None = None
+    common: frozenset[str] = frozenset()
+
+    def named(self, arm: str) -> dict[str, Quantity]:
+        """By their names in the case."""
+        return {n if n in self.common else f"{n}.{arm}": of for n, of in self.numbers.items()}
 
 
 @dataclass(frozen=True)
 class Powers:
-    """arms: of all arms, on ``basis``. passed_over: why no stronger basis was taken, in words.
+    """arms: of all arms, on ``basis``. passed_over: stronger bases, and why each was not taken.
     covers: what the meter is of, where that is not the node nor extended to it."""
 
     basis: Basis
     arms: dict[str, ArmPower]
-    passed_over: tuple[str, ...] = ()
+    passed_over: tuple[tuple[str, str], ...] = ()
     covers: str = ""
 
     @property
@@ -53,7 +59,7 @@ class Powers:
             said = [f"energy of all arms: {hows[0]}"]
         else:
             said = [f"energy of {arm}: {power.how}" for arm, power in self.arms.items()]
-        return said + [f"not by {text}" for text in self.passed_over]
+        return said + [f"not by {text}" for text in _passed(self.passed_over)]
 
 
 def arm_powers(
@@ -65,17 +71,25 @@ def arm_powers(
         basis = measured.facts["load_energy_basis"][next(iter(uses))]
         found = {arm: _served(own) for arm, own in served.items()}
         return Powers("served", found, covers=_covers(basis, cost))
-    passed = [f"the served load: {served}"]
+    passed = [("the served load", served)]
     turns = {arm: turn_powers(measured, arm, use) for arm, use in uses.items()}
     bases = {basis for _, basis in turns.values()}
     if len(bases) == 1 and all(len(rows) for rows, _ in turns.values()):
         found = {arm: _metered(rows, basis, cost) for arm, (rows, basis) in turns.items()}
         return Powers("turns", found, tuple(passed), _covers(next(iter(bases)), cost))
-    passed.append(f"the turns in fixed shapes: {(unmetered := _why_no_turns(measured, uses))}")
+    passed.append(("the turns in fixed shapes", _why_no_turns(measured, uses)))
     if cost.assumed_power_w is not None:
         return Powers("declared", {arm: _assumed(cost) for arm in uses}, tuple(passed))
-    why = served if served == unmetered else "; ".join(passed)
+    why = "; ".join(_passed(passed))
     return f"{why}; and no power is declared (report.cost.assumed_power_w)"
+
+
+def _passed(over: Sequence[tuple[str, str]]) -> list[str]:
+    """Bases of one reason together."""
+    whys: dict[str, list[str]] = {}
+    for basis, why in over:
+        whys.setdefault(why, []).append(basis)
+    return [f"{' nor '.join(bases)}: {why}" for why, bases in whys.items()]
 
 
 def _why_no_turns(measured: StageRecord, uses: Mapping[str, Use]) -> str:
@@ -140,8 +154,9 @@ def _metered(rows: pd.DataFrame, basis: str, cost: Cost) -> ArmPower:
         own_share = Quantity(share, "measured", "", "metered rests")
         return ArmPower({"power_w": load, "idle_share": own_share}, how)
     return ArmPower(
-        {"power_w": load, "idle_share": _declared_idle(cost)}, f"{how}; idle power declared"
-    )
+        {"power_w": load, "idle_share": _declared_idle(cost)}, f"{how}; idle power declared",
+        common=frozenset({"idle_share"}),
+    )  # fmt: skip
 
 
 def _assumed(cost: Cost) -> ArmPower:
@@ -150,6 +165,7 @@ def _assumed(cost: Cost) -> ArmPower:
     return ArmPower(
         {"power_w": load, "idle_share": _declared_idle(cost)},
         f"declared {cost.assumed_power_w:g} W under load, the same for all, x measured time",
+        common=frozenset({"power_w", "idle_share"}),
     )
 
 

@@ -21,6 +21,7 @@ from workbench.records.plan import read_plan
 from workbench.records.run import PILOT, Run
 from workbench.records.stage_record import StageRecord
 from workbench.report.claims import Records
+from workbench.report.cost import LOAD_ROWS
 from workbench.report.differences import significant
 from workbench.roadmap import STAGES
 from workbench.wording.labels import ARMS, PHASES, label_place, label_text, labels_of
@@ -220,9 +221,10 @@ def claim_groups(record: StageRecord, texts: Texts) -> list[dict[str, Any]]:
 
 
 def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> list[dict[str, str]]:
-    """Costs that have a value, then one row for each reason why others have none."""
+    """Costs of fixed shapes that have a value, then a row for each reason why others have none."""
     rows, absent = [], {}
-    for row in record.table("cost").to_dict("records"):
+    found = record.table("cost")
+    for row in found[~found["per"].isin(LOAD_ROWS)].to_dict("records"):
         if _empty(row["value"]):
             name = texts(f"cost.{row['per']}", requests=requests_per_day)
             absent.setdefault(row["reason"], {})[name] = None
