@@ -55,12 +55,17 @@ def year_figure(case: Case, result: CaseResult, language: str = "en") -> go.Figu
     drawn.update_layout(barmode="stack")
     for arm, name in zip(arms, names, strict=True):
         year, servers = values[arm, "year"], values[arm, "servers"]
+        ends = ""
+        if year.lo is not None and year.hi is not None and year.lo != year.hi:
+            ends = f"[{number(year.lo, language)}, {number(year.hi, language)}]<br>"
         text = (
-            f"<b>{number(round(year.value or 0.0, 2), language)} {case.currency}</b><br>"
+            f"<b>{number(round(year.value or 0.0, 2), language)} {case.currency}</b><br>{ends}"
             f"{say('kind.' + year.kind)}<br>{say('economy.servers_short')}: "
             f"{number(servers.value or 0.0, language)}"
         )
-        drawn.add_annotation(x=name, y=year.value, text=text, showarrow=False, yshift=30)
+        drawn.add_annotation(
+            x=name, y=year.value, text=text, showarrow=False, yshift=38 if ends else 30
+        )
     drawn.update_yaxes(rangemode="tozero", range=[0, 1.25 * max(
         values[arm, "year"].value or 0.0 for arm in arms)])  # fmt: skip
     return drawn

@@ -33,7 +33,7 @@ from workbench.report.demand import DAY_S, Demand, Use, demand_of, for_rate, mac
 from workbench.report.economy import building
 from workbench.report.power import Powers, arm_powers, turn_powers
 from workbench.report.served import accepted_share
-from workbench.wording.labels import label_text
+from workbench.wording.labels import ARMS, label_text
 
 JOULES_PER_KWH = 3.6e6
 METERED = ("measured", "derived")
@@ -117,14 +117,14 @@ def _energies(
         requests = _all(measured, "energy_j_per_request", source="trained")
         per_token = _all(measured, "energy_j_per_token", source="trained")
         model = cost.assumed_power_w is not None and not _all_metered(requests + per_token)
+        rates = [m for m in _all(measured, "decode_tokens_per_s") if m.value]
         for metric in requests:
             time = measured.metric("latency_ms", **metric.labels)
             if not model:
                 yield "1k_requests", 1e3, *_extended(metric, _covers(metric, measured), cost)
-            elif time is not None or metric.value is None:
+            elif time is not None or (metric.value is None and not rates):
                 # Of a batch there is no time of a request; its tokens say what it takes.
                 yield "1k_requests", 1e3, _modelled(metric, time, 1e-3, cost), ""
-        rates = [m for m in _all(measured, "decode_tokens_per_s") if m.value]
         if model and cost.assumed_power_w is not None and rates:
             yield from (("1m_tokens", 1e6, _by_rate(m, cost.assumed_power_w), "") for m in rates)
         else:
@@ -175,8 +175,8 @@ def _load_rows(
     """A day of the load, and what a request, a token and an answer of it take, in each arm: all of
     them on one basis."""
     demand = demand_of(records, slo, cost.fleet.utilisation)
-    arms = list(dict.fromkeys(m.labels["arm"] for m in _all(measured, "energy_j_per_request",
-                                                            source="trained")))  # fmt: skip
+    metered = _all(measured, "energy_j_per_request", source="trained")
+    arms = sorted({m.labels["arm"] for m in metered}, key=lambda arm: (*ARMS, arm).index(arm))
 
     def none(arm: str, reason: str) -> list[CostRow]:
         missing = Metric.missing("energy_j_per_request", "J", reason, arm=arm)
