@@ -142,3 +142,6 @@ def test_what_cannot_be_is_refused(tmp_path) -> None:
         read_telemetry(written(tmp_path, pd.concat([table, table[:1]])))
     with pytest.raises(ConfigError, match="cannot be read"):
         read_telemetry(Facility(telemetry=str(tmp_path / "absent.csv")))
+    day_first = table.set_axis(table.index.strftime("%d.%m.%Y %H:%M"), axis=0)
+    with pytest.raises(ConfigError, match="could be of two days"):
+        read_telemetry(written(tmp_path, day_first, time_zone="UTC"))

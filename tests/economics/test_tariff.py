@@ -127,12 +127,35 @@ def test_an_hourly_series_is_read_and_one_with_a_hole_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="stands twice"):
         year_prices(tariff, 0.0)
     table.assign(price=["n/a", *table["price"][1:]]).to_csv(path, index=False)
-    with pytest.raises(ConfigError, match="row 2 has the price"):
+    with pytest.raises(ConfigError, match="row 2 has the price 'n/a'"):
         year_prices(tariff, 0.0)
     table["time"] = table["time"].str[:19]
     table.to_csv(path, index=False)
-    with pytest.raises(ConfigError, match="with their offset from UTC"):
-        year_prices(tariff, 0.0)  # 2026-10-25 02:00 stands there twice
+    # 2026-10-25 02:00 stands there twice, and the order of the rows tells which is which.
+    assert year_prices(tariff, 0.0).per_kwh.sum() == pytest.approx(8759 * 8760 / 2 / 1000)
+    table[~table["time"].duplicated()].to_csv(path, index=False)
+    with pytest.raises(ConfigError, match="2026-10-25 02:00:00 does not stand once") as refused:
+        year_prices(tariff, 0.0)
+    assert "with their offset from UTC" in refused.value.next_step
+
+
+def test_a_series_as_exchanges_export_it(tmp_path) -> None:
+    """Semicolons with decimal commas; quarter hours of 10, 20, 30 and 40 are hours of 25, and an
+    hour that lacks a quarter is refused, not taken from the three."""
+    path = tmp_path / "prices.csv"
+    table = hourly(2026, "Europe/Berlin").assign(price=25.5)
+    path.write_text(table.to_csv(index=False, sep=";", decimal=","))
+    tariff = Tariff(series=str(path), series_per="MWh", time_zone="Europe/Berlin")
+    assert set(year_prices(tariff, 0.0).per_kwh) == {0.0255}
+    times = pd.date_range("2026-01-01", "2027-01-01", freq="15min", tz="Europe/Berlin",
+                          inclusive="left")  # fmt: skip
+    quarters = pd.DataFrame({"time": [t.isoformat() for t in times],
+                             "price": np.tile([10.0, 20.0, 30.0, 40.0], 8760)})  # fmt: skip
+    quarters.to_csv(path, index=False)
+    assert year_prices(tariff, 0.0).per_kwh == pytest.approx(np.full(8760, 0.025))
+    quarters.drop(index=6).to_csv(path, index=False)
+    with pytest.raises(ConfigError, match="has 3 rows, others have 4"):
+        year_prices(tariff, 0.0)
 
 
 @pytest.mark.parametrize(

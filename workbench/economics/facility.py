@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar, nnls
 
+from workbench.economics.series_file import in_utc, numbers, read_series
 from workbench.errors import ConfigError
 from workbench.paths import shown
 from workbench.pilot.sections.cost import Facility
@@ -235,46 +236,18 @@ def _least_squares(
 
 
 def _csv(path: Path, names: dict[str, str], zone: str | None, where: str) -> pd.DataFrame:
-    first = path.read_text(encoding="utf-8-sig").split("\n", 1)[0]
-    separator = ";" if first.count(";") > first.count(",") else ","
-    decimal = "," if separator == ";" else "."
-    try:
-        table = pd.read_csv(path, sep=separator, decimal=decimal, encoding="utf-8-sig")
-    except ValueError as error:
-        raise ConfigError(
-            f"{where}: cannot be read: {error}", allowed="CSV with a header"
-        ) from None
+    table = read_series(path, where, "CSV with a header")
     if names["time"] not in table:
         raise ConfigError(
             f"{where}: has the columns {', '.join(map(str, table.columns))}",
             allowed=f"a column {names['time']!r}",
             next_step="name it in report.cost.facility.columns: {time: ...}",
         )
-    index = _utc(table[names["time"]], zone, where)
+    undeclared = "set report.cost.facility.time_zone, such as Europe/Berlin"
+    index = in_utc(table[names["time"]], zone, where, undeclared)
     columns = {role: table[names[role]] for role in ROLES if names[role] in table}
-    found = pd.DataFrame({role: pd.to_numeric(c, errors="coerce") for role, c in columns.items()})
+    found = pd.DataFrame({role: numbers(column) for role, column in columns.items()})
     return found.set_index(index)
-
-
-def _utc(times: pd.Series, zone: str | None, where: str) -> pd.DatetimeIndex:
-    if pd.api.types.is_numeric_dtype(times):
-        return pd.DatetimeIndex(pd.to_datetime(times, unit="s", utc=True))
-    try:
-        parsed = [pd.Timestamp(text) for text in times]
-        if any(t.tzinfo is None for t in parsed) and zone is None:
-            raise ConfigError(
-                f"{where}: times have no offset from UTC",
-                allowed="times with an offset, Unix seconds, or a declared zone",
-                next_step="set report.cost.facility.time_zone, such as Europe/Berlin",
-            )
-        moments = [(t.tz_localize(zone) if t.tzinfo is None else t).tz_convert("UTC")
-                   for t in parsed]  # fmt: skip
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{where}: {error}", allowed="ISO 8601 times that exist once",
-            next_step="export times with their offset from UTC",
-        ) from None  # fmt: skip
-    return pd.DatetimeIndex(moments)
 
 
 def _prometheus(text: str, names: dict[str, str], where: str) -> pd.DataFrame:

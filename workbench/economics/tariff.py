@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from workbench.economics.series_file import in_utc, numbers, read_series
 from workbench.errors import ConfigError
 from workbench.paths import shown
 from workbench.pilot.sections.cost import DAYS, HOURS, SEASON, Band, Tariff
@@ -147,26 +148,23 @@ def _series(tariff: Tariff, hours: pd.DatetimeIndex, where: str) -> np.ndarray:
     """Prices per kWh of the hours, from the tariff's file."""
     path = Path(str(tariff.series))
     name = f"{where}.tariff.series: {shown(path)}"
-    cure = "a CSV with a header time,price and a row for each hour of the year"
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}: cannot be read: {error}", allowed=cure) from None
+    cure = "a CSV with a header time,price and a row for each hour of the year, or for each quarter"
+    table = read_series(path, name, cure)
     if not {"time", "price"} <= set(table.columns):
         raise ConfigError(f"{name}: has the columns {', '.join(table.columns)}", allowed=cure)
-    price = pd.to_numeric(table["price"], errors="coerce").to_numpy(float)
+    price = numbers(table["price"]).to_numpy(float)
     if not np.isfinite(price).all():
         row = int(np.flatnonzero(~np.isfinite(price))[0])
         raise ConfigError(f"{name}: row {row + 2} has the price {table['price'][row]!r}",
                           allowed="a finite number in every row")  # fmt: skip
-    moments = _moments(table["time"], tariff.time_zone, name)
+    moments = in_utc(table["time"], tariff.time_zone, name, "")
     if moments.duplicated().any():
         twice = moments[moments.duplicated()][0]
         raise ConfigError(
             f"{name}: {twice.isoformat()} stands twice", allowed="each hour once",
             next_step="times with an offset from UTC tell the two hours of the autumn apart",
         )  # fmt: skip
-    found = pd.Series(price, moments).reindex(hours.tz_convert("UTC"))
+    found = _by_hour(pd.Series(price, moments), name).reindex(hours.tz_convert("UTC"))
     if found.isna().any():
         missing = hours[found.isna().to_numpy()]
         raise ConfigError(
@@ -178,16 +176,15 @@ def _series(tariff: Tariff, hours: pd.DatetimeIndex, where: str) -> np.ndarray:
     return found.to_numpy() / (1000.0 if tariff.series_per == "MWh" else 1.0)
 
 
-def _moments(times: pd.Series, zone: str, name: str) -> pd.DatetimeIndex:
-    """As UTC; those without an offset are of the zone."""
-    try:
-        parsed = [pd.Timestamp(text) for text in times]
-        moments = [
-            (t.tz_localize(zone) if t.tzinfo is None else t).tz_convert("UTC") for t in parsed
-        ]
-    except (ValueError, TypeError) as error:
+def _by_hour(price: pd.Series, name: str) -> pd.Series:
+    """Prices of quarter or half hours as the mean of their hour, which must have all of them."""
+    by_hour = price.groupby(price.index.floor("h"))
+    rows = by_hour.size()
+    most = int(rows.max())
+    if (short := rows[rows < most]).any():
         raise ConfigError(
-            f"{name}: {error}", allowed="ISO 8601 times that exist once",
-            next_step="write times with their offset from UTC: 2026-10-25T02:00:00+01:00",
-        ) from None  # fmt: skip
-    return pd.DatetimeIndex(moments)
+            f"{name}: the hour of {short.index[0].isoformat()} has {short.iloc[0]} rows, others "
+            f"have {most}",
+            allowed="as many rows in every hour: one, or one for each quarter",
+        )
+    return by_hour.mean()

@@ -74,8 +74,8 @@ class Tariff(Section):
     holidays: list[str] = Field([], description="dates of that year, such as 2026-05-01")
     series: input_path(live=True) | None = Field(  # type: ignore[valid-type]
         None,
-        description="CSV with the columns time and price, a row an hour of the whole year; times "
-        "without an offset are of time_zone",
+        description="CSV with the columns time and price, a row an hour of the whole year, or one "
+        "a quarter hour, whose mean counts; times without an offset are of time_zone",
     )
     series_per: Literal["kWh", "MWh"] = Field("kWh", description="what a price of series is of")
     demand_per_kw_month: float = Field(
@@ -223,7 +223,9 @@ class Cost(Section):
     """Money. Sample values are marked as such in the report until you set ``sample: false``."""
 
     sample: bool = Field(True, description="whether tariff, PUE and prices are samples, not yours")
-    currency: str = Field("EUR", description="of all prices")
+    currency: str = Field(
+        "EUR", pattern="^[A-Z]{3}$", description="of all prices: its code of three letters"
+    )
     tariff_per_kwh: Positive = Field(
         0.12, description="flat price of a kWh at the meter, where tariff names no bands or series"
     )
