@@ -41,7 +41,7 @@ def in_utc(times: pd.Series, zone: str | None, name: str, undeclared: str) -> pd
     """
     if len(seconds := numbers(times)) and seconds.notna().all():
         return pd.DatetimeIndex(pd.to_datetime(seconds, unit="s", utc=True))
-    if (other := times[~times.str.match(ISO_DATE)]).any():
+    if len(other := times[~times.str.match(ISO_DATE)]):
         raise ConfigError(
             f"{name}: {other.iloc[0]!r} could be of two days or of none",
             allowed="ISO 8601 times, the year first: 2026-05-01T13:00",
