@@ -21,7 +21,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.report.demand import Demand, Use
 from workbench.report.served import ServedEnergy, served_energies
 
-Basis = Literal["served", "turns", "declared"]
+PowerBasis = Literal["served", "turns", "declared"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Powers:
     """arms: of all arms, on ``basis``. passed_over: stronger bases, and why each was not taken.
     covers: what the meter is of, where that is not the node nor extended to it."""
 
-    basis: Basis
+    basis: PowerBasis
     arms: dict[str, ArmPower]
     passed_over: tuple[tuple[str, str], ...] = ()
     covers: str = ""
