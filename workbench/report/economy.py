@@ -153,7 +153,7 @@ def case_of(
         + f" without VAT, {cost.tariff.vat:.0%} is added" * bool(cost.tariff.vat),
         f"hours: {shape.text}",
         *house.texts,
-        *once.texts,
+        *(once.texts if not isinstance(powers, str) else ()),
     ]  # fmt: skip
     texts += [f"{arm} keeps the SLO at no measured batch and is left out" for arm in left_out]
     no_power = powers if isinstance(powers, str) else ""

@@ -67,8 +67,8 @@ def _figure_rows(
         # Of a processor there are no accelerators: what carries the load is a machine.
         key = f"economy.{name}"
         title = texts(key if accelerators else key.replace("accelerators", "machines"))
-        if not accelerators and name.startswith("accelerators"):
-            unit = ""
+        if name.startswith(("servers", "accelerators")):
+            unit = ""  # the title counts them
         rows.append({"title": title, "unit": unit, "cells": cells})
     return rows
 
