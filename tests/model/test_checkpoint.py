@@ -135,7 +135,7 @@ def test_a_damaged_generation_config_is_not_passed_over(checkpoint: Path, conten
 
 
 @pytest.mark.parametrize(
-    ("kind", "cure"), [("own_kind", "of another architecture"), ("llama", "take auto_map out of")]
+    ("kind", "cure"), [("own_kind", "of another architecture"), ("llama", "take auto_map out")]
 )
 def test_code_of_a_checkpoint_is_refused_once_and_nothing_is_asked(
     checkpoint: Path, monkeypatch, kind: str, cure: str

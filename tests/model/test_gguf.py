@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    GenerationConfig,
     LlamaConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -23,6 +24,7 @@ from workbench.export.gguf_file import write_gguf
 from workbench.gguf_reader import TURNED, is_gguf, read_gguf
 from workbench.model.build import build_model
 from workbench.model.checkpoint import checkpoint_config, load_checkpoint
+from workbench.model.ends import end_tokens
 from workbench.pilot.sections.data import Data
 from workbench.pilot.sections.model import Model
 from workbench.ternary import to_ternary
@@ -92,6 +94,20 @@ def test_a_file_comes_back_as_the_model_it_was_written_from(
     assert loaded.config.eos_token_id == model.config.eos_token_id
     config = checkpoint_config(str(path))
     assert config is not None and config.tie_word_embeddings is model.config.tie_word_embeddings
+
+
+def test_an_end_of_turn_of_the_generation_goes_into_the_file_and_comes_back(
+    tokenizer, tmp_path: Path
+) -> None:
+    model = network("llama", tokenizer)
+    model.save_pretrained(tmp_path / "c")
+    ends = [tokenizer.eos_token_id, 7]
+    GenerationConfig(eos_token_id=ends).save_pretrained(tmp_path / "c")
+    path = tmp_path / "small.gguf"
+    write_gguf(load_checkpoint(str(tmp_path / "c")), tokenizer, path, name="small")
+    assert read_gguf(path).get("tokenizer.ggml.eot_token_id") == 7
+    loaded = load_checkpoint(str(path))
+    assert loaded.config.eos_token_id == ends == end_tokens(loaded.generation_config)
 
 
 def test_rounded_blocks_are_unpacked_and_said(tokenizer, tmp_path: Path) -> None:

@@ -303,11 +303,12 @@ def _refuse_own_code(checkpoint: str, config: dict[str, Any]) -> None:
         return
     classes = ", ".join(sorted(map(str, named.values()))) if isinstance(named, dict) else str(named)
     kind = config.get("model_type")
+    first = "download it and " if checkpoint.startswith("hf:") else ""
     raise ConfigError(
         f"model.checkpoint {checkpoint} asks to run code of its own (auto_map: {classes})",
         allowed="architectures that transformers has itself; code of a checkpoint is never run",
-        next_step=f"transformers has the model type {kind} itself: take auto_map out of "
-        "config.json to read the weights with that"
+        next_step=f"transformers has the model type {kind} itself: {first}take auto_map "
+        "out of config.json to read the weights with that"
         if kind in CONFIG_MAPPING
         else "give a checkpoint of another architecture, or a newer transformers that has this one",
     )
