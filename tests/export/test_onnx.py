@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from workbench.check.ternary import check_ternary
 from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
 from workbench.errors import ConfigError
@@ -194,6 +195,27 @@ def test_a_large_file_has_its_matrices_beside_it(packed, monkeypatch) -> None:
     assert path.stat().st_size < done.beside.stat().st_size
     assert Peer(path).greedy(PROMPTS[0], 4)[0] == alone
     assert dict(read_matrices(onnx.load(path))).keys()
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "group128"])
+def test_workbench_check_proves_a_file(packed, granularity: str) -> None:
+    path, _ = written(packed("llama", granularity))
+    check = check_ternary(path)
+    # 12 ternary, q of the first layer and head INT8, its v in high precision
+    assert check.ok and [len(check.ternary), len(check.matrices)] == [12, 15]
+    layer = load_packed(path.parent).model.layers[1].self_attn.o_proj
+    found = {m.name: m for m in check.ternary}["model.layers.1.self_attn.o_proj"]
+    assert (found.scales, found.scale_max) == (layer.scale.numel(), float(layer.scale.max()))
+    model = onnx.load(path)
+    codes = next(t for t in model.graph.initializer if t.name == "layers.0.o.codes")
+    codes.raw_data = b"\xff" + codes.raw_data[1:]
+    onnx.save(model, path)
+    assert "o_proj (2 bits) holds a code that is not" in check_ternary(path).problems[0]
+    codes.raw_data = codes.raw_data[:100]
+    onnx.save(model, path)
+    assert "cannot be read" in check_ternary(path).problems[0]
+    path.write_bytes(path.read_bytes()[:5000])
+    assert "cut off or damaged" in check_ternary(path).problems[0]
 
 
 def test_what_the_graph_cannot_say_is_refused(packed) -> None:

@@ -225,6 +225,8 @@ class _listening:
 
     def __enter__(self) -> _listening:
         self._thread.start()
+        while not self._server.started:
+            time.sleep(0.001)
         return self
 
     def __exit__(self, *_: object) -> None:

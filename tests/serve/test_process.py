@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -27,6 +30,7 @@ from workbench.pilot.resolve import resolve
 from workbench.records.run import FIELDS, HEADER, Run, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.serve.arm_process import ArmSpec, load_arm
+from workbench.serve.front_options import FrontOptions
 from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, change_route
 from workbench.serve.main import listen, serve
 from workbench.serve.process import server_process
@@ -45,7 +49,8 @@ def spec(arms: dict[str, Path], **changes) -> ServeSpec:
 
 @pytest.fixture(scope="module")
 def server(arms, tmp_path_factory):
-    with server_process(spec(arms), tmp_path_factory.mktemp("server")) as running:
+    front = FrontOptions(log="json")
+    with server_process(spec(arms, front=front), tmp_path_factory.mktemp("server")) as running:
         yield running
 
 
@@ -92,6 +97,25 @@ def test_both_arms_are_loaded_and_warm_before_it_answers(server) -> None:
     ternary, full = server.ready.arms["hybrid"], server.ready.arms["full_precision"]
     assert 0 < ternary.weight_bytes < full.weight_bytes
     assert server.resident_bytes > 50 * 2**20
+
+
+def test_every_line_of_the_log_is_an_object(server) -> None:
+    path = "/v1/completions"
+    connection = HTTPConnection(server.ready.host, server.ready.port, timeout=10)
+    with closing(connection):
+        headers = {"content-type": "application/json", "x-request-id": "line-1"}
+        body = json.dumps({"prompt": PROMPT, "max_tokens": 3, "ignore_eos": True})
+        connection.request("POST", path, body, headers)
+        assert connection.getresponse().read()
+    for _ in range(100):
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+        own = [line for line in lines if line.get("request_id") == "line-1"]
+        if own:
+            break
+        time.sleep(0.05)
+    (line,) = own
+    assert (line["path"], line["status"], line["output_tokens"]) == (path, 200, 3)
+    assert line["arm"] == "hybrid" and line["ttft_s"] > 0
 
 
 def test_a_replay_keeps_its_times_and_forces_its_lengths(server) -> None:

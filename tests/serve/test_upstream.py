@@ -73,7 +73,9 @@ class Foreign:
             return StreamingResponse(self._events(body), media_type="text/event-stream")
         await asyncio.sleep(self.step_s)
         said = self.text(body["prompt"]) if self.text else self.word * body["max_tokens"]
-        return JSONResponse({"choices": [{"text": said}], "own": 7})
+        usage = {"prompt_tokens": 1, "completion_tokens": body["max_tokens"]}
+        counted = {"usage": usage} if body.get("counted") else {}
+        return JSONResponse({"choices": [{"text": said}], "own": 7, **counted})
 
     async def _events(self, body: dict):
         for number in range(body["max_tokens"]):
@@ -157,6 +159,17 @@ def test_bodies_and_answers_go_through_as_they_are(fronted) -> None:
     assert json.loads(events[0][6:])["own"] == 7 and events[-1] == "data: [DONE]"
     for body in front.candidate.seen:
         assert body["tools"] == [{"x": 1}] and body["model"] == "candidate-model"
+    text = front.client.get("/metrics").text
+    labels = 'arm="candidate",model_name="pilot"'
+    # Two answers, of which one had a first token of its own, and none was counted there.
+    assert f"vllm:e2e_request_latency_seconds_count{{{labels}}} 2.0" in text
+    assert f"vllm:time_to_first_token_seconds_count{{{labels}}} 1.0" in text
+    assert f"vllm:generation_tokens_total{{{labels}}} 0.0" in text
+    front.complete(counted=True)
+    text = front.client.get("/metrics").text
+    assert f"vllm:generation_tokens_total{{{labels}}} 3.0" in text
+    assert f"vllm:prompt_tokens_total{{{labels}}} 1.0" in text
+    assert front.candidate.seen.pop()["counted"]
     chat = front.client.post("/v1/chat/completions", json={"messages": [], "max_tokens": 1})
     assert chat.status_code == 200
     assert front.complete(model="today").json()["choices"][0]["text"] == "AAA"

@@ -42,7 +42,8 @@ class Matrix:
 class TernaryCheck:
     """What :func:`workbench.check.ternary.check_ternary` found.
 
-    kind: ``packed folder``, ``master folder``, ``Hugging Face BitNet folder`` or ``GGUF file``.
+    kind: ``packed folder``, ``master folder``, ``Hugging Face BitNet folder``, ``GGUF file`` or
+    ``ONNX file``.
     threshold: the threshold version's id; None where the format does not say. stored: how ternary
     matrices are stored. digests: weight file -> its SHA-256. problems: sentences that start with
     the tensor or file at fault; none in a file that is what it says.

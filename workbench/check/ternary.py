@@ -12,18 +12,18 @@ from workbench.ternary.manifest import NAME, read_json_object
 
 KINDS = (
     "a packed folder, a folder of ternary master weights, a Hugging Face BitNet folder, or a "
-    "GGUF file"
+    "GGUF or ONNX file"
 )
 
 
 def check_ternary(path: str | Path) -> TernaryCheck:
     """Prove on the files of a model which of its matrices are ternary.
 
-    path: a packed folder, a folder of master weights, a Hugging Face BitNet folder, or a GGUF file
-    (with the package ``gguf``). Returns the evidence: for each matrix [N, K] its precision, the
-    shares of -1, 0 and +1 (0 to 1, their sum is 1) and the range of its scales; the threshold
-    version; SHA-256 of the weight files; and what is wrong. A damaged file is no exception but a
-    problem in the result, so that ``check.ok`` is the answer.
+    path: a packed folder, a folder of master weights, a Hugging Face BitNet folder, a GGUF file
+    (with the package ``gguf``) or an ONNX file (with ``onnx``). Returns the evidence: for each
+    matrix [N, K] its precision, the shares of -1, 0 and +1 (0 to 1, their sum is 1) and the range
+    of its scales; the threshold version; SHA-256 of the weight files; and what is wrong. A damaged
+    file is no exception but a problem in the result, so that ``check.ok`` is the answer.
 
     Raises ConfigError for what is none of these: no such path, full precision, an adapter, a run.
 
@@ -54,8 +54,12 @@ def check_ternary(path: str | Path) -> TernaryCheck:
 
 def _check(path: Path) -> TernaryCheck:
     if path.is_file():
+        if path.suffix.lower() == ".onnx":
+            from workbench.check.onnx_file import check_onnx
+
+            return check_onnx(path)
         if path.suffix.lower() != ".gguf":
-            raise _not_for_this(path, "is a file that does not end in .gguf")
+            raise _not_for_this(path, "is a file that does not end in .gguf or .onnx")
         from workbench.check.gguf_file import check_gguf
 
         return check_gguf(path)

@@ -17,7 +17,8 @@ def check(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="MODEL", help="a packed, master or Hugging Face BitNet folder, or a .gguf file"
+            metavar="MODEL",
+            help="a packed, master or Hugging Face BitNet folder, or a .gguf or .onnx file",
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,

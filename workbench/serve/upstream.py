@@ -63,7 +63,8 @@ class PassedOn:
     """A request at an upstream. content_type: of its answer, once that has begun. refusal: where it
     was answered with an error. declared: the stream itself has told its client of the error.
     answer_tokens: by the upstream's own count, or its events, or a whole answer's bytes.
-    not_finite: the answer has a number that is none."""
+    usage: tokens by its own count, where it gives one. not_finite: the answer has a number that is
+    none."""
 
     request: PassedRequest
     on_token: Callable[[bytes], None]
@@ -73,6 +74,7 @@ class PassedOn:
     declared: bool = False
     pieces: int = 0
     answer_tokens: int = 0
+    usage: dict[str, int] = field(default_factory=dict)
     not_finite: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None
@@ -187,18 +189,21 @@ class Upstream:
                 whole = await answer.aread()
                 passed.piece(whole)
                 said = _object(whole)
-                passed.answer_tokens = _counted(said) or len(whole)
+                passed.usage = _usage(said)
+                passed.answer_tokens = passed.usage.get("completion_tokens") or len(whole)
                 passed.end("length" if _at_limit(said) else "stop")
                 return
             last, limited = b"", False
             async for event in _events(answer.aiter_bytes()):
                 if event.strip() == b"data: [DONE]" or event.strip() == b"data:[DONE]":
+                    passed.usage = _usage(_said(last))
                     passed.end("length" if limited else "stop")
                     return
                 passed.piece(event)
                 limited = limited or AT_LIMIT.search(event) is not None
                 last = event
         said = _said(last)
+        passed.usage = _usage(said)
         passed.declared = "error" in said
         if any(choice.get("finish_reason") for choice in said.get("choices") or ()):
             passed.end("length" if limited else "stop")
@@ -262,11 +267,13 @@ def _object(text: bytes) -> dict[str, Any]:
     return {}
 
 
-def _counted(said: dict[str, Any]) -> int | None:
-    """Output tokens, where the answer says how many."""
+def _usage(said: dict[str, Any]) -> dict[str, int]:
+    """prompt_tokens and completion_tokens, as far as the answer says them."""
     usage = said.get("usage")
-    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and count > 0 else None
+    given = usage if isinstance(usage, dict) else {}
+    names = ("prompt_tokens", "completion_tokens")
+    counts = {name: given.get(name) for name in names}
+    return {name: n for name, n in counts.items() if isinstance(n, int) and n >= 0}
 
 
 def _at_limit(said: dict[str, Any]) -> bool:
