@@ -157,3 +157,4 @@ def test_probes_of_our_own_arms_fit_their_context(tokenizer) -> None:
     (request,) = probe_requests(("def f(x): return x " * 50,), tokenizer, 64)
     assert isinstance(request, GenerationRequest)
     assert len(request.prompt_tokens) == 32 and request.max_tokens == 32
+    assert probe_requests((), tokenizer, 64) == []

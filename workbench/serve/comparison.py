@@ -194,6 +194,8 @@ def probe_requests(
 ) -> list[Any]:
     """What the pilot's texts are asked as. tokenizer: of both arms; None of upstreams. context:
     tokens of prompt and output together."""
+    if not texts:
+        return []
     if tokenizer is None:
         fields = [{"prompt": text, "max_tokens": PROBE_TOKENS, "temperature": 0} for text in texts]
         return [PassedRequest("completions", each, stream=False) for each in fields]
