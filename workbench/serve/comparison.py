@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from workbench.serve.router import Router
 
 MOST_CHOSEN = 4
-"""Requests that wait to be compared; further ones are left out."""
+"""Requests that wait to be compared; older ones are left out."""
 MOST_WORDS = 200
 """Of an answer, compared word by word."""
 PROBE_TOKENS = 32
