@@ -24,8 +24,8 @@ STEPS = (0.01, 0.05, 0.25, 0.5, 1.0)
 HOLD_AT, GO_ON_AT = 1 / 3, 1 / 6
 """Of the evidence that takes a candidate back: it waits from there on, until there is so little."""
 STEP_PAIRS = 25
-"""Pairs of answers that a step takes at least, where any are compared: so many show a candidate that
-says something else altogether."""
+"""Pairs of answers that a step takes at least, where any are compared: so many show one that says
+something else altogether."""
 Ascent = Literal["ascending", "holding", "arrived", "taken back"]
 
 
