@@ -178,7 +178,7 @@ def test_boards_alone_are_said_or_extended_by_a_declared_share(tmp_path, timed_l
     metered(records, "gpu", {"full_precision": 500.0, "ternary": 400.0})
     for row in cost_rows(records, DAY, Slo()):
         if row.per == "load_1k_accepted":
-            assert row.value is None and "no load was served" in row.reason
+            assert row.value is None and "no answer of a served load" in row.reason
             continue
         assert row.covers == "gpu"
         assert row.energy_kind == ("assumed" if row.per in LOAD_ROWS else "measured")

@@ -46,8 +46,8 @@ def load_bill(
 
 
 def _bill_cell(row: Any, texts: Texts) -> dict[str, str]:
-    ends = (None if pd.isna(row[end]) else row[end] for end in ("lo", "hi"))
-    value, interval = with_interval(row["value"], *ends, texts.language)
+    lo, hi = (None if pd.isna(row[end]) else row[end] for end in ("lo", "hi"))
+    value, interval = with_interval(row["value"], lo, hi, texts.language)
     return {
         "value": value, "interval": interval, "currency": row["currency"], "how": row["how"],
         "kind": row["kind"], "kind_name": texts(f"kind.{row['kind']}"),

@@ -229,7 +229,8 @@ def _rows_of_arm(
         for per, times, factor, said in parts
     ]
     if accepted is None:
-        missing = Metric.missing(energy.name, "J", "no load was served by the arms", arm=arm)
+        missing = Metric.missing(energy.name, "J", "no answer of a served load came whole",
+                                 arm=arm)  # fmt: skip
         rows.append(_row("load_1k_accepted", 1e3, missing, "", cost, price))
     return rows
 
@@ -249,8 +250,9 @@ def _energy_at_mix(
     if powers.basis == "served":
         work, idle_w = numbers["work_j"], numbers["idle_w"]
         idle_j = count / rate_per_s * idle_w.value
-        ends = (None if end is None else end + idle_j for end in (work.value, work.lo, work.hi))
-        found = Estimate(*ends, 0, "", reason=None if work.lo else "too few blocks of the load")
+        lo, hi = (None if end is None else end + idle_j for end in (work.lo, work.hi))
+        why = "too few blocks of the load" if lo is None else None
+        found = Estimate(work.value + idle_j, lo, hi, 0, "", reason=why)
         how = f"{power}; {work.value:.3g} J a request above {idle_w.value:.4g} W idle; {load}"
         return found.metric("energy_j_per_request", "J", how, combined([work.kind, idle_w.kind]),
                             arm=arm)  # fmt: skip
@@ -258,11 +260,10 @@ def _energy_at_mix(
     if powers.basis == "turns":
         turns, _ = turn_powers(measured, arm, use)
         factor = numbers["power_w"].value / turns["power_w"].mean()  # boards' share of the node
-        power_w = turns["power_w"] * factor
+        busy_j = use.seconds * (turns["power_w"] * factor)
     else:
-        power_w = numbers["power_w"].value
-    idle_w = idle_share.value * numbers["power_w"].value
-    joules = use.seconds * power_w + idle_s * idle_w
+        busy_j = use.seconds * numbers["power_w"].value
+    joules = busy_j + idle_s * idle_share.value * numbers["power_w"].value
     kind = "modelled" if powers.basis == "declared" else numbers["power_w"].kind
     how = f"gross; {power}; {load}"
     if idle_share.kind == "assumed":
@@ -307,7 +308,7 @@ def _by_rate(speed: Metric, power_w: float) -> Metric:
         speed,
         name="energy_j_per_token",
         unit="J",
-        value=power_w / speed.value,
+        value=power_w / speed.value if speed.value else None,
         lo=power_w / speed.hi if speed.hi else None,
         hi=power_w / speed.lo if speed.lo and speed.lo > 0 else None,
         kind="modelled",

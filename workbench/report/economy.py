@@ -35,6 +35,7 @@ from workbench.measure.statistics import Estimate, mean
 from workbench.pilot.sections.cost import Cost
 from workbench.pilot.sections.profile_load import Slo
 from workbench.pilot.spec import Pilot
+from workbench.records.metric import MetricKind
 from workbench.records.stage_record import StageRecord
 from workbench.report.demand import Demand, Use, demand_of, quickest, uses
 from workbench.report.one_off import UNTRAINED, one_offs
@@ -157,7 +158,7 @@ def case_of(
     ]  # fmt: skip
     texts += [f"{arm} keeps the SLO at no measured batch and is left out" for arm in left_out]
     no_power = powers if isinstance(powers, str) else ""
-    texts += [f"no energy and no cost: {no_power}"] if no_power else powers.texts
+    texts += powers.texts if not isinstance(powers, str) else [f"no energy and no cost: {powers}"]
     return Case(
         tuple(_case_arm(arm, use, powers) for arm, use in chosen.items()), numbers, sums,
         cost.fleet, tuple(cost.items), once.items, cost.currency, cost.horizon_y,
@@ -205,7 +206,7 @@ def _declared(
     peak = demand.peak_per_s / demand.rate_per_s
     if shape.kind == "assumed":
         peak *= sums.most_s  # a short load has no busy hour of the day in it
-    known = "measured" if demand.kind == shape.kind == "measured" else "assumed"
+    known: MetricKind = "measured" if demand.kind == shape.kind == "measured" else "assumed"
     numbers = {
         "requests_per_day": said(cost.requests_per_day, "requests"),
         "growth": said(cost.growth),

@@ -129,15 +129,11 @@ def _of_arm(
         f"rests around the served load, {where}",
         float(low) * share if known else None, float(high) * share if known else None,
     )  # fmt: skip
+    prefill_j, decode_j = split
     prefill_share = None
-    if None not in split:
-        prefill_j, decode_j = (
-            joules * tokens
-            for joules, tokens in zip(
-                split, (demand.prompt_tokens, demand.output_tokens), strict=True
-            )
-        )
-        prefill_share = prefill_j / (prefill_j + decode_j)
+    if prefill_j is not None and decode_j is not None:
+        prompt_j, output_j = prefill_j * demand.prompt_tokens, decode_j * demand.output_tokens
+        prefill_share = prompt_j / (prompt_j + output_j)
     return ServedEnergy(work, idle_w, prefill_share, f"served load, {where}{said}")
 
 
