@@ -92,6 +92,12 @@ class Access:
             if log.isEnabledFor(logging.INFO):
                 log.info("request", extra={"fields": _line(scope, seen)})
 
+    def malformed(self, client: tuple[str, int] | None) -> None:
+        """Something came that is no HTTP, and was answered with 400."""
+        self._service.metrics.answered(OTHER_PATH, 400)
+        fields = {"client": client[0] if client else None, "status": 400}
+        log.info("no HTTP", extra={"fields": fields})
+
     def _refusal(self, path: str, headers: Headers) -> ApiError | None:
         if "content-length" in headers and "transfer-encoding" in headers:
             # A proxy before this server may go by the other one: what follows on the connection

@@ -39,6 +39,12 @@ class TimedConnection(H11Protocol):
         super().data_received(data)
         self._time()
 
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP never comes to the application, and is counted all the same."""
+        super().send_400_response(msg)
+        if malformed := getattr(self.config.app, "malformed", None):
+            malformed(self.client)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)
