@@ -7,7 +7,9 @@ from workbench.measure.meters.sample import Channel
 from workbench.measure.meters.window import window_energy
 
 POWER = Channel("csv", "a", "node", "power")
-COUNTER = Channel("rapl", "package-0", "cpu", "energy", period_s=0.001, wraps_at_j=1000.0)
+COUNTER = Channel(
+    "rapl", "package-0", "cpu", "energy", period_s=0.001, lag_s=0.0, wraps_at_j=1000.0
+)
 
 
 def energy(channel, times, values, start, end, max_gap_s=3.0):
@@ -60,7 +62,7 @@ def test_the_energies_of_two_windows_add_up_to_that_of_both(steps, powers, cuts)
         (COUNTER, [0, 1, 2], [7, 7, 7], (0.0, 2.0), "counter_stuck", "did not move"),
         (COUNTER, [0, 0.1, 0.2], [300, 10, 20], (0, 0.2), "counter_reset", "back by 290 J"),
         (
-            Channel("nvml", "gpu0", "gpu", "energy", period_s=0.1),
+            Channel("nvml", "gpu0", "gpu", "energy", period_s=0.1, lag_s=0.0),
             [0, 1, 2],
             [999, 0, 1],
             (0, 2),

@@ -17,6 +17,14 @@ from workbench.records.metric import Metric
 from workbench.records.run import find_run
 from workbench.runner.pilot_run import write_report
 
+SHOWN = (
+    "energy_j_per_request",
+    "energy_net_j_per_request",
+    "energy_ratio",
+    "training_energy_j",
+    "deployment_energy_j",
+)
+"""Figures that are printed."""
 ROLES = ("timestamp", "source", "power", "energy")
 
 
@@ -58,12 +66,14 @@ def import_log(
                             ("max_gap_s", max_gap_s))
         if value is not None
     }  # fmt: skip
-    attachment = attach_log(run, log, digest_path(path), declared, max_gap_s)
-    for line in attachment.found["learned"]:
+    attached = attach_log(run, log, digest_path(path), declared, max_gap_s)
+    of_turns = attached["measure_ab"]
+    for line in [*of_turns.found["learned"], of_turns.found["no_idle"]]:
+        if line:
+            print(line)
+    for line in _energies([metric for one in attached.values() for metric in one.metrics]):
         print(line)
-    for line in _energies(attachment.metrics):
-        print(line)
-    for one in attachment.replaced[:1]:
+    for one in of_turns.replaced[:1]:
         print(f"replaces {one['file']} of {one['attached']}, kept in {one['kept_in']}")
     if judge_with_attached(run):
         write_report(run, run.resolved())
@@ -75,11 +85,12 @@ def _energies(metrics: Sequence[Metric]) -> list[str]:
     lines: list[str] = []
     reasons: dict[str, list[str]] = {}
     for metric in metrics:
-        if metric.name not in ("energy_j_per_request", "energy_ratio"):
+        if metric.name not in SHOWN:
             continue
         of = ", ".join(f"{k} {v}" for k, v in metric.labels.items() if k != "source")
+        of = of or "all of it"
         if metric.value is None:
-            reasons.setdefault(metric.reason or "", []).append(of)
+            reasons.setdefault(metric.reason or "", []).append(f"{metric.name} ({of})")
             continue
         value = f"{metric.value:.4g} {metric.unit}"
         if metric.lo is not None and metric.hi is not None:
@@ -87,8 +98,13 @@ def _energies(metrics: Sequence[Metric]) -> list[str]:
         lines.append(f"{metric.name} ({of}): {value}")
     return [
         *lines,
-        *(f"no energy of {len(of)} arms and classes: {why}" for why, of in reasons.items()),
+        *(f"no {_listed(of)}: {why}" for why, of in reasons.items()),
     ]
+
+
+def _listed(figures: Sequence[str]) -> str:
+    more = f" and {len(figures) - 2} more" if len(figures) > 2 else ""
+    return ", ".join(figures[:2]) + more
 
 
 def columns_of(texts: Sequence[str]) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from workbench.stages.deploy_rollback_record import Replayed
 from workbench.stages.metered import trusted
 
 WHOLE, BEFORE, AFTER = "replay", "before", "after"
+ABOUT = ["window", "requests"]
+COLUMNS = [*ABOUT, *WINDOW_COLUMNS]
 
 
 def replay_energies(
@@ -30,15 +32,13 @@ def replay_energies(
 ) -> list[dict[str, Any]]:
     """Rows ``window`` (replay, before, after), ``requests``, and those of a window. origin_s: time
     0 of the replay on the meters' clock; before it they have rested. switches: seconds after it."""
-    if not meters.meters:
-        at = {"window": WHOLE, "requests": len(outcomes)}
-        return energy_rows(meters, at, origin_s, origin_s + duration_s)
     last_s = max((one.end_s or 0.0 for one in outcomes), default=0.0)
     end_s = origin_s + max(duration_s, last_s)
-    meters.sleep_until(end_s)
-    meters.worked(origin_s, end_s, apart=True)
-    meters.pause()
-    meters.rest()
+    if meters.rests:
+        meters.sleep_until(end_s)
+        meters.worked(origin_s, end_s, apart=True)
+        meters.pause()
+        meters.rest()
     rows = energy_rows(
         meters, {"window": WHOLE, "requests": len(outcomes)}, origin_s, end_s, apart=True
     )
@@ -57,14 +57,18 @@ def record_deployment_energy(
     context: StageContext, replayed: Replayed, balances: Sequence[Balance]
 ) -> None:
     """Table ``energies`` and the figures, each of the widest basis that has its window."""
-    columns = ["window", "requests", *WINDOW_COLUMNS]
-    rows = trusted(pd.DataFrame(replayed.energies, columns=columns), balances)
-    record = context.record
-    record.save_table("energies", rows)
-    record.add(_metric(rows, WHOLE, "deployment_energy_j", {}))
+    rows = trusted(pd.DataFrame(replayed.energies, columns=COLUMNS), balances)
+    context.record.save_table("energies", rows)
+    for metric in deployment_figures(rows):
+        context.record.add(metric)
+
+
+def deployment_figures(rows: pd.DataFrame) -> Iterator[Metric]:
+    """rows: table ``energies``."""
+    yield _metric(rows, WHOLE, "deployment_energy_j", {})
     for window, arm in ((BEFORE, CANDIDATE), (AFTER, FALLBACK)):
         labels = {"arm": arm, "phase": window}
-        record.add(_metric(rows, window, "energy_j_per_request", labels))
+        yield _metric(rows, window, "energy_j_per_request", labels)
 
 
 def _metric(rows: pd.DataFrame, window: str, name: str, labels: dict[str, str]) -> Metric:
@@ -81,7 +85,7 @@ def _metric(rows: pd.DataFrame, window: str, name: str, labels: dict[str, str]) 
         return Metric.missing(name, "J", "no request was due in this phase", **labels)
     length_s = float(row["end_s"] - row["start_s"])
     joules, error_j = float(row["energy_j"]) / per, float(row["error_j"]) / per
-    net = ""
+    net = ", nothing net of idle: no idle power is known before or after"
     if not np.isnan(float(row["idle_w"] if row["idle_w"] is not None else np.nan)):
         net = f", net of idle {joules - float(row['idle_w']) * length_s / per:.4g} J"
     how = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 import torch
@@ -58,9 +59,12 @@ def stage_meters(
     """
     section = context.pilot.measure_ab.meters
     found, missing = find_meters(section, gpus)
-    more = {} if interval_s is None else {"interval_s": interval_s}
-    session = EnergySession(found, missing, section.max_gap_s, section.idle_s, **more)
-    facts = {
+    more: dict[str, Any] = {} if interval_s is None else {"interval_s": interval_s}
+    # Who sets the length of a turn for a log of afterwards wants rests that it can tell as well.
+    idle_s = max(section.idle_s, section.turn_s or 0.0)
+    later = section.turn_s is not None
+    session = EnergySession(found, missing, section.max_gap_s, idle_s, for_later=later, **more)
+    facts: dict[str, Any] = {
         "found": [meter.reader for meter in found],
         "missing": reasons(missing),
     }
@@ -71,6 +75,7 @@ def stage_meters(
     with session:
         meters = StageMeters(session)
         yield meters
+        facts["rests"] = session.rested()
         facts["failures"] = {
             reader: faults.counts() for reader, faults in session.faults.items() if len(faults)
         }

@@ -81,7 +81,9 @@ def _summed(rows: pd.DataFrame, arm: str, covers: str, training_s: float) -> _Su
 
 
 def _metric(of: _Summed, arm: str, covers: str, said: str) -> Metric:
-    net = "" if of.idle_j is None else f", net of idle {of.energy_j - of.idle_j:.4g} J"
+    net = ", nothing net of idle: no idle power is known before or after"
+    if of.idle_j is not None:
+        net = f", net of idle {of.energy_j - of.idle_j:.4g} J"
     lost = f"; of killed attempts up to {of.lost_j:.3g} J more" if of.lost_j else ""
     how = (
         f"gross, {covers}, {of.metered_s:.0f} s of all attempts, evaluations and checkpoints "

@@ -6,6 +6,7 @@ asks (:class:`~workbench.measure.meters.past.PastSession`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,7 +14,12 @@ import pandas as pd
 from workbench.errors import ConfigError, StageError
 from workbench.measure.exports.log import PowerLog, Series, utc_text
 from workbench.measure.meters.log_check import ZONE_STEP_S
-from workbench.measure.meters.past import MeteredTurn, PastSession, response_from_turns
+from workbench.measure.meters.past import (
+    MeteredTurn,
+    PastSession,
+    lag_from_turns,
+    response_from_turns,
+)
 from workbench.measure.meters.response import Response
 from workbench.measure.meters.rows import WINDOW_COLUMNS, energy_rows
 from workbench.measure.meters.sample import Channel
@@ -21,57 +27,73 @@ from workbench.measure.meters.session import ROWS_WANTED
 from workbench.measure.session import TURN_COLUMNS
 from workbench.paths import shown
 
-LOAD_COLUMNS = ["block", "order", "arm"]
 MARGIN_S = 300.0
 """Of the log, before the first and after the last window."""
 
 
 @dataclass(frozen=True)
 class HeldAgainst:
-    """energies, load_energies: rows of the tables of these names, those of the log alone. said:
-    what was learned of each channel, for a person."""
+    """session: of the log's samples. said: what was learned of each channel, for a person.
+    no_idle: why nothing is net of idle; empty where something is."""
 
-    energies: pd.DataFrame
-    load_energies: pd.DataFrame
+    session: PastSession
     said: list[str]
+    no_idle: str
+
+    def rows(self, windows: pd.DataFrame, about: list[str], apart: bool = False) -> pd.DataFrame:
+        """Columns ``about`` and ``WINDOW_COLUMNS``: of each window, once, the energy by the log on
+        every basis of its channels. apart: there was a rest on either side."""
+        rows = []
+        for window in windows.drop_duplicates([*about, "start_s"]).to_dict("records"):
+            at = {name: window[name] for name in about}
+            rows += energy_rows(self.session, at, window["start_s"], window["end_s"], apart)
+        return pd.DataFrame(rows, columns=[*about, *WINDOW_COLUMNS])
 
 
 def hold_against(
-    log: PowerLog, energies: pd.DataFrame, load_energies: pd.DataFrame, max_gap_s: float
+    log: PowerLog,
+    turns: pd.DataFrame,
+    further: Sequence[pd.DataFrame],
+    rests: Sequence[tuple[float, float]],
+    max_gap_s: float,
 ) -> HeldAgainst:
-    """The energy of every turn of table ``energies``, and of ``load_energies`` (the arms under the
-    load, which may be none), by the log, on every basis of its channels.
+    """turns: table ``energies`` of measure_ab, which tell how late the log is. further: windows of
+    the run's other work, such as its training. rests: Unix times in which the machine was idle.
 
     Raises ConfigError where the log does not reach the turns, StageError where their times are
     not known.
     """
-    if not {"start_s", "end_s"} <= set(energies.columns) or not len(energies):
+    if not {"start_s", "end_s"} <= set(turns.columns) or not len(turns):
         raise StageError(
             "the turns of this run have no wall-clock times",
             allowed="a run of this version of the workbench",
             next_step="measure again: workbench run PILOT.yaml --from measure_ab --force",
         )
-    turns = energies.drop_duplicates([*TURN_COLUMNS, "start_s"])
-    loads = load_energies.drop_duplicates([*LOAD_COLUMNS, "start_s"])
+    turns = turns.drop_duplicates([*TURN_COLUMNS, "start_s"])
     _require_overlap(log, (float(turns["start_s"].min()), float(turns["end_s"].max())))
-    windows = pd.concat([turns[["start_s", "end_s"]], loads[["start_s", "end_s"]]])
-    begin_s, end_s = float(windows["start_s"].min()), float(windows["end_s"].max())
+    windows = pd.concat([one[["start_s", "end_s"]] for one in (turns, *further)])
+    edges_s = [*windows["start_s"], *windows["end_s"], *(at_s for rest in rests for at_s in rest)]
+    begin_s, end_s = min(edges_s), max(edges_s)
     near = [one.within(begin_s - MARGIN_S, end_s + MARGIN_S) for one in log.series]
     responses, said = _responses(near, _turns(turns))
     said += _too_coarse(near, turns)
     series = {one.channel: (one.times_s, one.values) for one in near}
-    session = PastSession(series, responses, max_gap_s)
-    return HeldAgainst(
-        _rows(session, turns, TURN_COLUMNS), _rows(session, loads, LOAD_COLUMNS), said
+    session = PastSession(series, responses, max_gap_s, rests)
+    return HeldAgainst(session, said, _no_idle(session, rests))
+
+
+def _no_idle(session: PastSession, rests: Sequence[tuple[float, float]]) -> str:
+    """Why nothing is net of idle; empty where it is not so."""
+    why = "this run's records hold no rest"
+    for rest in rests:
+        for energy in session.energies(*rest):
+            if energy.energy_j is not None:
+                return ""
+            why = f"of its {len(rests)} rests none has a figure ({energy.reason}: {energy.text})"
+    return (
+        f"nothing is net of idle: {why}; measured again with measure_ab.meters.turn_s it rests "
+        "before and after its work, for so long"
     )
-
-
-def _rows(session: PastSession, windows: pd.DataFrame, about: list[str]) -> pd.DataFrame:
-    rows = []
-    for window in windows.to_dict("records"):
-        at = {name: window[name] for name in about}
-        rows += energy_rows(session, at, window["start_s"], window["end_s"])
-    return pd.DataFrame(rows, columns=[*about, *WINDOW_COLUMNS])
 
 
 def _turns(windows: pd.DataFrame) -> list[MeteredTurn]:
@@ -107,9 +129,9 @@ def _responses(
     has: they are of one logger."""
     found: dict[Channel, Response | None] = {}
     for one in near:
-        channel = one.channel
-        if channel.quantity == "power" and None in (channel.lag_s, channel.averaging_s):
-            found[channel] = response_from_turns(one.times_s, one.values, turns)
+        if one.channel.lag_unknown:
+            learn = lag_from_turns if one.channel.quantity == "energy" else response_from_turns
+            found[one.channel] = learn(one.times_s, one.values, turns)
     known = [response for response in found.values() if response]
     clearest = min(known, key=lambda r: r.lag_error_s + r.averaging_error_s, default=None)
     said = []
@@ -122,10 +144,7 @@ def _responses(
             )
             continue
         of = "" if response else ", as another source of this log"
-        said.append(
-            f"{channel.name}: lag {taken.lag_s:.1f} ± {taken.lag_error_s:.1f} s, averaging "
-            f"{taken.averaging_s:.1f} ± {taken.averaging_error_s:.1f} s, learned from the turns{of}"
-        )
+        said.append(f"{channel.name}: {taken.text}, learned from the turns{of}")
     return found, said
 
 

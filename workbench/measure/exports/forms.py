@@ -383,7 +383,7 @@ def _codecarbon(reading: _Reading) -> Iterator[ExportedSample]:
         for place, scope, kind, joules in found:
             if joules == 0.0 and place == "gpu":
                 continue
-            channel = reading.channel(place, "energy", scope, kind)
+            channel = reading.channel(place, "energy", scope, kind, lag_s=0.0)
             if first:
                 yield ExportedSample(place, end_s - duration_s, 0.0, channel)
             yield ExportedSample(place, end_s, joules, channel)
@@ -439,12 +439,12 @@ def _zeus(reading: _Reading) -> Iterator[ExportedSample]:
         if begin_s - before_s > JOINED_S:
             sums = [0.0] * len(gpus)  # falls back to 0, so that no window is told across the pause
             for at, place in enumerate(names[g].removesuffix("_energy") for g in gpus):
-                channel = reading.channel(place, "energy", scope)
+                channel = reading.channel(place, "energy", scope, lag_s=0.0)
                 yield ExportedSample(place, begin_s, sums[at], channel)
         before_s = end_s
         sums = [total + one for total, one in zip(sums, joules, strict=True)]
         for at, place in enumerate(names[g].removesuffix("_energy") for g in gpus):
-            channel = reading.channel(place, "energy", scope)
+            channel = reading.channel(place, "energy", scope, lag_s=0.0)
             yield ExportedSample(place, end_s, sums[at], channel)
 
 

@@ -265,11 +265,12 @@ def with_response(log: PowerLog, lag_s: float | None, averaging_s: float | None)
     """With a lag and an averaging that are declared; what is None stays as it is."""
 
     def declared(channel: Channel) -> Channel:
+        late_s = channel.lag_s if lag_s is None else lag_s
         if channel.quantity != "power":
-            return channel
+            return replace(channel, lag_s=late_s)
         return replace(
             channel,
-            lag_s=channel.lag_s if lag_s is None else lag_s,
+            lag_s=late_s,
             averaging_s=channel.averaging_s if averaging_s is None else averaging_s,
         )
 

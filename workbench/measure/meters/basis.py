@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from workbench.measure.meters.reading import Reading, Reason
 from workbench.measure.meters.sample import Channel, SampleKind
-from workbench.measure.meters.window import Reading, Reason
 
 NODE, BOARDS_AND_PROCESSORS, BOARDS, PROCESSORS = "node", "gpu + cpu", "gpu", "cpu"
 PARTS: dict[str, tuple[str, ...]] = {
@@ -28,9 +28,6 @@ COVERS = {
     PROCESSORS: "CPU packages alone",
 }
 """What stands beside a figure: of fans, disks and losses only the node's inlet knows."""
-
-COARSE_J = 100.0
-"""A counter in steps of more: a PDU's of 0.1 kWh moves once in twenty minutes at a kilowatt."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +71,7 @@ def bases(channels: Sequence[Channel]) -> list[EnergyBasis]:
 def _one_a_place(channels: Sequence[Channel]) -> list[Channel]:
     """Of each place its counter or its power."""
     powers = {(c.reader, c.place) for c in channels if c.quantity == "power"}
-    coarse = {
-        (c.reader, c.place)
-        for c in channels
-        if c.quantity == "energy" and (c.resolution or 0.0) > COARSE_J
-    }
+    coarse = {(c.reader, c.place) for c in channels if c.quantity == "energy" and c.coarse}
     counted = {(c.reader, c.place) for c in channels if c.quantity == "energy"} - (coarse & powers)
     return [c for c in channels if (c.quantity == "energy") == ((c.reader, c.place) in counted)]
 

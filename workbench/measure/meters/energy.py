@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from workbench.measure.meters.basis import NODE, BasisEnergy
+from workbench.measure.meters.reading import Reading, Reason
 from workbench.measure.meters.sample import SampleKind
-from workbench.measure.meters.window import Reading, Reason
 from workbench.records.metric import Metric
 
 CROSS_CHECK = 0.05

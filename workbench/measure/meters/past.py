@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workbench.measure.meters.counter import moved
+from workbench.measure.meters.reading import Reading
 from workbench.measure.meters.response import LONGEST_S, TOLERANCE, Response
 from workbench.measure.meters.sample import Channel
 from workbench.measure.meters.session import EnergySession
-from workbench.measure.meters.window import Reading
 
 STEPS = 25
 WIDER = (2, 2, 1)
@@ -62,7 +63,7 @@ class PastSession(EnergySession):
     ) -> None:
         latest_s = max(float(times_s[-1]) for times_s, _ in series.values() if len(times_s))
         super().__init__([], (), max_gap_s, clock=PastClock(latest_s))  # type: ignore[arg-type]
-        self._past = dict(series)
+        self._past = {channel: moved(channel, *of) for channel, of in series.items()}
         self._youngest_s = dict.fromkeys(self._past, 0.0)
         self.responses = dict(responses)
         self._idle = sorted(rests)
@@ -136,6 +137,22 @@ def response_from_turns(
     if explained <= CLEAREST * len(sorts) * variance or middle_error_s >= length_s / 2:
         return None
     return Response(middle_s - averaging_s / 2, averaging_s, middle_error_s, averaging_error_s)
+
+
+def lag_from_turns(
+    times_s: np.ndarray, joules: np.ndarray, turns: Sequence[MeteredTurn]
+) -> Response | None:
+    """Of a counter, whose steps are powers: each the mean since the renewal before. So it is late
+    by what the middles of its steps are."""
+    at = np.flatnonzero(np.diff(joules) != 0) + 1
+    times_s, steps_j = times_s[at], np.diff(joules[at])
+    if len(at) < 2:
+        return None
+    lengths_s = np.diff(times_s)
+    grew = steps_j > 0
+    middles_s, watts = (times_s[1:] - lengths_s / 2)[grew], (steps_j / lengths_s)[grew]
+    found = response_from_turns(middles_s, watts, turns)
+    return Response(found.shift_s, lag_error_s=found.lag_error_s) if found else None
 
 
 class _Work:

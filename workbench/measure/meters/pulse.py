@@ -17,12 +17,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workbench.measure.meters.reading import Reading, Reason
 from workbench.measure.meters.response import Response
 from workbench.measure.meters.sample import Channel
 from workbench.measure.meters.window import (
     FEWEST_POWER_SAMPLES,
-    Reading,
-    Reason,
     samples_together,
     several_under_one_name,
     trapezoid,

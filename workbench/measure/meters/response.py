@@ -41,6 +41,14 @@ class Response:
     averaging_error_s: float = 0.0
 
     @property
+    def text(self) -> str:
+        """Of a counter, which has no averaging, the lag alone."""
+        said = f"lag {self.lag_s:.1f} ± {self.lag_error_s:.1f} s"
+        if self.averaging_s or self.averaging_error_s:
+            said += f", averaging {self.averaging_s:.1f} ± {self.averaging_error_s:.1f} s"
+        return said
+
+    @property
     def shift_s(self) -> float:
         """From the middle of what a row is the mean of to the row's own time."""
         return self.lag_s + self.averaging_s / 2

@@ -14,6 +14,9 @@ from workbench.pilot.sections.meters import Scope
 
 SampleKind = Literal["measured", "modelled", "assumed"]
 
+COARSE_J = 100.0
+"""A counter in steps of more: a PDU's of 0.1 kWh moves once in twenty minutes at a kilowatt."""
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -46,6 +49,19 @@ class Channel:
     @property
     def name(self) -> str:
         return f"{self.reader} {self.place}"
+
+    @property
+    def coarse(self) -> bool:
+        """Whether it is a counter whose steps are no measure of a window of seconds."""
+        return self.quantity == "energy" and (self.resolution or 0.0) > COARSE_J
+
+    @property
+    def lag_unknown(self) -> bool:
+        """Whether the step test must tell how late it is, of a power also how averaged; a coarse
+        counter's lag is less than its step."""
+        if self.quantity == "energy":
+            return self.lag_s is None and not self.coarse
+        return self.lag_s is None or self.averaging_s is None
 
     @property
     def unit(self) -> str:

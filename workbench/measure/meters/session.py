@@ -32,18 +32,15 @@ import pandas as pd
 from workbench.measure.meters.balance import Balance, Stretches, balance
 from workbench.measure.meters.basis import BasisEnergy, EnergyBasis, bases, basis_energies
 from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
+from workbench.measure.meters.counter import learn_lag, moved
 from workbench.measure.meters.energy import Energy, cross_checks, with_warnings
 from workbench.measure.meters.faults import MeterFaults
 from workbench.measure.meters.find import MissingMeter
 from workbench.measure.meters.pulse import IdlePower, guard_s, pulse_energy
+from workbench.measure.meters.reading import Reading, Reason
 from workbench.measure.meters.response import EXACT, Response, learn_response
 from workbench.measure.meters.sample import Channel, Meter, MeterFault, Sample
-from workbench.measure.meters.window import (
-    FEWEST_POWER_SAMPLES,
-    Reading,
-    Reason,
-    window_energy,
-)
+from workbench.measure.meters.window import FEWEST_POWER_SAMPLES, window_energy
 
 INTERVAL_S = 0.1
 AHEAD_S = 0.5
@@ -66,6 +63,7 @@ class EnergySession:
     missing: the meters that were not found; their reasons stand in for figures.
     max_gap_s: a longer gap between two samples of a channel gives no figure.
     idle_s: length of each ``rest``, at least; a slow log needs longer.
+    for_later: rest without a meter too, for a log that is attached to the run afterwards.
     clock: the one that the meters were made with.
     """
 
@@ -77,7 +75,10 @@ class EnergySession:
         idle_s: float = 3.0,
         interval_s: float = INTERVAL_S,
         clock: Clock = SYSTEM_CLOCK,
+        for_later: bool = False,
     ) -> None:
+        self.rests = bool(meters) or for_later
+        """Whether :meth:`rest` takes time."""
         self.meters, self.missing = list(meters), list(missing)
         self.max_gap_s, self.idle_s, self.interval_s = max_gap_s, idle_s, interval_s
         self._readers = [meter.reader for meter in self.meters]
@@ -122,14 +123,18 @@ class EnergySession:
 
     def rest(self) -> None:
         """Do nothing for ``idle_s``, or as long as a slow log needs, and remember it as idle;
-        returns at once without a meter."""
-        if not self.meters:
+        returns at once where nothing meters and nothing will."""
+        if not self.rests:
             return
         start_s = self.now()
         rows_s = IDLE_ROWS * max(map(self._period_s, self._slow()), default=0.0)
         self._clock.sleep(max(self.idle_s, self.shortest_window_s() + rows_s))
         self._idle.append((start_s, self.now()))
         self.settle()
+
+    def rested(self) -> list[tuple[float, float]]:
+        """Every rest so far, in Unix time: a log that comes later tells their idle power."""
+        return [(self.unix_s(start_s), self.unix_s(end_s)) for start_s, end_s in self._idle]
 
     def worked(self, start_s: float, end_s: float, apart: bool = False) -> None:
         """Remember a window as work, for :meth:`conserved`; apart: between two pauses.
@@ -160,7 +165,11 @@ class EnergySession:
     def apart_s(self) -> float:
         """Length of a pause; 0 where every meter is exact."""
         return max(
-            (2.2 * guard_s(r, self._period_s(channel)) for channel, r in self._slow().items()),
+            (
+                2.2 * guard_s(r, self._period_s(channel))
+                for channel, r in self._slow().items()
+                if channel.quantity == "power"
+            ),
             default=0.0,
         )
 
@@ -171,9 +180,9 @@ class EnergySession:
     def learn(self, load: Callable[[], object]) -> list[str]:
         """The step test: idle, ``load`` again and again, idle; what it learned, as sentences.
 
-        Only of powers that do not say how late and how averaged they are and that a figure may
-        need. ``load`` is a piece of the work, shorter than the test. Repeated with a load thrice
-        as long while what it finds is not small beside it.
+        Only of powers and fine counters that do not say how late they are, of powers also how
+        averaged, and that a figure may need. ``load`` is a piece of the work, shorter than the
+        test. Repeated with a load thrice as long while what it finds is not small beside it.
         """
         if self._silent():
             # A log's first rows; what takes longer than this has gaps and no figure.
@@ -353,35 +362,31 @@ class EnergySession:
                     )
 
     def _series(self, channel: Channel) -> tuple[np.ndarray, np.ndarray]:
-        """Times, ascending, and values."""
+        """Times, ascending, and values; of a counter that may be late where it had moved."""
         with self._lock:
             samples = list(self._samples.get(channel, ()))
         times_s = np.array([s.monotonic_s for s in samples])
         order = np.argsort(times_s, kind="stable")
-        return times_s[order], np.array([s.value for s in samples])[order]
+        return moved(channel, times_s[order], np.array([s.value for s in samples])[order])
 
     def _channels(self) -> list[Channel]:
         with self._lock:
             return list(self._samples)
 
     def _period_s(self, channel: Channel) -> float:
-        """Declared, or the usual gap between samples, and no shorter than ours between readings
-        where it is asked and writes no times of its own."""
-        if channel.period_s is not None:
+        """Declared, or the usual gap between samples, of a counter between those that moved; no
+        shorter than ours between readings where it is asked and writes no times of its own."""
+        if channel.period_s is not None and not channel.lag_unknown:
             return channel.period_s
         times_s, _ = self._series(channel)
         gaps_s = np.diff(times_s[-200:])
-        return float(np.median(gaps_s)) if len(gaps_s) else 0.0
+        seen_s = float(np.median(gaps_s)) if len(gaps_s) else 0.0
+        return max(seen_s, channel.period_s or 0.0)
 
     def _unknown(self) -> list[Channel]:
         needed = {c for basis in bases(self._channels()) for c in basis.channels}
         return [
-            c
-            for c in self._channels()
-            if c in needed
-            and c not in self.responses
-            and c.quantity == "power"
-            and None in (c.lag_s, c.averaging_s)
+            c for c in self._channels() if c in needed and c not in self.responses and c.lag_unknown
         ]
 
     def _slow(self) -> dict[Channel, Response]:
@@ -393,8 +398,8 @@ class EnergySession:
         """Learned, else declared; None where the step test saw no step."""
         if channel in self.responses:
             return self.responses[channel]
-        if channel.quantity == "energy" or not (channel.lag_s or channel.averaging_s):
-            return EXACT
+        if channel.quantity == "energy":
+            return EXACT if channel.coarse else Response(channel.lag_s or 0.0)
         return Response(channel.lag_s or 0.0, channel.averaging_s or 0.0)
 
     def _step(
@@ -409,9 +414,10 @@ class EnergySession:
         self._read()
         found = {}
         for channel in wanted:
-            times_s, watts = self._series(channel)
+            times_s, values = self._series(channel)
             near = times_s >= begin_s - length_s
-            found[channel] = learn_response(times_s[near], watts[near], (begin_s, end_s))
+            learned = learn_response if channel.quantity == "power" else learn_lag
+            found[channel] = learned(times_s[near], values[near], (begin_s, end_s))
         return found
 
     def _learned(self, channel: Channel, response: Response | None) -> str:
@@ -420,11 +426,8 @@ class EnergySession:
                 f"{channel.name}: the step test saw no step between idle and load, so how late it "
                 "is remains unknown and it gives no figure"
             )
-        text = (
-            f"{channel.name}: lag {response.lag_s:.1f} ± {response.lag_error_s:.1f} s, averaging "
-            f"{response.averaging_s:.1f} ± {response.averaging_error_s:.1f} s, a row every "
-            f"{self._period_s(channel):.3g} s"
-        )
+        period_s = self._period_s(channel)
+        text = f"{channel.name}: {response.text}, a row every {period_s:.3g} s"
         if self._youngest_s[channel] < -AHEAD_S:
             text += f"; its clock is ahead by {-self._youngest_s[channel]:.1f} s or more"
         return text
@@ -481,7 +484,8 @@ class EnergySession:
                 f"{channel.name}: rows are dated {ahead_s:.1f} s ahead of this machine's clock",
             )
         times_s, values = self._series(channel)
-        if apart and response != EXACT and (idle := self._idle_power(channel, start_s, end_s)):
+        late = response != EXACT and channel.quantity == "power"
+        if apart and late and (idle := self._idle_power(channel, start_s, end_s)):
             return pulse_energy(
                 channel, times_s, values, start_s, end_s, self.max_gap_s, response, idle
             )

@@ -1,8 +1,9 @@
 """The energy of one channel over one window, or the reason why there is none.
 
-Power is integrated by trapezoid, a counter is differenced; both are interpolated linearly at
-the window's edges. A window fails closed: without a sample on both sides of it, with a gap in
-it, with several samples at one time, or with a counter that went back, there is no figure at all.
+Power is integrated by trapezoid, a counter is differenced (:mod:`.counter`); both are interpolated
+linearly at the window's edges. A window fails closed: without a sample on both sides of it, with a
+gap in it, with several samples at one time, or with a counter that went back, there is no figure at
+all.
 
 A power that is late or averaged (:class:`~.response.Response`) is moved back to where it belongs.
 What it shows near an edge of the window is partly of before or after, so a guard time at either
@@ -12,51 +13,16 @@ the work is the same throughout, as in a turn, and how far it is not is part of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 
+from workbench.measure.meters.counter import counter_energy, edges_j
+from workbench.measure.meters.reading import NoReading, Reading, Reason
 from workbench.measure.meters.response import EXACT, Response
 from workbench.measure.meters.sample import Channel
 
-Reason = Literal[
-    "no_meter",
-    "device_missing",
-    "not_bracketed",
-    "gap",
-    "repeated",
-    "clock_ahead",
-    "not_conserved",
-    "counter_reset",
-    "counter_stuck",
-    "too_short",
-]
-FEWEST_UPDATES = 10
-"""A counter must have been renewed this often within a window: 1 s for a GPU's 0.1 s."""
 FEWEST_POWER_SAMPLES = 3
-PLAUSIBLE_W = 5000.0
-"""A counter that went back is a wrap only if the step forward would be less than this; a
-reset from a random place would nearly always be more, over a gap of seconds."""
 TOGETHER = 0.02
 """Samples closer than this share of the usual gap came at one time."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """energy_j: over the window; None with a reason code and a sentence.
-
-    error_j: half width, about two standard errors. bias_j: the part of it that is the same in every
-    window of its sort, so that no scatter over many windows shows it.
-    """
-
-    channel: Channel
-    energy_j: float | None
-    samples: int
-    reason: Reason | None = None
-    text: str = ""
-    error_j: float = 0.0
-    bias_j: float = 0.0
 
 
 def window_energy(
@@ -71,7 +37,7 @@ def window_energy(
     """Energy of ``channel`` from ``start_s`` to ``end_s``.
 
     times_s: ascending, on the clock of the window. values: J of a counter or W, as sampled.
-    response: of a power that is late or averaged.
+    response: of a power that is late or averaged, or a counter that is late.
     """
 
     def none(reason: Reason, text: str) -> Reading:
@@ -103,7 +69,7 @@ def window_energy(
             energy_j = trapezoid(times_s, values, start_s, end_s)
             scatter_w, bias_w = _errors_w(channel, times_s, values, response, 0.0)
             error_j = float(np.hypot(scatter_w, bias_w)) * length_s
-            error_j += _edges_j(times_s, values[1:], start_s, end_s)
+            error_j += edges_j(times_s, values[1:], start_s, end_s)
             return Reading(channel, energy_j, inside, None, "", error_j, bias_w * length_s)
         # Between two samples the power is drawn as a line, which smears it by one more gap.
         guard_s = response.edge_s + longest_s
@@ -125,39 +91,13 @@ def window_energy(
         error_j = float(np.hypot(scatter_w, bias_w)) * length_s
         return Reading(channel, mean_w * length_s, inside, None, "", error_j, bias_w * length_s)
 
-    if channel.period_s and length_s < FEWEST_UPDATES * channel.period_s:
-        return none(
-            "too_short",
-            f"{length_s:.3f} s; the counter is renewed every {channel.period_s:g} s, so that it "
-            f"must last {FEWEST_UPDATES * channel.period_s:g} s at least",
+    try:
+        energy_j, error_j, bias_j = counter_energy(
+            channel, times_s, values, start_s, end_s, response
         )
-    steps_j = np.diff(values)
-    back = steps_j < 0
-    if back.any():
-        wrapped_j = steps_j[back] + (channel.wraps_at_j or 0.0)
-        implied_w = wrapped_j / np.diff(times_s)[back]
-        if channel.wraps_at_j is None or (implied_w < 0).any() or (implied_w > PLAUSIBLE_W).any():
-            return none("counter_reset", f"the counter went back by {-steps_j[back][0]:.6g} J")
-        steps_j[back] = wrapped_j
-    grown_j = np.concatenate([[0.0], np.cumsum(steps_j)])
-    begin_j, finish_j = np.interp([start_s, end_s], times_s, grown_j)
-    if finish_j <= begin_j:
-        return none("counter_stuck", f"the counter did not move in {length_s:.2f} s")
-    watts = steps_j / np.diff(times_s)
-    # What is read was counted up to one renewal ago, at either edge.
-    stale_j = (channel.period_s or 0.0) * float(watts[[0, -1]].max())
-    error_j = (channel.resolution or 0.0) + stale_j + _edges_j(times_s, watts, start_s, end_s)
-    return Reading(channel, float(finish_j - begin_j), inside, None, "", error_j)
-
-
-def _edges_j(times_s: np.ndarray, watts: np.ndarray, start_s: float, end_s: float) -> float:
-    """What a line between two samples may miss of a step of the power in the gaps that hold the
-    window's edges. watts: mean power of each gap."""
-    if len(watts) < 2:
-        return 0.0
-    rise_j = abs(watts[1] - watts[0]) * (times_s[1] - start_s)
-    fall_j = abs(watts[-1] - watts[-2]) * (end_s - times_s[-2])
-    return float(rise_j + fall_j)
+    except NoReading as lacking:
+        return none(lacking.reason, str(lacking))
+    return Reading(channel, energy_j, inside, None, "", error_j, bias_j)
 
 
 def _too_few(channel: Channel, inside: int, times_s: np.ndarray, length_s: float) -> str:
