@@ -71,6 +71,7 @@ golden: .venv/ready-for-tests
 energy: .venv/ready-for-tests
 	@$(BIN)/python -m workbench.measure.played
 	@$(BIN)/python -m workbench.measure.played_meters
+	@$(BIN)/python -m workbench.measure.played_sampling
 	@$(BIN)/python -m workbench.bench.what_if
 	@$(BIN)/python tests/serve/played_load.py
 	@$(BIN)/python tests/runner/metered_pilot.py

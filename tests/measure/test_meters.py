@@ -81,14 +81,11 @@ def test_amd_s_counter_is_a_model_and_intel_s_a_measurement(tmp_path, monkeypatc
 
 def test_counters_that_only_root_may_read_say_so(tmp_path, monkeypatch):
     root = powercap(tmp_path, {"intel-rapl:0": "package-0"})
-    read_text = Path.read_text
 
-    def refuse(path, *arguments, **options):
-        if path.name == "energy_uj":
-            raise PermissionError(13, "Permission denied", str(path))
-        return read_text(path, *arguments, **options)
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr("workbench.measure.meters.rapl._energy_uj", refuse)
     with pytest.raises(OSError, match=r"root only \(since CVE-2020-8694\)"):
         find_rapl(root)
 

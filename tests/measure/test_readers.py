@@ -24,6 +24,7 @@ from workbench.measure.meters.modbus import PRESETS
 from workbench.measure.meters.polled import PolledMeter
 from workbench.measure.meters.prometheus import KNOWN
 from workbench.measure.meters.sample import Channel, FaultCode, MeterError, MeterFault, Sample
+from workbench.measure.meters.snmp_message import GetRequest, answer_of
 from workbench.measure.meters.snmp_profiles import PROFILES
 from workbench.measure.meters.values import ValueCheck
 from workbench.measure.played_meters import EXACT_READERS, READERS, SNMP_USER, recover
@@ -153,6 +154,35 @@ def test_snmp_s_failures_have_their_codes_and_cost_the_other_values_nothing():
     ]
     assert [s.value for s in found if isinstance(s, Sample)] == [300.5, 7.0]
     assert found[1].text == f"pdu v2 power: {base}.2: 'on' is no number"
+
+
+def test_an_answer_of_v2c_is_read_as_pysnmp_writes_it_and_anything_else_is_none():
+    v2c = pytest.importorskip("pysnmp.proto.api.v2c")
+    encode = pytest.importorskip("pyasn1.codec.ber.encoder").encode
+    shown = {
+        f"{POWER}.{2**32 - 1}": (v2c.Counter64(2**64 - 1), 2**64 - 1),
+        "1.3.6.1.2": (v2c.Integer(-1), -1),
+        "2.999.3": (v2c.Gauge32(2**31), 2**31),
+        "1.3.6.1.4": (v2c.OctetString("300.5" * 60), "300.5" * 60),
+        "1.3.6.1.5": (v2c.NoSuchInstance(), None),
+    }
+    response = v2c.GetResponsePDU()
+    v2c.apiPDU.set_defaults(response)
+    v2c.apiPDU.set_request_id(response, 2**31 - 1)
+    pairs = [(v2c.ObjectIdentifier(oid), value) for oid, (value, _) in shown.items()]
+    v2c.apiPDU.set_varbinds(response, pairs)
+    message = v2c.Message()
+    v2c.apiMessage.set_defaults(message)
+    v2c.apiMessage.set_pdu(message, response)
+    whole = encode(message)
+    answer = answer_of(whole)
+    assert (answer.number, answer.status) == (2**31 - 1, "noError")
+    assert answer.values == {oid: value for oid, (_, value) in shown.items()}
+    for length in range(len(whole)):
+        with pytest.raises(ValueError):
+            answer_of(whole[:length])
+    with pytest.raises(ValueError):
+        answer_of(GetRequest("public", [POWER]).numbered(1))
 
 
 def test_a_wrong_community_is_a_time_out_that_says_what_may_be_wrong(monkeypatch):
@@ -464,7 +494,10 @@ def test_a_password_reaches_no_sample_fault_reason_or_pilot(monkeypatch):
 
 def test_a_missing_library_names_the_extra(monkeypatch):
     for name, section in (
-        ("pysnmp.hlapi.v3arch.asyncio", {"snmp": [SnmpMeter(host="a", profile="apc")]}),
+        (
+            "pysnmp.hlapi.v3arch.asyncio",
+            {"snmp": [SnmpMeter(host="a", profile="apc", user="monitor")]},
+        ),
         ("pymodbus.client", {"modbus": [ModbusMeter(host="a", preset="sdm630")]}),
     ):
         monkeypatch.setitem(sys.modules, name, None)

@@ -8,8 +8,7 @@ test, meters a minute of requests, and then the device is killed in the middle o
 NVML's library and Prometheus need processes of their own; the tests play them.
 
 ``make energy`` writes the rows ``lag_found`` and ``area_error`` of each reader to
-``docs/results/energy.jsonl``, over ``RUNS`` plays each, and ``sampling_cpu_share``: what a session
-with eight sources takes of a core, with the devices in a process apart. About three minutes.
+``docs/results/energy.jsonl``, over ``RUNS`` plays each. About two minutes.
 """
 
 from __future__ import annotations
@@ -18,10 +17,7 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -310,69 +306,6 @@ def rows(name: str, found: list[Recovered]) -> Iterator[dict[str, Any]]:
         yield row("lag_found", learned[0][1], shifts, float(np.mean(held)))
 
 
-DEVICES_APART = """
-import sys
-from workbench.measure.simulators.json_service import JsonService, redfish
-from workbench.measure.simulators.modbus_device import ModbusPlayer
-from workbench.measure.simulators.snmp_agent import SnmpAgent
-pdu = "1.3.6.1.4.1.318.1.1.26.4.3.1"
-devices = [
-    SnmpAgent({f"{pdu}.5.1": lambda: 41, f"{pdu}.9.1": lambda: 7}),
-    JsonService(redfish(lambda: 400)),
-    ModbusPlayer({52: ("f", lambda: 400.0), 72: ("f", lambda: 1.0)}),
-]
-print(*(device.port for device in devices), flush=True)
-sys.stdin.read()
-"""
-
-
-def sampling_cpu_share(folder: Path, seconds: float = 30.0) -> dict[str, Any]:
-    """Of one core, by a session that reads eight sources ten times a second: a log, four RAPL
-    zones, and an SNMP agent, a Redfish service and a Modbus device that are asked once a second
-    each in their threads."""
-    with subprocess.Popen(
-        [sys.executable, "-c", DEVICES_APART],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as apart:
-        assert apart.stdin and apart.stdout
-        snmp, redfish_port, modbus_port = map(int, apart.stdout.readline().split())
-        for zone in range(4):
-            path = folder / f"intel-rapl:{zone}"
-            path.mkdir()
-            (path / "name").write_text(f"package-{zone}\n")
-            (path / "energy_uj").write_text(f"{zone + 1}000000\n")
-            (path / "max_energy_range_uj").write_text("65532610987\n")
-        log = folder / "power.csv"
-        log.write_text("timestamp,source,watts\n")
-        asked: list[tuple[str, Any]] = [
-            ("snmp", SnmpMeter(host="127.0.0.1", port=snmp, profile="apc")),
-            ("redfish", RedfishMeter(url=f"http://127.0.0.1:{redfish_port}", chassis="1")),
-            ("modbus", ModbusMeter(host="127.0.0.1", port=modbus_port, preset="sdm630")),
-        ]  # fmt: skip
-        meters: list[Meter] = [
-            PolledMeter(DEVICES[reader](section), section.period_s, section.timeout_s)
-            for reader, section in asked
-        ]
-        meters += [CsvMeter(log), find_rapl(folder)]
-        with EnergySession(meters, interval_s=0.1) as session:
-            began, began_s = os.times(), time.monotonic()
-            for at in range(round(seconds)):
-                with log.open("a") as file:
-                    file.write(f"{time.time()},pdu,{400 + at}\n")
-                time.sleep(1.0)
-            ended, took_s = os.times(), time.monotonic() - began_s
-            samples = len(session.samples())
-        apart.stdin.close()
-    share = (sum(ended[:4]) - sum(began[:4])) / took_s
-    return {
-        "name": "sampling_cpu_share", "meter": "8 sources", "period_s": 0.1,
-        "value": round(share, 5),
-        "hi": 0.01, "covered": share < 0.01, "samples": samples, "seconds": seconds,
-    }  # fmt: skip
-
-
 def main() -> None:
     os.environ |= {
         "PLAYED_AUTH": SNMP_USER[1], "PLAYED_PRIVACY": SNMP_USER[2], "PLAYED_BMC": "bmc-password",
@@ -388,9 +321,6 @@ def main() -> None:
                 found.append(recover(name, Path(folder), seed))
         made += list(rows(name, found))
         print(*map(json.dumps, made[-2:]), sep="\n", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        made.append(sampling_cpu_share(Path(folder)))
-    print(json.dumps(made[-1]))
     write_rows(made)
 
 

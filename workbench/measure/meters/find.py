@@ -53,10 +53,10 @@ def reasons(missing: Sequence[MissingMeter]) -> dict[str, str]:
 
 def require_libraries(section: Meters) -> None:
     """Raises ConfigError where a meter of the pilot needs a library that is not installed."""
-    needed: dict[Reader, str] = {"snmp": "pysnmp", "modbus": "pymodbus"}
-    for reader, name in needed.items():
-        if section.wants(reader):
-            library(name, f"measure_ab.meters.{reader}")
+    if section.wants("snmp") and any(one.user for one in section.snmp):
+        library("pysnmp", "measure_ab.meters.snmp: user")
+    if section.wants("modbus"):
+        library("pymodbus", "measure_ab.meters.modbus")
 
 
 def find_meters(

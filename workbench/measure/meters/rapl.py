@@ -10,6 +10,7 @@ activity (Schoene et al. 2021, arXiv:2108.00808), so there the kind is ``modelle
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -28,16 +29,17 @@ class RaplMeter:
 
     reader = "rapl"
 
-    def __init__(self, zones: dict[Channel, Path], clock: Clock = SYSTEM_CLOCK) -> None:
-        """Raises OSError or ValueError where a counter cannot be read."""
+    def __init__(self, zones: dict[Channel, str], clock: Clock = SYSTEM_CLOCK) -> None:
+        """zones: each with the path of its counter. Raises OSError or ValueError where one cannot
+        be read."""
         self.notes: list[str] = []
         self._clock = clock
         self.zones = self._without_mirrors(zones)
 
     def read(self) -> list[Sample | MeterFault]:
         samples: list[Sample | MeterFault] = []
-        for channel, folder in self.zones.items():
-            energy_uj = _energy_uj(folder)
+        for channel, path in self.zones.items():
+            energy_uj = _energy_uj(path)
             now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
             samples.append(Sample(channel, now_s, wall_s, energy_uj / 1e6))
         return samples
@@ -45,22 +47,22 @@ class RaplMeter:
     def close(self) -> None:
         """Nothing is kept open."""
 
-    def _without_mirrors(self, zones: dict[Channel, Path]) -> dict[Channel, Path]:
+    def _without_mirrors(self, zones: dict[Channel, str]) -> dict[Channel, str]:
         """A zone whose counter lies between two looks at another one of its sort is that one:
         apart, two counters of hundreds of kilojoules are not a few microjoules from each other."""
-        kept: dict[Channel, Path] = {}
-        for channel, folder in zones.items():
+        kept: dict[Channel, str] = {}
+        for channel, path in zones.items():
             for other, of in kept.items():
                 same_sort = (
                     _sort(other) == _sort(channel) and other.wraps_at_j == channel.wraps_at_j
                 )
-                if same_sort and _energy_uj(of) <= _energy_uj(folder) <= _energy_uj(of):
+                if same_sort and _energy_uj(of) <= _energy_uj(path) <= _energy_uj(of):
                     self.notes.append(
                         f"{channel.place} shows the counter of {other.place} again and is not added"
                     )
                     break
             else:
-                kept[channel] = folder
+                kept[channel] = path
         return kept
 
 
@@ -71,7 +73,7 @@ def find_rapl(root: Path = POWERCAP, clock: Clock = SYSTEM_CLOCK) -> RaplMeter:
         where = "absent in most virtual machines" if system == "Linux" else "a Linux interface"
         raise OSError(f"no {root}: {where}")
     kind: SampleKind = "modelled" if cpu().vendor == "AuthenticAMD" else "measured"
-    zones: dict[Channel, Path] = {}
+    zones: dict[Channel, str] = {}
     # Not intel-rapl-mmio:*, a second way to the same counters.
     for folder in sorted(root.glob("intel-rapl:*")):
         name = (folder / "name").read_text().strip()
@@ -82,8 +84,9 @@ def find_rapl(root: Path = POWERCAP, clock: Clock = SYSTEM_CLOCK) -> RaplMeter:
             place = f"dram-{package}"
         else:
             continue
+        counter = str(folder / "energy_uj")
         try:
-            _energy_uj(folder)
+            _energy_uj(counter)
             wraps_at_j = int((folder / "max_energy_range_uj").read_text()) / 1e6
         except PermissionError:
             raise OSError(
@@ -96,14 +99,19 @@ def find_rapl(root: Path = POWERCAP, clock: Clock = SYSTEM_CLOCK) -> RaplMeter:
             "rapl", place, "cpu", "energy", kind, period_s=PERIOD_S, averaging_s=0.0, lag_s=0.0,
             resolution=RESOLUTION_J, wraps_at_j=wraps_at_j,
         )  # fmt: skip
-        zones[channel] = folder
+        zones[channel] = counter
     if not any(channel.place.startswith("package") for channel in zones):
         raise OSError(f"{root} has no package zone")
     return RaplMeter(zones, clock)
 
 
-def _energy_uj(folder: Path) -> int:
-    return int((folder / "energy_uj").read_text())
+def _energy_uj(path: str) -> int:
+    """Without Python's layers of a text file, which take four times as long."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return int(os.read(file, 32))
+    finally:
+        os.close(file)
 
 
 def _sort(channel: Channel) -> str:
