@@ -28,6 +28,7 @@ from workbench.stages.deploy_rollback_drill import drill_of, pace, record_drill,
 from workbench.stages.deploy_rollback_energy import (
     record_deployment_energy,
     replay_energies,
+    replay_window,
 )
 from workbench.stages.deploy_rollback_record import Replayed, record_replay, record_server
 from workbench.stages.deploy_rollback_tuning import tuned_in_stage
@@ -127,13 +128,14 @@ def _rehearse(
         schedule, load.prompt, orders=[(order_s, order)], on_progress=on_progress
     )
     watch.look(last=True)
+    window = replay_window(meters, client.origin_s, outcomes, section.duration_s)
     context.record.save_table("noise", watch.table())
     context.record.facts["noise"] = noise_facts(before, watch.table())
     switches = [
         {**switch, "time_s": switch["time_s"] - client.origin_s} for switch in server.switches()
     ]
     gpu_bytes = server.gpu_bytes()
-    energies = replay_energies(meters, client.origin_s, outcomes, switches, section.duration_s)
+    energies = replay_energies(meters, window, outcomes, switches)
     return Replayed(
         outcomes, switches, capacity, speedup, piece, schedule, peak_bytes, gpu_bytes, energies
     )

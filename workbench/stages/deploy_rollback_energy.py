@@ -23,15 +23,12 @@ ABOUT = ["window", "requests"]
 COLUMNS = [*ABOUT, *WINDOW_COLUMNS]
 
 
-def replay_energies(
-    meters: EnergySession,
-    origin_s: float,
-    outcomes: Sequence[Outcome],
-    switches: Sequence[dict[str, Any]],
-    duration_s: float,
-) -> list[dict[str, Any]]:
-    """Rows ``window`` (replay, before, after), ``requests``, and those of a window. origin_s: time
-    0 of the replay on the meters' clock; before it they have rested. switches: seconds after it."""
+def replay_window(
+    meters: EnergySession, origin_s: float, outcomes: Sequence[Outcome], duration_s: float
+) -> tuple[float, float]:
+    """The replay on the meters' clock, from its time 0, before which they have rested; a pause and
+    a rest follow it. To be called as soon as the replay has ended: what the machine works in the
+    pause would seem to be of the replay."""
     last_s = max((one.end_s or 0.0 for one in outcomes), default=0.0)
     end_s = origin_s + max(duration_s, last_s)
     if meters.rests:
@@ -39,6 +36,18 @@ def replay_energies(
         meters.worked(origin_s, end_s, apart=True)
         meters.pause()
         meters.rest()
+    return origin_s, end_s
+
+
+def replay_energies(
+    meters: EnergySession,
+    window: tuple[float, float],
+    outcomes: Sequence[Outcome],
+    switches: Sequence[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Rows ``window`` (replay, before, after), ``requests``, and those of a window. window: of
+    :func:`replay_window`. switches: seconds after its beginning."""
+    origin_s, end_s = window
     rows = energy_rows(
         meters, {"window": WHOLE, "requests": len(outcomes)}, origin_s, end_s, apart=True
     )

@@ -150,7 +150,8 @@ def learn_lag(
         squares, explained = _unexplained(begins_s, ends_s, length_s, steps_j, load, axis)
         best = int(squares.argmin())
         variance = float(squares[best]) / (len(steps_j) - 3)
-        variance = max(variance, 1e-6 * float(explained[best]) / len(steps_j))
+        # Even a perfect fit is not better known than this.
+        variance = max(variance, (1e-3 * float(np.median(steps_j))) ** 2)
         where = np.flatnonzero(squares <= squares[best] + TOLERANCE * variance)
         step_s = axis[1] - axis[0]
         lags = (float(axis[where[0]] - step_s), float(axis[where[-1]] + step_s))
