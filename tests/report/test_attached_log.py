@@ -49,7 +49,7 @@ def wall_log(table, lag_s=0.0, averaging_s=0.0, period_s=1.0, shift_s=0.0, facto
     grid = np.arange(BEGAN_S - 60.0, end_s + 60.0, 0.05)
     power = np.full(len(grid), IDLE_W)
     for turn in windows:
-        drawn = (WATTS if "class" in turn else LOAD_WATTS)[turn["arm"]]
+        drawn = turn.get("watts") or (WATTS if "class" in turn else LOAD_WATTS)[turn["arm"]]
         power[(grid >= turn["start_s"]) & (grid < turn["end_s"])] = drawn
     energy = np.concatenate([[0.0], np.cumsum(power) * 0.05])
     edges = np.append(grid, grid[-1] + 0.05)
@@ -123,6 +123,102 @@ def test_the_load_has_its_energy_from_the_log_as_well(run, tmp_path):
     assert ratio.lo < 400.0 / 320.0 < ratio.hi
     assert record.facts["load_energy_basis"]["ternary"] == "node"
     assert ratio_of(record).value == pytest.approx(RATIO, rel=0.01)
+
+
+TRAINING_S, REST_S, REPLAY_S = 120.0, 22.0, 40.0
+"""A rest before and after all work, as long as turns that wait for a log of afterwards."""
+NO_METER = {
+    "basis": "", "covers": "", "kind": None, "energy_j": None, "idle_w": None,
+    "idle_error_w": 0.0, "error_j": 0.0, "bias_j": 0.0, "how": "no_meter: rapl: no powercap",
+}  # fmt: skip
+
+
+@pytest.fixture
+def whole_run(run):
+    """(Run, what draws power in it): its turns, then a training of both arms, then a replay that
+    goes back in its middle; with the rests around each."""
+    at_s = float(turns()["end_s"].max()) + REST_S
+    drawn = turns().to_dict("records")
+    rests = {"measure_ab": [[BEGAN_S - 25.0, BEGAN_S], [at_s - REST_S, at_s]]}
+    training = []
+    for arm in ("full_precision", "ternary"):
+        window = {"start_s": at_s, "end_s": at_s + TRAINING_S}
+        training.append({"attempt": 0, "whole": True, "window": arm, **window, **NO_METER})
+        drawn.append({"watts": WATTS[arm], **window})
+        at_s += TRAINING_S
+    rests["train_qat"] = [[at_s, at_s + REST_S]]
+    at_s += REST_S
+    replay = [
+        {"window": name, "requests": requests, "start_s": at_s + a, "end_s": at_s + b, **NO_METER}
+        for name, requests, a, b in (
+            ("replay", 40, 0.0, REPLAY_S), ("before", 20, 0.0, 20.0), ("after", 20, 20.0, REPLAY_S)
+        )
+    ]  # fmt: skip
+    for row, arm in zip(replay[1:], ("ternary", "full_precision"), strict=True):
+        drawn.append({"watts": WATTS[arm], "start_s": row["start_s"], "end_s": row["end_s"]})
+    rests["deploy_rollback"] = [[at_s + REPLAY_S, at_s + REPLAY_S + REST_S]]
+    for stage, table in (("measure_ab", turns()), ("train_qat", pd.DataFrame(training)),
+                         ("deploy_rollback", pd.DataFrame(replay))):  # fmt: skip
+        record = StageRecord.load(run.stage_folder(stage))
+        record.save_table("energies", table)
+        record.facts["meters"] = {"found": [], "missing": {}, "rests": rests[stage]}
+        record.save()
+    return run, drawn
+
+
+@pytest.mark.parametrize(("lag_s", "averaging_s"), [(0.0, 0.0), (1.0, 1.0)])
+def test_training_and_deployment_have_their_energy_too_and_all_of_it_net_of_idle(
+    whole_run, tmp_path, lag_s, averaging_s
+):
+    run, drawn = whole_run
+    record = attach(run, as_csv(tmp_path / "pdu.csv", wall_log(drawn, lag_s, averaging_s)))
+    assert record.facts["attached"]["found"]["no_idle"] == ""
+    labels = {"arm": "ternary", "class": "interactive_512"}
+    net = record.metric("energy_net_j_per_request", **labels)
+    assert net.lo < (WATTS["ternary"] - IDLE_W) * TURN_S < net.hi
+    trained = find_run("sample").record("train_qat")
+    for arm in ("full_precision", "ternary"):
+        each = trained.metric("training_energy_j", arm=arm)
+        assert each.value == pytest.approx(WATTS[arm] * TRAINING_S, rel=0.01)
+        net_j = float(each.how.split("net of idle ")[1].split(" J")[0])
+        assert net_j == pytest.approx((WATTS[arm] - IDLE_W) * TRAINING_S, rel=0.02)
+        assert "pdu.csv (sha256 " in each.how
+    deployed = find_run("sample").record("deploy_rollback")
+    whole = deployed.metric("deployment_energy_j")
+    mean_w = (WATTS["ternary"] + WATTS["full_precision"]) / 2
+    assert whole.value == pytest.approx(mean_w * REPLAY_S, rel=0.01)
+    assert "net of idle" in whole.how and "nothing net" not in whole.how
+    after = deployed.metric("energy_j_per_request", arm="full_precision", phase="after")
+    assert after.value == pytest.approx(WATTS["full_precision"], rel=0.01)
+    assert "energy is from pdu.csv" in " ".join(deployed.notes)
+
+
+def test_a_log_of_the_turns_alone_says_why_the_training_has_no_energy(whole_run, tmp_path, capsys):
+    run, drawn = whole_run
+    times_s, watts = wall_log(drawn)
+    own = times_s < turns()["end_s"].max() + REST_S + 2.0
+    record = attach(run, as_csv(tmp_path / "pdu.csv", (times_s[own], watts[own])))
+    assert ratio_of(record).value == pytest.approx(RATIO, rel=0.01)
+    each = find_run("sample").record("train_qat").metric("training_energy_j", arm="ternary")
+    assert each.value is None and "not_bracketed" in each.reason and "pdu.csv" in each.reason
+    assert "no training_energy_j (arm full_precision)" in capsys.readouterr().out
+
+
+def test_a_run_that_never_rested_says_that_nothing_is_net_of_idle(run, tmp_path, capsys):
+    record = attach(run, as_csv(tmp_path / "pdu.csv", wall_log(turns())))
+    labels = {"arm": "ternary", "class": "interactive_512"}
+    assert record.metric("energy_net_j_per_request", **labels).value is None
+    said = "nothing is net of idle: this run's records hold no rest"
+    assert said in " ".join(record.notes) and said in capsys.readouterr().out
+
+
+def test_rests_too_short_for_the_log_are_named_so(run, tmp_path):
+    record = StageRecord.load(run.stage_folder("measure_ab"))
+    record.facts["meters"] = {"rests": [[BEGAN_S - 3.0, BEGAN_S]]}
+    record.save()
+    record = attach(run, as_csv(tmp_path / "pdu.csv", wall_log(turns())))
+    said = record.facts["attached"]["found"]["no_idle"]
+    assert "of its 1 rests none has a figure (too_short: " in said and "turn_s" in said
 
 
 def attach(run, path, form="csv", options=None, **declared):
