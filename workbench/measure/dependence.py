@@ -30,8 +30,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from workbench.measure.fewest import FEWEST_BLOCKS
 from workbench.measure.statistics import (
-    FEWEST_BLOCKS,
     LEVEL,
     STOPPING,
     Estimate,

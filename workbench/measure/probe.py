@@ -28,6 +28,7 @@ from workbench.engine.random_weights import WeightKind
 from workbench.engine.units import backends, uneven_units
 from workbench.errors import StageError
 from workbench.machine.device import Device
+from workbench.measure.fewest import FEWEST_BLOCKS
 from workbench.measure.memory_use import memory_growth
 from workbench.measure.noise import (
     MOST_ATTEMPTS,
@@ -39,7 +40,7 @@ from workbench.measure.noise import (
 )
 from workbench.measure.orders import balanced_orders
 from workbench.measure.session import FEWEST_TO_STOP, noise_facts
-from workbench.measure.statistics import FEWEST_BLOCKS, mean_ratio
+from workbench.measure.statistics import mean_ratio
 from workbench.model.presets import PRESETS, Shape
 from workbench.pilot.sections.readiness import Probe
 from workbench.records.metric import Metric

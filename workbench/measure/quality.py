@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from workbench.data.tokenizer import sample_counts, window_characters
 from workbench.engine.engine import Engine
 from workbench.files import replacing
-from workbench.measure.statistics import FEWEST_DOCUMENTS
+from workbench.measure.fewest import FEWEST_DOCUMENTS
 from workbench.train.quality import document_losses, excerpts
 
 EXCERPT_WINDOWS = 4

@@ -28,6 +28,7 @@ import pandas as pd
 
 from workbench.engine.engine import Engine
 from workbench.files import read_json, replacing, write_json
+from workbench.measure.fewest import FEWEST_BLOCKS
 from workbench.measure.latency import LoadClass, Prompt, Span, take_turn
 from workbench.measure.meters import EnergySession
 from workbench.measure.meters.rows import WINDOW_COLUMNS, energy_rows
@@ -39,7 +40,7 @@ from workbench.measure.noise import (
     repeating_left_s,
 )
 from workbench.measure.orders import balanced_orders
-from workbench.measure.statistics import FEWEST_BLOCKS, mean_ratio
+from workbench.measure.statistics import mean_ratio
 from workbench.pilot.sections.readiness import Quiet
 
 AGAIN = "full_precision_again"

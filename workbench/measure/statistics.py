@@ -32,15 +32,12 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
+from workbench.measure.fewest import FEWEST_BLOCKS, FEWEST_DOCUMENTS
 from workbench.records.metric import Basis, Metric, MetricKind
 
 LEVEL = 0.95
-FEWEST_DOCUMENTS = 64
-"""Of fewer documents with heavy tails no method tried keeps its level (docs/measuring.md)."""
 STOPPING = 1.1
 """What keeps 2.5 % on either side when a session of 8 to 80 blocks ends by its own precision."""
-FEWEST_BLOCKS = 6
-"""Of fewer blocks, Student's t spans several times the figure as soon as one was disturbed."""
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def _rehearse(
         schedule, load.prompt, orders=[(order_s, order)], on_progress=on_progress
     )
     watch.look(last=True)
-    window = replay_window(meters, client.origin_s, outcomes, section.duration_s)
+    window = replay_window(meters, client.origin_s, section.duration_s)
     context.record.save_table("noise", watch.table())
     context.record.facts["noise"] = noise_facts(before, watch.table())
     switches = [

@@ -23,14 +23,11 @@ ABOUT = ["window", "requests"]
 COLUMNS = [*ABOUT, *WINDOW_COLUMNS]
 
 
-def replay_window(
-    meters: EnergySession, origin_s: float, outcomes: Sequence[Outcome], duration_s: float
-) -> tuple[float, float]:
+def replay_window(meters: EnergySession, origin_s: float, duration_s: float) -> tuple[float, float]:
     """The replay on the meters' clock, from its time 0, before which they have rested; a pause and
-    a rest follow it. To be called as soon as the replay has ended: what the machine works in the
-    pause would seem to be of the replay."""
-    last_s = max((one.end_s or 0.0 for one in outcomes), default=0.0)
-    end_s = origin_s + max(duration_s, last_s)
+    a rest follow it. To be called as soon as the replay has ended, its clients' last work included:
+    what the machine works in the pause would seem to be of the replay."""
+    end_s = max(origin_s + duration_s, meters.now())
     if meters.rests:
         meters.sleep_until(end_s)
         meters.worked(origin_s, end_s, apart=True)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from workbench.measure.fewest import FEWEST_BLOCKS
 from workbench.measure.load_energy import load_energy_basis, load_energy_figures
 from workbench.measure.meters import EnergySession, find_meters
 from workbench.measure.meters.find import reasons
 from workbench.measure.session import SHORTEST_TURN_S
-from workbench.measure.statistics import FEWEST_BLOCKS
 from workbench.pilot.sections.measure_ab import MeasureAb
 from workbench.serve.endpoint import Endpoint, ask
 from workbench.serve.load_session import ENERGY_COLUMNS

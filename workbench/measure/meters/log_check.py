@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workbench.measure.fewest import FEWEST_BLOCKS
 from workbench.measure.meters.clock import Clock
 from workbench.measure.meters.csv_log import CsvMeter
 from workbench.measure.meters.faults import MeterFaults
@@ -22,7 +23,6 @@ from workbench.measure.meters.window import (
     samples_together,
     several_under_one_name,
 )
-from workbench.measure.statistics import FEWEST_BLOCKS
 
 WATCHED_S = 12.0
 """Longest look at whether the log grows; shorter where its rows say that they come more often."""

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workbench.measure.meters.clock import Clock
 from workbench.measure.meters.counter import moved
 from workbench.measure.meters.reading import Reading
 from workbench.measure.meters.response import LONGEST_S, TOLERANCE, Response
 from workbench.measure.meters.sample import Channel
+from workbench.measure.meters.sampled import Samples
 from workbench.measure.meters.session import EnergySession
 
 STEPS = 25
@@ -50,9 +52,24 @@ class PastClock:
         raise AssertionError("a past session reads nothing")
 
 
+class PastSamples(Samples):
+    """Those of a log that is read already. series: channel -> (times ascending, values)."""
+
+    def __init__(self, series: Mapping[Channel, tuple[np.ndarray, np.ndarray]], clock: Clock):
+        super().__init__([], clock)
+        self._past = {channel: moved(channel, *of) for channel, of in series.items()}
+        self.youngest_s = dict.fromkeys(series, 0.0)
+
+    def channels(self) -> list[Channel]:
+        return list(self._past)
+
+    def series(self, channel: Channel) -> tuple[np.ndarray, np.ndarray]:
+        return self._past[channel]
+
+
 class PastSession(EnergySession):
     """series: channel -> (Unix times ascending, values). responses: of every power that does not
-    declare its own; None where nothing tells, so that it gives no figure."""
+    declare its own; None where nothing tells, so that it gives no figure. rests: Unix times."""
 
     def __init__(
         self,
@@ -62,17 +79,11 @@ class PastSession(EnergySession):
         rests: Sequence[tuple[float, float]] = (),
     ) -> None:
         latest_s = max(float(times_s[-1]) for times_s, _ in series.values() if len(times_s))
-        super().__init__([], (), max_gap_s, clock=PastClock(latest_s))  # type: ignore[arg-type]
-        self._past = {channel: moved(channel, *of) for channel, of in series.items()}
-        self._youngest_s = dict.fromkeys(self._past, 0.0)
+        clock: Clock = PastClock(latest_s)  # type: ignore[assignment]
+        super().__init__([], (), max_gap_s, clock=clock)
+        self._sampled = PastSamples(series, clock)
         self.responses = dict(responses)
         self._idle = sorted(rests)
-
-    def _channels(self) -> list[Channel]:
-        return list(self._past)
-
-    def _series(self, channel: Channel) -> tuple[np.ndarray, np.ndarray]:
-        return self._past[channel]
 
     def _reading(
         self, channel: Channel, start_s: float, end_s: float, apart: bool = False

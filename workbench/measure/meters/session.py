@@ -22,9 +22,7 @@ a board's energy, fans, disks and losses are no part.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,24 +30,19 @@ import pandas as pd
 from workbench.measure.meters.balance import Balance, Stretches, balance
 from workbench.measure.meters.basis import BasisEnergy, EnergyBasis, bases, basis_energies
 from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
-from workbench.measure.meters.counter import learn_lag, moved
 from workbench.measure.meters.energy import Energy, cross_checks, with_warnings
-from workbench.measure.meters.faults import MeterFaults
 from workbench.measure.meters.find import MissingMeter
 from workbench.measure.meters.pulse import IdlePower, guard_s, pulse_energy
 from workbench.measure.meters.reading import Reading, Reason
-from workbench.measure.meters.response import EXACT, Response, learn_response
-from workbench.measure.meters.sample import Channel, Meter, MeterFault, Sample
+from workbench.measure.meters.response import EXACT, Response
+from workbench.measure.meters.sample import Channel, Meter
+from workbench.measure.meters.sampled import Samples
+from workbench.measure.meters.step_test import learned_by_steps, said_of
 from workbench.measure.meters.window import FEWEST_POWER_SAMPLES, window_energy
 
 INTERVAL_S = 0.1
 AHEAD_S = 0.5
 """A row dated further ahead than this comes from a clock that is not this machine's."""
-STEP_S = 8.0
-STEP_PERIODS = 10
-"""Shortest load of a step test, also in rows of the slowest log; then thrice as long, while the lag
-that was found is not small beside it."""
-STEP_TRIES = 3
 IDLE_ROWS = 10
 """Of a slow log in a rest, at least: what is net of idle is known no better than the idle power."""
 ROWS_WANTED = 20
@@ -81,20 +74,17 @@ class EnergySession:
         """Whether :meth:`rest` takes time."""
         self.meters, self.missing = list(meters), list(missing)
         self.max_gap_s, self.idle_s, self.interval_s = max_gap_s, idle_s, interval_s
-        self._readers = [meter.reader for meter in self.meters]
-        self.faults: dict[str, MeterFaults] = {reader: MeterFaults() for reader in self._readers}
+        self._sampled = Samples(meters, clock)
+        self.faults = self._sampled.faults
         """Reader -> every reading that the device did not answer and every row that was none."""
         self.responses: dict[Channel, Response | None] = {}
         """What the step test learned; None where it saw no step."""
-        self._samples: dict[Channel, list[Sample]] = {}
-        self._youngest_s: dict[Channel, float] = {}
         self._idle: list[tuple[float, float]] = []
         self._idle_w: dict[tuple[tuple[float, float], str], tuple[float, float]] = {}
         self._work: list[tuple[float, float]] = []
         self._work_apart: set[tuple[float, float]] = set()
         self._entered_s = clock.monotonic_s()
         self._read_at_s = -math.inf
-        self._lock = threading.Lock()
         self._clock = clock
         self._end_sampling: Callable[[], None] | None = None
 
@@ -127,7 +117,7 @@ class EnergySession:
         if not self.rests:
             return
         start_s = self.now()
-        rows_s = IDLE_ROWS * max(map(self._period_s, self._slow()), default=0.0)
+        rows_s = IDLE_ROWS * max(map(self._sampled.period_s, self._slow()), default=0.0)
         self._clock.sleep(max(self.idle_s, self.shortest_window_s() + rows_s))
         self._idle.append((start_s, self.now()))
         self.settle()
@@ -166,7 +156,7 @@ class EnergySession:
         """Length of a pause; 0 where every meter is exact."""
         return max(
             (
-                2.2 * guard_s(r, self._period_s(channel))
+                2.2 * guard_s(r, self._sampled.period_s(channel))
                 for channel, r in self._slow().items()
                 if channel.quantity == "power"
             ),
@@ -184,30 +174,23 @@ class EnergySession:
         averaged, and that a figure may need. ``load`` is a piece of the work, shorter than the
         test. Repeated with a load thrice as long while what it finds is not small beside it.
         """
-        if self._silent():
+        if self._sampled.silent():
             # A log's first rows; what takes longer than this has gaps and no figure.
             self._clock.sleep(self.max_gap_s)
         self._read()
         wanted = self._unknown()
         if not wanted:
             return []
-        length_s = max(STEP_S, STEP_PERIODS * max(self._period_s(channel) for channel in wanted))
-        for tried in range(STEP_TRIES):
-            found = self._step(load, wanted, length_s)
-            self.responses |= found
-            if all(r and abs(r.lag_s) + r.averaging_s < length_s / 2 for r in found.values()):
-                break
-            if tried and None in found.values():
-                break  # a load that stands out of no log for thrice as long is too small for it
-            length_s *= 3
-        return [self._learned(channel, self.responses[channel]) for channel in wanted]
+        found = learned_by_steps(load, wanted, self._sampled, self._clock, self._read)
+        self.responses |= found
+        return [said_of(c, found[c], self._sampled, AHEAD_S) for c in wanted]
 
     def shortest_window_s(self) -> float:
         """Below this a log that needs guard times has no figure; 0 where none does."""
         return max(
             (
-                2 * (r.edge_s + self._period_s(channel))
-                + (FEWEST_POWER_SAMPLES + 1) * self._period_s(channel)
+                2 * (r.edge_s + self._sampled.period_s(channel))
+                + (FEWEST_POWER_SAMPLES + 1) * self._sampled.period_s(channel)
                 for channel, r in self._slow().items()
             ),
             default=0.0,
@@ -219,7 +202,7 @@ class EnergySession:
             (
                 max(
                     response.shortest_turn_s,
-                    2 * response.edge_s + ROWS_WANTED * self._period_s(channel),
+                    2 * response.edge_s + ROWS_WANTED * self._sampled.period_s(channel),
                 )
                 for channel, response in self._slow().items()
             ),
@@ -240,7 +223,7 @@ class EnergySession:
         one alone."""
         around = [
             self._power(window, basis)
-            for basis in bases(self._channels())
+            for basis in bases(self._sampled.channels())
             for window in self._rests_around(start_s, end_s)
             if basis.text == covers
         ]
@@ -278,7 +261,7 @@ class EnergySession:
             text,
             tuple(readings),
         )
-        return with_warnings(energy, [*self._silent(), *cross_checks(chosen, found)])
+        return with_warnings(energy, [*self._sampled.silent(), *cross_checks(chosen, found)])
 
     def conserved(self, from_s: float | None = None, until_s: float | None = None) -> list[Balance]:
         """Where the session's energy went, on every basis: windows, rests, and what is neither;
@@ -289,7 +272,7 @@ class EnergySession:
         stretches = Stretches(begin_s, end_s, tuple(self._work), tuple(self._idle)).within(
             begin_s, end_s
         )
-        return [self._balance(basis, stretches) for basis in bases(self._channels())]
+        return [self._balance(basis, stretches) for basis in bases(self._sampled.channels())]
 
     def reaches_s(self) -> float:
         """The latest moment of :meth:`now` that the figures of slow logs hold already."""
@@ -298,13 +281,10 @@ class EnergySession:
     def forget(self, before_s: float) -> None:
         """Drop the samples of before, which no window that is still to be asked for needs; what
         was idle power in the rests is kept."""
-        for basis in bases(self._channels()):
+        for basis in bases(self._sampled.channels()):
             for window in self._idle:
                 self._power(window, basis)
-        before_s -= self._behind_s() + self.max_gap_s
-        with self._lock:
-            for channel, samples in self._samples.items():
-                self._samples[channel] = [one for one in samples if one.monotonic_s >= before_s]
+        self._sampled.forget(before_s - self._behind_s() - self.max_gap_s)
 
     def why_none(self) -> str:
         """Why there is no meter, or none that gave a sample."""
@@ -315,23 +295,7 @@ class EnergySession:
     def samples(self) -> pd.DataFrame:
         """All samples: monotonic_s, wall_s, reader, place, scope, quantity, value, resolution,
         kind."""
-        columns = [
-            "monotonic_s", "wall_s", "reader", "place", "scope", "quantity", "value", "resolution",
-            "kind",
-        ]  # fmt: skip
-        rows: list[dict[str, Any]] = []
-        with self._lock:
-            for channel, samples in self._samples.items():
-                about = {
-                    name: getattr(channel, name)
-                    for name in ("reader", "place", "scope", "quantity", "resolution", "kind")
-                }
-                rows += [
-                    {"monotonic_s": s.monotonic_s, "wall_s": s.wall_s, **about, "value": s.value}
-                    for s in samples
-                ]
-        frame = pd.DataFrame(rows, columns=columns)
-        return frame.astype({"resolution": float, "value": float})
+        return self._sampled.table()
 
     def _read_past(self, end_s: float) -> None:
         """Read unless that was done after ``end_s`` and just now: a hundred windows that are asked
@@ -342,56 +306,21 @@ class EnergySession:
 
     def _read(self) -> None:
         self._read_at_s = self.now()
-        with self._lock:
-            for meter in self.meters:
-                try:
-                    found = meter.read()
-                except (OSError, ValueError) as error:
-                    found = [MeterFault(str(error), getattr(error, "code", "no_answer"))]
-                now_s = self.now()
-                for one in found:
-                    if isinstance(one, MeterFault):
-                        self.faults[meter.reader].add(
-                            now_s, f"{meter.reader}: {one.code}: {one.text}"
-                        )
-                        continue
-                    self._samples.setdefault(one.channel, []).append(one)
-                    age_s = now_s - one.monotonic_s
-                    self._youngest_s[one.channel] = min(
-                        age_s, self._youngest_s.get(one.channel, age_s)
-                    )
-
-    def _series(self, channel: Channel) -> tuple[np.ndarray, np.ndarray]:
-        """Times, ascending, and values; of a counter that may be late where it had moved."""
-        with self._lock:
-            samples = list(self._samples.get(channel, ()))
-        times_s = np.array([s.monotonic_s for s in samples])
-        order = np.argsort(times_s, kind="stable")
-        return moved(channel, times_s[order], np.array([s.value for s in samples])[order])
-
-    def _channels(self) -> list[Channel]:
-        with self._lock:
-            return list(self._samples)
-
-    def _period_s(self, channel: Channel) -> float:
-        """Declared, or the usual gap between samples, of a counter between those that moved; no
-        shorter than ours between readings where it is asked and writes no times of its own."""
-        if channel.period_s is not None and not channel.lag_unknown:
-            return channel.period_s
-        times_s, _ = self._series(channel)
-        gaps_s = np.diff(times_s[-200:])
-        seen_s = float(np.median(gaps_s)) if len(gaps_s) else 0.0
-        return max(seen_s, channel.period_s or 0.0)
+        self._sampled.read(self.meters)
 
     def _unknown(self) -> list[Channel]:
-        needed = {c for basis in bases(self._channels()) for c in basis.channels}
+        needed = {c for basis in bases(self._sampled.channels()) for c in basis.channels}
         return [
-            c for c in self._channels() if c in needed and c not in self.responses and c.lag_unknown
+            c
+            for c in self._sampled.channels()
+            if c in needed and c not in self.responses and c.lag_unknown
         ]
 
     def _slow(self) -> dict[Channel, Response]:
         return {
-            c: r for c in self._channels() if (r := self._response(c)) is not None and r != EXACT
+            c: r
+            for c in self._sampled.channels()
+            if (r := self._response(c)) is not None and r != EXACT
         }
 
     def _response(self, channel: Channel) -> Response | None:
@@ -401,36 +330,6 @@ class EnergySession:
         if channel.quantity == "energy":
             return EXACT if channel.coarse else Response(channel.lag_s or 0.0)
         return Response(channel.lag_s or 0.0, channel.averaging_s or 0.0)
-
-    def _step(
-        self, load: Callable[[], object], wanted: list[Channel], length_s: float
-    ) -> dict[Channel, Response | None]:
-        self._clock.sleep(length_s)
-        begin_s = self.now()
-        while self.now() < begin_s + length_s:
-            load()
-        end_s = self.now()
-        self._clock.sleep(length_s)
-        self._read()
-        found = {}
-        for channel in wanted:
-            times_s, values = self._series(channel)
-            near = times_s >= begin_s - length_s
-            learned = learn_response if channel.quantity == "power" else learn_lag
-            found[channel] = learned(times_s[near], values[near], (begin_s, end_s))
-        return found
-
-    def _learned(self, channel: Channel, response: Response | None) -> str:
-        if response is None:
-            return (
-                f"{channel.name}: the step test saw no step between idle and load, so how late it "
-                "is remains unknown and it gives no figure"
-            )
-        period_s = self._period_s(channel)
-        text = f"{channel.name}: {response.text}, a row every {period_s:.3g} s"
-        if self._youngest_s[channel] < -AHEAD_S:
-            text += f"; its clock is ahead by {-self._youngest_s[channel]:.1f} s or more"
-        return text
 
     def _rest_before(self, start_s: float) -> tuple[float, float] | None:
         return next((w for w in reversed(self._idle) if w[1] <= start_s), None)
@@ -449,10 +348,10 @@ class EnergySession:
             if reading.energy_j is None:
                 continue
             means_w.append(reading.energy_j / (window[1] - window[0]))
-            times_s, watts = self._series(channel)
+            times_s, watts = self._sampled.series(channel)
             response = self._response(channel) or EXACT
             times_s = times_s - response.shift_s
-            edge_s = guard_s(response, self._period_s(channel))
+            edge_s = guard_s(response, self._sampled.period_s(channel))
             own = (times_s > window[0] + edge_s) & (times_s < window[1] - edge_s)
             scatters_w.append(float(watts[own].std(ddof=1)) if own.sum() > 1 else 0.0)
             rows += int(own.sum())
@@ -464,13 +363,15 @@ class EnergySession:
         return IdlePower(sum(means_w) / len(means_w), error_w, scatter_w)
 
     def _readings(self, start_s: float, end_s: float, apart: bool = False) -> list[Reading]:
-        return [self._reading(channel, start_s, end_s, apart) for channel in self._channels()]
+        return [
+            self._reading(channel, start_s, end_s, apart) for channel in self._sampled.channels()
+        ]
 
     def _reading(
         self, channel: Channel, start_s: float, end_s: float, apart: bool = False
     ) -> Reading:
         response = self._response(channel)
-        ahead_s = -self._youngest_s[channel]
+        ahead_s = -self._sampled.youngest_s[channel]
         if response is None:
             return Reading(
                 channel, None, 0, "too_short", f"{channel.name}: the step test saw no step in it"
@@ -483,7 +384,7 @@ class EnergySession:
                 "clock_ahead",
                 f"{channel.name}: rows are dated {ahead_s:.1f} s ahead of this machine's clock",
             )
-        times_s, values = self._series(channel)
+        times_s, values = self._sampled.series(channel)
         late = response != EXACT and channel.quantity == "power"
         if apart and late and (idle := self._idle_power(channel, start_s, end_s)):
             return pulse_energy(
@@ -493,13 +394,15 @@ class EnergySession:
 
     def _behind_s(self) -> float:
         """How long until the slowest log holds what happens now; 0 where every meter is exact."""
-        each = (r.shift_s + 2 * self._period_s(channel) for channel, r in self._slow().items())
+        each = (
+            r.shift_s + 2 * self._sampled.period_s(channel) for channel, r in self._slow().items()
+        )
         return max(0.0, max(each, default=0.0))
 
     def _balance(self, basis: EnergyBasis, stretches: Stretches) -> Balance:
         series = {}
         for channel in basis.channels:
-            times_s, values = self._series(channel)
+            times_s, values = self._sampled.series(channel)
             series[channel] = (times_s - (self._response(channel) or EXACT).shift_s, values)
 
         def figure(start_s: float, end_s: float) -> BasisEnergy:
@@ -539,7 +442,3 @@ class EnergySession:
 
     def _lacking(self) -> Reason:
         return "device_missing" if any(len(f) for f in self.faults.values()) else "no_meter"
-
-    def _silent(self) -> list[str]:
-        heard = {channel.reader for channel in self._channels()}
-        return [f"{reader}: gave no sample" for reader in self._readers if reader not in heard]

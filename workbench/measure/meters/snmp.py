@@ -60,8 +60,8 @@ class SnmpDevice:
         before_s = self._clock.monotonic_s()
         try:
             values = self._agent.get(oids)
-        except MeterError as error:
-            raise MeterError(hidden(str(error), *self._secrets), error.code) from None
+        except MeterError:
+            raise
         except Exception as error:
             # Sockets have errors of theirs, and pysnmp and ASN.1 too.
             raise MeterError(hidden(reason_of(error), *self._secrets)) from None

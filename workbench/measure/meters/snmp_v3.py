@@ -9,6 +9,7 @@ from typing import Any
 
 from workbench.measure.meters.extra import library
 from workbench.measure.meters.sample import FaultCode, MeterError
+from workbench.measure.meters.secret import hidden
 from workbench.measure.meters.snmp_message import SnmpValue
 
 AUTHENTICATION = {
@@ -58,6 +59,7 @@ class SnmpV3:
             library("cryptography", "measure_ab.meters.snmp: privacy_env")
         self._host, self._port, self._timeout_s = host, port, timeout_s
         self._user = self._credentials(user)
+        self._secrets = (user.auth_password, user.privacy_password)
         self._loop = asyncio.new_event_loop()
         self._engine: Any = None
         self._target: Any = None
@@ -105,7 +107,7 @@ class SnmpV3:
                 f"no answer within {self._timeout_s:g} s: the host may be wrong, or the agent may "
                 "not let this machine ask"
             )
-        return str(error)
+        return hidden(str(error), *self._secrets)
 
     def _credentials(self, user: V3User) -> Any:
         protocols = {}
