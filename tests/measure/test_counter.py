@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
 
 from workbench.measure.meters import EnergySession
 from workbench.measure.meters.clock import SteppedClock
 from workbench.measure.meters.past import MeteredTurn, lag_from_turns
-from workbench.measure.meters.sample import Channel, Sample
+from workbench.measure.meters.sample import Channel
 from workbench.measure.meters.window import window_energy
-from workbench.measure.played import Machine, PlayedEngine
-
-FINE = Channel("prometheus", "gpu0", "node", "energy", resolution=1e-3)
-
-
-@dataclass
-class LateCounter:
-    """A server that scrapes an exporter every ``scraped_s``, which renews its value every
-    ``renewed_s`` and holds it back for ``lag_s``."""
-
-    machine: Machine
-    lag_s: float
-    renewed_s: float
-    scraped_s: float
-    channel: Channel = FINE
-    reader: str = "prometheus"
-    notes: list[str] = field(default_factory=list)
-    next_s: float = 0.3
-
-    def read(self):
-        found, clock = [], self.machine.clock
-        while self.next_s <= clock.monotonic_s():
-            to_s = self.next_s - self.next_s % self.renewed_s - self.lag_s
-            joules = self.machine.mean_w(-900.0, to_s) * (to_s + 900.0)
-            at_s = self.next_s
-            found.append(Sample(self.channel, at_s, clock.wall_s() - clock.now_s + at_s, joules))
-            self.next_s += self.scraped_s
-        return found
-
-    def close(self):
-        pass
+from workbench.measure.played import Machine, PlayedEngine, ScrapedCounter, Situation
 
 
 def metered(lag_s, renewed_s, scraped_s, seed, learn=True, turn_s=40.0):
@@ -51,7 +19,8 @@ def metered(lag_s, renewed_s, scraped_s, seed, learn=True, turn_s=40.0):
     machine = Machine(clock)
     clock.sleep(float(random.uniform(0, 1)))
     arms = [PlayedEngine(machine, random, 1.03, watts) for watts in (240.0, 200.0)]
-    meter = LateCounter(machine, lag_s, renewed_s, scraped_s)
+    of = Situation(lag_s=lag_s, period_s=scraped_s)
+    meter = ScrapedCounter(machine, of, random, renewed_s)
     with EnergySession([meter], max_gap_s=6.0, interval_s=0.5, clock=clock) as session:
         if learn:
             session.learn(lambda: arms[0].generate(None))
@@ -67,7 +36,7 @@ def metered(lag_s, renewed_s, scraped_s, seed, learn=True, turn_s=40.0):
         found = [session.energies(*window)[0] for window in windows]
         true_j = [machine.mean_w(*window) * (window[1] - window[0]) for window in windows]
         assert not any(one.problem for one in session.conserved())
-    learned = session.responses.get(FINE)
+    learned = session.responses.get(meter.channel)
     return learned, [(e.energy_j, e.error_j, j) for e, j in zip(found, true_j, strict=True)]
 
 
@@ -98,7 +67,7 @@ def test_a_counter_that_shows_no_load_gives_no_figure():
     clock = SteppedClock()
     elsewhere, here = Machine(clock), Machine(clock)
     engine = PlayedEngine(here, np.random.default_rng(0), 1.0, 240.0)
-    meter = LateCounter(elsewhere, 0.0, 0.1, 1.0)
+    meter = ScrapedCounter(elsewhere, Situation(), np.random.default_rng(1))
     with EnergySession([meter], interval_s=0.5, clock=clock) as session:
         said = session.learn(lambda: engine.generate(None))
         session.rest()

@@ -2,7 +2,8 @@
 recovered from it.
 
 Two arms whose energies are known take their turns through the product's own session, and a wall
-log that is late, averaged, noisy and perhaps ahead of this machine's clock sees them. Rows go to
+log that is late, averaged, noisy and perhaps ahead of this machine's clock sees them, or a counter
+that an exporter holds back and a server scrapes now and then. Rows go to
 ``docs/results/energy.jsonl``, means over ``RUNS`` sessions each:
 
 - ``ratio_recovered``: the ratio of the energies of a request, and how often its interval holds the
@@ -11,7 +12,7 @@ log that is late, averaged, noisy and perhaps ahead of this machine's clock sees
 - ``area_error``: of the energy of a turn, as a share; ``lo`` and ``hi`` hold 95 % of the turns, and
   ``covered`` are those whose own error is stated large enough.
 
-About two minutes of one core.
+About three minutes of one core.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ SITUATIONS = (
     Situation(lag_s=2.0, averaging_s=3.0, period_s=2.0),
     Situation(lag_s=2.0, averaging_s=3.0, budget_s=270.0),
 )
+
+COUNTERS = (Situation(), Situation(lag_s=1.5), Situation(lag_s=4.0, period_s=2.0))
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,38 @@ class WallLog:
 
 
 @dataclass
+class ScrapedCounter:
+    """Scraped every ``period_s`` from an exporter, which holds its value back for ``lag_s`` and
+    renews it every ``renewed_s``; at each scrape where that is 0."""
+
+    machine: Machine
+    of: Situation
+    random: np.random.Generator
+    renewed_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.reader = "prometheus"
+        self.notes: list[str] = []
+        self.channel = Channel("prometheus", "node", "node", "energy", resolution=1e-3)
+        self.next_s = float(self.random.uniform(0, self.of.period_s))
+
+    def read(self) -> list[Sample | MeterFault]:
+        rows: list[Sample | MeterFault] = []
+        clock = self.machine.clock
+        while self.next_s <= clock.monotonic_s():
+            at_s = self.next_s
+            waited_s = at_s % self.renewed_s if self.renewed_s else 0.0
+            counted_s = at_s - waited_s - self.of.lag_s
+            joules = self.machine.mean_w(-900.0, counted_s) * (counted_s + 900.0)
+            rows.append(Sample(self.channel, at_s, clock.wall_s() - clock.now_s + at_s, joules))
+            self.next_s += self.of.period_s
+        return rows
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
 class PlayedEngine:
     """Answers in ``seconds``, the prompt at a higher power than the rest."""
 
@@ -162,7 +197,9 @@ class PlayedEngine:
         return SimpleNamespace(first_token_s=0.2 * seconds, end_s=seconds)
 
 
-def play(folder: Path, of: Situation, seed: int) -> Played:
+def play(
+    folder: Path, of: Situation, seed: int, meter: type[WallLog | ScrapedCounter] = WallLog
+) -> Played:
     """One session of ``BLOCKS`` blocks; its files go to ``folder``."""
     random, clock = np.random.default_rng(seed), SteppedClock()
     machine = Machine(clock)
@@ -171,7 +208,7 @@ def play(folder: Path, of: Situation, seed: int) -> Played:
         "full_precision": PlayedEngine(machine, random, REQUEST_S, FULL_W),
         "ternary": PlayedEngine(machine, random, REQUEST_S * quicker, TERNARY_W),
     }
-    log = WallLog(machine, of, random)
+    log = meter(machine, of, random)
     with EnergySession([log], max_gap_s=3 * of.period_s, interval_s=1.0, clock=clock) as meters:
         made = Session(folder, engines, [CLASS], [(1,) * 8], meters, ANY_NOISE, seed)
         made.run(Ending(BLOCKS, 1e-9, of.budget_s), lambda *_: None)
@@ -192,14 +229,14 @@ def covered(metric: Metric | None, truth: float = TRUE_RATIO) -> bool:
     )
 
 
-def rows(of: Situation, sessions: list[Played]) -> Iterator[dict[str, Any]]:
+def rows(of: Situation, sessions: list[Played], meter: str = "csv") -> Iterator[dict[str, Any]]:
     """The rows of one situation."""
 
     def row(name: str, truth: float, value: Any, lo: Any, hi: Any, share: Any) -> dict[str, Any]:
         figures = {"true": truth, "value": value, "lo": lo, "hi": hi, "covered": share}
         rounded = {key: round(float(number), 4) for key, number in figures.items()}
         about = asdict(of)
-        return {"name": name, "meter": "csv", **about, **rounded, "runs": len(sessions)}
+        return {"name": name, "meter": meter, **about, **rounded, "runs": len(sessions)}
 
     ratios = [one.ratio for one in sessions if one.ratio is not None]
     ends = np.array([(r.value, r.lo, r.hi) for r in ratios], float).mean(axis=0)
@@ -232,13 +269,15 @@ def write_rows(made: list[dict[str, Any]], results: Path = RESULTS) -> None:
 
 
 def main() -> None:
-    lines = []
-    for of in SITUATIONS:
-        with tempfile.TemporaryDirectory() as folder:
-            sessions = [play(Path(folder) / str(seed), of, seed) for seed in range(RUNS)]
-        lines += [json.dumps(row) for row in rows(of, sessions)]
-        print(*lines[-3:], sep="\n")
-    write_rows([json.loads(line) for line in lines])
+    made: list[dict[str, Any]] = []
+    meters = (("csv", WallLog, SITUATIONS), ("counter", ScrapedCounter, COUNTERS))
+    for name, meter, situations in meters:
+        for of in situations:
+            with tempfile.TemporaryDirectory() as folder:
+                sessions = [play(Path(folder) / str(seed), of, seed, meter) for seed in range(RUNS)]
+            made += rows(of, sessions, name)
+            print(*map(json.dumps, made[-3:]), sep="\n", flush=True)
+    write_rows(made)
 
 
 if __name__ == "__main__":

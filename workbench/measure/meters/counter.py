@@ -30,6 +30,9 @@ PLAUSIBLE_W = 5000.0
 """A counter that went back is a wrap only if the step forward would be less than this; a
 reset from a random place would nearly always be more, over a gap of seconds."""
 MOST_ROWS = 500
+WITHIN_STEP = 0.1
+"""A load draws more in one part of its cycle than in another, so that where within a step of the
+counter it began is known no better than to this share of the step."""
 CLEAR = 10.0
 """The load must stand out of the counter's steps by so many standard errors."""
 
@@ -157,7 +160,8 @@ def learn_lag(
         lags = (float(axis[where[0]] - step_s), float(axis[where[-1]] + step_s))
     if explained[best] < CLEAR**2 * variance:
         return None
-    return Response(lag_s=sum(lags) / 2, lag_error_s=(lags[1] - lags[0]) / 2)
+    error_s = (lags[1] - lags[0]) / 2 + WITHIN_STEP * float(np.median(length_s))
+    return Response(lag_s=sum(lags) / 2, lag_error_s=error_s)
 
 
 def _unexplained(
