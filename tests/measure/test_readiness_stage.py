@@ -160,6 +160,41 @@ def test_meters_of_a_network_are_asked_and_one_that_holds_more_machines_is_no_en
     assert about["notes"][0].startswith("With redfish bmc a session takes about ")
 
 
+@pytest.mark.parametrize(
+    ("every_s", "ago_s", "said"),
+    [
+        (1.0, 0.5, None),
+        (15.0, 0.5, "it has a sample every 15 s, and a gap over measure_ab.meters.max_gap_s (3 s)"),
+        (1.0, 20.0, "its latest sample is 20.0 s old"),
+        (1.0, -60.0, "its latest sample is 60.0 s in the future"),
+    ],
+    ids=["good", "slow", "old", "ahead"],
+)
+def test_a_prometheus_that_gives_no_figure_says_so_before_anything_is_paid_for(
+    tmp_path, every_s, ago_s, said
+):
+    def answer(_):
+        times = [time.time() - ago_s - every_s * n for n in reversed(range(4))]
+        series = {"metric": {"instance": "pdu"}, "values": [[at, "400"] for at in times]}
+        return {"data": {"resultType": "matrix", "result": [series]}}
+
+    with JsonService({"/api/v1/query": answer}) as service:
+        own = {"url": service.url, "query": "pdu_watts", "unit": "W", "name": "pdu"}
+        meters = {"sources": ["prometheus"], "prometheus": [own]}
+        context = StageContext(
+            pilot(measure_ab={"meters": meters}),
+            StageRecord("readiness", tmp_path),
+            Progress(tmp_path / "events.jsonl", "readiness"),
+            {},
+        )
+        found, missing, notes = readiness._meters(context)
+    if said is None:
+        assert found == ["prometheus pdu pdu (measured)"] and missing == []
+        assert "of turns" in notes[0] or "turns of 22 s" in notes[0]
+    else:
+        assert found == [] and said in missing[0].reason
+
+
 def test_a_library_that_a_meter_needs_is_asked_for_before_anything_starts(monkeypatch):
     monkeypatch.setitem(sys.modules, "pymodbus", None)
     modbus = [{"host": "10.0.0.9", "preset": "sdm630"}]

@@ -30,9 +30,14 @@ from workbench.measure.meters import MissingMeter, find_meters
 from workbench.measure.meters.clock import SYSTEM_CLOCK
 from workbench.measure.meters.csv_log import CsvMeter
 from workbench.measure.meters.find import reasons, require_libraries
-from workbench.measure.meters.log_check import check_log, session_takes
+from workbench.measure.meters.log_check import (
+    check_log,
+    device_period_s,
+    device_problem,
+    session_takes,
+)
 from workbench.measure.meters.polled import PolledMeter
-from workbench.measure.meters.sample import Sample
+from workbench.measure.meters.sample import Channel, Sample
 from workbench.measure.probe import leave_out, run_probe
 from workbench.measure.statistics import quantile
 from workbench.model.presets import PRESETS, Shape
@@ -198,23 +203,42 @@ def _meters(context: StageContext) -> tuple[list[str], list[MissingMeter], list[
                 notes.append(f"{looked.takes}.")
                 continue
             read = [one for one in meter.read() if isinstance(one, Sample)]
+            now_s = SYSTEM_CLOCK.monotonic_s()
         except OSError as error:
             missing.append(MissingMeter(meter.reader, str(error)))
             continue
         finally:
             meter.close()
-        channels = {one.channel.place: one.channel for one in read}
-        for channel in channels.values():
-            if channel.scope in ("gpu", "cpu", "node"):
-                found.append(f"{channel.name} ({channel.kind})")
+        shown: dict[Channel, list[Sample]] = {}
+        for one in read:
+            shown.setdefault(one.channel, []).append(one)
+        asked = isinstance(meter, PolledMeter)
+        slow: list[tuple[float, str]] = []
+        for place in dict.fromkeys(channel.place for channel in shown):
+            own = {channel: of for channel, of in shown.items() if channel.place == place}
+            channel = next(reversed(own))
+            wrong = {
+                c: device_problem(of, now_s, section.meters.max_gap_s) for c, of in own.items()
+            }
+            if asked and all(wrong.values()):
+                missing.append(MissingMeter(meter.reader, f"{channel.name}: {wrong[channel]}"))
                 continue
-            checks = f"{channel.name} answers, but holds more than this machine ({channel.scope})"
-            cure = "it checks and gives no figure; scope: node where it feeds nothing else"
-            missing.append(MissingMeter(meter.reader, f"{checks}: {cure}"))
-        unknown = [c for c in channels.values() if c.quantity == "power" and c.lag_s is None]
-        if isinstance(meter, PolledMeter) and unknown and (period_s := unknown[0].period_s):
-            takes = session_takes(unknown[0].name, period_s, section.turns_of_a_block)
-            notes.append(f"{takes}.")
+            if channel.scope not in ("gpu", "cpu", "node"):
+                checks = (
+                    f"{channel.name} answers, but holds more than this machine ({channel.scope})"
+                )
+                cure = "it checks and gives no figure; scope: node where it feeds nothing else"
+                missing.append(MissingMeter(meter.reader, f"{checks}: {cure}"))
+                continue
+            found.append(f"{channel.name} ({channel.kind})")
+            slow += [
+                (period_s, c.name)
+                for c, of in own.items()
+                if c.lag_unknown and not wrong[c] and (period_s := device_period_s(of))
+            ]
+        if asked and slow:
+            period_s, name = max(slow)
+            notes.append(f"{session_takes(name, period_s, section.turns_of_a_block)}.")
         notes += [f"{note}." for note in meter.notes]
         if meter.reader == "nvml":
             notes.append("NVML sees GPU boards alone: host, fans and power supplies are not in it.")

@@ -1,4 +1,4 @@
-"""What is wrong with a power log, found before anything is paid for.
+"""What is wrong with a power log, or with what a device shows, found before anything is paid for.
 
 Its latest rows are read, and it is watched for a moment: whether it grows, how often, how old a row
 is when it comes, whether its unit and its clock can be right, and what its rate asks of a session.
@@ -8,12 +8,14 @@ How late and how averaged it is, only a step test tells, at the start of the ses
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from workbench.measure.fewest import FEWEST_BLOCKS
 from workbench.measure.meters.clock import Clock
+from workbench.measure.meters.counter import moved
 from workbench.measure.meters.csv_log import CsvMeter
 from workbench.measure.meters.faults import MeterFaults
 from workbench.measure.meters.sample import Sample
@@ -113,6 +115,31 @@ def session_takes(meter: str, period_s: float, turns: int) -> str:
         f"{FEWEST_BLOCKS} blocks of {turns} turns of {wanted_s:.3g} s, and longer if it is late or "
         "averaged, as turns become ten times as long as both"
     )
+
+
+def device_period_s(samples: Sequence[Sample]) -> float | None:
+    """How often a device that was asked has something new, of one channel: declared, or told by
+    the times of its samples; None with too few. samples: in the order of their times."""
+    times_s = np.array([s.monotonic_s for s in samples])
+    times_s, _ = moved(samples[0].channel, times_s, np.array([s.value for s in samples]))
+    seen_s = float(np.median(np.diff(times_s))) if len(times_s) > 1 else 0.0
+    return max(seen_s, samples[0].channel.period_s or 0.0) or None
+
+
+def device_problem(samples: Sequence[Sample], now_s: float, max_gap_s: float) -> str:
+    """Why a device that answers gives no figure, of one channel; empty where nothing is seen. A
+    Prometheus answers with what it scraped long ago, and at the times of its own clock."""
+    period_s = device_period_s(samples) or 0.0
+    if period_s > max_gap_s:
+        what = "is renewed" if samples[0].channel.quantity == "energy" else "has a sample"
+        return (
+            f"it {what} every {period_s:.3g} s, and a gap over measure_ab.meters.max_gap_s "
+            f"({max_gap_s:g} s) gives no figure: have it read or scraped more often"
+        )
+    age_s = now_s - samples[-1].monotonic_s
+    if age_s < -AHEAD_S or age_s > max(5.0, STALE_ROWS * period_s):
+        return f"its latest sample is {_ago(age_s)}: set its clock, or see whether it is scraped"
+    return ""
 
 
 def _period_s(rows: dict[str, list[Sample]]) -> float | None:
