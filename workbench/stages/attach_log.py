@@ -77,7 +77,7 @@ def attach_log(
     loads = _own_load(run, records[TURNS])
     windows = {name: _windows(record) for name, record in records.items()}
     further = [loads, *(windows[name] for name in (TRAINING, REPLAY) if name in windows)]
-    rests = [tuple(rest) for record in records.values() for rest in _rests(record)]
+    rests = [rest for record in records.values() for rest in _rests(record)]
     held = hold_against(log, windows[TURNS], further, rests, gap_s)
     attachments = {}
     for name, record in records.items():
@@ -178,10 +178,11 @@ def _windows(record: StageRecord) -> pd.DataFrame:
     return table.dropna(subset=["start_s"])
 
 
-def _rests(record: StageRecord) -> list[list[float]]:
+def _rests(record: StageRecord) -> list[tuple[float, float]]:
     """Unix times in which the machine was idle; none in a record of before they were kept."""
     meters = record.facts.get("meters", {})
-    return list(meters.get("rests", [])) if isinstance(meters, dict) else []
+    rests = meters.get("rests", []) if isinstance(meters, dict) else []
+    return [(start_s, end_s) for start_s, end_s in rests]
 
 
 def _turns(

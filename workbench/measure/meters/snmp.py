@@ -132,4 +132,4 @@ def _number(value: SnmpValue) -> float:
     try:
         return float(value)
     except ValueError:
-        raise MeterError(f"{value[:40]!r} is no number", "wrong_type") from None
+        raise MeterError(f"{str(value)[:40]!r} is no number", "wrong_type") from None
