@@ -29,7 +29,7 @@ STATUS = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class SnmpAnswer:
     """status: a name of ``STATUS``. at: which OID it is of, from 1. values: OID -> its value."""
 
     number: int
@@ -56,7 +56,7 @@ class GetRequest:
         return self._before + number.to_bytes(4, "big") + self._after
 
 
-def answer_of(message: bytes) -> Answer:
+def answer_of(message: bytes) -> SnmpAnswer:
     """Raises ValueError for what is no answer of v2c."""
     ((tag, whole),) = _fields(message)
     _require(tag == SEQUENCE)
@@ -70,7 +70,7 @@ def answer_of(message: bytes) -> Answer:
         values[_oid_text(oid)] = _value(kind, content)
     code = int.from_bytes(status, "big")
     name = STATUS[code] if code < len(STATUS) else f"error {code}"
-    return Answer(int.from_bytes(number, "big"), name, int.from_bytes(at, "big"), values)
+    return SnmpAnswer(int.from_bytes(number, "big"), name, int.from_bytes(at, "big"), values)
 
 
 def _value(kind: int, content: bytes) -> SnmpValue:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from secrets import randbelow
 
 from workbench.measure.meters.sample import FaultCode, MeterError
-from workbench.measure.meters.snmp_message import Answer, GetRequest, SnmpValue, answer_of
+from workbench.measure.meters.snmp_message import GetRequest, SnmpAnswer, SnmpValue, answer_of
 
 LARGEST_BYTES = 65_535
 DENIED = ("noAccess", "authorizationError")
@@ -49,7 +49,7 @@ class SnmpV2c:
             self._socket.close()
             self._socket = None
 
-    def _exchange(self, request: GetRequest) -> Answer:
+    def _exchange(self, request: GetRequest) -> SnmpAnswer:
         """Raises TimeoutError, or another OSError."""
         asked = self._socket or self._opened()
         number = randbelow(2**31)
