@@ -54,12 +54,13 @@ def one_offs(records: Mapping[str, StageRecord], cost: Cost) -> OneOffs:
     }
     items = [*declared.values(), *(OneOff(name=n) for n in took if n not in declared)]
     numbers: dict[str, Quantity] = {}
-    texts = []
+    left_out: dict[str, list[str]] = {}
     for item in items:
         own = took.get(item.name)
         numbers |= _numbers(item, own, cost.currency)
         if own is not None and item.kwh is None and isinstance(own.energy, str):
-            texts.append(f"energy of the {item.name} is left out: {own.energy}")
+            left_out.setdefault(own.energy, []).append(item.name)
+    texts = [f"energy of {' and '.join(of)} is left out: {why}" for why, of in left_out.items()]
     if INTEGRATION not in declared:
         texts.append("integration is not declared, and costs nothing here (report.cost.one_off)")
     unpaid = [
@@ -67,8 +68,7 @@ def one_offs(records: Mapping[str, StageRecord], cost: Cost) -> OneOffs:
         and not numbers[f"once.{name}"].value
     ]  # fmt: skip
     if unpaid:
-        of = " and ".join(unpaid)
-        texts.append(f"of {of} the energy alone is paid for: no price is declared")
+        texts.append(f"the hours of {' and '.join(unpaid)} have no price, and cost nothing here")
     return OneOffs(tuple(items), numbers, tuple(texts))
 
 
