@@ -74,7 +74,7 @@ def test_the_case_takes_the_served_energy_of_every_arm(records) -> None:
     0.5 requests a second: 400 + 300 = 700 W, so 1,400 J a request; ternary 400 + 200 = 600 W."""
     served(records)
     case = made(records)
-    work, idle = case.numbers["work_j.full_precision"], case.numbers["idle_w.ternary"]
+    work, idle = case.numbers["work_j.full_precision"], case.numbers["idle_w"]
     assert (work.value, work.kind, idle.value) == (pytest.approx(600), "measured", 400)
     assert work.lo < 600 < work.hi and "served load, metered, node" in work.source
     assert not [name for name in case.numbers if name.startswith(("power_w", "idle_share"))]
@@ -85,6 +85,11 @@ def test_the_case_takes_the_served_energy_of_every_arm(records) -> None:
     # By time: 0.5 s and 0.4 s of full precision's request are its prompt's and its answer's.
     assert case.arms[0].prefill_energy == pytest.approx(5 / 9)
     assert what_if(case, draws=50).figure("ternary", "energy_kwh").lo is not None
+    # The machine's idle power is no difference between arms: drawn once, it leaves the saving be.
+    exact = {n: replace(q, lo=None, hi=None) for n, q in case.numbers.items() if n != "idle_w"}
+    idle_alone = replace(case, numbers=case.numbers | exact)
+    saved = what_if(idle_alone, draws=50).figure("ternary", "energy_saving_kwh")
+    assert saved.lo == pytest.approx(saved.value) == pytest.approx(saved.hi)
 
 
 def test_a_bill_of_the_load_by_hand(records) -> None:
@@ -128,8 +133,8 @@ def test_boards_alone_are_said_or_extended(records) -> None:
     assert {r.covers for r in rows if r.per == "day"} == {"gpu"}
     extended = made(records, board_share=0.5)
     assert extended.numbers["work_j.ternary"].value == pytest.approx(800)
-    assert extended.numbers["idle_w.ternary"].value == pytest.approx(800)
-    assert extended.numbers["idle_w.ternary"].kind == "assumed"
+    assert extended.numbers["idle_w"].value == pytest.approx(800)
+    assert extended.numbers["idle_w"].kind == "assumed"
     rows = cost_rows(records, Cost.model_validate(COST | {"board_share": 0.5}), SLO)
     assert {(r.covers, r.kind) for r in rows if r.per == "day"} == {("", "assumed")}
 

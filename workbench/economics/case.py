@@ -246,8 +246,8 @@ def _it_kw(case: Case, arm: str, values: Numbers, scale: Any, own: Held) -> tupl
 
 
 def _idle_kw(arm: str, values: Numbers) -> Any:
-    if (name := f"idle_w.{arm}") in values:
-        return values[name] / 1e3
+    if f"idle_w.{arm}" in values or "idle_w" in values:
+        return _own(values, "idle_w", arm) / 1e3
     return _own(values, "idle_share", arm) * _own(values, "power_w", arm) / 1e3
 
 

@@ -189,7 +189,15 @@ def numbers_of(case: Case, arm: str, figure: str) -> list[str]:
         return sorted(fleet & set(case.numbers))
     of_energy = ("request_s", "work_j", "idle_w", "power_w", "idle_share")
     energy = {f"{name}.{of}" for of in {arm, full} for name in of_energy}
-    energy |= {"power_w", "idle_share", "requests_per_day", "pue", "pue_slope", "load_hours"}
+    energy |= {
+        "idle_w",
+        "power_w",
+        "idle_share",
+        "requests_per_day",
+        "pue",
+        "pue_slope",
+        "load_hours",
+    }
     if figure == "energy_j_per_request":
         of_arms = {arm, full} if case.fleet.warm_fallback_servers else {arm}
         own = {f"{name}.{of}" for of in of_arms for name in of_energy} | {*of_energy}

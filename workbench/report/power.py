@@ -28,7 +28,7 @@ PowerBasis = Literal["served", "turns", "declared"]
 class ArmPower:
     """numbers: of the case, by name without the arm: ``work_j`` (of a request, above idle) and
     ``idle_w``, or ``power_w`` (under load) and ``idle_share`` (idle power over it). common: those
-    of them that are one declared number for all arms, and are turned together. how: for the reader.
+    of them that are one number for all arms, and are turned or drawn together. how: for the reader.
     prefill_share: of the energy that prompt tokens take, where it was split."""
 
     numbers: dict[str, Quantity]
@@ -129,7 +129,8 @@ def _covers(basis: str, cost: Cost) -> str:
 
 
 def _served(own: ServedEnergy) -> ArmPower:
-    return ArmPower({"work_j": own.work_j, "idle_w": own.idle_w}, own.how, own.prefill_share)
+    numbers = {"work_j": own.work_j, "idle_w": own.idle_w}
+    return ArmPower(numbers, own.how, own.prefill_share, frozenset({"idle_w"}))
 
 
 def _metered(rows: pd.DataFrame, basis: str, cost: Cost) -> ArmPower:

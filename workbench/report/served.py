@@ -31,7 +31,8 @@ LOAD = {"source": "load"}
 
 @dataclass(frozen=True)
 class ServedEnergy:
-    """Of one arm. work_j: of a request of the load, above idle. idle_w: of the machine.
+    """Of one arm. work_j: of a request of the load, above idle. idle_w: of the machine, whichever
+    arm it rests between: one number for all, so that it makes no difference between them.
     prefill_share: of the energy that prompt tokens take; None where it was not split. how: in
     words."""
 
@@ -63,7 +64,7 @@ def served_energies(
     basis = str(bases.pop())
     found = {}
     for arm in arms:
-        own = _of_arm(measured, arm, basis, demand, cost)
+        own = _of_arm(measured, arm, arms, basis, demand, cost)
         if isinstance(own, str):
             return f"{arm}: {own}"
         found[arm] = own
@@ -95,7 +96,7 @@ def _why_none(measured: StageRecord, arms: Sequence[str]) -> str:
 
 
 def _of_arm(
-    measured: StageRecord, arm: str, basis: str, demand: Demand, cost: Cost
+    measured: StageRecord, arm: str, arms: Sequence[str], basis: str, demand: Demand, cost: Cost
 ) -> ServedEnergy | str:
     net = measured.metric("energy_net_j_per_request", arm=arm, **LOAD)
     if net is None or net.value is None:
@@ -103,8 +104,8 @@ def _of_arm(
     if net.value <= 0:
         return f"energy net of idle is {net.value:.3g} J a request: the meter does not see the load"
     windows = measured.table("load_energies")
-    windows = windows[(windows["arm"] == arm) & (windows["basis"] == basis)]
-    idle = windows[["idle_w", "idle_error_w"]].astype(float).mean()
+    idle = windows[windows["arm"].isin(arms) & (windows["basis"] == basis)]
+    idle = idle[["idle_w", "idle_error_w"]].astype(float).mean()
     if not np.isfinite(idle["idle_w"]):
         return "no idle power was measured around the load"
     split = [
