@@ -301,7 +301,7 @@ async def switches(server: ServerProcess, count: int) -> dict[str, Any]:
             await _one_stream(client, seen, rng, time.monotonic() + 0.5)
 
     async with _watched(server) as memory:
-        running = [asyncio.create_task(stream(random.Random(k))) for k in range(8)]
+        running = [asyncio.create_task(stream(random.Random(k))) for k in range(2)]
         client, began = Client(server), time.monotonic()
         for number in range(count):
             arm, weight = ("hybrid", 1.0) if number % 2 else ("full_precision", 1.0)
@@ -336,7 +336,7 @@ def soak(
         narrow = spec_of(arms, slots=slots, queue=12, weight=1.0, faults=True)
         with server_process(narrow, Path(folder)) as server:
             tell(asyncio.run(overload(server, overload_s, slots, step_s)))
-        with server_process(spec_of(arms, slots=8), Path(folder)) as server:
+        with server_process(spec_of(arms, slots=4), Path(folder)) as server:
             tell(asyncio.run(switches(server, switch_count)))
 
 
