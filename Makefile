@@ -110,10 +110,10 @@ clean:
 
 .venv/ready: pyproject.toml constraints.txt | .venv/bin/python
 	@$(BIN)/python kernels/ternary_kernels/build.py & native=$$!; \
-	$(PIP) -e '.[notebooks,export]' || { code=$$?; kill $$native 2>/dev/null; wait; exit $$code; }; \
+	$(PIP) -e '.[notebooks,export,formats]' || { code=$$?; kill $$native 2>/dev/null; wait; exit $$code; }; \
 	wait $$native || echo "going on without native kernels" >&2
 	@touch $@
 
 .venv/ready-for-tests: .venv/ready
-	@$(PIP) -e '.[notebooks,export,onnx,meters,test,lora]'
+	@$(PIP) -e '.[notebooks,export,formats,onnx,meters,test,lora]'
 	@touch $@

@@ -17,7 +17,11 @@ import uvicorn
 
 from workbench.data.document import Document
 from workbench.data.tokenizer import encode, train_tokenizer
+from workbench.engine.engine import Engine
+from workbench.engine.grammar import Grammars
 from workbench.engine.request import GenerationRequest
+from workbench.engine.scheduler import Scheduler
+from workbench.engine.scores import ScoredToken, TokenScore
 from workbench.model.build import build_model
 from workbench.pilot.sections.model import Model
 from workbench.serve.app import make_app
@@ -95,7 +99,9 @@ class ScriptedScheduler:
             return self._end(handle, "error")
         if not self.gate.is_set():
             return None
-        handle.on_token(self.script[handle.given % len(self.script)])
+        token = self.script[handle.given % len(self.script)]
+        scored = handle.request.logprobs is not None
+        handle.on_token(ScoredToken(TokenScore(token, -0.5)) if scored else token)
         handle.given += 1
         if handle.given >= handle.request.max_tokens:
             self._end(handle, "length")
@@ -170,6 +176,39 @@ def plain(tokenizer) -> Iterator[Served]:
     """One server for tests that leave it as it is."""
     with ExitStack() as stack:
         yield _start(stack, tokenizer)
+
+
+@dataclass
+class Answering:
+    """A server whose arms are one small model. engine: of its own, to look things up in."""
+
+    address: str
+    service: Service
+    engine: Engine = field(repr=False)
+    tokenizer: object = field(repr=False)
+    client: httpx.Client = field(repr=False)
+
+
+@pytest.fixture(scope="session")
+def answering(tokenizer, arms) -> Iterator[Answering]:
+    """It computes its answers; for tests that leave it as it is."""
+    with ExitStack() as stack:
+        served = []
+        for name in arms:
+            engine = stack.enter_context(
+                Engine.load(arms["full_precision"], slots=4, context=128, threads=1)
+            )
+            grammars = Grammars(lambda: tokenizer, engine.vocab_size, engine.eos_tokens)
+            scheduler = stack.enter_context(Scheduler(engine, grammars=grammars))
+            served.append(ServedArm(name, scheduler, 4))
+        router = Router(served, fallback="full_precision", route=Route("hybrid", 0.5))
+        service = Service(router, tokenizer, "pilot", 128, engine.vocab_size)
+        address = stack.enter_context(_listening(service)).address
+        client = stack.enter_context(httpx.Client(base_url=address, trust_env=False, timeout=30))
+        own = stack.enter_context(
+            Engine.load(arms["full_precision"], slots=1, context=128, threads=1)
+        )
+        yield Answering(address, service, own, tokenizer, client)
 
 
 def _start(

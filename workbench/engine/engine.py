@@ -219,8 +219,17 @@ class Engine:
         slot: int = 0,
         on_token: Callable[[int], None] | None = None,
     ) -> Generation:
-        """Complete one prompt in an empty slot and release it."""
+        """Complete one prompt in an empty slot and release it.
+
+        Raises ValueError for what the scheduler alone gives: log probabilities and grammars.
+        """
         self.check_tokens(request.prompt_tokens, request.max_tokens)
+        asked = request.logprobs, request.prompt_logprobs, request.grammar
+        if asked != (None, None, None) or not request.max_tokens:
+            raise ValueError(
+                "log probabilities, a grammar or no output tokens; allowed here: none of them. "
+                "Submit it to a Scheduler; Engine.logits scores a text."
+            )
         sampler = Sampler(request, self.eos_tokens)
         tokens: list[int] = []
         reason: FinishReason = "length"

@@ -1,4 +1,8 @@
-"""One token from one row of logits: greedy, temperature, top-p, with a seed of its own.
+"""One token from one row of logits: greedy, temperature, top-k, top-p, with a seed of its own.
+
+What changes the logits comes first, in this order: no end before ``min_tokens``, penalties of what
+is out already, the grammar. Then temperature, the ``top_k`` likeliest tokens, and of these the
+nucleus of ``top_p``.
 
 A vocabulary of 128 k costs 10 ms to sort and 0.1 ms to partition, so the nucleus of top-p is
 looked for among a few hundred of the largest first, and among more only if they do not hold
@@ -7,9 +11,15 @@ enough probability.
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from workbench.engine.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from workbench.engine.grammar import Constraint
 
 FIRST_LOOK = 256
 """Candidates of the first search for the nucleus; each further search takes 8 times as many."""
@@ -18,11 +28,20 @@ FIRST_LOOK = 256
 class Sampler:
     """Chooses the tokens of one request. Equal request and logits give equal tokens.
 
-    Shapes: V vocabulary.
+    constraint: what its grammar allows. Shapes: V vocabulary.
     """
 
-    def __init__(self, request: GenerationRequest, eos_tokens: frozenset[int]) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        eos_tokens: frozenset[int],
+        constraint: Constraint | None = None,
+    ) -> None:
         self._temperature, self._top_p = request.temperature, request.top_p
+        self._top_k, self._constraint = request.top_k, constraint
+        self._presence, self._frequency = request.presence_penalty, request.frequency_penalty
+        given = request.prompt_tokens[len(request.prompt_tokens) - request.given_output :]
+        self._seen = Counter(given) if self._presence or self._frequency else None
         self._random = np.random.default_rng(request.seed) if request.temperature > 0 else None
         self._min_tokens = request.min_tokens
         ends = set(request.stop_tokens) | (set() if request.ignore_eos else eos_tokens)
@@ -30,16 +49,46 @@ class Sampler:
         self._forbidden = np.array(sorted(ends), dtype=np.int64)
 
     def choose(self, logits_V: np.ndarray, done: int) -> int:
-        """The next token, when ``done`` tokens are out already. ``logits_V`` may be changed."""
+        """The next token, when ``done`` tokens are out already. ``logits_V`` may be changed.
+
+        Raises GrammarError where the grammar allows none.
+        """
         if done < self._min_tokens and len(self._forbidden):
             logits_V[self._forbidden[self._forbidden < len(logits_V)]] = -np.inf
+        if self._seen:
+            self._penalize(logits_V, self._seen)
+        if self._constraint is not None:
+            self._constraint.mask(logits_V)
         if self._random is None:
-            return int(logits_V.argmax())
-        return self._sample(logits_V, self._random)
+            token = int(logits_V.argmax())
+        else:
+            token = self._sample(logits_V, self._random)
+        if self._seen is not None:
+            self._seen[token] += 1
+        if self._constraint is not None:
+            self._constraint.take(token)
+        return token
+
+    @property
+    def over(self) -> bool:
+        """Whether the grammar allows no further token: the output is whole."""
+        return self._constraint is not None and self._constraint.over
+
+    def _penalize(self, logits_V: np.ndarray, seen: Counter[int]) -> None:
+        tokens = np.fromiter(seen.keys(), dtype=np.int64, count=len(seen))
+        times = np.fromiter(seen.values(), dtype=np.float32, count=len(seen))
+        logits_V[tokens] -= self._presence + self._frequency * times
 
     def _sample(self, logits_V: np.ndarray, random: np.random.Generator) -> int:
         weights_V = np.exp((logits_V - logits_V.max()).astype(np.float64) / self._temperature)
-        if self._top_p < 1:
+        tokens: np.ndarray | None
+        if self._top_k and self._top_k < len(weights_V):
+            tokens = _largest(weights_V, self._top_k)
+            cumulative = weights_V[tokens].cumsum()
+            if self._top_p < 1:
+                enough = int(cumulative.searchsorted(self._top_p * cumulative[-1])) + 1
+                tokens, cumulative = tokens[:enough], cumulative[:enough]
+        elif self._top_p < 1:
             tokens = _nucleus(weights_V, self._top_p * weights_V.sum())
             cumulative = weights_V[tokens].cumsum()
         else:
@@ -49,17 +98,22 @@ class Sampler:
         return index if tokens is None else int(tokens[index])
 
 
+def _largest(weights_V: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` likeliest tokens, likeliest first."""
+    if count >= len(weights_V):
+        found = np.arange(len(weights_V))
+    else:
+        found = np.argpartition(weights_V, -count)[-count:]
+    # A stable order among equal weights keeps the draw independent of the partition.
+    found = np.sort(found)
+    return found[np.argsort(-weights_V[found], kind="stable")]
+
+
 def _nucleus(weights_V: np.ndarray, enough: float) -> np.ndarray:
     """The fewest tokens, likeliest first, whose weights sum to at least ``enough``."""
     count = FIRST_LOOK
     while True:
-        if count >= len(weights_V):
-            candidates = np.arange(len(weights_V))
-        else:
-            candidates = np.argpartition(weights_V, -count)[-count:]
-        # A stable order among equal weights keeps the draw independent of the partition.
-        candidates = np.sort(candidates)
-        ordered = candidates[np.argsort(-weights_V[candidates], kind="stable")]
+        ordered = _largest(weights_V, count)
         cumulative = weights_V[ordered].cumsum()
         if cumulative[-1] >= enough or count >= len(weights_V):
             return ordered[: int(cumulative.searchsorted(enough)) + 1]

@@ -23,9 +23,15 @@ import numpy as np
 from ternary_kernels.core import NotFiniteError
 
 from workbench.engine.engine import Engine
+from workbench.engine.grammar import GrammarError, Grammars
 from workbench.engine.request import FinishReason, GenerationRequest
 from workbench.engine.request import QueueFull as QueueFull
 from workbench.engine.sampling import Sampler
+from workbench.engine.scores import ScoredToken, TokenScore, score_rows
+
+SCORED_ROWS = 64
+"""Prompt tokens of a step that others decode in, where each gives logits: those of a vocabulary of
+128 k take 0.3 ms each."""
 
 
 @dataclass(eq=False)
@@ -34,7 +40,9 @@ class SubmittedRequest:
 
     Times are ``time.monotonic()`` seconds: ``submitted_s``; ``started_s``, when it got a slot;
     ``first_token_s``, ``last_token_s``; ``finished_s``. tokens: the output so far; an end or
-    stop token is not part of it. error: set when ``finish_reason`` is ``error``.
+    stop token is not part of it. error: set when ``finish_reason`` is ``error``. prompt_scores: of
+    the prompt's tokens but the first, where asked for; complete before the first output token.
+    end_score: of the end or stop token, where scores are asked for and one came.
     """
 
     request: GenerationRequest
@@ -46,9 +54,12 @@ class SubmittedRequest:
     finish_reason: FinishReason | None = None
     error: str | None = None
     tokens: list[int] = field(default_factory=list)
+    prompt_scores: list[TokenScore] = field(default_factory=list)
+    end_score: TokenScore | None = None
     _sampler: Sampler | None = None
     _on_token: Callable[[int], None] | None = None
     _on_done: Callable[[SubmittedRequest], None] | None = None
+    _on_prompt: Callable[[list[TokenScore]], None] | None = None
     _slot: int = -1
     _prefilled: int = 0
     """Prompt tokens already in the cache."""
@@ -69,12 +80,13 @@ class Scheduler:
 
     queue_limit: requests that may wait for a slot. prefill_chunk: prompt tokens a step takes
     along while others decode (0: a quarter of the engine's ``prefill_rows``); four times as many
-    when none does.
+    when none does. grammars: for requests with one.
 
-    Callbacks run in the scheduler's thread, in order: ``on_token(token)`` for each output
-    token, then ``on_done(submitted)`` once; ``on_round()`` after each round of its loop, when all
-    that a step gave has been told. They must return at once (hand over to a queue or to
-    ``loop.call_soon_threadsafe``), because every request waits for them.
+    Callbacks run in the scheduler's thread, in order: ``on_prompt(scores)`` for each scored piece
+    of the prompt, ``on_token(token)`` for each output token (a :class:`ScoredToken` where
+    ``logprobs`` are asked for), then ``on_done(submitted)`` once; ``on_round()`` after each round
+    of its loop, when all that a step gave has been told. They must return at once (hand over to a
+    queue or to ``loop.call_soon_threadsafe``), because every request waits for them.
     """
 
     failed: str | None = None
@@ -89,8 +101,9 @@ class Scheduler:
         queue_limit: int = 256,
         prefill_chunk: int = 0,
         on_round: Callable[[], None] = lambda: None,
+        grammars: Grammars | None = None,
     ) -> None:
-        self.engine, self.queue_limit = engine, queue_limit
+        self.engine, self.queue_limit, self.grammars = engine, queue_limit, grammars
         self.prefill_chunk = prefill_chunk or engine.prefill_rows // 4
         self._on_round = on_round
         self._waiting: deque[SubmittedRequest] = deque()
@@ -116,16 +129,25 @@ class Scheduler:
         request: GenerationRequest,
         on_token: Callable[[int], None] | None = None,
         on_done: Callable[[SubmittedRequest], None] | None = None,
+        on_prompt: Callable[[list[TokenScore]], None] | None = None,
     ) -> SubmittedRequest:
         """Queue a request. Raises ValueError for one that can never run here, QueueFull when
         ``queue_limit`` requests wait, RuntimeError after ``close`` and where it has failed."""
         self.engine.check_tokens(request.prompt_tokens, request.max_tokens)
+        constraint = None
+        if request.grammar is not None:
+            if self.grammars is None:
+                raise ValueError(
+                    "a grammar, and the scheduler was made without grammars; give it some"
+                )
+            constraint = self.grammars.begin(request)
         submitted = SubmittedRequest(
             request,
             time.monotonic(),
-            _sampler=Sampler(request, self.engine.eos_tokens),
+            _sampler=Sampler(request, self.engine.eos_tokens, constraint),
             _on_token=on_token,
             _on_done=on_done,
+            _on_prompt=on_prompt,
         )
         with self._wake:
             if self._closing or self._draining:
@@ -200,20 +222,31 @@ class Scheduler:
         slots = [r._slot for r in decoding]
         want = [True] * len(decoding)
         asking = list(decoding)
+        rows = list(range(len(decoding)))
+        """Of the logits: which are of those asking."""
+        scored: list[tuple[SubmittedRequest, int, int]] = []
+        wanted = len(decoding)
         budget = self.prefill_chunk if decoding else 4 * self.prefill_chunk
         for running in self._running:
             if running.tokens or not budget:
                 continue
-            prompt = running.request.prompt_tokens
-            piece = prompt[running._prefilled : running._prefilled + budget]
+            prompt, begin = running.request.prompt_tokens, running._prefilled
+            scoring = running.request.prompt_logprobs is not None
+            room = min(budget, SCORED_ROWS) if scoring and decoding else budget
+            piece = prompt[begin : begin + room]
             running._prefilled += len(piece)
             budget -= len(piece)
             tokens += piece
             slots += [running._slot] * len(piece)
-            want += [False] * len(piece)
+            want += [scoring] * len(piece)
+            if scoring:
+                scored.append((running, wanted, begin))
+                wanted += len(piece) - 1
             if running._prefilled == len(prompt):
                 want[-1] = True
                 asking.append(running)
+                rows.append(wanted)
+            wanted += scoring or running._prefilled == len(prompt)
         try:
             logits = self.engine.step(tokens, slots, want)
         except NotFiniteError:
@@ -227,12 +260,36 @@ class Scheduler:
         if not np.isfinite(logits.sum(axis=-1)).all():
             raise NotFiniteError("the choice of a token")
         now = time.monotonic()
-        for running, logits_V in zip(asking, logits, strict=True):
-            self._deliver(running, logits_V, now)
+        for running, row, begin in scored:
+            self._score(running, logits[row:], begin)
+        for running, row in zip(asking, rows, strict=True):
+            self._deliver(running, logits[row], now)
+
+    def _score(self, running: SubmittedRequest, logits_nV: np.ndarray, begin: int) -> None:
+        """The prompt's tokens after ``begin`` as far as it is read, by the rows of those before."""
+        tokens = running.request.prompt_tokens[begin + 1 : running._prefilled + 1]
+        top = running.request.prompt_logprobs or 0
+        scores = score_rows(logits_nV[: len(tokens)], tokens, top)
+        running.prompt_scores += scores
+        if running._on_prompt and scores:
+            running._on_prompt(scores)
 
     def _deliver(self, running: SubmittedRequest, logits_V: np.ndarray, now: float) -> None:
-        token = running._sampler.choose(logits_V, len(running.tokens))
-        if token in running._sampler.ends:
+        request, sampler = running.request, running._sampler
+        if not request.max_tokens:
+            self._end(running, "length")
+            return
+        scoring = request.logprobs is not None
+        own_V = logits_V.copy() if scoring else logits_V  # the choice may change them
+        try:
+            token = sampler.choose(logits_V, len(running.tokens))
+        except GrammarError as error:
+            running.error = str(error)
+            self._end(running, "error")
+            return
+        score = score_rows(own_V[None], [token], request.logprobs)[0] if scoring else None
+        if token in sampler.ends:
+            running.end_score = score
             self._end(running, "stop")
             return
         running.tokens.append(token)
@@ -241,12 +298,14 @@ class Scheduler:
             running.first_token_s = now
         if running._on_token:
             try:
-                running._on_token(token)
+                running._on_token(token if score is None else ScoredToken(score))
             except Exception as error:  # a listener's fault must not stop the other requests
                 running.error = f"on_token failed: {type(error).__name__}: {error}"
                 self._end(running, "error")
                 return
-        if len(running.tokens) >= running.request.max_tokens:
+        if sampler.over:
+            self._end(running, "stop")
+        elif len(running.tokens) >= request.max_tokens:
             self._end(running, "length")
 
     def _end(self, submitted: SubmittedRequest, reason: FinishReason) -> None:

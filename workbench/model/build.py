@@ -87,6 +87,8 @@ def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
             allowed=f"{vocab_size} or more",
             next_step="remove the override: the vocabulary follows the tokenizer",
         )
+    # LlamaConfig's own end token is 2, in a new vocabulary a letter like any other.
+    fields |= {"bos_token_id": None, "eos_token_id": None}
     fields |= {"max_position_embeddings": max(shape.context, context)} | model.overrides
     if "head_dim" not in model.overrides:
         del fields["head_dim"]

@@ -49,23 +49,39 @@ class Form:
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def whole(self, text: str, finish_reason: str, counts: dict[str, int]) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+    def choice(
+        self, index: int, text: str, finish_reason: str, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """One of the answers to a body that are not streamed."""
         if self.chat:
-            content: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
+            message = {"role": "assistant", "content": text}
+            content: dict[str, Any] = {"message": message}
         else:
             content = {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
-        return self._object("chat.completion", [choice], usage=counts)
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
-    def chunk(self, text: str, *, first: bool, finish_reason: str | None = None) -> dict[str, Any]:
+    def whole(self, choices: list[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        return self._object("chat.completion", choices, usage=counts)
+
+    def chunk(
+        self,
+        text: str,
+        *,
+        first: bool,
+        finish_reason: str | None = None,
+        index: int = 0,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """One piece of a stream."""
         if self.chat:
             delta = {"role": "assistant", "content": text} if first else {"content": text}
             content: dict[str, Any] = {"delta": delta}
         else:
             content = {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
+        choice = {
+            "index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason
+        }  # fmt: skip
         more = {"usage": None} if self.counts else {}
         return self._object("chat.completion.chunk", [choice], **more)
 

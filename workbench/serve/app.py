@@ -22,6 +22,7 @@ from starlette.routing import Route as Path
 
 from workbench.serve.access import Access
 from workbench.serve.kept_route import TOKEN_HEADER
+from workbench.serve.openapi import document
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.routed import RouteHeld, ServedArm
 from workbench.serve.service import Service
@@ -40,13 +41,21 @@ def make_app(service: Service) -> Access:
         ("/v1/completions", "POST", partial(_generate, service, complete)),
         ("/v1/chat/completions", "POST", partial(_generate, service, chat)),
         ("/v1/models", "GET", partial(_models, service)),
+        ("/v1/models/{model}", "GET", partial(_model, service)),
         ("/health", "GET", partial(_health, service)),
         ("/ready", "GET", partial(_ready, service)),
         ("/metrics", "GET", partial(_metrics, service)),
         ("/workbench/route", "GET", partial(_show_route, service)),
         ("/workbench/route", "POST", partial(_set_route, service)),
         *([("/workbench/drill", "POST", partial(_drill, service))] if service.faults else []),
+        ("/openapi.json", "GET", lambda request: _openapi(described)),
     ]
+    bodies = {
+        "/workbench/route": RouteOrder,
+        **({"/workbench/drill": DrillOrder} if service.faults else {}),
+    }
+    passed = service.tokenizer is None
+    described = document([each[:2] for each in endpoints], bodies, passed=passed)
     app = Starlette(
         routes=[Path(path, endpoint, methods=[method]) for path, method, endpoint in endpoints],
         exception_handlers={
@@ -78,20 +87,30 @@ async def _generate(service: Service, endpoint: Handler, request: Request) -> Re
 
 
 async def _models(service: Service, request: Request) -> Response:
-    names = [service.model, *service.router.arms]
-    cards = [
-        {
-            "id": name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "workbench",
-            "root": name,
-            "parent": None,
-            **({} if service.tokenizer is None else {"max_model_len": service.context}),
-        }
-        for name in names
-    ]
+    cards = [_card(service, name) for name in (service.model, *service.router.arms)]
     return JSONResponse({"object": "list", "data": cards})
+
+
+async def _model(service: Service, request: Request) -> Response:
+    name = request.path_params["model"]
+    service.pinned(name)  # raises ApiError for an unknown one
+    return JSONResponse(_card(service, name))
+
+
+def _card(service: Service, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "workbench",
+        "root": name,
+        "parent": None,
+        **({} if service.tokenizer is None else {"max_model_len": service.context}),
+    }
+
+
+async def _openapi(described: dict[str, Any]) -> Response:
+    return JSONResponse(described)
 
 
 async def _health(service: Service, request: Request) -> Response:

@@ -27,13 +27,14 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from workbench.child import how_it_ended
 from workbench.engine.request import FinishReason, GenerationRequest
+from workbench.engine.scores import ScoredToken, TokenScore
 from workbench.errors import ConfigError, StageError, WorkbenchError
 from workbench.serve.arm_process import PRELOADED, ArmSpec, run_arm
 from workbench.serve.spec import ArmReady
@@ -52,7 +53,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class AskedRequest:
-    """A request in an arm's process. error: set when ``finish_reason`` is ``error``."""
+    """A request in an arm's process. error: set when ``finish_reason`` is ``error``. prompt_scores,
+    end_score: as of a scheduler's :class:`SubmittedRequest`."""
 
     number: int
     arm: ArmProcess
@@ -60,6 +62,8 @@ class AskedRequest:
     on_done: Callable[[AskedRequest], None]
     finish_reason: FinishReason | None = None
     error: str | None = None
+    prompt_scores: list[TokenScore] = field(default_factory=list)
+    end_score: TokenScore | None = None
 
     def cancel(self) -> None:
         """Ask for an end; nothing happens if it has ended already."""
@@ -183,6 +187,8 @@ class ArmProcess:
         self._heard_s = time.monotonic()
         match message:
             case {"tokens": tokens, "ended": ended}:
+                if scores := message.get("scores"):
+                    self._scored(scores)
                 for number, token in tokens:
                     if asked := self._asked.get(number):
                         asked.on_token(token)
@@ -200,6 +206,20 @@ class ArmProcess:
                 self._ready.set_exception(kind(**fields))
             case {"failed": why}:
                 self._why = str(why)
+
+    def _scored(self, scores: list[tuple[int, str, Any]]) -> None:
+        """Log probabilities, of requests that asked for them: of the prompt, of an output token,
+        which comes by this way only, and of what ended the output."""
+        for number, of, plain in scores:
+            asked = self._asked.get(number)
+            if asked is None:
+                continue
+            if of == "prompt":
+                asked.prompt_scores += map(TokenScore.of_plain, plain)
+            elif of == "token":
+                asked.on_token(ScoredToken(TokenScore.of_plain(plain)))
+            else:
+                asked.end_score = TokenScore.of_plain(plain)
 
     def connected(self, transport: asyncio.Transport) -> None:
         self._transport = transport

@@ -5,7 +5,9 @@ The channel is a pair of sockets; both ways go lines of JSON.
 - From the server: ``{"ask": id, "request": {...}}``, ``{"cancel": id}``, and in a drill
   ``{"fault": kind, "seconds": s}``.
 - To it: first ``{"ready": {...}}``, or ``{"unusable": {...}}`` and the end; then a line for each
-  round of the scheduler, ``{"tokens": [[id, token], ...], "ended": [[id, reason, error], ...]}``;
+  round of the scheduler, ``{"tokens": [[id, token], ...], "ended": [[id, reason, error], ...]}``,
+  and where log probabilities were asked for ``"scores": [[id, "prompt", [score, ...]],
+  [id, "token", score], [id, "end", score]]``, each ``[token, logprob, [[token, logprob], ...]]``;
   between them ``{"alive": [rounds, busy], "gpu_bytes": n}`` as a sign of life; and
   ``{"failed": why}`` and the end once the engine answers nothing more.
 
@@ -36,6 +38,7 @@ from workbench.serve.spec import ArmReady
 
 if TYPE_CHECKING:
     from workbench.engine.scheduler import Scheduler, SubmittedRequest
+    from workbench.engine.scores import ScoredToken, TokenScore
 
 WARM_TOKENS = 4
 PR_SET_PDEATHSIG = 1
@@ -116,14 +119,23 @@ class _Answers:
         self._channel, self._lock = channel, threading.Lock()
         self._tokens: list[tuple[int, int]] = []
         self._ended: list[tuple[int, str, str | None]] = []
+        self._scores: list[tuple[int, str, Any]] = []
         self.scheduler: Scheduler | None = None
         self.open: dict[int, SubmittedRequest] = {}
 
     def token(self, number: int, token: int) -> None:
         self._tokens.append((number, token))
 
+    def scored_token(self, number: int, token: ScoredToken) -> None:
+        self._scores.append((number, "token", token.score.plain()))
+
+    def prompt(self, number: int, scores: list[TokenScore]) -> None:
+        self._scores.append((number, "prompt", [score.plain() for score in scores]))
+
     def done(self, number: int, submitted: SubmittedRequest) -> None:
         self.open.pop(number, None)
+        if submitted.end_score is not None:
+            self._scores.append((number, "end", submitted.end_score.plain()))
         self._ended.append((number, submitted.finish_reason or "error", submitted.error))
 
     def round(self) -> None:
@@ -132,9 +144,10 @@ class _Answers:
         failed = self.scheduler.failed if self.scheduler is not None else None
         if failed:
             self._ended = [each for each in self._ended if each[1] != "error"]
-        if self._tokens or self._ended:
-            self.say({"tokens": self._tokens, "ended": self._ended})
-            self._tokens, self._ended = [], []
+        if self._tokens or self._ended or self._scores:
+            scores = {"scores": self._scores} if self._scores else {}
+            self.say({"tokens": self._tokens, "ended": self._ended, **scores})
+            self._tokens, self._ended, self._scores = [], [], []
         if failed:
             self.say({"failed": failed})
             os._exit(1)
@@ -159,7 +172,9 @@ def load_arm(spec: ArmSpec, answers: _Answers | None = None) -> LoadedModel:
     """
     import psutil
 
+    from workbench.data.tokenizer import load_tokenizer
     from workbench.engine.engine import Engine
+    from workbench.engine.grammar import Grammars
     from workbench.engine.request import GenerationRequest
     from workbench.engine.scheduler import Scheduler
 
@@ -179,7 +194,10 @@ def load_arm(spec: ArmSpec, answers: _Answers | None = None) -> LoadedModel:
         ) from None
     engine.warm()
     on_round = answers.round if answers else lambda: None
-    scheduler = Scheduler(engine, queue_limit=spec.slots, on_round=on_round)
+    grammars = Grammars(
+        partial(load_tokenizer, str(spec.folder)), engine.vocab_size, engine.eos_tokens
+    )
+    scheduler = Scheduler(engine, queue_limit=spec.slots, on_round=on_round, grammars=grammars)
     tokens = min(WARM_TOKENS, spec.context // 2)
     warm = GenerationRequest((0,) * tokens, max_tokens=tokens, ignore_eos=True)
     for request in [scheduler.submit(warm) for _ in range(spec.slots)]:
@@ -220,8 +238,12 @@ def _follow(order: dict[str, Any], arm: LoadedModel, answers: _Answers) -> None:
         request = GenerationRequest(
             **{**fields, **{name: tuple(fields[name]) for name in ("prompt_tokens", "stop_tokens")}}
         )
+        on_token = answers.token if request.logprobs is None else answers.scored_token
         submitted = arm.scheduler.submit(
-            request, partial(answers.token, number), partial(answers.done, number)
+            request,
+            partial(on_token, number),
+            partial(answers.done, number),
+            partial(answers.prompt, number),
         )
     except (ValueError, RuntimeError) as error:  # QueueFull is one
         answers.refused(number, f"{type(error).__name__}: {error}")

@@ -1,16 +1,18 @@
-"""One request from its body to its answer, whole or as a stream of server-sent events.
+"""One body from its fields to its answer, whole or as a stream of server-sent events.
 
-A request waits for its first token before the answer's head is sent. So an engine that fails
-early is an honest 500, and the head can name the arm (``x-workbench-arm``, percent-encoded,
-since a head is Latin-1). A client that goes away at any moment, in the queue included, frees its
-place.
+A body asks for one answer or for several: ``n`` to each of its prompts, each a request of its own
+that goes where the first one went. The head is sent with the first token of the first. So an
+engine that fails early is an honest 500, and the head can name the arm (``x-workbench-arm``,
+percent-encoded, since a head is Latin-1). A client that goes away at any moment, in the queue
+included, frees its places.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -18,12 +20,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from workbench.engine import grammar
 from workbench.engine.request import GenerationRequest
 from workbench.serve import prompts
 from workbench.serve.answers import ARM_HEADER, DONE, Form, sse, usage
+from workbench.serve.choice import Choice, Piece
 from workbench.serve.routed import RoutedRequest
 from workbench.serve.service import Service, routed_request, unless_gone
-from workbench.serve.text import StopTexts, TextStream
 from workbench.serve.wire import ApiError, ChatRequest, CommonFields, CompletionRequest, parse
 
 
@@ -41,148 +44,176 @@ async def _answer(
     service: Service, request: Request, kind: type[CommonFields], body: Any
 ) -> Response:
     fields, wanted, pinned = await service.beside_the_loop(_understood, service, kind, body)
-    routed = routed_request(service, wanted, pinned, service.key(request, body))
-    output = _AnswerText(service, routed, fields.stop_texts)
+    routed = _routed_requests(service, wanted, pinned, service.key(request, body))
+    choices = [Choice(service, each, fields, index) for index, each in enumerate(routed)]
+    # A prompt counts once, however many answers it gets.
+    prompt_tokens = sum(len(each.prompt_tokens) for each in wanted[:: fields.n])
     try:
-        await unless_gone(request, output.begin())
+        await unless_gone(request, choices[0].begin())
         form = Form(
             model=fields.model or service.model,
-            arm=routed.arm or "none",
+            arm=choices[0].arm or "none",
             chat=isinstance(fields, ChatRequest),
             counts=fields.include_usage,
         )
         headers = {ARM_HEADER: quote(form.arm, safe="")}
         if fields.stream:
-            return _Stream(output, form, {**headers, "cache-control": "no-cache"})
-        text = await unless_gone(request, output.rest())
+            headers["cache-control"] = "no-cache"
+            return _Stream(choices, form, prompt_tokens, headers)
+        whole = [await unless_gone(request, choice.rest()) for choice in choices]
     except BaseException:
-        service.router.cancel(routed)
+        for choice in choices:
+            choice.cancel()
         raise
-    return JSONResponse(form.whole(text, output.finish_reason, output.usage), headers=headers)
+
+    def written() -> Response:
+        said = [
+            form.choice(choice.index, piece.text, choice.finish_reason, choice.logprobs(piece))
+            for choice, piece in zip(choices, whole, strict=True)
+        ]
+        return JSONResponse(form.whole(said, _counted(prompt_tokens, choices)), headers=headers)
+
+    # Log probabilities of a long prompt are megabytes of JSON.
+    scored = fields.alternatives is not None
+    return await service.beside_the_loop(written) if scored else written()
 
 
 def _understood(
     service: Service, kind: type[CommonFields], body: Any
-) -> tuple[CommonFields, GenerationRequest, str | None]:
+) -> tuple[CommonFields, list[GenerationRequest], str | None]:
     """The checked fields, what the engine is asked, and the arm that was asked for."""
     fields = parse(kind, body)
     pinned = service.pinned(fields.model)
+    rules = None if fields.json_as is None else _grammar(service, fields.json_as)
     if isinstance(fields, ChatRequest):
-        prompt = prompts.chat_tokens(service.tokenizer, fields, service.limit)
+        tokens = [prompts.chat_tokens(service.tokenizer, fields, service.limit)]
     else:
         assert isinstance(fields, CompletionRequest)
-        prompt = prompts.completion_tokens(service.tokenizer, fields, service.limit)
-    wanted = prompts.generation_request(
-        fields, prompt, context=service.context, vocab_size=service.vocab_size
-    )
-    return fields, wanted, pinned
+        tokens = prompts.completion_tokens(service.tokenizer, fields, service.limit)
+    limits = {"context": service.context, "vocab_size": service.vocab_size}
+    wanted = prompts.generation_requests(fields, tokens, **limits, grammar=rules)
+    return fields, list(wanted), pinned
 
 
-class _AnswerText:
-    """The text of one request, piece by piece: one piece a token, then what was held back."""
-
-    def __init__(self, service: Service, routed: RoutedRequest, stops: tuple[str, ...]) -> None:
-        decode = partial(
-            service.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
+def _grammar(service: Service, schema: dict[str, Any]) -> str:
+    """Of ``response_format``. Raises ApiError."""
+    if not grammar.AVAILABLE:
+        message = (
+            "response_format is not supported here: this server runs without llguidance "
+            "(pip install ternary-workbench[formats]); leave it out"
         )
-        self._router, self._routed = service.router, routed
-        self._text, self._stops = TextStream(decode), StopTexts(stops)
-        self._pieces = self._read()
-        self._first: str | None = None
-
-    async def begin(self) -> None:
-        """Wait for the first token. Raises ApiError 500 when the request failed before it."""
-        self._first = await anext(self._pieces, None)
-        self.check()
-
-    def check(self) -> None:
-        if self._routed.overdue:
-            message = str(self._routed.error)
-            raise ApiError(504, message, kind="server_error", code="deadline_exceeded")
-        if self._routed.finish_reason == "error":
-            raise ApiError(
-                500,
-                f"arm {self._routed.arm}: {self._routed.error or 'the engine failed'}",
-                kind="server_error",
-                code="engine_failed",
-            )
-        if self._routed.finish_reason == "cancelled":
-            raise ApiError(503, "the server is closing", kind="server_error", code="server_closing")
-
-    async def rest(self) -> str:
-        """All of the text. Raises ApiError when the request failed on the way."""
-        text = "".join([piece async for piece in self.pieces()]) + self.held_back()
-        self.check()
-        return text
-
-    async def pieces(self) -> AsyncIterator[str]:
-        if self._first is not None:
-            yield self._first
-        async for piece in self._pieces:
-            yield piece
-
-    def held_back(self) -> str:
-        """After the last piece: text that waited for a further token."""
-        return self._stops.push(self._text.flush()) + self._stops.flush()
-
-    async def _read(self) -> AsyncIterator[str]:
-        count, fewest = 0, self._routed.request.min_tokens
-        async for token in self._routed.stream():
-            piece, count = self._text.push(token), count + 1
-            # Text before the minimum is out of a stop text's reach, its beginning included.
-            yield piece if count < fewest else self._stops.push(piece)
-            if self._stops.found:
-                self._router.stop(self._routed)
-                return
-
-    def cancel(self) -> None:
-        """The rest is not wanted; nothing happens when there is none."""
-        self._router.cancel(self._routed)
-
-    @property
-    def arm(self) -> str | None:
-        """The one that answers now: another one where the first was lost on the way."""
-        return self._routed.arm
-
-    @property
-    def finish_reason(self) -> str:
-        return "stop" if self._stops.found else self._routed.finish_reason or "stop"
-
-    @property
-    def usage(self) -> dict[str, int]:
-        return usage(len(self._routed.request.prompt_tokens), self._routed.tokens)
-
-
-async def _events(output: _AnswerText, form: Form) -> AsyncIterator[str]:
-    """The chunks of a stream, in order."""
-    first = True
+        raise ApiError(400, message, code="unsupported_parameter", param="response_format")
     try:
-        async for piece in output.pieces():
-            if output.arm not in (None, form.arm):
-                form = replace(form, arm=output.arm)
-            yield sse(form.chunk(piece, first=first))
-            first = False
-        output.check()
-        last = form.chunk(output.held_back(), first=first, finish_reason=output.finish_reason)
-        yield sse(last)
+        service.grammars.prepare()
+        return grammar.json_grammar(schema)
+    except grammar.GrammarError as error:
+        place = "response_format.json_schema.schema"
+        raise ApiError(400, f"{place}: {error}", param="response_format") from None
+
+
+def _routed_requests(
+    service: Service, wanted: Sequence[GenerationRequest], pinned: str | None, key: str | None
+) -> list[RoutedRequest]:
+    """All, or none: raises ApiError where one finds no place."""
+    routed: list[RoutedRequest] = []
+    try:
+        for each in wanted:
+            first = routed[0] if routed else None
+            routed.append(routed_request(service, each, pinned, key, beside=first))
+    except ApiError:
+        for each in routed:
+            service.router.cancel(each)
+        raise
+    return routed
+
+
+def _counted(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, int]:
+    return usage(prompt_tokens, sum(choice.tokens for choice in choices))
+
+
+async def _events(choices: Sequence[Choice], form: Form, prompt_tokens: int) -> AsyncIterator[str]:
+    """The chunks of a stream, in order; those of several answers as they come."""
+    try:
+        if len(choices) == 1:
+            async for event in _chunks(choices[0], form):
+                yield event
+        else:
+            async with aclosing(_as_they_come(choices, form)) as events:
+                async for event in events:
+                    yield event
         if form.counts:
-            yield sse(form.counts_chunk(output.usage))
+            yield sse(form.counts_chunk(_counted(prompt_tokens, choices)))
     except ApiError as error:
         yield sse(error.body())
     yield DONE
 
 
+async def _chunks(choice: Choice, form: Form) -> AsyncIterator[str]:
+    """Of one answer. Raises ApiError."""
+    first = True
+
+    def chunk(piece: Piece, finish_reason: str | None = None) -> str:
+        return sse(
+            form.chunk(
+                piece.text,
+                first=first,
+                finish_reason=finish_reason,
+                index=choice.index,
+                logprobs=choice.logprobs(piece) if piece.tokens else None,
+            )
+        )
+
+    async for piece in choice.pieces():
+        if choice.arm not in (None, form.arm):
+            form = replace(form, arm=choice.arm)
+        yield chunk(piece)
+        first = False
+    choice.check()
+    yield chunk(choice.last(), choice.finish_reason)
+
+
+async def _as_they_come(choices: Sequence[Choice], form: Form) -> AsyncIterator[str]:
+    """Of all of them. Raises the ApiError of the first that fails; the others then end too."""
+    came: asyncio.Queue[str | ApiError | None] = asyncio.Queue()
+
+    async def read(choice: Choice) -> None:
+        try:
+            async for event in _chunks(choice, form):
+                came.put_nowait(event)
+            came.put_nowait(None)
+        except ApiError as error:
+            came.put_nowait(error)
+
+    tasks = [asyncio.create_task(read(choice)) for choice in choices]
+    try:
+        left = len(tasks)
+        while left:
+            event = await came.get()
+            if isinstance(event, ApiError):
+                raise event
+            if event is None:
+                left -= 1
+            else:
+                yield event
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 class _Stream(StreamingResponse):
-    """A stream whose request ends when the client leaves, even before the first chunk."""
+    """A stream whose requests end when the client leaves, even before the first chunk."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, output: _AnswerText, form: Form, headers: dict[str, str]) -> None:
-        super().__init__(_events(output, form), headers=headers)
-        self._output = output
+    def __init__(
+        self, choices: Sequence[Choice], form: Form, prompt_tokens: int, headers: dict[str, str]
+    ) -> None:
+        super().__init__(_events(choices, form, prompt_tokens), headers=headers)
+        self._choices = choices
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._output.cancel()
+            for choice in self._choices:
+                choice.cancel()

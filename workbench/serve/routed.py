@@ -149,6 +149,8 @@ class RoutedRequest:
             prompt_tokens=(*self.request.prompt_tokens, *self.output),
             max_tokens=self.request.max_tokens - self.tokens,
             min_tokens=max(0, self.request.min_tokens - self.tokens),
+            given_output=self.request.given_output + self.tokens,
+            prompt_logprobs=None,  # its client has them
         )
 
     async def stream(self) -> AsyncIterator[int]:

@@ -133,12 +133,14 @@ class Router:
         *,
         key: str | None = None,
         kind: Hashable = None,
+        beside: RoutedRequest | None = None,
     ) -> RoutedRequest:
         """Start a request, or let it wait. key: of a client that is to stay with one arm. kind: of
         requests that are compared with each other; None takes its lengths.
+        beside: it is of one body with this one, and goes where that went.
         Raises QueueFull; NoArm where none can answer."""
         kind = kind or kind_of(len(request.prompt_tokens), request.max_tokens)
-        position = self._positions.next(kind, key)
+        position = self._positions.next(kind, key) if beside is None else beside.position
         routed = RoutedRequest(request, position, pinned, self._clock(), kind, key)
         routed.long = self.short_tokens is not None and request.max_tokens > self.short_tokens
         arm = self.arm_for(routed)
@@ -354,7 +356,7 @@ class Router:
             self.put_out(arm.name, arm.scheduler.failed)
         if routed.finish_reason:
             pass  # its client has heard of an end already
-        elif reason == "error" and routed.tokens >= routed.request.max_tokens:
+        elif reason == "error" and 0 < routed.request.max_tokens <= routed.tokens:
             self._finish(routed, "length", None)  # it had ended, and only that was not said
         elif arm.out and reason == "error" and self._can_be_saved(routed):
             self._running.discard(routed)

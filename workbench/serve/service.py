@@ -68,9 +68,14 @@ class Service:
             resident_bytes=self.resident_bytes,
         )
         if self.tokenizer is not None:
+            from workbench.engine.grammar import Grammars
+            from workbench.serve.logprobs import TokenTexts
             from workbench.serve.prompts import PromptLimit
 
             self.limit = PromptLimit.of(self.tokenizer, self.context)
+            tokenizer = self.tokenizer
+            self.grammars = Grammars(lambda: tokenizer, self.vocab_size)
+            self.token_texts = TokenTexts(tokenizer)
         # One thread, because encoding sets the tokenizer's options: texts and chats differ.
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="prompts")
 
@@ -117,11 +122,12 @@ def routed_request(
     pinned: str | None,
     key: str | None = None,
     kind: Hashable = None,
+    beside: RoutedRequest | None = None,
 ) -> RoutedRequest:
-    """Give a request to the router. key: of a client that stays with an arm. kind: see
+    """Give a request to the router. key: of a client that stays with an arm. kind, beside: see
     :meth:`Router.submit`. Raises ApiError where it has no place or no arm for it."""
     try:
-        routed = service.router.submit(wanted, pinned, key=key, kind=kind)
+        routed = service.router.submit(wanted, pinned, key=key, kind=kind, beside=beside)
         access.note(routed)
         return routed
     except QueueFull as full:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import zlib
 
 import pandas as pd
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench.data.tokenizer import vocabulary_size
+from workbench.data.tokenizer import document_start, vocabulary_size
 from workbench.model.build import build_model
 from workbench.pilot.sections.model import Model
 from workbench.stages.context import StageContext
@@ -36,11 +36,21 @@ def fresh_model(
             section, rows, length, context.pilot.seed, setup.device, say=context.note
         )
     require_ternary(section.policy, model)  # a model of the Hub is seen here first
+    if section.checkpoint is None:
+        _take_special_tokens(model, setup.tokenizer)
     total = 0
     for parameter in model.parameters():
         total = zlib.crc32(parameter.detach().cpu().contiguous().numpy(), total)
     context.record.facts.setdefault("initial_weights_crc32", {})[arm] = total
     return model
+
+
+def _take_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What begins and ends a document, for whoever serves the model: a new one cannot know."""
+    for config in filter(None, (model.config, model.generation_config)):
+        if config.eos_token_id is None:
+            config.bos_token_id = document_start(tokenizer)
+            config.eos_token_id = tokenizer.eos_token_id
 
 
 def save_as_it_came(
