@@ -16,6 +16,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 
@@ -90,6 +91,27 @@ def test_answers_under_swinging_routes_are_those_of_their_own_weights(arms, serv
             answers = list(pool.map(one, range(48)))
     assert {arm for arm, _ in answers} == set(texts)
     assert all(text == texts[arm] for arm, text in answers)
+
+
+@pytest.mark.parametrize("arm", ["full_precision", "hybrid"])
+def test_log_probabilities_and_json_come_from_the_arm_s_own_process(arms, server, arm) -> None:
+    fields = {**asked(5), "model": arm, "echo": True, "logprobs": 2}
+    text = {"prompt": "a", "model": arm, "temperature": 0, "max_tokens": 60}
+    with httpx.Client(base_url=server.address, trust_env=False, timeout=60) as client:
+        said = client.post("/v1/completions", json=fields).json()["choices"][0]["logprobs"]
+        form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": [7, 8]}}}
+        made = client.post("/v1/completions", json={**text, "response_format": form}).json()
+    with Engine.load(arms[arm], context=128, threads=1) as engine:
+        logits = engine.logits(PROMPT)
+    right = logits - np.logaddexp.reduce(logits.astype(np.float64), axis=1, keepdims=True)
+    wanted = [right[place, token] for place, token in enumerate(PROMPT[1:])]
+    assert said["token_logprobs"][0] is None
+    assert said["token_logprobs"][1 : len(PROMPT)] == pytest.approx(wanted, abs=0.05)
+    assert len(said["token_logprobs"]) == len(PROMPT) + 5
+    for logprob, top in zip(said["token_logprobs"][-5:], said["top_logprobs"][-5:], strict=True):
+        assert logprob == max(top.values()) and len(top) == 2
+    choice = made["choices"][0]
+    assert choice["finish_reason"] == "stop" and json.loads(choice["text"]) in (7, 8)
 
 
 def test_both_arms_are_loaded_and_warm_before_it_answers(server) -> None:

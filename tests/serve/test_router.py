@@ -19,7 +19,7 @@ from workbench.load.piece import PlannedRequest
 from workbench.serve.canary import Canary, CanaryPlan
 from workbench.serve.replay import load_client
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.routed import Route, ServedArm
+from workbench.serve.routed import Route, RoutedRequest, ServedArm
 from workbench.serve.router import QueueFull, Router
 
 Result = TypeVar("Result")
@@ -45,6 +45,18 @@ def test_an_arm_may_have_any_name(serve) -> None:
 
     (outcome,) = asyncio.run(play())
     assert (outcome.status, outcome.arm) == ("ok", name)
+
+
+def test_what_is_left_of_a_lost_answer_goes_on_from_its_tokens() -> None:
+    """Penalties count them, and what its client has of the prompt is not read again."""
+    request = GenerationRequest((5, 6), 10, min_tokens=3, prompt_logprobs=1, frequency_penalty=1.0)
+    routed = RoutedRequest(request, 0.0, None, 0.0)
+    assert routed.left() is request
+    routed.output += [7, 8]
+    left = routed.left()
+    assert (left.prompt_tokens, left.given_output) == ((5, 6, 7, 8), 2)
+    assert (left.max_tokens, left.min_tokens, left.prompt_logprobs) == (8, 1, None)
+    assert left.frequency_penalty == 1.0
 
 
 def test_in_flight_requests_finish_on_their_own_arm(serve) -> None:

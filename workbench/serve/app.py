@@ -48,14 +48,9 @@ def make_app(service: Service) -> Access:
         ("/workbench/route", "GET", partial(_show_route, service)),
         ("/workbench/route", "POST", partial(_set_route, service)),
         *([("/workbench/drill", "POST", partial(_drill, service))] if service.faults else []),
-        ("/openapi.json", "GET", lambda request: _openapi(described)),
     ]
-    bodies = {
-        "/workbench/route": RouteOrder,
-        **({"/workbench/drill": DrillOrder} if service.faults else {}),
-    }
-    passed = service.tokenizer is None
-    described = document([each[:2] for each in endpoints], bodies, passed=passed)
+    described = _described([each[:2] for each in endpoints], service)
+    endpoints.append(("/openapi.json", "GET", partial(_openapi, described)))
     app = Starlette(
         routes=[Path(path, endpoint, methods=[method]) for path, method, endpoint in endpoints],
         exception_handlers={
@@ -109,7 +104,17 @@ def _card(service: Service, name: str) -> dict[str, Any]:
     }
 
 
-async def _openapi(described: dict[str, Any]) -> Response:
+def _described(paths: list[tuple[str, str]], service: Service) -> dict[str, Any]:
+    bodies = {"/workbench/route": RouteOrder, "/workbench/drill": DrillOrder}
+    known = {path for path, _ in paths}
+    return document(
+        [*paths, ("/openapi.json", "GET")],
+        {path: kind for path, kind in bodies.items() if path in known},
+        passed=service.tokenizer is None,
+    )
+
+
+async def _openapi(described: dict[str, Any], request: Request) -> Response:
     return JSONResponse(described)
 
 
