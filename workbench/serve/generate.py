@@ -23,8 +23,8 @@ from starlette.types import Receive, Scope, Send
 from workbench.engine import grammar
 from workbench.engine.request import GenerationRequest
 from workbench.serve import prompts
+from workbench.serve.answer_text import AnswerPiece, AnswerText
 from workbench.serve.answers import ARM_HEADER, DONE, Form, sse, usage
-from workbench.serve.choice import Choice, Piece
 from workbench.serve.routed import RoutedRequest
 from workbench.serve.service import Service, routed_request, unless_gone
 from workbench.serve.wire import ApiError, ChatRequest, CommonFields, CompletionRequest, parse
@@ -45,7 +45,7 @@ async def _answer(
 ) -> Response:
     fields, wanted, pinned = await service.beside_the_loop(_understood, service, kind, body)
     routed = _routed_requests(service, wanted, pinned, service.key(request, body))
-    choices = [Choice(service, each, fields, index) for index, each in enumerate(routed)]
+    choices = [AnswerText(service, each, fields, index) for index, each in enumerate(routed)]
     # A prompt counts once, however many answers it gets.
     prompt_tokens = sum(len(each.prompt_tokens) for each in wanted[:: fields.n])
     try:
@@ -127,11 +127,13 @@ def _routed_requests(
     return routed
 
 
-def _counted(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, int]:
+def _counted(prompt_tokens: int, choices: Sequence[AnswerText]) -> dict[str, int]:
     return usage(prompt_tokens, sum(choice.tokens for choice in choices))
 
 
-async def _events(choices: Sequence[Choice], form: Form, prompt_tokens: int) -> AsyncIterator[str]:
+async def _events(
+    choices: Sequence[AnswerText], form: Form, prompt_tokens: int
+) -> AsyncIterator[str]:
     """The chunks of a stream, in order; those of several answers as they come."""
     try:
         if len(choices) == 1:
@@ -148,11 +150,11 @@ async def _events(choices: Sequence[Choice], form: Form, prompt_tokens: int) -> 
     yield DONE
 
 
-async def _chunks(choice: Choice, form: Form) -> AsyncIterator[str]:
+async def _chunks(choice: AnswerText, form: Form) -> AsyncIterator[str]:
     """Of one answer. Raises ApiError."""
     first = True
 
-    def chunk(piece: Piece, finish_reason: str | None = None) -> str:
+    def chunk(piece: AnswerPiece, finish_reason: str | None = None) -> str:
         return sse(
             form.chunk(
                 piece.text,
@@ -172,11 +174,11 @@ async def _chunks(choice: Choice, form: Form) -> AsyncIterator[str]:
     yield chunk(choice.last(), choice.finish_reason)
 
 
-async def _as_they_come(choices: Sequence[Choice], form: Form) -> AsyncIterator[str]:
+async def _as_they_come(choices: Sequence[AnswerText], form: Form) -> AsyncIterator[str]:
     """Of all of them. Raises the ApiError of the first that fails; the others then end too."""
     came: asyncio.Queue[str | ApiError | None] = asyncio.Queue()
 
-    async def read(choice: Choice) -> None:
+    async def read(choice: AnswerText) -> None:
         try:
             async for event in _chunks(choice, form):
                 came.put_nowait(event)
@@ -206,7 +208,7 @@ class _Stream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(
-        self, choices: Sequence[Choice], form: Form, prompt_tokens: int, headers: dict[str, str]
+        self, choices: Sequence[AnswerText], form: Form, prompt_tokens: int, headers: dict[str, str]
     ) -> None:
         super().__init__(_events(choices, form, prompt_tokens), headers=headers)
         self._choices = choices

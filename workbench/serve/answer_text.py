@@ -17,14 +17,14 @@ from workbench.serve.text import StopTexts, TextStream
 from workbench.serve.wire import ApiError, ChatRequest, CommonFields
 
 
-class Piece(NamedTuple):
+class AnswerPiece(NamedTuple):
     """What came with one token, or with the prompt. tokens: where logprobs are asked for."""
 
     text: str
     tokens: tuple[PlacedToken, ...] = ()
 
 
-class Choice:
+class AnswerText:
     """One piece a token, after that of the prompt where it is wanted; then :meth:`last`."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Choice:
         self._length = 0
         """Characters so far, those included that wait for what a stop text may become."""
         self._pieces = self._read()
-        self._first: Piece | None = None
+        self._first: AnswerPiece | None = None
 
     async def begin(self) -> None:
         """Wait for the first token. Raises ApiError 500 when the request failed before it."""
@@ -65,37 +65,37 @@ class Choice:
         if routed.finish_reason == "cancelled":
             raise ApiError(503, "the server is closing", kind="server_error", code="server_closing")
 
-    async def rest(self) -> Piece:
+    async def rest(self) -> AnswerPiece:
         """All of it. Raises ApiError when the request failed on the way."""
         pieces = [piece async for piece in self.pieces()]
         self.check()
         pieces.append(self.last())
-        return Piece(
+        return AnswerPiece(
             "".join(piece.text for piece in pieces),
             tuple(token for piece in pieces for token in piece.tokens),
         )
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncIterator[AnswerPiece]:
         if self._first is not None:
             yield self._first
         async for piece in self._pieces:
             yield piece
 
-    def last(self) -> Piece:
+    def last(self) -> AnswerPiece:
         """After the last token: text that waited for a further one, and what ended the output."""
         end = getattr(self._routed.submitted, "end_score", None) if self._scored else None
         ended = () if end is None or self._stops.found else (self._placed(end.token, end),)
         text = self._stops.push(self._decoded(self._text.flush())) + self._stops.flush()
-        return Piece(text, ended)
+        return AnswerPiece(text, ended)
 
-    def logprobs(self, piece: Piece) -> dict[str, Any] | None:
+    def logprobs(self, piece: AnswerPiece) -> dict[str, Any] | None:
         """As the client reads them; None where none were asked for."""
         if not self._scored:
             return None
         shape = chat_logprobs if self._chat else completion_logprobs
         return shape(self._service.token_texts, piece.tokens)
 
-    async def _read(self) -> AsyncIterator[Piece]:
+    async def _read(self) -> AsyncIterator[AnswerPiece]:
         count, fewest = 0, self._routed.request.min_tokens
         async for token in self._routed.stream():
             if self._echo and not count:
@@ -103,14 +103,14 @@ class Choice:
             placed = (self._placed(token, token.score),) if self._scored else ()
             piece, count = self._decoded(self._text.push(token)), count + 1
             # Text before the minimum is out of a stop text's reach, its beginning included.
-            yield Piece(piece if count < fewest else self._stops.push(piece), placed)
+            yield AnswerPiece(piece if count < fewest else self._stops.push(piece), placed)
             if self._stops.found:
                 self._service.router.stop(self._routed)
                 return
         if self._echo and not count and self._routed.finish_reason in ("stop", "length"):
             yield self._prompt()
 
-    def _prompt(self) -> Piece:
+    def _prompt(self) -> AnswerPiece:
         tokens = self._routed.request.prompt_tokens
         scores = [None, *getattr(self._routed.submitted, "prompt_scores", ())]
         if self._scored and len(scores) != len(tokens):
@@ -121,7 +121,7 @@ class Choice:
             if self._scored:
                 placed.append(self._placed(token, scores[place]))
             text += self._decoded(self._text.push(token))
-        return Piece(text, tuple(placed))
+        return AnswerPiece(text, tuple(placed))
 
     def _placed(self, token: int, score: Any) -> PlacedToken:
         return PlacedToken(int(token), self._length, score)
