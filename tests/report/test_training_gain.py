@@ -84,12 +84,10 @@ def test_the_verdict_says_it_in_a_sentence(tmp_path: Path) -> None:
     assert "caveat.training_buys_nothing_yet" in codes(lost)
 
 
-def test_beside_a_ready_model_full_precision_needs_no_training_either(tmp_path: Path) -> None:
-    lost = {arm: (ARMS[arm][0], 1.0, 1.1, 1.5) for arm in ("checkpoint", "int8")}
+def test_beside_a_ready_model_nothing_was_trained(tmp_path: Path) -> None:
     ready = {"ready_ternary": {"path": "a", "format": "GGUF file (Q2_0)"}}
-    gain = training_gain(records(tmp_path, ready, **lost), [Gate(**GATE)])
-    assert gain is not None and gain.smallest == "full_precision"
-    assert gain.latency.value == pytest.approx(2.1)
+    assert training_gain(records(tmp_path, ready), [Gate(**GATE)]) is None
+    assert codes(records(tmp_path, ready)) == []
 
 
 def test_without_a_gate_of_quality_nothing_is_claimed(tmp_path: Path) -> None:

@@ -227,7 +227,8 @@ def _of_gguf(file: GgufFile, say: Callable[[str], None]) -> ReadyTernary:
     for name, (values, scales) in codes.items():
         scale, bias = _scale(scales, values.shape[1], granularity), rest.pop(f"{name}.bias", None)
         layers[name] = PackedTernaryLinear.from_values(values, scale, bias=bias)
-    kinds = sorted({file.tensors[stored].type_name for stored in names if "blk." in stored})
+    kinds = sorted({file.tensors[s].type_name for s, name in names.items()
+                    if name.removesuffix(".weight") in codes})  # fmt: skip
     threshold = ThresholdVersion(granularity=granularity)
     words = f"GGUF file ({', '.join(kinds)})"
     return _assembled(file.path, model, layers, rest, threshold, words)

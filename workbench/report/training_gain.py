@@ -15,7 +15,7 @@ from workbench.pilot.sections.report import Gate
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 
-NAME, TERNARY, BASELINE = "training_gain", "ternary", "full_precision"
+NAME, TERNARY = "training_gain", "ternary"
 UNTRAINED = ("checkpoint", "int8", "post_training")
 GAP = "quality_gap_bits_per_byte"
 
@@ -33,15 +33,15 @@ class TrainingGain:
 
 
 def training_gain(records: Mapping[str, StageRecord], gates: Sequence[Gate]) -> TrainingGain | None:
-    """None where the arms were not compared or no gate is about their quality."""
-    measured = records.get("measure_ab")
+    """None where the arms were not compared, nothing was trained (a ready model), or no gate is
+    about their quality."""
+    measured, trained = records.get("measure_ab"), records.get("train_qat")
+    if trained is None or "ready_ternary" in trained.facts:
+        return None
     limit = _limit(gates)
     if measured is None or limit is None or _memory(measured, TERNARY) is None:
         return None
-    ready = "ready_ternary" in records["train_qat"].facts if "train_qat" in records else False
-    # Beside a ready model nothing was trained, the full-precision arm included.
-    untrained = [*UNTRAINED, *([BASELINE] if ready else [])]
-    kept = [arm for arm in untrained if _keeps(measured, arm, limit)]
+    kept = [arm for arm in UNTRAINED if _keeps(measured, arm, limit)]
     sizes = {arm: size for arm in kept if (size := _memory(measured, arm)) is not None}
     speeds = {arm: of for arm in kept if (of := _speed(measured, arm)) is not None}
     smallest = min(sizes, key=sizes.__getitem__, default=None)
@@ -69,8 +69,6 @@ def _limit(gates: Sequence[Gate]) -> float | None:
 
 def _keeps(measured: StageRecord, arm: str, limit: float) -> bool:
     """Whether the whole interval of the arm's gap lies within the margin."""
-    if arm == BASELINE:
-        return True
     gap = measured.metric(GAP, arm=arm, source="trained")
     return gap is not None and gap.hi is not None and gap.hi <= limit
 
@@ -81,18 +79,16 @@ def _memory(measured: StageRecord, arm: str) -> float | None:
 
 
 def _speed(measured: StageRecord, arm: str) -> Metric | None:
-    """Against full precision, of the class with the longest answer; itself is 1."""
+    """Against full precision, of the class with the longest answer."""
     found = [
         m
         for m in measured.metrics
-        if m.matches("speedup", {"arm": TERNARY if arm == BASELINE else arm, "source": "trained"})
+        if m.matches("speedup", {"arm": arm, "source": "trained"})
         and m.labels["class"].startswith("interactive_")
     ]
     if not found:
         return None
     longest = max(found, key=lambda m: int(m.labels["class"].rpartition("_")[2]))
-    if arm == BASELINE:
-        return Metric("speedup", 1.0, "x", "of itself", lo=1.0, hi=1.0, labels=longest.labels)
     return longest if longest.value is not None else None
 
 

@@ -67,6 +67,8 @@ def run(context: StageContext) -> None:
         base = _open_base(context, trained, name)
         if name == "full_precision":
             reference = evaluator(base, {})
+            if not base.units:  # a ready model of another architecture
+                continue
         if _is_ready(trained) and name == "ternary":
             candidates.append(_as_it_is(context, base, evaluator, reference))
         else:
