@@ -427,6 +427,16 @@ def test_a_counter_and_a_power_that_disagree_are_flagged(clock):
     assert "polled power" in energy.warnings[0]
 
 
+def test_a_session_for_a_log_of_afterwards_rests_without_a_meter_and_says_when(clock):
+    with EnergySession([], idle_s=22.0, clock=clock, for_later=True) as session:
+        session.rest()
+        clock.sleep(60.0)
+        session.rest()
+        began_s = session.unix_s(0.0)
+        assert session.rested() == [(began_s, began_s + 22.0), (began_s + 82.0, began_s + 104.0)]
+        assert session.conserved() == []
+
+
 def test_without_a_meter_nothing_waits_and_the_reasons_stand_for_the_figure():
     missing = [MissingMeter("nvml", "no NVIDIA driver"), MissingMeter("rapl", "no powercap")]
     with EnergySession([], missing, idle_s=60.0) as session:

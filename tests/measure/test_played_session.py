@@ -3,9 +3,11 @@ hold what went in. ``make energy`` plays many more."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from workbench.measure.played import TRUE_RATIO, Situation, covered, play, rows
+from workbench.measure.played import TRUE_RATIO, Situation, covered, play, rows, write_rows
 
 IDEAL, LATE, AHEAD = (
     Situation(),
@@ -43,3 +45,16 @@ def test_a_time_that_allows_no_figure_is_said_with_what_it_takes(tmp_path):
 @pytest.mark.parametrize("of", [IDEAL, LATE, AHEAD])
 def test_the_interval_holds_the_truth_in_95_of_100_sessions(tmp_path, of):
     assert sum(covered(play(tmp_path / str(seed), of, seed).ratio) for seed in range(100)) >= 95
+
+
+def test_rows_take_the_place_of_those_of_their_figure_and_meter_alone(tmp_path):
+    results = tmp_path / "energy.jsonl"
+    old = [
+        {"name": "what_if_ms", "of": "a case", "value": 1},
+        {"name": "area_error", "meter": "csv", "value": 2},
+        {"name": "area_error", "meter": "csv", "of": "pilot: training", "value": 3},
+    ]
+    results.write_text("".join(f"{json.dumps(row)}\n" for row in old))
+    write_rows([{"name": "area_error", "meter": "csv", "value": 4}], results)
+    kept = [json.loads(line)["value"] for line in results.read_text().splitlines()]
+    assert kept == [1, 3, 4]

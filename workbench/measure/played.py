@@ -259,11 +259,16 @@ def rows(of: Situation, sessions: list[Played], meter: str = "csv") -> Iterator[
 def write_rows(made: list[dict[str, Any]], results: Path = RESULTS) -> None:
     """Put rows into ``results`` in the place of those of the same figure and meter; rows of others
     (tests/serve/played_load.py, tests/runner/metered_pilot.py) say of what."""
-    anew = {(row["name"], row["meter"], row.get("of")) for row in made}
+
+    def of(row: dict[str, Any]) -> tuple[Any, ...]:
+        # A figure of no meter, such as what_if_ms, has none.
+        return row["name"], row.get("meter"), row.get("of")
+
+    anew = {of(row) for row in made}
     old = (
         [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     )
-    kept = [row for row in old if (row["name"], row["meter"], row.get("of")) not in anew]
+    kept = [row for row in old if of(row) not in anew]
     with replacing(results) as partial:
         partial.write_text("".join(f"{json.dumps(row)}\n" for row in (*kept, *made)))
 

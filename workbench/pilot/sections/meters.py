@@ -355,9 +355,10 @@ class Meters(Section):
     idle_s: Positive = Field(3.0, description="idle measured before and after the session, s")
     turn_s: Positive | None = Field(
         None,
-        description="turns of the fixed shapes last so long at least, s, for a power log that is "
-        "attached afterwards (workbench meter import): 22 for a row a second, and ten times its "
-        "lag and averaging; null takes what the meters here need",
+        description="turns of the fixed shapes, and the rests before and after all work, last so "
+        "long at least, s, for a power log that is attached afterwards (workbench meter import): "
+        "22 for a row a second, and ten times its lag and averaging; null takes what the meters "
+        "here need",
     )
 
     def wants(self, reader: Reader) -> bool:
