@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from workbench.load.planned import PlannedRequest
 from workbench.serve.canary import CanaryPlan
@@ -202,10 +204,18 @@ def test_a_stopped_arm_does_not_outlive_a_killed_server(arms, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("good", [True, False])
 def test_full_precision_reads_what_a_canary_answers(arms, tmp_path, good: bool) -> None:
-    """The same weights again arrive; another model's answers, as quick and as long, do not."""
+    """The same weights again arrive; a model that finds likely what full precision finds unlikely,
+    as quick and as long in its answers, does not."""
+    if good:
+        candidate = arms["full_precision"]
+    else:
+        candidate = shutil.copytree(arms["full_precision"], tmp_path / "worse")
+        weights = load_file(candidate / "model.safetensors")
+        weights["model.norm.weight"] *= -1
+        save_file(weights, candidate / "model.safetensors", {"format": "pt"})
     plan = CanaryPlan((0.25, 1.0), step_s=0.2, step_requests=10, compared_share=1.0)
     spec = ServeSpec(
-        {**arms, "hybrid": arms["full_precision"] if good else arms["hybrid"]},
+        {**arms, "hybrid": candidate},
         fallback="full_precision",
         route="hybrid",
         weight=0.25,
