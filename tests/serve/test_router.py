@@ -866,3 +866,30 @@ def test_every_kind_of_request_is_shared_out_evenly() -> None:
     for arms in at_once(load()):
         for begin in range(0, len(arms) - 8, 8):
             assert arms[begin : begin + 8].count("hybrid") in (3, 4, 5)
+
+
+def test_several_answers_of_one_body_are_one_draw() -> None:
+    """Twenty of one body fail in the arm that its first went to: one bad request, not twenty."""
+
+    class Failing(SteadyScheduler):
+        def submit(self, request, on_token, on_done):
+            raise RuntimeError("whoever answers it")
+
+    async def load(of_one_body: bool) -> int:
+        clock = asyncio.get_running_loop().time
+        given = [
+            ServedArm("full_precision", SteadyScheduler(0.001), 64),
+            ServedArm("hybrid", Failing(0.001), 64),
+        ]
+        route, rule = Route("hybrid", 0.5), RollbackRule()
+        router = Router(given, fallback="full_precision", route=route, rule=rule, clock=clock)
+        first = router.submit(REQUEST)
+        while first.arm != "hybrid":
+            first = router.submit(REQUEST)
+        for _ in range(60):
+            router.submit(REQUEST, beside=first if of_one_body else None)
+            await asyncio.sleep(0.01)
+        return len(router.switches)
+
+    assert at_once(load(True)) == 0
+    assert at_once(load(False)) == 1

@@ -92,7 +92,8 @@ class RoutedRequest:
     position: in [0, 1); it goes to the route's arm when below its weight.
     pinned: an arm the client asked for, whatever the route. kind: of requests that are compared
     with each other. key: of a client that stays with an arm; returning: it was seen before.
-    behind: no client waits for it. arm: set when it starts.
+    behind: no client waits for it. no_draw: another one of its body decided who answers it.
+    arm: set when it starts.
     has_enough: it is ended before its last token, and was answered in full. overdue: its deadline
     passed. output: the tokens so far.
     submitted: the same request in its arm, once it has started.
@@ -106,6 +107,7 @@ class RoutedRequest:
     key: str | None = None
     returning: bool | None = None
     behind: bool = False
+    no_draw: bool = False
     arm: str | None = None
     started_s: float | None = None
     long: bool = False

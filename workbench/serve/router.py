@@ -152,6 +152,7 @@ class Router:
             loop = asyncio.get_running_loop()
             routed.deadline = loop.call_later(self.deadline_s, self._overdue, routed)
         self._waiting.append(routed)
+        routed.no_draw = beside is not None
         self.trial.put_on(routed)
         self._dispatch()
         return routed

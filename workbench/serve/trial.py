@@ -92,6 +92,8 @@ class Trial:
         route, arms = self._router.route, self._router.arms
         if not self._monitor or routed.pinned or route.arm == self._router.fallback:
             return
+        if routed.no_draw and route.weight < 1:
+            return
         self._forget(routed)
         if arms[route.arm].out or arms[self._router.fallback].out:
             return
