@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -174,6 +175,10 @@ def test_what_a_promise_needs(tmp_path, timed_load) -> None:
     assert rows["latency_under_load"].outcome == "holds"
     assert rows["ttft_under_load"].outcome == "not measured"
     assert goal_rows(records, Cost(), SLO, case, what_if(case, draws=10)) == []
+    # Too few blocks for an interval decide nothing, whole or not.
+    bare = {name: replace(q, lo=None, hi=None) for name, q in case.numbers.items()}
+    unsure = goal_rows(records, cost, SLO, case, what_if(replace(case, numbers=bare), draws=50))
+    assert {r.outcome for r in unsure if r.what.startswith(("acc", "serv"))} == {"open"}
     assert decode_speedup_needed(0.3, 0.2, 1.0) is None
 
 

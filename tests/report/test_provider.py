@@ -82,4 +82,4 @@ def test_a_processor_says_so_and_leaves_the_arithmetic(tmp_path, timed_load) -> 
         assert goals[what]["needed"] == pytest.approx(needed)
         assert goals[what]["outcome"] == "not measured"
     assert "0 of them would go" in goals["servers"]["how"]
-    assert goals["latency_under_load"]["how"].startswith("on cpu, which says nothing")
+    assert goals["latency_under_load"]["how"].startswith("on a processor, which says nothing")

@@ -77,7 +77,8 @@ def goals_without_case(
     goal, measured = cost.goal, records.get("measure_ab")
     if goal == Goal() or measured is None or "blocks" not in measured.tables:
         return []
-    on = measured.facts.get("device_text") or measured.facts.get("device", "this machine")
+    device = measured.facts.get("device", "cuda")
+    on = "a processor" if device == "cpu" else measured.facts.get("device_text") or device
     rows: list[GoalRow] = []
     for arm in measured.table("blocks")["arm"].unique():
         if arm.startswith(BASELINE):
@@ -214,8 +215,7 @@ def _metric_row(
 
 def _case_row(arm: str, what: str, needed: float, result: CaseResult, how: str) -> GoalRow:
     found = result.figure(arm, what)
-    lo, hi = (found.value if end is None else end for end in (found.lo, found.hi))
-    outcome = _outcome("at_most", needed, found.value, lo, hi)
+    outcome = _outcome("at_most", needed, found.value, found.lo, found.hi)
     return GoalRow(arm, what, "at_most", needed, found.value, found.lo, found.hi, found.unit,
                    found.kind, outcome, how)  # fmt: skip
 

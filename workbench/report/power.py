@@ -89,7 +89,7 @@ def _passed(over: Sequence[tuple[str, str]]) -> list[str]:
     whys: dict[str, list[str]] = {}
     for basis, why in over:
         whys.setdefault(why, []).append(basis)
-    return [f"{' nor '.join(bases)}: {why}" for why, bases in whys.items()]
+    return [f"{' and '.join(bases)}: {why}" for why, bases in whys.items()]
 
 
 def _why_no_turns(measured: StageRecord, uses: Mapping[str, Use]) -> str:
