@@ -10,7 +10,9 @@ import pytest
 import typer
 
 from workbench.cli import app
+from workbench.measure.statistics import FEWEST_DOCUMENTS
 from workbench.pilot.resolve import resolve
+from workbench.records.run import Run
 from workbench.report.card import card_html, card_lines, verdict_card
 from workbench.report.gates import evaluate, gates_frame
 from workbench.report.next_steps import MOST
@@ -54,19 +56,32 @@ def test_each_state_has_its_sentence(make_run, gates, state, outcome, word) -> N
 def test_without_an_interval_nothing_is_said_to_cross(make_run) -> None:
     """A figure seen too few times neither gains nor crosses: the card says so."""
     run = make_run(gates="\n    - {metric: decode_speedup, labels: {source: probe}, at_least: 1.5}")
-    probe, report = run.record("readiness"), run.record("report")
+    judge_without_interval(run, "readiness", "decode_speedup")
+    sentence = verdict_card(run, Texts()).sentence
+    assert sentence.startswith("Not yet: ") and "too few times" in sentence
+    assert "crosses" not in sentence and "beyond chance" not in sentence
+
+
+def test_more_documents_are_enough_documents(make_run) -> None:
+    """Four times eight would still give no interval: the same step would be advised again."""
+    run = make_run(gates=GAP % "at_most: 0.1")
+    judge_without_interval(run, "measure_ab", "quality_gap_bits_per_byte")
+    pilot = run.folder / "pilot.yaml"
+    pilot.write_text(re.sub(r"quality_documents: \d+", "quality_documents: 8", pilot.read_text()))
+    commands = [step.command for step in verdict_card(run, Texts()).steps]
+    assert any(f"measure_ab.quality_documents={FEWEST_DOCUMENTS}" in each for each in commands)
+
+
+def judge_without_interval(run: Run, stage: str, figure: str) -> None:
+    """As if a figure of a stage had been seen once."""
+    record, report = run.record(stage), run.record("report")
     seen_once = {"lo": None, "hi": None, "reason": "seen once"}
-    probe.metrics = [
-        replace(m, **seen_once) if m.name == "decode_speedup" else m for m in probe.metrics
-    ]
-    probe.save()
+    record.metrics = [replace(m, **seen_once) if m.name == figure else m for m in record.metrics]
+    record.save()
     gates = evaluate(run.resolved().pilot.report.gates, run.records())
     report.save_table("gates", gates_frame(gates))
     report.facts["verdict"]["decision"] = "inconclusive"
     report.save()
-    sentence = verdict_card(run, Texts()).sentence
-    assert sentence.startswith("Not yet: ") and "too few times" in sentence
-    assert "crosses" not in sentence and "beyond chance" not in sentence
 
 
 def test_an_unfinished_run_is_not_undecided(make_run) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.measure.statistics import FEWEST_DOCUMENTS
 from workbench.records.run import Run
 from workbench.records.stage_record import StageRecord
 from workbench.report.gates import GateResult
@@ -19,7 +20,7 @@ from workbench.report.views import command_of
 from workbench.wording.text import Texts
 
 MOST = 3
-LONGER = {
+LONGER: dict[str, tuple[str, int]] = {
     "readiness": ("readiness.probe.repetitions", 4),
     "measure_ab": ("measure_ab.budget_s", 4),
     "quality": ("measure_ab.quality_documents", 4),
@@ -28,6 +29,8 @@ LONGER = {
     "deploy_rollback": ("deploy_rollback.duration_s", 4),
 }
 """Where a figure comes from -> the field that gives it more observations, and how many times."""
+AT_LEAST = {"measure_ab.quality_documents": FEWEST_DOCUMENTS}
+"""With fewer there is no interval, and the same step would be advised once more."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,11 @@ def _candidates(
     for result in results:
         if result.outcome == "fail":
             yield _after_failure(result, run, begin)
-    if any(result.effect for result in results):
+    doubts = [result for result in results if result.outcome == "inconclusive"]
+    if any(result.effect for result in doubts) or doubts and _is_busy(records):
         yield "end_others", f"{begin} --force", {}
-    for result in results:
-        if result.outcome == "inconclusive" and not result.effect:
+    for result in doubts:
+        if not result.effect:
             yield _after_doubt(result, run, begin)
     if state == "go":
         yield "serve", f"workbench serve {name} --canary 0.05,0.25,1", {}
@@ -122,7 +126,7 @@ def _with(begin: str, run: Run, field: str, times: int) -> str:
     value: Any = run.resolved().values
     for key in field.split("."):
         value = value[key]
-    more = (value or 1) * times
+    more = max((value or 1) * times, AT_LEAST.get(field, 0))
     return f"{begin} --set {field}={more:g}"
 
 
