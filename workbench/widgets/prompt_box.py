@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -99,6 +100,15 @@ def ask(
     return answer
 
 
+def as_curl(address: str, prompt: str, max_tokens: int) -> str:
+    """The same question for a shell, to the arm that the route chooses."""
+    body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    return (
+        f"curl {shlex.quote(address.rstrip('/') + '/completions')} "
+        f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    )
+
+
 def prompt_box(record: StageRecord) -> Any:
     """The box for the run of ``record``; headless, how to come to it."""
     run = open_folder(record.folder.parents[1])
@@ -133,6 +143,8 @@ class PromptBox:
         self.send.on_click(self._ask)
         self.route.on_click(lambda _: self._route(False))
         self.back.on_click(lambda _: self._route(True))
+        for field in (self.address, self.prompt, self.tokens):
+            field.observe(lambda _: self._keep(), names="value")
         self._keep()
 
     def display(self) -> None:
@@ -169,7 +181,8 @@ class PromptBox:
         self.kept.value = shown_text(
             f"workbench serve {self.run.name}\n"
             f"workbench route {self.run.name} --to hybrid --weight 0.1\n"
-            f"workbench route {self.run.name} --back"
+            f"workbench route {self.run.name} --back\n"
+            + as_curl(self.address.value, self.prompt.value, self.tokens.value)
         )
 
 
