@@ -38,6 +38,11 @@
     modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
   };
 
+  // A figure is one thing with one text; its bar of buttons is for the mouse.
+  function leaveTabOrder(box) {
+    for (const button of box.querySelectorAll(".modebar-btn")) button.tabIndex = -1;
+  }
+
   function draw(onDark = dark(), printed = null) {
     for (const box of document.querySelectorAll("[data-figure]")) {
       const figure = spec(box, onDark, printed ?? box.clientWidth);
@@ -45,6 +50,7 @@
       // One figure that cannot be drawn must not take the others with it.
       Promise.resolve()
         .then(() => Plotly.react(box, figure.data, figure.layout, options))
+        .then(leaveTabOrder)
         .catch((error) => console.error(box.id, error));
     }
   }
