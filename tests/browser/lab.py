@@ -91,6 +91,24 @@ def lab_server(folder: Path, runs: Path) -> Iterator[str]:
         log.close()
 
 
+@contextmanager
+def served(run: Path) -> Iterator[str]:
+    """``workbench serve`` of a run; the address that it prints."""
+    command = [sys.executable, "-m", "workbench.cli", "serve", str(run), "--port", "0"]
+    paths = [str(PROJECT), str(PROJECT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        said = ""
+        while not (found := re.search(r"http://\S+/v1", said)):
+            said = server.stdout.readline()
+            assert said, "workbench serve ended at its start"
+        yield found[0]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
 class Notebook:
     """An open notebook in a page of the browser."""
 

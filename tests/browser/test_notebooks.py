@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -116,6 +117,23 @@ def test_the_report_s_notebook_opens_with_the_card_of_the_record(
     first = next(c for c in notebook.cells() if c["outputs"] and "figures." in c["source"])
     assert "wb-card" in json.dumps(first["outputs"]), "before every figure"
     page.screenshot(path=pictures / "card.png")
+
+
+def test_the_prompt_box_shows_every_arm_s_answer(
+    opened, notebooks, smoke_run, page, pictures
+) -> None:
+    lab.own_notebook("05_deploy_rollback.ipynb", notebooks, run_folder=str(smoke_run.folder))
+    notebook = opened("05_deploy_rollback.ipynb")
+    with lab.served(smoke_run.folder) as address:
+        notebook.run_all()
+        page.locator(".widget-text input").first.fill(address)
+        page.get_by_role("button", name="Ask all arms").click()
+        answers = page.locator("pre", has_text=re.compile(r"\S"))
+        lab.until(lambda: page.get_by_text(re.compile(r"tokens/s")).count() >= 2, 60)
+        assert "Error" not in " ".join(answers.all_inner_texts())
+        page.screenshot(path=pictures / "05_prompt_box.png")
+        page.get_by_role("button", name="Roll back").click()
+        lab.until(lambda: "full_precision" in kept_texts(page)[-2], 30)
 
 
 def test_runs_are_compared_and_picked(opened, notebooks, page, pictures) -> None:
