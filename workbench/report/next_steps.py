@@ -69,7 +69,7 @@ def _candidates(
         if result.outcome == "fail":
             yield _after_failure(result, run, begin)
     doubts = [result for result in results if result.outcome == "inconclusive"]
-    if any(result.effect for result in doubts) or doubts and _is_busy(records):
+    if any(result.effect for result in doubts) or (doubts and _is_busy(records)):
         yield "end_others", f"{begin} --force", {}
     for result in doubts:
         if not result.effect:
