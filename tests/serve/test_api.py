@@ -384,6 +384,13 @@ def test_wrong_paths_and_methods(plain, method: str, path: str, status: int) -> 
     error(answer)
 
 
+def test_a_wrong_method_hears_of_all_right_ones(plain) -> None:
+    """A path that takes two was two paths, and named the first one's method alone."""
+    allowed = plain.client.request("OPTIONS", "/workbench/route").headers["allow"]
+    assert set(allowed.replace(" ", "").split(",")) == {"GET", "HEAD", "POST"}
+    assert plain.client.head("/health").status_code == 200
+
+
 def test_an_unknown_model(plain) -> None:
     answer = plain.complete(model="gpt-9")
     assert answer.status_code == 404

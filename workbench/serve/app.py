@@ -32,6 +32,7 @@ LEAST_BODY_BYTES, BYTES_A_TOKEN = 2**20, 16
 """A body may be so long, or so long for each token that a request may have. Decoding it holds the
 interpreter, and with it everybody's tokens: some 35 ms a megabyte of the worst JSON."""
 Handler = Callable[[Service, Request, Any], Awaitable[Response]]
+OnPath = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(service: Service) -> Access:
@@ -52,7 +53,7 @@ def make_app(service: Service) -> Access:
     described = _described([each[:2] for each in endpoints], service)
     endpoints.append(("/openapi.json", "GET", partial(_openapi, described)))
     app = Starlette(
-        routes=[Path(path, endpoint, methods=[method]) for path, method, endpoint in endpoints],
+        routes=_routes(endpoints),
         exception_handlers={
             ApiError: _api_error,
             HTTPException: _http_error,
@@ -61,6 +62,21 @@ def make_app(service: Service) -> Access:
         },
     )
     return Access(app, service)
+
+
+def _routes(endpoints: list[tuple[str, str, OnPath]]) -> list[Path]:
+    """One for each path, so that a 405 names all of its methods."""
+    by_path: dict[str, dict[str, OnPath]] = {}
+    for path, method, endpoint in endpoints:
+        by_path.setdefault(path, {})[method] = endpoint
+    return [
+        Path(path, partial(_by_method, own), methods=list(own)) for path, own in by_path.items()
+    ]
+
+
+async def _by_method(endpoints: dict[str, OnPath], request: Request) -> Response:
+    """HEAD is answered as GET, whose body the server leaves out."""
+    return await endpoints["GET" if request.method == "HEAD" else request.method](request)
 
 
 def _answering(service: Service) -> tuple[Handler, Handler]:

@@ -222,7 +222,7 @@ def _operation(path: str, method: str, passed: bool) -> Json:
     said: Json = {"description": "answered", "content": content}
     if answers_text:
         events = f"events, each a {STREAMED[path]}, then [DONE]"
-        content["text/event-stream"] = {"schema": {"type": "string", "description": events}}
+        content["text/event-stream"] = {"schema": _object(data={**TEXT, "description": events})}
         said["headers"] = {ARM_HEADER: {"description": "which arm answered", "schema": TEXT}}
     operation: Json = {"summary": summary, "responses": {"200": said}}
     if path.startswith("/v1/"):
