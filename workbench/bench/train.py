@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from workbench.bench.train_rows import HEADER, TrainRow
 from workbench.errors import ConfigError
@@ -25,12 +24,12 @@ from workbench.model.build import build_model
 from workbench.model.presets import PRESETS
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.sections.model import Model
-from workbench.ternary import ThresholdVersion, forget_quantised, set_reuse, to_ternary
+from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.train.quiet import quiet_transformers
+from workbench.train.timed_step import SEED, TimedModel
 
 ORDER = ("dense", "ternary", "ternary", "dense")
 WARM_STEPS = 2
-SEED = 0
 
 
 def bench_train(
@@ -94,33 +93,3 @@ def bench_train(
         with out.open("a", encoding="utf-8") as file:
             file.writelines(row.as_json(**where) + "\n" for row in rows)
     return rows
-
-
-class TimedModel:
-    """One model and its optimizer."""
-
-    def __init__(
-        self, model: PreTrainedModel, batch: int, sequence: int, vocab: int, device: torch.device
-    ) -> None:
-        self.model, self.device = model, device
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        draw = torch.Generator().manual_seed(SEED)
-        self.ids_BT = torch.randint(vocab, (batch, sequence), generator=draw).to(device)
-        set_reuse(model, False)
-
-    def seconds(self, steps: int) -> float:
-        """The time of ``steps`` optimizer steps."""
-        self._wait()
-        began = time.perf_counter()
-        for _ in range(steps):
-            forget_quantised(self.model)
-            self.model(input_ids=self.ids_BT, labels=self.ids_BT, use_cache=False).loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        self._wait()
-        return time.perf_counter() - began
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()

@@ -70,9 +70,14 @@ def _section(title: str, section: type[BaseModel], defaults: dict[str, Any]) -> 
 
 def _row(name: str, field: FieldInfo, default_value: Any) -> str:
     default = "required" if default_value is PydanticUndefined else f"`{_plain(default_value)}`"
-    meaning = (field.description or _described(field.annotation) or "").replace("|", "\\|")
+    meaning = description_of(field).replace("|", "\\|")
     kind = _type(field.annotation).replace("|", "\\|")
     return f"| `{name}` | {kind} | {default} | {meaning} |\n"
+
+
+def description_of(field: FieldInfo) -> str:
+    """What a field means, as its section says it."""
+    return field.description or _described(field.annotation) or ""
 
 
 def _plain(value: Any) -> str:

@@ -26,13 +26,18 @@ BYTES_A_PARAMETER = 12
 """float32 weights and AdamW's two moments."""
 
 
+def checkpoint_bytes(parameters: int) -> int:
+    """Of the checkpoints that are kept and the one being written, of a model of ``parameters``."""
+    return parameters * BYTES_A_PARAMETER * (KEPT_CHECKPOINTS + 1)
+
+
 def require_disk_space(
     model: torch.nn.Module, folder: Path, handed_over: Sequence[torch.nn.Module | None] = ()
 ) -> None:
     """StageError unless the checkpoints of ``model`` fit: the kept ones and the one written, and
     the models that are handed over to other processes through a file."""
     parameters = sum(p.numel() for p in model.parameters())
-    needed = parameters * BYTES_A_PARAMETER * (KEPT_CHECKPOINTS + 1)
+    needed = checkpoint_bytes(parameters)
     needed += sum(p.nbytes for each in handed_over if each for p in each.parameters())
     free = shutil.disk_usage(folder).free
     if free < needed:
