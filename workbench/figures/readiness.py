@@ -6,6 +6,7 @@ import math
 
 import plotly.graph_objects as go
 
+from workbench.figures.html_view import HtmlView
 from workbench.figures.theme import (
     ARM_COLOURS,
     ARM_SYMBOLS,
@@ -24,8 +25,17 @@ from workbench.figures.theme import (
     why_not,
     wrapped,
 )
+from workbench.records.run import open_folder
 from workbench.records.stage_record import StageRecord
+from workbench.report.roadmap_page import roadmap_html, roadmap_lines, roadmap_page
 from workbench.wording.numbers import number
+
+
+def roadmap(record: StageRecord, language: str = "en") -> HtmlView:
+    """Roles, a checklist for each stage and the register of risks, of the run as far as it is."""
+    say = FigureTexts(language)
+    page = roadmap_page(open_folder(record.folder.parents[1]), say)
+    return HtmlView(roadmap_html(page, say), "\n".join(roadmap_lines(page, say)))
 
 
 def bandwidth(record: StageRecord, language: str = "en") -> go.Figure:
@@ -162,3 +172,4 @@ def probe_gains(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (probe_gains, probe_speed, bandwidth, fits)
+TABLES = (roadmap,)

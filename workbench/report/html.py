@@ -20,6 +20,7 @@ from workbench.report.bill_view import load_bill
 from workbench.report.card import verdict_card
 from workbench.report.economy_views import economy_view
 from workbench.report.plotly_page import PageFigure, plotly_installed, plotly_js, templates
+from workbench.report.roadmap_page import roadmap_html, roadmap_page
 from workbench.roadmap import STAGES
 from workbench.wording.text import Texts
 
@@ -75,6 +76,7 @@ def write_html(
             later=[] if again else views.later_judgements(run, texts),
             judged=report is not None,
             card=verdict_card(run, texts, again),
+            roadmap=roadmap_html(roadmap_page(run, texts), texts, alone=False),
             verdict=views.verdict_view(records, texts),
             tiles=views.headlines(records, texts),
             plan=views.plan_view(run, records, texts),
