@@ -395,7 +395,7 @@ def _energy(
         record.measured(name, value, unit, "sample meter, gross", n=8, lo=0.9 * value,
                         hi=1.1 * value, **labels)  # fmt: skip
     else:
-        record.missing(name, unit, "no meter: RAPL is not readable, no NVIDIA GPU", **labels)
+        record.missing(name, unit, "no_meter: RAPL is not readable, no NVIDIA GPU", **labels)
 
 
 def _layer_names() -> list[str]:

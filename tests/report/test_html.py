@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pytest
 
@@ -16,9 +17,11 @@ from workbench.figures import (
     train_qat,
 )
 from workbench.figures.page import stage_figures
+from workbench.measure.meters.window import Reason
 from workbench.report import html, plotly_page
 from workbench.report.html import write_html
 from workbench.report.views import command_of, missing_rows, result_tables
+from workbench.wording.reasons import reason_words
 from workbench.wording.text import Texts
 
 STAGES = (readiness, profile_load, train_qat, measure_ab, hybrid_plan, deploy_rollback)
@@ -26,7 +29,17 @@ DRAWN = sum(len(module.FIGURES) for module in STAGES) + 1
 OVERLAPPING = """[...document.querySelectorAll('.draw')]
     .filter(b => b.querySelector('.main-svg').getBoundingClientRect().height
                > b.getBoundingClientRect().height + 1).map(b => b.id)"""
-SECTIONS = ("verdict", "gates", "claims", "results", "missing", "cost", "stages", "reproduce")
+SECTIONS = (
+    "verdict",
+    "gates",
+    "claims",
+    "results",
+    "missing",
+    "cost",
+    "stages",
+    "roadmap",
+    "reproduce",
+)
 
 
 @pytest.mark.browser
@@ -173,10 +186,38 @@ def test_arms_stand_together_under_the_same_conditions(shared_run) -> None:
 
 def test_what_is_missing_is_told_once_for_each_reason(make_run) -> None:
     rows = missing_rows(make_run().records(), Texts())
-    energy = [row for row in rows if row["title"] == "Energy per request"]
-    assert len(energy) == 1
-    assert "full precision, ternary, post-training ternary" in energy[0]["of"]
-    assert "RAPL" in energy[0]["reason"]
+    energy = [row for row in rows if row["reason"] == "no power meter answered here"]
+    assert len(energy) == len({row["stage"] for row in energy})
+    figures = {one["title"]: one["of"] for row in energy for one in row["figures"]}
+    assert "full precision, ternary, post-training ternary" in figures["Energy per request"]
+    assert all("RAPL" in " ".join(row["details"]) for row in energy)
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_a_technical_reason_is_told_in_words(language: str) -> None:
+    texts = Texts(language)
+    told = {
+        "no_meter: nvml: torch 2.13.0+cpu was built without CUDA; rapl: no /sys": "no_meter",
+        "full_precision: no_meter: nvml: none": "no_meter",
+        "device_missing: snmp: no_answer": "device_missing",
+        "no interval: 2 blocks, an interval needs 6": "few",
+        "no interval: 5 groups, a bootstrap needs 64": "few",
+        "no interval: 12 requests are worth 4 independent ones, p99 needs 368": "dependent",
+        "54 were observed; p99 needs 100 for a value": "few_observed",
+        "no block has the 20 observations of both arms that p95 needs within one; the largest "
+        "has 2": "few_in_block",
+        "an A/A comparison needs 6 whole blocks, got 2": "few_aa",
+    }  # fmt: skip
+    for reason, key in told.items():
+        words = reason_words(reason, texts)
+        assert words != reason and "{" not in words
+        assert words[:12] == texts.get(f"why.{key}", "")[:12], reason
+    assert reason_words("something new", texts) == "something new"
+
+
+def test_every_code_of_an_energy_window_has_words() -> None:
+    for code in get_args(Reason):
+        assert reason_words(f"{code}: of some meter", Texts()) != f"{code}: of some meter"
 
 
 def test_the_command_can_be_typed_again(shared_run) -> None:

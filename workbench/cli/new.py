@@ -141,9 +141,9 @@ class _Asking:
         def check(answer: str) -> None:
             from workbench.pilot.draft import Answers, draft
 
-            if name in ("model", "data"):
-                self._exists(answer, "python", *self.presets)
             draft(self.path, Answers(**{"question": "?", name: answer}), self.presets)
+            if name == "data":
+                self._exists(answer, "python")
 
         return self._answer(given, text, default, check)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from workbench.records.stage_record import StageRecord
 
 commands = typer.Typer()
+AsHtml = Annotated[bool, typer.Option("--html", help="write a page instead")]
+PageLanguage = Annotated[Literal["en", "ru"], typer.Option(help="of the page")]
+PageFile = Annotated[
+    Path | None, typer.Option(help="the page", show_default="in the folder of the runs")
+]
 
 DECISION_COLOURS = {"go": "green", "no go": "red", "inconclusive": "yellow"}
 
@@ -149,11 +154,20 @@ def _in_its_colour(state: str) -> str:
 
 
 @commands.command()
-def runs() -> None:
-    """List the runs, the oldest first: date, duration, stages finished or verdict, question."""
+def runs(as_html: AsHtml = False, language: PageLanguage = "en", out: PageFile = None) -> None:
+    """List the runs, the oldest first: date, duration, stages finished or verdict, question.
+
+    With --html they are a page that opens offline, the newest first, with a search field; its path
+    is printed.
+    """
     from workbench.records.run import all_runs
     from workbench.records.run_list import run_lines
 
+    if as_html:
+        from workbench.figures.list_page import runs_page
+
+        _write_page(runs_page(all_runs(), language), out, "runs.html")
+        return
     for line in run_lines(all_runs(), _in_its_colour):
         typer.echo(line)
 
@@ -164,15 +178,38 @@ def compare(
         list[str],
         typer.Argument(metavar="RUN RUN...", help="two or more runs", autocompletion=runs_named),
     ],
+    as_html: AsHtml = False,
+    language: PageLanguage = "en",
+    out: PageFile = None,
 ) -> None:
-    """Print two or more runs side by side: what differs, and every shared figure."""
+    """Print two or more runs side by side: what differs, and every shared figure.
+
+    With --html they are a page that opens offline: verdicts, gates and headlines first, then the
+    figures, those that differ on top, with a search field; its path is printed.
+    """
     from workbench.errors import ConfigError
     from workbench.records.run import find_run
     from workbench.report.compare import compare_text
 
     if len(names) < 2:
         raise ConfigError(f"compare: got {len(names)} run", allowed="two or more")
-    print(compare_text([find_run(name) for name in names]))
+    found = [find_run(name) for name in names]
+    if as_html:
+        from workbench.figures.list_page import compare_page
+
+        _write_page(compare_page(found, language), out, "compare.html")
+        return
+    print(compare_text(found))
+
+
+def _write_page(page: str, out: Path | None, name: str) -> None:
+    from workbench.files import write_text
+    from workbench.paths import runs_root
+
+    target = out or runs_root() / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, page)
+    print(target)
 
 
 @commands.command()

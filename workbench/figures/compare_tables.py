@@ -13,13 +13,11 @@ from workbench.records.metric import Metric
 from workbench.records.run import Run, find_run
 from workbench.records.run_list import run_lines
 from workbench.report.card import verdict_card
-from workbench.report.compare import UNFINISHED, Comparison
+from workbench.report.compare import ASKING, Comparison, asked_differently
 from workbench.report.views import headlines
 from workbench.wording.numbers import number, with_interval
 from workbench.wording.text import Texts
 
-ASKING = ("profile_load", "data", "model")
-"""Sections of the pilot that say what is asked: other values there make it another question."""
 ORDER = ("differs", "no interval", "within intervals", "same", "only in some", "not measured")
 """Of the states of a row: what differs comes first."""
 
@@ -49,7 +47,7 @@ def verdicts(found: Comparison, language: str = "en") -> HtmlView:
     for key in dict.fromkeys(key for own in tiles for key in own):
         title = f"{key[0]} ({key[1]})" if key[1] else key[0]
         rows.append([title, *(_tile(own.get(key)) for own in tiles)])
-    asked = sorted({_section(name) for name in _asked(found)} & set(ASKING))
+    asked = [say.get(f"compare.asked.{it}", it) for it in asked_differently(found, runs)]
     warning = say("compare.other_question", fields=", ".join(asked)) if asked else ""
     return _table([say("compare.of"), *found.runs], rows, warning)
 
@@ -86,10 +84,6 @@ def every_figure(found: Comparison, language: str = "en", *, search: str = "") -
 def runs_there_are(runs: Sequence[Run]) -> str:
     """The runs to choose from, a line each."""
     return "\n".join(run_lines(list(runs)))
-
-
-def _asked(found: Comparison) -> list[str]:
-    return [str(name) for name in found.settings["setting"] if name != UNFINISHED]
 
 
 def _section(setting: str) -> str:

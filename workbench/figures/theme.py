@@ -22,6 +22,7 @@ from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.wording.labels import ARMS
 from workbench.wording.numbers import number
+from workbench.wording.reasons import reason_words
 from workbench.wording.text import REPORT_TEXTS, Texts
 
 plotly.io.renderers.default = "plotly_mimetype"
@@ -129,12 +130,13 @@ def log_axis(drawn: go.Figure, axis: str, metrics: Sequence[Metric], language: s
 
 
 def why_not(say: Texts, title: str, reason: str) -> go.Figure:
-    """In place of a plot: the title, and why there is nothing to draw."""
+    """In place of a plot: the title, and why there is nothing to draw, a reason a line."""
     drawn = figure(say, title, height=230)
     drawn.update_layout(margin={"l": 20, "b": 20})
     drawn.update_xaxes(visible=False)
     drawn.update_yaxes(visible=False)
-    why = wrapped(reason, 60) or say("fig.no_rows")
+    words = dict.fromkeys(reason_words(one, say) for one in reason.splitlines())
+    why = wrapped("; ".join(words), 60) or say("fig.no_rows")
     drawn.add_annotation(
         text=f"<b>{say('kind.not measured')}</b><br>{why}", showarrow=False, x=0.5, y=0.5,
         xref="paper", yref="paper", align="center", font={"size": 13, "color": "#6B7280"},
@@ -148,13 +150,13 @@ def valued(record: StageRecord, name: str, **labels: str) -> list[Metric]:
 
 
 def reason_for(record: StageRecord, *names: str, **labels: str) -> str:
-    """The reasons recorded for figures without a value; empty if none was recorded."""
+    """The reasons recorded for figures without a value, a line each; empty if none was recorded."""
     found = [
         m.reason
         for m in record.metrics
         if m.name in names and m.matches(m.name, labels) and m.value is None and m.reason
     ]
-    return "; ".join(dict.fromkeys(found))
+    return "\n".join(dict.fromkeys(found))
 
 
 def wide(metrics: Sequence[Metric]) -> bool:

@@ -92,10 +92,10 @@ def draft(path: Path, answers: Answers, presets: Sequence[str]) -> str:
 def _model(path: Path, model: str, presets: Sequence[str]) -> dict[str, str]:
     if model in presets:
         return {"preset": model}
-    if not model.startswith("hf:") and not Path(model).expanduser().is_dir():
+    if not model.startswith("hf:") and not Path(model).expanduser().exists():
         raise ConfigError(
-            f"model {model}: no preset and no folder{did_you_mean(model, presets)}, a Hugging Face "
-            "folder, or hf:owner/name"
+            f"model {model}: no preset and no path{did_you_mean(model, presets)}, a Hugging Face "
+            "folder, a .gguf file, or hf:owner/name"
         )
     return {"checkpoint": _seen_from(path, model)}
 

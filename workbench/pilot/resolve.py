@@ -25,7 +25,7 @@ from workbench.pilot.sections.base import InputPath
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import Keys, YamlFile, parse_scalar
 
-JUDGES_OR_SHOWS = ("question", "report")
+JUDGES_OR_SHOWS = ("question", "tags", "report")
 """Parts of the pilot that decide no figure."""
 
 
@@ -57,7 +57,7 @@ class ResolvedPilot:
     @property
     def words(self) -> dict[str, Any]:
         """What the pilot is asked in, language included: all that the digest leaves out."""
-        return {name: self.values[name] for name in JUDGES_OR_SHOWS}
+        return {name: self.values[name] for name in JUDGES_OR_SHOWS if name != "tags"}
 
     @property
     def judging(self) -> dict[str, Any]:

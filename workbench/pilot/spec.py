@@ -25,6 +25,7 @@ class Pilot(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="folder below runs/")
     question: str = Field(min_length=1, description="what the pilot answers, one sentence")
+    tags: list[str] = Field([], description="words to find its runs by; they decide nothing")
     seed: int = Field(1234, ge=0, description="of weights, batches, splits and declared load")
     readiness: Readiness = Readiness()
     profile_load: ProfileLoad = ProfileLoad()

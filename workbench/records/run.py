@@ -282,6 +282,7 @@ def _create(resolved: ResolvedPilot, identity: dict[str, Any], siblings: Path) -
         "words": digest_json(resolved.words),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "question": resolved.pilot.question,
+        "tags": list(resolved.pilot.tags),
         "pilot_file": str(resolved.path),
         "overrides": list(resolved.overrides),
     }

@@ -42,6 +42,11 @@ PROBE_FIELDS = {"readiness.probe", "readiness.device", THREADS}
 MOVES_WITH_LOAD = {"s", "ms", "tokens/s", "GB/s", "GMAC/s", "requests/s", "J", "GB", "x"}
 """Units of what a clock, a meter or the free memory tells: what else the machine had to do moves
 it from run to run, and no interval of one run says by how much."""
+ASKING = ("profile_load", "data", "model")
+"""Sections of the pilot that say what is asked: other values there make it another question."""
+EVALUATION_SET = "evaluation set"
+SHOWN = ("question", "tags")
+"""Of a pilot, what decides nothing."""
 UNFINISHED = "(stages not finished)"
 UNKNOWN_CODE, CHANGED = "unknown", "(changed)"
 """Code that no commit names, and code beside a commit: it may differ where the text does not."""
@@ -99,6 +104,22 @@ def compare(runs: Sequence[Run]) -> Comparison:
     return Comparison(names, figures, metrics, settings, surroundings, unfinished)
 
 
+def asked_differently(found: Comparison, runs: Sequence[Run]) -> list[str]:
+    """What makes the runs answers to different questions: sections of the pilot whose load, text or
+    model differ, and the evaluation set where other documents were held out."""
+    sections = {str(name).split(".")[0] for name in found.settings["setting"]}
+    heldout = {ids for run in runs if (ids := _heldout(run)) is not None}
+    return sorted(sections & set(ASKING)) + ([EVALUATION_SET] if len(heldout) > 1 else [])
+
+
+def _heldout(run: Run) -> frozenset[str] | None:
+    """The documents that its models are judged on; None where it has not come so far."""
+    record = run.records().get("train_qat")
+    if record is None or "heldout" not in record.tables:
+        return None
+    return frozenset(map(str, record.table("heldout")["id"]))
+
+
 def compare_text(runs: Sequence[Run]) -> str:
     """The comparison for a terminal."""
     found = compare(runs)
@@ -109,6 +130,8 @@ def compare_text(runs: Sequence[Run]) -> str:
         for (name, letter), absent in zip(heads.items(), found.unfinished.values(), strict=True)
     ]
 
+    if asked_other := asked_differently(found, runs):
+        lines += ["", f"these runs asked different questions: {', '.join(asked_other)}"]
     differing = found.surroundings[found.surroundings["differs"]]
     asked = found.settings[found.settings["setting"] != UNFINISHED]
     for title, frame in (("configuration", asked), ("machine and software", differing)):
@@ -153,7 +176,7 @@ def _settings(runs: Sequence[Run]) -> pd.DataFrame:
             **{run.name: own.get(key, "") for run, own in zip(runs, leaves, strict=True)},
         }
         for key in keys
-        if key != "question" and len({repr(own.get(key, "")) for own in leaves}) > 1
+        if key.split(".")[0] not in SHOWN and len({repr(own.get(key, "")) for own in leaves}) > 1
     ]
     return pd.DataFrame(rows, columns=["setting", *(run.name for run in runs)])
 

@@ -26,6 +26,7 @@ from workbench.report.differences import significant
 from workbench.roadmap import STAGES
 from workbench.wording.labels import ARMS, PHASES, label_place, label_text, labels_of
 from workbench.wording.numbers import duration, number, with_interval
+from workbench.wording.reasons import reason_words
 from workbench.wording.text import Texts
 from workbench.wording.vocabulary import FIGURES, better
 
@@ -138,10 +139,11 @@ def headlines(records: Records, texts: Texts) -> list[dict[str, str]]:
             continue
         tile = {"title": texts.metric(name), "of": texts.labels(metric.labels)}
         if metric.value is None:
-            tile |= {"value": texts("kind.not measured"), "unit": "", "note": metric.reason or ""}
+            why = reason_words(metric.reason or "", texts)
+            tile |= {"value": texts("kind.not measured"), "unit": "", "note": why}
         else:
             value, interval = with_interval(metric.value, metric.lo, metric.hi, texts.language)
-            note = interval or metric.reason or ""
+            note = interval or reason_words(metric.reason or "", texts)
             tile |= {"value": value, "unit": texts.unit(metric.unit), "note": note}
         tiles.append(tile | {"missing": "yes" if metric.value is None else ""})
     return tiles
@@ -227,7 +229,7 @@ def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> lis
     for row in found[~found["per"].isin(LOAD_ROWS)].to_dict("records"):
         if _empty(row["value"]):
             name = texts(f"cost.{row['per']}", requests=requests_per_day)
-            absent.setdefault(row["reason"], {})[name] = None
+            absent.setdefault(reason_words(row["reason"], texts), {})[name] = None
             continue
         value, interval = _valued(row, "value", texts)
         rows.append(
@@ -258,22 +260,32 @@ def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> lis
     return rows
 
 
-def missing_rows(records: Records, texts: Texts) -> list[dict[str, str]]:
-    """Figures without a value, those of one stage with one reason in one row."""
-    together: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+def missing_rows(records: Records, texts: Texts) -> list[dict[str, Any]]:
+    """What has no value: a row for each reason in words and stage, with the figures it is of.
+
+    ``details`` are the technical sentences that the words stand for.
+    """
+    together: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = {}
+    details: dict[tuple[str, str], dict[str, None]] = {}
     for stage, record in records.items():
         for metric in record.metrics:
             if metric.value is None:
-                key = (stage, metric.name, metric.reason or "")
-                together.setdefault(key, []).append(metric.labels)
+                reason = metric.reason or ""
+                key = (stage, reason_words(reason, texts))
+                together.setdefault(key, {}).setdefault(metric.name, []).append(metric.labels)
+                if reason != key[1]:
+                    details.setdefault(key, {})[reason] = None
     return [
         {
             "stage": texts(f"stage.{stage}"),
-            "title": texts.metric(name),
-            "of": _spread(labels, texts),
+            "figures": [
+                {"title": texts.metric(name), "of": _spread(labels, texts)}
+                for name, labels in figures.items()
+            ],
             "reason": reason,
+            "details": list(details.get((stage, reason), ())),
         }
-        for (stage, name, reason), labels in together.items()
+        for (stage, reason), figures in together.items()
     ]
 
 
@@ -450,6 +462,8 @@ def _sentence(sentence: Mapping[str, Any], texts: Texts) -> str:
         values["arm"] = texts.label("arm", values["arm"])
     if values.get("reason_code"):
         values["reason"] = texts(f"reason.{values['reason_code']}", n=values.get("n"))
+    elif "reason" in values:
+        values["reason"] = reason_words(values["reason"], texts)
     return _capital(texts(sentence["code"], **values))
 
 
@@ -475,7 +489,7 @@ def _fine(row: Mapping[str, Any], texts: Texts) -> str:
 
 def _reason(row: Mapping[str, Any], texts: Texts) -> str:
     if not row["reason_code"]:
-        return row["reason"]
+        return reason_words(row["reason"], texts)
     n = None if _empty(row["n"]) else int(row["n"])
     if row["reason_code"] == "too_noisy":
         margin = 100 * (max(row["limit"], 1 / row["limit"]) - 1)

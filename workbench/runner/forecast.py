@@ -16,7 +16,8 @@ from transformers import PretrainedConfig
 
 from workbench.data.tokenizer import load_tokenizer, tokenizer_name, vocabulary_size
 from workbench.machine.device import Device, choose_device
-from workbench.model.build import checkpoint_config, empty_model, preset_config
+from workbench.model.build import empty_model, preset_config
+from workbench.model.checkpoint import checkpoint_config
 from workbench.paths import runs_root, shown
 from workbench.pilot.spec import Pilot
 from workbench.records.terminal import clock
