@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from workbench.pilot.sections.base import Section
+from workbench.pilot.sections.base import Section, Words
 from workbench.pilot.sections.data import Data
 from workbench.pilot.sections.deploy_rollback import DeployRollback
 from workbench.pilot.sections.hybrid_plan import HybridPlan
@@ -24,7 +24,11 @@ class Pilot(Section):
     """Everything a pilot decides before it runs."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="folder below runs/")
-    question: str = Field(min_length=1, description="what the pilot answers, one sentence")
+    question: Words = Field(
+        min_length=1,
+        description="what the pilot answers, one sentence; or in both languages: "
+        "{en: ..., ru: ...}",
+    )
     tags: list[str] = Field([], description="words to find its runs by; they decide nothing")
     seed: int = Field(1234, ge=0, description="of weights, batches, splits and declared load")
     readiness: Readiness = Readiness()

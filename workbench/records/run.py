@@ -23,6 +23,7 @@ from workbench.files import digest_json, digest_path, read_json, write_json, wri
 from workbench.machine.identity import machine_digest
 from workbench.paths import runs_root, shown
 from workbench.pilot.resolve import ResolvedPilot, digest_of, path_fields, resolved_from
+from workbench.pilot.sections.base import said_in
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import dump_yaml, read_yaml
 from workbench.records.attachment import with_attachment
@@ -281,7 +282,7 @@ def _create(resolved: ResolvedPilot, identity: dict[str, Any], siblings: Path) -
         **identity,
         "words": digest_json(resolved.words),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "question": resolved.pilot.question,
+        "question": said_in(resolved.pilot.question, resolved.pilot.report.language),
         "tags": list(resolved.pilot.tags),
         "pilot_file": str(resolved.path),
         "overrides": list(resolved.overrides),

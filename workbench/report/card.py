@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from workbench.pilot.sections.base import said_in
 from workbench.pilot.spec import Pilot
 from workbench.records.metric import Metric
 from workbench.records.run import Run
@@ -88,7 +89,7 @@ def verdict_card(run: Run, texts: Texts, again: StageRecord | None = None) -> Ve
     return VerdictCard(
         state=state,
         state_name=texts.get(f"decision.{state}", state),
-        question=words.get("question", pilot.question),
+        question=said_in(words.get("question", pilot.question), texts.language),
         sentence=_sentence(state, records, results, pilot, texts),
         lights=[_light(result, texts) for result in results],
         steps=next_steps(run, state, records, results, texts),

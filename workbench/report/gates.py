@@ -14,6 +14,7 @@ hold is not the same as held.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from typing import Any, Literal
 import pandas as pd
 from scipy.stats import t
 
+from workbench.pilot.sections.base import Words, said_in
 from workbench.pilot.sections.report import Gate
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
@@ -242,9 +244,23 @@ def _rule(gate: Gate) -> dict[str, Any]:
     side = "at_least" if gate.at_most is None else "at_most"
     return {
         "metric": gate.metric, "labels": dict(gate.labels), "side": side,
-        "limit": getattr(gate, side), "on_fail": gate.on_fail, "why": gate.why,
+        "limit": getattr(gate, side), "on_fail": gate.on_fail, "why": _kept(gate.why),
     }  # fmt: skip
 
 
 def _keeps(value: float, side: str, limit: float) -> bool:
     return value <= limit if side == "at_most" else value >= limit
+
+
+def _kept(why: Words) -> str:
+    """As a column of texts holds it; in several languages as JSON."""
+    return why if isinstance(why, str) else json.dumps(why, ensure_ascii=False)
+
+
+def why_in(kept: str, language: str) -> str:
+    """The sentence of a gate, from the table's column, in ``language`` if it is given in that."""
+    try:
+        words = json.loads(kept) if kept.startswith("{") else kept
+    except ValueError:
+        words = kept
+    return said_in(words if isinstance(words, dict) else kept, language)

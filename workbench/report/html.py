@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.files import write_text
+from workbench.pilot.sections.base import language_of
 from workbench.pilot.yaml_file import read_yaml
 from workbench.records.run import open_folder
 from workbench.records.stage_record import StageRecord
@@ -65,6 +66,7 @@ def write_html(
         view["figures"] = draw(record, texts.language, ()) if record else []
         stages.append(view)
 
+    card = verdict_card(run, texts, again)
     page = (
         templates()
         .get_template("report.html")
@@ -75,7 +77,8 @@ def write_html(
             second=views.second_judgement(again, first, texts) if again and first else None,
             later=[] if again else views.later_judgements(run, texts),
             judged=report is not None,
-            card=verdict_card(run, texts, again),
+            card=card,
+            question_language=language_of(card.question),
             roadmap=roadmap_html(roadmap_page(run, texts), texts, alone=False),
             verdict=views.verdict_view(records, texts),
             tiles=views.headlines(records, texts),

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.paths import PROJECT
+from workbench.pilot.sections.base import language_of
 from workbench.pilot.yaml_file import read_yaml
 from workbench.records.metric import Metric
 from workbench.records.plan import read_plan
@@ -23,6 +24,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.report.claims import Records
 from workbench.report.cost import LOAD_ROWS
 from workbench.report.differences import significant
+from workbench.report.gates import why_in
 from workbench.roadmap import STAGES
 from workbench.wording.labels import ARMS, PHASES, label_place, label_text, labels_of
 from workbench.wording.numbers import duration, number, with_interval
@@ -159,7 +161,8 @@ def gate_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
                 "of": texts.labels(labels_of(row["labels"])),
                 "rule": texts(f"page.{row['side']}", limit=row["limit"]),
                 "unit": texts.unit(row["unit"]),
-                "why": row["why"],
+                "why": (why := why_in(row["why"] or "", texts.language)),
+                "why_language": language_of(why),
                 "must": texts("page.must_hold") if row["on_fail"] == "stop" else "",
                 "value": value,
                 "interval": interval,
@@ -185,7 +188,9 @@ def plan_view(run: Run, records: Records, texts: Texts) -> list[str]:
         said.append(texts("page.plan_differs"))
     before = [name for name, record in records.items() if record.started[:19] < plan.written[:19]]
     if before:
-        said.append(texts("page.plan_later", stages=", ".join(before)))
+        said.append(
+            texts("page.plan_later", stages=", ".join(texts(f"stage.{it}") for it in before))
+        )
     return said
 
 
@@ -349,7 +354,7 @@ def environment_view(run: Run, texts: Texts) -> dict[str, Any]:
     unknown = texts("page.unknown")
     rows: list[tuple[str, str]] = [(texts("page.created"), run.header.get("created", unknown))]
     software = run.software() or {"": environment}
-    rows.append((texts("page.commit"), _by_stage(software, lambda it: _commit(it, texts))))
+    rows.append((texts("page.commit"), _by_stage(software, texts, lambda it: _commit(it, texts))))
     if cpu:
         cores = texts("page.cores", cores=cpu["cores"], usable=cpu["usable_cores"])
         rows.append((texts("page.processor"), f"{cpu['model']} · {cores}"))
@@ -359,13 +364,15 @@ def environment_view(run: Run, texts: Texts) -> dict[str, Any]:
         rows.append((texts("page.memory"), texts("page.memory_of", **gb)))
     gpus = [gpu["name"] for gpu in machine.get("gpus") or []]
     no_gpu = machine.get("no_torch_gpu_because")
-    absent = texts("page.none") + (f" ({no_gpu})" if no_gpu else "")
+    absent = texts("page.none") + (f" ({reason_words(no_gpu, texts)})" if no_gpu else "")
     rows.append((texts("page.gpus"), ", ".join(gpus) or absent))
     compiler = machine.get("compiler")
     if isinstance(compiler, dict):
         rows.append((texts("page.compiler"), " ".join(str(v) for v in compiler.values() if v)))
     rows.append((texts("page.system"), environment.get("system", unknown)))
-    rows.append((texts("page.python"), _by_stage(software, lambda it: it.get("python", unknown))))
+    rows.append(
+        (texts("page.python"), _by_stage(software, texts, lambda it: it.get("python", unknown)))
+    )
     return {
         "rows": rows,
         "command": command_of(run),
@@ -374,11 +381,11 @@ def environment_view(run: Run, texts: Texts) -> dict[str, Any]:
     }
 
 
-def _by_stage(software: Mapping[str, Mapping], tell: Callable[[Mapping], str]) -> str:
+def _by_stage(software: Mapping[str, Mapping], texts: Texts, tell: Callable[[Mapping], str]) -> str:
     """What all stages have in common, or which stages have what."""
     told: dict[str, list[str]] = {}
     for stage, it in software.items():
-        told.setdefault(tell(it), []).append(stage)
+        told.setdefault(tell(it), []).append(texts.get(f"stage.{stage}", stage))
     if len(told) == 1:
         return next(iter(told))
     return "; ".join(f"{value}: {', '.join(stages)}" for value, stages in told.items())

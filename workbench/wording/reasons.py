@@ -30,9 +30,12 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("few_aa", r"(an A/A comparison|the scatter of a ratio) needs (?P<needs>\d+) whole blocks, "
                r"got (?P<n>\d+)"),
     ("burst", r"no interval: one burst of a few requests; .*"),
+    ("one_rollback", r"no interval: one rollback; .*"),
     ("one_seed", r"no interval: one seed tells nothing of others"),
     ("of_width", r"no interval: it is made of the width of one"),
     ("no_probe", r"readiness\.probe\.enabled is false"),
+    ("no_cuda", r"torch( \S+)? was built without CUDA"),
+    ("no_ternary", r"no ternary model was trained in this run"),
     ("no_compiler", r"no compiler was found"),
 )  # fmt: skip
 """Key after ``why.``, and what the technical sentence looks like; the first that fits counts."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,6 +30,24 @@ class InputPath:
 def input_path(*words: str, hub: bool = False, live: bool = False, **field: Any) -> Any:
     """The annotation of a path field; see :class:`InputPath`."""
     return Annotated[str, InputPath(*words, hub=hub, live=live), Field(min_length=1, **field)]
+
+
+Language = Literal["en", "ru"]
+Words = str | dict[Language, Annotated[str, Field(min_length=1)]]
+"""A text of the pilot itself: as it is, or in each language that it is given in."""
+
+
+def said_in(words: Words, language: str) -> str:
+    """The text in ``language``; where it is not given in that, the one there is."""
+    if isinstance(words, str):
+        return words
+    given: dict[str, str] = dict(words)
+    return given.get(language) or next(iter(given.values()), "")
+
+
+def language_of(text: str) -> Language:
+    """Of a text that does not say it: Russian where it has Cyrillic letters."""
+    return "ru" if any("\u0400" <= letter <= "\u04ff" for letter in text) else "en"
 
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workbench.pilot.sections.base import Section
+from workbench.pilot.sections.base import Language, Section, Words
 from workbench.pilot.sections.cost import Cost
 
 
@@ -26,7 +26,11 @@ class Gate(Section):
         description="stop: the run exits with 4 if the gate breaks or could not be measured; "
         "warn: the verdict says it; inconclusive stops as well: it is not known to hold",
     )
-    why: str = Field("", description="the sentence a reader of the report sees")
+    why: Words = Field(
+        "",
+        description="the sentence a reader of the report sees; or in both languages: "
+        "{en: ..., ru: ...}",
+    )
 
     @model_validator(mode="after")
     def one_side(self) -> Gate:
@@ -38,6 +42,6 @@ class Gate(Section):
 class Report(Section):
     """What the report judges by and says."""
 
-    language: Literal["en", "ru"] = Field("en", description="of report.html")
+    language: Language = Field("en", description="of report.html")
     gates: list[Gate] = Field([], description="fixed before the run")
     cost: Cost = Cost()
