@@ -20,8 +20,8 @@ from workbench.wording.text import Texts
 
 FIELD = re.compile(r"[\w-]*[._/][\w./-]+|\S*\d\S*")
 """A field of the pilot, a file, a version, a name with a number."""
-NAMES = {"workbench", "torch", "transformers", "seed", "sample", "false", "true", "native", "export",
-         "speedup", "budget", "blocks", "steps", "processes", "python", "amx", "avx", "none", "run",
+NAMES = {"workbench", "torch", "transformers", "seed", "sample", "false", "true", "native",
+         "export", "speedup", "budget", "blocks", "steps", "processes", "python", "amx", "avx", "none", "run",
          "distillation", "teacher", "full", "precision", "threads", "cpu"}  # fmt: skip
 """Values of fields and names of libraries."""
 

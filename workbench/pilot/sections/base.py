@@ -41,7 +41,7 @@ def said_in(words: Words, language: str) -> str:
     """The text in ``language``; where it is not given in that, the one there is."""
     if isinstance(words, str):
         return words
-    given: dict[str, str] = dict(words)
+    given = {str(each): text for each, text in words.items()}
     return given.get(language) or next(iter(given.values()), "")
 
 
