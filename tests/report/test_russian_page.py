@@ -20,9 +20,35 @@ from workbench.wording.text import Texts
 
 FIELD = re.compile(r"[\w-]*[._/][\w./-]+|\S*\d\S*")
 """A field of the pilot, a file, a version, a name with a number."""
-NAMES = {"workbench", "torch", "transformers", "seed", "sample", "false", "true", "native",
-         "export", "speedup", "budget", "blocks", "steps", "processes", "python", "amx", "avx", "none", "run",
-         "distillation", "teacher", "full", "precision", "threads", "cpu"}  # fmt: skip
+NAMES = set(
+    [
+        "amx",
+        "avx",
+        "blocks",
+        "budget",
+        "cpu",
+        "distillation",
+        "export",
+        "false",
+        "full",
+        "native",
+        "none",
+        "precision",
+        "processes",
+        "python",
+        "run",
+        "sample",
+        "seed",
+        "speedup",
+        "steps",
+        "teacher",
+        "threads",
+        "torch",
+        "transformers",
+        "true",
+        "workbench",
+    ]
+)
 """Values of fields and names of libraries."""
 
 
