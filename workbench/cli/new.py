@@ -141,7 +141,8 @@ class _Asking:
         def check(answer: str) -> None:
             from workbench.pilot.draft import Answers, draft
 
-            draft(self.path, Answers(**{"question": "?", name: answer}), self.presets)
+            tried: dict[str, Any] = {"question": "?", name: answer}
+            draft(self.path, Answers(**tried), self.presets)
             if name == "data":
                 self._exists(answer, "python")
 
@@ -216,8 +217,9 @@ class _Asking:
         if given is None and self.interactive:
             usual = {gate["metric"]: gate for gate in usual_gates()}
             for metric, text in ASKED_GATES.items():
-                limit = usual[metric].get("at_most", usual[metric].get("at_least"))
-                said = typer.prompt(text, default=float(limit), type=float, err=True)
+                side = "at_most" if "at_most" in usual[metric] else "at_least"
+                limit = float(usual[metric][side])
+                said = typer.prompt(text, default=limit, type=float, err=True)
                 gates += [f"{metric}={said:g}"] if said != limit else []
         return replace(answers, gates=tuple(gates))
 
