@@ -42,7 +42,7 @@ def test_each_claim_has_this_runs_figures_or_a_reason(make_run) -> None:
     assert {r.claimed_kind for r in rows["energy_70b"]} == {"theoretical"}
     assert (operations.metric, moved.metric) == ("operations_energy_ratio", "bytes_moved_ratio")
     assert "no ternary model was trained" in operations.reason == moved.reason
-    assert metered.measured is None and "no meter" in metered.reason
+    assert metered.measured is None and "no_meter" in metered.reason
     assert all(r.source and r.conditions and r.behind for own in rows.values() for r in own)
 
 
@@ -89,7 +89,7 @@ def test_without_a_meter_there_is_no_money(make_run) -> None:
     rows = of_turns(cost_rows(make_run().records(), Cost()))
     assert rows and all(r.value is None and r.energy_j is None for r in rows)
     assert {r.kind for r in rows} == {"not measured"}
-    assert all("no meter" in r.reason for r in rows)
+    assert all("no_meter" in r.reason for r in rows)
 
 
 def test_an_assumed_power_gives_a_model_and_says_so(make_run) -> None:

@@ -30,7 +30,7 @@ OVERLAPPING = """[...document.querySelectorAll('.draw')]
     .filter(b => b.querySelector('.main-svg').getBoundingClientRect().height
                > b.getBoundingClientRect().height + 1).map(b => b.id)"""
 SECTIONS = (
-    "verdict",
+    "summary",
     "gates",
     "claims",
     "results",

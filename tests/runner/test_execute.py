@@ -239,4 +239,4 @@ def test_a_record_keeps_the_software_that_made_it_and_not_what_finds_it(
     (run.folder / "environment.json").unlink()
     assert run.environment() == {}
     rows = dict(environment_view(run, Texts())["rows"])
-    assert rows["Commit"] == "second: profile_load; first: train_qat"
+    assert rows["Commit"] == "second: Load profile; first: Training"
