@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,15 @@ class Client:
         try:
             return await self._post(path, json.dumps(body).encode())
         except (OSError, asyncio.IncompleteReadError, ValueError, IndexError) as error:
-            self.close()
+            await self.aclose()
             return Reply(0, 0, None, 0.0, f"{type(error).__name__}: {error}")
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         if self._pair:
-            self._pair[1].close()
-            self._pair = None
+            (_, writer), self._pair = self._pair, None
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
 
     async def _post(self, path: str, body: bytes) -> Reply:
         if self._pair is None:
@@ -207,7 +209,7 @@ async def _one_stream(client: Client, seen: Seen, rng: random.Random, end_s: flo
             seen.errors.append(f"HTTP {reply.status}: {reply.error}")
             seen.failed_without_token += reply.tokens == 0
         seen.truncated += 0 < reply.tokens < wanted
-    client.close()
+    await client.aclose()
 
 
 async def _switching(server: ServerProcess, end_s: float) -> int:
@@ -220,7 +222,7 @@ async def _switching(server: ServerProcess, end_s: float) -> int:
         assert reply.status == 200, reply
         done += 1
         await asyncio.sleep(1.0)
-    client.close()
+    await client.aclose()
     return done
 
 
@@ -249,7 +251,8 @@ async def overload(
 ) -> dict[str, Any]:
     """Three times the rate that ``slots`` can do with steps of ``step_s``; a row."""
     slow = {"arm": "hybrid", "fault": "slow_steps", "seconds": step_s}
-    assert (await Client(server).post("/workbench/drill", slow)).status == 200
+    async with aclosing(Client(server)) as client:
+        assert (await client.post("/workbench/drill", slow)).status == 200
     tokens = 16
     rate = 3 * slots / (tokens * step_s)
     first_at: list[tuple[float, float]] = []
@@ -258,9 +261,9 @@ async def overload(
     fields = {"prompt": [5] * PROMPT, "max_tokens": tokens, "stream": True, "ignore_eos": True}
 
     async def ask() -> None:
-        client, at = Client(server), time.monotonic()
-        reply = await client.post("/v1/completions", fields)
-        client.close()
+        at = time.monotonic()
+        async with aclosing(Client(server)) as client:
+            reply = await client.post("/v1/completions", fields)
         if reply.status == 429 and reply.retry_after_s is not None:
             refused.append((at, reply.retry_after_s))
         elif reply.status == 200 and reply.first_s is not None and not reply.error:
@@ -302,12 +305,13 @@ async def switches(server: ServerProcess, count: int) -> dict[str, Any]:
 
     async with _watched(server) as memory:
         running = [asyncio.create_task(stream(random.Random(k))) for k in range(2)]
-        client, began = Client(server), time.monotonic()
-        for number in range(count):
-            arm, weight = ("hybrid", 1.0) if number % 2 else ("full_precision", 1.0)
-            order = {"arm": arm, "weight": weight, "force": True, "reason": f"number {number}"}
-            reply = await client.post("/workbench/route", order)
-            assert reply.status == 200, reply
+        began = time.monotonic()
+        async with aclosing(Client(server)) as client:
+            for number in range(count):
+                arm, weight = ("hybrid", 1.0) if number % 2 else ("full_precision", 1.0)
+                order = {"arm": arm, "weight": weight, "force": True, "reason": f"number {number}"}
+                reply = await client.post("/workbench/route", order)
+                assert reply.status == 200, reply
         seconds = time.monotonic() - began
         ended.set()
         await asyncio.gather(*running)

@@ -91,5 +91,5 @@ def test_a_soak_in_small(soak) -> None:
         assert row["requests"] > 40 and row["memory_growth_mb"] < 40, row
     row = rows["overload"]
     assert row["errors"] == 0 and row["refused"] > 0.4 * row["requests"], row
-    assert row["slo_met_share"] > 0.95 and row["retry_after_too_short"] < 0.3, row
+    assert row["slo_met_share"] > 0.95 and row["retry_after_too_short"] < 0.5, row
     assert row["retry_after_s"] < row["queue_empty_after_s"] + 2.0, row
