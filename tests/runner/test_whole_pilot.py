@@ -180,6 +180,17 @@ def test_every_figure_stands_in_the_list_with_its_labels(undisturbed) -> None:
             assert m.name in FIGURES and fits(m.labels, m.name, pilot), (stage, m.name, m.labels)
 
 
+def test_every_arm_ends_where_its_tokenizer_s_documents_end(undisturbed) -> None:
+    """A configuration's own default is 2: in a vocabulary made here a letter like any other."""
+    folder = only_run(undisturbed).folder / "stages" / "train_qat"
+    tokenizer = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())
+    ends = {token["id"] for token in tokenizer["added_tokens"]}
+    for arm in ("full_precision", "ternary", "int8", "post_training"):
+        for name in ("config.json", "generation_config.json"):
+            file = folder / arm / name
+            assert not file.exists() or json.loads(file.read_text())["eos_token_id"] in ends, file
+
+
 def test_run_again_it_loads_everything(undisturbed) -> None:
     before = {s: r.started for s, r in only_run(undisturbed).records().items()}
     already = len(events_of(undisturbed))
