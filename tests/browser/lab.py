@@ -97,16 +97,16 @@ def served(run: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "workbench.cli", "serve", str(run), "--port", "0"]
     paths = [str(PROJECT), str(PROJECT / "kernels"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        said = ""
-        while not (found := re.search(r"http://\S+/v1", said)):
-            said = server.stdout.readline()
-            assert said, "workbench serve ended at its start"
-        yield found[0]
-    finally:
-        server.terminate()
-        server.wait(30)
+    piped = {"stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **piped) as server:
+        try:
+            said = ""
+            while not (found := re.search(r"http://\S+/v1", said)):
+                said = server.stdout.readline()
+                assert said, "workbench serve ended at its start"
+            yield found[0]
+        finally:
+            server.terminate()
 
 
 class Notebook:

@@ -55,13 +55,25 @@
     }
   }
 
+  // What is wider than its frame is scrolled with the keys as well.
+  function reachScrolled() {
+    for (const frame of document.querySelectorAll(".scroll")) {
+      if (frame.scrollWidth > frame.clientWidth) frame.tabIndex = 0;
+      else frame.removeAttribute("tabindex");
+    }
+  }
+
   draw();
+  reachScrolled();
   let width = window.innerWidth, later = 0;
   window.addEventListener("resize", () => {
     if (window.innerWidth === width) return;
     width = window.innerWidth;
     clearTimeout(later);
-    later = setTimeout(() => draw(), 150);
+    later = setTimeout(() => {
+      draw();
+      reachScrolled();
+    }, 150);
   });
   media.addEventListener("change", () => draw());
   // Paper is laid out after this event, so its width is not known yet: that of A4 with margins.
