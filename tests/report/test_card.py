@@ -72,6 +72,18 @@ def test_more_documents_are_enough_documents(make_run) -> None:
     assert any(f"measure_ab.quality_documents={FEWEST_DOCUMENTS}" in each for each in commands)
 
 
+def test_a_busy_machine_is_quieted_before_anything_is_measured_longer(make_run) -> None:
+    run = make_run(gates=GAP % "at_most: 0.1")
+    judge_without_interval(run, "measure_ab", "quality_gap_bits_per_byte")
+    steps = [step.command for step in verdict_card(run, Texts()).steps]
+    assert not steps[0].endswith("--force"), "a quiet run is measured longer at once"
+    record = run.record("measure_ab")
+    record.facts["noise"] = {"blocks": 6, "disturbed": 6, "others_share": 0.5}
+    record.save()
+    steps = [step.command for step in verdict_card(run, Texts()).steps]
+    assert steps[0].endswith("--force") and "quality_documents" in steps[1]
+
+
 def judge_without_interval(run: Run, stage: str, figure: str) -> None:
     """As if a figure of a stage had been seen once."""
     record, report = run.record(stage), run.record("report")
