@@ -19,8 +19,9 @@ from workbench.figures import (
 from workbench.figures.page import stage_figures
 from workbench.measure.meters.window import Reason
 from workbench.report import html, plotly_page
+from workbench.report.environment_view import command_of
 from workbench.report.html import write_html
-from workbench.report.views import command_of, missing_rows, result_tables
+from workbench.report.views import missing_rows, result_tables
 from workbench.wording.reasons import reason_words
 from workbench.wording.text import Texts
 

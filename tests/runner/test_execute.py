@@ -14,7 +14,7 @@ from workbench.errors import ConfigError, StageError
 from workbench.pilot.resolve import ResolvedPilot, resolve
 from workbench.records.events import follow
 from workbench.records.run import all_runs, find_run, open_run
-from workbench.report.views import environment_view
+from workbench.report.environment_view import environment_view
 from workbench.roadmap import stage_named
 from workbench.runner.pilot_run import run_stage
 from workbench.stages.execute import execute, finished, recorded_failure

@@ -20,6 +20,7 @@ from workbench.report import views
 from workbench.report.bill_view import load_bill
 from workbench.report.card import verdict_card
 from workbench.report.economy_views import economy_view
+from workbench.report.environment_view import environment_view
 from workbench.report.plotly_page import PageFigure, plotly_installed, plotly_js, templates
 from workbench.report.roadmap_page import roadmap_html, roadmap_page
 from workbench.roadmap import STAGES
@@ -99,7 +100,7 @@ def write_html(
                 else []
             ),
             stages=stages,
-            environment=views.environment_view(run, texts),
+            environment=environment_view(run, texts),
             pilot_text=(run.folder / "pilot.yaml").read_text(encoding="utf-8"),
             plotly_js=plotly_js() if drawing else "",
         )

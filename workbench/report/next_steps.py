@@ -15,8 +15,8 @@ from typing import Any
 from workbench.measure.statistics import FEWEST_DOCUMENTS
 from workbench.records.run import Run
 from workbench.records.stage_record import StageRecord
+from workbench.report.environment_view import command_of
 from workbench.report.gates import GateResult
-from workbench.report.views import command_of
 from workbench.wording.text import Texts
 
 MOST = 3
