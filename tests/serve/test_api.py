@@ -84,6 +84,14 @@ def test_a_stream_has_a_chunk_a_token_and_the_counts_last(serve) -> None:
     assert len({chunk["id"] for chunk in [*tokens, last, counts]}) == 1
 
 
+def test_each_chunk_has_the_counts_so_far_where_they_are_asked_for(serve) -> None:
+    """guidellm sends it, as vLLM has it."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    answer = serve().complete(max_tokens=3, stream=True, stream_options=options)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in events(answer)]
+    assert counts == [1, 2, 3, 3, 3]
+
+
 def test_a_stream_without_the_option_has_no_counts(serve) -> None:
     chunks = events(serve().complete(max_tokens=2, stream=True))
     assert all("usage" not in chunk and chunk["choices"] for chunk in chunks)

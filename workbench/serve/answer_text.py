@@ -41,6 +41,8 @@ class AnswerText:
         self._text, self._stops = TextStream(decode), StopTexts(fields.stop_texts)
         self._length = 0
         """Characters so far, those included that wait for what a stop text may become."""
+        self.tokens_read = 0
+        """Of the output, those that have become pieces."""
         self._pieces = self._read()
         self._first: AnswerPiece | None = None
 
@@ -96,18 +98,18 @@ class AnswerText:
         return shape(self._service.token_texts, piece.tokens)
 
     async def _read(self) -> AsyncIterator[AnswerPiece]:
-        count, fewest = 0, self._routed.request.min_tokens
+        fewest = self._routed.request.min_tokens
         async for token in self._routed.stream():
-            if self._echo and not count:
+            if self._echo and not self.tokens_read:
                 yield self._prompt()
             placed = (self._placed(token, token.score),) if self._scored else ()
-            piece, count = self._decoded(self._text.push(token)), count + 1
+            piece, self.tokens_read = self._decoded(self._text.push(token)), self.tokens_read + 1
             # Text before the minimum is out of a stop text's reach, its beginning included.
-            yield AnswerPiece(piece if count < fewest else self._stops.push(piece), placed)
+            yield AnswerPiece(piece if self.tokens_read < fewest else self._stops.push(piece), placed)
             if self._stops.found:
                 self._service.router.stop(self._routed)
                 return
-        if self._echo and not count and self._routed.finish_reason in ("stop", "length"):
+        if self._echo and not self.tokens_read and self._routed.finish_reason in ("stop", "length"):
             yield self._prompt()
 
     def _prompt(self) -> AnswerPiece:

@@ -39,13 +39,14 @@ class Form:
     """What all parts of one answer share. arm: which precision gave it.
 
     counts: the client asked for a last chunk with the token counts; then the others carry a
-    null ``usage``.
+    null ``usage``, or with ``counts_so_far`` those until then.
     """
 
     model: str
     arm: str
     chat: bool
     counts: bool = False
+    counts_so_far: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -72,6 +73,7 @@ class Form:
         finish_reason: str | None = None,
         index: int = 0,
         logprobs: dict[str, Any] | None = None,
+        so_far: dict[str, int] | None = None,
     ) -> dict[str, Any]:
         """One piece of a stream."""
         if self.chat:
@@ -82,7 +84,7 @@ class Form:
         choice = {
             "index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason
         }  # fmt: skip
-        more = {"usage": None} if self.counts else {}
+        more = {"usage": so_far} if self.counts else {}
         return self._object("chat.completion.chunk", [choice], **more)
 
     def counts_chunk(self, counts: dict[str, int]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ included, frees its places.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -28,6 +28,9 @@ from workbench.serve.answers import ARM_HEADER, DONE, Form, sse, usage
 from workbench.serve.routed import RoutedRequest
 from workbench.serve.service import Service, routed_request, unless_gone
 from workbench.serve.wire import ApiError, ChatRequest, CommonFields, CompletionRequest, parse
+
+SoFar = Callable[[], dict[str, int] | None]
+"""The token counts of a body's answers until now; None where they are not asked for."""
 
 
 async def complete(service: Service, request: Request, body: Any) -> Response:
@@ -55,6 +58,7 @@ async def _answer(
             arm=choices[0].arm or "none",
             chat=isinstance(fields, ChatRequest),
             counts=fields.include_usage,
+            counts_so_far=fields.usage_so_far,
         )
         headers = {ARM_HEADER: quote(form.arm, safe="")}
         if fields.stream:
@@ -135,12 +139,17 @@ async def _events(
     choices: Sequence[AnswerText], form: Form, prompt_tokens: int
 ) -> AsyncIterator[str]:
     """The chunks of a stream, in order; those of several answers as they come."""
+
+    def so_far() -> dict[str, int] | None:
+        read = sum(choice.tokens_read for choice in choices)
+        return usage(prompt_tokens, read) if form.counts_so_far else None
+
     try:
         if len(choices) == 1:
-            async for event in _chunks(choices[0], form):
+            async for event in _chunks(choices[0], form, so_far):
                 yield event
         else:
-            async with aclosing(_as_they_come(choices, form)) as events:
+            async with aclosing(_as_they_come(choices, form, so_far)) as events:
                 async for event in events:
                     yield event
         if form.counts:
@@ -150,7 +159,7 @@ async def _events(
     yield DONE
 
 
-async def _chunks(choice: AnswerText, form: Form) -> AsyncIterator[str]:
+async def _chunks(choice: AnswerText, form: Form, so_far: SoFar) -> AsyncIterator[str]:
     """Of one answer. Raises ApiError."""
     first = True
 
@@ -162,6 +171,7 @@ async def _chunks(choice: AnswerText, form: Form) -> AsyncIterator[str]:
                 finish_reason=finish_reason,
                 index=choice.index,
                 logprobs=choice.logprobs(piece) if piece.tokens else None,
+                so_far=so_far(),
             )
         )
 
@@ -174,13 +184,15 @@ async def _chunks(choice: AnswerText, form: Form) -> AsyncIterator[str]:
     yield chunk(choice.last(), choice.finish_reason)
 
 
-async def _as_they_come(choices: Sequence[AnswerText], form: Form) -> AsyncIterator[str]:
+async def _as_they_come(
+    choices: Sequence[AnswerText], form: Form, so_far: SoFar
+) -> AsyncIterator[str]:
     """Of all of them. Raises the ApiError of the first that fails; the others then end too."""
     came: asyncio.Queue[str | ApiError | None] = asyncio.Queue()
 
     async def read(choice: AnswerText) -> None:
         try:
-            async for event in _chunks(choice, form):
+            async for event in _chunks(choice, form, so_far):
                 came.put_nowait(event)
             came.put_nowait(None)
         except ApiError as error:

@@ -134,8 +134,17 @@ class Wire(BaseModel):
 
 
 class StreamOptions(Wire):
-    unsupported = {"continuous_usage_stats": (False,), "include_obfuscation": (False,)}
+    unsupported = {"include_obfuscation": (False,)}
     include_usage: bool = Field(False, description="a last chunk with the token counts")
+    continuous_usage_stats: bool = Field(
+        False, description="with include_usage, as vLLM has it: each chunk has the counts so far"
+    )
+
+    @model_validator(mode="after")
+    def fields_agree(self) -> StreamOptions:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise ValueError("continuous_usage_stats goes with include_usage: true only")
+        return self
 
 
 Token = Annotated[int, Field(ge=0)]
@@ -210,6 +219,10 @@ class CommonFields(Wire):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def usage_so_far(self) -> bool:
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @property
     def json_as(self) -> dict[str, Any] | None:
