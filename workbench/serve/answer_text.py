@@ -103,9 +103,11 @@ class AnswerText:
             if self._echo and not self.tokens_read:
                 yield self._prompt()
             placed = (self._placed(token, token.score),) if self._scored else ()
-            piece, self.tokens_read = self._decoded(self._text.push(token)), self.tokens_read + 1
+            piece = self._decoded(self._text.push(token))
+            self.tokens_read += 1
             # Text before the minimum is out of a stop text's reach, its beginning included.
-            yield AnswerPiece(piece if self.tokens_read < fewest else self._stops.push(piece), placed)
+            text = piece if self.tokens_read < fewest else self._stops.push(piece)
+            yield AnswerPiece(text, placed)
             if self._stops.found:
                 self._service.router.stop(self._routed)
                 return
