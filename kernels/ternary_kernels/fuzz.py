@@ -103,12 +103,15 @@ def _weight(case: random.Random, N: int, K: int):
 
     from . import weights
 
-    kind = case.choice(("tensor", "row", "group128", "base3", "int8", "bf16", "fp16"))
+    kind = case.choice(("tensor", "row", "group128", "base3", "int8", "int4", "bf16", "fp16"))
     if kind in ("bf16", "fp16"):
         dtype = torch.bfloat16 if kind == "bf16" else torch.float16
         return weights.PackedHalf.from_float(torch.randn(N, K), dtype)
     if kind == "int8":
         return weights.PackedInt8.from_codes(torch.randint(-127, 128, (N, K)).to(torch.int8), 1.0)
+    if kind == "int4":
+        values = torch.randint(-8, 8, (N, K)).to(torch.int8)
+        return weights.PackedInt4.from_codes(values, torch.randn(N, -(-K // 32)))
     codes = torch.randint(0, 3, (N, K))
     if kind == "base3":
         return weights.PackedTernary5.from_codes(codes, torch.rand(N))

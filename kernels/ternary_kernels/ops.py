@@ -1,7 +1,7 @@
 """Operations over packed weights: native where the library is, else :mod:`reference`.
 
 Shapes: M rows (tokens), K inputs, N outputs. Activations are float32 or bf16 (fp16 is widened
-too); results are float32. Ternary and INT8 weights quantise the activations per token as
+too); results are float32. Ternary, INT8 and INT4 weights quantise the activations per token as
 BitNet does (see :func:`ternary_kernels.reference.quantize_activations`), take the exact
 integer dot product, multiply by the scales and then add the bias.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import native, reference
-from .weights import PackedHalf, PackedWeight
+from .weights import PackedHalf, PackedInt4, PackedWeight
 
 _NO_NORM = -1.0
 
@@ -43,9 +43,14 @@ def quantize(
 
 
 def linear_int(q: Tensor, weight: PackedWeight) -> Tensor:
-    """Exact int32 [M, N] of int8 activations [M, K] with a ternary or INT8 weight."""
-    if isinstance(weight, PackedHalf):
-        raise ValueError("linear_int got a PackedHalf; allowed: ternary and INT8 weights")
+    """Exact int32 [M, N] of int8 activations [M, K] with a ternary or INT8 weight.
+
+    INT4 has none: its sums are of 32 inputs, each with a scale.
+    """
+    if isinstance(weight, PackedHalf | PackedInt4):
+        raise ValueError(
+            f"linear_int got a {type(weight).__name__}; allowed: ternary and INT8 weights"
+        )
     if q.dtype != torch.int8 or q.ndim != 2 or q.shape[1] != weight.shape[1]:
         raise ValueError(
             f"q is {q.dtype} {tuple(q.shape)}; allowed: torch.int8 [M, {weight.shape[1]}]"

@@ -11,13 +11,16 @@ their natural order, four at a time, broadcast to all lanes.
 - ``tiles5``  [N/16, K/20, 16, 4] uint8: five base-3 digits a byte, k = 20*kb + 4*p + b.
   The stored byte is ceil(sum(digit_p * 3^(4-p)) * 256 / 243), so digit p is the carry of
   multiplying by 3 for the (p+1)-th time: no division and no table.
+- ``tiles4``  [N/16, K/8, 16, 4] uint8: byte (r, b) of block kb holds the codes w + 8 of
+  k = 8*kb + 4*p + b at bits 4*p (p = 0, 1), in whole groups of 32 k (four blocks).
 - ``tiles8``  [N/16, K/4, 16, 4] uint8: w + 128.
 - ``tiles16`` [N/16, K, 16]: bf16 or fp16 as they are.
 
 N and K are padded to whole blocks with zero weights; activations are padded with zeros, so
 the padding adds nothing to any dot product.
 
-The *portable* form for files is uint8 [N, ceil(K/4)]: element k in byte k//4 at bits 2*(k%4).
+The *portable* forms for files: ternary uint8 [N, ceil(K/4)], element k in byte k//4 at bits
+2*(k%4); INT4 uint8 [N, ceil(K/2)], element k in byte k//2 at bits 4*(k%2).
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import torch
 from torch import Tensor
 
 ROW_GROUP = 16
+INT4_GROUP = 32
 TRITS_PER_BYTE = 5
 _POWERS_OF_3 = (81, 27, 9, 3, 1)
 
@@ -119,6 +123,45 @@ def untile5(tiles: Tensor, N: int, K: int) -> Tensor:
     return c.permute(0, 2, 1, 3, 4).flatten(2).flatten(0, 1)[:N, :K].contiguous()
 
 
+def pack_portable4(values: Tensor) -> Tensor:
+    """int8 [N, K] in -8..7 -> uint8 [N, ceil(K/2)]: w + 8 of element k at bits 4*(k%2).
+
+    Element k lies in byte k//2. The code that pads the last byte is 8 (weight zero).
+    """
+    codes = _pad(_int4_codes(values), 1, 2, value=8)
+    return codes[:, ::2] | (codes[:, 1::2] << 4)
+
+
+def unpack_portable4(packed: Tensor, K: int) -> Tensor:
+    """Inverse of :func:`pack_portable4`: uint8 [N, ceil(K/2)] -> int8 [N, K] in -8..7."""
+    if packed.dtype != torch.uint8 or packed.ndim != 2 or packed.shape[0] < 1:
+        raise ValueError(
+            f"packed codes are {packed.dtype} {tuple(packed.shape)}; allowed: uint8 [N, ceil(K/2)]"
+        )
+    if K < 1 or packed.shape[1] != -(-K // 2):
+        raise ValueError(
+            f"packed codes have shape {tuple(packed.shape)}, but K = {K} needs "
+            f"[N, {-(-K // 2)}]: the data is truncated or K is wrong"
+        )
+    codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)[:, :K]
+    return codes.to(torch.int8).sub_(8).contiguous()
+
+
+def tile4(values: Tensor) -> Tensor:
+    """int8 [N, K] in -8..7 -> tiles4 [N/16, K/8, 16, 4], K padded to whole groups of 32."""
+    c = _pad(_pad(_int4_codes(values), 0, ROW_GROUP, value=8), 1, INT4_GROUP, value=8)
+    c = c.unflatten(1, (-1, 2, 4)).unflatten(0, (-1, ROW_GROUP))  # [G, r, kb, p, b]
+    low, high = c.unbind(3)
+    return (low | (high << 4)).transpose(1, 2).contiguous()
+
+
+def untile4(tiles: Tensor, N: int, K: int) -> Tensor:
+    """Inverse of :func:`tile4`."""
+    c = torch.stack([tiles & 15, tiles >> 4], dim=3)  # [G, kb, r, p, b]
+    c = c.permute(0, 2, 1, 3, 4).flatten(2).flatten(0, 1)[:N, :K]
+    return c.to(torch.int8).sub_(8).contiguous()
+
+
 def tile8(values: Tensor) -> Tensor:
     """int8 [N, K] in -127..127 -> tiles8 [N/16, K/4, 16, 4], K padded to 16."""
     v = _pad(_pad(values.to(torch.int8), 0, ROW_GROUP, value=0), 1, 16, value=0)
@@ -141,6 +184,22 @@ def tile16(values: Tensor) -> Tensor:
 def untile16(tiles: Tensor, N: int, K: int) -> Tensor:
     """Inverse of :func:`tile16`."""
     return tiles.transpose(1, 2).flatten(0, 1)[:N, :K].contiguous()
+
+
+def _int4_codes(values: Tensor) -> Tensor:
+    """w + 8 as uint8."""
+    if values.ndim != 2 or values.dtype != torch.int8 or values.shape[0] < 1 or values.shape[1] < 1:
+        raise ValueError(
+            f"INT4 weights are {values.dtype} {tuple(values.shape)}; allowed: torch.int8 [N, K] "
+            "with N, K >= 1"
+        )
+    low, high = int(values.min()), int(values.max())
+    if low < -8 or high > 7:
+        raise ValueError(
+            f"INT4 weights span {low} to {high}; allowed: -8 to 7. The data is damaged or was "
+            "quantised otherwise."
+        )
+    return (values + 8).to(torch.uint8)
 
 
 def _pad(x: Tensor, dim: int, multiple: int, *, value: int) -> Tensor:

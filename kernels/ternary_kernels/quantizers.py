@@ -1,9 +1,9 @@
-"""The quantisers in plain PyTorch: weights to ternary or INT8, activations to per-token INT8.
+"""The quantisers in plain PyTorch: weights to ternary, INT8 or INT4, activations to per-token INT8.
 
 What every kernel and the training layers are held against; :mod:`workbench.ternary` trains with
 these very functions. Shapes: N outputs, K inputs, G = ceil(K/128) groups. A *scale* has the
 shape of its granularity: ``[1]`` ('tensor'), ``[N]`` ('row') or ``[N, G]`` (groups of 128 inputs
-of a row, the last one shorter where K is no multiple of 128).
+of a row, the last one shorter where K is no multiple of 128; of INT4 groups of 32).
 
 All arithmetic is float32, on the tensor's own device, and in the order that BitNet's public code
 uses (multiply by the reciprocal, divide by it again), so a checkpoint gives the same codes here
@@ -21,6 +21,10 @@ GROUP = 128
 ACTIVATION_EPS = 1e-5
 WEIGHT_EPS = 1e-5
 INT8_BLOCK = 4096
+INT4_GROUP = 32
+INT4_BLOCK = 4096
+"""Groups that are searched at a time: half a megabyte, which stays in the cache."""
+INT4_REACHES = (7.0, *(7.0 + 0.125 * i for i in range(1, 17)))
 
 
 def absmean(
@@ -56,6 +60,62 @@ def quantize_int8(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     return values, scale
 
 
+def quantize_int4(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [N, K] in -8..7 and a float16 scale for each 32 inputs of a row [N, ceil(K/32)].
+
+    Weights w of a group are about s q. For given codes the best scale is that of least squares,
+    s = sum(w q) / sum(q q), whose squared error is sum(w w) - sum(w q)^2 / sum(q q). The codes
+    come from a search: let m be the weight of the largest magnitude, then for each reach r of
+    ``INT4_REACHES`` (7 to 9) the codes are clamp(round(-w r / m), -8, 7), so that m falls on the
+    longer, negative side, and those with the least error are taken; a scale may be negative. It is
+    rounded to float16, and the codes are at last the nearest to w / s under the rounded scale,
+    which can only lower the error. The plain start, absmax / 7, is among the candidates, so the
+    search is never worse. (llama.cpp searches Q4_0's scales in the same spirit.)
+
+    Raises ValueError where a scale does not fit float16, whose largest number is 65504, or is NaN.
+    """
+    N, K = weight_NK.shape
+    G = -(-K // INT4_GROUP)
+    values = torch.empty((N, G * INT4_GROUP), dtype=torch.int8, device=weight_NK.device)
+    scale = torch.empty((N, G), dtype=torch.float16, device=weight_NK.device)
+    rows = max(1, INT4_BLOCK // G)
+    for start in range(0, N, rows):
+        w = weight_NK[start : start + rows].detach().float()
+        w = torch.nn.functional.pad(w, (0, G * INT4_GROUP - K)).view(-1, INT4_GROUP)
+        codes, scales = _int4_groups(w)
+        values[start : start + rows] = codes.view(-1, G * INT4_GROUP)
+        scale[start : start + rows] = scales.view(-1, G)
+    if not bool(scale.isfinite().all()):
+        raise ValueError(
+            "a scale of INT4 is not finite in float16; allowed: finite weights up to about 450000. "
+            "Check the checkpoint."
+        )
+    return values[:, :K].contiguous(), scale
+
+
+def _int4_groups(w_GE: Tensor) -> tuple[Tensor, Tensor]:
+    """Groups G of E weights: codes int8 [G, E] and float16 scales [G]."""
+    largest = w_GE.gather(1, w_GE.abs().argmax(1, keepdim=True))
+    inverse_G1 = torch.where(largest == 0, 0.0, -1.0 / largest)
+    unit_GE = w_GE * inverse_G1  # -1 where the largest is
+    best_G = torch.full((len(w_GE),), -1.0, device=w_GE.device)
+    scale_G = torch.zeros_like(best_G)
+    # The plain start keeps the sign of the weights: |m| falls on 7 or -7.
+    starts = [(w_GE * inverse_G1.abs(), 7.0), *((unit_GE, reach) for reach in INT4_REACHES)]
+    for scaled_GE, reach in starts:
+        q_GE = (scaled_GE * reach).round_().clamp_(-8, 7)
+        product_G = (w_GE * q_GE).sum(1)
+        square_G = q_GE.square_().sum(1)
+        # The squared error is sum(w w) less this.
+        explained_G = product_G.square() / square_G.clamp_(min=1.0)
+        better = explained_G > best_G
+        best_G = torch.where(better, explained_G, best_G)
+        scale_G = torch.where(better, product_G / square_G, scale_G)
+    scale_G = scale_G.to(torch.float16)
+    inverse_G = torch.where(scale_G == 0, 0.0, 1.0 / scale_G.float())
+    return (w_GE * inverse_G[:, None]).round_().clamp_(-8, 7).to(torch.int8), scale_G
+
+
 def activation_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     """Per-token INT8 of x [..., K]: q = round_half_even(x * 127 / absmax), as float32 [..., K].
 
@@ -83,10 +143,10 @@ def per_cell(x_NK: Tensor, granularity: str, statistic: Callable[[Tensor], Tenso
     return torch.cat(parts, dim=1)
 
 
-def spread(scale: Tensor, columns: int) -> Tensor:
-    """A scale in a shape that broadcasts against [N, K]."""
+def spread(scale: Tensor, columns: int, group: int = GROUP) -> Tensor:
+    """A scale in a shape that broadcasts against [N, K]; ``group``: inputs that share one."""
     if scale.ndim == 2:
-        return scale.repeat_interleave(GROUP, dim=1)[:, :columns]
+        return scale.repeat_interleave(group, dim=1)[:, :columns]
     return scale[:, None]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .quantizers import GROUP, activation_codes
+from .quantizers import GROUP, INT4_GROUP, activation_codes
 from .weights import PackedHalf, PackedInt8, PackedTernary, PackedTernary5, PackedWeight
 
 MAX_K = 131072
@@ -50,14 +50,15 @@ def linear(x_MK: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Te
 
 def scale_products(q_MK: Tensor, x_scale_M: Tensor, weight: PackedWeight) -> Tensor:
     """Integer products times the weight's scales, then times the activation's factor."""
-    if weight.granularity != "group128":
+    group = {"group128": GROUP, "group32": INT4_GROUP}.get(weight.granularity)
+    if group is None:
         return (linear_int(q_MK, weight).float() * weight.scale) * x_scale_M[:, None]
     total_MN = torch.zeros(q_MK.shape[0], weight.shape[0])
-    codes_NK = _dense_int8(weight)
+    codes_NK, scale_NG = _dense_int8(weight), weight.scale.float()
     for g in range(weight.scale.shape[1]):
-        part = slice(g * GROUP, (g + 1) * GROUP)
+        part = slice(g * group, (g + 1) * group)
         dot_MN = q_MK[:, part].float() @ codes_NK[:, part].float().T
-        total_MN += dot_MN * weight.scale[:, g]
+        total_MN += dot_MN * scale_NG[:, g]
     return total_MN * x_scale_M[:, None]
 
 

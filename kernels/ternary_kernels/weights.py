@@ -1,13 +1,14 @@
 """Packed weights: what a linear layer keeps in memory instead of a float matrix.
 
-Four classes, one shape of interface: ``from_float`` / ``from_codes`` build, ``dequantize()``
+Five classes, one shape of interface: ``from_float`` / ``from_codes`` build, ``dequantize()``
 gives the float32 matrix back, ``shape`` is (N, K) = (outputs, inputs), ``nbytes`` counts what
 stays resident, ``state()`` / ``from_state()`` save and restore without repacking (the layout
 is the same on every machine, so a memory-mapped file can be used as it is).
 
-Bits a weight: :class:`PackedTernary` 2, :class:`PackedTernary5` 1.6, :class:`PackedInt8` 8,
-:class:`PackedHalf` 16; scales come on top (fp32: one a tensor, one a row, or one for each
-group of 128 along K). Layouts: see :mod:`ternary_kernels.packing`.
+Bits a weight: :class:`PackedTernary` 2, :class:`PackedTernary5` 1.6, :class:`PackedInt4` 4,
+:class:`PackedInt8` 8, :class:`PackedHalf` 16; scales come on top (fp32: one a tensor, one a row,
+or one for each group of 128 along K; INT4: fp16, one for each 32).
+Layouts: see :mod:`ternary_kernels.packing`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from torch import Tensor
 
 from . import packing
 from .memory import in_huge_pages
-from .quantizers import GROUP, absmean, quantize_int8, spread
+from .quantizers import GROUP, INT4_GROUP, absmean, quantize_int4, quantize_int8, spread
 
 GRANULARITIES = ("tensor", "row", "group128")
 
 
 @dataclass(eq=False, slots=True)
 class PackedWeight:
-    """``tiles``: the kernel layout; ``row_scales``: fp32 as the kernels read them."""
+    """``tiles``: the kernel layout; ``row_scales``: as the kernels read them, fp32 (INT4: fp16)."""
 
     shape: tuple[int, int]
     tiles: Tensor
@@ -45,7 +46,7 @@ class PackedWeight:
 
     @property
     def granularity(self) -> str:
-        """'tensor', 'row', 'group128' or 'none': how many scales there are."""
+        """'tensor', 'row', 'group128', 'group32' or 'none': how many scales there are."""
         if self.scale is None:
             return "none"
         if self.scale.ndim == 2:
@@ -74,7 +75,11 @@ class PackedWeight:
                 f"contiguous {expected}. The file is truncated or belongs to another shape."
             )
         scale = state.get("scale")
-        return cls._build((N, K), tiles, None if scale is None else _check_scale(scale, N, K))
+        return cls._build((N, K), tiles, None if scale is None else cls._checked(scale, N, K))
+
+    @staticmethod
+    def _checked(scale: Tensor, N: int, K: int) -> Tensor:
+        return _check_scale(scale, N, K)
 
     @classmethod
     def _build(cls, shape: tuple[int, int], tiles: Tensor, scale: Tensor | None) -> Self:
@@ -212,6 +217,69 @@ class PackedInt8(PackedWeight):
         return (-(-N // 16), 4 * -(-K // 16), 16, 4)
 
 
+class PackedInt4(PackedWeight):
+    """INT4 weights -8..7 with an fp16 scale for each 32 inputs of a row: 4.5 bits a weight."""
+
+    __slots__ = ()
+    kind = "int4"
+
+    @classmethod
+    def from_float(cls, weight: Tensor) -> Self:
+        """Scales by least squares: see :func:`ternary_kernels.quantizers.quantize_int4`."""
+        w = _check_floats(weight).detach()
+        _require_finite(w)
+        return cls.from_codes(*quantize_int4(w))
+
+    @classmethod
+    def from_codes(cls, values: Tensor, scale: Tensor) -> Self:
+        """int8 [N, K] in -8..7 and scales [N, ceil(K/32)], which may be negative: fp16."""
+        N, K = _check_matrix(values).shape
+        tiles = packing.tile4(values)
+        return cls._build((N, K), in_huge_pages(tiles), cls._checked(scale, N, K))
+
+    @classmethod
+    def from_portable(cls, packed: Tensor, K: int, scale: Tensor) -> Self:
+        """From the interchange form uint8 [N, ceil(K/2)], w + 8 of element k at bits 4*(k%2)."""
+        return cls.from_codes(packing.unpack_portable4(packed, K), scale)
+
+    @property
+    def granularity(self) -> str:
+        return "group32"
+
+    def values(self) -> Tensor:
+        """int8 [N, K] in -8..7."""
+        return packing.untile4(self.tiles, *self.shape)
+
+    def dequantize(self) -> Tensor:
+        return self.values().float() * spread(self.scale.float(), self.shape[1], INT4_GROUP)
+
+    @classmethod
+    def _build(cls, shape: tuple[int, int], tiles: Tensor, scale: Tensor | None) -> Self:
+        if scale is None:
+            raise ValueError("INT4 weights come without scales; allowed: one for each 32 inputs")
+        return cls(shape, tiles, _by_row_group(scale), scale)
+
+    @staticmethod
+    def _checked(scale: Tensor, N: int, K: int) -> Tensor:
+        s = torch.as_tensor(scale).detach().to("cpu", torch.float16).clone()
+        expected = (N, -(-K // INT4_GROUP))
+        if tuple(s.shape) != expected:
+            raise ValueError(
+                f"scale has shape {tuple(s.shape)}; allowed for INT4 [{N}, {K}]: "
+                f"{list(expected)}, one for each {INT4_GROUP} inputs of a row"
+            )
+        if not bool(s.isfinite().all()):
+            raise ValueError(
+                "scale holds what is not finite in float16; allowed: up to 65504. "
+                "Check the checkpoint."
+            )
+        return s
+
+    @staticmethod
+    def _tile_shape(N: int, K: int) -> tuple[int, ...]:
+        return (-(-N // 16), 4 * -(-K // INT4_GROUP), 16, 4)
+
+
 class PackedHalf(PackedWeight):
     """bf16 or fp16 weights: the full-precision arm."""
 
@@ -284,9 +352,12 @@ def _kernel_scales(scale: Tensor, shape: tuple[int, int]) -> Tensor:
     """fp32 [16] for one scale, [N padded to 16] for rows, [N/16, groups, 16] for groups."""
     if scale.numel() == 1:
         return scale.expand(16).contiguous()
-    N = shape[0]
-    padded = -(-N // 16) * 16
     if scale.ndim == 2:
-        rows = torch.nn.functional.pad(scale, (0, 0, 0, padded - N))
-        return rows.unflatten(0, (-1, 16)).transpose(1, 2).contiguous()
-    return torch.nn.functional.pad(scale, (0, padded - N)).contiguous()
+        return _by_row_group(scale)
+    return torch.nn.functional.pad(scale, (0, -shape[0] % 16)).contiguous()
+
+
+def _by_row_group(scale: Tensor) -> Tensor:
+    """[N, groups] -> [N/16, groups, 16]."""
+    rows = torch.nn.functional.pad(scale, (0, 0, 0, -scale.shape[0] % 16))
+    return rows.unflatten(0, (-1, 16)).transpose(1, 2).contiguous()

@@ -31,7 +31,7 @@ def test_every_row_of_every_precision_as_json() -> None:
     assert {"name", "engine", "precision", "threads", "value", "lo", "hi", "unit", "n",
             "roofline_pct"} <= parsed[0].keys()  # fmt: skip
     found = {(row["name"], row["precision"]): row for row in parsed}
-    for precision in ("ternary", "ternary5", "int8", "bf16"):
+    for precision in ("ternary", "ternary5", "int4", "int8", "bf16"):
         decode = found["decode", precision]
         assert decode["n"] == 5 and decode["lo"] <= decode["value"] <= decode["hi"]
         assert decode["roofline_pct"] > 0 and decode["limit"].endswith("GB/s")
@@ -42,8 +42,12 @@ def test_every_row_of_every_precision_as_json() -> None:
         ratio = found[name, "ternary"]
         assert ratio["unit"] == "x" and ratio["n"] == 5 and ratio["lo"] <= ratio["value"]
         assert ratio["roofline_pct"] > 0 and ratio["limit"].endswith("GB/s")
-    resident = {p: found["weights resident", p]["value"] for p in ("ternary5", "ternary", "bf16")}
-    assert resident["ternary5"] < resident["ternary"] < resident["bf16"] / 2
+    resident = {
+        p: found["weights resident", p]["value"]
+        for p in ("ternary5", "ternary", "int4", "int8", "bf16")
+    }
+    assert resident["ternary5"] < resident["ternary"] < resident["int4"] < resident["int8"]
+    assert resident["ternary"] < resident["bf16"] / 2
     for ratio in ("prefill 512 over bf16", "prefill 512 over torch's products"):
         assert any(row["name"] == ratio and row["value"] > 0 for row in parsed)
     assert found["time outside kernels", "ternary"]["unit"] == "%"
@@ -62,8 +66,8 @@ def test_rows_that_nobody_can_measure_are_refused() -> None:
 def test_named_weights_are_measured_alone() -> None:
     rows = cpu.bench_cpu("tiny", 1, only="ternary5, int8", say=[].append)
     assert [row.precision for row in rows] == ["int8"] * 3 + ["ternary5"] * 3 + ["", ""]
-    with pytest.raises(ConfigError, match=r"--only int4: unknown: int4\n.*int8, TQ1_0"):
-        cpu.bench_cpu("tiny", 1, only="int4")
+    with pytest.raises(ConfigError, match=r"--only int3: unknown: int3\n.*int8, TQ1_0"):
+        cpu.bench_cpu("tiny", 1, only="int3")
 
 
 def test_named_weights_that_need_more_than_is_left_are_named(
@@ -133,7 +137,9 @@ def test_what_no_longer_fits_is_named_and_not_guessed(
     assert {row.precision for row in rows} == {"ternary", "bf16", ""}
     said = capsys.readouterr().err
     for kind in cpu.NEEDS_S:
-        assert f"not measured: {kind}, 0 s" in said and f"--threads 1 --only {kind}\n" in said
+        asked = "int4,Q4_0" if kind in ("int4", "Q4_0") else kind  # those take turns
+        assert f"not measured: {asked}, 0 s" in said
+        assert f"--threads 1 --only {asked}\n" in said
 
 
 needs_peers = pytest.mark.skipif(

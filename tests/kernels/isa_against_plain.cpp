@@ -27,12 +27,13 @@ struct RandomWeight {
   tk::Weight weight{};
   std::vector<uint8_t> tiles;
   std::vector<float> scales;
+  std::vector<uint16_t> small_scales;
 
   RandomWeight(tk::Kind kind, tk::Scaling scaling, int N, int K) {
     const size_t groups = static_cast<size_t>(tk::row_groups(N));
     const bool half = kind == tk::kBf16 || kind == tk::kF16;
-    const int a_block = kind == tk::kTernary5 ? 20 : 16;
-    const size_t blocks = static_cast<size_t>((K + a_block - 1) / a_block);
+    const int a_block = kind == tk::kTernary5 ? 20 : 16, small_groups = tk::small_k_groups(K);
+    const size_t blocks = static_cast<size_t>(kind == tk::kInt4 ? small_groups * 4 : (K + a_block - 1) / a_block);
     const size_t bytes = half ? static_cast<size_t>(K) * 32 : blocks * (kind == tk::kInt8 ? 256 : 64);
     tiles.resize(groups * bytes + 64);
     for (size_t i = 0; i < tiles.size(); ++i) {
@@ -48,6 +49,13 @@ struct RandomWeight {
     const size_t vectors = scaling == tk::kByGroup ? static_cast<size_t>(tk::k_groups(K)) : 1;
     scales = floats((scaling == tk::kByTensor ? 1 : groups * vectors) * 16);
     weight = {kind, N, K, scaling, tiles.data(), scales.data()};
+    if (kind == tk::kInt4) {  // fp16 of about one, either sign
+      small_scales.resize(groups * static_cast<size_t>(small_groups) * 16);
+      for (uint16_t& s : small_scales)
+        s = static_cast<uint16_t>(0x3800 + below(0x800) + (below(2) << 15));
+      weight.scaling = tk::kBySmallGroup;
+      weight.scales = small_scales.data();
+    }
   }
 };
 
@@ -87,7 +95,7 @@ bool equal(const std::vector<float>& a, const std::vector<float>& b, float toler
 int main() {
   const int shapes[][3] = {{1, 1, 1},    {2, 17, 60},   {3, 33, 129}, {4, 16, 128},  {5, 70, 300},
                            {8, 40, 257}, {13, 31, 640}, {1, 48, 3001}, {40, 33, 200}, {16, 16, 64}, {33, 50, 63}};
-  const tk::Kind kinds[] = {tk::kTernary, tk::kTernary5, tk::kInt8, tk::kBf16, tk::kF16};
+  const tk::Kind kinds[] = {tk::kTernary, tk::kTernary5, tk::kInt8, tk::kInt4, tk::kBf16, tk::kF16};
   int cases = 0;
   for (int i = 0; tk_available_isas(i); ++i) {
     const char* isa = tk_available_isas(i);
@@ -101,7 +109,7 @@ int main() {
             if (scaling == tk::kByGroup && kind != tk::kTernary) continue;
             const RandomWeight w(kind, scaling, N, K);
             const std::vector<float> x = floats(static_cast<size_t>(M) * static_cast<size_t>(K));
-            const bool exact = kind <= tk::kInt8 && mode == 0;
+            const bool exact = !w.weight.is_float() && mode == 0;
             // A tile unit takes the activations of bf16 weights in bf16: x is one that loses nothing by it.
             tk_force_isa(isa);
             const bool rounds = kind == tk::kBf16 && tk_unit_rows() && M >= tk_unit_rows();

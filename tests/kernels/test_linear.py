@@ -27,7 +27,7 @@ UGLY = [
     (48, 33, 700),
 ]
 TILED = [isa for isa in tk.available_isas() if isa in ("amx", "tile_model")]
-KINDS = ("tensor", "row", "group128", "base3", "int8")
+KINDS = ("tensor", "row", "group128", "base3", "int8", "int4")
 
 
 @pytest.fixture(params=tk.available_isas())
@@ -43,6 +43,9 @@ def exact_weight(kind: str, N: int, K: int, seed: int) -> tk.PackedWeight:
     if kind == "int8":
         values = torch.randint(-127, 128, (N, K), generator=g).to(torch.int8)
         return tk.PackedInt8.from_codes(values, torch.rand(N, generator=g))
+    if kind == "int4":
+        values = torch.randint(-8, 8, (N, K), generator=g).to(torch.int8)
+        return tk.PackedInt4.from_codes(values, torch.randn(N, -(-K // 32), generator=g))
     codes = torch.randint(0, 3, (N, K), generator=g)
     shape = {"tensor": (1,), "row": (N,), "group128": (N, -(-K // 128)), "base3": (N,)}[kind]
     cls = tk.PackedTernary5 if kind == "base3" else tk.PackedTernary
@@ -53,7 +56,8 @@ def assert_equal(M: int, N: int, K: int, kind: str, seed: int) -> None:
     g = torch.Generator().manual_seed(seed + 1)
     weight = exact_weight(kind, N, K, seed)
     q = torch.randint(-128, 128, (M, K), generator=g).to(torch.int8)
-    assert torch.equal(tk.linear_int(q, weight), reference.linear_int(q, weight))
+    if kind != "int4":
+        assert torch.equal(tk.linear_int(q, weight), reference.linear_int(q, weight))
     x, bias = torch.randn(M, K, generator=g) * 5, torch.randn(N, generator=g)
     assert torch.equal(tk.linear(x, weight, bias), reference.linear(x, weight, bias))
 
@@ -94,6 +98,23 @@ def test_no_overflow_at_the_extremes(isa, code, value):
         assert bool((out == (code - 1) * value * K).all())
     int8 = tk.PackedInt8.from_codes(((codes - 1) * 127).to(torch.int8), 1.0)
     assert bool((tk.linear_int(q, int8) == (code - 1) * 127 * value * K).all())
+
+
+def test_int4_does_not_overflow_at_the_extremes(isa):
+    """A group's sum of 32 products of 15 and 128: the most that AVX2's parts of 16 bits meet."""
+    for value in (-128, 127):
+        for code in (-8, 7):
+            M = max(2, tk.backend().tile_rows)
+            weight = tk.PackedInt4.from_codes(
+                torch.full((17, 70), code, dtype=torch.int8), torch.ones(17, 3)
+            )
+            x = torch.full((M, 70), float(value))
+            assert torch.equal(tk.linear(x, weight), reference.linear(x, weight))
+
+
+def test_int4_has_no_single_integer_sum():
+    with pytest.raises(ValueError, match="PackedInt4; allowed: ternary and INT8"):
+        tk.linear_int(torch.zeros(1, 40, dtype=torch.int8), exact_weight("int4", 3, 40, 0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -177,7 +198,15 @@ def test_norm_is_fused_with_quantisation(isa):
 
 @pytest.mark.parametrize("activation", ["silu", "relu2"])
 @pytest.mark.parametrize(
-    "kinds", [("row", "row"), ("row", "int8"), ("group128", "tensor"), ("int8", "base3")]
+    "kinds",
+    [
+        ("row", "row"),
+        ("row", "int8"),
+        ("group128", "tensor"),
+        ("int8", "base3"),
+        ("int4", "int4"),
+        ("int4", "int8"),
+    ],
 )
 def test_gated_pair(isa, activation, kinds):
     for M, N, K in UGLY:
@@ -191,7 +220,7 @@ def test_gated_pair(isa, activation, kinds):
 
 
 def test_several_weights_share_one_activation(isa):
-    weights = [exact_weight("row", 48, 100, 0), exact_weight("int8", 17, 100, 1)]
+    weights = [exact_weight("row", 48, 100, 0), exact_weight("int4", 17, 100, 1)]
     half = tk.PackedHalf.from_float(torch.randn(5, 100))
     x, biases = torch.randn(3, 100), [torch.randn(48), None, torch.randn(5)]
     outs = tk.linears(x, [*weights, half], biases)

@@ -38,6 +38,18 @@ def test_every_base_3_byte_unpacks():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_int4_round_trip(shape):
+    values = torch.randint(-8, 8, shape).to(torch.int8)
+    weight = tk.PackedInt4.from_codes(values, torch.randn(shape[0], -(-shape[1] // 32)))
+    assert torch.equal(weight.values(), values) and weight.granularity == "group32"
+    again = tk.PackedInt4.from_portable(packing.pack_portable4(values), shape[1], weight.scale)
+    assert torch.equal(again.tiles, weight.tiles)
+    restored = tk.PackedInt4.from_state(weight.state())
+    assert torch.equal(restored.dequantize(), weight.dequantize())
+    assert torch.equal(restored.row_scales, weight.row_scales)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_int8_and_half_round_trip(shape):
     values = torch.randint(-127, 128, shape).to(torch.int8)
     weight = tk.PackedInt8.from_codes(values, torch.rand(shape[0]))
@@ -66,6 +78,7 @@ def test_bits_a_weight():
     two, three = tk.PackedTernary.from_float(w), tk.PackedTernary5.from_float(w)
     assert two.tiles.nbytes * 8 == 2 * w.numel()
     assert three.tiles.nbytes * 8 == 1.6 * w.numel()
+    assert tk.PackedInt4.from_float(w).nbytes * 8 == 4.5 * w.numel()
     assert tk.PackedInt8.from_float(w).tiles.nbytes == w.numel()
     assert tk.PackedHalf.from_float(w).tiles.nbytes == 2 * w.numel()
 
@@ -93,6 +106,15 @@ def test_truncated_and_wrong_data_are_refused():
         tk.PackedTernary.from_codes(torch.ones(4, 9, dtype=torch.int64), float("nan"))
     with pytest.raises(ValueError, match="weight holds NaN or Inf"):
         tk.PackedTernary.from_float(torch.tensor([[1.0, float("nan")]]))
+    int4 = packing.pack_portable4(torch.zeros(4, 9, dtype=torch.int8))
+    with pytest.raises(ValueError, match="truncated or K is wrong"):
+        packing.unpack_portable4(int4[:, :-1], 9)
+    with pytest.raises(ValueError, match="allowed: -8 to 7"):
+        tk.PackedInt4.from_codes(torch.full((4, 9), 8, dtype=torch.int8), torch.ones(4, 1))
+    with pytest.raises(ValueError, match=r"allowed for INT4 \[4, 9\]: \[4, 1\]"):
+        tk.PackedInt4.from_codes(torch.zeros(4, 9, dtype=torch.int8), torch.ones(4))
+    with pytest.raises(ValueError, match="not finite in float16"):
+        tk.PackedInt4.from_codes(torch.zeros(4, 9, dtype=torch.int8), torch.full((4, 1), 1e6))
     with pytest.raises(ValueError, match="symmetric"):
         tk.PackedInt8.from_codes(torch.tensor([[-128]], dtype=torch.int8), 1.0)
     with pytest.raises(ValueError, match="one a tensor or a row"):

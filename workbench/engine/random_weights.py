@@ -12,12 +12,12 @@ import math
 from typing import Literal
 
 import torch
-from ternary_kernels import PackedHalf, PackedInt8, PackedTernary, PackedWeight
+from ternary_kernels import PackedHalf, PackedInt4, PackedInt8, PackedTernary, PackedWeight
 from ternary_kernels.llama import LINEARS, LlamaConfig
 from ternary_kernels.memory import in_huge_pages
 from torch import Tensor
 
-WeightKind = Literal["half", "int8", "ternary"]
+WeightKind = Literal["half", "int8", "int4", "ternary"]
 """How a matrix is packed; see ``kind`` of :class:`ternary_kernels.PackedWeight`."""
 
 DRAWN_ROWS = 16
@@ -57,11 +57,13 @@ def random_weight(
         codes = torch.randint(0, 3, (rows, K), generator=generator)
         drawn = PackedTernary.from_codes(codes, deviation)
     else:
-        packing = PackedHalf if kind == "half" else PackedInt8
+        packing = {"half": PackedHalf, "int8": PackedInt8, "int4": PackedInt4}[kind]
         drawn = packing.from_float(torch.randn(rows, K, generator=generator) * deviation)
     repeats = -(-N // DRAWN_ROWS)
     tiles = in_huge_pages(drawn.tiles.expand(repeats, *drawn.tiles.shape[1:]))
     state = {"tiles": tiles, "shape": torch.tensor(shape)}
-    if drawn.scale is not None:
+    if isinstance(drawn, PackedInt4):
+        state["scale"] = drawn.scale.repeat(repeats, 1)[:N]
+    elif drawn.scale is not None:
         state["scale"] = drawn.scale.mean()
     return type(drawn).from_state(state)

@@ -14,14 +14,15 @@ class Activations {
         packed_(rounded(rows) * static_cast<size_t>(q_stride(max_K))),
         bf16_(rows < 16 ? 0 : rounded(rows) / 16 * static_cast<size_t>(bf16_tile_bytes(max_K))),
         x_scale_(static_cast<size_t>(rows)),
-        sums_(static_cast<size_t>(rows) * static_cast<size_t>(sums_stride(max_K))) {}
+        sums_(static_cast<size_t>(rows) * static_cast<size_t>(sums_stride(max_K))),
+        starts_(static_cast<size_t>(rows) * static_cast<size_t>(small_k_groups(max_K))) {}
 
-  // Row m of M, of K floats: norm (eps < 0: none), then INT8 unless only floats are asked for.
+  // Row m of M, of K floats: norm (eps < 0: none), then the forms asked for.
   // False if the row holds NaN or Inf.
   bool prepare(const Kernels& k, int m, int M, const float* x, int K, const float* norm, float eps,
-               bool quantize, bool floats) {
+               const Forms& forms) {
     const float* row = x;
-    if (eps >= 0 || floats) {
+    if (eps >= 0 || forms.floats) {
       float* own = normed_.data() + static_cast<ptrdiff_t>(m) * K;
       if (eps >= 0)
         k.norm_row(x, norm, eps, K, own);
@@ -30,7 +31,7 @@ class Activations {
       row = own;
     }
     const bool tiles = on_unit(k, M);
-    if (!quantize) {
+    if (!forms.int8) {
       if (!k.finite_row(row, K)) return false;
       if (tiles) k.tile_bf16_row(row, m, K, bf16_.data());
       return true;
@@ -38,7 +39,9 @@ class Activations {
     if (!k.quantize_row(row, K, q_.data() + m * q_stride(K), x_scale_.data() + m,
                         sums_.data() + m * sums_stride(K)))
       return false;
-    if (tiles && floats) k.tile_bf16_row(row, m, K, bf16_.data());
+    if (forms.starts)
+      k.start_row(q_.data() + m * q_stride(K), K, starts_.data() + m * small_k_groups(K));
+    if (tiles && forms.floats) k.tile_bf16_row(row, m, K, bf16_.data());
     if (tiles)
       tile_q(k, m, M, K);
     else if (M > k.tile_rows && m < M / k.tile_rows * k.tile_rows)
@@ -57,7 +60,7 @@ class Activations {
     const int8_t* packed = !tiles && M > k.tile_rows ? packed_.data() : nullptr;
     const auto* q_tiles = reinterpret_cast<const uint8_t*>(packed_.data());
     return {M,       normed_.data(), K,           q_.data(),      packed,
-            q_tiles, bf16_.data(),   x_scale_.data(), sums_.data()};
+            q_tiles, bf16_.data(),   x_scale_.data(), sums_.data(), starts_.data()};
   }
   int8_t* q() { return q_.data(); }
   float* x_scale() { return x_scale_.data(); }
@@ -79,7 +82,7 @@ class Activations {
   std::vector<int8_t> q_, packed_;  // packed_: as Acts::packed, or as Acts::q_tiles
   std::vector<uint8_t> bf16_;
   std::vector<float> x_scale_;
-  std::vector<int32_t> sums_;
+  std::vector<int32_t> sums_, starts_;
 };
 
 // Portions that keep the threads even to the end without a fetch for every item.

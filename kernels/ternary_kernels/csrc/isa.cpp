@@ -67,6 +67,7 @@ const tk::Kernels TK_TABLE = {
 #endif
     TK_NS::norm_row,
     TK_NS::quantize_row,
+    TK_NS::start_row,
     TK_NS::finite_row,
 #if defined(TK_TILES)
     TK_NS::tile_q_row,

@@ -9,9 +9,10 @@
 
 namespace tk {
 
-enum Kind : int32_t { kTernary = 0, kTernary5 = 1, kInt8 = 2, kBf16 = 3, kF16 = 4 };
-// How many scales: [N padded to 16], [N/16, groups, 16], or one sixteen times.
-enum Scaling : int32_t { kByRow = 0, kByGroup = 1, kByTensor = 2 };
+enum Kind : int32_t { kTernary = 0, kTernary5 = 1, kInt8 = 2, kBf16 = 3, kF16 = 4, kInt4 = 5 };
+// How many scales: [N padded to 16], [N/16, groups of 128, 16], one sixteen times, or (INT4, in
+// fp16) [N/16, groups of 32, 16].
+enum Scaling : int32_t { kByRow = 0, kByGroup = 1, kByTensor = 2, kBySmallGroup = 3 };
 enum FloatType : int32_t { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 enum Mode : int32_t {
   kStore = 0,      // out = y + bias
@@ -21,10 +22,12 @@ enum Mode : int32_t {
 };
 
 constexpr int kGroupK = 128;  // columns that share a scale, where scales are by group
+constexpr int kSmallGroupK = 32;  // the same for INT4
 constexpr int kLanes = 16;
 
 inline int row_groups(int N) { return (N + kLanes - 1) / kLanes; }
 inline int k_groups(int K) { return (K + kGroupK - 1) / kGroupK; }
+inline int small_k_groups(int K) { return (K + kSmallGroupK - 1) / kSmallGroupK; }
 // Bytes between rows of INT8 activations: whole vectors, and zeros past the longest block.
 inline ptrdiff_t q_stride(int K) { return (K + 63) / 64 * 64 + 64; }
 // int32 between rows of sums: the whole row's first, then one for each 128 columns.
@@ -38,9 +41,20 @@ struct Weight {
   int32_t N, K;
   Scaling scaling;
   const void* tiles;
-  const float* scales;
+  const void* scales;  // fp32; of INT4 fp16
 
   bool is_float() const { return kind == kBf16 || kind == kF16; }
+};
+
+// The forms of an activation that the weights reading it need.
+struct Forms {
+  bool int8 = false, starts = false, floats = false;
+
+  Forms& add(const Weight& w) {
+    (w.is_float() ? floats : int8) = true;
+    starts |= w.kind == kInt4;
+    return *this;
+  }
 };
 
 // M rows of activations: as floats, as INT8 with their sums, or both.
@@ -54,6 +68,7 @@ struct Acts {
   const uint8_t* bf16_tiles;  // and x as bf16 [M/16][K/32][16][32]
   const float* x_scale;  // [M]: absmax / 127; x is about q * x_scale
   const int32_t* sums;   // stride sums_stride(K)
+  const int32_t* starts;  // -8 times the sum of each 32 columns, for INT4; stride small_k_groups(K)
 };
 
 // One linear layer, or gate and up together when `second` is set (same N and K then).
@@ -97,6 +112,8 @@ struct Kernels {
   void (*norm_row)(const float* x, const float* weight, float eps, int K, float* y);
   // Per-token INT8. False if the row holds NaN or Inf.
   bool (*quantize_row)(const float* x, int K, int8_t* q, float* x_scale, int32_t* sums);
+  // A row's Acts::starts.
+  void (*start_row)(const int8_t* q, int K, int32_t* starts);
   bool (*finite_row)(const float* x, int K);
   // Row m to its place in Acts::q_tiles and bf16_tiles; null without a tile unit.
   void (*tile_q_row)(const int8_t* q, int m, int K, uint8_t* tiles);

@@ -8,7 +8,7 @@
 #pragma once
 #include <type_traits>
 
-#include "tiles.h"
+#include "int4_tile.h"
 
 namespace TK_NS {
 
@@ -19,12 +19,20 @@ using tk::Weight;
 constexpr int kMaxGroups = 2;  // row groups in an item, at most
 
 inline int blocks_of(const Weight& w) {
-  return w.kind == tk::kTernary5 ? (w.K + 19) / 20 : (w.K + 15) / 16;
+  switch (w.kind) {
+    case tk::kTernary5:
+      return (w.K + 19) / 20;
+    case tk::kInt4:  // of 8 k, in whole groups
+      return tk::small_k_groups(w.K) * 4;
+    default:
+      return (w.K + 15) / 16;
+  }
 }
 inline size_t group_bytes(const Weight& w) {
   switch (w.kind) {
     case tk::kTernary:
     case tk::kTernary5:
+    case tk::kInt4:
       return static_cast<size_t>(blocks_of(w)) * 64;
     case tk::kInt8:
       return static_cast<size_t>(blocks_of(w)) * 256;
@@ -36,13 +44,25 @@ inline const uint8_t* group_tiles(const Weight& w, int group) {
   return static_cast<const uint8_t*>(w.tiles) + group_bytes(w) * static_cast<size_t>(group);
 }
 inline const float* group_scales(const Weight& w, int group) {
-  if (w.is_float()) return nullptr;
+  if (w.is_float() || w.kind == tk::kInt4) return nullptr;
   const int vectors = w.scaling == tk::kByGroup ? tk::k_groups(w.K) : w.scaling == tk::kByRow;
-  return w.scales + static_cast<ptrdiff_t>(group) * vectors * 16;
+  return static_cast<const float*>(w.scales) + static_cast<ptrdiff_t>(group) * vectors * 16;
+}
+inline const uint16_t* small_group_scales(const Weight& w, int group) {
+  if (w.kind != tk::kInt4) return nullptr;
+  return static_cast<const uint16_t*>(w.scales) +
+         static_cast<ptrdiff_t>(group) * tk::small_k_groups(w.K) * 16;
+}
+// Codes that lie packed and are unpacked into a panel where many rows meet them.
+inline bool unpacks(const Weight& w) { return w.kind <= tk::kTernary5 || w.kind == tk::kInt4; }
+// Columns with sums of their own: all of them (0), or as many as share a scale.
+inline int columns_a_sum(const Weight& w) {
+  return w.kind == tk::kInt4 ? tk::kSmallGroupK : w.scaling == tk::kByGroup ? tk::kGroupK : 0;
 }
 // Bytes of one row group unpacked to a byte a code, in whole blocks of 16 k.
 inline size_t panel_bytes(const Weight& w) {
-  const int words = blocks_of(w) * (w.kind == tk::kTernary5 ? 5 : 4);
+  const int words =
+      blocks_of(w) * (w.kind == tk::kTernary5 ? 5 : w.kind == tk::kInt4 ? 2 : 4);
   return static_cast<size_t>((words + 3) / 4) * 256;
 }
 
@@ -139,6 +159,8 @@ inline void store_planes2(C v, uint8_t* out) {
   }
 }
 
+// kSigned: codes of INT4 as the signed weights they stand for, for a tile unit.
+template <bool kSigned = false>
 inline void unpack_panel(const Weight& w, int group, uint8_t* panel) {
   const uint8_t* tiles = group_tiles(w, group);
   const int blocks = blocks_of(w);
@@ -148,6 +170,16 @@ inline void unpack_panel(const Weight& w, int group, uint8_t* panel) {
     if (w.kind == tk::kTernary) {
       store_planes2<0>(v, out);
       out += 256;
+    } else if (w.kind == tk::kInt4) {
+      const C low = nibble<0>(v), high = nibble<1>(v);
+      if constexpr (kSigned) {
+        store_codes(out, less_8(low));
+        store_codes(out + 64, less_8(high));
+      } else {
+        store_codes(out, low);
+        store_codes(out + 64, high);
+      }
+      out += 128;
     } else {
       for (int p = 0; p < 5; ++p, out += 64) store_codes(out, next_trit(v));
     }
@@ -163,8 +195,9 @@ struct Operand {
   Source source;
   const uint8_t* w[R];
   const float* scales[R];
+  const uint16_t* small_scales[R];
   int blocks, K, zero;
-  bool grouped;
+  bool grouped, int4, panel;
   ptrdiff_t skip;
 
   Operand(const Weight* const (&weights)[R], const int (&groups)[R], int M, uint8_t* scratch) {
@@ -175,13 +208,14 @@ struct Operand {
     grouped = first.scaling == tk::kByGroup;
     blocks = first.is_float() ? K : blocks_of(first);
     zero = first.kind == tk::kInt8 ? kInt8Zero : 1;
-    const bool panel = M > kMaxRows && (first.kind == tk::kTernary || first.kind == tk::kTernary5);
+    int4 = first.kind == tk::kInt4;
+    panel = M > kMaxRows && unpacks(first);
     if (panel) {
       source = Source::kSmallBytes;
       blocks = static_cast<int>(panel_bytes(first) / 256);
     } else {
       constexpr Source by_kind[] = {Source::kCodes2, Source::kCodes5, Source::kInt8, Source::kBf16,
-                                    Source::kF16};
+                                    Source::kF16, Source::kSmallBytes};  // INT4: int4_products
       source = by_kind[first.kind];
     }
     for (int r = 0; r < R; ++r) {
@@ -193,6 +227,7 @@ struct Operand {
         w[r] = own;
       }
       scales[r] = group_scales(weight, groups[r]);
+      small_scales[r] = small_group_scales(weight, groups[r]);
     }
   }
 
@@ -232,6 +267,7 @@ struct Operand {
       run_source<R>(source, from, {acts.x + m0 * acts.x_stride, acts.x_stride, false}, M, y);
       return;
     }
+    if (int4) return int4_products(acts, m0, M, y);
     alignas(64) int32_t sums[kMaxRows * R * 16];
     if (!grouped) {
       dots(acts, m0, M, 0, blocks, 0, sums);
@@ -253,6 +289,32 @@ struct Operand {
           const F part = mul(to_float(iload(sums + at)), load(scales[r] + 16 * g));
           store(y + at, add(load(y + at), part));
         }
+    }
+    for (int m = 0; m < M; ++m)
+      for (int r = 0; r < R; ++r) {
+        const int at = (m * R + r) * 16;
+        store(y + at, mul(load(y + at), set1(acts.x_scale[m0 + m])));
+      }
+  }
+
+  void int4_products(const Acts& acts, int m0, int M, float* y) const {
+    Int4Stretch<R> from;
+    for (int r = 0; r < R; ++r) from.w[r] = w[r], from.scales[r] = small_scales[r];
+    from.groups = tk::small_k_groups(K);
+    from.skip = skip;
+    const ptrdiff_t stride = tk::q_stride(K);
+    const bool packed = M == kMaxRows && acts.packed != nullptr;
+    for (int m = 0, rows; m < M; m += rows) {
+      rows = int4_rows(M - m);
+      const int8_t* q =
+          packed ? acts.packed + m0 * stride + m * 4 : acts.q + (m0 + m) * stride;
+      const Int4Rows activations = {q, stride, packed, acts.starts + (m0 + m) * from.groups,
+                                    from.groups};
+      float* out = y + m * R * 16;
+      if (panel)
+        run_int4<true, R>(from, activations, rows, out);
+      else
+        run_int4<false, R>(from, activations, rows, out);
     }
     for (int m = 0; m < M; ++m)
       for (int r = 0; r < R; ++r) {
@@ -313,8 +375,7 @@ void linear_groups(const Linear& linear, const Acts& acts, int group, uint8_t* s
 inline void gated_group(const Linear& linear, const Acts& acts, int group, uint8_t* scratch) {
   const Weight *gate = linear.first, *up = linear.second;
   alignas(64) float y[kMaxRows * 2 * 16], y2[kMaxRows * 16];
-  if (gate->kind == up->kind && (gate->scaling == tk::kByGroup) == (up->scaling == tk::kByGroup) &&
-      kRowGroups == 2) {
+  if (gate->kind == up->kind && columns_a_sum(*gate) == columns_a_sum(*up) && kRowGroups == 2) {
     const Operand<2> both({gate, up}, {group, group}, acts.M, scratch);
     for (int m0 = 0, M; m0 < acts.M; m0 += M) {
       M = tile_rows(acts.M - m0);
@@ -376,7 +437,7 @@ void linear_int_item(const Weight& w, const Acts& acts, int item, int32_t* out, 
 }
 
 size_t linear_scratch(const Weight& w) {
-  return w.kind <= tk::kTernary5 ? kMaxGroups * panel_bytes(w) : 0;
+  return unpacks(w) ? kMaxGroups * panel_bytes(w) : 0;
 }
 
 }  // namespace TK_NS

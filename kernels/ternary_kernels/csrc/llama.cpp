@@ -199,10 +199,10 @@ class Model {
 
   void head(Worker& worker, const Kernels& k, float* logits) {
     const int wanted = static_cast<int>(wanted_.size());
-    const bool floats = spec_.head.is_float();
+    const Forms forms = Forms().add(spec_.head);
     worker.for_each(wanted, 1, [&](int j) {
       const float* x = row(x_, wanted_[static_cast<size_t>(j)], spec_.hidden);
-      if (!acts_->prepare(k, j, wanted, x, spec_.hidden, spec_.norm, spec_.eps, !floats, floats))
+      if (!acts_->prepare(k, j, wanted, x, spec_.hidden, spec_.norm, spec_.eps, forms))
         fail(-1);
     });
     const Linear out = {&spec_.head, nullptr, nullptr, nullptr, kStore, logits, spec_.vocab};
@@ -217,11 +217,11 @@ class Model {
   void prepare(Worker& worker, const Kernels& k, const std::vector<float>& x, int K,
                const float* norm, float eps, std::initializer_list<const Weight*> readers,
                int where) {
-    bool quantize = false, floats = false;
-    for (const Weight* w : readers) (w->is_float() ? floats : quantize) = true;
+    Forms forms;
+    for (const Weight* w : readers) forms.add(*w);
     worker.for_each(rows_, 1, [&](int m) {
       const float* from = x.data() + static_cast<size_t>(m) * static_cast<size_t>(K);
-      if (!acts_->prepare(k, m, rows_, from, K, norm, eps, quantize, floats)) fail(where);
+      if (!acts_->prepare(k, m, rows_, from, K, norm, eps, forms)) fail(where);
     });
   }
 

@@ -13,10 +13,10 @@ using namespace tk;
 
 // Prepares all rows; returns 0 or -(row + 1) of the first bad one.
 int prepare_rows(Worker& worker, const Kernels& k, Activations& acts, const float* x, int M, int K,
-                 const float* norm, float eps, bool quantize, bool floats,
+                 const float* norm, float eps, const Forms& forms,
                  std::atomic<int>& bad_row) {
   worker.for_each(M, 1, [&](int m) {
-    if (acts.prepare(k, m, M, x + static_cast<ptrdiff_t>(m) * K, K, norm, eps, quantize, floats))
+    if (acts.prepare(k, m, M, x + static_cast<ptrdiff_t>(m) * K, K, norm, eps, forms))
       return;
     int seen = bad_row.load();
     while ((seen == 0 || -seen - 1 > m) && !bad_row.compare_exchange_weak(seen, -(m + 1))) {
@@ -58,8 +58,10 @@ TK_API int tk_quantize(const float* x, int M, int K, const float* norm, float ep
   const Kernels& k = kernels();
   Activations acts(M, K);
   std::atomic<int> bad{0};
+  Forms forms;
+  forms.int8 = true;
   Team::instance().run(
-      [&](Worker& worker) { prepare_rows(worker, k, acts, x, M, K, norm, eps, true, false, bad); });
+      [&](Worker& worker) { prepare_rows(worker, k, acts, x, M, K, norm, eps, forms, bad); });
   for (int m = 0; m < M; ++m) {
     __builtin_memcpy(q + static_cast<ptrdiff_t>(m) * K, acts.q() + m * q_stride(K),
                      static_cast<size_t>(K));
@@ -96,12 +98,12 @@ TK_API int tk_linears(const Weight* const* weights, int count, const float* x, i
                       float* const* outs) {
   const Kernels& k = kernels();
   const int K = weights[0]->K;
-  bool quantize = false, floats = false;
-  for (int i = 0; i < count; ++i) (weights[i]->is_float() ? floats : quantize) = true;
+  Forms forms;
+  for (int i = 0; i < count; ++i) forms.add(*weights[i]);
   Activations acts(M, K);
   std::atomic<int> bad{0};
   Team::instance().run([&](Worker& worker) {
-    if (prepare_rows(worker, k, acts, x, M, K, norm, eps, quantize, floats, bad)) return;
+    if (prepare_rows(worker, k, acts, x, M, K, norm, eps, forms, bad)) return;
     for (int i = 0; i < count; ++i)
       run_linear(worker, k,
                  {weights[i], nullptr, biases[i], nullptr, kStore, outs[i], weights[i]->N},
@@ -114,12 +116,11 @@ TK_API int tk_gated(const Weight* gate, const Weight* up, const float* x, int M,
                     float eps, const float* gate_bias, const float* up_bias, int mode, float* out) {
   const Kernels& k = kernels();
   const int K = gate->K;
-  const bool floats = gate->is_float() || up->is_float();
-  const bool quantize = !gate->is_float() || !up->is_float();
+  const Forms forms = Forms().add(*gate).add(*up);
   Activations acts(M, K);
   std::atomic<int> bad{0};
   Team::instance().run([&](Worker& worker) {
-    if (prepare_rows(worker, k, acts, x, M, K, norm, eps, quantize, floats, bad)) return;
+    if (prepare_rows(worker, k, acts, x, M, K, norm, eps, forms, bad)) return;
     run_linear(worker, k, {gate, up, gate_bias, up_bias, static_cast<Mode>(mode), out, gate->N},
                acts.view(k, M, K));
   });

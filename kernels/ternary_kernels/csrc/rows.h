@@ -37,6 +37,14 @@ inline int32_t absmax_bits(const float* x, int K) {
 
 bool finite_row(const float* x, int K) { return absmax_bits(x, K) < kInfinityBits; }
 
+void start_row(const int8_t* q, int K, int32_t* starts) {
+  for (int g = 0; g < tk::small_k_groups(K); ++g, q += tk::kSmallGroupK) {
+    int32_t sum = 0;
+    for (int k = 0; k < tk::kSmallGroupK; ++k) sum += q[k];
+    starts[g] = -8 * sum;
+  }
+}
+
 bool quantize_row(const float* x, int K, int8_t* q, float* x_scale, int32_t* sums) {
   const int32_t bits = absmax_bits(x, K);
   if (bits >= kInfinityBits) return false;
@@ -82,7 +90,7 @@ void embed_row(const Weight& w, int row, float* out) {
   const uint8_t* tiles = group_tiles(w, row / 16);
   const int lane = row % 16;
   if (w.kind == tk::kInt8) {
-    const float scale = w.scales[row];
+    const float scale = static_cast<const float*>(w.scales)[row];
     for (int k = 0; k < w.K; ++k) {
       const int code =
           tiles[static_cast<size_t>(k / 4) * 64 + static_cast<size_t>(lane * 4 + k % 4)];

@@ -4,7 +4,9 @@
 // A: 4 signed activations, the same for all rows.
 // dot_codes(acc, w, x): acc[row] += sum of four w * x for codes 0..2 (or, where kInPlacePlanes,
 // codes shifted by 2, 4 or 6 bits); dot_int8 the same for signed weights stored with 128 added,
-// whose sum is too large by kInt8Zero * sum(x).
+// whose sum is too large by kInt8Zero * sum(x). part_dot sums at most eight times codes 0..15 (or,
+// where kInPlacePlanes, those shifted by 4 bits) between part_start and part_end, which add their
+// argument between them, once.
 //
 // Everything sits in a namespace of its own for each instruction set, and nothing here calls an
 // inline function of the standard library: the linker keeps one copy of each of those, and it

@@ -156,6 +156,21 @@ inline C next_trit(C& rest) {
   const __m256i a = next_trit(rest.a), b = next_trit(rest.b);
   return {a, b};
 }
+template <int p>
+inline C nibble(C v) {
+  const __m256i mask = _mm256_set1_epi8(0x0f);
+  return {_mm256_and_si256(_mm256_srli_epi16(v.a, 4 * p), mask),
+          _mm256_and_si256(_mm256_srli_epi16(v.b, 4 * p), mask)};
+}
+template <int p>
+inline C nibble_in_place(C v) {
+  const __m256i mask = _mm256_set1_epi8(static_cast<char>(0x0f << (4 * p)));
+  return {_mm256_and_si256(v.a, mask), _mm256_and_si256(v.b, mask)};
+}
+inline C less_8(C v) {
+  const __m256i eight = _mm256_set1_epi8(8);
+  return {_mm256_sub_epi8(v.a, eight), _mm256_sub_epi8(v.b, eight)};
+}
 inline A broadcast4(const int8_t* p) {
   int32_t word;
   __builtin_memcpy(&word, p, 4);
@@ -166,6 +181,9 @@ inline I dot_codes(I acc, C w, A x) {
   return {_mm256_dpbusd_avx_epi32(acc.a, w.a, x), _mm256_dpbusd_avx_epi32(acc.b, w.b, x)};
 }
 inline I dot_int8(I acc, C w, A x) { return dot_codes(acc, w, x); }
+inline I part_start(int32_t start) { return iset1(start); }
+inline I part_dot(I acc, C w, A x) { return dot_codes(acc, w, x); }
+inline I part_end(I acc, int32_t) { return acc; }
 #else
 inline __m256i add_pairs(__m256i acc, __m256i words) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
@@ -180,6 +198,16 @@ inline __m256i dot_int8(__m256i acc, __m256i w, __m256i x) {
   return add_pairs(acc, words);
 }
 inline I dot_int8(I acc, C w, A x) { return {dot_int8(acc.a, w.a, x), dot_int8(acc.b, w.b, x)}; }
+// Parts in 16 bits: eight pairs of products reach 8 * 2 * 15 * 128 = 30720.
+inline I part_start(int32_t) { return izero(); }
+inline I part_dot(I acc, C w, A x) {
+  return {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, x)),
+          _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, x))};
+}
+inline I part_end(I acc, int32_t start) {
+  const __m256i from = _mm256_set1_epi32(start);
+  return {add_pairs(from, acc.a), add_pairs(from, acc.b)};
+}
 #endif
 
 }  // namespace TK_NS

@@ -108,6 +108,15 @@ inline C next_trit(C& rest) {
   rest = _mm512_add_epi8(rest, _mm512_add_epi8(rest, rest));
   return digit;
 }
+template <int p>
+inline C nibble(C v) {
+  return _mm512_and_si512(_mm512_srli_epi16(v, 4 * p), _mm512_set1_epi8(0x0f));
+}
+template <int p>
+inline C nibble_in_place(C v) {
+  return _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(0x0f << (4 * p))));
+}
+inline C less_8(C v) { return _mm512_sub_epi8(v, _mm512_set1_epi8(8)); }
 inline A broadcast4(const int8_t* p) {
   int32_t word;
   __builtin_memcpy(&word, p, 4);
@@ -115,5 +124,8 @@ inline A broadcast4(const int8_t* p) {
 }
 inline I dot_codes(I acc, C w, A x) { return _mm512_dpbusd_epi32(acc, w, x); }
 inline I dot_int8(I acc, C w, A x) { return _mm512_dpbusd_epi32(acc, w, x); }
+inline I part_start(int32_t start) { return iset1(start); }
+inline I part_dot(I acc, C w, A x) { return _mm512_dpbusd_epi32(acc, w, x); }
+inline I part_end(I acc, int32_t) { return acc; }
 
 }  // namespace TK_NS

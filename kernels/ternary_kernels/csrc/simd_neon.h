@@ -135,6 +135,19 @@ inline C next_trit(C& rest) {
   }
   return r;
 }
+template <int p>
+inline C nibble(C x) {
+  if constexpr (p == 0) {
+    TK_QUARTERS(C, vandq_u8(x.v[i], vdupq_n_u8(0x0f)));
+  } else {
+    TK_QUARTERS(C, vshrq_n_u8(x.v[i], 4));
+  }
+}
+template <int p>
+inline C nibble_in_place(C x) {
+  return nibble<p>(x);
+}
+inline C less_8(C x) { TK_QUARTERS(C, vsubq_u8(x.v[i], vdupq_n_u8(8))); }
 inline A broadcast4(const int8_t* p) {
   int32_t word;
   __builtin_memcpy(&word, p, 4);
@@ -146,6 +159,9 @@ inline I dot_codes(I acc, C w, A x) {
 inline I dot_int8(I acc, C w, A x) {
   TK_QUARTERS(I, vdotq_s32(acc.v[i], vreinterpretq_s8_u8(veorq_u8(w.v[i], vdupq_n_u8(0x80))), x));
 }
+inline I part_start(int32_t start) { return iset1(start); }
+inline I part_dot(I acc, C w, A x) { return dot_codes(acc, w, x); }
+inline I part_end(I acc, int32_t) { return acc; }
 #undef TK_QUARTERS
 
 }  // namespace TK_NS

@@ -151,6 +151,19 @@ inline C next_trit(C& rest) {
   }
   return r;
 }
+template <int p>
+inline C nibble(C x) {
+  for (uint8_t& code : x.v) code = (code >> (4 * p)) & 15;
+  return x;
+}
+template <int p>
+inline C nibble_in_place(C x) {
+  return nibble<p>(x);
+}
+inline C less_8(C x) {
+  for (uint8_t& code : x.v) code = static_cast<uint8_t>(code - 8);
+  return x;
+}
 inline A broadcast4(const int8_t* p) {
   A r;
   __builtin_memcpy(r.v, p, 4);
@@ -165,5 +178,8 @@ inline I dot_codes(I acc, C w, A x) {
   return acc;
 }
 inline I dot_int8(I acc, C w, A x) { return dot_codes(acc, w, x); }
+inline I part_start(int32_t start) { return iset1(start); }
+inline I part_dot(I acc, C w, A x) { return dot_codes(acc, w, x); }
+inline I part_end(I acc, int32_t) { return acc; }
 
 }  // namespace TK_NS

@@ -3,10 +3,15 @@
 // An item is four row groups of one weight, or two of gate and two of up. Its weights become
 // panels, once for all rows: [K/64][16][64] bytes of codes, or [K/32][16][64] bytes of pairs of
 // bf16. Two-bit and base-3 codes are unpacked, INT8 weights lie in memory as the unit wants them,
-// bf16 rows are paired. Rows of activations come in tiles too (Kernels::tile_q_row). A block of
+// bf16 rows are paired, INT4 codes become signed bytes. Rows of activations come in tiles too (Kernels::tile_q_row). A block of
 // two tiles of rows meets two panels at a time, four products for four loads, and both pairs of
 // panels within kStretch steps, so that half of the activations come from the first-level cache:
 // what bounds the products is the way from the second one.
+//
+// INT4 has a scale for each 32 k, half of what a tile holds: its products are of half tiles, four
+// groups of them at a time into memory, from where vectors scale them and add them up. That keeps
+// the products exact at half of the unit's rate, and the vectors' share takes longer anyway. (Codes
+// times scales as bf16 would need no such pass, and no longer be the numbers of the file.)
 //
 // Integer sums are exact and the scales are applied in the vector kernels' order, so results
 // are theirs to the bit. bf16 weights meet activations rounded to bf16, with float32 sums.
@@ -73,7 +78,10 @@ inline UnitPanel unit_panel(const Weight& w, int group, uint8_t* scratch) {
     }
     __builtin_memset(out, 0, bytes - static_cast<size_t>(out - scratch));
   } else {
-    unpack_panel(w, group, scratch);
+    if (w.kind == tk::kInt4)
+      unpack_panel<true>(w, group, scratch);
+    else
+      unpack_panel(w, group, scratch);
     const size_t used = panel_bytes(w);
     if (used < bytes) __builtin_memset(scratch + used, 0, bytes - used);
   }
@@ -99,22 +107,25 @@ template <int R>
 struct UnitOperand {
   UnitPanel panels[R];
   const float* scales[R];
+  const uint16_t* small_scales[R];
   int32_t zeros[R];
   int K, steps;
-  bool bf16, grouped;
+  bool bf16, grouped, int4;
 
   // Returns what is left of the scratch.
   uint8_t* prepare(const Weight* const (&weights)[R], const int (&groups)[R], uint8_t* scratch) {
     K = weights[0]->K;
     steps = unit_steps(*weights[0]);
     bf16 = weights[0]->is_float();
-    grouped = weights[0]->scaling == tk::kByGroup;
+    int4 = weights[0]->kind == tk::kInt4;
+    grouped = columns_a_sum(*weights[0]) > 0;
     for (int r = 0; r < R; ++r) {
       const Weight& w = *weights[r];
       panels[r] = unit_panel(w, groups[r], scratch);
       scratch += unit_panel_bytes(w);
       zeros[r] = w.kind == tk::kInt8 ? 128 : 1;
       scales[r] = group_scales(w, groups[r]);
+      small_scales[r] = small_group_scales(w, groups[r]);
     }
     return scratch;
   }
@@ -178,6 +189,61 @@ struct UnitOperand {
     return mul(mul(to_float(dot(acts, sums, m0, m, r, 0)), load(scales[r])), x_scale);
   }
 
+  // INT4: the groups' sums of T tiles of rows, scaled and added up as floats.
+  template <int T>
+  void sum_small_groups(const uint8_t* rows, Sums<R>& out) const {
+    constexpr int kTogether = 4;  // groups: 16 KB of sums, and an eighth of the panels' steps
+    constexpr size_t kSums = T * R * kTileBytes;
+    alignas(64) uint8_t sums[kTogether * kSums];
+    const size_t tile_stride = kTileBytes * static_cast<size_t>(steps);
+    const int groups = tk::small_k_groups(K);
+    for (int from = 0; from < groups; from += kTogether) {
+      const int count = least(kTogether, groups - from);
+      for (int i = 0; i < count; ++i) {
+        const int g = from + i;
+        const uint8_t* a = rows + kTileBytes * static_cast<size_t>(g / 2) + g % 2 * 32;
+        const size_t b = kTileBytes / 2 * static_cast<size_t>(g);
+        uint8_t* to = sums + kSums * static_cast<size_t>(i);
+        TileUnit::zero<0>();
+        TileUnit::load<4>(a);
+        TileUnit::load<6>(panels[0].tiles + b);
+        TileUnit::dot_half<0, 4, 6>();
+        if constexpr (R == 2) {
+          TileUnit::zero<1>();
+          TileUnit::load<7>(panels[1].tiles + b);
+          TileUnit::dot_half<1, 4, 7>();
+        }
+        if constexpr (T == 2) {
+          TileUnit::zero<2>();
+          TileUnit::load<5>(a + tile_stride);
+          TileUnit::dot_half<2, 5, 6>();
+          if constexpr (R == 2) {
+            TileUnit::zero<3>();
+            TileUnit::dot_half<3, 5, 7>();
+          }
+        }
+        TileUnit::store<0>(to);
+        if constexpr (R == 2) TileUnit::store<1>(to + kTileBytes);
+        if constexpr (T == 2) TileUnit::store<2>(to + R * kTileBytes);
+        if constexpr (T == 2 && R == 2) TileUnit::store<3>(to + 3 * kTileBytes);
+      }
+      for (int t = 0; t < T; ++t)
+        for (int r = 0; r < R; ++r)
+          add_scaled(sums + (t * R + r) * kTileBytes, kSums, count, small_scales[r] + 16 * from,
+                     from > 0, reinterpret_cast<float*>(out.row(t * kTileRows, r)));
+    }
+  }
+  void sum_small_groups(const Acts& acts, int m0, int M, Sums<R>& out) const {
+    const uint8_t* rows =
+        acts.q_tiles + kTileBytes * static_cast<size_t>(m0 / kTileRows * steps);
+    TileUnit::begin_half();
+    if (M > kTileRows)
+      sum_small_groups<2>(rows, out);
+    else
+      sum_small_groups<1>(rows, out);
+    TileUnit::begin();
+  }
+
   // Where each 128 columns have a scale of their own: their scaled sums, added up as floats.
   void sum_groups(const Acts& acts, int m0, int M, Sums<R>& out) const {
     constexpr int kStep = tk::kGroupK / 64;
@@ -195,6 +261,20 @@ struct UnitOperand {
   }
 
  private:
+  // y[16 rows][16] of a tile: its `count` groups' sums times their scales, in the groups' order.
+  static inline void add_scaled(const uint8_t* sums, size_t stride, int count,
+                                const uint16_t* scales, bool more, float* y) {
+    F own[kTileRows];
+    TK_UNROLL for (int m = 0; m < kTileRows; ++m) own[m] = more ? load(y + 16 * m) : set1(0.0f);
+    for (int i = 0; i < count; ++i) {
+      const F scale = load_f16(scales + 16 * i);
+      const auto* from = reinterpret_cast<const int32_t*>(sums + stride * static_cast<size_t>(i));
+      TK_UNROLL for (int m = 0; m < kTileRows; ++m) own[m] =
+          add(own[m], mul(to_float(iload(from + 16 * m)), scale));
+    }
+    TK_UNROLL for (int m = 0; m < kTileRows; ++m) store(y + 16 * m, own[m]);
+  }
+
   template <int c>
   static inline void begin_sum(bool more, const uint8_t* from) {
     if (more)
@@ -226,7 +306,11 @@ template <int R>
 void sum_block(const UnitOperand<R>* operands, int count, const Acts& acts, int m0, int M,
                Sums<R>* sums) {
   if (!operands[0].grouped) return sum_together(operands, count, acts, m0, M, sums);
-  for (int p = 0; p < count; ++p) operands[p].sum_groups(acts, m0, M, sums[p]);
+  for (int p = 0; p < count; ++p)
+    if (operands[p].int4)
+      operands[p].sum_small_groups(acts, m0, M, sums[p]);
+    else
+      operands[p].sum_groups(acts, m0, M, sums[p]);
 }
 
 // `count` times R row groups of one weight, from `group` on.
@@ -262,7 +346,7 @@ inline void unit_gated_groups(const Linear& linear, const Acts& acts, int group,
                               uint8_t* scratch) {
   const Weight *gate = linear.first, *up = linear.second;
   if (gate->is_float() == up->is_float() &&
-      (gate->scaling == tk::kByGroup) == (up->scaling == tk::kByGroup)) {
+      columns_a_sum(*gate) == columns_a_sum(*up)) {
     UnitOperand<2> operands[kPairs];
     for (int p = 0; p < count; ++p)
       scratch = operands[p].prepare({gate, up}, {group + p, group + p}, scratch);

@@ -4,6 +4,8 @@
 // b the weights of one row group as packing.py lays them: 16 rows of 16 lanes x 4 bytes. So
 //
 //   dot_bytes  c[m][n] += sum over r, i of a[m][4 r + i] * b[r][4 n + i]   a signed, b unsigned
+//   dot_half   the same of both signed, over the 32 k of half tiles (begin_half): a is then 16 rows
+//              of 32 bytes, 64 apart, and b eight rows
 //   dot_bf16   c[m][n] += sum over r, i of a[m][2 r + i] * b[r][2 n + i]   bf16, float32 sums
 //
 // Intel's AMX (TK_TILES_AMX), or a plain C++ model of its instructions (TK_TILES_MODEL), which
@@ -20,13 +22,20 @@ namespace TK_NS {
 // Not the compiler's intrinsics: GCC 12 takes ldtilecfg to read eight bytes and tileloadd to read
 // none, and leaves out the stores before them.
 struct TileUnit {
+  struct alignas(64) Shape {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  };
   static inline void begin() {
-    struct alignas(64) Shape {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    };
-    static const Shape shape;
+    static const Shape shape = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64},
+                                {16, 16, 16, 16, 16, 16, 16, 16}};
+    asm volatile("ldtilecfg %0" : : "m"(shape));
+  }
+  // Rows of activations in 4 and 5, weights in 6 and 7.
+  static inline void begin_half() {
+    static const Shape shape = {1, 0, {}, {64, 64, 64, 64, 32, 32, 64, 64},
+                                {16, 16, 16, 16, 16, 16, 8, 8}};
     asm volatile("ldtilecfg %0" : : "m"(shape));
   }
   static inline void end() { asm volatile("tilerelease" : : : "memory"); }
@@ -54,6 +63,10 @@ struct TileUnit {
     asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
   }
   template <int c, int a, int b>
+  static inline void dot_half() {
+    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
+  }
+  template <int c, int a, int b>
   static inline void dot_bf16() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(b));
   }
@@ -69,7 +82,18 @@ struct TileUnit {
     static thread_local Tile own[8];
     return own;
   }
-  static inline void begin() { __builtin_memset(tiles(), 0xff, 8 * sizeof(Tile)); }
+  static inline bool& half() {
+    static thread_local bool own;
+    return own;
+  }
+  static inline void begin() {
+    __builtin_memset(tiles(), 0xff, 8 * sizeof(Tile));
+    half() = false;
+  }
+  static inline void begin_half() {
+    begin();
+    half() = true;
+  }
   static inline void end() {}
 
   template <int t>
@@ -78,7 +102,12 @@ struct TileUnit {
   }
   template <int t>
   static inline void load(const void* from) {
-    __builtin_memcpy(&tiles()[t], from, sizeof(Tile));
+    if (half() && (t == 4 || t == 5)) {
+      for (int m = 0; m < 16; ++m)
+        __builtin_memcpy(tiles()[t].bytes[m], static_cast<const uint8_t*>(from) + 64 * m, 32);
+      return;
+    }
+    __builtin_memcpy(&tiles()[t], from, half() && t > 5 ? sizeof(Tile) / 2 : sizeof(Tile));
   }
   template <int t>
   static inline void store(void* to) {
@@ -95,6 +124,19 @@ struct TileUnit {
         for (int n = 0; n < 16; ++n)
           sums[n] += static_cast<uint32_t>(x * right.bytes[k / 4][4 * n + k % 4]);
       }
+      __builtin_memcpy(tiles()[c].bytes[m], sums, 64);
+    }
+  }
+  template <int c, int a, int b>
+  static inline void dot_half() {
+    const Tile &left = tiles()[a], &right = tiles()[b];
+    for (int m = 0; m < 16; ++m) {
+      int32_t sums[16];  // 32 products of bytes: far from wrapping
+      __builtin_memcpy(sums, tiles()[c].bytes[m], 64);
+      for (int k = 0; k < 32; ++k)
+        for (int n = 0; n < 16; ++n)
+          sums[n] += static_cast<int8_t>(left.bytes[m][k]) *
+                     static_cast<int8_t>(right.bytes[k / 4][4 * n + k % 4]);
       __builtin_memcpy(tiles()[c].bytes[m], sums, 64);
     }
   }

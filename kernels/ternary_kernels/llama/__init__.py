@@ -28,7 +28,8 @@ Weights (a dict; ``i`` is the layer, N x K of each in brackets, H heads of D, G 
 ``layers.i.ffn_sub_norm``       optional float32 [inter] before ``down``
 ==============================  =====================================================
 
-Every linear may have its own precision: PackedTernary, PackedTernary5, PackedInt8, PackedHalf.
+Every linear may have its own precision: PackedTernary, PackedTernary5, PackedInt4,
+PackedInt8, PackedHalf.
 """
 
 from __future__ import annotations
