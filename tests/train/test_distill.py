@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 from torch.distributions import Categorical, kl_divergence
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from workbench.data.dataset import UNJUDGED, PackedSequences
 from workbench.errors import ConfigError
 from workbench.pilot.sections.train import Distillation, Train
 from workbench.train.arm import FINAL, train_arm
@@ -110,21 +113,45 @@ def test_a_student_comes_closer_to_its_teacher(
     assert rows[term].iloc[-5:].mean() < 0.9 * rows[term].iloc[:5].mean()
 
 
+def answers_of(setup: TrainingSetup) -> TrainingSetup:
+    """As of conversations: sequences with few and with many judged tokens, and some with none."""
+    generator = np.random.default_rng(5)
+    shares = np.repeat(generator.choice([0.0, 0.1, 0.9], len(setup.tokens) // 16 + 1), 16)
+    return replace(setup, judged=generator.random(len(setup.tokens)) < shares[: len(setup.tokens)])
+
+
+@pytest.mark.parametrize("of", [lambda setup: setup, answers_of], ids=["text", "answers"])
 def test_accumulated_batches_have_the_objective_of_one_large_batch(
-    small: SimpleNamespace, teacher: PreTrainedModel, tmp_path: Path
+    small: SimpleNamespace, teacher: PreTrainedModel, tmp_path: Path, of
 ) -> None:
     whole = {"steps": 3, "batch_size": 4, "distillation": BOTH}
     parts = whole | {"batch_size": 1, "gradient_accumulation": 4, "gradient_checkpointing": True}
-    one = train(small, small.make_setup(**whole), tmp_path / "one", teacher)
-    four = train(small, small.make_setup(**parts), tmp_path / "four", teacher)
+    one = train(small, of(small.make_setup(**whole)), tmp_path / "one", teacher)
+    four = train(small, of(small.make_setup(**parts)), tmp_path / "four", teacher)
+    mixture = 0.75 * four["loss"] + 0.25 * 4 * four["teacher_kl"] + 3 * four["relations"]
+    assert four["objective"].to_numpy() == pytest.approx(mixture.to_numpy(), rel=1e-4)
     for column in ("loss", "objective", "teacher_kl", "relations", "grad_norm"):
         assert four[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=2e-3), column
+
+
+def test_the_teacher_is_heard_where_the_loss_counts(
+    small: SimpleNamespace, teacher: PreTrainedModel
+) -> None:
+    setup = answers_of(small.make_setup())
+    batch = [PackedSequences(setup.tokens, 16, 9, 1, judged=setup.judged)[i] for i in range(9)]
+    ids, labels = (torch.stack([item[name] for item in batch]) for name in ("input_ids", "labels"))
+    logits = torch.randn(*ids.shape, teacher.config.vocab_size, generator=torch.manual_seed(1))
+    heard = Teacher(teacher, Distillation(alpha=1.0))
+    got = heard.extra_loss(ids, logits, {}, labels != UNJUDGED)
+    taught = teacher(input_ids=ids).logits
+    each = kl_divergence(Categorical(logits=taught), Categorical(logits=logits))[:, :-1]
+    torch.testing.assert_close(got, each[labels[:, 1:] != UNJUDGED].mean())
 
 
 def test_a_distilled_training_resumes_bit_for_bit(
     small: SimpleNamespace, teacher: PreTrainedModel, tmp_path: Path
 ) -> None:
-    setup = small.make_setup(steps=12, distillation=BOTH)
+    setup = answers_of(small.make_setup(steps=12, distillation=BOTH))
     straight = train(small, setup, tmp_path / "straight", teacher)
     with pytest.raises(small.Stopped):
         train(small, setup, tmp_path / "killed", teacher, stop_at=7)

@@ -23,8 +23,10 @@ from transformers import (
 )
 
 from workbench.check.ternary import check_ternary
-from workbench.data.tokenizer import load_tokenizer
+from workbench.data.conversation import messages_of
+from workbench.data.tokenizer import load_tokenizer, train_tokenizer
 from workbench.errors import ConfigError, StageError
+from workbench.measure.quality import judged_excerpts
 from workbench.pilot.sections.model import Threshold
 from workbench.pilot.sections.train import Train
 from workbench.pilot.spec import Pilot
@@ -180,6 +182,48 @@ def test_the_same_pilot_gives_the_same_figures_bit_for_bit(
     assert again.metric("final_bits_per_byte", arm="ternary") == record.metric(
         "final_bits_per_byte", arm="ternary"
     )
+
+
+def test_conversations_are_learned_and_judged_by_their_answers(
+    small: SimpleNamespace, tmp_path: Path
+) -> None:
+    """The whole stage: both arms, the teacher, what is untrained; and what lacks a template."""
+    tokenizer = train_tokenizer(small.DOCUMENTS, 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+        "{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "words")
+    said = [("user", "assistant"), *((f"f{i}?", d.text) for i, d in enumerate(small.DOCUMENTS))]
+    turns = [
+        {"messages": [{"role": r, "content": c} for r, c in zip(said[0], talk, strict=True)]}
+        for talk in said[1:]
+    ]
+    pilot = make_pilot(
+        small, tmp_path, steps=4, evaluations=1, distillation={"teacher": "full_precision"}
+    )
+    path = tmp_path / "chat.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in turns))
+    given = {"corpus": str(path), "tokenizer": str(tmp_path / "words")}
+    pilot = pilot.model_copy(update={"data": pilot.data.model_copy(update=given)})
+    assert train_qat.check(pilot) == []
+    record = run_stage(pilot, tmp_path / "stage")
+    facts = record.facts["corpus"]
+    assert 0 < facts["answer_tokens"] < facts["training_tokens"]
+    for arm in ("full_precision", "ternary", "post_training"):
+        final = record.metric("final_bits_per_byte", arm=arm)
+        assert "of conversations the answers alone are judged, in nats and in bytes" in final.how
+    judged = judged_excerpts(record.table("heldout"), tokenizer, 16, 9)
+    losses = document_losses(load_dense(record.artefact("full_precision")), tokenizer, judged, 16)
+    answers = [len(messages_of(m)[1]["content"]) for m in judged["messages"]]
+    assert losses["bytes"].tolist() == answers
+    without = pilot.data.model_copy(update={"tokenizer": None})
+    with pytest.raises(ConfigError, match=r"chat template[\s\S]*data.conversations: plain"):
+        train_qat.check(pilot.model_copy(update={"data": without}))
+    plain = without.model_copy(update={"conversations": "plain"})
+    assert train_qat.check(pilot.model_copy(update={"data": plain})) == []
 
 
 def test_more_seeds_say_how_far_their_luck_moves_the_gap(

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from workbench.data.document import Document
 from workbench.data.hub import PREFIX, read_hub
 from workbench.data.python_corpus import python_documents
-from workbench.data.readers import read_path
+from workbench.data.readers import Fields, read_path
 from workbench.errors import ConfigError
 from workbench.pilot.sections.data import Data
 
@@ -34,6 +34,10 @@ class Corpus:
     heldout: list[Document]
     copies: int
     digest: str
+
+    @property
+    def has_conversations(self) -> bool:
+        return any(document.messages for document in (*self.training, *self.heldout))
 
     @property
     def training_bytes(self) -> int:
@@ -61,14 +65,17 @@ def read_corpus(data: Data, seed: int) -> Corpus:
     )
 
 
-def require_documents(data: Data) -> None:
-    """Raise ConfigError unless a local corpus begins with two documents.
+def require_documents(data: Data) -> list[Document]:
+    """The two documents that a local corpus begins with; raises ConfigError without them.
 
     Cheap, for a check before anything starts: it reads no further than them, so damage behind
-    them is found by :func:`read_corpus`. The hub is not asked.
+    them is found by :func:`read_corpus`. The hub is not asked, and python not read.
     """
-    if data.corpus != "python" and not data.corpus.startswith(PREFIX):
-        _require_two(list(islice(_distinct(data, Counter()), 2)), data.corpus)
+    if data.corpus == "python" or data.corpus.startswith(PREFIX):
+        return []
+    first = list(islice(_distinct(data, Counter()), 2))
+    _require_two(first, data.corpus)
+    return first
 
 
 def _distinct(data: Data, texts: Counter[bytes]) -> Iterator[Document]:
@@ -80,13 +87,13 @@ def _distinct(data: Data, texts: Counter[bytes]) -> Iterator[Document]:
     room = data.max_bytes
     for document in _read(data):
         text = _cut(document.text, room)
-        if not text.strip():
-            continue
-        digest = hashlib.sha256(text.encode()).digest()
+        if not text.strip() or (document.messages and len(text) < len(document.text)):
+            continue  # half a conversation is none
+        digest = hashlib.sha256((document.messages or text).encode()).digest()
         texts[digest] += 1
         if texts[digest] > 1:
             continue
-        taken = Document(_unused(document.id, ids), document.source, text)
+        taken = replace(document, id=_unused(document.id, ids), text=text)
         yield taken
         room -= taken.size_bytes
         if room <= 0:
@@ -104,11 +111,12 @@ def _unused(name: str, ids: Counter[str]) -> str:
 
 
 def _read(data: Data) -> Iterator[Document]:
+    fields = Fields(data.text_field, data.messages_field, data.conversations == "plain")
     if data.corpus == "python":
         return python_documents()
     if data.corpus.startswith(PREFIX):
-        return read_hub(data.corpus, data.split, data.text_field)
-    return read_path(Path(data.corpus), data.format, data.text_field)
+        return read_hub(data.corpus, data.split, fields)
+    return read_path(Path(data.corpus), data.format, fields)
 
 
 def _cut(text: str, room: int) -> str:
@@ -149,6 +157,7 @@ def _digest(documents: list[Document], held: set[str]) -> str:
     total = hashlib.sha256()
     for document in documents:
         side = b"heldout" if document.id in held else b"training"
-        for part in (side, document.id.encode("utf-8", "replace"), document.text.encode()):
+        content = (document.messages or document.text).encode()
+        for part in (side, document.id.encode("utf-8", "replace"), content):
             total.update(len(part).to_bytes(8, "big") + part)
     return total.hexdigest()[:16]

@@ -6,13 +6,13 @@ import importlib.util
 from collections.abc import Iterator
 
 from workbench.data.document import Document
-from workbench.data.readers import missing_field, record_text
+from workbench.data.readers import Fields, missing_field
 from workbench.errors import ConfigError
 
 PREFIX = "hf:"
 
 
-def read_hub(name: str, split: str, text_field: str) -> Iterator[Document]:
+def read_hub(name: str, split: str, fields: Fields) -> Iterator[Document]:
     """The documents of ``hf:owner/name``, split ``split``, in the data set's own order.
 
     ``hf:owner/name/config`` chooses one of several configurations.
@@ -28,11 +28,11 @@ def read_hub(name: str, split: str, text_field: str) -> Iterator[Document]:
             "/".join(owner_and_name[:2]), config, split=split, streaming=True
         )
         columns = rows.column_names
-        if columns and text_field not in columns:
-            raise missing_field(text_field, columns, f"corpus {name}")
+        if columns and not {fields.text, fields.messages} & set(columns):
+            raise missing_field(fields, columns, f"corpus {name}")
         for number, row in enumerate(rows, start=1):
-            text = record_text(row, text_field, f"corpus {name}, row {number}")
-            yield Document(str(row.get("id", f"{split}#{number}")), name, text)
+            label = str(row.get("id", f"{split}#{number}"))
+            yield fields.document(row, label, name, f"corpus {name}, row {number}")
     except ConfigError:
         raise
     except Exception as error:  # the hub's client raises errors of half a dozen packages

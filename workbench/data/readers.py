@@ -12,12 +12,14 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workbench.data.conversation import as_lines, conversation, plain_words
 from workbench.data.document import Document
 from workbench.errors import ConfigError
 from workbench.json_lines import LineError, parsed
@@ -40,49 +42,64 @@ FIRST_BYTES = {
 """What a file that is no text turns out to be, and what to do about it."""
 
 
-def read_path(path: Path, file_format: str, text_field: str) -> Iterator[Document]:
+@dataclass(frozen=True)
+class Fields:
+    """Keys or columns that hold a document: its text or, where a row has none, its conversation.
+    plain: a conversation becomes lines of plain text."""
+
+    text: str = "text"
+    messages: str = "messages"
+    plain: bool = False
+
+    def document(self, row: Any, label: str, source: str, where: str) -> Document:
+        """Of one row or JSON object; ConfigError says, behind ``where``, what is wrong with it."""
+        if not isinstance(row, dict):
+            raise ConfigError(
+                f"{where}: got {type(row).__name__}",
+                allowed="one JSON object a line, with the text under " + repr(self.text),
+            )
+        if self.text not in row and self.messages in row:
+            packed = conversation(row, self.messages, where)
+            if self.plain:
+                return Document(label, source, as_lines(packed))
+            return Document(label, source, plain_words(packed), packed)
+        if self.text not in row:
+            raise missing_field(self, list(row), where)
+        text = row[self.text]
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"{where}: {self.text!r} holds {type(text).__name__}, not text",
+                next_step="set data.text_field to the one that holds text, without gaps",
+            )
+        return Document(label, source, text)
+
+
+def read_path(path: Path, file_format: str, fields: Fields) -> Iterator[Document]:
     """The documents of a file or folder.
 
     file_format: ``text``, ``jsonl``, ``parquet``, or ``auto``, which goes by the suffixes.
-    text_field: the key or column that holds the text; plain text has none.
+    fields: of rows; plain text has none.
     Raises ConfigError naming the file (and line) at fault.
     """
     if not path.exists():
         raise ConfigError(f"corpus {shown(path)}: no such file or folder")
     if path.is_file():
-        yield from _read_file(path, path.name, file_format, text_field, alone=True)
+        yield from _read_file(path, path.name, file_format, fields, alone=True)
         return
     files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
     if not files:
         raise ConfigError(f"corpus {shown(path)}: the folder holds no files")
     for file in files:
         inner = file.relative_to(path).as_posix()
-        yield from _read_file(file, inner, file_format, text_field, alone=False)
+        yield from _read_file(file, inner, file_format, fields, alone=False)
 
 
-def record_text(record: Any, text_field: str, where: str) -> str:
-    """The text of one row or JSON object; ConfigError says where it is missing."""
-    if not isinstance(record, dict):
-        raise ConfigError(
-            f"{where}: got {type(record).__name__}",
-            allowed="one JSON object a line, with the text under " + repr(text_field),
-        )
-    if text_field not in record:
-        raise missing_field(text_field, list(record), where)
-    text = record[text_field]
-    if not isinstance(text, str):
-        raise ConfigError(
-            f"{where}: {text_field!r} holds {type(text).__name__}, not text",
-            next_step="set data.text_field to the key that holds the text",
-        )
-    return text
-
-
-def missing_field(text_field: str, available: Iterable[str], where: str) -> ConfigError:
+def missing_field(fields: Fields, available: Iterable[str], where: str) -> ConfigError:
     return ConfigError(
-        f"{where}: no {text_field!r}",
+        f"{where}: neither {fields.text!r} nor {fields.messages!r}",
         allowed="one of " + ", ".join(map(repr, available)),
-        next_step="set data.text_field to the one that holds the text",
+        next_step="set data.text_field to the one that holds the text, or data.messages_field to "
+        "the one that holds conversations",
     )
 
 
@@ -91,7 +108,7 @@ def _hidden(path: Path, root: Path) -> bool:
 
 
 def _read_file(
-    path: Path, name: str, file_format: str, text_field: str, *, alone: bool
+    path: Path, name: str, file_format: str, fields: Fields, *, alone: bool
 ) -> Iterator[Document]:
     suffix = _inner_suffix(path)
     if suffix in SEALED_SUFFIXES:
@@ -103,9 +120,9 @@ def _read_file(
     name = _spellable(name)
     kind = file_format if file_format != "auto" else _kind(suffix)
     if kind == "jsonl":
-        yield from _read_jsonl(path, name, text_field)
+        yield from _read_jsonl(path, name, fields)
     elif kind == "parquet":
-        yield from _read_table(path, name, text_field)
+        yield from _read_table(path, name, fields)
     else:
         yield from _read_text(path, name, alone)
 
@@ -208,13 +225,14 @@ def _pieces(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(piece)
 
 
-def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
+def _read_jsonl(path: Path, name: str, fields: Fields) -> Iterator[Document]:
     with _opened(path) as file:
         try:
             for number, record in parsed(file):
-                text = record_text(record, text_field, f"corpus {shown(path)}, line {number}")
-                label = _spellable(str(record.get("id", f"{name}#{number}")))
-                yield Document(label, name, text)
+                given = record.get("id") if isinstance(record, dict) else None
+                label = _spellable(str(f"{name}#{number}" if given is None else given))
+                where = f"corpus {shown(path)}, line {number}"
+                yield fields.document(record, label, name, where)
         except LineError as error:
             raise ConfigError(
                 f"corpus {shown(path)}, {error}",
@@ -225,58 +243,52 @@ def _read_jsonl(path: Path, name: str, text_field: str) -> Iterator[Document]:
             ) from None
 
 
-def _read_table(path: Path, name: str, text_field: str) -> Iterator[Document]:
+def _read_table(path: Path, name: str, fields: Fields) -> Iterator[Document]:
     where = f"corpus {shown(path)}"
     number = 0
     try:
-        for batch in _batches(path, text_field, where):
-            texts = batch.column(text_field).to_pylist()
-            ids = batch.column("id").to_pylist() if "id" in batch.schema.names else None
-            for index, text in enumerate(texts):
+        for batch in _batches(path, fields, where):
+            for row in batch.to_pylist():
                 number += 1
-                if not isinstance(text, str):
-                    raise ConfigError(
-                        f"{where}, row {number}: {text_field!r} holds {type(text).__name__}",
-                        next_step="set data.text_field to a column of text without gaps",
-                    )
-                label = f"{name}#{number}" if ids is None else str(ids[index])
-                yield Document(label, name, text)
+                label = str(row["id"]) if "id" in row else f"{name}#{number}"
+                yield fields.document(row, label, name, f"{where}, row {number}")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{where}, after row {number}: {text_field!r} is not UTF-8 text: {error.reason}",
+            f"{where}, after row {number}: {fields.text!r} is not UTF-8 text: {error.reason}",
             next_step="write the file again from text that is UTF-8",
         ) from None
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
 
 
-def _batches(path: Path, text_field: str, where: str) -> Iterator[pa.RecordBatch]:
-    """Batches with the column of the text and, if there is one, that of the ids."""
+def _batches(path: Path, fields: Fields, where: str) -> Iterator[pa.RecordBatch]:
+    """Batches with the columns of the document and, if there is one, that of the ids."""
     with path.open("rb") as file:
         if path.suffix.lower() != ".arrow":
             with pq.ParquetFile(file) as table:
-                columns = _columns(table.schema_arrow.names, text_field, where)
+                columns = _columns(table.schema_arrow.names, fields, where)
                 yield from table.iter_batches(batch_size=1024, columns=columns)
             return
         # Arrow has two formats under one suffix; only the file format begins with its name.
         is_file = file.read(6) == b"ARROW1"
         file.seek(0)
         with pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file) as reader:
-            columns = _columns(reader.schema.names, text_field, where)
+            columns = _columns(reader.schema.names, fields, where)
             batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
             for batch in batches:
                 yield batch.select(columns)
 
 
-def _columns(names: list[str], text_field: str, where: str) -> list[str]:
+def _columns(names: list[str], fields: Fields, where: str) -> list[str]:
     """The columns to read; an ``id`` that is there twice names nothing."""
-    if text_field not in names:
-        raise missing_field(text_field, names, where)
-    if names.count(text_field) > 1:
+    taken = next((name for name in (fields.text, fields.messages) if name in names), None)
+    if taken is None:
+        raise missing_field(fields, names, where)
+    if names.count(taken) > 1:
         raise ConfigError(
-            f"{where}: {names.count(text_field)} columns are called {text_field!r}",
+            f"{where}: {names.count(taken)} columns are called {taken!r}",
             allowed="one column with the text",
             next_step="rename the others, or set data.text_field to another column",
         )
-    ids = ["id"] if names.count("id") == 1 and text_field != "id" else []
-    return [text_field, *ids]
+    more = ("id", "tools") if taken == fields.messages else ("id",)
+    return [taken, *(name for name in more if names.count(name) == 1 and name != taken)]

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutput
 
+from workbench.data.document import documents_from
 from workbench.data.tokenizer import sample_counts, window_characters
 from workbench.engine.engine import Engine
 from workbench.files import replacing
@@ -52,10 +53,11 @@ def judged_excerpts(
 ) -> pd.DataFrame:
     """At most ``count`` excerpts of the held-out documents, in the documents' order.
 
-    heldout: columns id, source, text. context: tokens of a training sequence.
-    Returns columns id (``<document>@<first character>``), source, text.
+    heldout: of ``documents_frame``. context: tokens of a training sequence.
+    Returns columns id (``<document>@<first character>``), source, text, and messages where there
+    are conversations.
     """
-    documents = list(heldout.itertuples(index=False))
+    documents = documents_from(heldout)
     counts = sample_counts(tokenizer, list(heldout["text"]))
     return excerpts(documents, window_characters(EXCERPT_WINDOWS * context, *counts), count)
 

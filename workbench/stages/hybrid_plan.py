@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench.data.document import Document
+from workbench.data.document import documents_from
 from workbench.data.tokenizer import load_tokenizer, sample_counts, window_characters
 from workbench.errors import StageError
 from workbench.hybrid.base import Base, units_of
@@ -35,7 +35,7 @@ from workbench.ternary.master import load_master
 from workbench.ternary.packed import load_packed, save_packed
 from workbench.ternary.packed_layers import pack_layer
 from workbench.ternary.policy import PRECISIONS, Precision
-from workbench.train.quality import document_losses, excerpts
+from workbench.train.quality import document_losses, excerpts, what_is_judged
 from workbench.train.quiet import quiet_transformers
 
 HYBRID = "hybrid"
@@ -86,11 +86,7 @@ def _texts(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Pieces of held-out text to choose by and, apart from them, to judge the choice by."""
     heldout = trained.table("heldout")
-    documents = [
-        Document(**row)
-        for row in heldout[["id", "source", "text"]].to_dict("records")
-        if row["text"].strip()
-    ]
+    documents = [document for document in documents_from(heldout) if document.text.strip()]
     if not documents:
         raise StageError(
             "train_qat held out no text to judge layers by",
@@ -291,6 +287,7 @@ def _record_figures(
         precise["nats"], hybrid["nats"], precise["bytes"], groups=documents
     )
     how = f"packed plan against full precision, {len(judging)} held-out pieces not used to choose"
+    how += what_is_judged(judging)
     record.add(loss.metric("hybrid_quality_loss_bits_per_byte", "bits/byte", how))
     size_how = "bytes of the planned linear layers, scales included, over their bytes in bf16"
     record.add(

@@ -54,6 +54,7 @@ from workbench.stages.measure_ab_load import (
     measure_under_load,
 )
 from workbench.stages.metered import StageMeters, stage_meters, trusted
+from workbench.train.quality import what_is_judged
 
 PROMPTS = 16
 """Different prompts of the timed requests, or as many as the largest batch."""
@@ -136,6 +137,7 @@ def _measure(context: StageContext, meters: StageMeters) -> None:
     if not between:
         measure_under_load(context, trained, answers, None, blocks, meters)
     judged = f"{'between the blocks of' if between else 'before'} the load"
+    judged += what_is_judged(heldout)
     record.save_table("power", session.samples())
     energies = trusted(session.energies(), meters.balances)
     record.save_table("energies", energies)

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.data.corpus import Corpus, read_corpus
-from workbench.data.dataset import write_tokens
+from workbench.data.dataset import judged_of, write_tokens
 from workbench.data.document import documents_frame
 from workbench.data.tokenizer import (
     changes_text,
@@ -85,14 +85,18 @@ def run(context: StageContext) -> None:
     corpus = read_corpus(pilot.data, pilot.seed)
     tokenizer = _tokenizer(context, corpus)
     tokens = write_tokens(context.folder / "tokens.npy", tokenizer, corpus.training, progress)
-    progress.note(corpus_summary(corpus, tokens))
+    judged = judged_of(context.folder / "tokens.npy")
+    progress.note(corpus_summary(corpus, tokens, judged))
     record.facts["corpus"] = _corpus_facts(pilot, corpus, tokens, tokenizer)
+    if judged is not None:
+        record.facts["corpus"]["answer_tokens"] = int(judged.sum())
     record.save_table("heldout", documents_frame(corpus.heldout))
     length = pilot.data.sequence_length
     setup = TrainingSetup(
         train=pilot.train,
         seed=pilot.seed,
         tokens=tokens,
+        judged=judged,
         sequence_length=length,
         tokenizer=tokenizer,
         excerpts=heldout_excerpts(corpus, tokens, length, pilot.train.eval_sequences),

@@ -16,6 +16,7 @@ from workbench.ternary import ConversionReport
 from workbench.train.evaluator import Evaluator
 from workbench.train.guard import TABLE as GUARD
 from workbench.train.int8_gradients import LARGEST_ERROR
+from workbench.train.quality import what_is_judged
 
 ONE_TRAINING = (
     "no interval: one training; how long another would take, with the machine in another state, "
@@ -79,6 +80,7 @@ def _record_guard(record: StageRecord, arms: Arms) -> None:
 
 def record_quality(record: StageRecord, losses: dict[str, pd.DataFrame], when: str) -> None:
     """The figure ``final_bits_per_byte`` of each arm; ``when`` it was judged, in words."""
+    when += what_is_judged(record.table("heldout"))
     for arm, frame in losses.items():
         documents = [name.rpartition("@")[0] for name in frame["id"]]
         estimate = bits_per_byte(frame["nats"], frame["bytes"], groups=documents)

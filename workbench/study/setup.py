@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.data.corpus import read_corpus
-from workbench.data.dataset import write_tokens
+from workbench.data.dataset import judged_of, write_tokens
 from workbench.data.tokenizer import load_tokenizer, make_tokenizer
 from workbench.files import replacing
 from workbench.machine.device import choose_device
@@ -35,6 +35,7 @@ def training_setup(arm: StudyArm, folder: Path, progress: Progress) -> TrainingS
         train=train,
         seed=arm.seed,
         tokens=write_tokens(folder / "tokens.npy", tokenizer, ()),
+        judged=judged_of(folder / "tokens.npy"),
         sequence_length=data.sequence_length,
         tokenizer=tokenizer,
         excerpts=held_out.head(train.eval_sequences),
@@ -51,7 +52,7 @@ def _prepare(arm: StudyArm, folder: Path, progress: Progress) -> None:
         made.save_pretrained(partial)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     tokens = write_tokens(folder / "tokens.npy", tokenizer, corpus.training, progress)
-    progress.note(corpus_summary(corpus, tokens))
+    progress.note(corpus_summary(corpus, tokens, judged_of(folder / "tokens.npy")))
     held_out = heldout_excerpts(corpus, tokens, data.sequence_length, MOST_EXCERPTS)
     with replacing(folder / EXCERPTS) as partial:
         held_out.to_parquet(partial, index=False)

@@ -84,13 +84,22 @@ class Teacher:
             for hook in hooks:
                 hook.remove()
 
-    def extra_loss(self, ids_BT: Tensor, logits_BTV: Tensor, states: dict[str, Tensor]) -> Tensor:
+    def extra_loss(
+        self,
+        ids_BT: Tensor,
+        logits_BTV: Tensor,
+        states: dict[str, Tensor],
+        judged_BT: Tensor | None = None,
+        share: Tensor | float = 1.0,
+    ) -> Tensor:
         """What is added to (1 - alpha) times the student's loss on the batch ``ids_BT``.
 
-        logits_BTV, states: of the student, on the same batch.
+        logits_BTV, states: of the student, on the same batch. judged_BT: bool, the tokens that are
+        judged; their predictions alone are compared. None for all. share: what the batch's mean
+        over them counts for, where batches have more and fewer of them.
         """
         section, began = self.section, time.perf_counter()
-        with torch.no_grad(), self.watching(self.model) as own:
+        with torch.no_grad(), self.watching(self.model) as shown:
             teacher_BTV = self.model(input_ids=ids_BT).logits
         if ids_BT.is_cuda:
             self.seconds = None
@@ -98,11 +107,14 @@ class Teacher:
             self.seconds += time.perf_counter() - began
         self.tokens += ids_BT.numel()
         self.batches += 1
-        kl = logits_divergence(logits_BTV[:, :-1], teacher_BTV[:, :-1], section.temperature)
+        own, taught = logits_BTV[:, :-1], teacher_BTV[:, :-1]
+        if judged_BT is not None:
+            own, taught = (each[judged_BT[:, 1:]].unsqueeze(0) for each in (own, taught))
+        kl = share * logits_divergence(own, taught, section.temperature)
         self.kl = self.kl + kl.detach()
         extra = section.alpha * section.temperature**2 * kl
         if self.uses_relations:
-            relations = self._relations(states, own)
+            relations = self._relations(states, shown)
             self.relations = self.relations + relations.detach()
             extra = extra + section.attention_weight * relations
         return extra

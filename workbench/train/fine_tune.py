@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from workbench.data.corpus import read_corpus
-from workbench.data.dataset import write_tokens
+from workbench.data.dataset import judged_of, write_tokens
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, reason_of
 from workbench.pilot.sections.data import Data
@@ -87,6 +87,9 @@ def fine_tune_lora(
         tokenizer = load_tokenizer(str(tokenizer))
     tokens = write_tokens(folder / "tokens.npy", tokenizer, documents.training, progress)
     excerpts = heldout_excerpts(documents, tokens, sequence_length, section.eval_sequences)
-    setup = TrainingSetup(section, seed, tokens, sequence_length, tokenizer, excerpts)
+    judged = judged_of(folder / "tokens.npy")
+    setup = TrainingSetup(
+        section, seed, tokens, sequence_length, tokenizer, excerpts, judged=judged
+    )
     evaluator = train_lora(model, setup, folder / "training", progress)
     return evaluator.telemetry.frame("evaluations")

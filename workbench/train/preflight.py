@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
+from workbench.data.chat import chat_tokens, no_template
 from workbench.data.corpus import require_documents
+from workbench.data.document import Document
 from workbench.data.hub import PREFIX, require_datasets
 from workbench.data.tokenizer import load_tokenizer, tokenizer_name, vocabulary_size
 from workbench.errors import ConfigError
@@ -42,9 +44,10 @@ def require_trainable(pilot: Pilot) -> None:
     _require_phases_fit(pilot)
     if data.corpus.startswith(PREFIX):
         require_datasets(data.corpus)
-    require_documents(data)
+    first = require_documents(data)
     with quiet_transformers():
         _require_model(pilot)
+        _require_conversations(pilot, first)
 
 
 def plan_memory(pilot: Pilot, device: DeviceName, say: Callable[[str], None]) -> None:
@@ -112,6 +115,19 @@ def _require_phases_fit(pilot: Pilot) -> None:
             f"warmup.share {shares[1]:g} and threshold.share {shares[2]:g} exceed 1 together",
             next_step="lower one of them",
         )
+
+
+def _require_conversations(pilot: Pilot, first: list[Document]) -> None:
+    """The corpus begins with conversations that the tokenizer's template can write."""
+    conversations = [document for document in first if document.messages]
+    name = tokenizer_name(pilot.data, pilot.model.checkpoint)
+    if not conversations or (name and name.startswith(PREFIX)):
+        return  # what lies on the Hub is seen when it is loaded
+    if name is None:
+        raise no_template(f"corpus {pilot.data.corpus}")
+    tokenizer = load_tokenizer(name)
+    for document in conversations:
+        chat_tokens(tokenizer, document.messages, f"conversation {document.id}")
 
 
 def _require_model(pilot: Pilot) -> None:

@@ -6,13 +6,17 @@ change, so models with different tokenizers stay comparable. A document longer t
 context is judged in windows that do not overlap, each token once: a little pessimistic at
 the beginning of a window, and the same for every arm.
 
+Of a conversation the answers alone are judged, each with the token that ends the turn, and the
+bytes are those of the answers: what is asked is read and not counted.
+
 Shapes: B windows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -20,8 +24,10 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from workbench.data.document import Document
-from workbench.data.tokenizer import document_start, encode
+from workbench.data.conversation import beginning
+from workbench.data.dataset import UNJUDGED, document_tokens
+from workbench.data.document import Document, documents_frame, documents_from
+from workbench.data.tokenizer import document_start
 
 LOGITS_AT_ONCE = 1 << 24
 """Elements of the logits of one forward pass; 64 MiB in float32."""
@@ -36,13 +42,19 @@ def document_losses(
     """The loss of each document.
 
     model: called as ``model(input_ids=[B, T]).logits`` -> ``[B, T, V]``, causal.
-    documents: columns id, source, text.
+    documents: columns id, source, text, and messages where there are conversations.
     context: tokens a window may hold.
-    Returns one row a document, in the same order: id, source, nats, bytes, tokens.
+    Returns one row a document, in the same order: id, source, nats, bytes, tokens; the last three
+    of what is judged.
     """
-    token_lists = encode(tokenizer, list(documents["text"]))
-    windows = _windows(token_lists, document_start(tokenizer), context)
-    nats = np.zeros(len(token_lists))
+    found = list(document_tokens(tokenizer, documents_from(documents)))
+    start = document_start(tokenizer)
+    windows = [
+        (place, window)
+        for place, (ids, judged, _) in enumerate(found)
+        for window in _windows(ids, judged, start, context)
+    ]
+    nats = np.zeros(len(found))
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
@@ -59,8 +71,8 @@ def document_losses(
             "id": list(documents["id"]),
             "source": list(documents["source"]),
             "nats": nats,
-            "bytes": [len(text.encode()) for text in documents["text"]],
-            "tokens": [len(ids) for ids in token_lists],
+            "bytes": [size_bytes for *_, size_bytes in found],
+            "tokens": [len(ids) if judged is None else judged.sum() for ids, judged, _ in found],
         }
     )
 
@@ -75,51 +87,72 @@ def bits_per_byte(losses: pd.DataFrame) -> float:
 
 def excerpts(documents: Sequence[Document], characters: int, count: int) -> pd.DataFrame:
     """At most ``count`` pieces of about ``characters``: the first of each document, then the
-    second of each, and so on, so that few pieces still come from many documents.
+    second of each, and so on, so that few pieces still come from many documents. A conversation
+    has one piece, which ends with an answer.
 
-    Columns id, source, text; the id says where the piece begins.
+    Columns id, source, text, and messages where there are conversations; the id says where the
+    piece begins.
     """
-    rows: list[tuple[str, str, str]] = []
+    pieces: list[Document] = []
     begin = 0
     longest = max(len(document.text) for document in documents)
-    while begin < longest and len(rows) < count:
-        rows += [
-            (f"{d.id}@{begin}", d.source, d.text[begin : begin + characters])
-            for d in documents
-            if d.text[begin : begin + characters].strip()
-        ]
+    while begin < longest and len(pieces) < count:
+        for document in documents:
+            text = document.text[begin : begin + characters]
+            if not text.strip() or (begin and document.messages):
+                continue
+            messages = document.messages and beginning(document.messages, characters)
+            name = f"{document.id}@{begin}"
+            pieces.append(replace(document, id=name, text=text, messages=messages))
         begin += characters
-    return pd.DataFrame(rows[:count], columns=["id", "source", "text"], dtype=object)
+    return documents_frame(pieces[:count])
 
 
-Window = tuple[int, list[int]]
-"""Index of the document, and T + 1 token ids: T inputs and, shifted by one, T targets."""
+def what_is_judged(documents: pd.DataFrame) -> str:
+    """In words, for a figure's ``how``: "" where all of the text is."""
+    if "messages" not in documents:
+        return ""
+    return "; of conversations the answers alone are judged, in nats and in bytes"
 
 
-def _windows(token_lists: list[list[int]], start: int, context: int) -> list[Window]:
-    windows = []
-    for document, ids in enumerate(token_lists):
-        stream = [start, *ids]
-        for begin in range(0, len(ids), context):
-            windows.append((document, stream[begin : begin + context + 1]))
-    return windows
+Window = tuple[list[int], list[int]]
+"""T inputs and, shifted by one, T targets, :data:`UNJUDGED` where a token is not judged."""
 
 
-def _batches(windows: list[Window], context: int, vocab_size: int) -> list[list[Window]]:
+def _windows(
+    ids: list[int], judged: np.ndarray | None, start: int | None, context: int
+) -> Iterator[Window]:
+    """Those with anything to judge."""
+    targets = ids if judged is None else np.where(judged, ids, UNJUDGED).tolist()
+    if judged is not None and ids[:1] == [start]:  # the template has it already
+        inputs, targets = ids[:-1], targets[1:]
+    else:
+        inputs = [start, *ids[:-1]]
+    for begin in range(0, len(targets), context):
+        window = targets[begin : begin + context]
+        if judged is None or any(target != UNJUDGED for target in window):
+            yield inputs[begin : begin + context], window
+
+
+Placed = tuple[int, Window]
+"""A window and the index of its document."""
+
+
+def _batches(windows: list[Placed], context: int, vocab_size: int) -> list[list[Placed]]:
     """Windows of like length together, so that little is padded."""
     rows = max(1, LOGITS_AT_ONCE // (context * vocab_size))
-    ordered = sorted(windows, key=lambda window: len(window[1]))
+    ordered = sorted(windows, key=lambda placed: len(placed[1][0]))
     return [ordered[begin : begin + rows] for begin in range(0, len(ordered), rows)]
 
 
-def _window_nats(model: torch.nn.Module, batch: list[Window], device: torch.device) -> list[float]:
+def _window_nats(model: torch.nn.Module, batch: list[Placed], device: torch.device) -> list[float]:
     """Nats of each window. Padding stands to the right, where a causal model cannot see it."""
-    longest = max(len(ids) for _, ids in batch) - 1
+    longest = max(len(inputs) for _, (inputs, _) in batch)
     inputs_BT = torch.zeros(len(batch), longest, dtype=torch.long)
-    targets_BT = torch.full((len(batch), longest), -100)  # -100: not counted
-    for row, (_, ids) in enumerate(batch):
-        inputs_BT[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-        targets_BT[row, : len(ids) - 1] = torch.tensor(ids[1:])
+    targets_BT = torch.full((len(batch), longest), UNJUDGED)
+    for row, (_, (inputs, targets)) in enumerate(batch):
+        inputs_BT[row, : len(inputs)] = torch.tensor(inputs)
+        targets_BT[row, : len(targets)] = torch.tensor(targets)
     logits_BTV = model(input_ids=inputs_BT.to(device)).logits.float()
     lost_BT = F.cross_entropy(
         logits_BTV.flatten(0, 1), targets_BT.to(device).flatten(), reduction="none"

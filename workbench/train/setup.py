@@ -23,7 +23,8 @@ from workbench.train.quality import excerpts
 class TrainingSetup:
     """What both arms have in common.
 
-    tokens: all training tokens, one dimension. sequence_length: tokens of the training sequences
+    tokens: all training tokens, one dimension. judged: bool, which of them are learned; None for
+    all. sequence_length: tokens of the training sequences
     and of the windows that are evaluated. excerpts: held-out text, columns id, source, text.
     new_norms: the ternary arm has untrained norms in pretrained layers; see the schedule.
     device: what trains; without one the GPU that torch can use, else the CPU.
@@ -36,6 +37,7 @@ class TrainingSetup:
     tokenizer: PreTrainedTokenizerBase
     excerpts: pd.DataFrame
     new_norms: bool = False
+    judged: np.ndarray | None = None
     device: DeviceName = field(default_factory=lambda: choose_device("auto").name)
 
     def first_sequences(self, most: int) -> torch.Tensor:
@@ -51,15 +53,23 @@ def heldout_excerpts(
     """At most ``count`` pieces of the held-out documents, each of about ``sequence_length`` tokens.
 
     tokens: of ``corpus.training``; they tell how many characters a token has.
-    Columns id, source, text.
+    Columns id, source, text, and messages where there are conversations.
     """
     characters = sum(len(document.text) for document in corpus.training)
     piece = window_characters(sequence_length, characters, len(tokens))
     return excerpts(corpus.heldout, piece, count)
 
 
-def corpus_summary(corpus: Corpus, tokens: np.ndarray) -> str:
-    return (
+def corpus_summary(corpus: Corpus, tokens: np.ndarray, judged: np.ndarray | None = None) -> str:
+    """judged: as in :class:`TrainingSetup`."""
+    text = (
         f"{len(corpus.training)} documents to learn from ({corpus.training_bytes / 1e6:.1f} MB, "
         f"{len(tokens):,} tokens), {len(corpus.heldout)} held out"
     )
+    if judged is not None:
+        answers = int(judged.sum())
+        text += (
+            f"; conversations are learned by their answers alone: {answers:,} of the tokens "
+            f"({answers / len(tokens):.0%}), a turn's end included"
+        )
+    return text

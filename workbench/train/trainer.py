@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from workbench.data.dataset import UNJUDGED
 from workbench.errors import ConfigError
 from workbench.machine.device import DeviceName
 from workbench.pilot.problems import did_you_mean
@@ -208,20 +209,37 @@ class ArmTrainer(Trainer):
     ) -> Any:
         """The model's own loss, mixed with the teacher's where there is one.
 
-        The model divides its loss by the tokens of all micro-batches (``num_items_in_batch``);
-        they are equally long, so the mean over one, divided by their number, is the same.
+        The model divides its loss by the judged tokens of all micro-batches
+        (``num_items_in_batch``). Where all are judged the batches are equally long, so the mean
+        over one, divided by their number, is the same; else each counts by its judged tokens.
         """
         if self.teacher is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with self.teacher.watching(self.model) as states:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.loss_sum = self.loss_sum + loss.detach()
+        judged_BT, share = self._judged(inputs["labels"], num_items_in_batch)
         with self.accelerator.autocast():
-            extra = self.teacher.extra_loss(inputs["input_ids"], outputs.logits, states)
+            extra = self.teacher.extra_loss(
+                inputs["input_ids"], outputs.logits, states, judged_BT, share
+            )
         if num_items_in_batch is not None and self.model_accepts_loss_kwargs:
             extra = extra / self.current_gradient_accumulation_steps
         loss = (1 - self.teacher.section.alpha) * loss + extra
         return (loss, outputs) if return_outputs else loss
+
+    def _judged(
+        self, labels_BT: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | float]:
+        """(which labels count, None for all; how much the batch's mean over them counts for, over
+        an equal share of all batches of the step)."""
+        if getattr(self.train_dataset, "judged", None) is None:
+            return None, 1.0
+        judged_BT = labels_BT != UNJUDGED
+        if num_items_in_batch is None or not self.model_accepts_loss_kwargs:
+            return judged_BT, 1.0
+        batches = self.current_gradient_accumulation_steps * self.args.world_size
+        return judged_BT, judged_BT[:, 1:].sum() * batches / num_items_in_batch
 
     def _average_sums(self, teacher: Teacher) -> None:
         """What each process has summed over its own batches becomes the mean over all of them."""

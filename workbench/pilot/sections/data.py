@@ -21,6 +21,18 @@ class Data(Section):
         "auto", description="of the corpus; auto tells it from the file's ending"
     )
     text_field: str = Field("text", description="column or key that holds a document's text")
+    messages_field: str = Field(
+        "messages",
+        min_length=1,
+        description="column or key that holds a conversation (OpenAI's form: role and content, "
+        "also tool_calls), read where there is no text_field; its answers alone are learned and "
+        "judged",
+    )
+    conversations: Literal["template", "plain"] = Field(
+        "template",
+        description="written by the tokenizer's chat template; plain: as lines of plain text, "
+        "all of which is learned and judged",
+    )
     split: str = Field("train", description="split of a Hugging Face data set")
     max_bytes: Count = Field(16_000_000, description="UTF-8 bytes taken at most")
     holdout_share: float = Field(0.06, gt=0, lt=0.5, description="share of documents held out")
