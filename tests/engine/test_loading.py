@@ -59,20 +59,21 @@ def packed(tmp_path: Path) -> Path:
         **report.precisions,
         "model.layers.1.mlp.down_proj": "int8",
         "model.layers.1.self_attn.v_proj": "high_precision",
+        "model.layers.1.mlp.up_proj": "int4",
     }
-    model.set_submodule(
-        "model.layers.1.mlp.down_proj", torch.nn.Linear(128, 64, bias=False), strict=True
-    )
+    for name, (K, N) in (("down", (128, 64)), ("up", (64, 128))):
+        plain = torch.nn.Linear(K, N, bias=False)
+        model.set_submodule(f"model.layers.1.mlp.{name}_proj", plain, strict=True)
     save_packed(model, tmp_path / "packed", precisions, ThresholdVersion())
     return tmp_path / "packed"
 
 
-def test_a_packed_folder_with_three_precisions(packed: Path) -> None:
+def test_a_packed_folder_with_four_precisions(packed: Path) -> None:
     wanted = logits_of(load_packed(packed))
     with Engine.load(packed, kv_dtype="float32") as engine:
         kinds = {name: w.kind for name, w in engine.core.weights.items() if hasattr(w, "kind")}
         assert kinds["layers.0.down"] == "ternary" and kinds["layers.1.down"] == "int8"
-        assert kinds["layers.1.v"] == "half"
+        assert kinds["layers.1.v"] == "half" and kinds["layers.1.up"] == "int4"
         assert kinds["embed"] == "int8" and "head" not in kinds
         assert error(engine.logits(TOKENS), wanted) < 2e-2
 

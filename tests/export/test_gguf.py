@@ -8,17 +8,18 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from ternary_kernels.quantizers import quantize_int4
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 from workbench.check.ternary import check_ternary
 from workbench.errors import ConfigError
-from workbench.export.blocks import TERNARY_TYPES, q8_0, ternary_blocks
+from workbench.export.blocks import TERNARY_TYPES, q4_0, q8_0, ternary_blocks
 from workbench.export.gguf_file import Written, write_gguf
 from workbench.export.parts import dense, matrices, vectors
 from workbench.pilot.sections.model import Policy
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.packed import load_packed, save_packed
-from workbench.ternary.packed_layers import PackedTernaryLinear
+from workbench.ternary.packed_layers import Int4Linear, PackedTernaryLinear
 
 LLAMA_CPP_TYPES = [name for name, kind in TERNARY_TYPES.items() if not kind.one_scale]
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -65,6 +66,12 @@ def test_int8_rows_keep_their_values() -> None:
     values = np.random.default_rng(0).integers(-127, 128, (5, 96)).astype(np.int8)
     scale = np.float32([0.5, 0.25, 1, 2, 0.125])
     np.testing.assert_array_equal(decoded(q8_0(values, scale), "Q8_0"), values * scale[:, None])
+
+
+def test_int4_is_q4_0_to_the_bit() -> None:
+    layer = Int4Linear.from_values(*quantize_int4(torch.randn(6, 96)))
+    rows = q4_0(layer.values().numpy(), layer.scale.numpy())
+    np.testing.assert_array_equal(decoded(rows, "Q4_0"), layer.dequantize())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

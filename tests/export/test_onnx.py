@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from ternary_kernels import PackedInt4
 
 from workbench.check.ternary import check_ternary
 from workbench.engine.engine import Engine
@@ -14,8 +16,8 @@ from workbench.errors import ConfigError
 from workbench.export import onnx_file
 from workbench.export.onnx_file import WrittenOnnx, require_onnx, write_onnx
 from workbench.export.parts import matrices
+from workbench.ternary.nbits import int4_matrix, read_matrices, unpacked
 from workbench.ternary.nbits import packed as packed_codes
-from workbench.ternary.nbits import read_matrices, unpacked
 from workbench.ternary.packed import load_packed
 from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
 
@@ -138,6 +140,14 @@ def test_every_code_and_scale_is_read_back(packed, granularity: str, bits: int) 
             # the same bytes as in the packed folder
             flat = found[name].codes.reshape(module.out_features, -1)
             np.testing.assert_array_equal(flat, module.codes.numpy())
+
+
+def test_int4_keeps_its_values_and_scales() -> None:
+    weight = PackedInt4.from_float(torch.randn(6, 70))
+    matrix = int4_matrix(weight)
+    np.testing.assert_array_equal(matrix.values(), weight.values().numpy())
+    np.testing.assert_array_equal(matrix.scale, weight.scale.float().numpy())
+    assert (matrix.bits, matrix.block) == (4, 32)
 
 
 def test_an_int8_embedding_is_the_head_once(packed) -> None:

@@ -27,8 +27,8 @@ from workbench.serve.tuning import Searched, Setting
 from workbench.stages import report
 from workbench.stages.context import StageContext
 
-ARMS = ("full_precision", "ternary", "post_training", "int8")
-SPEED = {"full_precision": 1.0, "ternary": 1.9, "post_training": 1.9, "int8": 1.4}
+ARMS = ("full_precision", "ternary", "post_training", "int8", "int4")
+SPEED = {"full_precision": 1.0, "ternary": 1.9, "post_training": 1.9, "int8": 1.4, "int4": 1.7}
 CLASSES = ("interactive_1", "interactive_512")
 GATES = """
     - {metric: lost_requests, at_most: 0, on_fail: stop, why: a rollback must not lose a request}
@@ -238,7 +238,13 @@ def _train_qat(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
 
 
 def _measure_ab(record: StageRecord, draw: np.random.Generator, energy: bool) -> None:
-    bits = {"full_precision": 1.62, "ternary": 1.69, "post_training": 3.9, "int8": 1.625}
+    bits = {
+        "full_precision": 1.62,
+        "ternary": 1.69,
+        "post_training": 3.9,
+        "int8": 1.625,
+        "int4": 1.65,
+    }
     for arm in ARMS:
         trained = {"arm": arm, "source": "trained"}
         _around(record, draw, "bits_per_byte", bits[arm], "bits/byte", 64, **trained)

@@ -19,7 +19,13 @@ from workbench.runner.pilot_run import run_pilot, write_report
 from workbench.stages.keys import stage_key
 
 WATTS = {"full_precision": 420.0, "ternary": 300.0, "full_precision_again": 420.0}
-LOAD_WATTS = {"full_precision": 400.0, "ternary": 320.0, "post_training": 330.0, "int8": 350.0}
+LOAD_WATTS = {
+    "full_precision": 400.0,
+    "ternary": 320.0,
+    "post_training": 330.0,
+    "int8": 350.0,
+    "int4": 340.0,
+}
 IDLE_W = 180.0
 TURN_S = 30.0
 BEGAN_S = 1_772_438_400.0

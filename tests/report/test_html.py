@@ -180,6 +180,7 @@ def test_arms_stand_together_under_the_same_conditions(shared_run) -> None:
     group = next(g for g in latency.groups if g.title == "Latency of a request")
     assert [row.of.split(",")[0] for row in group.rows] == [
         "full precision", "ternary", "post-training ternary", "INT8 without training",
+        "INT4 without training",
     ] * 2  # fmt: skip
     assert all(row.mark and latency.hows[row.mark] for row in group.rows)
     assert not any("switch" in row.of for g in latency.groups for row in g.rows)

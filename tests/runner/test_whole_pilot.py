@@ -185,7 +185,7 @@ def test_every_arm_ends_where_its_tokenizer_s_documents_end(undisturbed) -> None
     folder = only_run(undisturbed).folder / "stages" / "train_qat"
     tokenizer = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())
     ends = {token["id"] for token in tokenizer["added_tokens"]}
-    for arm in ("full_precision", "ternary", "int8", "post_training"):
+    for arm in ("full_precision", "ternary", "int8", "int4", "post_training"):
         for name in ("config.json", "generation_config.json"):
             file = folder / arm / name
             assert not file.exists() or json.loads(file.read_text())["eos_token_id"] in ends, file

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from ternary_kernels.quantizers import quantize_int4
 from torch import nn
 
 from workbench.check.ternary import check_ternary
@@ -71,7 +72,7 @@ def test_native_and_torch_paths_agree(monkeypatch, granularity, shape) -> None:
     linear = nn.Linear(shape[1], shape[0])
     version = ThresholdVersion(granularity=granularity)
     x = torch.randn(2, 3, shape[1])
-    for precision in ("ternary", "int8"):
+    for precision in ("ternary", "int8", "int4"):
         native = pack_layer(linear, precision, version)(x)
         with monkeypatch.context() as patch:
             patch.setattr(packed_layers, "_runs_natively", lambda *_: False)
@@ -89,6 +90,28 @@ def test_int8_tables_stay_close_and_stay_tied(llama, ids, tmp_path) -> None:
     assert (logits(loaded, ids) - expected).norm() < 0.03 * expected.norm()
     tensors = load_file(tmp_path / "p" / "model.safetensors")
     assert not any(name.startswith("lm_head") for name in tensors)
+
+
+def test_int4_layers_come_back_as_the_design_has_them(llama, ids, tmp_path) -> None:
+    weight = llama.get_submodule(Q0).weight.detach()
+    layers = [name for name, _ in llama.named_modules() if name.endswith("_proj")]
+    save_packed(llama, tmp_path / "p", dict.fromkeys(layers, "int4"), VERSION)
+    loaded, tensors = load_packed(tmp_path / "p"), load_file(tmp_path / "p" / "model.safetensors")
+    values, scale = quantize_int4(weight)
+    stored = tensors[f"{Q0}.int4"]
+    assert stored.dtype == torch.uint8 and stored.shape == (48, 24)
+    for k in (0, 1, 31, 47):
+        assert torch.equal((stored[:, k // 2] >> 4 * (k % 2) & 15).to(torch.int8) - 8, values[:, k])
+    assert torch.equal(tensors[f"{Q0}.scale"], scale) and scale.dtype == torch.float16
+    assert torch.equal(loaded.get_submodule(Q0).values(), values)
+    expected = logits(llama, ids)
+    assert (logits(loaded, ids) - expected).norm() < 0.2 * expected.norm()
+    change(tmp_path / "p", lambda t: t.update({f"{Q0}.scale": scale.float()}))
+    with pytest.raises(ConfigError, match=r"q_proj\.scale is torch.float32 \[48, 2\]"):
+        load_packed(tmp_path / "p")
+    change(tmp_path / "p", lambda t: t.update({f"{Q0}.scale": scale / 0}))
+    with pytest.raises(ConfigError, match=r"scale holds a value that is not finite"):
+        load_packed(tmp_path / "p")
 
 
 def test_the_file_is_what_the_design_says(llama, tmp_path) -> None:
@@ -295,7 +318,8 @@ def test_nothing_is_overwritten_when_writing_fails(llama, tmp_path, monkeypatch)
     ("precisions", "message"),
     [
         ({"model.layers.0.self_attn.qproj": "ternary"}, "did you mean"),
-        ({Q0: "int4"}, "'int4'"),
+        ({Q0: "int3"}, "'int3'"),
+        ({"model.embed_tokens": "int4", "lm_head": "int4"}, "is an embedding"),
         ({"model.embed_tokens": "ternary", "lm_head": "ternary"}, "is an embedding"),
         ({"model.embed_tokens": "int8"}, "lm_head high_precision"),
     ],

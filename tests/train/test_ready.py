@@ -88,7 +88,7 @@ def test_a_ready_model_is_the_ternary_arm_and_nothing_is_trained(
     assert train_qat.check(pilot) == [] and measure_ab.check(pilot) == []
     record = stage(train_qat, pilot, tmp_path / "train")
     assert set(record.artefacts) == {
-        "tokenizer", "full_precision", "int8", "post_training", "ternary",
+        "tokenizer", "full_precision", "int8", "int4", "post_training", "ternary",
     }  # fmt: skip
     assert check_ternary(record.artefact("ternary")).ok
     ours, theirs = (load_packed(f) for f in (record.artefact("ternary"), models.folder / "packed"))
@@ -145,7 +145,7 @@ def test_a_checkpoint_as_it_came_is_an_arm_beside_what_was_trained_from_it(
     del values["measure_ab"]["arms"]
     pilot = Pilot(**values)
     assert pilot.measure_ab.own_arms == [
-        "full_precision", "ternary", "post_training", "int8", "checkpoint",
+        "full_precision", "ternary", "post_training", "int8", "int4", "checkpoint",
     ]  # fmt: skip
     record = stage(train_qat, pilot, tmp_path / "train")
     came, trained, before = (

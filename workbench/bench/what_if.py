@@ -30,7 +30,7 @@ from workbench.report.one_off import one_offs
 NAME = "what_if_ms"
 REPEATS = 50
 ARMS = {"full_precision": (0.9, 700.0), "ternary": (0.6, 650.0), "post_training": (0.6, 650.0),
-        "int8": (0.7, 680.0)}  # fmt: skip
+        "int8": (0.7, 680.0), "int4": (0.62, 660.0)}  # fmt: skip
 """Seconds of a machine for a request, and watts."""
 
 

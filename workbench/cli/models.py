@@ -46,7 +46,9 @@ def export(
         ),
     ],
     arm: Annotated[
-        Literal["hybrid", "ternary", "post_training", "int8", "full_precision", "checkpoint"]
+        Literal[
+            "hybrid", "ternary", "post_training", "int8", "int4", "full_precision", "checkpoint"
+        ]
         | None,
         typer.Option(help="which of a run's models", show_default="hybrid"),
     ] = None,

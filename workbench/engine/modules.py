@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from ternary_kernels import PackedHalf, PackedInt8, PackedWeight
+from ternary_kernels import PackedHalf, PackedInt4, PackedInt8, PackedWeight
 from torch import Tensor, nn
 
 from workbench.engine.architecture import (
@@ -13,7 +13,12 @@ from workbench.engine.architecture import (
 )
 from workbench.engine.device import from_codes, from_portable
 from workbench.ternary import BitLinear
-from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
+from workbench.ternary.packed_layers import (
+    Int4Linear,
+    Int8Embedding,
+    Int8Linear,
+    PackedTernaryLinear,
+)
 
 
 class ModelSource:
@@ -42,6 +47,9 @@ class ModelSource:
         if isinstance(layer, Int8Linear):
             require_int8_activations(layer.activations, module)
             return PackedInt8.from_codes(layer.int8.cpu(), layer.scale)
+        if isinstance(layer, Int4Linear):
+            require_int8_activations(layer.activations, module)
+            return PackedInt4.from_portable(layer.int4.cpu(), layer.in_features, layer.scale)
         if isinstance(layer, Int8Embedding):
             return PackedInt8.from_codes(layer.int8.cpu(), layer.scale)
         if not isinstance(layer, nn.Linear | nn.Embedding):

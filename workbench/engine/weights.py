@@ -2,7 +2,7 @@
 
 Files are read tensor by tensor, packed and forgotten, so that loading needs the packed model
 and one layer of the file at a time, never both whole. Linear layers keep the precision they
-are stored in: two-bit codes, INT8, or half precision (float32 is rounded to bf16).
+are stored in: two-bit codes, INT8, INT4, or half precision (float32 is rounded to bf16).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from ternary_kernels import PackedHalf, PackedInt8, PackedTernary, PackedWeight
+from ternary_kernels import PackedHalf, PackedInt4, PackedInt8, PackedTernary, PackedWeight
 from ternary_kernels.llama import LlamaConfig
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -111,6 +111,9 @@ class FolderSource:
         if f"{module}.int8" in self._files:
             values, scale = self._tensor(f"{module}.int8"), self._tensor(f"{module}.scale")
             return self._packed(module, lambda: PackedInt8.from_codes(values, scale), shape)
+        if f"{module}.int4" in self._files:
+            codes, scale = self._tensor(f"{module}.int4"), self._tensor(f"{module}.scale")
+            return self._packed(module, lambda: PackedInt4.from_portable(codes, K, scale), shape)
         weight = self._tensor(f"{module}.weight")
         if self._bitnet and self._bitnet.converts(module):
             scale = self._tensor_or_none(f"{module}.weight_scale")

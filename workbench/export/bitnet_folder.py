@@ -26,7 +26,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from workbench.errors import ConfigError
 from workbench.export.parts import MatrixModule, dense, matrices, norm_inside, vectors
 from workbench.ternary.folder import replacing_folder
-from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
+from workbench.ternary.packed_layers import (
+    Int4Linear,
+    Int8Embedding,
+    Int8Linear,
+    PackedTernaryLinear,
+)
 
 WEIGHTS = "model.safetensors"
 
@@ -92,7 +97,7 @@ def write_bitnet_folder(
             tokenizer.save_pretrained(partial)
         save_file(dict(sorted(tensors.items())), partial / WEIGHTS, metadata={"format": "pt"})
         size = (partial / WEIGHTS).stat().st_size
-    quantised = PackedTernaryLinear | Int8Linear | Int8Embedding
+    quantised = PackedTernaryLinear | Int8Linear | Int4Linear | Int8Embedding
     widened = [n for n, m in parts.items() if isinstance(m, quantised) and n not in ternary]
     return WrittenFolder(size, ternary, widened, scale_error)
 
@@ -109,7 +114,7 @@ def _rows_a_quarter_apart(layer: PackedTernaryLinear) -> Tensor:
 
 def _precise_layers(model: PreTrainedModel, ternary: list[str]) -> list[str]:
     """Linear layers that are not packed, a head tied to the embedding included."""
-    linear = nn.Linear | PackedTernaryLinear | Int8Linear
+    linear = nn.Linear | PackedTernaryLinear | Int8Linear | Int4Linear
     return [n for n, m in model.named_modules() if isinstance(m, linear) and n not in ternary]
 
 

@@ -84,6 +84,13 @@ def q8_0(int8: np.ndarray, scale: np.ndarray) -> np.ndarray:
     return _blocks(scales, int8.view(np.uint8).reshape(*scales.shape, Q8_0_SIZE))
 
 
+def q4_0(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """int8 [N, K] in -8..7 with a scale for each 32, float16 [N, K/32] -> uint8 [N, K/32 * 18]:
+    d, then byte k holds the inputs k (low half) and k + 16 (high half), as w + 8."""
+    halves = (values + 8).astype(np.uint8).reshape(*scale.shape, 2, 16)
+    return _blocks(scale, halves[..., 0, :] | halves[..., 1, :] << 4)
+
+
 NEWEST = BlockType("Q2_0", 42, 64, 2.25, _q2_0)
 """Known to llama.cpp since 2026."""
 WIDEST = BlockType("Q4_0", 2, 32, 4.5, _q4_0)

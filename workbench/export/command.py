@@ -30,6 +30,7 @@ ARMS = {
     "ternary": "train_qat",
     "post_training": "train_qat",
     "int8": "train_qat",
+    "int4": "train_qat",
     "full_precision": "train_qat",
     "checkpoint": "train_qat",
 }
@@ -151,7 +152,7 @@ def _load(folder: Path) -> tuple[PreTrainedModel, str]:
             next_step="as a Hugging Face folder it can be read as it is",
         )
     manifest = Manifest.read(folder)
-    counts = {p: len(manifest.named(p)) for p in ("ternary", "int8", "high_precision")}
+    counts = {p: len(manifest.named(p)) for p in ("ternary", "int8", "int4", "high_precision")}
     words = ", ".join(f"{n} {p.replace('_', ' ')}" for p, n in counts.items() if n)
     model = load_packed(folder)
     join_ends(model.config, generation_config(folder))

@@ -27,6 +27,7 @@ from workbench.export.blocks import (
     TERNARY_TYPES,
     WIDEST,
     BlockType,
+    q4_0,
     q8_0,
     scale_error,
     ternary_blocks,
@@ -36,7 +37,12 @@ from workbench.export.vocabulary import Vocabulary, vocabulary, write_special_to
 from workbench.files import replacing
 from workbench.gguf_reader import require_gguf
 from workbench.ternary import i2_s
-from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
+from workbench.ternary.packed_layers import (
+    Int4Linear,
+    Int8Embedding,
+    Int8Linear,
+    PackedTernaryLinear,
+)
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, TensorNameMap
@@ -285,6 +291,10 @@ def _matrix_tensor(name: str, module: MatrixModule, rows: Tensor | None, done: W
         scale = ordered(torch.where(module.int8.any(dim=1), module.scale, 1.0)).numpy()
         done.scale_error = max(done.scale_error, scale_error(scale, name))
         return _Tensor(name, q8_0(ordered(module.int8).numpy(), scale), module.int8.shape, Q8_0)
+    elif isinstance(module, Int4Linear) and module.in_features % WIDEST.size == 0:
+        done.types[WIDEST.name] += 1  # its codes and scales to the bit
+        data = q4_0(ordered(module.values()).numpy(), ordered(module.scale).numpy())
+        return _Tensor(name, data, (module.out_features, module.in_features), WIDEST.id)
     done.types["BF16"] += 1
     bits = ordered(dense(module)).bfloat16().contiguous().view(torch.int16).numpy()
     return _Tensor(name, bits, bits.shape, BF16)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ternary_kernels import PackedHalf, PackedInt8, PackedTernary, PackedWeight
+from ternary_kernels import PackedHalf, PackedInt4, PackedInt8, PackedTernary, PackedWeight
 from ternary_kernels.llama import LlamaConfig
 from ternary_kernels.packing import untile16
 from torch import Tensor
@@ -29,6 +29,7 @@ from workbench.ternary.nbits import (
     OPERATOR,
     Bits,
     NBitsMatrix,
+    int4_matrix,
     int8_matrix,
     rounded_matrix,
     ternary_matrix,
@@ -287,6 +288,8 @@ class LlamaGraph:
             matrix = ternary_matrix(weight, self.bits)
         elif isinstance(weight, PackedInt8):
             matrix = int8_matrix(weight)
+        elif isinstance(weight, PackedInt4):
+            matrix = int4_matrix(weight)
         else:
             assert isinstance(weight, PackedHalf) and self.rest_bits is not None
             matrix = rounded_matrix(weight, self.rest_bits)

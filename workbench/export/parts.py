@@ -5,10 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTernaryLinear
+from workbench.ternary.packed_layers import (
+    Int4Linear,
+    Int8Embedding,
+    Int8Linear,
+    PackedTernaryLinear,
+)
 
-MatrixModule = PackedTernaryLinear | Int8Linear | Int8Embedding | nn.Linear | nn.Embedding
-_STATE = ("weight", "codes", "int8", "scale")
+MatrixModule = (
+    PackedTernaryLinear | Int8Linear | Int4Linear | Int8Embedding | nn.Linear | nn.Embedding
+)
+_STATE = ("weight", "codes", "int8", "int4", "scale")
 
 
 def matrices(model: PreTrainedModel) -> dict[str, MatrixModule]:
@@ -49,4 +56,6 @@ def _all(model: PreTrainedModel) -> dict[str, MatrixModule]:
 
 
 def _values(module: MatrixModule) -> Tensor:
-    return next(getattr(module, k) for k in ("codes", "int8", "weight") if hasattr(module, k))
+    return next(
+        getattr(module, k) for k in ("codes", "int8", "int4", "weight") if hasattr(module, k)
+    )

@@ -29,20 +29,21 @@ plotly.io.renderers.default = "plotly_mimetype"
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, GREY, AMBER = "#E69F00", "#56B4E9", "#8A8F98", "#B8860B"
+BROWN = "#7A5230"
 ARM_COLOURS = {
     "full_precision": BLUE, "ternary": VERMILION, "post_training": PURPLE, "int8": ORANGE,
-    "hybrid": GREEN, "checkpoint": SKY,
+    "int4": BROWN, "hybrid": GREEN, "checkpoint": SKY,
 }  # fmt: skip
 ARM_SYMBOLS = {
     "full_precision": "circle", "ternary": "diamond", "post_training": "square",
-    "int8": "triangle-up", "hybrid": "star",
+    "int8": "triangle-up", "int4": "triangle-down", "hybrid": "star",
     "checkpoint": "circle-open",
 }  # fmt: skip
 LOST, UNKNOWN_SYMBOL = "x", "hexagon"
 """A cross is a loss, in every figure, and nothing else is one."""
 CLASS_COLOURS = {"interactive": BLUE, "batch": ORANGE}
 STATE_COLOURS = {"minus": BLUE, "zero": "#C9CDD3", "plus": VERMILION}
-PRECISION_COLOURS = {"ternary": VERMILION, "int8": ORANGE, "high_precision": BLUE}
+PRECISION_COLOURS = {"ternary": VERMILION, "int8": ORANGE, "int4": BROWN, "high_precision": BLUE}
 OUTCOME_COLOURS = {"pass": GREEN, "fail": VERMILION, "inconclusive": AMBER}
 LOG_TICKS = [round(m * 10.0**e, 9) for e in range(-4, 8) for m in (1, 2, 5)]
 FIGURE_TEXTS = Path(__file__).parent

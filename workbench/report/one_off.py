@@ -18,7 +18,7 @@ from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 
 REHEARSAL, INTEGRATION = "rehearsal", "integration"
-UNTRAINED = ("post_training", "int8")
+UNTRAINED = ("post_training", "int8", "int4")
 """Arms that are made from full precision without a training."""
 JOULES_PER_KWH = 3.6e6
 

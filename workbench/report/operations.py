@@ -23,7 +23,7 @@ from workbench.records.stage_record import StageRecord
 FP16_MULTIPLY, FP16_ADD, INT8_MULTIPLY, INT8_ADD = 0.34, 0.16, 0.07, 0.007
 """pJ, 7 nm."""
 OPERATIONS, BYTES = "operations_energy_ratio", "bytes_moved_ratio"
-BITS = {"ternary": 2.0, "int8": 8.0, "high_precision": 16.0}
+BITS = {"ternary": 2.0, "int8": 8.0, "int4": 4.5, "high_precision": 16.0}
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def count_token(config: dict[str, Any], layers: dict[str, Any], context: float) 
         ternary_pj += {
             "ternary": size * INT8_ADD + each["out_features"] * FP16_MULTIPLY,
             "int8": size * (INT8_MULTIPLY + INT8_ADD) + each["out_features"] * FP16_MULTIPLY,
+            "int4": size * (INT8_MULTIPLY + INT8_ADD) + size / 32 * FP16_MULTIPLY,
             "high_precision": size * (FP16_MULTIPLY + FP16_ADD),
         }[precision]
         full_bytes += 2 * size

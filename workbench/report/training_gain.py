@@ -16,7 +16,7 @@ from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 
 NAME, TERNARY = "training_gain", "ternary"
-UNTRAINED = ("checkpoint", "int8", "post_training")
+UNTRAINED = ("checkpoint", "int8", "int4", "post_training")
 GAP = "quality_gap_bits_per_byte"
 
 

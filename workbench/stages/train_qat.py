@@ -45,9 +45,9 @@ from workbench.stages.train_qat_seeds import train_other_seeds
 from workbench.stages.train_qat_untrained import (
     fresh_model,
     save_as_it_came,
-    save_int8,
     save_model,
     save_post_training,
+    save_rounded,
 )
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.folder import replacing_folder
@@ -188,7 +188,7 @@ def _train_baseline(
     losses["full_precision"] = evaluator.losses(model, "master")
     save_model(context, model, "full_precision", setup)
     if section.checkpoint is None:
-        save_int8(context, model, setup)
+        save_rounded(context, model, setup)
     losses["post_training"] = save_post_training(context, model, setup)
     return evaluator
 

@@ -22,9 +22,9 @@ from workbench.stages.context import StageContext
 from workbench.stages.train_qat_record import record_quality, record_ternary_share
 from workbench.stages.train_qat_untrained import (
     fresh_model,
-    save_int8,
     save_model,
     save_post_training,
+    save_rounded,
 )
 from workbench.ternary.packed import load_packed, save_packed
 from workbench.train.quality import bits_per_byte, document_losses
@@ -71,7 +71,7 @@ def take_in_ready(context: StageContext, setup: TrainingSetup) -> None:
     losses: dict[str, pd.DataFrame] = {}
     model = fresh_model(context, section, setup, "full_precision")
     save_model(context, model, "full_precision", setup)
-    save_int8(context, model, setup)
+    save_rounded(context, model, setup)
     losses["full_precision"] = _losses(model, setup)
     losses["post_training"] = save_post_training(context, model, setup)
     del model

@@ -1,8 +1,9 @@
-"""Arms of ``train_qat`` without training: a checkpoint as it came, INT8, post-training ternary.
+"""Arms of ``train_qat`` without training: a checkpoint as it came, INT8, INT4, least squares.
 
-INT8 is what teams take instead of training: of a checkpoint it is made before the pilot trains
-anything, so that it is today's model in INT8; of a preset, which knows nothing before its
-training, it is the trained baseline.
+INT8 and INT4 are what teams take instead of training: of a checkpoint they are made before the
+pilot trains anything, so that they are today's model in 8 and 4 bits; of a preset, which knows
+nothing before its training, they are made of the trained baseline. So are post-training ternary
+weights, by least squares.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from workbench.stages.context import StageContext
 from workbench.ternary import ThresholdVersion
 from workbench.ternary.folder import replacing_folder
 from workbench.ternary.packed import save_packed
-from workbench.ternary.policy import require_ternary, resolve
+from workbench.ternary.policy import Precision, require_ternary, resolve
 from workbench.ternary.post_training import CALIBRATION_SEQUENCES, ternarize_post_training
 from workbench.train.quality import document_losses
 from workbench.train.quiet import quiet_transformers
@@ -56,9 +57,9 @@ def _take_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 def save_as_it_came(
     context: StageContext, model: PreTrainedModel, setup: TrainingSetup
 ) -> pd.DataFrame:
-    """The checkpoint, untrained, as an arm, and its INT8 form; its losses on every excerpt."""
+    """The checkpoint, untrained, as an arm, in INT8 and in INT4; its losses on every excerpt."""
     save_model(context, model, "checkpoint", setup)
-    save_int8(context, model, setup)
+    save_rounded(context, model, setup)
     return document_losses(model, setup.tokenizer, setup.excerpts, setup.sequence_length)
 
 
@@ -72,17 +73,22 @@ def save_model(
     context.record.artefacts[name] = name
 
 
-def save_int8(context: StageContext, model: PreTrainedModel, setup: TrainingSetup) -> None:
-    """The model with INT8 in the place of all that the policy would make ternary or INT8: what
-    can be had without training."""
+def save_rounded(context: StageContext, model: PreTrainedModel, setup: TrainingSetup) -> None:
+    """The model with INT8, and with INT4, in the place of all that the policy would make ternary
+    or INT8: what can be had without training. Embedding and head are INT8 in both."""
     section = context.pilot.model
-    precisions = {
-        name: precision if precision == "high_precision" else "int8"
-        for name, precision in resolve(section.policy, model).precisions.items()
-    }
     threshold = ThresholdVersion.from_section(section.threshold)
-    save_packed(model, context.folder / "int8", precisions, threshold, setup.tokenizer)
-    context.record.artefacts["int8"] = "int8"
+    chosen = resolve(section.policy, model).precisions
+    tables = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    for arm in ("int8", "int4"):
+        precisions: dict[str, Precision] = {}
+        for name, precision in chosen.items():
+            is_table = id(model.get_submodule(name)) in tables
+            if precision != "high_precision":
+                precision = "int8" if is_table else arm
+            precisions[name] = precision
+        save_packed(model, context.folder / arm, precisions, threshold, setup.tokenizer)
+        context.record.artefacts[arm] = arm
 
 
 def save_post_training(

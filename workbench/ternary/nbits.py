@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from ternary_kernels import PackedHalf, PackedInt8, PackedTernary
+from ternary_kernels import PackedHalf, PackedInt4, PackedInt8, PackedTernary
+from ternary_kernels.quantizers import INT4_GROUP
 
 from workbench.errors import ConfigError
 
@@ -98,6 +99,16 @@ def int8_matrix(weight: PackedInt8) -> NBitsMatrix:
     assert weight.scale is not None
     behind = weight.scale.numpy()
     return NBitsMatrix(8, BLOCK, (N, K), _packed_blocks(codes, 8, BLOCK, 128), ones, None, behind)
+
+
+def int4_matrix(weight: PackedInt4) -> NBitsMatrix:
+    """Every value as it is, + 8."""
+    N, K = weight.shape
+    codes = (weight.values().numpy() + 8).astype(np.uint8)
+    assert weight.scale is not None
+    scales = weight.scale.float().numpy()
+    blocks = _packed_blocks(codes, 4, INT4_GROUP, 8)
+    return NBitsMatrix(4, INT4_GROUP, (N, K), blocks, scales, None, None)
 
 
 def rounded_matrix(weight: PackedHalf, bits: Bits) -> NBitsMatrix:

@@ -1,20 +1,21 @@
 """Packed model folders: written whole or not at all, read with every doubt raised.
 
-The format is in docs/design.md. Ternary codes, INT8 values and their scales are what the model
-computes with; of the rest, matrices in high precision are stored as bf16, norms and biases as
-they are. Tied modules are stored once, under the first's name.
+The format is in docs/design.md. Ternary codes, INT8 and INT4 values and their scales are what
+the model computes with; of the rest, matrices in high precision are stored as bf16, norms and
+biases as they are. Tied modules are stored once, under the first's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from ternary_kernels.quantizers import INT4_GROUP
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
@@ -25,6 +26,7 @@ from workbench.ternary.bitlinear import Activations, NormedLinear
 from workbench.ternary.folder import replacing_folder
 from workbench.ternary.manifest import LayerEntry, Manifest
 from workbench.ternary.packed_layers import (
+    Int4Linear,
     Int8Embedding,
     Int8Linear,
     Packed,
@@ -47,10 +49,10 @@ def save_packed(
 ) -> None:
     """Write ``model`` to ``folder`` with the layers of ``precisions`` packed; others stay precise.
 
-    precisions: module name -> ``ternary`` (a quarter of a byte a weight), ``int8`` (one byte) or
-    ``high_precision`` (bf16), as a conversion's report has them. ``model`` may hold BitLinears,
-    plain linear layers and layers that are packed already; it is not changed. An existing folder is
-    replaced only when the new one is whole on the disk.
+    precisions: module name -> ``ternary`` (a quarter of a byte a weight), ``int4`` (half a byte),
+    ``int8`` (one byte) or ``high_precision`` (bf16), as a conversion's report has them. ``model``
+    may hold BitLinears, plain linear layers and packed ones; it is not changed. An existing folder
+    is replaced only when the new one is whole on the disk.
 
     Raises ConfigError for a name that is no linear layer or embedding, a BitLinear with another
     threshold version, a layer too wide for the kernels, tied modules with two precisions, and
@@ -155,9 +157,13 @@ def content_problems(manifest: Manifest, tensors: Mapping[str, Tensor]) -> list[
         if entry.precision == "ternary":
             kind, dtype, shape = "codes", torch.uint8, (N, -(-K // 4))
             scale_like = scale_shape(N, K, manifest.threshold.granularity)
+        elif entry.precision == "int4":
+            kind, dtype, shape = "int4", torch.uint8, (N, -(-K // 2))
+            scale_like = (N, -(-K // INT4_GROUP))
         else:
             kind, dtype, shape = "int8", torch.int8, (N, K)
             scale_like = (N,)
+        scale_dtype = torch.float16 if entry.precision == "int4" else torch.float32
         values, scale = tensors.get(f"{name}.{kind}"), tensors.get(f"{name}.scale")
         if values is None or scale is None:
             problems.append(f"{name}.{kind if values is None else 'scale'} is missing")
@@ -169,11 +175,14 @@ def content_problems(manifest: Manifest, tensors: Mapping[str, Tensor]) -> list[
             problems.append(f"{name}.codes holds the forbidden code 3 in row {row}")
         elif kind == "int8" and int(values.min()) < -127:
             problems.append(f"{name}.int8 holds -128, which is outside -127 to 127")
-        elif scale.dtype != torch.float32 or tuple(scale.shape) != scale_like:
+        elif scale.dtype != scale_dtype or tuple(scale.shape) != scale_like:
             problems.append(
                 f"{name}.scale is {scale.dtype} {list(scale.shape)}, "
-                f"not {torch.float32} {list(scale_like)}"
+                f"not {scale_dtype} {list(scale_like)}"
             )
+        elif entry.precision == "int4":  # a scale may be negative, or 0 for a group of zeros
+            if not bool(scale.isfinite().all()):
+                problems.append(f"{name}.scale holds a value that is not finite")
         elif not bool((scale.isfinite() & (scale > 0)).all()):
             problems.append(f"{name}.scale holds a value that is not finite and above 0")
     return problems
@@ -208,16 +217,23 @@ def _require_possible(
     name: str, module: nn.Module, precision: Precision, threshold: ThresholdVersion
 ) -> None:
     if isinstance(module, Packed):
-        its = "ternary" if isinstance(module, PackedTernaryLinear) else "int8"
+        its = _precision_of(module)
         if precision != its:
             raise ConfigError(f"{name} is packed as {its} and cannot become {precision}")
-    elif precision == "ternary":
+    elif precision in ("ternary", "int4"):
         if isinstance(module, nn.Embedding):
             raise ConfigError(f"{name} is an embedding", allowed="int8 or high_precision")
-        if (own := getattr(module, "threshold", None)) is not None:
+        own = getattr(module, "threshold", None)
+        if precision == "ternary" and own is not None:
             own.require(threshold, name)
     if precision != "high_precision" and isinstance(module, nn.Linear):
         require_width(name, module)
+
+
+def _precision_of(module: Packed) -> Precision:
+    if isinstance(module, PackedTernaryLinear):
+        return "ternary"
+    return "int4" if isinstance(module, Int4Linear) else "int8"
 
 
 def _tied(modules: Mapping[str, nn.Module], layers: Mapping[str, LayerEntry]) -> list[list[str]]:
@@ -230,7 +246,7 @@ def _tied(modules: Mapping[str, nn.Module], layers: Mapping[str, LayerEntry]) ->
     tied = [group for group in groups.values() if len(group) > 1]
     for group in tied:
         kinds = {layers[name].precision for name in group}
-        if len(kinds) > 1 or kinds == {"ternary"}:
+        if len(kinds) > 1 or kinds & {"ternary", "int4"}:
             each = ", ".join(f"{name} {layers[name].precision}" for name in group)
             raise ConfigError(
                 f"modules that share one weight: {each}",
@@ -281,6 +297,8 @@ def _empty(
         }
         if entry.precision == "int8":
             return Int8Linear(torch.empty((N, K), dtype=torch.int8), torch.empty(N), **rest)
+        if entry.precision == "int4":
+            return Int4Linear.empty((N, K), **rest)
         codes = torch.empty((N, -(-K // 4)), dtype=torch.uint8)
         scale = torch.empty(scale_shape(N, K, manifest.threshold.granularity))
         return PackedTernaryLinear(codes, scale, K, **rest)
@@ -330,7 +348,7 @@ def _row_with_code_3(codes: Tensor) -> int | None:
 
 
 def _packable(model: nn.Module) -> dict[str, nn.Module]:
-    kinds = (nn.Linear, nn.Embedding, PackedTernaryLinear, Int8Linear, Int8Embedding)
+    kinds = (nn.Linear, nn.Embedding, *get_args(Packed))
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 

@@ -15,9 +15,14 @@ from typing import Any
 
 import ternary_kernels
 import torch
-from ternary_kernels import PackedInt8, PackedTernary
-from ternary_kernels.packing import pack_portable, unpack_portable
-from ternary_kernels.quantizers import quantize_int8
+from ternary_kernels import PackedInt4, PackedInt8, PackedTernary
+from ternary_kernels.packing import (
+    pack_portable,
+    pack_portable4,
+    unpack_portable,
+    unpack_portable4,
+)
+from ternary_kernels.quantizers import INT4_GROUP, quantize_int4, quantize_int8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,7 +49,7 @@ class _PackedLinear(nn.Module):
         self.activations = activations
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.norm = norm
-        self._native: PackedTernary | PackedInt8 | None = None
+        self._native: PackedTernary | PackedInt8 | PackedInt4 | None = None
         self._dense: Tensor | None = None
 
     def dequantize(self) -> Tensor:
@@ -65,7 +70,7 @@ class _PackedLinear(nn.Module):
             self._dense = self.dequantize().to(x.device, x.dtype)
         return F.linear(x, self._dense, None if self.bias is None else self.bias.to(x.dtype))
 
-    def _to_native(self) -> PackedTernary | PackedInt8:
+    def _to_native(self) -> PackedTernary | PackedInt8 | PackedInt4:
         """The same weights in the layout of the kernels."""
         raise NotImplementedError
 
@@ -149,6 +154,52 @@ class Int8Linear(_PackedLinear):
         return PackedInt8.from_codes(self.int8, self.scale)
 
 
+class Int4Linear(_PackedLinear):
+    """int4: uint8 [N, ceil(K/2)], w + 8 of input k at bits 4*(k%2) of byte k//2. scale: float16
+    [N, ceil(K/32)], multiplied; it may be negative."""
+
+    int4: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        int4: Tensor,
+        scale: Tensor,
+        in_features: int,
+        *,
+        activations: Activations = "int8",
+        bias: Tensor | None = None,
+        norm: nn.Module | None = None,
+    ) -> None:
+        super().__init__(activations, bias, norm)
+        self.in_features, self.out_features = in_features, int4.shape[0]
+        self.register_buffer("int4", int4)
+        self.register_buffer("scale", scale)
+
+    @classmethod
+    def from_values(cls, values: Tensor, scale: Tensor, **rest) -> Int4Linear:
+        """From int8 [N, K] in -8..7 and scales; ``rest``: activations, bias, norm."""
+        return cls(pack_portable4(values), scale, values.shape[1], **rest)
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], **rest) -> Int4Linear:
+        """A layer without content (device meta), to be filled from a file."""
+        (N, K), meta = shape, torch.device("meta")
+        codes = torch.empty((N, -(-K // 2)), dtype=torch.uint8, device=meta)
+        scale = torch.empty((N, -(-K // INT4_GROUP)), dtype=torch.float16, device=meta)
+        return cls(codes, scale, K, **rest)
+
+    def values(self) -> Tensor:
+        """int8 [N, K] in -8..7."""
+        return unpack_portable4(self.int4, self.in_features)
+
+    def dequantize(self) -> Tensor:
+        return self.values().float() * spread(self.scale.float(), self.in_features, INT4_GROUP)
+
+    def _to_native(self) -> PackedInt4:
+        return PackedInt4.from_portable(self.int4.cpu(), self.in_features, self.scale)
+
+
 class Int8Embedding(nn.Module):
     """Rows of int8 [vocabulary, hidden] times their float32 scale; gives ``dtype``."""
 
@@ -170,7 +221,7 @@ class Int8Embedding(nn.Module):
         return self.int8.float() * self.scale[:, None]
 
 
-Packed = PackedTernaryLinear | Int8Linear | Int8Embedding
+Packed = PackedTernaryLinear | Int8Linear | Int4Linear | Int8Embedding
 
 
 @torch.no_grad()
@@ -189,8 +240,8 @@ def pack_layer(
     if isinstance(layer, Packed):
         return layer
     if isinstance(layer, nn.Embedding):
-        if precision == "ternary":
-            raise ValueError("an embedding cannot be ternary; allowed: int8, high_precision")
+        if precision in ("ternary", "int4"):
+            raise ValueError(f"an embedding cannot be {precision}; allowed: int8, high_precision")
         if precision == "int8":
             return Int8Embedding(*quantize_int8(layer.weight), dtype=layer.weight.dtype)
         return layer
@@ -199,6 +250,8 @@ def pack_layer(
     rest: dict[str, Any] = {"activations": activations, "bias": layer.bias, "norm": norm}
     if precision == "int8":
         return Int8Linear(*quantize_int8(layer.weight), **rest)
+    if precision == "int4":
+        return Int4Linear.from_values(*quantize_int4(layer.weight), **rest)
     if precision == "ternary":
         if isinstance(layer, BitLinear):
             return PackedTernaryLinear.from_values(*layer.ternarized(), **rest)

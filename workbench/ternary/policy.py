@@ -17,7 +17,8 @@ from torch import nn
 from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
 
-Precision = Literal["ternary", "int8", "high_precision"]
+Precision = Literal["ternary", "int8", "int4", "high_precision"]
+"""``int4``: of the arm that is made without training; no policy and no plan asks for it."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _ORDER: tuple[Precision, ...] = ("high_precision", "int8", "ternary")
 
@@ -106,7 +107,7 @@ def require_width(name: str, layer: nn.Linear) -> None:
     if layer.in_features > MAX_K:
         raise ConfigError(
             f"{name} takes {layer.in_features} inputs",
-            allowed=f"at most {MAX_K} in a ternary or INT8 layer: the kernels sum in 32 bits",
+            allowed=f"at most {MAX_K} in a ternary, INT8 or INT4 layer: the kernels sum in 32 bits",
             next_step="name it in model.policy.high_precision",
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-ARMS = ("full_precision", "ternary", "post_training", "int8", "checkpoint", "hybrid")
+ARMS = ("full_precision", "ternary", "post_training", "int8", "int4", "checkpoint", "hybrid")
 PHASES = ("before", "switch", "after")
 """Of a rollback under load."""
 LABELS = (

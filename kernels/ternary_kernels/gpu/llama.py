@@ -156,6 +156,7 @@ class LlamaGpu(LlamaModel):
         cache_of: LlamaGpu | None = None,
     ) -> None:
         super().__init__(config, weights, slots, context, kv_dtype)
+        self._widened = sum(w.kind == "int4" for w in weights.values() if hasattr(w, "kind"))
         weights.clear()
         self.device, self.dtype = torch.device(device), dtype
         self.graphs, self._pads = Graphs(capture and self.device.type == "cuda"), capture
@@ -173,8 +174,14 @@ class LlamaGpu(LlamaModel):
 
     @property
     def notes(self) -> list[str]:
-        """What could not be captured, and why."""
-        return self.graphs.notes
+        """What could not be captured, and why; what has no kernel."""
+        if not self._widened:
+            return self.graphs.notes
+        return [
+            *self.graphs.notes,
+            f"{self._widened} INT4 layers have no GPU kernel yet and are held in half precision: "
+            "their speed and memory here are not those of INT4",
+        ]
 
     @property
     def weight_bytes(self) -> int:

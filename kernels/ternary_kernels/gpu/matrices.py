@@ -20,7 +20,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..weights import PackedHalf, PackedInt8, PackedTernary, PackedWeight, _kernel_scales
+from ..weights import (
+    PackedHalf,
+    PackedInt4,
+    PackedInt8,
+    PackedTernary,
+    PackedWeight,
+    _kernel_scales,
+)
 from .layout import MAX_K, ROW_GROUP, interleave, natural_order
 from .linear import to_device
 from .pack import pack, unpack_codes
@@ -68,6 +75,8 @@ def place(weight: PackedWeight, device: torch.device | str, dtype: torch.dtype) 
         return to_device(weight, device)
     if isinstance(weight, PackedInt8):
         return Int8Matrix.from_values(weight.values().to(device), weight.scale)
+    if isinstance(weight, PackedInt4):  # no kernel of its own: the model notes it
+        return HalfMatrix(weight.shape, weight.dequantize().to(device, dtype), None, None)
     if isinstance(weight, PackedHalf):
         dense = weight.dequantize() if dtype == torch.float32 else _half(weight)
         return HalfMatrix(weight.shape, dense.to(device, dtype), None, None)
@@ -75,7 +84,8 @@ def place(weight: PackedWeight, device: torch.device | str, dtype: torch.dtype) 
         return weight
     raise ValueError(
         f"weight is a {type(weight).__name__}; allowed on a GPU: PackedTernary, PackedInt8, "
-        "PackedHalf. The base-3 packing has no Triton kernel: pack it with PackedTernary."
+        "PackedInt4, PackedHalf. The base-3 packing has no Triton kernel: pack it with "
+        "PackedTernary."
     )
 
 

@@ -11,7 +11,7 @@ from workbench.pilot.sections.base import MOST_SLOTS, Count, Positive, Section, 
 from workbench.pilot.sections.meters import Meters
 from workbench.pilot.sections.replay import Replay
 
-USUAL_ARMS = ("full_precision", "ternary", "post_training", "int8")
+USUAL_ARMS = ("full_precision", "ternary", "post_training", "int8", "int4")
 OWN_ARMS = (*USUAL_ARMS, "checkpoint")
 """``checkpoint``: ``model.checkpoint`` as it came, before the pilot trained anything."""
 RESERVED = (*OWN_ARMS, "hybrid", "full_precision_again")
@@ -99,10 +99,10 @@ class MeasureAb(Section):
     arms: dict[str, Address | None] = Field(
         dict.fromkeys(USUAL_ARMS),
         description="what is compared, as a list of the pilot's own arms full_precision (which the "
-        "ratios refer to, always), ternary, post_training, int8 and, where a model.checkpoint is "
-        "trained, checkpoint (it as it came; there by default); or as a mapping that also has "
-        "addresses by names of your choice, `{today: {endpoint: ..., model: ...}}`; one without "
-        "own arms takes these",
+        "ratios refer to, always), ternary, post_training, int8, int4 and, where a "
+        "model.checkpoint is trained, checkpoint (it as it came; there by default); or as a "
+        "mapping that also has addresses by names of your choice, `{today: {endpoint: ..., model: "
+        "...}}`; one without own arms takes these",
     )
     load: UnderLoad = UnderLoad()
     prompt_tokens: Count | None = Field(
