@@ -64,7 +64,7 @@ STAGES: dict[str, Stage] = {
             3,
             "measure_ab",
             "what is gained, what is lost",
-            ("readiness.device", "readiness.threads", "measure_ab"),
+            ("readiness.device", "readiness.threads", "measure_ab", "prompts", "tasks"),
             ("profile_load", "train_qat"),
         ),
         Stage(

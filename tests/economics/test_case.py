@@ -15,6 +15,7 @@ from workbench.economics.money import annuity, npv, payback_years
 from workbench.economics.quantity import Quantity, weakest
 from workbench.economics.what_if import numbers_of, what_if
 from workbench.pilot.sections.cost import FleetRules, Item
+from workbench.report.economy_rows import metrics
 
 
 def cents(value) -> float:
@@ -56,6 +57,35 @@ def test_a_year_to_the_cent(make_case) -> None:
     assert round(float(ternary["per_1m_input_tokens"]), 4) == 0.3242
     assert round(float(ternary["per_1m_output_tokens"]), 4) == 2.1612
     assert round(float(ternary["per_accepted_answer"]), 6) == 0.000600
+
+
+def test_an_accepted_answer_kept_to_its_check(make_case) -> None:
+    """Three of four answers keep to their check: 0.000600 / 0.75 = 0.000800. One of the shares is
+    drawn from its interval too, so the cost of an accepted answer is known worse."""
+    case = make_case()
+    passed = {"passed.ternary": Quantity(0.75, "measured", lo=0.6, hi=0.86)}
+    checked = replace(case, numbers=case.numbers | passed)
+    before, after = (
+        what_if(each).figure("ternary", "per_accepted_answer") for each in (case, checked)
+    )
+    assert round(before.value, 6) == 0.000600 and round(after.value, 6) == 0.000800
+    assert after.hi / after.value > 1.1 * before.hi / before.value
+    assert "passed.ternary" in numbers_of(checked, "ternary", "per_accepted_answer")
+    assert what_if(checked).figure("full_precision", "per_accepted_answer") == what_if(case).figure(
+        "full_precision", "per_accepted_answer"
+    )
+    # Of none that keeps to it there is no cost, and no division by nothing.
+    none = replace(
+        case, numbers=case.numbers | {"passed.ternary": Quantity(0.0, "measured", lo=0.0, hi=0.1)}
+    )
+    assert "per_accepted_answer" not in evaluate(none)["ternary"]
+    names = {(figure.arm, figure.name) for figure in what_if(none).figures}
+    assert ("ternary", "per_accepted_answer") not in names
+    (metric,) = (
+        m for m in metrics(none, what_if(none))
+        if m.name == "cost_per_accepted_answer" and m.labels["arm"] == "ternary"
+    )  # fmt: skip
+    assert metric.value is None and "keeps to its check" in metric.reason
 
 
 def test_a_served_load_s_energy_to_the_cent(make_case) -> None:

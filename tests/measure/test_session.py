@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,9 @@ from workbench.measure.quality import (
 )
 from workbench.measure.session import AGAIN, COLUMNS, Ending, Session, block_seconds
 from workbench.pilot.sections.model import Policy
+from workbench.pilot.sections.prompts import Prompts
 from workbench.pilot.sections.readiness import Quiet
+from workbench.pilot.sections.tasks import Task
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.metric import Metric
@@ -532,6 +536,58 @@ def test_the_stage_measures_everything_it_promises(trained: StageRecord, tmp_pat
     measure_ab.run(again)
     assert again.record.table("blocks").equals(record.table("blocks")), "nothing measured twice"
     assert "interrupted after 2 blocks" in " ".join(again.record.notes)
+
+
+def test_own_prompts_and_tasks_are_asked_of_every_arm(trained: StageRecord, tmp_path: Path) -> None:
+    prompts = [
+        {"id": "text", "prompt": "the tongues of", "max_tokens": 4},
+        {"messages": [{"role": "user", "content": "men"}], "regex": "(?s)."},
+    ]
+    tasks = [
+        {"question": "men", "choices": ["and", "angels"], "answer": "and"},
+        {"context": "sounding", "target": "brass"},
+    ]
+    for name, rows in (("prompts", prompts), ("tasks", tasks)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    context = make_context(tmp_path / "stage", trained, interactive_output_tokens=[1])
+    own = {
+        "prompts": Prompts(file=str(tmp_path / "prompts.jsonl"), max_tokens=6),
+        "tasks": {"own": Task(file=str(tmp_path / "tasks.jsonl"))},
+    }
+    asked = replace(context, pilot=context.pilot.model_copy(update=own))
+    assert measure_ab.check(asked.pilot) == []
+    measure_ab.run(asked)
+    record = asked.record
+    rows = record.table("prompts")
+    assert list(rows["arm"]) == ["full_precision", "ternary"] * 2
+    assert list(rows["prompt"]) == ["text", "text", "2", "2"]
+    assert rows["tokens"].max() <= 6 and record.facts["prompts_reference"] == "full_precision"
+    assert set(record.table("tasks")["kind"]) == {"choice", "cloze"}
+    assert len(record.table("task_pairs")) == 1
+    for name in ("kl_nats_per_token", "top1_agreement", "answer_repetition", "accepted_share",
+                 "accepted_difference", "task_accuracy", "task_accuracy_difference"):  # fmt: skip
+        metric = record.metric(name, arm="ternary", source="trained")
+        assert metric is not None and metric.labels.keys() <= {"arm", "source", "task"}
+        assert any(metric.labels.keys() == of.keys() for of in FIGURES[name].labels)
+    long = {"prompts": Prompts(file=str(tmp_path / "prompts.jsonl"), max_tokens=60)}
+    with pytest.raises(StageError, match=r"prompts.jsonl, line 2: \d+") as caught:
+        measure_ab.run(replace(context, pilot=context.pilot.model_copy(update=long)))
+    assert "64 together, the positions of the models" in str(caught.value)
+
+
+def test_wrong_files_of_own_prompts_are_found_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    (tmp_path / "open.jsonl").write_text('{"prompt": "a"}\n')
+    bad, free = str(tmp_path / "bad.jsonl"), str(tmp_path / "open.jsonl")
+    gate = {"metric": "accepted_share", "at_least": 0.5}
+    pilot = Pilot(name="ab", question="?", prompts={"file": bad}, tasks={"own": {"file": bad}})
+    problems = measure_ab.check(pilot)
+    assert [text.split(": ")[0] for text in problems] == ["prompts.file", "tasks.own.file"]
+    assert all("bad.jsonl, line 1" in text for text in problems)
+    pilot = Pilot(name="ab", question="?", prompts={"file": free}, report={"gates": [gate]})
+    (problem,) = measure_ab.check(pilot)
+    assert problem.startswith("report.gates.0.metric") and "has a check" in problem
 
 
 def test_quality_is_the_same_bits_every_time_and_that_of_transformers(

@@ -177,6 +177,20 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path, monkeypa
     assert resolve(path, ["data.corpus=corpus.txt"]).pilot.data.corpus.endswith("base/corpus.txt")
 
 
+def test_paths_in_a_section_of_many_are_found_too(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "base").mkdir()
+    write(tmp_path / "base", "{}", "own.jsonl")
+    write(tmp_path / "base", MINIMAL + "tasks:\n  own: {file: own.jsonl}\n", "base.yaml")
+    path = write(tmp_path, "extends: base/base.yaml\ntasks: {own: {most: 3}}\n")
+    assert resolve(path).pilot.tasks["own"].file == str(tmp_path / "base" / "own.jsonl")
+    assert "pilot.yaml:2: tasks.other.file: no such file" in problems(
+        write(tmp_path, "extends: base/base.yaml\ntasks: {other: {file: own.jsonl}}\n")
+    )
+    monkeypatch.chdir(tmp_path / "base")
+    again = resolve(path, ["tasks.other.file=own.jsonl"]).pilot.tasks
+    assert again["other"].file == again["own"].file
+
+
 def test_hub_names_are_no_paths(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
     assert resolve(path, ["model.checkpoint=hf:a/b"]).pilot.model.checkpoint == "hf:a/b"
@@ -190,13 +204,16 @@ def test_equal_pilots_have_equal_digests_whatever_the_way(tmp_path: Path) -> Non
 
 
 def test_every_field_that_names_an_input_is_found() -> None:
-    names = {".".join(map(str, keys)) for keys, _ in path_fields(Pilot)}
+    values = resolve(SHIPPED[0]).values | {"tasks": {"own": {"file": "own.jsonl"}}}
+    names = {".".join(map(str, keys)) for keys, _ in path_fields(Pilot, values)}
     assert names >= {
         "profile_load.trace",
         "data.corpus",
         "data.tokenizer",
         "model.checkpoint",
         "measure_ab.meters.csv",
+        "prompts.file",
+        "tasks.own.file",
     }
 
 

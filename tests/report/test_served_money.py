@@ -10,12 +10,14 @@ import pytest
 from workbench.economics.case import evaluate
 from workbench.economics.what_if import what_if
 from workbench.measure.load_energy import load_energy_figures
+from workbench.measure.statistics import share
 from workbench.pilot.sections.cost import Cost
 from workbench.pilot.sections.profile_load import Slo
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.report.cost import cost_rows
 from workbench.report.economy import case_of
+from workbench.report.economy_rows import metrics
 
 SLO = Slo(ttft_ms=2000.0, tpot_ms=100.0)
 ARMS = {"full_precision": 1000.0, "ternary": 800.0}
@@ -109,6 +111,36 @@ def test_a_bill_of_the_load_by_hand(records) -> None:
         if row.per.startswith("load") or row.per == "day":
             assert row.energy_kind == "measured" and "served load, metered, node" in row.how
     assert own["day"].lo < 5.04 < own["day"].hi
+
+
+def test_accepted_answers_of_own_prompts_are_what_the_bill_counts_by(records) -> None:
+    """All answers come whole and 32 of 64 keep to their check: 0.11667 becomes 0.23333, and its
+    interval holds that of the share, 0.372 to 0.628."""
+    served(records)
+    before = {
+        r.per: r for r in cost_rows(records, Cost.model_validate(COST), SLO) if "full" in r.labels
+    }
+    record = records["measure_ab"]
+    for arm, kept in (("full_precision", 32), ("ternary", 0)):
+        labels = {"arm": arm, "source": "trained"}
+        record.add(share(kept, 64).metric("accepted_share", "share", "checks", **labels))
+    rows = {(r.per, r.labels): r for r in cost_rows(records, Cost.model_validate(COST), SLO)}
+    own = rows["load_1k_accepted", "arm=full_precision"]
+    assert own.value == pytest.approx(2 * before["load_1k_accepted"].value)
+    assert own.lo < own.value * 0.5 / 0.628 and own.hi > own.value * 0.5 / 0.372
+    assert rows["load_1k_requests", "arm=full_precision"] == before["load_1k_requests"]
+    none = rows["load_1k_accepted", "arm=ternary"]
+    assert none.value is None and "no answer keeps to its check" in none.reason
+    case = made(records)
+    assert case.numbers["passed.full_precision"].value == 0.5
+    found = {m.labels["arm"]: m for m in metrics(case, what_if(case, draws=50))
+             if m.name == "cost_per_accepted_answer"}  # fmt: skip
+    thousand = next(
+        m for m in metrics(case, what_if(case, draws=50))
+        if m.name == "cost_per_1k_requests" and m.labels["arm"] == "full_precision"
+    )  # fmt: skip
+    assert found["full_precision"].value == pytest.approx(2 * thousand.value / 1e3)
+    assert found["ternary"].value is None
 
 
 def test_requests_of_other_lengths_are_scaled_and_modelled(records) -> None:

@@ -35,6 +35,9 @@ from workbench.pilot.sections.cost import FleetRules, Item, OneOff
 DAY_S, YEAR_DAYS = 86_400.0, 365
 TRAINING = "training"
 """One-off item that only a trained arm pays."""
+ACCEPTED = ("accepted", "passed")
+"""Numbers of an arm, each a share of its answers, that an accepted answer is counted by: it came
+whole, it kept to its check."""
 ROUNDING = 1e-9
 """A need that lies within this of a whole number takes no further machine."""
 
@@ -196,8 +199,10 @@ def _money_figures(
         "per_1m_input_tokens": 1e6 * prompts / (requests * case.prompt_tokens),
         "per_1m_output_tokens": 1e6 * (annual - prompts) / (requests * case.output_tokens),
     }
-    if f"accepted.{arm.name}" in values:
-        figures["per_accepted_answer"] = annual / (requests * values[f"accepted.{arm.name}"])
+    shares = [values[n] for of in ACCEPTED if (n := f"{of}.{arm.name}") in values]
+    accepted = np.prod(np.broadcast_arrays(*shares), axis=0) if shares else np.zeros(1)
+    if np.ravel(accepted)[0] > 0:
+        figures["per_accepted_answer"] = annual / (requests * accepted)
     if arm.name != case.baseline:
         flows = _flows(case, once, (own, years), (full, years0), values)
         figures |= {"npv": npv(rate, flows), "payback_y": payback_years(flows)}

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.economics.case import ROUNDING, TRAINING, Case, evaluate
+from workbench.economics.case import ACCEPTED, ROUNDING, TRAINING, Case, evaluate
 from workbench.economics.quantity import Quantity, weakest
 from workbench.records.metric import MetricKind
 
@@ -216,7 +216,7 @@ def numbers_of(case: Case, arm: str, figure: str) -> list[str]:
         return sorted((fleet | items | {"discount_rate"}) & set(case.numbers))
     everything = priced | items | once | {"discount_rate"}
     if figure == "per_accepted_answer":
-        everything.add(f"accepted.{arm}")
+        everything |= {f"{of}.{arm}" for of in ACCEPTED}
     if figure in ("npv", "payback_y"):
         everything |= {"growth", "resale_share"}
     return sorted(everything & set(case.numbers))
@@ -266,18 +266,20 @@ def _drawn(case: Case, draws: int, seed: int) -> dict[str, np.ndarray]:
         if q.kind == "assumed" or q.lo is None or q.hi is None:
             continue
         normal = generator.standard_normal(draws)
-        if q.lo > 0 and q.value > 0 and not name.startswith("accepted."):
+        is_share = name.startswith(OF_ANSWERS)
+        if q.lo > 0 and q.value > 0 and not is_share:
             low, middle, high = (math.log(x) for x in (q.lo, q.value, q.hi))
             side = np.where(normal < 0, middle - low, high - middle)
             drawn[name] = np.exp(middle + normal * side / Z)
         else:
             side = np.where(normal < 0, q.value - q.lo, q.hi - q.value)
             column = q.value + normal * side / Z
-            drawn[name] = np.clip(column, 1e-6, 1.0) if name.startswith("accepted.") else column
+            drawn[name] = np.clip(column, 1e-6, 1.0) if is_share else column
     return drawn
 
 
-SHARES = ("utilisation", "idle_share", "resale_share", "accepted.")
+OF_ANSWERS = tuple(f"{of}." for of in ACCEPTED)
+SHARES = ("utilisation", "idle_share", "resale_share", *OF_ANSWERS)
 
 
 def _range(name: str, number: Quantity, uncertainty: float) -> tuple[float, float]:

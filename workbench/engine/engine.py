@@ -197,17 +197,19 @@ class Engine:
         """Forget the slot's conversation."""
         self.core.reset(slot)
 
-    def logits(self, tokens: Sequence[int], *, slot: int = 0) -> np.ndarray:
-        """Float32 logits ``[len(tokens), V]`` of a text of its own; ``slot`` must be empty."""
+    def logits(self, tokens: Sequence[int], *, slot: int = 0, first: int = 0) -> np.ndarray:
+        """Float32 logits ``[len(tokens) - first, V]`` of a text of its own, from its token
+        ``first`` on; ``slot`` must be empty."""
         self.check_tokens(tokens)
         if self.core.filled[slot]:
             raise ValueError(f"slot {slot} is in use; allowed: an empty one. Release it first.")
         try:
             rows = self.prefill_rows
-            pieces = [
-                self.step(piece, [slot] * len(piece), True)
-                for piece in (tokens[begin : begin + rows] for begin in range(0, len(tokens), rows))
-            ]
+            pieces = []
+            for begin in range(0, len(tokens), rows):
+                piece = tokens[begin : begin + rows]
+                want = [begin + place >= first for place in range(len(piece))]
+                pieces.append(self.step(piece, [slot] * len(piece), want if first else True))
         finally:
             self.release(slot)
         return np.concatenate(pieces)

@@ -8,6 +8,7 @@ from functools import partial
 import plotly.graph_objects as go
 
 from workbench.figures.measure_ab_load import load_energy, under_load, under_load_table
+from workbench.figures.measure_ab_own import accuracy, answers
 from workbench.figures.theme import (
     ARM_COLOURS,
     GREY,
@@ -119,7 +120,7 @@ def energy(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (quality, speed, under_load, load_energy, throughput, memory, energy)
-TABLES = (under_load_table,)
+TABLES = (under_load_table, answers, accuracy)
 """For a notebook; the report has its own tables."""
 
 

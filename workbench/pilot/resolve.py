@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,6 +25,7 @@ from workbench.pilot.sections.base import InputPath
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import Keys, YamlFile, parse_scalar
 
+Place = TypeVar("Place")
 JUDGES_OR_SHOWS = ("question", "tags", "report")
 """Parts of the pilot that decide no figure."""
 
@@ -197,8 +198,9 @@ class _Merge:
 
     def _forget_below(self, keys: Keys) -> None:
         """A list or a scalar replaces all that stood there, so nothing in it has that place."""
-        for old in [k for k in self.sources if len(k) > len(keys) and k[: len(keys)] == keys]:
-            del self.sources[old]
+        for known in (self.sources, self.folders):
+            for old in [k for k in known if len(k) > len(keys) and k[: len(keys)] == keys]:
+                del known[old]
 
     def override(self, text: str) -> None:
         name, equals, value_text = text.partition("=")
@@ -229,11 +231,11 @@ class _Merge:
 
     def resolve_paths(self) -> None:
         """Make each given path absolute and insist that it exists."""
-        for keys, rule in path_fields(Pilot):
+        for keys, rule in path_fields(Pilot, self.values):
             section: Any = self.values
             for key in keys[:-1]:
-                section = section.get(key) if isinstance(section, dict) else None
-            value = section.get(keys[-1]) if isinstance(section, dict) else None
+                section = section[key]
+            value = section[keys[-1]]
             if not isinstance(value, str) or value in rule.words or not value:
                 continue
             if value.startswith("hf:"):
@@ -242,7 +244,7 @@ class _Merge:
                         keys, f"{'.'.join(map(str, keys))}: takes no hf: name, got {value}"
                     )
                 continue
-            found, absent = located(self.folders[keys], value)
+            found, absent = located(_nearest(self.folders, keys) or Path.cwd(), value)
             section[keys[-1]] = str(found)
             if absent:
                 words = "".join(f", or {w}" for w in rule.words)
@@ -260,22 +262,31 @@ class _Merge:
                 self.problem(keys, f"{name}: got {value}: input should be a finite number")
 
 
-def _nearest(sources: dict[Keys, str], keys: Keys) -> str | None:
+def _nearest(sources: Mapping[Keys, Place], keys: Keys) -> Place | None:
     """Where a value was given, or what it lies in."""
     near = (keys[:n] for n in range(len(keys), 0, -1))
     return next((sources[k] for k in near if k in sources), None)
 
 
-def path_fields(model: type[BaseModel], keys: Keys = ()) -> Iterator[tuple[Keys, InputPath]]:
-    """All fields of the pilot that name something to read."""
+def path_fields(
+    model: type[BaseModel], values: Any, keys: Keys = ()
+) -> Iterator[tuple[Keys, InputPath]]:
+    """All fields given in ``values``, those of sections in lists and mappings too, that name
+    something to read."""
     for name, field in model.model_fields.items():
-        here = (*keys, name)
+        if not isinstance(values, dict) or name not in values:
+            continue
+        value, here = values[name], (*keys, name)
         rule = next((m for m in field.metadata if isinstance(m, InputPath)), None)
-        rule = rule or _path_rule(field.annotation)
-        if rule:
+        if rule := rule or _path_rule(field.annotation):
             yield here, rule
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from path_fields(field.annotation, here)
+        elif inner := section_at(model, (name,)):
+            many = get_origin(field.annotation) is dict and isinstance(value, dict)
+            if many or isinstance(value, list):
+                for key, item in value.items() if many else enumerate(value):
+                    yield from path_fields(inner, item, (*here, key))
+            else:
+                yield from path_fields(inner, value, here)
 
 
 def _path_rule(annotation: Any) -> InputPath | None:

@@ -1,9 +1,9 @@
 """The pilot as one validated value. Sections are named like the stages that read them;
-``study`` is read by ``workbench study``."""
+``prompts`` and ``tasks`` are read by ``measure_ab``, ``study`` by ``workbench study``."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -14,9 +14,11 @@ from workbench.pilot.sections.hybrid_plan import HybridPlan
 from workbench.pilot.sections.measure_ab import USUAL_ARMS, MeasureAb
 from workbench.pilot.sections.model import Model
 from workbench.pilot.sections.profile_load import ProfileLoad
+from workbench.pilot.sections.prompts import Prompts
 from workbench.pilot.sections.readiness import Readiness
 from workbench.pilot.sections.report import Report
 from workbench.pilot.sections.study import Study
+from workbench.pilot.sections.tasks import Task
 from workbench.pilot.sections.train import Train
 
 
@@ -37,6 +39,10 @@ class Pilot(Section):
     model: Model = Model()
     train: Train = Train()
     measure_ab: MeasureAb = MeasureAb()
+    prompts: Prompts = Prompts()
+    tasks: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Task] = Field(
+        {}, description="files of questions with known answers, by names of your choice"
+    )
     hybrid_plan: HybridPlan = HybridPlan()
     deploy_rollback: DeployRollback = DeployRollback()
     report: Report = Report()

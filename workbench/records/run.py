@@ -238,7 +238,7 @@ def find_run(name: str) -> Run:
 def _identity(resolved: ResolvedPilot) -> dict[str, Any]:
     """What makes two runs the same run."""
     files = {}
-    for keys, rule in path_fields(Pilot):
+    for keys, rule in path_fields(Pilot, resolved.values):
         if rule.live:
             continue
         value: Any = resolved.values

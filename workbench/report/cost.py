@@ -15,12 +15,13 @@ a saving, because fixed losses do not shrink: savings stand in :mod:`.economy`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
-from workbench.economics.quantity import combined, weakest
+from workbench.economics.quantity import Quantity, combined, weakest
 from workbench.economics.tariff import year_prices
 from workbench.economics.year import energy_price, load_shape, year_sums
 from workbench.files import read_json
@@ -32,7 +33,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.report.demand import DAY_S, Demand, Use, demand_of, for_rate, machines, uses
 from workbench.report.economy import building
 from workbench.report.power import Powers, arm_powers, turn_powers
-from workbench.report.served import accepted_share
+from workbench.report.served import accepted_numbers
 from workbench.wording.labels import ARMS, label_text
 
 JOULES_PER_KWH = 3.6e6
@@ -165,6 +166,7 @@ def _covers(energy: Metric, measured: StageRecord) -> str:
     return "" if basis == "node" else basis
 
 
+SAID_OF_ACCEPTED = {"accepted": "came whole", "passed": "to own prompts keep to their check"}
 LOAD_ROWS = ("day", "load_1k_requests", "load_1m_input_tokens", "load_1m_output_tokens",
              "load_1k_accepted")  # fmt: skip
 
@@ -212,7 +214,7 @@ def _rows_of_arm(
     by_time = float((use.prefill / use.seconds).mean())
     prefill = by_time if power.prefill_share is None else power.prefill_share
     split = "machine time" if power.prefill_share is None else "the served load's split"
-    accepted = accepted_share(measured, arm)
+    accepted = accepted_numbers(measured, arm)
     parts: list[tuple[str, float, float, str]] = [
         ("day", cost.requests_per_day, 1.0, ""),
         ("load_1k_requests", 1e3, 1.0, ""),
@@ -221,18 +223,45 @@ def _rows_of_arm(
         ("load_1m_output_tokens", 1e6, (1 - prefill) / max(demand.output_tokens, 1.0),
          f"; {1 - prefill:.1%} of it is the answer's, by {split}"),
     ]  # fmt: skip
-    if accepted is not None:
-        said = f"; {accepted.value:.2%} of the answers came whole"
-        parts.append(("load_1k_accepted", 1e3, 1 / accepted.value, said))
     rows = [
         _row(per, times, _scaled(energy, factor, said), powers.covers, cost, price)
         for per, times, factor, said in parts
     ]
-    if accepted is None:
-        missing = Metric.missing(energy.name, "J", "no answer of a served load came whole",
-                                 arm=arm)  # fmt: skip
-        rows.append(_row("load_1k_accepted", 1e3, missing, "", cost, price))
-    return rows
+    of_accepted = _of_accepted(energy, accepted)
+    covers = powers.covers if of_accepted.value is not None else ""
+    return [*rows, _row("load_1k_accepted", 1e3, of_accepted, covers, cost, price)]
+
+
+def _of_accepted(energy: Metric, shares: Mapping[str, Quantity]) -> Metric:
+    """Energy of an accepted answer: that of a request over the shares that are accepted.
+
+    They are known independently, so on a logarithmic scale the squares of the half widths add.
+    """
+    labels = energy.labels
+    if not shares:
+        return Metric.missing(energy.name, "J", "no answer of a served load came whole", **labels)
+    if not all(share.value for share in shares.values()):
+        return Metric.missing(energy.name, "J", "no answer keeps to its check", **labels)
+    said = "".join(
+        f"; {share.value:.2%} of the answers {SAID_OF_ACCEPTED[name]}"
+        for name, share in shares.items()
+    )
+    factor = math.prod(1 / share.value for share in shares.values())
+    found = _scaled(energy, factor, said)
+    ends = [(share.value, share.lo, share.hi) for share in shares.values()]
+    unchecked = "passed" not in shares  # what came whole alone is known far better than the energy
+    if unchecked or found.value is None or found.lo is None or found.hi is None or found.lo <= 0:
+        return found
+    if any(lo is None or hi is None or lo <= 0 for _, lo, hi in ends):
+        why = "the share of accepted answers has no lower end above 0"
+        return replace(found, lo=None, hi=None, reason=why)
+    down = [math.log(hi / value) for value, _, hi in ends if hi is not None]
+    up = [math.log(value / lo) for value, lo, _ in ends if lo is not None]
+    return replace(
+        found,
+        lo=found.value * math.exp(-math.hypot(math.log(found.value / found.lo), *down)),
+        hi=found.value * math.exp(math.hypot(math.log(found.hi / found.value), *up)),
+    )
 
 
 def _energy_at_mix(

@@ -40,7 +40,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.report.demand import Demand, Use, demand_of, quickest, uses
 from workbench.report.one_off import UNTRAINED, one_offs
 from workbench.report.power import Powers, arm_powers
-from workbench.report.served import accepted_share
+from workbench.report.served import accepted_numbers
 
 BASELINE = "full_precision"
 AGAIN = "full_precision_again"
@@ -231,9 +231,8 @@ def _of_arm(arm: str, use: Use, measured: StageRecord, powers: Powers | str) -> 
     numbers = {f"request_s.{arm}": _quantity(mean(use.seconds), "s", f"turns at batch {use.batch}")}
     if not isinstance(powers, str):
         numbers |= powers.arms[arm].named(arm)
-    if (accepted := accepted_share(measured, arm)) is not None:
-        numbers[f"accepted.{arm}"] = accepted
-    return numbers
+    shares = accepted_numbers(measured, arm)
+    return numbers | {f"{name}.{arm}": share for name, share in shares.items()}
 
 
 def _quantity(found: Estimate, unit: str, source: str) -> Quantity:

@@ -56,7 +56,11 @@ def _why_absent(name: str, arm: str, case: Case) -> str:
     """Why the case lacks this figure of the arm; empty for one that the arm cannot have."""
     if name in (METRICS["npv"], METRICS["payback_y"]) and arm == case.baseline:
         return ""
-    return case.no_power or "no load was served by the arm, so no answer of it was accepted or not"
+    if case.no_power:
+        return case.no_power
+    if f"passed.{arm}" in case.numbers:
+        return "no answer of the arm to the own prompts keeps to its check"
+    return "no load was served by the arm, so no answer of it was accepted or not"
 
 
 def missing(reason: str) -> list[Metric]:

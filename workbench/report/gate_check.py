@@ -29,9 +29,21 @@ def gate_problems(pilot: Pilot) -> list[str]:
         if gate.metric not in known:
             given = did_you_mean(gate.metric, known)
             problems.append(f"{field}.metric: got {gate.metric!r}{given}")
+        elif lacking := _lacking(gate.metric, pilot):
+            problems.append(f"{field}.metric: {gate.metric} needs {lacking}")
         else:
             problems += _label_problems(f"{field}.labels", gate, pilot)
     return problems
+
+
+def _lacking(metric: str, pilot: Pilot) -> str:
+    """The part of the pilot without which no stage records the figure; empty where it is there."""
+    if FIGURES[metric].theme != "own_terms":
+        return ""
+    of_tasks = metric.startswith("task_")
+    if of_tasks:
+        return "" if pilot.tasks else "a file of questions: tasks: {NAME: {file: ...}}"
+    return "" if pilot.prompts.file else "a file of prompts: prompts: {file: ...}"
 
 
 def fits(labels: dict[str, str], metric: str, pilot: Pilot) -> bool:

@@ -21,6 +21,7 @@ from workbench.report.bill_view import load_bill
 from workbench.report.card import verdict_card
 from workbench.report.economy_views import economy_view
 from workbench.report.environment_view import environment_view
+from workbench.report.own_view import own_view
 from workbench.report.plotly_page import PageFigure, plotly_installed, plotly_js, templates
 from workbench.report.roadmap_page import roadmap_html, roadmap_page
 from workbench.roadmap import STAGES
@@ -88,6 +89,7 @@ def write_html(
             claims=views.claim_groups(report, texts) if report else [],
             claim_figures=(draw(report, texts.language, ("claims",)) if report and drawing else []),
             tables=views.result_tables(records, texts),
+            own=own_view(records.get("measure_ab"), texts),
             missing=views.missing_rows(records, texts),
             cost=settings["cost"],
             economy=economy_view(report, texts),

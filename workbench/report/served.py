@@ -71,7 +71,24 @@ def served_energies(
     return found
 
 
-def accepted_share(measured: StageRecord, arm: str) -> Quantity | None:
+def accepted_numbers(measured: StageRecord, arm: str) -> dict[str, Quantity]:
+    """Shares that a cost is divided by to be that of an accepted answer, by name: ``accepted``
+    (answers of the served load that came whole) and ``passed`` (answers to own prompts that keep to
+    their check). Empty where neither is known, and then nothing says what an accepted answer is."""
+    shares = {"accepted": _whole_share(measured, arm), "passed": _passed_share(measured, arm)}
+    return {name: share for name, share in shares.items() if share is not None}
+
+
+def _passed_share(measured: StageRecord, arm: str) -> Quantity | None:
+    """None where the pilot has no prompts with a check."""
+    found = measured.metric("accepted_share", arm=arm)
+    if found is None or found.value is None:
+        return None
+    source = f"answers to own prompts that keep to their check, {found.n} prompts"
+    return Quantity(found.value, "measured", "", source, found.lo, found.hi)
+
+
+def _whole_share(measured: StageRecord, arm: str) -> Quantity | None:
     """Share of the served load's requests whose answer came whole: what energy of an accepted
     answer divides by, too. None where no load was served, or nothing came."""
     if "load_requests" not in measured.tables:

@@ -30,7 +30,8 @@ from workbench.wording.text import Texts
 from workbench.wording.vocabulary import FIGURES, better
 
 RESULT_THEMES = (
-    "quality", "latency", "under_load", "throughput", "memory", "energy", "hybrid", "rollback",
+    "quality", "own_terms", "latency", "under_load", "throughput", "memory", "energy", "hybrid",
+    "rollback",
 )  # fmt: skip
 HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("readiness", "memory_ratio", {"arm": "ternary", "source": "probe"}),

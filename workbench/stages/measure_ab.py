@@ -2,8 +2,9 @@
 
 First fixed shapes: all arms are in memory at once and do the same work in turn. Then the profile's
 own load, served (:mod:`.measure_ab_load`), and between its blocks the quality, a slice of the
-held-out excerpts each time, through the engines of the fixed shapes. Finished blocks and judged
-slices are kept in the stage's folder, so a killed stage goes on where it stopped.
+held-out excerpts each time, through the engines of the fixed shapes; then the pilot's own prompts
+and tasks (:mod:`.measure_ab_own`). Finished blocks, judged slices and answered prompts are kept in
+the stage's folder, so a killed stage goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ from workbench.stages.measure_ab_load import (
     Judged,
     measure_under_load,
 )
+from workbench.stages.measure_ab_own import OwnQuestions, judge_in_own_terms, own_questions
+from workbench.stages.measure_ab_own import check as own_problems
 from workbench.stages.metered import StageMeters, stage_meters, trusted
 from workbench.train.quality import what_is_judged
 
@@ -78,7 +81,7 @@ def check(pilot: Pilot) -> list[str]:
         problems.append(
             f"measure_ab.arms: checkpoint is model.checkpoint as it came, and {why}; leave it out"
         )
-    return [*problems, *_too_long(pilot)]
+    return [*problems, *_too_long(pilot), *own_problems(pilot)]
 
 
 def _too_long(pilot: Pilot) -> list[str]:
@@ -119,7 +122,8 @@ def _measure(context: StageContext, meters: StageMeters) -> None:
     prompt_tokens = _prompt_tokens(context, trained)
     classes = _classes(section, prompt_tokens)
     prompts = _prompts(heldout, tokenizer, prompt_tokens, max(section.batch_sizes))
-    with _loaded_arms(context, trained, classes) as arms:
+    asked = own_questions(context.pilot, tokenizer, _positions(trained))
+    with _loaded_arms(context, trained, classes, asked) as arms:
         engines = {name: arm.engine for name, arm in arms.items()}
         sizes = {a: (arm.engine.weight_bytes, arm.resident_bytes) for a, arm in arms.items()}
         blocks, session = _timed(context, meters.session, engines, classes, prompts)
@@ -130,6 +134,7 @@ def _measure(context: StageContext, meters: StageMeters) -> None:
         if between:
             measure_under_load(context, trained, answers, probes, blocks, meters)
         quality = probes.finish(partial(_judging, context))
+        judge_in_own_terms(context, asked, engines, tokenizer)
         for name, engine in engines.items():
             for note in engine.notes:  # what could not be captured shows only when it runs
                 context.note(f"{name}: {note}")
@@ -168,7 +173,10 @@ def _about_kernels(context: StageContext, engines: dict[str, Engine]) -> str:
 
 @contextmanager
 def _loaded_arms(
-    context: StageContext, trained: StageRecord, classes: Sequence[LoadClass]
+    context: StageContext,
+    trained: StageRecord,
+    classes: Sequence[LoadClass],
+    asked: OwnQuestions,
 ) -> Iterator[dict[str, MeasuredArm]]:
     """The arms in memory side by side, the baseline first; closed afterwards."""
     section, readiness = context.pilot.measure_ab, context.pilot.readiness
@@ -187,7 +195,9 @@ def _loaded_arms(
                 engine = Engine.load(
                     folder,
                     slots=max(section.batch_sizes),
-                    context=max(_context(classes), context.pilot.data.sequence_length),
+                    context=max(
+                        _context(classes), context.pilot.data.sequence_length, asked.context
+                    ),
                     threads=readiness.threads,
                     device=device,
                     cache_of=first,
@@ -337,8 +347,7 @@ def _prompt_tokens(context: StageContext, trained: StageRecord) -> int:
         return section.prompt_tokens
     median = context.need("profile_load").metric("prompt_tokens", quantile="p50")
     wanted = round(median.value) if median and median.value else 1
-    config = read_config(trained.artefact(BASELINE))
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = _positions(trained)
     room = wanted if longest is None else longest - _most_output(section)
     taken = max(1, min(wanted, room))
     context.record.facts["prompt_tokens"] = {"median_of_the_load": wanted, "taken": taken}
@@ -348,6 +357,12 @@ def _prompt_tokens(context: StageContext, trained: StageRecord) -> int:
     else:
         context.progress.note(f"{said}, the median of the load")
     return taken
+
+
+def _positions(trained: StageRecord) -> int | None:
+    """Tokens that the models hold; None: no limit."""
+    config = read_config(trained.artefact(BASELINE))
+    return getattr(config, "max_position_embeddings", None)
 
 
 def _prompts(

@@ -10,7 +10,7 @@ from workbench.records.stage_record import StageRecord
 
 ALL = ""
 """Of a box with every option: no choice is made."""
-METRIC_FIGURES = ("quality", "speed", "under_load", "throughput", "memory", "energy")
+METRIC_FIGURES = ("quality", "accuracy", "speed", "under_load", "throughput", "memory", "energy")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Choice:
 
 def choices(figure: str, record: StageRecord) -> list[Choice]:
     """Those of ``stage.figure`` that this record has something to choose from for."""
-    stage, _, name = figure.partition(".")
-    if stage == "measure_ab" and name in METRIC_FIGURES:
+    name = figure.partition(".")[2]
+    if record.stage == "measure_ab" and name in METRIC_FIGURES:
         return _of_metrics(record)
     found = OFFERED.get(figure)
     return found(record) if found else []
@@ -98,12 +98,23 @@ def _of_front(record: StageRecord) -> list[Choice]:
     ]
 
 
+def _of_answers(record: StageRecord) -> list[Choice]:
+    if "prompts" not in record.tables:
+        return []
+    rows = record.table("prompts")
+    return [
+        _one_of("prompt", list(rows["prompt"].unique()), first="the first"),
+        _several("shown_arms", list(rows["arm"].unique())),
+    ]
+
+
 OFFERED: dict[str, Callable[[StageRecord], list[Choice]]] = {
     "profile_load.rate": _of_load,
     "profile_load.lengths": _of_load,
     "profile_load.shapes": _of_load,
     "train_qat.histograms": _of_histograms,
     "hybrid_plan_front.front": _of_front,
+    "measure_ab_own.answers": _of_answers,
 }
 
 
@@ -126,14 +137,19 @@ def _several(
 
 
 def _one_of(
-    name: str, options: list[Any], pilot: Callable[[Any], list[str]] = lambda _: []
+    name: str,
+    options: list[Any],
+    pilot: Callable[[Any], list[str]] = lambda _: [],
+    first: str = "all",
 ) -> Choice:
+    """first: what the box says where nothing is chosen."""
+
     def widget(now: Any) -> Any:
         import ipywidgets
 
         # A value of None would leave the box blank.
         return ipywidgets.Dropdown(
-            options=[("all", ALL), *((str(option), option) for option in options)],
+            options=[(first, ALL), *((str(option), option) for option in options)],
             description=name, value=ALL if now is None else now,
         )  # fmt: skip
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from workbench.pilot.spec import Pilot
 
 Theme = Literal[
-    "machine", "load", "training", "quality", "latency", "throughput", "memory", "energy",
-    "hybrid", "rollback", "money", "report",
+    "machine", "load", "training", "quality", "own_terms", "latency", "throughput", "memory",
+    "energy", "hybrid", "rollback", "money", "report",
 ]  # fmt: skip
 Better = Literal["higher", "lower", "neither"]
 
@@ -52,6 +52,11 @@ def _interactive(pilot: Pilot) -> list[str]:
     return [f"interactive_{tokens}" for tokens in pilot.measure_ab.interactive_output_tokens]
 
 
+def _reference(pilot: Pilot) -> str:
+    """Whose answers to own prompts the others' are held against."""
+    return "checkpoint" if "checkpoint" in pilot.measure_ab.own_arms else "full_precision"
+
+
 def _batched(pilot: Pilot) -> list[str]:
     return [f"batch_{size}" for size in pilot.measure_ab.batch_sizes]
 
@@ -84,6 +89,15 @@ _TRAINED_GAIN = {
     ),
     "source": words("trained"),
 }
+_AGAINST_REFERENCE = {
+    "arm": Values(
+        "one of the pilot's own `measure_ab.arms` but the one that is compared with: `checkpoint`, "
+        "or without it `full_precision`",
+        lambda pilot: [arm for arm in pilot.measure_ab.own_arms if arm != _reference(pilot)],
+    ),
+    "source": words("trained"),
+}
+_TASK = {"task": Values("a name of `tasks`", lambda pilot: list(pilot.tasks))}
 _ALONE = {"class": Values(_INTERACTIVE, _interactive)}
 _BATCH = {
     "batch": Values(
@@ -209,6 +223,14 @@ FIGURES: dict[str, Figure] = {
     "ternary_share": Figure("training", "higher", ({"arm": words("ternary")},)),
     "bits_per_byte": Figure("quality", "lower", (_TRAINED, _ADDRESS)),
     "quality_gap_bits_per_byte": Figure("quality", "lower", (_TRAINED_GAIN,)),
+    "top1_agreement": Figure("own_terms", "higher", (_AGAINST_REFERENCE,)),
+    "kl_nats_per_token": Figure("own_terms", "lower", (_AGAINST_REFERENCE,)),
+    "answer_length_ratio": Figure("own_terms", "neither", (_AGAINST_REFERENCE,)),
+    "answer_repetition": Figure("own_terms", "lower", (_TRAINED,)),
+    "accepted_share": Figure("own_terms", "higher", (_TRAINED,)),
+    "accepted_difference": Figure("own_terms", "higher", (_TRAINED_GAIN,)),
+    "task_accuracy": Figure("own_terms", "higher", (_TRAINED | _TASK,)),
+    "task_accuracy_difference": Figure("own_terms", "higher", (_TRAINED_GAIN | _TASK,)),
     "ttft_ms": Figure("latency", "lower", (_TRAINED | _ALONE, _SAME_LOAD | _TAIL, *_REPLAYED)),
     "itl_ms": Figure("latency", "lower", (_SAME_LOAD | _TAIL,)),
     "tpot_ms": Figure("latency", "lower", (_TRAINED | _ALONE, _SAME_LOAD | _TAIL, *_REPLAYED)),
