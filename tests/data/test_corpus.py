@@ -326,3 +326,48 @@ def test_peps_are_read_whole() -> None:
     corpus = read(path)
     assert len(corpus.training) + len(corpus.heldout) + corpus.copies == 703
     assert 13_000_000 < corpus.training_bytes + corpus.heldout_bytes < 15_000_000
+
+
+BOILERPLATE = (
+    "Permission is hereby granted, free of charge, to any person obtaining a copy of this. "
+)
+
+
+def test_what_was_learned_is_not_judged(tmp_path: Path) -> None:
+    """A planted leak: half of one held-out document stands, otherwise spaced, in a learned one."""
+    rows = [
+        {"id": f"d{i}", "text": " ".join(f"{w}{i * w * w % 997}" for w in range(60))}
+        for i in range(40)
+    ]
+    write = lambda: (tmp_path / "c.jsonl").write_bytes(jsonl(rows))  # noqa: E731
+    write()
+    clean = read(tmp_path / "c.jsonl", holdout_share=0.3)
+    assert clean.leaks["leaked"].sum() == 0 and not clean.leaks["left_out"].any()
+    held = {d.id for d in clean.heldout}
+    leaky, licensed, *_ = sorted(held)
+    learned = next(row for row in rows if row["id"] not in held)
+    by_id = {row["id"]: row for row in rows}
+    half = by_id[leaky]["text"][: len(by_id[leaky]["text"]) // 2]
+    learned["text"] += "\n" + half.upper().replace(" ", " -\n") + BOILERPLATE
+    by_id[licensed]["text"] += BOILERPLATE
+    write()
+    corpus = read(tmp_path / "c.jsonl", holdout_share=0.3)
+    assert {d.id for d in corpus.heldout} == held - {leaky}
+    found = corpus.leaks.set_index("document")
+    assert found.loc[leaky, "share"] == pytest.approx(0.5, abs=0.03)
+    assert found.loc[leaky, "learned_in"] == found.loc[licensed, "learned_in"] == learned["id"]
+    assert found.loc[leaky, "passage"].startswith("0")
+    assert found.loc[licensed, "leaked"] == sum(map(str.isalnum, BOILERPLATE))
+    assert found.loc[licensed, "passage"] == BOILERPLATE.strip().rstrip(".")
+    assert found["left_out"].to_dict() == {name: name == leaky for name in found.index}
+    assert read(tmp_path / "c.jsonl", holdout_share=0.3, max_leaked_share=1.0).heldout[0]
+    everything = read(tmp_path / "c.jsonl", holdout_share=0.3, max_leaked_share=0.0)
+    assert {d.id for d in everything.heldout} == held - {leaky, licensed}
+
+
+def test_where_all_is_learned_all_is_judged_and_counted(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"id": i, "text": BOILERPLATE * 3 + str(i)} for i in range(20)]
+    (tmp_path / "c.jsonl").write_bytes(jsonl(rows))
+    corpus = read(tmp_path / "c.jsonl", holdout_share=0.3)
+    assert len(corpus.heldout) == len(corpus.leaks) > 1
+    assert not corpus.leaks["left_out"].any() and (corpus.leaks["share"] > 0.9).all()

@@ -229,6 +229,17 @@ def _train_qat(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
             for left, right, count in zip(bins[:-1], bins[1:], counts, strict=True)
         ]  # fmt: skip
     record.save_table("histograms", pd.DataFrame(histograms))
+    leak = {
+        "document": "a<b>.py",
+        "source": "a",
+        "characters": 900,
+        "leaked": 90,
+        "share": 0.1,
+        "left_out": False,
+        "passage": "Permission is <i>hereby</i> granted",
+        "learned_in": "c",
+    }
+    record.save_table("leaks", pd.DataFrame([leak]))
     record.measured("training_tokens", 614_400, "tokens", "counted")
     for arm, bpb in (("full_precision", 1.62), ("ternary", 1.69)):
         _around(record, draw, "training_tokens_per_s", 5200, "tokens/s", arm=arm)

@@ -15,6 +15,7 @@ from torch.distributions import Categorical, kl_divergence
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from workbench.data.dataset import UNJUDGED, PackedSequences
+from workbench.data.mix import TokenPart
 from workbench.errors import ConfigError
 from workbench.pilot.sections.train import Distillation, Train
 from workbench.train.arm import FINAL, train_arm
@@ -114,10 +115,12 @@ def test_a_student_comes_closer_to_its_teacher(
 
 
 def answers_of(setup: TrainingSetup) -> TrainingSetup:
-    """As of conversations: sequences with few and with many judged tokens, and some with none."""
-    generator = np.random.default_rng(5)
-    shares = np.repeat(generator.choice([0.0, 0.1, 0.9], len(setup.tokens) // 16 + 1), 16)
-    return replace(setup, judged=generator.random(len(setup.tokens)) < shares[: len(setup.tokens)])
+    """As of two corpora of conversations: sequences with few and with many judged tokens, and some
+    with none."""
+    generator, end = np.random.default_rng(5), len(setup.tokens)
+    shares = np.repeat(generator.choice([0.0, 0.1, 0.9], end // 16 + 1), 16)
+    parts = (TokenPart("a", 0.75, 0, end // 2), TokenPart("b", 0.25, end // 2, end))
+    return replace(setup, judged=generator.random(end) < shares[:end], parts=parts)
 
 
 @pytest.mark.parametrize("of", [lambda setup: setup, answers_of], ids=["text", "answers"])

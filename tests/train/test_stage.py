@@ -27,6 +27,7 @@ from workbench.data.conversation import messages_of
 from workbench.data.tokenizer import load_tokenizer, train_tokenizer
 from workbench.errors import ConfigError, StageError
 from workbench.measure.quality import judged_excerpts
+from workbench.pilot.sections.data import Data
 from workbench.pilot.sections.model import Threshold
 from workbench.pilot.sections.train import Train
 from workbench.pilot.spec import Pilot
@@ -206,8 +207,13 @@ def test_conversations_are_learned_and_judged_by_their_answers(
     )
     path = tmp_path / "chat.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in turns))
-    given = {"corpus": str(path), "tokenizer": str(tmp_path / "words")}
-    pilot = pilot.model_copy(update={"data": pilot.data.model_copy(update=given)})
+    text = {"corpus": pilot.data.corpus, "name": "text"}
+    data = Data(
+        sources=[{"corpus": str(path), "weight": 3.0, "name": "chat"}, text],
+        tokenizer=str(tmp_path / "words"), sequence_length=16, holdout_share=0.3, vocab_size=300,
+        max_leaked_share=1.0,
+    )  # fmt: skip
+    pilot = pilot.model_copy(update={"data": data})
     assert train_qat.check(pilot) == []
     record = run_stage(pilot, tmp_path / "stage")
     facts = record.facts["corpus"]
@@ -215,9 +221,23 @@ def test_conversations_are_learned_and_judged_by_their_answers(
     for arm in ("full_precision", "ternary", "post_training"):
         final = record.metric("final_bits_per_byte", arm=arm)
         assert "of conversations the answers alone are judged, in nats and in bytes" in final.how
+        assert "in the proportion of the mix" in final.how
+        chat, plain = (
+            record.metric("corpus_final_bits_per_byte", arm=arm, corpus=corpus)
+            for corpus in ("chat", "text")
+        )
+        assert min(chat.value, plain.value) <= final.value <= max(chat.value, plain.value)
+        assert "documents of chat, after the last step" in chat.how
+    assert [part["share"] for part in facts["parts"]] == [0.75, 0.25]
+    assert record.table("leaks")["share"].max() > 0.9, "the answers are the texts of the other"
+    assert record.metric("leaked_share").value == record.metric("judged_leaked_share").value > 0.5
+    assert record.metric("leaked_documents").value == 0
     judged = judged_excerpts(record.table("heldout"), tokenizer, 16, 9)
     losses = document_losses(load_dense(record.artefact("full_precision")), tokenizer, judged, 16)
-    answers = [len(messages_of(m)[1]["content"]) for m in judged["messages"]]
+    answers = [
+        len(messages_of(row.messages)[1]["content"] if row.messages else row.text)
+        for row in judged.itertuples()
+    ]
     assert losses["bytes"].tolist() == answers
     without = pilot.data.model_copy(update={"tokenizer": None})
     with pytest.raises(ConfigError, match=r"chat template[\s\S]*data.conversations: plain"):

@@ -1,39 +1,75 @@
-"""A corpus: documents read once, without copies, split into those to learn and those to judge.
+"""The text: documents read once, without copies, split into those to learn and those to judge.
 
 The corpus is held in memory (``data.max_bytes`` bounds it); the tokens made from it are not.
 A document is held out when a digest of the seed and its id says so. That depends on nothing
 else, so a document stays on its side when others are added, and no part of a document is
-ever on both sides. Exact copies of a text are dropped first, or they would leak across.
+ever on both sides. Exact copies of a text are dropped first, or they would leak across. What leaks
+nevertheless, in parts, is counted (:mod:`.leaks`), and held-out documents that share more than
+``data.max_leaked_share`` with the training text are left out of the judging. Where that would be
+all of them, all are judged: the figures then say how much of it was learned.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import pandas as pd
+
 from workbench.data.document import Document
 from workbench.data.hub import PREFIX, read_hub
+from workbench.data.leaks import document_leaks, leaks_frame
+from workbench.data.mix import mixed_order
+from workbench.data.patterns import Selection
 from workbench.data.python_corpus import python_documents
-from workbench.data.readers import Fields, read_path
+from workbench.data.readers import Fields, read_path, refuse_patterns, select_files
 from workbench.errors import ConfigError
-from workbench.pilot.sections.data import Data
+from workbench.pilot.sections.data import CorpusSource, Data
+
+
+@dataclass(frozen=True)
+class CorpusPart:
+    """One of the corpora that were read. name: among several, else empty. share: of the training
+    tokens. training, training_bytes, heldout: documents and bytes. files: of a local one."""
+
+    name: str
+    corpus: str
+    share: float
+    training: int
+    training_bytes: int
+    heldout: int
+    files: Selection | None
+
+    def __str__(self) -> str:
+        what = f"{self.training} documents to learn from ({self.training_bytes / 1e6:.1f} MB), "
+        what += f"{self.heldout} held out"
+        weighed = (
+            f"corpus {self.name}, {self.share:.0%} of the training tokens: " if self.name else ""
+        )
+        files = f"; {self.files}" if self.files and self.files.left_out else ""
+        return f"{weighed}{what}{files}"
 
 
 @dataclass(frozen=True)
 class Corpus:
     """training, heldout: documents in corpus order. copies: exact repetitions left out.
 
-    digest: of all ids, sides and texts, to tell whether two runs saw the same corpus.
+    digest: of all ids, sides and texts, to tell whether two runs saw the same corpus. leaks: of
+    ``leaks_frame``, a row for each document that was held out, those left out of ``heldout`` too.
+    parts: a row for each corpus that was read.
     """
 
     training: list[Document]
     heldout: list[Document]
     copies: int
     digest: str
+    leaks: pd.DataFrame
+    parts: tuple[CorpusPart, ...]
 
     @property
     def has_conversations(self) -> bool:
@@ -49,43 +85,97 @@ class Corpus:
 
 
 def read_corpus(data: Data, seed: int) -> Corpus:
-    """Read ``data.corpus`` up to ``data.max_bytes`` and split it by document.
+    """Read ``data.corpus``, or all of ``data.sources``, up to ``data.max_bytes`` and split each by
+    document. Of several each has its share of ``max_bytes``, and their held-out documents stand in
+    the order of the mix, so that every beginning of them has all in proportion.
 
-    Raises ConfigError when it cannot be read, is empty, or has fewer than two documents.
+    Raises ConfigError when one cannot be read, is empty, or has fewer than two documents.
     """
     copies: Counter[bytes] = Counter()
-    documents = list(_distinct(data, copies))
-    _require_two(documents, data.corpus)
-    held = _heldout_ids(documents, seed, data.holdout_share)
+    ids: Counter[str] = Counter()
+    everything: list[Document] = []
+    training: list[Document] = []
+    sides: list[list[Document]] = []
+    held: set[str] = set()
+    parts = []
+    for part, name, share in zip(data.parts, data.part_names, data.shares, strict=True):
+        files = _files(part)
+        documents = list(
+            _distinct(data, part, name, int(data.max_bytes * share), copies, ids, files)
+        )
+        _require_two(documents, part.corpus)
+        of_part = _heldout_ids(documents, seed, data.holdout_share)
+        held |= of_part
+        everything += documents
+        own = [d for d in documents if d.id not in of_part]
+        training += own
+        sides.append([d for d in documents if d.id in of_part])
+        size = sum(document.size_bytes for document in own)
+        parts.append(CorpusPart(name, part.corpus, share, len(own), size, len(of_part), files))
+    heldout = _in_order(sides, data.shares, seed)
+    found = document_leaks(heldout, training)
+    most = data.max_leaked_share
+    if all(leak.share > most for leak in found):
+        most = 1.0
     return Corpus(
-        training=[d for d in documents if d.id not in held],
-        heldout=[d for d in documents if d.id in held],
+        training=training,
+        heldout=[d for d, leak in zip(heldout, found, strict=True) if leak.share <= most],
         copies=copies.total() - len(copies),
-        digest=_digest(documents, held),
+        digest=_digest(everything, held),
+        leaks=leaks_frame(heldout, found, most),
+        parts=tuple(parts),
     )
 
 
+def _in_order(sides: list[list[Document]], shares: list[float], seed: int) -> list[Document]:
+    """The documents of all parts as a mix takes them, those that are left over at the end."""
+    if len(sides) == 1:
+        return sides[0]
+    length = sum(map(len, sides))
+    parts, places = mixed_order(shares, math.ceil(length / min(shares)), seed)
+    met = zip(parts.tolist(), places.tolist(), strict=True)
+    return [sides[part][place] for part, place in met if place < len(sides[part])]
+
+
 def require_documents(data: Data) -> list[Document]:
-    """The two documents that a local corpus begins with; raises ConfigError without them.
+    """The two documents that each local corpus begins with; raises ConfigError without them.
 
     Cheap, for a check before anything starts: it reads no further than them, so damage behind
     them is found by :func:`read_corpus`. The hub is not asked, and python not read.
     """
-    if data.corpus == "python" or data.corpus.startswith(PREFIX):
-        return []
-    first = list(islice(_distinct(data, Counter()), 2))
-    _require_two(first, data.corpus)
+    first: list[Document] = []
+    for part, name in zip(data.parts, data.part_names, strict=True):
+        files = _files(part)
+        if files is not None:
+            met = _distinct(data, part, name, data.max_bytes, Counter(), Counter(), files)
+            own = list(islice(met, 2))
+            _require_two(own, part.corpus)
+            first += own
     return first
 
 
-def _distinct(data: Data, texts: Counter[bytes]) -> Iterator[Document]:
-    """The documents up to ``data.max_bytes``, each text and each id once.
+def _files(part: CorpusSource) -> Selection | None:
+    """The files of a local corpus, None for another."""
+    if part.corpus == "python" or part.corpus.startswith(PREFIX):
+        refuse_patterns(f"corpus {part.corpus}", part.include, part.exclude)
+        return None
+    return select_files(Path(part.corpus), part.include, part.exclude)
 
-    texts: counts how often each text was met, by its digest.
+
+def _distinct(
+    data: Data,
+    part: CorpusSource,
+    name: str,
+    room: int,
+    texts: Counter[bytes],
+    ids: Counter[str],
+    files: Selection | None,
+) -> Iterator[Document]:
+    """The documents of ``part`` up to ``room`` bytes, each text and each id once.
+
+    name: of the part among several. texts: counts how often each text was met, by its digest.
     """
-    ids: Counter[str] = Counter()
-    room = data.max_bytes
-    for document in _read(data):
+    for document in _read(data, part, files):
         text = _cut(document.text, room)
         if not text.strip() or (document.messages and len(text) < len(document.text)):
             continue  # half a conversation is none
@@ -93,7 +183,8 @@ def _distinct(data: Data, texts: Counter[bytes]) -> Iterator[Document]:
         texts[digest] += 1
         if texts[digest] > 1:
             continue
-        taken = replace(document, id=_unused(document.id, ids), text=text)
+        unused = _unused(f"{name}/{document.id}" if name else document.id, ids)
+        taken = replace(document, id=unused, text=text, corpus=name)
         yield taken
         room -= taken.size_bytes
         if room <= 0:
@@ -110,13 +201,13 @@ def _unused(name: str, ids: Counter[str]) -> str:
     return unused
 
 
-def _read(data: Data) -> Iterator[Document]:
-    fields = Fields(data.text_field, data.messages_field, data.conversations == "plain")
-    if data.corpus == "python":
+def _read(data: Data, part: CorpusSource, files: Selection | None) -> Iterator[Document]:
+    fields = Fields(part.text_field, part.messages_field, data.conversations == "plain")
+    if part.corpus == "python":
         return python_documents()
-    if data.corpus.startswith(PREFIX):
-        return read_hub(data.corpus, data.split, fields)
-    return read_path(Path(data.corpus), data.format, fields)
+    if part.corpus.startswith(PREFIX):
+        return read_hub(part.corpus, part.split, fields)
+    return read_path(Path(part.corpus), part.format, fields, files)
 
 
 def _cut(text: str, room: int) -> str:

@@ -15,6 +15,7 @@ the same batches, and a training that goes on at step ``s`` needs no state but `
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,9 +26,11 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.data.chat import chat_tokens
 from workbench.data.document import Document
+from workbench.data.mix import TokenPart, mixed_order
 from workbench.data.tokenizer import document_start, encode, vocabulary_size
 from workbench.errors import ConfigError
-from workbench.files import replacing
+from workbench.files import replacing, write_text
+from workbench.pilot.sections.data import Data
 from workbench.records.events import Progress
 
 DOCUMENTS_AT_ONCE = 256
@@ -57,6 +60,7 @@ def write_tokens(
         if any(judged is not None for _, judged in pieces):
             flags = [np.ones(len(ids), bool) if j is None else j for ids, j in pieces]
             _save(_judged_path(path), np.concatenate(flags))
+        _save_parts(path, documents, pieces)
         _save(path, np.concatenate([np.asarray(ids, dtype) for ids, _ in pieces]))
     return np.load(path, mmap_mode="r")
 
@@ -66,6 +70,27 @@ def judged_of(path: Path) -> np.ndarray | None:
     all."""
     beside = _judged_path(path)
     return np.load(beside, mmap_mode="r") if beside.exists() else None
+
+
+def parts_of(path: Path, data: Data) -> tuple[TokenPart, ...]:
+    """Where the tokens in ``path`` are of which of several corpora; none for a single one."""
+    beside = path.with_name(f"{path.stem}.parts.json")
+    if not beside.exists():
+        return ()
+    ends = json.loads(beside.read_text(encoding="utf-8"))
+    shares = dict(zip(data.part_names, data.shares, strict=True))
+    return tuple(TokenPart(name, shares[name], *place) for name, place in ends.items())
+
+
+def _save_parts(path: Path, documents: Sequence[Document], pieces: Sequence[LearnedTokens]) -> None:
+    """Documents of one corpus follow one another."""
+    places: dict[str, list[int]] = {}
+    end = 0
+    for document, (ids, _) in zip(documents, pieces, strict=True):
+        begin, end = end, end + len(ids)
+        places.setdefault(document.corpus, [begin, end])[1] = end
+    if len(places) > 1:
+        write_text(path.with_name(f"{path.stem}.parts.json"), json.dumps(places))
 
 
 def _judged_path(path: Path) -> Path:
@@ -116,9 +141,12 @@ class PackedSequences(Dataset[dict[str, torch.Tensor]]):
     """``length`` training sequences in the order of ``seed``.
 
     tokens: the whole array of token ids, one dimension. judged: bool, one a token; None for all.
+    parts: of several corpora; their sequences are mixed by their shares (:mod:`.mix`), each from
+    a permutation of its own.
     Items are ``input_ids`` and ``labels``, both int64 ``[sequence_length]`` and equal, but for
     the labels of what is not judged: the model shifts them itself.
-    Raises ConfigError when the tokens do not fill one step's batch (``at_least`` sequences).
+    Raises ConfigError when the tokens do not fill one step's batch (``at_least`` sequences), or a
+    part has no sequence.
     """
 
     def __init__(
@@ -129,28 +157,35 @@ class PackedSequences(Dataset[dict[str, torch.Tensor]]):
         seed: int,
         at_least: int = 1,
         judged: np.ndarray | None = None,
+        parts: Sequence[TokenPart] = (),
     ) -> None:
         self.tokens, self.sequence_length, self.judged = tokens, sequence_length, judged
         self.length, self.seed = length, seed
-        whole = len(tokens) // sequence_length
-        self.places = np.arange(whole) if judged is None else self._with_answers(judged, whole)
-        self.per_pass = len(self.places)
-        if self.per_pass < at_least:
+        spans = [(part.begin, part.end) for part in parts] or [(0, len(tokens))]
+        self.begins = [self._sequences(begin, end) for begin, end in spans]
+        self.per_pass = sum(map(len, self.begins))
+        if self.per_pass < at_least or min(map(len, self.begins)) < 1:
+            short = min(range(len(spans)), key=lambda part: len(self.begins[part]))
+            of = f" of {parts[short].name}" if parts else ""
             raise ConfigError(
-                f"the corpus is too short: {len(tokens)} tokens to learn from, "
-                f"{self.per_pass} sequences of {sequence_length}"
-                + ("" if judged is None else f" with an answer, of {whole}"),
+                f"the corpus is too short: {spans[short][1] - spans[short][0]} tokens to learn "
+                f"from{of}, {len(self.begins[short])} sequences of {sequence_length}"
+                + ("" if judged is None else " with an answer"),
                 allowed=f"at least {at_least} sequences, the batch of one step",
                 next_step="give more text, or lower data.sequence_length or train.batch_size",
             )
-        self._permutation = functools.lru_cache(maxsize=2)(self._draw)
+        self._mix = mixed_order([part.share for part in parts], length, seed) if parts else None
+        self._permutation = functools.lru_cache(maxsize=2 * len(spans))(self._draw)
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        turn, place = divmod(index, self.per_pass)
-        begin = int(self.places[self._permutation(turn)[place]]) * self.sequence_length
+        part = 0
+        if self._mix is not None:
+            part, index = (int(order[index]) for order in self._mix)
+        turn, place = divmod(index, len(self.begins[part]))
+        begin = int(self.begins[part][self._permutation(turn, part)[place]])
         row = self.tokens[begin : begin + self.sequence_length].astype(np.int64)
         ids = torch.from_numpy(row)
         if self.judged is None:
@@ -160,14 +195,19 @@ class PackedSequences(Dataset[dict[str, torch.Tensor]]):
 
     @property
     def passes(self) -> float:
-        """How often the corpus is seen."""
+        """How often the corpus is seen; of several, all together."""
         return self.length / self.per_pass
 
-    def _with_answers(self, judged: np.ndarray, whole: int) -> np.ndarray:
-        """Sequences that teach something; their first token has no past and is never a target."""
-        length = self.sequence_length
-        rows = np.asarray(judged[: whole * length]).reshape(whole, length)
-        return np.flatnonzero(rows[:, 1:].any(axis=1))
+    def _sequences(self, begin: int, end: int) -> np.ndarray:
+        """First tokens of the sequences in a span; where not all is judged, of those that teach
+        something: a sequence's first token has no past and is never a target."""
+        whole = (end - begin) // self.sequence_length
+        begins = begin + self.sequence_length * np.arange(whole)
+        if self.judged is None or not whole:
+            return begins
+        rows = np.asarray(self.judged[begin : begin + whole * self.sequence_length])
+        return begins[rows.reshape(whole, -1)[:, 1:].any(axis=1)]
 
-    def _draw(self, turn: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, turn]).permutation(self.per_pass)
+    def _draw(self, turn: int, part: int) -> np.ndarray:
+        of = [self.seed, turn, part] if self._mix is not None else [self.seed, turn]
+        return np.random.default_rng(of).permutation(len(self.begins[part]))

@@ -10,7 +10,7 @@ Every reader yields lazily, so that ``data.max_bytes`` also bounds what is read 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from workbench.data.conversation import as_lines, conversation, plain_words
 from workbench.data.document import Document
+from workbench.data.patterns import Selection, select
 from workbench.errors import ConfigError
 from workbench.json_lines import LineError, parsed
 from workbench.paths import shown
@@ -74,24 +75,47 @@ class Fields:
         return Document(label, source, text)
 
 
-def read_path(path: Path, file_format: str, fields: Fields) -> Iterator[Document]:
+def read_path(
+    path: Path, file_format: str, fields: Fields, selection: Selection | None = None
+) -> Iterator[Document]:
     """The documents of a file or folder.
 
     file_format: ``text``, ``jsonl``, ``parquet``, or ``auto``, which goes by the suffixes.
-    fields: of rows; plain text has none.
+    fields: of rows; plain text has none. selection: of :func:`select_files`, which is made where
+    it is not given.
     Raises ConfigError naming the file (and line) at fault.
     """
-    if not path.exists():
-        raise ConfigError(f"corpus {shown(path)}: no such file or folder")
+    selection = selection or select_files(path)
     if path.is_file():
         yield from _read_file(path, path.name, file_format, fields, alone=True)
         return
+    for inner in selection.taken:
+        yield from _read_file(path / inner, inner, file_format, fields, alone=False)
+
+
+def select_files(path: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Selection:
+    """The files of a corpus. Raises ConfigError where there is none, and for a pattern that fits
+    nothing."""
+    if not path.exists():
+        raise ConfigError(f"corpus {shown(path)}: no such file or folder")
+    if path.is_file():
+        refuse_patterns(f"corpus {shown(path)}", include, exclude)
+        return Selection([path.name], {})
     files = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
     if not files:
         raise ConfigError(f"corpus {shown(path)}: the folder holds no files")
-    for file in files:
-        inner = file.relative_to(path).as_posix()
-        yield from _read_file(file, inner, file_format, fields, alone=False)
+    names = [file.relative_to(path).as_posix() for file in files]
+    return select(names, include, exclude, f"corpus {shown(path)}")
+
+
+def refuse_patterns(where: str, include: Sequence[str], exclude: Sequence[str]) -> None:
+    """ConfigError for patterns of a corpus that is no folder."""
+    if include or exclude:
+        raise ConfigError(
+            f"{where} is no folder, and data.{'include' if include else 'exclude'} has patterns",
+            allowed="patterns of files in a folder",
+            next_step="name the folder as corpus, or leave the patterns out",
+        )
 
 
 def missing_field(fields: Fields, available: Iterable[str], where: str) -> ConfigError:

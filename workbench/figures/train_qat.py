@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -25,6 +27,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.wording.text import Texts
 
 MOST_LAYERS = 60
+LEAKS_SHOWN = 3
 TIME_COLOURS = ("#9CC9E8", SKY, "#5E7FA8", ORANGE, VERMILION)
 """From the first look to the last."""
 FLIP_SCALE = [[0, "#F4F5F7"], [0.5, ORANGE], [1, VERMILION]]
@@ -180,7 +183,33 @@ def histograms(
     return drawn
 
 
-FIGURES = (loss, evaluations, flips, histograms, layers)
+def leaks(record: StageRecord, language: str = "en") -> go.Figure:
+    """The held-out documents that share most with the training text, as a table."""
+    say = FigureTexts(language)
+    title = say("train_qat.leaks.title")
+    if "leaks" not in record.tables or (rows := record.table("leaks")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    found = rows[rows["leaked"] > 0].head(LEAKS_SHOWN)
+    if found.empty:
+        return why_not(say, title, say("train_qat.leaks.none"))
+    columns = ("document", "learned_in", "share", "judged", "passage")
+    judged = [say(f"train_qat.leaks.{'no' if out else 'yes'}") for out in found["left_out"]]
+    cells = [
+        [html.escape(name) for name in found["document"]],
+        [html.escape(name) for name in found["learned_in"]],
+        [f"{share:.0%}" for share in found["share"]],
+        judged,
+        [html.escape(" ".join(passage.split())) for passage in found["passage"]],
+    ]
+    drawn = figure(say, title, height=360)
+    drawn.add_table(
+        header={"values": [say(f"train_qat.leaks.{name}") for name in columns], "align": "left"},
+        cells={"values": cells, "align": "left"}, columnwidth=[3, 3, 1, 1, 6],
+    )  # fmt: skip
+    return drawn
+
+
+FIGURES = (loss, evaluations, flips, histograms, layers, leaks)
 
 
 def short_names(names: pd.Series) -> list[str]:

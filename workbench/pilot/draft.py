@@ -72,6 +72,8 @@ def draft(path: Path, answers: Answers, presets: Sequence[str]) -> str:
     }
     for text in answers.fields:
         _set(values, text)
+    if values["data"].get("sources"):  # several corpora stand in the place of the one
+        del values["data"]["corpus"]
     lines = [
         f"# Question: {answers.question}",
         f"# Command:  workbench run {path.name}",

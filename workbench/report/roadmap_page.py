@@ -152,7 +152,7 @@ def _drilled(record: StageRecord, pilot: Pilot) -> bool:
 
 
 def _own_text(pilot: Pilot) -> bool:
-    return pilot.data.corpus != "python"
+    return any(part.corpus != "python" for part in pilot.data.parts)
 
 
 def _quiet(record: StageRecord, pilot: Pilot) -> bool:

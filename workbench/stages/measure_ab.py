@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +45,7 @@ from workbench.model.build import preset_config
 from workbench.model.checkpoint import checkpoint_config
 from workbench.pilot.sections.measure_ab import MeasureAb
 from workbench.pilot.spec import Pilot
+from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.serve.address import address_problem
 from workbench.stages.context import StageContext
@@ -57,7 +58,7 @@ from workbench.stages.measure_ab_load import (
 from workbench.stages.measure_ab_own import OwnQuestions, judge_in_own_terms, own_questions
 from workbench.stages.measure_ab_own import check as own_problems
 from workbench.stages.metered import StageMeters, stage_meters, trusted
-from workbench.train.quality import what_is_judged
+from workbench.train.quality import by_corpus, what_is_judged
 
 PROMPTS = 16
 """Different prompts of the timed requests, or as many as the largest batch."""
@@ -151,6 +152,7 @@ def _measure(context: StageContext, meters: StageMeters) -> None:
     computes = _about_kernels(context, engines)
     for metric in (
         *quality_figures(quality, BASELINE, section.bootstrap, context.pilot.seed, judged),
+        *_corpus_figures(context, quality, heldout, judged),
         *latency_figures(blocks, BASELINE, classes, computes),
         *throughput_figures(blocks, BASELINE, classes, computes),
         *visible_effects(blocks, BASELINE, classes),
@@ -286,6 +288,17 @@ def _probes(
     excerpts = judged_excerpts(heldout, tokenizer, length, section.quality_documents)
     folder, slices = context.folder / "session", max(1, section.load.blocks)
     return QualityProbes(folder, engines, tokenizer, excerpts, length, slices)
+
+
+def _corpus_figures(
+    context: StageContext, quality: pd.DataFrame, heldout: pd.DataFrame, judged: str
+) -> Iterator[Metric]:
+    """Of several corpora the quality on each, from the same excerpts."""
+    resamples, seed = context.pilot.measure_ab.bootstrap, context.pilot.seed
+    for corpus, rows in by_corpus(quality, heldout):
+        for metric in quality_figures(rows, BASELINE, resamples, seed, f"of {corpus}, {judged}"):
+            labels = metric.labels | {"corpus": corpus}
+            yield replace(metric, name=f"corpus_{metric.name}", labels=labels)
 
 
 def _judging(context: StageContext, arm: str, done: int, of: int) -> None:

@@ -14,14 +14,15 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench.data.corpus import Corpus, read_corpus
-from workbench.data.dataset import judged_of, write_tokens
+from workbench.data.corpus import Corpus, CorpusPart, read_corpus
+from workbench.data.dataset import judged_of, parts_of, write_tokens
 from workbench.data.document import documents_frame
 from workbench.data.tokenizer import (
     changes_text,
@@ -35,6 +36,7 @@ from workbench.model.checkpoint import load_checkpoint
 from workbench.pilot.spec import Pilot
 from workbench.stages.context import StageContext
 from workbench.stages.metered import stage_meters, step_load, trusted
+from workbench.stages.train_qat_leaks import record_leaks
 from workbench.stages.train_qat_ready import require_ready, take_in_ready
 from workbench.stages.train_qat_record import (
     record_arms,
@@ -91,12 +93,14 @@ def run(context: StageContext) -> None:
     if judged is not None:
         record.facts["corpus"]["answer_tokens"] = int(judged.sum())
     record.save_table("heldout", documents_frame(corpus.heldout))
+    record_leaks(context, corpus.leaks)
     length = pilot.data.sequence_length
     setup = TrainingSetup(
         train=pilot.train,
         seed=pilot.seed,
         tokens=tokens,
         judged=judged,
+        parts=parts_of(context.folder / "tokens.npy", pilot.data),
         sequence_length=length,
         tokenizer=tokenizer,
         excerpts=heldout_excerpts(corpus, tokens, length, pilot.train.eval_sequences),
@@ -152,9 +156,9 @@ def _tokenizer(context: StageContext, corpus: Corpus) -> PreTrainedTokenizerBase
 
 def _corpus_facts(
     pilot: Pilot, corpus: Corpus, tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, str | int]:
+) -> dict[str, Any]:
     return {
-        "name": pilot.data.corpus,
+        "name": pilot.data.described,
         "digest": corpus.digest,
         "training_documents": len(corpus.training),
         "training_bytes": corpus.training_bytes,
@@ -163,7 +167,15 @@ def _corpus_facts(
         "heldout_bytes": corpus.heldout_bytes,
         "copies_left_out": corpus.copies,
         "vocabulary": vocabulary_size(tokenizer),
+        "parts": [_part_facts(part) for part in corpus.parts],
     }
+
+
+def _part_facts(part: CorpusPart) -> dict[str, Any]:
+    """Of one of the corpora that were read; files: taken and, by pattern, left out."""
+    facts = {name: value for name, value in vars(part).items() if name != "files"}
+    files = part.files
+    return facts | ({"files": len(files.taken), "left_out": files.left_out} if files else {})
 
 
 def _train_baseline(

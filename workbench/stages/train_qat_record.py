@@ -16,7 +16,7 @@ from workbench.ternary import ConversionReport
 from workbench.train.evaluator import Evaluator
 from workbench.train.guard import TABLE as GUARD
 from workbench.train.int8_gradients import LARGEST_ERROR
-from workbench.train.quality import what_is_judged
+from workbench.train.quality import by_corpus, what_is_judged
 
 ONE_TRAINING = (
     "no interval: one training; how long another would take, with the machine in another state, "
@@ -80,12 +80,21 @@ def _record_guard(record: StageRecord, arms: Arms) -> None:
 
 def record_quality(record: StageRecord, losses: dict[str, pd.DataFrame], when: str) -> None:
     """The figure ``final_bits_per_byte`` of each arm; ``when`` it was judged, in words."""
-    when += what_is_judged(record.table("heldout"))
+    heldout = record.table("heldout")
+    when += what_is_judged(heldout)
+
+    def judged(name: str, rows: pd.DataFrame, of: str, **labels: str) -> None:
+        documents = [excerpt.rpartition("@")[0] for excerpt in rows["id"]]
+        estimate = bits_per_byte(rows["nats"], rows["bytes"], groups=documents)
+        how = f"{len(rows)} excerpts of held-out documents{of}, {when}"
+        record.add(estimate.metric(name, "bits/byte", how, **labels))
+
+    of_mix = " of all corpora, in the proportion of the mix" if "corpus" in heldout else ""
     for arm, frame in losses.items():
-        documents = [name.rpartition("@")[0] for name in frame["id"]]
-        estimate = bits_per_byte(frame["nats"], frame["bytes"], groups=documents)
-        how = f"{len(frame)} excerpts of held-out documents, {when}"
-        record.add(estimate.metric("final_bits_per_byte", "bits/byte", how, arm=arm))
+        judged("final_bits_per_byte", frame, of_mix, arm=arm)
+        for corpus, rows in by_corpus(frame, heldout):
+            labels = {"arm": arm, "corpus": corpus}
+            judged("corpus_final_bits_per_byte", rows, f" of {corpus}", **labels)
 
 
 def _record_training(context: StageContext, arm: str, evaluator: Evaluator) -> None:

@@ -90,7 +90,7 @@ class StudyArm:
             {
                 "data": data.model_dump(mode="json"),
                 "tokenizer": tokenizer,
-                "files": [_digest_of(data.corpus), _digest_of(tokenizer)],
+                "files": [*(_digest_of(part.corpus) for part in data.parts), _digest_of(tokenizer)],
                 "seed": self.split_seed,
             }
         )

@@ -88,7 +88,7 @@ def _compare(
     record.save_table("arms", found)
     record.save_table("excerpts", excerpts)
     record.save_table("loss", pd.concat(thinned, ignore_index=True))
-    record.facts["corpus"] = arms[0].pilot.data.corpus
+    record.facts["corpus"] = arms[0].pilot.data.described
     record.facts["device"] = choose_device(arms[0].pilot.readiness.device).name
     study.figures(record, found, excerpts)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.data.corpus import read_corpus
-from workbench.data.dataset import judged_of, write_tokens
+from workbench.data.dataset import judged_of, parts_of, write_tokens
 from workbench.data.tokenizer import load_tokenizer, make_tokenizer
 from workbench.files import replacing
 from workbench.machine.device import choose_device
@@ -36,6 +36,7 @@ def training_setup(arm: StudyArm, folder: Path, progress: Progress) -> TrainingS
         seed=arm.seed,
         tokens=write_tokens(folder / "tokens.npy", tokenizer, ()),
         judged=judged_of(folder / "tokens.npy"),
+        parts=parts_of(folder / "tokens.npy", data),
         sequence_length=data.sequence_length,
         tokenizer=tokenizer,
         excerpts=held_out.head(train.eval_sequences),

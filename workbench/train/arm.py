@@ -123,8 +123,9 @@ def run_training(training: Training, progress: Progress) -> None:
     arguments = training_arguments(train, checkpoints, setup.seed, setup.device)
     batch = sequences_a_step(arguments)
     sequences = PackedSequences(
-        setup.tokens, setup.sequence_length, train.steps * batch, setup.seed, batch, setup.judged
-    )
+        setup.tokens, setup.sequence_length, train.steps * batch, setup.seed, batch, setup.judged,
+        setup.parts,
+    )  # fmt: skip
     if train.gradient_checkpointing:
         _recompute_activations(model)
     quantised = _quantised(model)

@@ -42,8 +42,9 @@ def require_trainable(pilot: Pilot) -> None:
     _require_teacher(pilot)
     _require_int8_gradients(pilot, device)
     _require_phases_fit(pilot)
-    if data.corpus.startswith(PREFIX):
-        require_datasets(data.corpus)
+    for part in data.parts:
+        if part.corpus.startswith(PREFIX):
+            require_datasets(part.corpus)
     first = require_documents(data)
     with quiet_transformers():
         _require_model(pilot)
@@ -124,7 +125,7 @@ def _require_conversations(pilot: Pilot, first: list[Document]) -> None:
     if not conversations or (name and name.startswith(PREFIX)):
         return  # what lies on the Hub is seen when it is loaded
     if name is None:
-        raise no_template(f"corpus {pilot.data.corpus}")
+        raise no_template(f"corpus {pilot.data.described}")
     tokenizer = load_tokenizer(name)
     for document in conversations:
         chat_tokens(tokenizer, document.messages, f"conversation {document.id}")

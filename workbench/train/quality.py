@@ -115,6 +115,18 @@ def what_is_judged(documents: pd.DataFrame) -> str:
     return "; of conversations the answers alone are judged, in nats and in bytes"
 
 
+def by_corpus(losses: pd.DataFrame, heldout: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of excerpts of each of several corpora; none of a single one. heldout: of
+    ``documents_frame``; excerpts are known by their documents' ids."""
+    if "corpus" not in heldout:
+        return
+    corpus_of = dict(zip(heldout["id"], heldout["corpus"], strict=True))
+    of = losses["id"].str.rpartition("@")[0].map(corpus_of)
+    for corpus in dict.fromkeys(heldout["corpus"]):
+        if (own := of == corpus).any():
+            yield corpus, losses[own].reset_index(drop=True)
+
+
 Window = tuple[list[int], list[int]]
 """T inputs and, shifted by one, T targets, :data:`UNJUDGED` where a token is not judged."""
 

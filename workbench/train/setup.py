@@ -13,6 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from workbench.data.corpus import Corpus
+from workbench.data.dataset import PackedSequences
+from workbench.data.mix import TokenPart
 from workbench.data.tokenizer import window_characters
 from workbench.machine.device import DeviceName, choose_device
 from workbench.pilot.sections.train import Train
@@ -24,7 +26,7 @@ class TrainingSetup:
     """What both arms have in common.
 
     tokens: all training tokens, one dimension. judged: bool, which of them are learned; None for
-    all. sequence_length: tokens of the training sequences
+    all. parts: of several corpora. sequence_length: tokens of the training sequences
     and of the windows that are evaluated. excerpts: held-out text, columns id, source, text.
     new_norms: the ternary arm has untrained norms in pretrained layers; see the schedule.
     device: what trains; without one the GPU that torch can use, else the CPU.
@@ -38,11 +40,16 @@ class TrainingSetup:
     excerpts: pd.DataFrame
     new_norms: bool = False
     judged: np.ndarray | None = None
+    parts: tuple[TokenPart, ...] = ()
     device: DeviceName = field(default_factory=lambda: choose_device("auto").name)
 
     def first_sequences(self, most: int) -> torch.Tensor:
-        """Token ids [up to ``most``, sequence_length] of the training text, int64."""
+        """Token ids [up to ``most``, sequence_length] of the training text, int64; of several
+        corpora in the proportion of the mix."""
         length = self.sequence_length
+        if self.parts:
+            mix = PackedSequences(self.tokens, length, most, self.seed, parts=self.parts)
+            return torch.stack([mix[place]["input_ids"] for place in range(most)])
         whole = min(most, len(self.tokens) // length) * length
         return torch.from_numpy(self.tokens[:whole].astype("int64")).view(-1, length)
 
@@ -66,6 +73,10 @@ def corpus_summary(corpus: Corpus, tokens: np.ndarray, judged: np.ndarray | None
         f"{len(corpus.training)} documents to learn from ({corpus.training_bytes / 1e6:.1f} MB, "
         f"{len(tokens):,} tokens), {len(corpus.heldout)} held out"
     )
+    if len(corpus.parts) > 1:
+        text = "; ".join([*map(str, corpus.parts), f"in all {len(tokens):,} tokens"])
+    elif files := corpus.parts[0].files:
+        text += f"; {files}" if files.left_out else ""
     if judged is not None:
         answers = int(judged.sum())
         text += (

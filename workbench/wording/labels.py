@@ -11,6 +11,7 @@ PHASES = ("before", "switch", "after")
 LABELS = (
     "arm",
     "source",
+    "corpus",
     "shape",
     "class",
     "batch",

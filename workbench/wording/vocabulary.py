@@ -68,6 +68,11 @@ _MEASURED_CLASSES = Values(
 )
 _THREADS = {"threads": Values("a number", None, r"[1-9][0-9]*")}
 _SHAPE = Values("a model preset", None, r".+")
+_CORPUS = {
+    "corpus": Values(
+        "a name of `data.sources`", lambda pilot: [source.label for source in pilot.data.sources]
+    )
+}
 _LOAD_CLASS = {"class": words("interactive", "batch")}
 _LOAD_QUANTILE = {"quantile": words("p50", "p90", "p95", "p99")}
 _WINDOW = {"window": Values("a width, such as `60 s`", None, r"[0-9.e+]+ s")}
@@ -212,6 +217,14 @@ FIGURES: dict[str, Figure] = {
         "lower",
         ({"arm": words("full_precision", "ternary", "post_training", "checkpoint")},),
     ),
+    "leaked_share": Figure("quality", "lower"),
+    "judged_leaked_share": Figure("quality", "lower"),
+    "leaked_documents": Figure("quality", "lower"),
+    "corpus_final_bits_per_byte": Figure(
+        "training",
+        "lower",
+        ({"arm": words("full_precision", "ternary", "post_training", "checkpoint")} | _CORPUS,),
+    ),
     "training_tokens": Figure("training"),
     "training_tokens_per_s": Figure("training", "higher", (_BOTH_ARMS,)),
     "training_time_s": Figure("training", "lower", (_BOTH_ARMS,)),
@@ -231,6 +244,8 @@ FIGURES: dict[str, Figure] = {
     "accepted_difference": Figure("own_terms", "higher", (_TRAINED_GAIN,)),
     "task_accuracy": Figure("own_terms", "higher", (_TRAINED | _TASK,)),
     "task_accuracy_difference": Figure("own_terms", "higher", (_TRAINED_GAIN | _TASK,)),
+    "corpus_bits_per_byte": Figure("quality", "lower", (_TRAINED | _CORPUS,)),
+    "corpus_quality_gap_bits_per_byte": Figure("quality", "lower", (_TRAINED_GAIN | _CORPUS,)),
     "ttft_ms": Figure("latency", "lower", (_TRAINED | _ALONE, _SAME_LOAD | _TAIL, *_REPLAYED)),
     "itl_ms": Figure("latency", "lower", (_SAME_LOAD | _TAIL,)),
     "tpot_ms": Figure("latency", "lower", (_TRAINED | _ALONE, _SAME_LOAD | _TAIL, *_REPLAYED)),
