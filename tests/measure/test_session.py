@@ -42,11 +42,13 @@ from workbench.measure.session import AGAIN, COLUMNS, Ending, Session, block_sec
 from workbench.pilot.sections.model import Policy
 from workbench.pilot.sections.prompts import Prompts
 from workbench.pilot.sections.readiness import Quiet
+from workbench.pilot.sections.report import Gate
 from workbench.pilot.sections.tasks import Task
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
+from workbench.report.gates import evaluate
 from workbench.stages import measure_ab, profile_load
 from workbench.stages.context import StageContext
 from workbench.ternary import ThresholdVersion, to_ternary
@@ -433,6 +435,35 @@ def test_quality_is_compared_on_the_same_excerpts() -> None:
     assert gap.hi - gap.lo < 1e-6
     whole = metrics["bits_per_byte", "ternary"]
     assert whole.hi - whole.lo > 0.05
+
+
+def test_a_baseline_that_fine_tuning_made_worse_flatters_nobody() -> None:
+    size_bytes = np.full(128, 1000)
+    frames = [
+        pd.DataFrame(
+            {
+                "id": [f"d{i}@0" for i in range(128)], "source": "x", "arm": arm,
+                "nats": np.log(2) * size_bytes * (1.0 + worse), "bytes": size_bytes,
+            }
+        )
+        for arm, worse in (("full_precision", 0.3), ("ternary", 0.35), ("checkpoint", 0.0))
+    ]  # fmt: skip
+    gaps = [
+        m
+        for m in quality_figures(pd.concat(frames), "full_precision", 200, 0)
+        if m.name == "quality_gap_bits_per_byte"
+    ]
+    found = {(m.labels["arm"], m.labels.get("over")): round(m.value, 6) for m in gaps}
+    assert found == {
+        ("full_precision", "checkpoint"): 0.3,
+        ("ternary", None): 0.05,
+        ("ternary", "checkpoint"): 0.35,
+        ("checkpoint", None): -0.3,
+    }
+    measured = StageRecord("measure_ab", Path(), metrics=gaps)
+    gate = Gate(metric=gaps[0].name, labels={"arm": "ternary", "source": "trained"}, at_most=0.1)
+    outcomes = [result.outcome for result in evaluate([gate], {"measure_ab": measured})]
+    assert outcomes == ["pass", "fail"], "the gate must hold against both"
 
 
 def test_sources_are_resampled_where_there_are_enough_of_them() -> None:

@@ -29,14 +29,16 @@ from workbench.records.metric import Metric, MetricKind
 
 MB = 1e6
 SOURCE = {"source": "trained"}
+AS_IT_CAME = "checkpoint"
 Classes = Sequence[LoadClass]
 
 
 def quality_figures(
     quality: pd.DataFrame, baseline: str, resamples: int, seed: int, judged: str = ""
 ) -> Iterator[Metric]:
-    """``bits_per_byte`` of each arm and how much worse each is than the baseline. judged: when, in
-    words."""
+    """``bits_per_byte`` of each arm and how much worse each is than the baseline, and than the
+    ``checkpoint`` as it came where that is an arm: a baseline that fine-tuning made worse would
+    flatter the others. judged: when, in words."""
     arms = {arm: rows.reset_index(drop=True) for arm, rows in quality.groupby("arm", sort=False)}
     for arm, rows in arms.items():
         groups, of = independent_units(rows)
@@ -44,13 +46,16 @@ def quality_figures(
         settings: dict[str, Any] = {"groups": groups, "resamples": resamples, "seed": seed}
         estimate = bits_per_byte(rows["nats"], rows["bytes"], **settings)
         yield estimate.metric("bits_per_byte", "bits/byte", how, arm=arm, **SOURCE)
-        if arm == baseline:
-            continue
-        gap = bits_per_byte_difference(
-            arms[baseline]["nats"], rows["nats"], rows["bytes"], **settings
-        )
-        how = f"{arm} minus {baseline} on the same {len(rows)} excerpts, {of}; positive is worse"
-        yield gap.metric("quality_gap_bits_per_byte", "bits/byte", how, arm=arm, **SOURCE)
+        for other in (baseline, AS_IT_CAME):
+            if other == arm or other not in arms:
+                continue
+            gap = bits_per_byte_difference(
+                arms[other]["nats"], rows["nats"], rows["bytes"], **settings
+            )
+            how = f"{arm} minus {other} on the same {len(rows)} excerpts, {of}; positive is worse"
+            over = {} if other == baseline else {"over": other}
+            labels = {"arm": arm, **SOURCE, **over}
+            yield gap.metric("quality_gap_bits_per_byte", "bits/byte", how, **labels)
 
 
 def latency_figures(

@@ -68,9 +68,10 @@ def _limit(gates: Sequence[Gate]) -> float | None:
 
 
 def _keeps(measured: StageRecord, arm: str, limit: float) -> bool:
-    """Whether the whole interval of the arm's gap lies within the margin."""
-    gap = measured.metric(GAP, arm=arm, source="trained")
-    return gap is not None and gap.hi is not None and gap.hi <= limit
+    """Whether the whole interval of the arm's gap lies within the margin; of each of its gaps,
+    where the checkpoint as it came is an arm."""
+    gaps = [m for m in measured.metrics if m.matches(GAP, {"arm": arm, "source": "trained"})]
+    return bool(gaps) and all(gap.hi is not None and gap.hi <= limit for gap in gaps)
 
 
 def _memory(measured: StageRecord, arm: str) -> float | None:

@@ -10,6 +10,7 @@ PHASES = ("before", "switch", "after")
 """Of a rollback under load."""
 LABELS = (
     "arm",
+    "over",
     "source",
     "corpus",
     "shape",

@@ -103,6 +103,17 @@ _AGAINST_REFERENCE = {
     "source": words("trained"),
 }
 _TASK = {"task": Values("a name of `tasks`", lambda pilot: list(pilot.tasks))}
+_OVER_CHECKPOINT = {
+    "arm": Values(
+        "one of the pilot's own `measure_ab.arms`, where `checkpoint` is among them",
+        lambda pilot: [
+            arm for arm in pilot.measure_ab.own_arms
+            if arm != "checkpoint" and "checkpoint" in pilot.measure_ab.own_arms
+        ],
+    ),
+    "source": words("trained"),
+    "over": words("checkpoint"),
+}  # fmt: skip
 _ALONE = {"class": Values(_INTERACTIVE, _interactive)}
 _BATCH = {
     "batch": Values(
@@ -235,7 +246,7 @@ FIGURES: dict[str, Figure] = {
     "share_zero": Figure("training"),
     "ternary_share": Figure("training", "higher", ({"arm": words("ternary")},)),
     "bits_per_byte": Figure("quality", "lower", (_TRAINED, _ADDRESS)),
-    "quality_gap_bits_per_byte": Figure("quality", "lower", (_TRAINED_GAIN,)),
+    "quality_gap_bits_per_byte": Figure("quality", "lower", (_TRAINED_GAIN, _OVER_CHECKPOINT)),
     "top1_agreement": Figure("own_terms", "higher", (_AGAINST_REFERENCE,)),
     "kl_nats_per_token": Figure("own_terms", "lower", (_AGAINST_REFERENCE,)),
     "answer_length_ratio": Figure("own_terms", "neither", (_AGAINST_REFERENCE,)),
