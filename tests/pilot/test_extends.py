@@ -55,10 +55,12 @@ def test_the_nearer_file_wins_over_several_levels(tmp_path) -> None:
     write(tmp_path, "team.yaml", "extends: workbench:quickstart\ntrain: {lr: 0.5, batch_size: 2}\n")
     write(tmp_path, "node.yaml", "extends: team.yaml\ntrain: {lr: 0.25}\n")
     path = write(tmp_path, "chat.yaml", "extends: node.yaml\nname: chat\n")
-    train = resolve(path).pilot.train
+    pilot = resolve(path).pilot
+    train = pilot.train
     steps = resolve("workbench:quickstart").pilot.train.steps
     assert (train.lr, train.batch_size, train.steps) == (0.25, 2, steps)
-    assert train.distillation.teacher == "full_precision"  # of the base of the base of the base
+    assert train.distillation.teacher == "none"  # the quickstart's: its arms are alike
+    assert pilot.report.gates[0].metric == "lost_requests"  # of the base of the base of the base
 
 
 def test_a_circle_is_shown_with_its_whole_chain(tmp_path, monkeypatch) -> None:

@@ -189,7 +189,8 @@ def _train_qat(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
         parts.append(
             pd.DataFrame(
                 {"arm": arm, "step": steps, "tokens": steps * 2048, "phase": phase,
-                 "strength": 0.0, "lr": 1e-3, "loss": loss, "grad_norm": 1.0}
+                 "strength": np.clip((steps - 60) / 60, 0.0, 1.0),
+                 "lr": 1e-3, "loss": loss, "grad_norm": 1.0}
             )
         )  # fmt: skip
     record.save_table("loss", pd.concat(parts))

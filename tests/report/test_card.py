@@ -133,3 +133,15 @@ def test_lines_and_html_say_the_same(shared_run, language) -> None:
         assert not re.search(r"\b(gate|passes|measured|next|the)\b", lines.lower())
     for hostile in ("<script", "onerror"):
         assert hostile not in html
+
+
+def test_arms_that_learned_unlike_are_said_on_the_card(make_run) -> None:
+    run = make_run()
+    assert verdict_card(run, Texts()).caveats == []
+    record = run.record("report")
+    record.facts["verdict"]["caveats"].append({"code": "caveat.taught", "values": {}})
+    record.save()
+    card = verdict_card(run, Texts())
+    assert len(card.caveats) == 1 and "the full-precision arm did not" in card.caveats[0]
+    assert card.caveats[0] in card_html(card, Texts()).replace("&#39;", "'")
+    assert card.caveats[0] in card_lines(card, Texts())

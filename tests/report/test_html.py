@@ -26,7 +26,7 @@ from workbench.wording.reasons import reason_words
 from workbench.wording.text import Texts
 
 STAGES = (readiness, profile_load, train_qat, measure_ab, hybrid_plan, deploy_rollback)
-DRAWN = sum(len(module.FIGURES) for module in STAGES) + 1
+DRAWN = sum(len(module.FIGURES) for module in STAGES) + 2
 OVERLAPPING = """[...document.querySelectorAll('.draw')]
     .filter(b => b.querySelector('.main-svg').getBoundingClientRect().height
                > b.getBoundingClientRect().height + 1).map(b => b.id)"""

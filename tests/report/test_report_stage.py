@@ -28,7 +28,7 @@ BROKEN = """
 
 def test_tables_metric_and_verdict_are_recorded(shared_run) -> None:
     record = shared_run.record("report")
-    assert set(record.tables) == {"gates", "claims", "cost", "goals"}
+    assert set(record.tables) == {"gates", "claims", "cost", "goals", "forecast"}
     assert record.table("gates")["outcome"].tolist() == ["pass"] * 6
     assert record.metric("gates_failed").value == 0
     verdict = record.facts["verdict"]

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup, escape
 
+from workbench.figures.forecast import forecast
 from workbench.figures.html_view import HtmlView
 from workbench.figures.theme import (
     ARM_COLOURS,
@@ -169,7 +170,7 @@ def cost(record: StageRecord, language: str = "en") -> go.Figure:
     return drawn
 
 
-FIGURES = (gates, claims, cost)
+FIGURES = (gates, claims, cost, forecast)
 TABLES = (card, reasons, what_if, tornado)
 """For a notebook; the report has its own."""
 

@@ -20,6 +20,7 @@ from workbench.pilot.spec import Pilot
 from workbench.records.metric import Metric
 from workbench.records.run import Run
 from workbench.records.stage_record import StageRecord
+from workbench.report.forecast import forecast_lines
 from workbench.report.gates import GateResult, evaluate, recorded_results
 from workbench.report.next_steps import NextStep, next_steps
 from workbench.report.plotly_page import templates
@@ -32,6 +33,8 @@ State = Literal["go", "no go", "inconclusive", "unfinished"]
 Colour = Literal["pass", "fail", "inconclusive", "not measured"]
 NOISES = (("readiness", "noise"), ("measure_ab", "noise"), ("measure_ab", "load_noise"))
 """Stage and fact where the blocks that other work disturbed are counted."""
+ON_THE_CARD = ("caveat.taught",)
+"""The arms learned from different objectives: their gap compares more than the weights."""
 MARKS = {"pass": "●", "fail": "■", "inconclusive": "◐", "not measured": "○"}
 """One sign for one outcome, readable without a colour."""
 
@@ -62,7 +65,9 @@ class NoiseBadge:
 
 @dataclass(frozen=True)
 class VerdictCard:
-    """state_name, question, sentence and everything below: in the language asked for."""
+    """state_name, question, sentence and everything below: in the language asked for. forecast:
+    what more training would bring, nothing where the quality gate holds. caveats: those that the
+    sentence itself hangs on."""
 
     state: State
     state_name: str
@@ -71,6 +76,8 @@ class VerdictCard:
     lights: list[Light]
     steps: list[NextStep]
     noise: NoiseBadge
+    forecast: list[str]
+    caveats: list[str]
 
 
 def verdict_card(run: Run, texts: Texts, again: StageRecord | None = None) -> VerdictCard:
@@ -94,6 +101,8 @@ def verdict_card(run: Run, texts: Texts, again: StageRecord | None = None) -> Ve
         lights=[_light(result, texts) for result in results],
         steps=next_steps(run, state, records, results, texts),
         noise=_noise(records, texts),
+        forecast=forecast_lines(report, texts) if report else [],
+        caveats=_caveats(report, texts) if report else [],
     )
 
 
@@ -105,6 +114,8 @@ def card_lines(card: VerdictCard, texts: Texts) -> list[str]:
         f"  {light.mark} {light.outcome_name:{wide}}  {_named(light)}: {light.detail}"
         for light in card.lights
     ]
+    for said in (*card.forecast, *card.caveats):
+        lines += ["", said]
     lines += ["" if card.lights else texts("card.no_gates"), f"{texts('card.next')}:"]
     for place, step in enumerate(card.steps, start=1):
         lines += [f"  {place}. {step.text}", f"     {step.command}"]
@@ -114,6 +125,15 @@ def card_lines(card: VerdictCard, texts: Texts) -> list[str]:
 def card_html(card: VerdictCard, texts: Texts) -> Markup:
     """The card as HTML with its own styles, for a notebook; follows a dark or light Lab."""
     return Markup(templates().get_template("card.html").render(card=card, t=texts, alone=True))
+
+
+def _caveats(report: StageRecord, texts: Texts) -> list[str]:
+    """Of the verdict's caveats those without which its first sentence misleads."""
+    return [
+        texts(caveat["code"], **caveat["values"])
+        for caveat in report.facts["verdict"]["caveats"]
+        if caveat["code"] in ON_THE_CARD
+    ]
 
 
 def _level(card: VerdictCard, texts: Texts) -> str:

@@ -21,6 +21,7 @@ from workbench.report.bill_view import load_bill
 from workbench.report.card import verdict_card
 from workbench.report.economy_views import economy_view
 from workbench.report.environment_view import environment_view
+from workbench.report.forecast import COST, COVERED, UNITS, forecast_lines
 from workbench.report.own_view import own_view
 from workbench.report.plotly_page import PageFigure, plotly_installed, plotly_js, templates
 from workbench.report.roadmap_page import roadmap_html, roadmap_page
@@ -88,6 +89,7 @@ def write_html(
             gates=views.gate_rows(report, texts) if report else [],
             claims=views.claim_groups(report, texts) if report else [],
             claim_figures=(draw(report, texts.language, ("claims",)) if report and drawing else []),
+            forecast=_forecast(report, texts, draw if drawing else None),
             tables=views.result_tables(records, texts),
             own=own_view(records.get("measure_ab"), texts),
             missing=views.missing_rows(records, texts),
@@ -110,3 +112,15 @@ def write_html(
     target = again.folder / run.report.name if again else run.report
     write_text(target, page)
     return target
+
+
+def _forecast(report: StageRecord | None, texts: Texts, draw: Draw | None) -> dict[str, Any] | None:
+    """What more training would bring; None of a run that trained nothing to judge."""
+    if report is None or "forecast" not in report.facts:
+        return None
+    names = {*UNITS, COST, COVERED}
+    return {
+        "lines": forecast_lines(report, texts),
+        "table": views.metric_table([m for m in report.metrics if m.name in names], texts),
+        "figures": draw(report, texts.language, ("forecast",)) if draw else [],
+    }

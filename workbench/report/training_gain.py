@@ -38,7 +38,7 @@ def training_gain(records: Mapping[str, StageRecord], gates: Sequence[Gate]) -> 
     measured, trained = records.get("measure_ab"), records.get("train_qat")
     if trained is None or "ready_ternary" in trained.facts:
         return None
-    limit = _limit(gates)
+    limit = quality_limit(gates)
     if measured is None or limit is None or _memory(measured, TERNARY) is None:
         return None
     kept = [arm for arm in UNTRAINED if _keeps(measured, arm, limit)]
@@ -55,7 +55,7 @@ def training_gain(records: Mapping[str, StageRecord], gates: Sequence[Gate]) -> 
     )
 
 
-def _limit(gates: Sequence[Gate]) -> float | None:
+def quality_limit(gates: Sequence[Gate]) -> float | None:
     """The margin of quality: the gate's on the ternary arm."""
     limits = [
         gate.at_most

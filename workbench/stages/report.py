@@ -25,6 +25,12 @@ from workbench.report.economy_rows import (
     tornado_frame,
 )
 from workbench.report.fleet import fleet_metrics
+from workbench.report.forecast import (
+    forecast,
+    forecast_facts,
+    forecast_frame,
+    forecast_metrics,
+)
 from workbench.report.gate_check import COUNTED, gate_problems
 from workbench.report.gates import evaluate, gates_frame
 from workbench.report.goals import goal_rows, goals_frame, goals_without_case
@@ -57,6 +63,7 @@ def run(context: StageContext) -> None:
         record.add(gain.memory)
         record.add(gain.latency)
     _economy(context, settings.cost, slo)
+    _forecast(context)
     results = evaluate(settings.gates, {**records, "report": record})
     record.save_table("gates", gates_frame(results))
     record.save_table("claims", claims_frame(claim_rows(records)))
@@ -76,6 +83,19 @@ def run(context: StageContext) -> None:
     record.facts["verdict"] = decide(results, records, context.pilot).to_json()
     record.facts["stopping_gates"] = [r.sentence(texts) for r in results if r.stops]
     context.progress.note(f"verdict: {record.facts['verdict']['decision']}")
+
+
+def _forecast(context: StageContext) -> None:
+    """How much more training the quality gate needs, from the run's own curve."""
+    records, record, settings = context.upstream, context.record, context.pilot.report
+    found = forecast(records, settings, context.pilot.seed)
+    if found is None:
+        return
+    figures = forecast_metrics(found, records, settings)
+    for metric in figures:
+        record.add(metric)
+    record.save_table("forecast", forecast_frame(found))
+    record.facts["forecast"] = forecast_facts(found, figures, settings)
 
 
 def _economy(context: StageContext, cost: Cost, slo: Slo) -> None:

@@ -69,6 +69,22 @@ def _end(end: float, value: float, decimals: int, language: str) -> str:
     return _localised(f"{end:,.{decimals}f}", language)
 
 
+SIZES = {"en": ("", "k", "M", "B", "T"), "ru": ("", "тыс.", "млн", "млрд", "трлн")}
+
+
+def rounded(value: float, language: str = "en") -> str:
+    """A large figure of two digits with its size in a word: ``0.6M``, ``300M``, ``1.1B``; what is
+    below a thousand as it is. Millions begin at a tenth of one."""
+    size = sum(abs(value) >= least for least in (1e3, 1e5, 1e9, 1e12))
+    scaled = value / 1000**size
+    if scaled == 0:
+        return "0"
+    digits = 1 - math.floor(math.log10(abs(scaled)))
+    shown = number(round(scaled, digits), language)
+    gap = THIN_SPACE if language == "ru" and size else ""
+    return f"{shown}{gap}{SIZES[language][size]}"
+
+
 def duration(seconds: float, language: str = "en") -> str:
     """A time span as ``48 s``, ``3 min 20 s`` or ``2 h 5 min``."""
     h, m, s = ("ч", "мин", "с") if language == "ru" else ("h", "min", "s")

@@ -36,6 +36,10 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("no_probe", r"readiness\.probe\.enabled is false"),
     ("no_cuda", r"torch( \S+)? was built without CUDA"),
     ("no_ternary", r"no ternary model was trained in this run"),
+    ("forecast_holds", r"the gate holds after the tokens of this run"),
+    ("forecast_never", r"does not get there: in (?P<percent>\d+)% of the curves that fit, .*"),
+    ("forecast_few", r"(?P<n>\d+) (steps|evaluations) with the threshold fully on, at least "
+                     r"(?P<needs>\d+).*"),
     ("no_compiler", r"no compiler was found"),
 )  # fmt: skip
 """Key after ``why.``, and what the technical sentence looks like; the first that fits counts."""

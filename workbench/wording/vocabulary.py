@@ -358,6 +358,11 @@ FIGURES: dict[str, Figure] = {
     "operations_energy_ratio": Figure("money", "higher", ({"arm": words("ternary")},)),
     "bytes_moved_ratio": Figure("money", "higher", ({"arm": words("ternary")},)),
     "training_gain": Figure("report", "higher", (_GAIN,)),
+    "forecast_tokens": Figure("report", "lower"),
+    "forecast_hours": Figure("report", "lower"),
+    "forecast_kwh": Figure("report", "lower"),
+    "forecast_cost": Figure("report", "lower"),
+    "forecast_covered": Figure("report", "higher"),
     "gates_failed": Figure("report", "lower"),
 }
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from workbench.pilot.sections.base import Language, Section, Words
 from workbench.pilot.sections.cost import Cost
+from workbench.pilot.sections.forecast import ForecastTerms
 
 
 class Gate(Section):
@@ -45,3 +46,4 @@ class Report(Section):
     language: Language = Field("en", description="of report.html")
     gates: list[Gate] = Field([], description="fixed before the run")
     cost: Cost = Cost()
+    forecast: ForecastTerms = ForecastTerms()
