@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,16 @@ from tokenizers import (
 )
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from workbench.data.gguf_tokenizer import PRE_TOKENIZERS
+from workbench.data.gguf_tokenizer import gguf_tokenizer
+from workbench.data.pre_tokenizers import GPT_2, KNOWN, LLAMA_3, QWEN_2, cut_name
 from workbench.errors import ConfigError
-from workbench.export.gguf_file import write_gguf
-from workbench.export.vocabulary import vocabulary, write_special_tokens
+from workbench.export.gguf_file import Written, write_gguf
+from workbench.export.vocabulary import (
+    end_of_turn,
+    require_same_tokens,
+    vocabulary,
+    write_special_tokens,
+)
 
 TEXTS = [
     "It's 2026: 12345 tokens — naïve café,\n\n  x = f(a_b) + 3.5e-4;\tEnd  ",
@@ -43,11 +51,16 @@ def byte_level(*steps, special=("<s>", "</s>"), **settings) -> PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
 
 
-def split(pattern: str) -> PreTrainedTokenizerFast:
+def cut_by(*patterns: str, **settings) -> PreTrainedTokenizerFast:
     return byte_level(
-        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        **settings,
     )
+
+
+def split(pattern: str, **settings) -> PreTrainedTokenizerFast:
+    return cut_by(pattern, **settings)
 
 
 def sentencepiece(prefix: bool) -> PreTrainedTokenizerFast:
@@ -74,25 +87,118 @@ KINDS = {
     ),
     "sentencepiece": lambda: sentencepiece(prefix=True),
     "sentencepiece, no prefix": lambda: sentencepiece(prefix=False),
-    **{name: (lambda p=pattern: split(p)) for pattern, name in PRE_TOKENIZERS.items()},
+    "llama-bpe": lambda: split(LLAMA_3, ignore_merges=True),
+    "dbrx": lambda: split(LLAMA_3),
+    "qwen2": lambda: split(QWEN_2),
+    **{
+        name: (lambda k=known: cut_by(*k.regexes))
+        for name, known in KNOWN.items()
+        if name not in ("gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2")
+    },
 }
+
+
+def write_small(tokenizer: PreTrainedTokenizerFast, path: Path) -> Written:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 3, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=1,
+    )  # fmt: skip
+    return write_gguf(AutoModelForCausalLM.from_config(config), tokenizer, path, name="small")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_llama_cpp_reads_the_same_tokens(tmp_path: Path, kind: str) -> None:
     llama_cpp = pytest.importorskip("llama_cpp", reason="the bench extra is not installed")
     tokenizer = KINDS[kind]()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + 3, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=1,
-    )  # fmt: skip
     path = tmp_path / "small.gguf"
-    write_gguf(AutoModelForCausalLM.from_config(config), tokenizer, path, name="small")
+    write_small(tokenizer, path)
     peer = llama_cpp.Llama(str(path), vocab_only=True)
     for text in TEXTS:
         ours = tokenizer(text, add_special_tokens=False).input_ids
         assert peer.tokenize(text.encode(), add_bos=True) == [tokenizer.bos_token_id, *ours], text
     assert peer.token_eos() == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if not name.startswith("sentence")])
+def test_a_way_of_cutting_is_known_by_what_it_does(tmp_path: Path, kind: str) -> None:
+    """And the file that names it is read as the same tokens."""
+    tokenizer = KINDS[kind]()
+    assert cut_name(tokenizer.backend_tokenizer) == kind
+    path = tmp_path / "small.gguf"
+    write_small(tokenizer, path)
+    again = gguf_tokenizer(path)
+    for text in TEXTS:
+        assert again(text, add_special_tokens=False).input_ids == (
+            tokenizer(text, add_special_tokens=False).input_ids
+        )
+
+
+def test_the_same_cuts_said_otherwise_have_the_same_name() -> None:
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    said = {
+        "smollm": [
+            byte_level(pre_tokenizers.Split(Regex(r"\p{N}"), "isolated"), plain),
+            cut_by(r"\p{N}", GPT_2),
+        ],
+        "gpt-2": [cut_by(GPT_2 + r"|\s+"), byte_level(plain)],
+        "qwen2": [split(QWEN_2.replace(r"\p{N}|", "[\\p{Nd}\\p{Nl}\\p{No}]|", 1))],
+    }
+    for name, tokenizers_of_it in said.items():
+        assert [cut_name(t.backend_tokenizer) for t in tokenizers_of_it] == [name] * len(
+            tokenizers_of_it
+        )
+    near = [
+        split(LLAMA_3.replace("{1,3}", "{1,4}")), split(QWEN_2.replace("(?i:", "(?:")),
+        split(QWEN_2, ignore_merges=True), cut_by(r"\p{N}+", GPT_2),
+        changed("gpt-2", normalizers.NFC()), changed("qwen2", normalizers.NFKC()),
+    ]  # fmt: skip
+    assert [cut_name(t.backend_tokenizer) for t in near] == [None] * len(near)
+    assert cut_name(changed("qwen2", normalizers.NFC()).backend_tokenizer) == "qwen2"
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["smollm", "sentencepiece"])
+def test_whole_conversations_are_the_same_tokens_and_their_end_is_named(
+    tmp_path: Path, kind: str
+) -> None:
+    tokenizer = KINDS[kind]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end_of_turn(tokenizer) == end
+    path = tmp_path / "chat.gguf"
+    said = str(write_small(tokenizer, path))
+    assert "conversations of its chat template among them; <|im_end|> ends a turn" in said
+    again = gguf_tokenizer(path)
+    talk = [{"role": "user", "content": " 12 or 345? "}, {"role": "assistant", "content": "No.\n"}]
+    ids = tokenizer.apply_chat_template(talk, return_dict=False)
+    assert again.apply_chat_template(talk, return_dict=False) == ids and ids.count(end) == 2
+    if llama_cpp := importlib.util.find_spec("llama_cpp") and importlib.import_module("llama_cpp"):
+        peer = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+        text = tokenizer.apply_chat_template(talk, tokenize=False)
+        assert peer.tokenize(text.encode(), add_bos=False, special=True) == ids
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == end
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
+
+
+def test_other_tokens_in_a_conversation_are_refused_with_the_place(tmp_path: Path) -> None:
+    """A plain text may be read alike and a template's tokens not: here one is no special token."""
+    tokenizer, again = KINDS["qwen2"](), KINDS["qwen2"]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    assert require_same_tokens(tokenizer, again, WHERE) == 4
+    tokenizer.chat_template = CHATML
+    with pytest.raises(
+        ConfigError, match=r"models/x reads other tokens.*from token 0 of '<\|im_st"
+    ):
+        require_same_tokens(tokenizer, again, WHERE)
 
 
 def test_a_text_begins_with_eos_where_there_is_no_bos(tmp_path: Path) -> None:

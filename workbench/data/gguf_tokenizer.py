@@ -11,29 +11,18 @@ from pathlib import Path
 
 from tokenizers import (
     AddedToken,
-    Regex,
     Tokenizer,
     decoders,
     models,
     normalizers,
-    pre_tokenizers,
     processors,
 )
 from transformers import PreTrainedTokenizerFast
 
+from workbench.data.pre_tokenizers import COMPOSES, KNOWN, SAME_AS
 from workbench.errors import ConfigError
 from workbench.gguf_reader import GgufFile, read_gguf
 
-_LETTERS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-PRE_TOKENIZERS = {
-    _LETTERS.replace("{DIGITS}", "{1,3}"): "llama-bpe",
-    _LETTERS.replace("{DIGITS}", ""): "qwen2",
-}
-"""Regular expression of the first split -> its name in llama.cpp (from ``convert_hf_to_gguf``)."""
-SAME_AS = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Kinds of tokens in the file."""
 
@@ -77,23 +66,14 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 def _byte_level(file: GgufFile) -> Tokenizer:
     pre = file.get("tokenizer.ggml.pre", "default")
     pre = SAME_AS.get(pre, pre)
-    merges = [tuple(merge.split(" ", 1)) for merge in file.get("tokenizer.ggml.merges", [])]
-    bpe = models.BPE(vocab=_vocabulary(file), merges=merges, ignore_merges=pre == "llama-bpe")
-    made = Tokenizer(bpe)
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre in ("gpt-2", "smollm"))
-    splits = {name: pattern for pattern, name in PRE_TOKENIZERS.items()}
-    if pre == "gpt-2":
-        made.pre_tokenizer = words
-    elif pre == "smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        made.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-    elif pre in splits:
-        first = pre_tokenizers.Split(Regex(splits[pre]), "isolated")
-        made.pre_tokenizer = pre_tokenizers.Sequence([first, words])
-        if pre == "qwen2":
-            made.normalizer = normalizers.NFC()
-    else:
+    if pre not in KNOWN:
         raise _unknown(file, f"byte-level BPE that cuts text by {pre!r}")
+    merges = [tuple(merge.split(" ", 1)) for merge in file.get("tokenizer.ggml.merges", [])]
+    ignores = KNOWN[pre].ignore_merges
+    made = Tokenizer(models.BPE(vocab=_vocabulary(file), merges=merges, ignore_merges=ignores))
+    made.pre_tokenizer = KNOWN[pre].pre_tokenizer()
+    if pre in COMPOSES:
+        made.normalizer = normalizers.NFC()
     made.decoder = decoders.ByteLevel()
     return made
 
@@ -150,6 +130,7 @@ def _add_special(made: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
 def _unknown(file: GgufFile, what: str) -> ConfigError:
     return ConfigError(
         f"{file.path} has {what}",
-        allowed="byte-level BPE as in GPT-2, Llama 3, Qwen 2 or SmolLM, or SentencePiece BPE",
+        allowed=f"byte-level BPE that cuts text by {', '.join([*KNOWN, *SAME_AS])}, or "
+        "SentencePiece BPE",
         next_step="set data.tokenizer to the folder of the model's own tokenizer",
     )

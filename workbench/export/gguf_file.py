@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from workbench.data.gguf_tokenizer import gguf_tokenizer
 from workbench.engine.architecture import ACTIVATIONS, NotForKernels, eos_tokens, kernel_config
 from workbench.errors import ConfigError
 from workbench.export.blocks import (
@@ -33,7 +34,13 @@ from workbench.export.blocks import (
     ternary_blocks,
 )
 from workbench.export.parts import MatrixModule, dense, matrices, norm_inside, vectors
-from workbench.export.vocabulary import Vocabulary, vocabulary, write_special_tokens
+from workbench.export.vocabulary import (
+    Vocabulary,
+    end_of_turn,
+    require_same_tokens,
+    vocabulary,
+    write_special_tokens,
+)
 from workbench.files import replacing
 from workbench.gguf_reader import require_gguf
 from workbench.ternary import i2_s
@@ -61,7 +68,8 @@ Q8_0, BF16 = 8, 30
 @dataclass
 class Written:
     """What a file holds. types: block type -> matrices. instead: type -> ternary matrices that the
-    wanted type could not hold. smaller: how many of them :data:`NEWEST` could. scale_error: the
+    wanted type could not hold. smaller: how many of them :data:`NEWEST` could. int8_instead: INT8
+    matrices that Q8_0 could not hold. scale_error: the
     largest relative error of a scale in float16. notes: sentences for whoever asked for it."""
 
     wanted: BlockType
@@ -69,6 +77,7 @@ class Written:
     types: Counter[str] = field(default_factory=Counter)
     instead: Counter[str] = field(default_factory=Counter)
     smaller: int = 0
+    int8_instead: int = 0
     scale_error: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -89,6 +98,11 @@ class Written:
                     if self.wanted.size > 128
                     else ""
                 )
+            )
+        if self.int8_instead:
+            lines.append(
+                f"{self.int8_instead} INT8 matrices are BF16, rounded: Q8_0 needs rows that divide "
+                f"by {Q8_0_SIZE}"
             )
         if self.wanted is I2_S:
             lines.append("bitnet.cpp alone reads it, built for x86")
@@ -144,8 +158,25 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+        if tokenizer:
+            count = require_same_tokens(tokenizer, gguf_tokenizer(partial), where)
+            done.notes.append(_about_tokens(tokenizer, words, count))
         done.size_bytes = partial.stat().st_size
     return done
+
+
+def _about_tokens(tokenizer: PreTrainedTokenizerBase, words: Vocabulary, count: int) -> str:
+    of = f"tokenizer {words.model}" + (f", cuts text as {words.pre}" if words.pre else "")
+    said = f"{of}: the same tokens for {count} texts"
+    if tokenizer.chat_template is None:
+        return f"{said}; no chat template"
+    end = end_of_turn(tokenizer)
+    turn = (
+        "no special token ends a turn"
+        if end is None
+        else (f"{tokenizer.convert_ids_to_tokens(end)} ends a turn")
+    )
+    return f"{said}, conversations of its chat template among them; {turn}"
 
 
 @dataclass(frozen=True)
@@ -271,7 +302,7 @@ def _matrix_tensor(name: str, module: MatrixModule, rows: Tensor | None, done: W
         return x if rows is None or len(x) == 1 else x[rows]
 
     if isinstance(module, PackedTernaryLinear):
-        if module.activations != "int8" and not done.notes:
+        if module.activations != "int8" and ROUNDED_ACTIVATIONS not in done.notes:
             done.notes.append(ROUNDED_ACTIVATIONS)
         K, shape = module.in_features, (module.out_features, module.in_features)
         kind = next((t for t in (done.wanted, WIDEST) if t.holds(K, module.scale)), None)
@@ -295,6 +326,8 @@ def _matrix_tensor(name: str, module: MatrixModule, rows: Tensor | None, done: W
         done.types[WIDEST.name] += 1  # its codes and scales to the bit
         data = q4_0(ordered(module.values()).numpy(), ordered(module.scale).numpy())
         return _Tensor(name, data, (module.out_features, module.in_features), WIDEST.id)
+    if isinstance(module, Int8Linear | Int8Embedding):
+        done.int8_instead += 1
     done.types["BF16"] += 1
     bits = ordered(dense(module)).bfloat16().contiguous().view(torch.int16).numpy()
     return _Tensor(name, bits, bits.shape, BF16)

@@ -1,9 +1,11 @@
 """A tokenizer in the words of a GGUF file: tokens, their kinds, merges and how text is cut first.
 
 llama.cpp has its own tokenizers and knows ours by name alone, so only those are written whose way
-of cutting text it has: byte-level BPE as in GPT-2 (what the workbench trains), Llama 3 and Qwen 2,
-and SentencePiece's BPE (Llama 2, Mistral). Another one would read a prompt as other tokens
-without a word, so it is refused; token ids work without any tokenizer.
+of cutting text it has: byte-level BPE that does what one of its names does
+(:mod:`workbench.data.pre_tokenizers`), and SentencePiece's BPE (Llama 2, Mistral). Another one
+would read a prompt as other tokens without a word, so it is refused; token ids work without any
+tokenizer. What was written is read again by llama.cpp's rules, and must give the same tokens for
+plain text and for whole conversations of the chat template (:func:`require_same_tokens`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from workbench.data.gguf_tokenizer import PRE_TOKENIZERS
+from workbench.data.chat import chat_tokens
+from workbench.data.conversation import conversation
+from workbench.data.pre_tokenizers import KNOWN, cut_name
 from workbench.data.tokenizer import document_start, vocabulary_size
 from workbench.errors import ConfigError
 
@@ -24,6 +28,24 @@ if TYPE_CHECKING:
 
 OTHER_ENDS = ("eot", "eom")
 """What llama.cpp calls the tokens beside eos that end a text: of a turn, of a message."""
+
+
+PLAIN = (
+    "It's 2026: 12345 tokens — naïve café,\n\n  x = f(a_b) + 3.5e-4;\tEnd  ",
+    " WE'LL see\r\n\r\n 1000000 日本語 🙂 don't\n \n\n\tindent",
+    "Съешь ещё этих мягких французских булок. مرحبا ٣٤٥ हिन्दी",
+    "a",
+)
+TALKS: tuple[list[dict[str, str]], ...] = (
+    [{"role": "user", "content": "Is it 12?"}, {"role": "assistant", "content": "No, 345."}],
+    [
+        {"role": "system", "content": " Be brief.\n"},
+        {"role": "user", "content": "  What's 2 + 2?\n\n```py\n\tx = 1\n```"},
+        {"role": "assistant", "content": "It's 4 — là 🙂\n"},
+        {"role": "user", "content": "日本語 1000000 "},
+    ],
+)
+ONE_TURN = conversation({"messages": TALKS[0]}, "messages", "the probe")
 
 
 @dataclass(frozen=True)
@@ -77,7 +99,7 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, where: Path) -> Vo
             "llama", "default", tokens, types, _scores(bpe, tokens), space_prefix=_prefixes(parts)
         )
     merges = tuple(m if isinstance(m, str) else " ".join(m) for m in bpe.get("merges", ()))
-    pre = _pre_tokenizer(parts) if bpe["type"] == "BPE" else None
+    pre = cut_name(tokenizer.backend_tokenizer) if bpe["type"] == "BPE" else None
     if pre is None:
         raise _unknown(where, f"{bpe['type']}, {_prepared(parts)}")
     return Vocabulary("gpt2", pre, tokens, types, merges=merges)
@@ -89,15 +111,20 @@ def write_special_tokens(
     """The ids of special tokens; a text begins as in training, with bos or, without one, eos."""
     ids = {"bos": document_start(tokenizer), "eos": tokenizer.eos_token_id}
     ids |= {"unk": tokenizer.unk_token_id, "pad": tokenizer.pad_token_id}
-    others = sorted(eos_ids - {ids["eos"]})
-    if len(others) > len(OTHER_ENDS):
+    turn_end = end_of_turn(tokenizer)
+    if turn_end is not None:
+        ids["eot"] = turn_end
+    others = sorted(eos_ids - set(ids.values()))
+    free = [kind for kind in OTHER_ENDS if kind not in ids]
+    if len(others) > len(free):
         raise ConfigError(
-            f"{len(eos_ids)} tokens end a text: {sorted(eos_ids)}",
+            f"{len(eos_ids)} tokens end a text: {sorted(eos_ids)}"
+            + ("" if turn_end is None else f", and {turn_end} a turn of its chat template"),
             allowed=f"at most {1 + len(OTHER_ENDS)} in a GGUF file",
             next_step="leave those that are never used out of eos_token_id in config.json and "
             "generation_config.json",
         )
-    ids |= dict(zip(OTHER_ENDS, others, strict=False))
+    ids |= dict(zip(free, others, strict=False))
     for kind, token in ids.items():
         if token is not None:
             getattr(writer, f"add_{kind}_token_id")(token)
@@ -108,6 +135,59 @@ def write_special_tokens(
             if isinstance(template, str)
             else [{"name": name, "template": text} for name, text in template.items()]
         )
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that ends an answer in the tokenizer's chat template; None without a
+    template, or where no special token does."""
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        found = chat_tokens(tokenizer, ONE_TURN, "the chat template")
+    except ConfigError:  # one that cannot write it ends no turn that could be told
+        return None
+    last = found.ids[int(found.judged.nonzero()[0][-1])]
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return last if last in special else None
+
+
+def require_same_tokens(
+    tokenizer: PreTrainedTokenizerBase, read_again: PreTrainedTokenizerBase, where: Path
+) -> int:
+    """How many texts the two read as the same tokens: plain ones, and conversations in the chat
+    template with its special tokens.
+
+    read_again: as llama.cpp reads what was written. Raises ConfigError at the first other token.
+    """
+    texts = list(PLAIN)
+    if tokenizer.chat_template is not None:
+        for messages in TALKS:
+            for asks in (False, True):
+                try:
+                    texts.append(
+                        tokenizer.apply_chat_template(
+                            messages, tokenize=False, add_generation_prompt=asks
+                        )
+                    )
+                except Exception:  # a template may refuse a role; what it refuses is never sent
+                    continue
+    for text in texts:
+        ours, theirs = (
+            each(text, add_special_tokens=False, verbose=False)["input_ids"]
+            for each in (tokenizer, read_again)
+        )
+        if ours != theirs:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+                min(len(ours), len(theirs)),
+            )
+            raise ConfigError(
+                f"the tokenizer of {where} reads other tokens than its GGUF file would, from token "
+                f"{at} of {text[:60]!r} on: {ours[at : at + 4]}, there {theirs[at : at + 4]}",
+                allowed="the same tokens, special ones included",
+                next_step="--no-tokenizer writes a file for token ids alone",
+            )
+    return len(texts)
 
 
 def _parts(tokenizer: PreTrainedTokenizerBase, where: Path) -> dict[str, Any]:
@@ -144,28 +224,6 @@ def _tokens_and_types(
     if tokenizer.unk_token_id is not None and types[tokenizer.unk_token_id] == TokenType.NORMAL:
         types[tokenizer.unk_token_id] = TokenType.UNKNOWN
     return tuple(tokens), tuple(map(int, types))
-
-
-def _pre_tokenizer(parts: dict[str, Any]) -> str | None:
-    """llama.cpp's name for how byte-level BPE cuts text; None if it has none."""
-    cut = parts["pre_tokenizer"] or {}
-    steps = cut.get("pretokenizers", [cut])
-    last = steps[-1]
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        return None
-    if len(steps) == 1 and last.get("use_regex"):
-        return None if parts["normalizer"] else "gpt-2"
-    if len(steps) == 2 and steps[0].get("type") == "Digits" and last.get("use_regex"):
-        alone = steps[0]["individual_digits"] and not parts["normalizer"]
-        return "smollm" if alone else None
-    if len(steps) == 2 and steps[0].get("type") == "Split" and not last.get("use_regex"):
-        split = steps[0]
-        whole = split["behavior"] == "Isolated" and not split["invert"]
-        name = PRE_TOKENIZERS.get(split["pattern"].get("Regex")) if whole else None
-        # Qwen composes characters (NFC) and llama.cpp does not; nearly all text is composed.
-        known = (None, "NFC") if name == "qwen2" else (None,)
-        return name if (parts["normalizer"] or {}).get("type") in known else None
-    return None
 
 
 def _is_sentencepiece(parts: dict[str, Any]) -> bool:
@@ -215,6 +273,6 @@ def _described(step: dict[str, Any] | None) -> str:
 def _unknown(where: Path, what: str) -> ConfigError:
     return ConfigError(
         f"the tokenizer of {where} is {what}: llama.cpp has none that is known to be the same",
-        allowed="byte-level BPE as in GPT-2, Llama 3, Qwen 2 or SmolLM; SentencePiece BPE",
+        allowed=f"byte-level BPE that cuts text as {', '.join(KNOWN)} do; SentencePiece BPE",
         next_step="--no-tokenizer writes a file for token ids alone",
     )
