@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -91,13 +92,44 @@ def read_corpus(data: Data, seed: int) -> Corpus:
 
     Raises ConfigError when one cannot be read, is empty, or has fewer than two documents.
     """
+    split = _split(data, seed)
+    heldout = _in_order(split.sides, data.shares, seed)
+    found = document_leaks(heldout, split.training)
+    most = data.max_leaked_share
+    if all(leak.share > most for leak in found):
+        most = 1.0
+    return Corpus(
+        training=split.training,
+        heldout=[d for d, leak in zip(heldout, found, strict=True) if leak.share <= most],
+        copies=split.copies,
+        digest=_digest(split.everything, {document.id for document in heldout}),
+        leaks=leaks_frame(heldout, found, most),
+        parts=tuple(split.parts),
+    )
+
+
+def training_documents(data: Data, seed: int) -> list[Document]:
+    """Those that :func:`read_corpus` gives to learn from, without the leak check."""
+    return _split(data, seed).training
+
+
+class _Split(NamedTuple):
+    """everything: in the order it was read. sides: the held-out documents of each part."""
+
+    everything: list[Document]
+    training: list[Document]
+    sides: list[list[Document]]
+    copies: int
+    parts: list[CorpusPart]
+
+
+def _split(data: Data, seed: int) -> _Split:
     copies: Counter[bytes] = Counter()
     ids: Counter[str] = Counter()
     everything: list[Document] = []
     training: list[Document] = []
     sides: list[list[Document]] = []
-    held: set[str] = set()
-    parts = []
+    parts: list[CorpusPart] = []
     for part, name, share in zip(data.parts, data.part_names, data.shares, strict=True):
         files = _files(part)
         documents = list(
@@ -105,26 +137,13 @@ def read_corpus(data: Data, seed: int) -> Corpus:
         )
         _require_two(documents, part.corpus)
         of_part = _heldout_ids(documents, seed, data.holdout_share)
-        held |= of_part
         everything += documents
         own = [d for d in documents if d.id not in of_part]
         training += own
         sides.append([d for d in documents if d.id in of_part])
         size = sum(document.size_bytes for document in own)
         parts.append(CorpusPart(name, part.corpus, share, len(own), size, len(of_part), files))
-    heldout = _in_order(sides, data.shares, seed)
-    found = document_leaks(heldout, training)
-    most = data.max_leaked_share
-    if all(leak.share > most for leak in found):
-        most = 1.0
-    return Corpus(
-        training=training,
-        heldout=[d for d, leak in zip(heldout, found, strict=True) if leak.share <= most],
-        copies=copies.total() - len(copies),
-        digest=_digest(everything, held),
-        leaks=leaks_frame(heldout, found, most),
-        parts=tuple(parts),
-    )
+    return _Split(everything, training, sides, copies.total() - len(copies), parts)
 
 
 def _in_order(sides: list[list[Document]], shares: list[float], seed: int) -> list[Document]:

@@ -171,12 +171,8 @@ def _about_tokens(tokenizer: PreTrainedTokenizerBase, words: Vocabulary, count: 
     if tokenizer.chat_template is None:
         return f"{said}; no chat template"
     end = end_of_turn(tokenizer)
-    turn = (
-        "no special token ends a turn"
-        if end is None
-        else (f"{tokenizer.convert_ids_to_tokens(end)} ends a turn")
-    )
-    return f"{said}, conversations of its chat template among them; {turn}"
+    turn = "no special token" if end is None else str(tokenizer.convert_ids_to_tokens(end))
+    return f"{said}, conversations of its chat template among them; {turn} ends a turn"
 
 
 @dataclass(frozen=True)

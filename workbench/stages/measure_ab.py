@@ -49,6 +49,7 @@ from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.serve.address import address_problem
 from workbench.stages.context import StageContext
+from workbench.stages.measure_ab_leaks import record_asked_leaks
 from workbench.stages.measure_ab_load import (
     BASELINE,
     WAKE_TOKENS,
@@ -124,6 +125,7 @@ def _measure(context: StageContext, meters: StageMeters) -> None:
     classes = _classes(section, prompt_tokens)
     prompts = _prompts(heldout, tokenizer, prompt_tokens, max(section.batch_sizes))
     asked = own_questions(context.pilot, tokenizer, _positions(trained))
+    record_asked_leaks(context, asked)
     with _loaded_arms(context, trained, classes, asked) as arms:
         engines = {name: arm.engine for name, arm in arms.items()}
         sizes = {a: (arm.engine.weight_bytes, arm.resident_bytes) for a, arm in arms.items()}

@@ -13,6 +13,7 @@ LABELS = (
     "over",
     "source",
     "corpus",
+    "asked",
     "shape",
     "class",
     "batch",

@@ -114,6 +114,9 @@ _OVER_CHECKPOINT = {
     "source": words("trained"),
     "over": words("checkpoint"),
 }  # fmt: skip
+_ASKED = {
+    "asked": Values("`prompts`, or a name of `tasks`", lambda pilot: ["prompts", *pilot.tasks])
+}
 _ALONE = {"class": Values(_INTERACTIVE, _interactive)}
 _BATCH = {
     "batch": Values(
@@ -255,6 +258,7 @@ FIGURES: dict[str, Figure] = {
     "accepted_difference": Figure("own_terms", "higher", (_TRAINED_GAIN,)),
     "task_accuracy": Figure("own_terms", "higher", (_TRAINED | _TASK,)),
     "task_accuracy_difference": Figure("own_terms", "higher", (_TRAINED_GAIN | _TASK,)),
+    "asked_leaked_share": Figure("own_terms", "lower", (_ASKED,)),
     "corpus_bits_per_byte": Figure("quality", "lower", (_TRAINED | _CORPUS,)),
     "corpus_quality_gap_bits_per_byte": Figure("quality", "lower", (_TRAINED_GAIN | _CORPUS,)),
     "ttft_ms": Figure("latency", "lower", (_TRAINED | _ALONE, _SAME_LOAD | _TAIL, *_REPLAYED)),
