@@ -32,7 +32,7 @@ from workbench.records.run import FIELDS, HEADER, Run, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.serve.arm_process import ArmSpec, load_arm
 from workbench.serve.front_options import FrontOptions
-from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, change_route
+from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, change_route, route_file
 from workbench.serve.main import listen, serve
 from workbench.serve.process import server_process
 from workbench.serve.replay import load_client
@@ -221,7 +221,8 @@ def served_run(arms, tmp_path, monkeypatch) -> Run:
     path = tmp_path / "trial.yaml"
     path.write_text(
         "name: trial\nquestion: is it kept?\n"
-        "deploy_rollback: {hold_s: 7.0, rollback_rule: {max_error_share: 0.2}}\n"
+        "deploy_rollback: {hold_s: 7.0, weight: 0.2, on_lost_stream: continue, "
+        "rollback_rule: {max_error_share: 0.2}}\n"
     )
     run = open_run(resolve(path))
     for stage, arm in (("train_qat", "full_precision"), ("hybrid_plan", "hybrid")):
@@ -246,17 +247,18 @@ def test_a_served_run_goes_on_with_the_route_that_it_had(served_run, monkeypatch
         change_route(served_run, None, 1.0)
     serve_run(folder)
     serve_run(folder)
-    serve_run(folder, route="hybrid", weight=0.05)
+    serve_run(folder, route="hybrid", weight=0.05, on_lost_stream="end")
     assert [(given.route, given.weight) for given in started] == [
-        ("hybrid", 1.0), ("full_precision", 1.0), ("hybrid", 0.05),
+        ("hybrid", 0.2), ("full_precision", 1.0), ("hybrid", 0.05),
     ]  # fmt: skip
+    assert [given.on_lost_stream for given in started] == ["continue", "continue", "end"]
     assert {given.hold_s for given in started} == {7.0}
     assert {given.rule.max_error_share for given in started} == {0.2}
     assert {(given.slots, given.short_slots) for given in started} == {(4, 1)}, "a fair share"
     said = capsys.readouterr().out
     assert said.count("full_precision answers 100% of the requests (rule: 5 of 9 failed)") == 2
     assert f"workbench route {served_run.name} --back" in said
-    kept = KeptRoute.of(served_run)
+    kept = KeptRoute.of(route_file(served_run))
     assert kept.token not in said
     assert (served_run.folder / "serving.json").stat().st_mode & 0o077 == 0
 
@@ -279,7 +281,7 @@ def test_a_route_that_cannot_be_kept_has_changed_all_the_same(
         announce(Ready("127.0.0.1", 9, 1, 1, 1, {}))
         on_switch(Switch(0.0, "hybrid", "full_precision", 1.0, "ordered"))
 
-    def keep(self: KeptRoute, folder: Path) -> None:
+    def keep(self: KeptRoute, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("workbench.serve.served_run.serve", start)
@@ -292,7 +294,7 @@ def test_a_route_that_cannot_be_kept_has_changed_all_the_same(
 
 def test_the_route_of_a_running_server_is_changed_by_its_run(served_run, server) -> None:
     at_first = ("hybrid", 1.0, "at the start", "full_precision")
-    KeptRoute(*at_first, server.address, server.token).keep(served_run.folder)
+    KeptRoute(*at_first, server.address, server.token).keep(route_file(served_run))
     assert "full_precision answers 100%" in change_route(served_run, None, 1.0, back=True)
     again = change_route(served_run, "hybrid", 0.25, force=True)
     assert again.startswith("hybrid answers 25% of the requests, the rest to full_precision")

@@ -389,7 +389,10 @@ def test_upstreams_are_given_by_name_and_url(monkeypatch) -> None:
 
 def test_a_rule_is_given_as_numbers() -> None:
     assert rule_of("ttft_s=0.5,false_alarms=0.01") == RollbackRule(ttft_s=0.5, false_alarms=0.01)
-    for wrong in ("ttft=1", "max_slow_share=1.5", "ttft_s=x", "ttft_s=-1", "false_alarms=0"):
+    given = rule_of("tpot_s=1.5,e2e_s=30,slower=2,unlikely_nats=1.5")
+    assert given == RollbackRule(tpot_s=1.5, e2e_s=30, slower=2, unlikely_nats=1.5)
+    for wrong in ("ttft=1", "max_slow_share=1.5", "ttft_s=x", "ttft_s=-1", "false_alarms=0",
+                  "slower=0.5", "e2e_s=inf"):  # fmt: skip
         with pytest.raises(ConfigError, match="--rule"):
             rule_of(wrong)
 

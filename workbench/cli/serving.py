@@ -53,7 +53,16 @@ def serve(
     ] = None,
     weight: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="its share of the requests", show_default="1"),
+        typer.Option(
+            min=0.0, max=1.0, help="its share of the requests", show_default="the pilot's, or 1"
+        ),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="file that keeps the route over restarts, for workbench route",
+            show_default="of a run one in its folder; else none",
+        ),
     ] = None,
     rule: Annotated[
         str | None,
@@ -112,12 +121,20 @@ def serve(
         int, typer.Option(min=1, help="a request that wants more output is a long one")
     ] = 64,
     deadline: Annotated[
-        float, typer.Option(min=0.1, help="an answer that is not whole by then is an error, s")
-    ] = 600.0,
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="an answer that is not whole by then is an error, s",
+            show_default="the pilot's, or 600",
+        ),
+    ] = None,
     on_lost_stream: Annotated[
-        Literal["end", "continue"],
-        typer.Option(help="a stream whose arm is lost: an error, or the fallback goes on"),
-    ] = "end",
+        Literal["end", "continue"] | None,
+        typer.Option(
+            help="a stream whose arm is lost: an error, or the fallback goes on",
+            show_default="the pilot's, or end",
+        ),
+    ] = None,
     drain_notice: Annotated[
         float,
         typer.Option(min=0.0, max=600.0, help="after SIGTERM, /ready says so for so long first, s"),
@@ -186,6 +203,7 @@ def serve(
         short_slots=short_slots,
         route=route,
         weight=weight,
+        state=state,
         rule=rule,
         canary=plan,
         probes=probes,
@@ -212,8 +230,8 @@ def change_route(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="RUN",
-            help="a run that is or was served",
+            metavar="RUN|FILE",
+            help="a run that is or was served, or the file of serve --state",
             autocompletion=runs_named,
         ),
     ],
@@ -221,19 +239,27 @@ def change_route(
         str | None, typer.Option(help="the arm that shall answer", show_default="only show it")
     ] = None,
     weight: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="its share of the requests")
-    ] = 1.0,
-    back: Annotated[bool, typer.Option("--back", help="to full precision, at once")] = False,
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="with --to: its share of the requests", show_default="1"
+        ),
+    ] = None,
+    back: Annotated[bool, typer.Option("--back", help="to the fallback, at once")] = False,
+    show: Annotated[bool, typer.Option("--show", help="only show it, as without options")] = False,
     force: Annotated[bool, typer.Option("--force", help="in spite of the hold")] = False,
 ) -> None:
-    """Show or change which arm of a served run answers; what has started is not disturbed."""
+    """Show or change which arm of a server answers; what has started is not disturbed."""
     from workbench.errors import ConfigError
     from workbench.records.run import find_run
     from workbench.serve.kept_route import change_route
 
-    if back and to:
-        raise ConfigError(f"--back and --to {to}", allowed="one of them")
-    print(change_route(find_run(name), to, weight, back=back, force=force))
+    orders = [f"--to {to}"] * (to is not None) + ["--back"] * back + ["--show"] * show
+    if len(orders) > 1:
+        raise ConfigError(" and ".join(orders), allowed="one of them")
+    if to is None and weight is not None:
+        raise ConfigError(f"--weight {weight:g} without an arm", next_step="name it: --to ARM")
+    of = Path(name) if Path(name).is_file() else find_run(name)
+    print(change_route(of, to, 1.0 if weight is None else weight, back=back, force=force))
 
 
 @commands.command()

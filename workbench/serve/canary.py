@@ -62,13 +62,21 @@ class CanaryPlan:
 
 
 class Canary:
-    """The plan at work on a router: tell it of every finished request and every switch."""
+    """The plan at work on a router: tell it of every finished request and every switch.
+
+    candidate: None takes the route's arm.
+    """
 
     def __init__(
-        self, plan: CanaryPlan, router: Router, comparisons: Comparisons | None = None
+        self,
+        plan: CanaryPlan,
+        router: Router,
+        comparisons: Comparisons | None = None,
+        *,
+        candidate: str | None = None,
     ) -> None:
         self._plan, self._router, self._comparisons = plan, router, comparisons
-        self._candidate = router.route.arm
+        self._candidate = candidate or router.route.arm
         self._holds = False
         self._begin()
 
@@ -114,6 +122,7 @@ class Canary:
             "pairs": self._pairs,
             "evidence_against": self._router.trial.evidence(),
             "log_capital": self._router.trial.report(),
+            "counted": self._router.trial.said(),
         }
 
     def _begin(self) -> None:

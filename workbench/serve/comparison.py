@@ -62,13 +62,20 @@ class Comparisons:
     """Pairs for the router's trial; :meth:`run` makes them.
 
     share: of the answered requests. probes: requests of the pilot's prompts, one every ``probe_s``.
+    candidate: None takes the route's arm.
     """
 
     def __init__(
-        self, router: Router, share: float, probes: Sequence[Any] = (), probe_s: float = 60.0
+        self,
+        router: Router,
+        share: float,
+        probes: Sequence[Any] = (),
+        probe_s: float = 60.0,
+        *,
+        candidate: str | None = None,
     ) -> None:
         self._router, self._share, self._probe_s = router, share, probe_s
-        self._candidate = router.route.arm
+        self._candidate = candidate or router.route.arm
         self._probes = cycle(probes) if probes else None
         self._chosen: deque[Chosen] = deque(maxlen=MOST_CHOSEN)
         self._came = asyncio.Event()

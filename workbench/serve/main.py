@@ -89,6 +89,7 @@ async def _serve(
             route=Route(spec.route, spec.weight),
             queue=spec.queue,
             hold_s=spec.hold_s,
+            held_s=spec.held_s,
             batch_wait_s=spec.batch_wait_s,
             rule=spec.rule,
             short_tokens=spec.short_tokens,
@@ -118,7 +119,9 @@ async def _serve(
         told = [router.on_switch, on_switch]
         if spec.canary:
             comparisons = _comparisons(spec, router, shared)
-            service.canary = canary = Canary(spec.canary, router, comparisons)
+            service.canary = canary = Canary(
+                spec.canary, router, comparisons, candidate=spec.candidate
+            )
             told.append(canary.switched)
             counted = router.on_finished
             router.on_finished = lambda routed: (counted(routed), canary.finished(routed))
@@ -141,7 +144,8 @@ def _comparisons(spec: ServeSpec, router: Router, shared: _Shared) -> Comparison
     if not spec.canary.compared_share:
         return None
     probes = probe_requests(spec.probes, shared.tokenizer, shared.context)
-    return Comparisons(router, spec.canary.compared_share, probes, spec.canary.probe_s)
+    share, probe_s = spec.canary.compared_share, spec.canary.probe_s
+    return Comparisons(router, share, probes, probe_s, candidate=spec.candidate)
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,10 @@ class RollbackMonitor:
         """Monitor -> natural logarithm of what a capital of 1 has become in it."""
         return {name: each.log_capital() for name, each in self._monitors.items()}
 
+    def said(self) -> dict[str, str]:
+        """Monitor -> what it has counted, in words."""
+        return {name: each.said() for name, each in self._monitors.items()}
+
     def _log_capital(self) -> float:
         """Of all monitors together: the mean of what each made of its part."""
         each = [monitor.log_capital() for monitor in self._monitors.values()]

@@ -75,7 +75,7 @@ Cause = Literal["order", "rule", "arm_out", "canary"]
 @dataclass(frozen=True)
 class Switch:
     """A change of the route. ``time_s``: ``time.monotonic()`` of this machine. reason: in words.
-    cause: who changed it."""
+    cause: who changed it. held_s: for so long from now on the arm's share may not grow."""
 
     time_s: float
     from_arm: str
@@ -83,6 +83,7 @@ class Switch:
     weight: float
     reason: str
     cause: Cause = "order"
+    held_s: float = 0.0
 
 
 @dataclass(eq=False)

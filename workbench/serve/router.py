@@ -60,8 +60,9 @@ class Router:
 
     arms: all warm. fallback: where the way back leads. route: where requests go at first.
     queue: requests that may wait. batch_wait_s, short_tokens, kept_slots, deadline_s,
-    on_lost_stream: see above. clock: the loop's own, in seconds. on_finished, on_switch: told of
-    each, in the loop; on_gap: of the time between two tokens.
+    on_lost_stream: see above. held_s: what is left of a hold, from before a restart. clock: the
+    loop's own, in seconds. on_finished, on_switch: told of each, in the loop; on_gap: of the time
+    between two tokens.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Router:
         route: Route,
         queue: int = 256,
         hold_s: float = 30.0,
+        held_s: float = 0.0,
         batch_wait_s: float = 0.0,
         rule: RollbackRule | None = None,
         short_tokens: int | None = None,
@@ -107,7 +109,7 @@ class Router:
         self._positions = Positions()
         self.since_s = 0.0
         """When the route became what it is."""
-        self._held_until = 0.0
+        self._held_until = clock() + held_s
         self._took_s: deque[float] = deque(maxlen=32)
 
     @property
@@ -204,12 +206,14 @@ class Router:
         if self.arms[arm].out:
             raise ValueError(f"arm {arm!r} is out: {self.arms[arm].out}")
         now = self._clock()
-        if self._grows(target):
+        grows = self._grows(target)
+        if grows:
             if now < self._held_until and not force:
                 raise RouteHeld(self._held_until - now)
         else:
             self._held_until = now + self.hold_s
-        switch = Switch(now, self.route.arm, target.arm, target.weight, reason, cause)
+        held_s = 0.0 if grows else self.hold_s
+        switch = Switch(now, self.route.arm, target.arm, target.weight, reason, cause, held_s)
         another = target.arm != self.route.arm
         self.route, self.since_s = target, now
         if another or (target.weight < 1 and not self.trial.compares):

@@ -1,25 +1,31 @@
 """``workbench serve``: a run, or model folders, behind one address until it is told to stop.
 
-A run is served by its pilot's rule and hold, and its route is kept in the run's folder
-(:mod:`.kept_route`), a rollback included.
+A run is served by its pilot's rule, weight and hold, and its route is kept in the run's folder
+(:mod:`.kept_route`), a rollback included; that of other arms in the file that they are given.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import ConfigError, StageError, reason_of
 from workbench.machine.cpu import measurement_threads
 from workbench.paths import shown
 from workbench.serve.canary import CanaryPlan
 from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
-from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, route_token
+from workbench.serve.kept_route import (
+    TOKEN_HEADER,
+    KeptRoute,
+    known_arms,
+    route_file,
+    route_token,
+)
 from workbench.serve.main import serve
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.spec import Ready, ServeSpec, UpstreamSpec, fair_slots
@@ -47,12 +53,15 @@ def serve_run(
     upstream_keys: Sequence[str] = (),
     front: FrontOptions = DEFAULT_FRONT,
     meters: bool = True,
+    state: Path | None = None,
+    on_lost_stream: Literal["end", "continue"] | None = None,
+    deadline_s: float | None = None,
     **of_spec: Any,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
-    A run is served by its pilot's rollback rule and hold, and goes on with the route that it had
-    when it was served last.
+    A run is served by its pilot's rollback rule, weight and hold, and goes on with the route that
+    it had when it was served last.
 
     folders: one run, by its folder or its name (its full-precision model is the fallback, its
         hybrid the route), or model folders, packed or Hugging Face, or ``NAME=URL`` of servers that
@@ -67,6 +76,9 @@ def serve_run(
     upstream_models, upstream_keys: ``NAME=MODEL``, and ``NAME=VARIABLE`` with its key.
     front: how it meets its clients. meters: whether it counts energy: by the pilot's meters of a
         run, else by the counters of this machine.
+    state: the file that the route is kept in; None takes one of the run's folder, and none of other
+        arms, whose server then starts anew each time.
+    on_lost_stream, deadline_s: None takes the pilot's.
     of_spec: further fields of :class:`ServeSpec`, as they are.
     Raises ConfigError or StageError with what is wrong; nothing is served then.
     """
@@ -76,10 +88,16 @@ def serve_run(
     arms = {} if upstreams else arms_of(folders)
     names = list(arms or upstreams)
     run = None if upstreams else _served_run(folders)
-    kept = KeptRoute.of(run) if run else None
+    kept_in = _kept_in(state, run)
+    kept = KeptRoute.of(kept_in) if kept_in else None
+    if kept and run is None and set(known_arms(kept)) != set(names):
+        raise ConfigError(
+            f"--state {shown(Path(kept_in or ''))} is of {', '.join(known_arms(kept))}",
+            allowed=f"a file of its own for {', '.join(names)}",
+        )
     if route is not None and route not in names:
         raise ConfigError(f"--route {route}", allowed=", ".join(names))
-    if upstreams and of_spec.get("on_lost_stream") == "continue":
+    if upstreams and on_lost_stream == "continue":
         raise ConfigError(
             "--on-lost-stream continue in front of upstreams",
             allowed="end: their tokens are not known here, so no other arm can go on from them",
@@ -89,8 +107,13 @@ def serve_run(
     else:
         route, reason = route or names[-1], "at the start"
     given_probes = _lines(probes) if probes else ()
-    judged = {**_pilot_s_rule(run), **({} if rule is None else {"rule": rule_of(rule)})}
-    planned = judged.pop("canary", None)
+    pilot_s = _of_pilot(run)
+    judged = {**pilot_s, **({} if rule is None else {"rule": rule_of(rule)})}
+    planned, usual_weight = judged.pop("canary", None), judged.pop("weight", 1.0)
+    if on_lost_stream is not None:
+        judged["on_lost_stream"] = on_lost_stream
+    if deadline_s is not None:
+        judged["deadline_s"] = deadline_s
     plan = canary or planned
     if plan:
         judged["rule"] = judged.get("rule") or RollbackRule()
@@ -103,8 +126,9 @@ def serve_run(
         arms,
         fallback=names[0],
         route=route,
-        weight=1.0 if weight is None or route == names[0] else weight,
-        canary=None if route == names[0] else plan,
+        weight=1.0 if route == names[0] else usual_weight if weight is None else weight,
+        held_s=kept.held_s if kept else 0.0,
+        canary=plan if len(names) > 1 else None,
         slots=slots,
         short_slots=short_slots,
         upstreams=upstreams,
@@ -116,25 +140,34 @@ def serve_run(
     )
     token = route_token() or secrets.token_urlsafe()
 
+    held_until = [kept.held_until if kept else 0.0]
+
     def keep(address: str, arm: str, weight: float, reason: str) -> KeptRoute:
-        fields = arm, weight, reason, spec.fallback, address, token
-        now = KeptRoute(*fields, certificate=spec.front.certificate)
+        now = KeptRoute(
+            arm, weight, reason, spec.fallback, address, token,
+            certificate=spec.front.certificate, held_until=held_until[0], arms=tuple(names),
+        )  # fmt: skip
         try:
-            if run:
-                now.keep(run.folder)
+            if kept_in:
+                now.keep(kept_in)
         except OSError as error:  # the route is what it is; only a restart would not know it
-            said = f"the route could not be kept in {shown(run.folder)}: {reason_of(error)}"
+            said = f"the route could not be kept in {shown(kept_in)}: {reason_of(error)}"
             say(f"{said}; a server that is started again begins with an older one")
         return now
 
     def announce(ready: Ready) -> None:
         now = keep(ready.address, spec.route, spec.weight, reason)
         say(f"serving {', '.join(names)} on {ready.address}/v1: {now.said()}")
-        how = f"workbench route {run.name} --back" if run else f"{TOKEN_HEADER}: {token}"
+        of = shown(state) if state else run.name if run else None
+        how = f"workbench route {of} --back" if of else f"{TOKEN_HEADER}: {token}"
         say(f"the way back: {how}")
+        if not kept_in:
+            say("the route is not kept: started again, this server begins as now; --state keeps it")
         addresses.append(ready.address)
 
     def switched(switch: Switch) -> None:
+        if switch.held_s:
+            held_until[0] = time.time() + switch.held_s
         now = keep(addresses[0], switch.to_arm, switch.weight, switch.reason)
         say(f"route: {now.said()}")
 
@@ -191,33 +224,43 @@ def _by_name(known: Mapping[str, str], option: str, pairs: Sequence[str]) -> dic
 
 def rule_of(text: str) -> RollbackRule:
     """``ttft_s=0.5,max_error_share=0.05``: a rule with these fields. Raises ConfigError."""
+    from workbench.pilot.sections.deploy_rollback import Rule
+
     names = [each.name for each in fields(RollbackRule)]
     given: dict[str, Any] = {}
     for pair in filter(None, text.split(",")):
         name, _, value = pair.strip().partition("=")
         try:
             given[name] = float(value)
-        except ValueError:
-            given[name] = math.nan
-        most = math.inf if name == "ttft_s" else 1.0
-        if name not in names or not 0 < given[name] < most:
+            Rule(**{name: given[name]})  # the limits of the pilot's own
+        except ValueError as error:  # pydantic's are ValueErrors too
+            why = getattr(error, "errors", lambda: [{"msg": "no number"}])()[0]["msg"]
             raise ConfigError(
-                f"--rule {pair}",
-                allowed=f"NAME=NUMBER with commas; names: {', '.join(names)}; numbers above 0, "
-                "shares below 1",
-            )
+                f"--rule {pair}: {why}",
+                allowed=f"NAME=NUMBER with commas; names: {', '.join(names)}",
+            ) from None
     return RollbackRule(**given)
 
 
-def _pilot_s_rule(run: Run | None) -> dict[str, Any]:
-    """When the run's pilot would go back, how long a share stays lowered, and how it grows."""
+def _kept_in(state: Path | None, run: Run | None) -> Path | None:
+    if state is None:
+        return route_file(run) if run else None
+    if state.is_dir() or not state.absolute().parent.is_dir():
+        raise ConfigError(f"--state {shown(state)}", allowed="a file in a folder that is there")
+    return state
+
+
+def _of_pilot(run: Run | None) -> dict[str, Any]:
+    """When the run's pilot would go back, how long a share stays lowered, how large it is and how
+    it grows, and what becomes of a request that is late or loses its arm."""
     if run is None:
         return {}
     section = run.resolved().pilot.deploy_rollback
     rule = RollbackRule(**section.rollback_rule.model_dump()) if section.rollback_rule else None
     steps = section.canary
     plan = steps and CanaryPlan(**(steps.model_dump() | {"steps": tuple(steps.steps)}))
-    return {"rule": rule, "hold_s": section.hold_s, "canary": plan}
+    same = ("hold_s", "weight", "deadline_s", "on_lost_stream")
+    return {"rule": rule, "canary": plan, **{name: getattr(section, name) for name in same}}
 
 
 def _meters(run: Run | None) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class ServeSpec:
     slots: requests that run together in each arm; short_slots: besides, for those of at most
     ``short_tokens`` output alone. queue: requests that may wait.
     context: tokens of prompt and output together; None takes what the models were made for.
-    threads: of each arm, 0 for all usable cores. hold_s, batch_wait_s,
+    threads: of each arm, 0 for all usable cores. hold_s, held_s, batch_wait_s,
     deadline_s, on_lost_stream: see :class:`Router`. silence_s, step_s: see :mod:`.arm`.
     drain_notice_s: before it stops to listen, ``/ready`` says so that long. faults: a drill may
     order arms to fail. canary: how the route's share grows from ``weight``. sticky_user: all
@@ -78,6 +78,7 @@ class ServeSpec:
     threads: int = 0
     device: str = "cpu"
     hold_s: float = 30.0
+    held_s: float = 0.0
     batch_wait_s: float = 0.0
     rule: RollbackRule | None = None
     weight: float = 1.0
@@ -95,6 +96,13 @@ class ServeSpec:
     meters: dict[str, Any] | None = None
     sticky_user: bool = False
     probes: tuple[str, ...] = ()
+
+    @property
+    def candidate(self) -> str:
+        """What a canary brings forward: the route's arm; where that is the fallback, the last of
+        the others, once somebody orders it."""
+        others = [name for name in (*self.arms, *self.upstreams) if name != self.fallback]
+        return others[-1] if self.route == self.fallback and others else self.route
 
     @property
     def all_slots(self) -> int:

@@ -87,6 +87,10 @@ class Trial:
         """Monitor -> natural logarithm of its capital."""
         return self._monitor.report() if self._monitor else {}
 
+    def said(self) -> dict[str, str]:
+        """Monitor -> what it has counted, in words."""
+        return self._monitor.said() if self._monitor else {}
+
     def put_on(self, routed: RoutedRequest) -> None:
         """A request that has not started counts for the arm that the route gives it to."""
         route, arms = self._router.route, self._router.arms

@@ -222,6 +222,13 @@ class DeployRollback(Replay):
     hold_s: Seconds = Field(
         30.0, description="after a rollback the hybrid's share may not grow for so long, s"
     )
+    weight: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="the hybrid's share of the requests that `workbench serve RUN` begins with; of "
+        "a canary it is the first step",
+    )
     tuning: Tuning = Tuning()
     drill: DrillWays = DrillWays()
     deadline_s: Seconds = Field(
