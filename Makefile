@@ -8,7 +8,7 @@
 # make golden write the losses of tests/golden anew, after a change that is meant to move them
 # make energy     what is recovered of known energies through late and averaged meters
 # make calibrate  how often the intervals and gates are right, by simulation: docs/measuring.md
-# make soak    200 and 500 streams for ten minutes each, an overload, 20,000 switches: docs/serving.md
+# make soak    200 and 500 streams for ten minutes each, an overload, 20,000 switches, 20 kills: docs/serving.md
 # make fuzz    the native kernels under AddressSanitizer and UBSan; FUZZ_SECONDS=60
 # make sanitize  the Triton kernels under NVIDIA's compute-sanitizer (a GPU machine)
 # make lint    ruff (rules and layout) and mypy

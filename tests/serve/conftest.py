@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
@@ -22,8 +25,6 @@ from workbench.engine.grammar import Grammars
 from workbench.engine.request import GenerationRequest
 from workbench.engine.scheduler import Scheduler
 from workbench.engine.scores import ScoredToken, TokenScore
-from workbench.model.build import build_model
-from workbench.pilot.sections.model import Model
 from workbench.serve.app import make_app
 from workbench.serve.connections import server_config
 from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
@@ -31,8 +32,6 @@ from workbench.serve.main import listen
 from workbench.serve.routed import Route, ServedArm
 from workbench.serve.router import Router
 from workbench.serve.service import Service
-from workbench.ternary.packed import save_packed
-from workbench.ternary.post_training import ternarize_post_training
 
 CONTEXT = 64
 
@@ -149,19 +148,19 @@ def tokenizer():
 
 
 @pytest.fixture(scope="session")
-def arms(tokenizer, tmp_path_factory) -> dict[str, Path]:
+def soak() -> ModuleType:
+    """soak.py, which is a command as well."""
+    path = Path(__file__).with_name("soak.py")
+    spec = importlib.util.spec_from_file_location("soak", path)
+    module = sys.modules["soak"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def arms(soak, tokenizer, tmp_path_factory) -> dict[str, Path]:
     """A full-precision model and another one, ternary, so that their answers differ."""
-    folder = tmp_path_factory.mktemp("arms")
-    section = Model(preset="tiny-1m")
-    for seed, name in enumerate(("full_precision", "hybrid")):
-        model = build_model(section, len(tokenizer), 128, seed)
-        if name == "full_precision":
-            model.save_pretrained(folder / name)
-            tokenizer.save_pretrained(folder / name)
-        else:
-            made = ternarize_post_training(model, section.policy)
-            save_packed(model, folder / name, made.precisions, made.threshold, tokenizer)
-    return {name: folder / name for name in ("full_precision", "hybrid")}
+    return soak.arms_in(tmp_path_factory.mktemp("arms"), tokenizer)
 
 
 @pytest.fixture

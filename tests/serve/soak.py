@@ -1,4 +1,4 @@
-"""Hundreds of streams for minutes, an overload, thousands of switches: a server of real arms.
+"""Hundreds of streams for minutes, an overload, switches, kills: a server of real arms.
 
 Run: ``python tests/serve/soak.py [--seconds 600] [--streams 200 500] [--out FILE]``, or
 ``make soak``. Prints a JSON line for each; docs/results/serving.jsonl has those of a release.
@@ -8,6 +8,8 @@ Run: ``python tests/serve/soak.py [--seconds 600] [--streams 200 500] [--out FIL
 - *overload*: three times what the server can do. Right: accepted requests keep their target, the
   others are answered 429 with the time after which the queue of that moment is empty.
 - *switches*: 20,000 changes of the route, one every four seconds of a day. Right: no growth.
+- *kills*: 20 of the candidate's process at random moments, beside some streams. Right: none lost
+  without a token, and what is cut says so.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import tempfile
 import time
@@ -24,7 +27,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,8 +44,11 @@ from workbench.serve.spec import ServeSpec
 from workbench.ternary.packed import save_packed
 from workbench.ternary.post_training import ternarize_post_training
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 CONTEXT, PROMPT = 128, 16
-SWITCHES = 20_000
+SWITCHES, KILLS, KILLED_STREAMS = 20_000, 20, 8
 SLO_TTFT_S = 5.0
 """Of the overload: its slots and queue are made so that a full one drains within it."""
 MB = 1e6
@@ -50,20 +56,51 @@ MB = 1e6
 
 @dataclass
 class Seen:
-    """first_s, gap_s: first tokens and gaps between pieces, s. errors: sentences."""
+    """first_s, gap_s: first tokens and gaps between pieces, s. first_of: arm -> when each of its
+    first tokens came. undeclared: cut without an error that says so. errors: sentences."""
 
     requests: int = 0
     tokens: int = 0
     truncated: int = 0
+    undeclared: int = 0
     failed_without_token: int = 0
     first_s: list[float] = field(default_factory=list)
+    first_of: dict[str, list[float]] = field(default_factory=dict)
     worst_gap_s: float = 0.0
     errors: list[str] = field(default_factory=list)
+
+    def take(self, reply: Reply, wanted: int) -> None:
+        """wanted: tokens that were asked for."""
+        self.requests += 1
+        self.tokens += reply.tokens
+        if reply.first_s is not None:
+            self.first_s.append(reply.first_s)
+            self.first_of.setdefault(reply.arm, []).append(reply.first_at)
+            self.worst_gap_s = max(self.worst_gap_s, reply.worst_gap_s)
+        if reply.error:
+            self.errors.append(f"HTTP {reply.status}: {reply.error}")
+        if reply.tokens < wanted:
+            self.failed_without_token += reply.tokens == 0
+            self.truncated += reply.tokens > 0
+            self.undeclared += not reply.error
+
+    def row(self, way: str, memory: Memory) -> dict[str, Any]:
+        """What every row says."""
+        return {
+            "name": "soak", "way": way, "requests": self.requests, "tokens": self.tokens,
+            "failed_without_token": self.failed_without_token, "truncated": self.truncated,
+            "undeclared": self.undeclared, "first_fallback_token_s": None,
+            "errors": len(self.errors), "first_error": self.errors[0] if self.errors else None,
+            "p50_ms": 1e3 * float(np.quantile(self.first_s, 0.5)),
+            "p99_ms": 1e3 * float(np.quantile(self.first_s, 0.99)),
+            "worst_gap_ms": 1e3 * self.worst_gap_s,
+            "memory_mb": memory.latest_mb(), "memory_growth_mb": memory.growth_mb(),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Reply:
-    """status 0: no answer. first_s: from the send to the first piece."""
+    """status 0: no answer. first_s: from the send to the first piece, which came at first_at."""
 
     status: int
     tokens: int
@@ -71,6 +108,8 @@ class Reply:
     worst_gap_s: float
     error: str | None = None
     retry_after_s: float | None = None
+    arm: str = ""
+    first_at: float = 0.0
 
 
 class Client:
@@ -115,10 +154,11 @@ class Client:
             again = headers.get(b"retry-after")
             error = None if status == 200 else text[:200].decode(errors="replace")
             return Reply(status, 0, None, 0.0, error, float(again) if again else None)
-        return await _read_stream(reader, status, began)
+        arm = headers.get(b"x-workbench-arm", b"").decode()
+        return await _read_stream(reader, status, began, arm)
 
 
-async def _read_stream(reader: asyncio.StreamReader, status: int, began: float) -> Reply:
+async def _read_stream(reader: asyncio.StreamReader, status: int, began: float, arm: str) -> Reply:
     first_s, latest, worst_s, tokens, error = None, began, 0.0, 0, None
     while (line := await reader.readline()) != b"0\r\n":
         if not line:
@@ -136,7 +176,8 @@ async def _read_stream(reader: asyncio.StreamReader, status: int, began: float) 
         ended = any(choice["finish_reason"] for choice in said.get("choices", ()))
         tokens += "error" not in said and not ended
     await reader.readline()
-    return Reply(status, tokens, first_s, worst_s, error)
+    first_at = began + (first_s or 0.0)
+    return Reply(status, tokens, first_s, worst_s, error, arm=arm, first_at=first_at)
 
 
 class Memory:
@@ -173,10 +214,9 @@ async def _watched(server: ServerProcess) -> AsyncIterator[Memory]:
             await watching
 
 
-def arms_in(folder: Path) -> dict[str, Path]:
-    """A full-precision model and a ternary one, of a million weights and random."""
-    text = "def f(x):\n    return x  # a line of code\n" * 40
-    tokenizer = train_tokenizer([Document("one", "soak", text)], 300)
+def arms_in(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Path]:
+    """A full-precision model and another one, ternary, so that their answers differ: each of a
+    million weights and random."""
     section = Model(preset="tiny-1m")
     for seed, name in enumerate(("full_precision", "hybrid")):
         model = build_model(section, len(tokenizer), CONTEXT, seed)
@@ -199,16 +239,7 @@ async def _one_stream(client: Client, seen: Seen, rng: random.Random, end_s: flo
         wanted = rng.randint(16, 64)
         prompt = [rng.randrange(5, 250) for _ in range(PROMPT)]
         fields = {"prompt": prompt, "max_tokens": wanted, "stream": True, "ignore_eos": True}
-        reply = await client.post("/v1/completions", fields)
-        seen.requests += 1
-        seen.tokens += reply.tokens
-        if reply.first_s is not None:
-            seen.first_s.append(reply.first_s)
-            seen.worst_gap_s = max(seen.worst_gap_s, reply.worst_gap_s)
-        if reply.error:
-            seen.errors.append(f"HTTP {reply.status}: {reply.error}")
-            seen.failed_without_token += reply.tokens == 0
-        seen.truncated += 0 < reply.tokens < wanted
+        seen.take(await client.post("/v1/completions", fields), wanted)
     await client.aclose()
 
 
@@ -234,16 +265,8 @@ async def streams(server: ServerProcess, count: int, seconds: float) -> dict[str
         rngs = map(random.Random, range(count))
         await asyncio.gather(*(_one_stream(Client(server), seen, rng, end_s) for rng in rngs))
         switches = await switching
-    return {
-        "name": "soak", "way": "streams", "streams": count, "seconds": seconds,
-        "requests": seen.requests, "tokens": seen.tokens, "switches": switches,
-        "failed_without_token": seen.failed_without_token, "truncated": seen.truncated,
-        "errors": len(seen.errors), "first_error": seen.errors[0] if seen.errors else None,
-        "p50_ms": 1e3 * float(np.quantile(seen.first_s, 0.5)),
-        "p99_ms": 1e3 * float(np.quantile(seen.first_s, 0.99)),
-        "worst_gap_ms": 1e3 * seen.worst_gap_s,
-        "memory_mb": memory.latest_mb(), "memory_growth_mb": memory.growth_mb(),
-    }  # fmt: skip
+    more = {"streams": count, "seconds": seconds, "switches": switches}
+    return seen.row("streams", memory) | more
 
 
 async def overload(
@@ -255,9 +278,9 @@ async def overload(
         assert (await client.post("/workbench/drill", slow)).status == 200
     tokens = 16
     rate = 3 * slots / (tokens * step_s)
+    seen = Seen()
     first_at: list[tuple[float, float]] = []
     refused: list[tuple[float, float]] = []
-    errors: list[str] = []
     fields = {"prompt": [5] * PROMPT, "max_tokens": tokens, "stream": True, "ignore_eos": True}
 
     async def ask() -> None:
@@ -266,28 +289,26 @@ async def overload(
             reply = await client.post("/v1/completions", fields)
         if reply.status == 429 and reply.retry_after_s is not None:
             refused.append((at, reply.retry_after_s))
-        elif reply.status == 200 and reply.first_s is not None and not reply.error:
+            return
+        seen.take(reply, tokens)
+        if reply.first_s is not None:
             first_at.append((at, reply.first_s))
-        else:
-            errors.append(f"HTTP {reply.status}: {reply.error}")
 
     began, asked = time.monotonic(), []
-    for number in range(int(rate * seconds)):
-        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-        asked.append(asyncio.create_task(ask()))
-    await asyncio.gather(*asked)
+    async with _watched(server) as memory:
+        for number in range(int(rate * seconds)):
+            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+            asked.append(asyncio.create_task(ask()))
+        await asyncio.gather(*asked)
     waits = [first for _, first in first_at]
     # Of the requests that were there when one was refused, when the last one began.
     empty_s = [
         (max((at + first for at, first in first_at if at < then), default=then) - then, again)
         for then, again in refused
     ]
-    return {
-        "name": "soak", "way": "overload", "seconds": seconds, "requests": len(asked),
-        "refused": len(refused), "errors": len(errors),
-        "first_error": errors[0] if errors else None,
+    return seen.row("overload", memory) | {
+        "seconds": seconds, "requests": len(asked), "refused": len(refused),
         "slo_ttft_s": SLO_TTFT_S, "slo_met_share": sum(w <= SLO_TTFT_S for w in waits) / len(waits),
-        "p99_ms": 1e3 * float(np.quantile(waits, 0.99)),
         "retry_after_s": statistics.median(again for _, again in refused),
         "queue_empty_after_s": statistics.median(empty for empty, _ in empty_s),
         "retry_after_too_short": sum(again < empty for empty, again in empty_s) / len(empty_s),
@@ -315,22 +336,58 @@ async def switches(server: ServerProcess, count: int) -> dict[str, Any]:
         seconds = time.monotonic() - began
         ended.set()
         await asyncio.gather(*running)
-    return {
-        "name": "soak", "way": "switches", "switches": count, "seconds": seconds,
-        "requests": seen.requests, "failed_without_token": seen.failed_without_token,
-        "truncated": seen.truncated, "errors": len(seen.errors),
-        "first_error": seen.errors[0] if seen.errors else None,
-        "memory_mb": memory.latest_mb(), "memory_growth_mb": memory.growth_mb(),
-    }  # fmt: skip
+    return seen.row("switches", memory) | {"switches": count, "seconds": seconds}
+
+
+async def kills(server: ServerProcess, count: int) -> dict[str, Any]:
+    """``count`` kills of the candidate's process at random moments, while some streams run; a
+    row, with the median of what it took until the fallback gave a first token."""
+    seen, ended, rng = Seen(), asyncio.Event(), random.Random(count)
+    killed: list[float] = []
+
+    async def stream(rng: random.Random) -> None:
+        client = Client(server)
+        while not ended.is_set():
+            await _one_stream(client, seen, rng, time.monotonic() + 0.5)
+
+    def candidate() -> dict[str, Any]:
+        return server.arm_states()["hybrid"]
+
+    async with _watched(server) as memory, aclosing(Client(server)) as client:
+        running = [asyncio.create_task(stream(random.Random(k))) for k in range(KILLED_STREAMS)]
+        began = time.monotonic()
+        for _ in range(count):
+            while (state := await asyncio.to_thread(candidate))["state"] != "up":
+                await asyncio.sleep(0.05)
+            # Steps of 5 ms, so that streams last; and the next start waits as the first one does.
+            slow = {"arm": "hybrid", "fault": "slow_steps", "seconds": 0.005}
+            for path, order in (
+                ("/workbench/drill", slow),
+                ("/workbench/route", {"arm": "hybrid", "force": True}),
+            ):
+                assert (await client.post(path, order)).status == 200
+            await asyncio.sleep(rng.uniform(0.1, 1.0))
+            os.kill(state["pid"], signal.SIGKILL)
+            killed.append(time.monotonic())
+        await asyncio.sleep(1.0)
+        seconds = time.monotonic() - began
+        ended.set()
+        await asyncio.gather(*running)
+    firsts = sorted(seen.first_of["full_precision"])
+    waits = [next(at for at in firsts if at > kill) - kill for kill in killed]
+    more = {"kills": count, "seconds": seconds, "streams": KILLED_STREAMS}
+    return seen.row("kills", memory) | more | {"first_fallback_token_s": statistics.median(waits)}
 
 
 def soak(
-    counts: list[int], seconds: float, overload_s: float, switch_count: int,
+    counts: list[int], seconds: float, overload_s: float, switch_count: int, kill_count: int,
     tell: Callable[[dict[str, Any]], None],
 ) -> None:  # fmt: skip
-    """Each of the three on a server of its own; ``tell`` is given the rows."""
+    """Each of the four on a server of its own, none where its count is 0; ``tell`` is given the
+    rows."""
+    text = "def f(x):\n    return x  # a line of code\n" * 40
     with tempfile.TemporaryDirectory() as folder:
-        arms = arms_in(Path(folder))
+        arms = arms_in(Path(folder), train_tokenizer([Document("one", "soak", text)], 300))
         for count in counts:
             wide = spec_of(arms, slots=count, queue=2 * count)
             with server_process(wide, Path(folder)) as server:
@@ -338,17 +395,25 @@ def soak(
         slots, step_s = 4, 0.05
         # 16 tokens of 50 ms: 12 that wait for 4 slots are under way within 3 s.
         narrow = spec_of(arms, slots=slots, queue=12, weight=1.0, faults=True)
-        with server_process(narrow, Path(folder)) as server:
-            tell(asyncio.run(overload(server, overload_s, slots, step_s)))
-        with server_process(spec_of(arms, slots=4), Path(folder)) as server:
-            tell(asyncio.run(switches(server, switch_count)))
+        if overload_s:
+            with server_process(narrow, Path(folder)) as server:
+                tell(asyncio.run(overload(server, overload_s, slots, step_s)))
+        if switch_count:
+            with server_process(spec_of(arms, slots=4), Path(folder)) as server:
+                tell(asyncio.run(switches(server, switch_count)))
+        if kill_count:
+            breakable = spec_of(arms, slots=KILLED_STREAMS, weight=1.0, faults=True)
+            with server_process(breakable, Path(folder)) as server:
+                tell(asyncio.run(kills(server, kill_count)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--streams", type=int, nargs="+", default=[200, 500])
+    parser.add_argument("--streams", type=int, nargs="*", default=[200, 500])
+    parser.add_argument("--overload", type=float, default=60.0, help="seconds; 0 leaves it out")
     parser.add_argument("--switches", type=int, default=SWITCHES)
+    parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--out", type=Path, help="the rows are added to it")
     given = parser.parse_args()
 
@@ -364,7 +429,8 @@ def main() -> None:
             with given.out.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
-    soak(given.streams, given.seconds, min(60.0, given.seconds), given.switches, tell)
+    overload_s = min(given.overload, given.seconds)
+    soak(given.streams, given.seconds, overload_s, given.switches, given.kills, tell)
 
 
 def _short(value: Any) -> Any:

@@ -7,9 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 import typer
 import yaml
@@ -18,11 +23,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from workbench.cli.serving import commands
 from workbench.measure.meters.sample import Channel, Sample
 from workbench.serve.energy_count import EnergyCount
+from workbench.serve.main import listen
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 METRIC = re.compile(r"\b(?:vllm:|workbench_)[a-z0-9_:]+")
 SELECTOR = re.compile(r"\b((?:vllm:|workbench_)[a-z0-9_:]+)\{([^}]*)\}")
 GROUPED = re.compile(r"\bby \(([^)]*)\)")
+BUILDERS = ("docker", "podman")
+GRAFANA = {"$__rate_interval": "1m", "$instance": ".*", "label_values(": "", ", instance)": ""}
+"""What Grafana puts in the place of its own words, where all is chosen."""
 BY_PROMETHEUS = {"instance", "job"}
 """Labels that a scrape adds."""
 
@@ -114,6 +123,94 @@ def run(*command: str, cwd: Path | None = None) -> None:
 )
 def test_promtool_takes_the_rules_and_their_own_tests_pass(command: tuple[str, ...]) -> None:
     run("promtool", *command, cwd=DEPLOY / "prometheus")
+
+
+@pytest.fixture
+def prometheus(plain, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A Prometheus of its own with our configuration, quicker, whose target is a server that runs;
+    it has scraped it twice."""
+    tool = shutil.which("prometheus")
+    if tool is None:
+        pytest.skip("prometheus is not here")
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(DEPLOY / "prometheus" / each) for each in config["rule_files"]]
+    (job,) = config["scrape_configs"]
+    job["static_configs"] = [{"targets": [urlsplit(plain.address).netloc]}]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with listen("127.0.0.1", 0) as free:
+        at = f"127.0.0.1:{free.getsockname()[1]}"
+    options = ("--config.file=prometheus.yml", "--storage.tsdb.path=data")
+    process = subprocess.Popen(
+        [tool, *options, f"--web.listen-address={at}"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        with httpx.Client(base_url=f"http://{at}/api/v1", trust_env=False, timeout=30) as client:
+            limit, found = time.monotonic() + 60, []
+            while not (found and found[0]["value"][1] == "2"):
+                assert time.monotonic() < limit and process.poll() is None, found
+                time.sleep(0.2)
+                plain.complete(max_tokens=3)
+                with suppress(httpx.TransportError):
+                    found = queried(
+                        client, 'clamp_max(count_over_time(up{job="workbench"}[1h]), 2)'
+                    )
+            yield client
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def queried(client: httpx.Client, expression: str) -> list[dict]:
+    answer = client.get("/query", params={"query": expression}).json()
+    assert answer.get("status") == "success", (expression, answer)
+    return answer["data"]["result"]
+
+
+@pytest.mark.slow
+def test_a_prometheus_scrapes_a_server_and_knows_every_expression(prometheus) -> None:
+    (up,) = queried(prometheus, 'up{job="workbench"}')
+    assert up["value"][1] == "1", "it could read what the server says"
+    with_data = 0
+    for expression in expressions():
+        for own, value in GRAFANA.items():
+            expression = expression.replace(own, value)
+        with_data += bool(queried(prometheus, expression))
+    assert with_data > 15, "of a server that has answered"
+    limit = time.monotonic() + 30
+    while True:
+        groups = prometheus.get("/rules").json()["data"]["groups"]
+        rules = [rule for group in groups for rule in group["rules"]]
+        if all(rule["health"] == "ok" for rule in rules):
+            break
+        assert time.monotonic() < limit, [(r["name"], r.get("lastError")) for r in rules]
+        time.sleep(0.5)
+    firing = {rule["name"] for rule in rules if rule["state"] == "firing"}
+    assert len(rules) > 10 and firing == set(), "a server that is well"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_image_is_built_and_says_its_options_where_a_builder_runs() -> None:
+    builder = next((each for each in BUILDERS if runs(each, "info")), None)
+    if builder is None:
+        pytest.skip("no builder of images runs here; hadolint has read the file")
+    root, tag = DEPLOY.parent, "ternary-workbench:test"
+    subprocess.run(
+        [builder, "build", "-f", "deploy/docker/Dockerfile", "-t", tag, "."], cwd=root, check=True
+    )
+    said = subprocess.run(
+        [builder, "run", "--rm", tag, "serve", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "--drain-notice" in said
+
+
+def runs(tool: str, *given: str) -> bool:
+    found = shutil.which(tool)
+    return (
+        found is not None and subprocess.run([found, *given], capture_output=True).returncode == 0
+    )
 
 
 def test_every_alert_has_a_test() -> None:

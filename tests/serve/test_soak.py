@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,24 +68,18 @@ def test_a_day_of_switches_keeps_memory_flat() -> None:
     assert objects < 500 and grown_mb < 3, (objects, grown_mb)
 
 
-@pytest.fixture(scope="module")
-def soak():
-    path = Path(__file__).with_name("soak.py")
-    spec = importlib.util.spec_from_file_location("soak", path)
-    module = sys.modules["soak"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_soak_in_small(soak) -> None:
     rows: dict[str, dict] = {}
-    soak.soak([40], 20.0, 8.0, 400, lambda row: rows.update({row["way"]: row}))
+    soak.soak([40], 20.0, 8.0, 400, 3, lambda row: rows.update({row["way"]: row}))
     for way in ("streams", "switches"):
         row = rows[way]
         assert row["errors"] == row["failed_without_token"] == row["truncated"] == 0, row
         assert row["requests"] > 40 and row["memory_growth_mb"] < 40, row
+    row = rows["kills"]
+    assert row["failed_without_token"] == row["undeclared"] == 0, row
+    assert row["truncated"] == row["errors"] and row["first_fallback_token_s"] > 0, row
     row = rows["overload"]
     assert row["errors"] == 0 and row["refused"] > 0.4 * row["requests"], row
     assert row["slo_met_share"] > 0.95 and row["retry_after_too_short"] < 0.5, row

@@ -114,6 +114,7 @@ def test_a_rollback_under_load_loses_nothing(arms, tmp_path) -> None:
     assert record.metric("replayed_window_p95").value >= 0
     (command,) = record.table("drill").itertuples()
     assert command.way == "command" and command.holds and command.requests == len(requests)
+    assert command.memory_mb > 50 and abs(command.memory_growth_mb) < command.memory_mb
     kinds = {event["kind"] for event in follow(tmp_path / "events.jsonl", None)}
     assert {"note", "step"} <= kinds
     assert not _servers(), "the server must be gone"

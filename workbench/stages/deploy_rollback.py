@@ -103,7 +103,7 @@ def _rehearse(
     nearest_s = min((p.intended_s for p in schedule), key=lambda due: abs(due - middle_s))
     order_s = nearest_s - ORDER_LEAD_S
     memory = TreeMemory(server.process.pid)
-    peak_bytes = memory.now_bytes()
+    began_bytes = peak_bytes = memory.now_bytes()
 
     def on_progress(ended: int) -> None:
         nonlocal peak_bytes
@@ -128,6 +128,7 @@ def _rehearse(
         schedule, load.prompt, orders=[(order_s, order)], on_progress=on_progress
     )
     watch.look(last=True)
+    grown_bytes = memory.now_bytes() - began_bytes
     window = replay_window(meters, client.origin_s, section.duration_s)
     context.record.save_table("noise", watch.table())
     context.record.facts["noise"] = noise_facts(before, watch.table())
@@ -137,7 +138,16 @@ def _rehearse(
     gpu_bytes = server.gpu_bytes()
     energies = replay_energies(meters, window, outcomes, switches)
     return Replayed(
-        outcomes, switches, capacity, speedup, piece, schedule, peak_bytes, gpu_bytes, energies
+        outcomes,
+        switches,
+        capacity,
+        speedup,
+        piece,
+        schedule,
+        peak_bytes,
+        grown_bytes,
+        gpu_bytes,
+        energies,
     )
 
 

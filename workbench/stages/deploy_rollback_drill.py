@@ -15,7 +15,7 @@ from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
 from workbench.serve.carries import Capacity
 from workbench.serve.client import LoadProcesses
-from workbench.serve.drill import CUTTING, Drill, Taken, Way, counted
+from workbench.serve.drill import CUTTING, MB, Drill, Taken, Way, counted
 from workbench.serve.load import Load, wanted_context
 from workbench.serve.load_session import in_blocks
 from workbench.serve.process import ServerProcess
@@ -96,9 +96,14 @@ def record_drill(context: StageContext, replayed: Replayed, ways: Sequence[Taken
 
 def _by_command(replayed: Replayed) -> Taken:
     back = next(s for s in replayed.switches if s["to_arm"] == FALLBACK)
-    memory_mb = replayed.peak_bytes / 1e6
-    reason = str(back["reason"])
-    return counted("command", replayed.outcomes, back["time_s"], memory_mb=memory_mb, reason=reason)
+    return counted(
+        "command",
+        replayed.outcomes,
+        back["time_s"],
+        memory_mb=replayed.peak_bytes / MB,
+        memory_growth_mb=replayed.grown_bytes / MB,
+        reason=str(back["reason"]),
+    )
 
 
 def _record_way(context: StageContext, taken: Taken) -> None:

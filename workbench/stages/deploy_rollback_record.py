@@ -46,6 +46,7 @@ Shares = dict[str, dict[str, Estimate]]
 @dataclass
 class Replayed:
     """What the rehearsal gave. capacity: by arm. speedup: pace of the replay, 1 is the load's.
+    peak_bytes, grown_bytes: memory of the server, the most and the growth over the replay.
     energies: rows of the replay's windows (:mod:`.deploy_rollback_energy`)."""
 
     outcomes: list[Outcome]
@@ -55,6 +56,7 @@ class Replayed:
     piece: Piece
     schedule: list[PlannedRequest]
     peak_bytes: int
+    grown_bytes: int
     gpu_bytes: int | None
     energies: list[dict[str, Any]]
 
