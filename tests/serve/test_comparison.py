@@ -158,3 +158,13 @@ def test_probes_of_our_own_arms_fit_their_context(tokenizer) -> None:
     assert isinstance(request, GenerationRequest)
     assert len(request.prompt_tokens) == 32 and request.max_tokens == 32
     assert probe_requests((), tokenizer, 64) == []
+
+
+def test_a_probe_may_be_a_conversation(tokenizer) -> None:
+    turns = [{"role": "user", "content": "hi"}]
+    (passed,) = probe_requests((turns,), None, 64)
+    assert passed.path == "chat/completions" and passed.fields["messages"] == turns
+    (request,) = probe_requests((turns,), tokenizer, 64)
+    assert tokenizer.decode(request.prompt_tokens).endswith("user: hi\nassistant:")
+    long = [{"role": "user", "content": "x y " * 100}]
+    assert probe_requests((long,), tokenizer, 64) == [], "cut, it would end within a turn"

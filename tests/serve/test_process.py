@@ -31,6 +31,7 @@ from workbench.pilot.resolve import resolve
 from workbench.records.run import FIELDS, HEADER, Run, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.serve.arm_process import ArmSpec, load_arm
+from workbench.serve.canary import CanaryPlan
 from workbench.serve.front_options import FrontOptions
 from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, change_route, route_file
 from workbench.serve.main import listen, serve
@@ -41,6 +42,7 @@ from workbench.serve.served_run import arms_of, serve_run
 from workbench.serve.spec import Ready, ServeSpec
 
 PROMPT = list(range(5, 25))
+TURNS = [{"role": "user", "content": "Hello"}]
 
 
 def spec(arms: dict[str, Path], **changes) -> ServeSpec:
@@ -223,7 +225,10 @@ def served_run(arms, tmp_path, monkeypatch) -> Run:
         "name: trial\nquestion: is it kept?\n"
         "deploy_rollback: {hold_s: 7.0, weight: 0.2, on_lost_stream: continue, "
         "rollback_rule: {max_error_share: 0.2}}\n"
+        "prompts: {file: asked.jsonl}\n"
     )
+    asked = [{"prompt": "Say yes.", "contains": "yes"}, {"messages": TURNS}]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)), encoding="utf-8")
     run = open_run(resolve(path))
     for stage, arm in (("train_qat", "full_precision"), ("hybrid_plan", "hybrid")):
         folder = run.stage_folder(stage)
@@ -270,6 +275,21 @@ def test_a_served_run_goes_on_with_the_route_that_it_had(served_run, monkeypatch
         serve_run(folder, route="ternery")
     with pytest.raises(ConfigError, match="ternery"):
         change_route(served_run, "ternery", 1.0)
+
+
+def test_a_canary_asks_the_pilot_s_own_prompts(served_run, tmp_path, monkeypatch) -> None:
+    """As a record keeps them; those that are gone are no reason not to serve."""
+    started: list[ServeSpec] = []
+    monkeypatch.setattr("workbench.serve.served_run.serve", lambda given, *_: started.append(given))
+    plan = CanaryPlan()
+    serve_run([served_run.folder], canary=plan)
+    serve_run([served_run.folder], canary=plan, probes=tmp_path / "asked.jsonl")
+    assert [given.probes for given in started] == [("Say yes.", TURNS)] * 2
+    started[0].save(tmp_path / "spec.json")
+    assert ServeSpec.load(tmp_path / "spec.json").probes == ("Say yes.", TURNS)
+    (tmp_path / "asked.jsonl").unlink()
+    serve_run([served_run.folder], canary=plan)
+    assert started[-1].probes == ()
 
 
 def test_a_route_that_cannot_be_kept_has_changed_all_the_same(

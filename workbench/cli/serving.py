@@ -97,8 +97,9 @@ def serve(
     probes: Annotated[
         Path | None,
         typer.Option(
-            help="prompts, one a line, that both arms of a canary are asked each minute",
-            show_default="the run's held-out texts",
+            help="prompts that both arms of a canary are asked each minute: a text a line, or "
+            "JSONL as a pilot's prompts",
+            show_default="the pilot's prompts, or held-out texts",
         ),
     ] = None,
     sticky_user: Annotated[

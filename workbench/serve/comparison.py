@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.engine.request import GenerationRequest
 from workbench.serve.routed import RoutedRequest
 from workbench.serve.shares import Positions
+from workbench.serve.spec import Probe
 from workbench.serve.upstream import PassedRequest
 
 if TYPE_CHECKING:
@@ -197,20 +198,39 @@ class _NoAnswer(Exception):
 
 
 def probe_requests(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, context: int
+    probes: Sequence[Probe], tokenizer: PreTrainedTokenizerBase | None, context: int
 ) -> list[Any]:
-    """What the pilot's texts are asked as. tokenizer: of both arms; None of upstreams. context:
-    tokens of prompt and output together."""
-    if not texts:
+    """What the pilot's prompts are asked as. tokenizer: of both arms; None of upstreams. context:
+    tokens of prompt and output together; what is longer is cut, and a conversation left out.
+    Raises ConfigError for a conversation that the tokenizer's template refuses."""
+    if not probes:
         return []
     if tokenizer is None:
-        fields = [{"prompt": text, "max_tokens": PROBE_TOKENS, "temperature": 0} for text in texts]
-        return [PassedRequest("completions", each, stream=False) for each in fields]
-    from workbench.data.tokenizer import encode
+        return [_passed(probe) for probe in probes]
+    from workbench.data.own_prompts import OwnPrompt, prompt_tokens
 
+    own = [
+        OwnPrompt(prompt=each)
+        if isinstance(each, str)
+        else OwnPrompt.model_validate({"messages": each})
+        for each in probes
+    ]
     output = min(PROBE_TOKENS, context // 2)
-    prompts = [tuple(ids[: context - output]) for ids in encode(tokenizer, list(texts)) if ids]
-    return [GenerationRequest(prompt, max_tokens=output) for prompt in prompts]
+    most = context - output
+    return [
+        GenerationRequest(tuple(ids[:most]), max_tokens=output)
+        for each, ids in zip(own, prompt_tokens(tokenizer, own, "prompts"), strict=True)
+        if ids and (each.messages is None or len(ids) <= most)
+    ]
+
+
+def _passed(probe: Probe) -> PassedRequest:
+    path, field = ("completions", "prompt") if isinstance(probe, str) else CHAT
+    fields = {field: probe, "max_tokens": PROBE_TOKENS, "temperature": 0}
+    return PassedRequest(path, fields, stream=False)
+
+
+CHAT = ("chat/completions", "messages")
 
 
 STREAMED = ("stream", "stream_options")

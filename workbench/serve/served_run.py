@@ -28,7 +28,7 @@ from workbench.serve.kept_route import (
 )
 from workbench.serve.main import serve
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.spec import Ready, ServeSpec, UpstreamSpec, fair_slots
+from workbench.serve.spec import Probe, Ready, ServeSpec, UpstreamSpec, fair_slots
 
 SLOTS, UPSTREAM_SLOTS = 4, 256
 PROBES, PROBE_CHARACTERS = 32, 400
@@ -72,7 +72,8 @@ def serve_run(
         ``ttft_s=0.5,max_error_share=0.05``.
     canary: how the route's share grows, instead of the pilot's; it begins with its first step, or
         goes on from the share that the run's route had when it was served last.
-    probes: a file with a prompt a line, for a canary; None takes the run's held-out texts.
+    probes: prompts for a canary, a text a line, or a ``.jsonl`` file as a pilot's ``prompts`` takes
+        it; None takes those of the run's pilot, and where that has none its held-out texts.
     upstream_models, upstream_keys: ``NAME=MODEL``, and ``NAME=VARIABLE`` with its key.
     front: how it meets its clients. meters: whether it counts energy: by the pilot's meters of a
         run, else by the counters of this machine.
@@ -106,7 +107,7 @@ def serve_run(
         route, weight, reason = kept.arm, kept.weight, kept.reason
     else:
         route, reason = route or names[-1], "at the start"
-    given_probes = _lines(probes) if probes else ()
+    given_probes = _given_probes(probes) if probes else ()
     pilot_s = _of_pilot(run)
     judged = {**pilot_s, **({} if rule is None else {"rule": rule_of(rule)})}
     planned, usual_weight = judged.pop("canary", None), judged.pop("weight", 1.0)
@@ -271,16 +272,35 @@ def _meters(run: Run | None) -> dict[str, Any]:
     return section.model_dump(mode="json")
 
 
-def _probes(run: Run | None) -> tuple[str, ...]:
-    """Beginnings of the texts that were held out of the training."""
+def _probes(run: Run | None) -> tuple[Probe, ...]:
+    """The pilot's own prompts, or beginnings of the texts that were held out of the training."""
+    own = run.resolved().pilot.prompts if run else None
+    if own and own.file:
+        try:
+            return _asked(Path(own.file))
+        except ConfigError as error:  # it may lie on the machine that trained
+            log.warning("%s; held-out texts take the place of these prompts", error.got)
     record = run.record("train_qat") if run else None
-    if record is None:
+    if record is None or "heldout" not in record.tables:
         return ()
     texts = record.table("heldout")["text"]
     return tuple(text[:PROBE_CHARACTERS] for text in texts[:PROBES] if text.strip())
 
 
-def _lines(path: Path) -> tuple[str, ...]:
+def _asked(path: Path) -> tuple[Probe, ...]:
+    """Of a file as a pilot's ``prompts`` takes it. Raises ConfigError."""
+    from workbench.data.asked_file import read_asked
+    from workbench.data.own_prompts import OwnPrompt
+
+    rows = read_asked(path, OwnPrompt, PROBES)
+    return tuple(
+        [turn.model_dump() for turn in row.messages] if row.messages else row.text for row in rows
+    )
+
+
+def _given_probes(path: Path) -> tuple[Probe, ...]:
+    if path.suffix == ".jsonl":
+        return _asked(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:

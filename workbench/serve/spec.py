@@ -18,6 +18,10 @@ SLOTS_A_SHORT_ONE = 4
 """An arm has a slot more for short requests alone for so many slots, and at least one."""
 
 
+Probe = str | list[dict[str, str]]
+"""A text to be gone on with, or a conversation to be answered: turns with role and content."""
+
+
 def fair_slots(slots: int) -> int:
     """Slots for short requests besides ``slots``, so that none waits for the end of long ones."""
     return max(1, slots // SLOTS_A_SHORT_ONE)
@@ -95,7 +99,7 @@ class ServeSpec:
     front: FrontOptions = DEFAULT_FRONT
     meters: dict[str, Any] | None = None
     sticky_user: bool = False
-    probes: tuple[str, ...] = ()
+    probes: tuple[Probe, ...] = ()
 
     @property
     def candidate(self) -> str:

@@ -91,7 +91,9 @@ class CanarySteps(Section):
         "compare what they say; 0 compares none",
     )
     probe_s: Seconds = Field(
-        60.0, description="so often a held-out text is begun by both and compared, s"
+        60.0,
+        description="so often one of `prompts`, or where there are none a held-out text, is "
+        "answered by both and compared, s",
     )
 
     @field_validator("steps")
