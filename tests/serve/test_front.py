@@ -29,6 +29,7 @@ from workbench.serve.front_options import FrontOptions
 from workbench.serve.kept_route import KeptRoute, _ask
 from workbench.serve.log import JsonLines
 from workbench.serve.metrics import _Scraped
+from workbench.serve.routed import Route
 
 KEY = "a secret of the team"
 CONTEXT = 64
@@ -270,3 +271,22 @@ def test_the_share_of_the_cache_that_is_in_use(serve) -> None:
         served.schedulers["hybrid"].gate.set()
         assert asked.result().status_code == 200
     assert f"{usage} 0.0" in served.client.get("/metrics").text
+
+
+def test_a_client_stays_with_one_arm_by_its_header_or_its_user(serve) -> None:
+    served = serve(route=Route("hybrid", 0.5))
+
+    def arms(asked: dict, headers: dict) -> set[str]:
+        answers = [
+            served.client.post("/v1/completions", json=asked, headers=headers) for _ in range(6)
+        ]
+        return {answer.headers["x-workbench-arm"] for answer in answers}
+
+    asked, both = {"prompt": "def", "max_tokens": 1}, {"hybrid", "full_precision"}
+    assert arms(asked, {}) == arms({**asked, "user": "somebody"}, {}) == both
+    by_session = [arms(asked, {"x-workbench-session": f"client {k}"}) for k in range(8)]
+    assert all(len(each) == 1 for each in by_session) and set().union(*by_session) == both
+    served.service.sticky_user = True
+    by_user = [arms({**asked, "user": f"client {k}"}, {}) for k in range(8)]
+    assert by_user == by_session, "the same words mean the same client"
+    assert arms({**asked, "user": "client 0"}, {"x-workbench-session": "client 1"}) == by_session[1]
