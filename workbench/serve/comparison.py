@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.engine.request import GenerationRequest
 from workbench.serve.routed import RoutedRequest
 from workbench.serve.shares import Positions
-from workbench.serve.spec import Probe
+from workbench.serve.spec import ProbePrompt
 from workbench.serve.upstream import PassedRequest
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class _NoAnswer(Exception):
 
 
 def probe_requests(
-    probes: Sequence[Probe], tokenizer: PreTrainedTokenizerBase | None, context: int
+    probes: Sequence[ProbePrompt], tokenizer: PreTrainedTokenizerBase | None, context: int
 ) -> list[Any]:
     """What the pilot's prompts are asked as. tokenizer: of both arms; None of upstreams. context:
     tokens of prompt and output together; what is longer is cut, and a conversation left out.
@@ -224,7 +224,7 @@ def probe_requests(
     ]
 
 
-def _passed(probe: Probe) -> PassedRequest:
+def _passed(probe: ProbePrompt) -> PassedRequest:
     path, field = ("completions", "prompt") if isinstance(probe, str) else CHAT
     fields = {field: probe, "max_tokens": PROBE_TOKENS, "temperature": 0}
     return PassedRequest(path, fields, stream=False)

@@ -28,7 +28,7 @@ from workbench.serve.kept_route import (
 )
 from workbench.serve.main import serve
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.spec import Probe, Ready, ServeSpec, UpstreamSpec, fair_slots
+from workbench.serve.spec import ProbePrompt, Ready, ServeSpec, UpstreamSpec, fair_slots
 
 SLOTS, UPSTREAM_SLOTS = 4, 256
 PROBES, PROBE_CHARACTERS = 32, 400
@@ -272,7 +272,7 @@ def _meters(run: Run | None) -> dict[str, Any]:
     return section.model_dump(mode="json")
 
 
-def _probes(run: Run | None) -> tuple[Probe, ...]:
+def _probes(run: Run | None) -> tuple[ProbePrompt, ...]:
     """The pilot's own prompts, or beginnings of the texts that were held out of the training."""
     own = run.resolved().pilot.prompts if run else None
     if own and own.file:
@@ -287,7 +287,7 @@ def _probes(run: Run | None) -> tuple[Probe, ...]:
     return tuple(text[:PROBE_CHARACTERS] for text in texts[:PROBES] if text.strip())
 
 
-def _asked(path: Path) -> tuple[Probe, ...]:
+def _asked(path: Path) -> tuple[ProbePrompt, ...]:
     """Of a file as a pilot's ``prompts`` takes it. Raises ConfigError."""
     from workbench.data.asked_file import read_asked
     from workbench.data.own_prompts import OwnPrompt
@@ -298,7 +298,7 @@ def _asked(path: Path) -> tuple[Probe, ...]:
     )
 
 
-def _given_probes(path: Path) -> tuple[Probe, ...]:
+def _given_probes(path: Path) -> tuple[ProbePrompt, ...]:
     if path.suffix == ".jsonl":
         return _asked(path)
     try:

@@ -18,7 +18,7 @@ SLOTS_A_SHORT_ONE = 4
 """An arm has a slot more for short requests alone for so many slots, and at least one."""
 
 
-Probe = str | list[dict[str, str]]
+ProbePrompt = str | list[dict[str, str]]
 """A text to be gone on with, or a conversation to be answered: turns with role and content."""
 
 
@@ -99,7 +99,7 @@ class ServeSpec:
     front: FrontOptions = DEFAULT_FRONT
     meters: dict[str, Any] | None = None
     sticky_user: bool = False
-    probes: tuple[Probe, ...] = ()
+    probes: tuple[ProbePrompt, ...] = ()
 
     @property
     def candidate(self) -> str:
