@@ -107,8 +107,8 @@ class OwnPrompt(AskedRow):
         if self.json_schema is None:
             return None
         validator = validator_for(self.json_schema)(self.json_schema)
-        error = next(iter(validator.iter_errors(value)), None)
-        return None if error is None else ("schema", error.message)
+        wrong = next(iter(validator.iter_errors(value)), None)
+        return None if wrong is None else ("schema", wrong.message)
 
 
 def _no_constant(name: str) -> Any:
@@ -144,7 +144,7 @@ def prompt_tokens(
 def _templated(tokenizer: PreTrainedTokenizerBase, own: OwnPrompt, where: str) -> str:
     turns = [turn.model_dump() for turn in own.messages or ()]
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template raises what its author chose
         raise ConfigError(
             f"{where}: messages: the model's chat template refused: {error}",

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lm_eval.models  # noqa: F401  (makes its own models known beside this one)
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM

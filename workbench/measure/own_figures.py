@@ -46,7 +46,7 @@ class PromptFigures:
                 yield from self._nearness(own, reference, labels)
             repeated = self._share(own["repeated"], own["grams"], "no answer has four tokens")
             how = "4-grams of tokens that stood in the same answer before, of all of its 4-grams"
-            yield repeated.metric("answer_repetition", "share", how, **labels)
+            yield repeated.metric("answer_repetition", "share", how, "measured", **labels)
             if own["accepted"].notna().any():
                 yield from self._accepted(own, arms[self.baseline], labels)
 
@@ -59,15 +59,17 @@ class PromptFigures:
         )
         agreed = self._share(own["agreed"], own["places"], "")
         how = f"the likeliest next token is the same, {where}"
-        yield agreed.metric("top1_agreement", "share", how, **labels)
+        yield agreed.metric("top1_agreement", "share", how, "measured", **labels)
         kl = self._over_prompts(own["kl_nats"], own["places"], "")
         how = f"KL of {self.reference} against {labels['arm']}, {where}"
-        yield _at_least(kl, 0.0).metric("kl_nats_per_token", "nats/token", how, **labels)
+        yield _at_least(kl, 0.0).metric(
+            "kl_nats_per_token", "nats/token", how, "measured", **labels
+        )
         empty = f"the answers of {self.reference} are empty"
         length = self._over_prompts(own["tokens"], reference["tokens"], empty)
         how = f"tokens of its answers over those of {self.reference}, to the same prompts"
         ratio = _at_least(length, 0.0)
-        yield ratio.metric("answer_length_ratio", "x", how, **labels)
+        yield ratio.metric("answer_length_ratio", "x", how, "measured", **labels)
 
     def _accepted(
         self, own: pd.DataFrame, baseline: pd.DataFrame, labels: dict[str, str]
@@ -76,14 +78,14 @@ class PromptFigures:
         kept = own.loc[checked, "accepted"].astype(bool)
         how = f"answers that keep to the check of their prompt, {len(kept)} prompts with one"
         found = share(int(kept.sum()), len(kept))
-        yield found.metric("accepted_share", "share", how, **labels)
+        yield found.metric("accepted_share", "share", how, "measured", **labels)
         if labels["arm"] == self.baseline:
             return
         before = baseline.loc[checked, "accepted"].astype(bool)
         gained, lost = int((kept & ~before).sum()), int((~kept & before).sum())
         how = f"{labels['arm']} less {self.baseline} on the same prompts; below 0 is worse"
         difference = paired_share_difference(gained, lost, len(kept))
-        yield difference.metric("accepted_difference", "share", how, **labels)
+        yield difference.metric("accepted_difference", "share", how, "measured", **labels)
 
     def _share(self, above: pd.Series, below: pd.Series, empty: str) -> Estimate:
         """Of what lies between 0 and 1. Where it is the same in all prompts a bootstrap sees no
@@ -139,12 +141,12 @@ def task_figures(
         labels = {"arm": str(arm), "task": str(task), **SOURCE}
         estimate = share(int(own["correct"].sum()), len(own))
         how = _scored(own, normalised[str(task)])
-        yield estimate.metric("task_accuracy", "share", how, **labels)
+        yield estimate.metric("task_accuracy", "share", how, "measured", **labels)
     for pair in pairs.to_dict("records"):
         labels = {"arm": pair["arm"], "task": pair["task"], **SOURCE}
         estimate = paired_share_difference(pair["gained"], pair["lost"], pair["n"])
         how = f"accuracy of {pair['arm']} less that of full_precision on the same questions"
-        yield estimate.metric("task_accuracy_difference", "share", how, **labels)
+        yield estimate.metric("task_accuracy_difference", "share", how, "measured", **labels)
 
 
 def _scored(own: pd.DataFrame, normalise: str) -> str:

@@ -89,8 +89,10 @@ def repeated_grams(tokens: Sequence[int]) -> tuple[int, int]:
 def _answered(
     own: OwnPrompt, answer: Generation, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    text = tokenizer.decode(
-        answer.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    text = str(
+        tokenizer.decode(
+            answer.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
     )
     broken = own.broken_by(text) if own.has_check else None
     repeated, grams = repeated_grams(answer.tokens)
@@ -115,7 +117,7 @@ def _nearness(
     """
     read = [*ids, *answer.tokens] if answer.finish_reason == "stop" else [*ids, *answer.tokens[:-1]]
     found: dict[str, dict[str, Any]] = {}
-    of_reference_nV = np.empty(0)
+    of_reference_nV = np.empty((0, 0))
     for arm in arms:
         log_nV = _log_softmax(engines[arm].logits(read, first=len(ids) - 1))
         if not found:
