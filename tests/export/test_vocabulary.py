@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from workbench.data.gguf_tokenizer import gguf_tokenizer
 from workbench.data.pre_tokenizers import GPT_2, KNOWN, LLAMA_3, QWEN_2, cut_name
+from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError
 from workbench.export.gguf_file import Written, write_gguf
 from workbench.export.vocabulary import (
@@ -38,6 +39,7 @@ TEXTS = [
 ]
 LEARNT = [" ".join(TEXTS), "the tokens of the story's end we'll see 2026 12 123 indent café"] * 8
 WHERE = Path("models/x")
+SMOLLM2 = Path(__file__).parents[2] / "build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def byte_level(*steps, special=("<s>", "</s>"), **settings) -> PreTrainedTokenizerFast:
@@ -187,6 +189,23 @@ def test_whole_conversations_are_the_same_tokens_and_their_end_is_named(
     fields = GGUFReader(path).fields
     assert fields["tokenizer.ggml.eot_token_id"].contents() == end
     assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SMOLLM2.exists(), reason="make smollm2 fetches it")
+def test_smollm2s_own_tokenizer_goes_along(tmp_path: Path) -> None:
+    """From its GGUF file to ours: known by what it does, and the same tokens in conversations."""
+    tokenizer = load_tokenizer(str(SMOLLM2))
+    assert cut_name(tokenizer.backend_tokenizer) == "smollm"
+    path = tmp_path / "smol.gguf"
+    said = str(write_small(tokenizer, path))
+    assert "cuts text as smollm: the same tokens for 8 texts" in said
+    assert "<|im_end|> ends a turn" in said
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    assert fields["tokenizer.ggml.pre"].contents() == "smollm"
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == tokenizer.eos_token_id == 2
 
 
 def test_other_tokens_in_a_conversation_are_refused_with_the_place(tmp_path: Path) -> None:
