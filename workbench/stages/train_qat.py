@@ -89,6 +89,9 @@ def run(context: StageContext) -> None:
     tokens = write_tokens(context.folder / "tokens.npy", tokenizer, corpus.training, progress)
     judged = judged_of(context.folder / "tokens.npy")
     progress.note(corpus_summary(corpus, tokens, judged))
+    for part in corpus.parts:
+        if part.name or (part.files and part.files.left_out):
+            record.notes.append(str(part))  # said in the summary already
     record.facts["corpus"] = _corpus_facts(pilot, corpus, tokens, tokenizer)
     if judged is not None:
         record.facts["corpus"]["answer_tokens"] = int(judged.sum())
