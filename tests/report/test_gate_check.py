@@ -115,3 +115,20 @@ def test_a_list_that_replaces_another_keeps_none_of_its_places(tmp_path, without
     given = "report.gates=[{metric: lost_requests, at_most: 0, labels: {arm: hybrid}}]"
     with pytest.raises(ConfigError, match=r"^--set report\.gates=.*: report\.gates\.0\.labels"):
         check_pilot(resolve(path, [given]))
+
+
+def test_a_gate_on_own_prompts_or_tasks_needs_their_files() -> None:
+    prompts, tasks = {"file": "own.jsonl"}, {"tickets": {"file": "own.jsonl"}}
+    (problem,) = problems("accepted_share", {"arm": "ternary"})
+    assert "needs a file of prompts: prompts: {file: ...}" in problem
+    assert problems("accepted_share", {"arm": "ternary"}, prompts=prompts) == []
+    (problem,) = problems("task_accuracy", {})
+    assert "needs a file of questions" in problem
+    assert problems("task_accuracy", {"task": "tickets"}, tasks=tasks) == []
+    (problem,) = problems("task_accuracy", {"task": "ticket"}, tasks=tasks)
+    assert "got 'ticket'; did you mean tickets?" in problem
+    # What the others are held against is held against nothing.
+    (problem,) = problems("kl_nats_per_token", {"arm": "full_precision"}, prompts=prompts)
+    assert "got 'full_precision'; allowed: ternary" in problem
+    today = {"measure_ab": {"arms": ["full_precision", "ternary", "checkpoint"]}}
+    assert not problems("kl_nats_per_token", {"arm": "full_precision"}, prompts=prompts, **today)
