@@ -12,7 +12,6 @@ all of them, all are judged: the figures then say how much of it was learned.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +24,6 @@ import pandas as pd
 from workbench.data.document import Document
 from workbench.data.hub import PREFIX, read_hub
 from workbench.data.leaks import document_leaks, leaks_frame
-from workbench.data.mix import mixed_order
 from workbench.data.patterns import Selection
 from workbench.data.python_corpus import python_documents
 from workbench.data.readers import Fields, read_path, refuse_patterns, select_files
@@ -93,7 +91,7 @@ def read_corpus(data: Data, seed: int) -> Corpus:
     Raises ConfigError when one cannot be read, is empty, or has fewer than two documents.
     """
     split = _split(data, seed)
-    heldout = _in_order(split.sides, data.shares, seed)
+    heldout = _in_order(split.sides, data.shares)
     found = document_leaks(heldout, split.training)
     most = data.max_leaked_share
     if all(leak.share > most for leak in found):
@@ -146,14 +144,14 @@ def _split(data: Data, seed: int) -> _Split:
     return _Split(everything, training, sides, copies.total() - len(copies), parts)
 
 
-def _in_order(sides: list[list[Document]], shares: list[float], seed: int) -> list[Document]:
+def _in_order(sides: list[list[Document]], shares: list[float]) -> list[Document]:
     """The documents of all parts as a mix takes them, those that are left over at the end."""
-    if len(sides) == 1:
-        return sides[0]
-    length = sum(map(len, sides))
-    parts, places = mixed_order(shares, math.ceil(length / min(shares)), seed)
-    met = zip(parts.tolist(), places.tolist(), strict=True)
-    return [sides[part][place] for part, place in met if place < len(sides[part])]
+    met = [
+        ((place + 0.5) / share, part, place)
+        for part, (side, share) in enumerate(zip(sides, shares, strict=True))
+        for place in range(len(side))
+    ]
+    return [sides[part][place] for _, part, place in sorted(met)]
 
 
 def require_documents(data: Data) -> list[Document]:
