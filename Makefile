@@ -7,6 +7,7 @@
 # make smoke   the small pilot that CI runs
 # make golden write the losses of tests/golden anew, after a change that is meant to move them
 # make energy     what is recovered of known energies through late and averaged meters
+# make forecast   how often the forecast of the training is right: docs/studies.md
 # make calibrate  how often the intervals and gates are right, by simulation: docs/measuring.md
 # make soak    200 and 500 streams for ten minutes each, an overload, 20,000 switches, 20 kills: docs/serving.md
 # make fuzz    the native kernels under AddressSanitizer and UBSan; FUZZ_SECONDS=60
@@ -32,7 +33,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 # Threads that wait must not starve those that work; see workbench/__init__.py.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: pilot test test-slow lab smoke smollm2 browser golden calibrate energy soak fuzz sanitize lint \
+.PHONY: pilot test test-slow lab smoke smollm2 browser golden calibrate forecast energy soak fuzz sanitize lint \
   clean
 
 pilot: .venv/ready
@@ -77,6 +78,9 @@ energy: .venv/ready-for-tests
 	@$(BIN)/python -m workbench.bench.what_if
 	@$(BIN)/python tests/serve/played_load.py
 	@$(BIN)/python tests/runner/metered_pilot.py
+
+forecast: .venv/ready
+	@$(BIN)/python -m workbench.study.back_test
 
 calibrate: .venv/ready
 	@$(BIN)/python -m workbench.measure.calibrate

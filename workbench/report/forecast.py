@@ -79,10 +79,15 @@ def forecast(
         "trained": tokens.value if tokens and tokens.value else float(curve.tokens[-1]),
         "curve": curve, "draws": draws, "back_test": tested, "how": how,
     }  # fmt: skip
-    gap = measured.metric(GAP, arm=TERNARY, source="trained") if measured else None
-    if gap is None or gap.value is None:
+    gaps = [
+        m for m in (measured.metrics if measured else ())
+        if m.matches(GAP, {"arm": TERNARY, "source": "trained"}) and m.value is not None
+    ]  # fmt: skip
+    if not gaps:
         return TrainingForecast("unknown", "the gap of the trained model was not judged", **known)
-    fall = (gap.value if gap.hi is None else gap.hi) - limit
+    # The gate must hold against each of them, the checkpoint as it came too.
+    gap = max(gaps, key=_upper_end)
+    fall = _upper_end(gap) - limit
     if fall <= 0:
         held = "the gate holds after the tokens of this run"
         if gap.hi is None:
@@ -99,6 +104,12 @@ def forecast(
         outcome, _why_never(reaches) if outcome == "never" else "", (lo, middle, hi), reaches,
         fall=fall, **known,
     )  # fmt: skip
+
+
+def _upper_end(gap: Metric) -> float:
+    """What decides; the value where there are too few documents for an interval."""
+    assert gap.value is not None
+    return gap.value if gap.hi is None else gap.hi
 
 
 def back_test(curve: Curve, seed: int = 0) -> BackTest | None:
