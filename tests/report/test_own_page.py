@@ -21,10 +21,10 @@ ARMS = ("full_precision", "ternary")
 
 
 def prompts_table() -> pd.DataFrame:
-    """Three prompts: a hostile one, one whose check fails in one arm, one with a long answer."""
+    """Three prompts: a hostile one, and two whose checks fail in one arm, one with long answers."""
     rows = []
     for prompt, text, kept in (
-        ("a", f"{HOSTILE} & 1 < 2", None), ("b", "Capital?", True), ("c", "Tell", None)
+        ("a", f"{HOSTILE} & 1 < 2", None), ("b", "Capital?", True), ("c", "Tell", True)
     ):  # fmt: skip
         for arm in ARMS:
             fails = kept is not None and arm == "ternary"
@@ -34,8 +34,9 @@ def prompts_table() -> pd.DataFrame:
                  "tokens": 5, "ended": "stop" if prompt == "b" else "length", "repeated": 0,
                  "grams": 2, "agreed": 4, "places": 5, "kl_nats": 0.5,
                  "accepted": None if kept is None else not fails,
-                 "broken": "contains" if fails else None,
-                 "wanted": f"Paris {HOSTILE}" if fails else None}
+                 "broken": ("json" if prompt == "c" else "contains") if fails else None,
+                 "wanted": (f"Expecting {HOSTILE}" if prompt == "c" else f"Paris {HOSTILE}")
+                 if fails else None}
             )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -86,9 +87,11 @@ def test_the_page_shows_answers_side_by_side_and_runs_none_of_them(make_run, lan
     assert len(answers) == 6 and answers[0].select_one("pre").text.startswith("<img src=x")
     marks = [answer.select_one(".outcome") for answer in answers]
     assert [mark and mark.text for mark in marks] == [
-        None, None, f"✓ {say('own.accepted')}", f"✗ {say('own.not_accepted')}", None, None
+        None, None, f"✓ {say('own.accepted')}", f"✗ {say('own.not_accepted')}",
+        f"✓ {say('own.accepted')}", f"✗ {say('own.not_accepted')}",
     ]  # fmt: skip
     assert f"Paris {HOSTILE}" in answers[3].text
+    assert answers[5].select_one("[lang=en]").text == f"Expecting {HOSTILE}"
     # What is long is folded, and all of it is there.
     assert answers[4].details.pre.text == "full_precision " * 90
     assert answers[0].select_one("details") is None

@@ -14,6 +14,8 @@ from workbench.wording.text import Texts
 
 SHOWN_CHARACTERS = 280
 """Of an answer; a longer one is folded behind these."""
+SAID_BY_LIBRARIES = ("json", "schema")
+"""Checks of which a library says in English what it found."""
 HEAD_CHARACTERS = 90
 """Of a prompt where it stands on one line."""
 
@@ -80,6 +82,7 @@ def _answer(row: Any, arm: str, reference: str, texts: Texts) -> dict[str, Any]:
         "whole": answer if long else "",
         "accepted": bool(row["accepted"]) if checked else None,
         "broken": texts(f"own.broken.{broken}", wanted=row["wanted"]) if broken else "",
+        "detail": row["wanted"] if broken in SAID_BY_LIBRARIES else "",
     }
 
 
