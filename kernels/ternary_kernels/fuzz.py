@@ -114,9 +114,12 @@ def _weight(case: random.Random, N: int, K: int):
         return weights.PackedInt4.from_codes(values, torch.randn(N, -(-K // 32)))
     codes = torch.randint(0, 3, (N, K))
     if kind == "base3":
-        return weights.PackedTernary5.from_codes(codes, torch.rand(N))
+        return weights.PackedTernary5.from_codes(codes, torch.rand(N)).rotated(
+            case.choice((0, 128))
+        )
     shape = {"tensor": (1,), "row": (N,), "group128": (N, -(-K // 128))}[kind]
-    return weights.PackedTernary.from_codes(codes, torch.rand(shape))
+    packed = weights.PackedTernary.from_codes(codes, torch.rand(shape))
+    return packed.rotated(case.choice((0, 0, 128, 512)))
 
 
 def _on_tiles(weight, M: int) -> bool:

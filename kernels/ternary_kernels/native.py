@@ -73,6 +73,7 @@ class Weight(ctypes.Structure):
         ("scaling", c_int32),
         ("tiles", c_void_p),
         ("scales", c_void_p),
+        ("hadamard", c_int32),
     )
 
 
@@ -124,7 +125,9 @@ _SIGNATURES: dict[str, tuple] = {
     "tk_force_isa": (c_int, c_char_p),
     "tk_set_threads": (None, c_int),
     "tk_threads": (c_int,),
-    "tk_quantize": (c_int, c_void_p, c_int, c_int, c_void_p, c_float, c_void_p, c_void_p),
+    "tk_quantize": (
+        *(c_int, c_void_p, c_int, c_int, c_void_p, c_float, c_int, c_void_p, c_void_p),
+    ),
     "tk_linear_int": (None, POINTER(Weight), c_void_p, c_int, c_void_p),
     "tk_linears": (c_int, c_void_p, c_int, c_void_p, c_int, c_void_p, c_float, c_void_p, c_void_p),
     "tk_gated": (
@@ -201,7 +204,8 @@ def weight_struct(weight: PackedWeight) -> Weight:
         kind = _KINDS[weight.kind]
     scales = 0 if weight.row_scales is None else weight.row_scales.data_ptr()
     scaling = _SCALINGS[weight.granularity]
-    return Weight(kind, *weight.shape, scaling, weight.tiles.data_ptr(), scales)
+    tiles = weight.tiles.data_ptr()
+    return Weight(kind, *weight.shape, scaling, tiles, scales, weight.rotation)
 
 
 def pointer(tensor: Tensor | None) -> int | None:

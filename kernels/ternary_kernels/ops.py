@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from . import native, reference
-from .weights import PackedHalf, PackedInt4, PackedWeight
+from .quantizers import rotate, rotation_block
+from .weights import PackedHalf, PackedInt4, PackedWeight, require_one_rotation
 
 _NO_NORM = -1.0
 
 
 def quantize(
-    x: Tensor, norm: Tensor | None = None, eps: float | None = None
+    x: Tensor, norm: Tensor | None = None, eps: float | None = None, rotation: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Per-token INT8 of x [M, K], after RMSNorm where ``eps`` is given (one fused pass).
+    """Per-token INT8 of x [M, K], after RMSNorm where ``eps`` is given, and rotated where
+    ``rotation`` is (see :func:`ternary_kernels.quantizers.rotate`); one fused pass.
 
     Returns q, int8 [M, K], and x_scale, fp32 [M]: x is about q * x_scale.
     """
@@ -30,13 +32,14 @@ def quantize(
     norm = _vector(norm, "norm", x_MK.shape[1])
     lib = native.library()
     if lib is None or x_MK.shape[0] == 0:
-        return reference.quantize_activations(_checked_norm(x_MK, norm, eps))
+        return reference.quantize_activations(rotate(_checked_norm(x_MK, norm, eps), rotation))
     q_MK = torch.empty(x_MK.shape, dtype=torch.int8)
     x_scale_M = torch.empty(x_MK.shape[0])
     _raise_for(
         lib.tk_quantize(
             x_MK.data_ptr(), *x_MK.shape, native.pointer(norm),
-            _NO_NORM if eps is None else eps, q_MK.data_ptr(), x_scale_M.data_ptr(),
+            _NO_NORM if eps is None else eps, rotation_block(x_MK.shape[1], rotation),
+            q_MK.data_ptr(), x_scale_M.data_ptr(),
         )
     )  # fmt: skip
     return q_MK, x_scale_M
@@ -86,6 +89,7 @@ def linears(
     K = weights[0].shape[1]
     if any(w.shape[1] != K for w in weights):
         raise ValueError(f"weights take {[w.shape[1] for w in weights]} inputs; allowed: one K")
+    require_one_rotation(weights)
     x_MK = _activations(x, "x", K)
     norm = _vector(norm, "norm", K)
     biases = biases or [None] * len(weights)
@@ -125,6 +129,7 @@ def gated(
         raise ValueError(f"gate {gate.shape} and up {up.shape}; allowed: one shape")
     if activation not in native.MODES:
         raise ValueError(f"activation {activation!r}; allowed: 'silu', 'relu2'")
+    require_one_rotation([gate, up])
     N, K = gate.shape
     x_MK = _activations(x, "x", K)
     norm = _vector(norm, "norm", K)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .quantizers import GROUP, INT4_GROUP, activation_codes
+from .quantizers import rotate as turn_blocks
 from .weights import PackedHalf, PackedInt8, PackedTernary, PackedTernary5, PackedWeight
 
 MAX_K = 131072
@@ -43,7 +44,7 @@ def linear(x_MK: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Te
             weight._dense = weight.dequantize()
         y_MN = x_MK @ weight._dense.T
     else:
-        q_MK, x_scale_M = quantize_activations(x_MK)
+        q_MK, x_scale_M = quantize_activations(turn_blocks(x_MK, weight.rotation))
         y_MN = scale_products(q_MK, x_scale_M, weight)
     return y_MN if bias is None else y_MN + bias
 

@@ -21,20 +21,32 @@ from torch import Tensor
 
 from . import packing
 from .memory import in_huge_pages
-from .quantizers import GROUP, INT4_GROUP, absmean, quantize_int4, quantize_int8, spread
+from .quantizers import (
+    GROUP,
+    INT4_GROUP,
+    absmean,
+    quantize_int4,
+    quantize_int8,
+    rotate,
+    rotation_block,
+    spread,
+)
 
 GRANULARITIES = ("tensor", "row", "group128")
 
 
 @dataclass(eq=False, slots=True)
 class PackedWeight:
-    """``tiles``: the kernel layout; ``row_scales``: as the kernels read them, fp32 (INT4: fp16)."""
+    """``tiles``: the kernel layout; ``row_scales``: as the kernels read them, fp32 (INT4: fp16).
+    ``rotation``: inputs that are rotated together before they are rounded; 1: none.
+    """
 
     shape: tuple[int, int]
     tiles: Tensor
     row_scales: Tensor | None
     scale: Tensor | None
     _dense: Tensor | None = None
+    rotation: int = 1
 
     kind: ClassVar[str]
 
@@ -62,6 +74,8 @@ class PackedWeight:
         tensors = {"tiles": self.tiles, "shape": torch.tensor(self.shape)}
         if self.scale is not None:
             tensors["scale"] = self.scale
+        if self.rotation > 1:
+            tensors["rotation"] = torch.tensor(self.rotation)
         return tensors
 
     @classmethod
@@ -75,7 +89,9 @@ class PackedWeight:
                 f"contiguous {expected}. The file is truncated or belongs to another shape."
             )
         scale = state.get("scale")
-        return cls._build((N, K), tiles, None if scale is None else cls._checked(scale, N, K))
+        made = cls._build((N, K), tiles, None if scale is None else cls._checked(scale, N, K))
+        made.rotation = int(state.get("rotation", 1))
+        return made
 
     @staticmethod
     def _checked(scale: Tensor, N: int, K: int) -> Tensor:
@@ -93,6 +109,12 @@ class PackedWeight:
 
 class _Ternary(PackedWeight):
     """What the 2-bit and the base-3 packing share."""
+
+    def rotated(self, rotation: int) -> Self:
+        """This weight, whose codes were made of a rotated matrix: what it multiplies is rotated
+        alike, in blocks of at most ``rotation`` inputs (:func:`.quantizers.rotate`); 0: not."""
+        self.rotation = rotation_block(self.shape[1], rotation)
+        return self
 
     @classmethod
     def from_float(cls, weight: Tensor, granularity: str = "tensor") -> Self:
@@ -127,7 +149,8 @@ class _Ternary(PackedWeight):
         return self._untile(self.tiles, *self.shape)
 
     def dequantize(self) -> Tensor:
-        return (self.codes().float() - 1.0) * spread(self.scale, self.shape[1])
+        dense = (self.codes().float() - 1.0) * spread(self.scale, self.shape[1])
+        return rotate(dense, self.rotation)
 
 
 class PackedTernary(_Ternary):
@@ -309,6 +332,15 @@ class PackedHalf(PackedWeight):
     @staticmethod
     def _tile_shape(N: int, K: int) -> tuple[int, ...]:
         return (-(-N // 16), K, 16)
+
+
+def require_one_rotation(weights: list[PackedWeight]) -> None:
+    """ValueError for weights that read one input and want it rotated differently."""
+    if len({weight.rotation for weight in weights}) > 1:
+        raise ValueError(
+            f"weights of one input with rotations {[w.rotation for w in weights]} (1: none); "
+            "allowed: one for all. Multiply them one by one."
+        )
 
 
 def _check_matrix(weight: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from ternary_kernels import reference
 from ternary_kernels.gpu import layout, quantize, quantize_gated
 from ternary_kernels.gpu.quantize import dequantize_rows, rms_norm_backward
+from ternary_kernels.quantizers import rotate
 
 DEVICE = "cpu" if layout.INTERPRETED else "cuda"
 SHAPES = [(1, 1), (3, 60), (2, 128), (5, 300), (2, 8320)]
@@ -42,6 +43,32 @@ def test_norm_and_quantisation_in_one(shape):
     difference = natural_order(rows.q.cpu(), shape[1]).int() - expected.int()
     assert difference.abs().max() <= 1  # a rounding at a tie, and rarely
     assert (difference != 0).float().mean() < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of infinity, in the interpreter's numpy
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "rotation"), [((3, 60), 128), ((2, 576), 512), ((2, 1536), 1024)]
+)
+def test_rotation_and_quantisation_in_one(shape, rotation, normed):
+    torch.manual_seed(5)
+    x, weight = torch.randn(shape) * 2, torch.rand(shape[1]) + 0.5 if normed else None
+    rows = quantize(
+        x.to(DEVICE), None if weight is None else weight.to(DEVICE), 1e-5, rotation=rotation
+    )
+    row = reference.rms_norm(x, weight, 1e-5) if normed else x
+    expected, factor = reference.quantize_activations(rotate(row, rotation))
+    q = natural_order(rows.q.cpu(), shape[1])
+    if normed:  # the sum of squares may round differently
+        torch.testing.assert_close(rows.x_scale.cpu(), factor, rtol=1e-5, atol=0)
+        assert ((q.int() - expected.int()).abs() > 0).float().mean() < 2e-3
+    else:  # the same pairs are added
+        assert torch.equal(q, expected) and torch.equal(rows.x_scale.cpu(), factor)
+    sums = rows.q.cpu().int().unflatten(1, (-1, 128)).sum(2, dtype=torch.int32)
+    assert torch.equal(rows.sums.cpu(), sums)
+    x[1, 0] = float("inf")
+    scales = quantize(x.to(DEVICE), rotation=rotation).x_scale
+    assert scales[1].isnan() and not scales[0].isnan()
 
 
 @pytest.mark.parametrize("normed", [False, True])

@@ -1,4 +1,4 @@
-"""The three studies on a pilot of a few steps: what they train, find, print and never repeat."""
+"""The studies on a pilot of a few steps: what they train, find, print and never repeat."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ HEADLINES = {
     "recipe": "gap_over_lambda_warmup_gap",
     "parity": "parity_width_factor",
     "size": "gap_trend",
+    "checkpoint": "gap_over_lambda_warmup_gap",
 }
 
 
@@ -83,7 +84,7 @@ def test_a_reference_that_loses_nothing_gives_no_ratio(tmp_path: Path) -> None:
             for i in range(8)
         )
         record = StageRecord("study_recipe", tmp_path)
-        recipe._ratio(record, PairedBootstrap(excerpts), "default")
+        recipe.gap_ratio(record, PairedBootstrap(excerpts), "default")
         return record.metric(recipe.HEADLINE)
 
     assert headline(11.0).value == pytest.approx(2.0)
@@ -256,3 +257,30 @@ def test_a_checkpoint_brings_its_tokenizer_to_the_study(pilot_file: Path, tmp_pa
     assert own.data_key != plain.data_key
     progress = Progress(tmp_path / "events.jsonl", "study")
     assert len(training_setup(own, tmp_path / "setup", progress).tokenizer) == 4
+
+
+def test_a_checkpoint_is_judged_as_it_came_and_the_recipe_at_its_own_rate(
+    records: dict[str, StageRecord],
+) -> None:
+    record = records["checkpoint"]
+    found = record.table("arms").drop_duplicates("arm").set_index("arm")
+    assert found.index.tolist() == [
+        "checkpoint", "post_training", "lambda_warmup", "rotation", "pull", "default",
+    ]  # fmt: skip
+    assert found.loc["checkpoint", "training_tokens"] == 0
+    trained = found.loc[["lambda_warmup", "rotation", "pull", "default"]]
+    assert set(trained["training_tokens"]) == {6 * 2 * 16}, "those of the sweep are not among them"
+    assert found.loc["default", "rate"] in (1e-3, 5e-3)
+    assert found.loc["lambda_warmup", "teacher_tokens"] != found.loc["default", "teacher_tokens"]
+    assert record.metric("gap_bits_per_byte", arm="checkpoint") is None
+    for arm in ("rotation", "pull"):
+        bits = {a: record.metric("bits_per_byte", arm=a).value for a in (arm, "default")}
+        over = record.metric("loss_over_recipe_bits_per_byte", arm=arm).value
+        assert over == pytest.approx(bits[arm] - bits["default"], abs=1e-9)
+    seeds = record.table("excerpts").query("arm == 'checkpoint'").groupby("seed")["nats"]
+    assert seeds.sum().nunique() == 1, "nothing of it depends on a seed"
+
+
+def test_without_a_checkpoint_the_study_says_what_it_is_about(pilot_file: Path, runs: Path) -> None:
+    with pytest.raises(ConfigError, match="checkpoint is null"):
+        run_study("checkpoint", resolve(pilot_file))

@@ -33,7 +33,12 @@ def test_a_whole_study_is_drawn(
     records: dict[str, StageRecord], name: str, draw, language: str
 ) -> None:
     drawn = draw(records[name], language)
-    assert isinstance(drawn, go.Figure) and len(drawn.data) > 0
+    assert isinstance(drawn, go.Figure)
+    if (name, draw.__name__) == ("checkpoint", "ratios"):
+        # Six steps make random weights better: there is no gap that a ratio could be a share of
+        assert records[name].metrics[-1].value is None and len(drawn.layout.annotations) == 1
+        return
+    assert len(drawn.data) > 0
     assert drawn.layout.title.text
     assert any([drawn.layout.xaxis.title.text, drawn.layout.yaxis.title.text])
     assert "undefined" not in drawn.to_json()

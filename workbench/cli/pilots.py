@@ -251,7 +251,9 @@ def notebook(
 
 @commands.command()
 def study(
-    name: Annotated[str, typer.Argument(metavar="recipe|parity|size", help="which study")],
+    name: Annotated[
+        str, typer.Argument(metavar="recipe|parity|size|checkpoint", help="which study")
+    ],
     pilot: Annotated[
         Path | None,
         typer.Argument(

@@ -88,6 +88,14 @@ def refuse_norm_inside(where: str) -> NoReturn:
     raise NotForKernels(f"{where} has a norm inside (model.sub_norm)")
 
 
+def refuse_rotation(rotation: int) -> None:
+    """The GPU's kernels multiply a layer's input as it is; the CPU's rotate it."""
+    if rotation:
+        raise NotForKernels(
+            f"rotated ternary layers (model.threshold.rotation {rotation}) run on a CPU alone"
+        )
+
+
 def _sliding_window(config: PretrainedConfig) -> int:
     window = getattr(config, "sliding_window", None)
     # A model without the list (Mistral) has its window, if any, in every layer.

@@ -40,10 +40,12 @@ class ModelSource:
                 raise NotForKernels(f"{module} is between precise and ternary")
             require_int8_activations(layer.activations, module)
             codes, scale = layer.ternarized()
-            return from_codes(codes + 1, scale, self._device)
+            return from_codes(codes + 1, scale, self._device, layer.threshold.rotates)
         if isinstance(layer, PackedTernaryLinear):
             require_int8_activations(layer.activations, module)
-            return from_portable(layer.codes, layer.in_features, layer.scale, self._device)
+            return from_portable(
+                layer.codes, layer.in_features, layer.scale, self._device, layer.rotation
+            )
         if isinstance(layer, Int8Linear):
             require_int8_activations(layer.activations, module)
             return PackedInt8.from_codes(layer.int8.cpu(), layer.scale)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from ternary_kernels import PackedHalf, PackedInt4, PackedInt8, PackedTernary, PackedWeight
-from ternary_kernels.llama import LlamaConfig
+from ternary_kernels.llama import TOGETHER, LlamaConfig
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -22,6 +22,7 @@ from workbench.engine.architecture import (
     FAMILY_NORMS,
     LINEARS,
     NORMS,
+    NotForKernels,
     refuse_norm_inside,
     require_int8_activations,
 )
@@ -69,6 +70,7 @@ def collect_weights(
             bias = source.vector(f"{theirs}{module}.bias")
             if bias is not None:
                 weights[f"{ours}{name}.bias"] = bias
+        _require_one_rotation(weights, ours)
         for name, module in norms.items():
             weights[ours + name] = _required(source, f"{theirs}{module}.weight")
     weights["norm"] = _required(source, "model.norm.weight")
@@ -78,6 +80,16 @@ def collect_weights(
         if not (name == "head" and tied):
             weights[name] = _embedding(source, module, vocabulary, embeddings, ternary)
     return weights
+
+
+def _require_one_rotation(weights: dict[str, PackedWeight | Tensor], layer: str) -> None:
+    """Raise NotForKernels where a hybrid mixes rotated layers and others behind one input."""
+    for group in TOGETHER:
+        found = {getattr(weights[layer + name], "rotation", 1) for name in group}
+        if len(found) > 1:
+            raise NotForKernels(
+                f"{layer}{', '.join(group)} read one input, which some of them want rotated"
+            )
 
 
 class FolderSource:
@@ -96,6 +108,7 @@ class FolderSource:
         if manifest:
             _require_kernel_layers(manifest)
         self._folder, self._device = folder, device
+        self._rotation = manifest.threshold.rotates if manifest else 0
         self._files = {
             name: file for path in _weight_files(folder) for file, names in [_open(path)]
             for name in names
@@ -107,7 +120,10 @@ class FolderSource:
         K = shape[1]
         if f"{module}.codes" in self._files:
             codes, scale = self._tensor(f"{module}.codes"), self._tensor(f"{module}.scale")
-            return self._packed(module, lambda: from_portable(codes, K, scale, self._device), shape)
+            device, turns = self._device, self._rotation
+            return self._packed(
+                module, lambda: from_portable(codes, K, scale, device, turns), shape
+            )
         if f"{module}.int8" in self._files:
             values, scale = self._tensor(f"{module}.int8"), self._tensor(f"{module}.scale")
             return self._packed(module, lambda: PackedInt8.from_codes(values, scale), shape)

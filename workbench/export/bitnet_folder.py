@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.errors import ConfigError
-from workbench.export.parts import MatrixModule, dense, matrices, norm_inside, vectors
+from workbench.export.parts import (
+    MatrixModule,
+    dense,
+    matrices,
+    norm_inside,
+    refuse_rotation,
+    vectors,
+)
 from workbench.ternary.folder import replacing_folder
 from workbench.ternary.packed_layers import (
     Int4Linear,
@@ -119,6 +126,7 @@ def _precise_layers(model: PreTrainedModel, ternary: list[str]) -> list[str]:
 
 
 def _require_sayable(model: PreTrainedModel, ternary: list[str]) -> None:
+    refuse_rotation(model, "cannot be written as a Hugging Face BitNet folder")
     if not ternary:
         raise ConfigError(
             "no layer of this model keeps its ternary codes in Hugging Face's BitNet format",

@@ -33,7 +33,14 @@ from workbench.export.blocks import (
     scale_error,
     ternary_blocks,
 )
-from workbench.export.parts import MatrixModule, dense, matrices, norm_inside, vectors
+from workbench.export.parts import (
+    MatrixModule,
+    dense,
+    matrices,
+    norm_inside,
+    refuse_rotation,
+    vectors,
+)
 from workbench.export.vocabulary import (
     Vocabulary,
     end_of_turn,
@@ -200,6 +207,7 @@ class _Tensor:
 
 def _require_known(model: PreTrainedModel) -> None:
     config = model.config
+    refuse_rotation(model, "cannot be written as GGUF")
     try:
         kernel_config(config)
     except NotForKernels as reason:

@@ -22,6 +22,7 @@ from workbench.engine.modules import ModelSource
 from workbench.engine.weights import collect_weights
 from workbench.errors import ConfigError
 from workbench.export.onnx_graph import LlamaGraph
+from workbench.export.parts import refuse_rotation
 from workbench.files import replacing
 from workbench.ternary.nbits import DOMAIN, LUT_ROWS, Bits
 
@@ -97,6 +98,7 @@ def write_onnx(
     from onnx import helper
 
     family, where = model.config.model_type, f"{name} cannot be written as ONNX"
+    refuse_rotation(model, where)
     try:
         shape = kernel_config(model.config)
         tied = model.get_output_embeddings() is None or model.config.tie_word_embeddings

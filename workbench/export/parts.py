@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from workbench.errors import ConfigError
 from workbench.ternary.packed_layers import (
     Int4Linear,
     Int8Embedding,
@@ -47,6 +48,20 @@ def dense(module: MatrixModule) -> Tensor:
 def norm_inside(model: PreTrainedModel) -> str | None:
     """A layer with a norm of its own input (``model.sub_norm``), which no other tool expects."""
     return next((n for n, m in _all(model).items() if getattr(m, "norm", None) is not None), None)
+
+
+def refuse_rotation(model: PreTrainedModel, where: str) -> None:
+    """ConfigError for a model with rotated ternary layers, whose file (``where``) could not say so:
+    its reader would leave the activations as they are, and print gibberish."""
+    turned = (n for n, m in _all(model).items() if getattr(m, "rotation", 0))
+    if name := next(turned, None):
+        raise ConfigError(
+            f"{where}: {name} needs its input rotated (model.threshold.rotation), which this "
+            "format cannot say",
+            allowed="ternary layers without a rotation",
+            next_step="workbench serve runs the folder as it is; or train with "
+            "--set model.threshold.rotation=none",
+        )
 
 
 def _all(model: PreTrainedModel) -> dict[str, MatrixModule]:

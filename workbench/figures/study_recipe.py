@@ -89,8 +89,14 @@ def ratios(record: StageRecord, language: str = "en") -> go.Figure:
 
 def loss(record: StageRecord, language: str = "en") -> go.Figure:
     """Training loss against tokens of the first seed, as a running median."""
-    say = FigureTexts(language)
-    title = say("study_recipe.loss.title")
+    return running_losses(record, FigureTexts(language), "study_recipe.loss.title", COLOURS)
+
+
+def running_losses(
+    record: StageRecord, say: FigureTexts, title_key: str, colours: dict[str, str]
+) -> go.Figure:
+    """Running medians of the training losses of a study's first seed, by arm."""
+    title = say(title_key)
     if "loss" not in record.tables or (rows := record.table("loss")).empty:
         return why_not(say, title, say("fig.no_rows"))
     drawn = figure(say, title, say("axis.tokens_million"), say("axis.loss"), height=420)
@@ -104,7 +110,7 @@ def loss(record: StageRecord, language: str = "en") -> go.Figure:
             x=own["tokens"] / 1e6,
             y=own["smooth"],
             mode="lines",
-            line={"color": COLOURS.get(arm, GREY), "width": 2.2},
+            line={"color": colours.get(arm, GREY), "width": 2.2},
             name=say.label("arm", arm),
             hovertemplate="%{x:.3g}: %{y:.4g}<extra>%{fullData.name}</extra>",
         )

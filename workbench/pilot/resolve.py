@@ -1,7 +1,9 @@
 """From a pilot file, its base and the command line to one validated pilot.
 
 Later wins: defaults, then the files named by ``extends``, the furthest first, then the pilot
-file, then each ``--set``. Mappings merge key by key; lists and scalars are replaced whole. All
+file, then each ``--set``; of a pilot with a checkpoint the recipe for it stands above
+``workbench:base`` (:mod:`workbench.pilot.recipe`).
+Mappings merge key by key; lists and scalars are replaced whole. All
 problems are reported at once, and every value remembers where it came from.
 """
 
@@ -18,9 +20,10 @@ from pydantic import BaseModel, ValidationError
 
 from workbench.errors import ConfigError
 from workbench.files import digest_json
-from workbench.paths import located, shown
+from workbench.paths import located, shipped_pilots, shown
 from workbench.pilot.extends import files_of, pilot_path
 from workbench.pilot.problems import did_you_mean, section_at, sentence
+from workbench.pilot.recipe import SOURCE, recipe_for
 from workbench.pilot.sections.base import InputPath
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import Keys, YamlFile, parse_scalar
@@ -106,6 +109,7 @@ def resolve(path: Path | str, overrides: Sequence[str] = ()) -> ResolvedPilot:
         merge.file(file)
     for text in overrides:
         merge.override(text)
+    merge.take_recipe()
     merge.resolve_paths()
     merge.refuse_endless_numbers()
 
@@ -164,6 +168,7 @@ class _Merge:
         self.values: dict[str, Any] = {}
         self.sources: dict[Keys, str] = {}
         self.folders: dict[Keys, Path] = {}
+        self.given: set[Keys] = set()  # leaves, by whom the pilot is; not by workbench:base
         self.problems: list[str] = []
 
     def checked(self, reassurance: str) -> Pilot:
@@ -187,6 +192,8 @@ class _Merge:
 
     def file(self, file: YamlFile) -> None:
         given = dict(_leaves(file.values, ()))
+        if not file.path.samefile(shipped_pilots() / "base.yaml"):
+            self.given |= {keys for keys, value in given.items() if value != {}}
         for keys, line in file.lines.items():
             if keys in given:
                 self._forget_below(keys)
@@ -226,8 +233,19 @@ class _Merge:
         self.values = _merged(self.values, nested)
         for leaf, _ in _leaves(value, keys):
             self._forget_below(leaf)
+            self.given.add(leaf)
             self.sources[leaf] = f"--set {text}"
             self.folders[leaf] = Path.cwd()
+
+    def take_recipe(self) -> None:
+        """What a training from a checkpoint takes where the pilot says nothing of it."""
+        for keys, value in list(recipe_for(self.values, self.given)):
+            nested: Any = value
+            for key in reversed(keys):
+                nested = {key: nested}
+            self.values = _merged(self.values, nested)
+            self._forget_below(keys)
+            self.sources[keys] = SOURCE
 
     def resolve_paths(self) -> None:
         """Make each given path absolute and insist that it exists."""

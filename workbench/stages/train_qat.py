@@ -44,6 +44,7 @@ from workbench.stages.train_qat_record import (
     record_gradient_errors,
 )
 from workbench.stages.train_qat_seeds import train_other_seeds
+from workbench.stages.train_qat_sweep import at_best_rate
 from workbench.stages.train_qat_untrained import (
     fresh_model,
     save_as_it_came,
@@ -62,6 +63,7 @@ from workbench.train.evaluator import Evaluator
 from workbench.train.int8_gradients import gradient_errors, set_int8_gradients
 from workbench.train.preflight import has_new_norms, idle_gpus, plan_memory, require_trainable
 from workbench.train.quiet import quiet_transformers
+from workbench.train.rate_sweep import why_no_sweep
 from workbench.train.setup import TrainingSetup, corpus_summary, heldout_excerpts
 
 TOKENIZER = "tokenizer"
@@ -117,7 +119,13 @@ def run(context: StageContext) -> None:
     with _metered(context) as metering:
         baseline = _train_baseline(context, setup, losses, metering)
         _free_memory()  # the baseline's weights may take a large part of it
-        ternary = _train_ternary(context, setup, losses, metering)
+        teacher = _teacher(context, setup)
+        if why := why_no_sweep(setup.train):
+            context.note(why)
+        elif setup.train.rate_sweep.rates:
+            with metering.window("rate_sweep"):
+                setup = at_best_rate(context, setup, teacher)
+        ternary = _train_ternary(context, setup, losses, metering, teacher)
     arms = {"full_precision": baseline, "ternary": ternary}
     record_arms(context, arms, losses, trusted(metering.rows(), metering.balances))
     train_other_seeds(context, setup, losses)
@@ -213,6 +221,7 @@ def _train_ternary(
     setup: TrainingSetup,
     losses: dict[str, pd.DataFrame],
     metering: Metering,
+    teacher: PreTrainedModel | None,
 ) -> Evaluator:
     section, record = context.pilot.model, context.record
     model = fresh_model(context, section, setup, "ternary")
@@ -228,7 +237,6 @@ def _train_ternary(
     int8 = setup.train.int8_gradients
     checked = [_gradient_check(context, setup, model, "before")] if int8 else []
     set_int8_gradients(model, int8)
-    teacher = _teacher(context, setup)
     with metering.window("ternary"):
         evaluator = train_arm(
             "ternary", model, setup, context.folder / "ternary_arm", context.progress, teacher

@@ -43,6 +43,8 @@ def record_arms(
     _record_guard(record, arms)
     for table in ("layers", "histograms"):
         record.save_table(table, ternary.telemetry.frame(table))
+    if len(regularised := ternary.telemetry.frame("regularisation")):
+        record.save_table("regularisation", regularised)
     record_quality(record, losses, "after the last step")
     for arm, evaluator in arms.items():
         _record_training(context, arm, evaluator)

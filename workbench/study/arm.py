@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import workbench
 from workbench.data.tokenizer import tokenizer_name
@@ -23,6 +23,8 @@ from workbench.pilot.spec import Pilot
 from workbench.train.schedule import TrainedArm
 
 SECTIONS = ("train", "model")
+StudyKind = Literal[TrainedArm, "checkpoint"]
+"""checkpoint: the model that ``model.checkpoint`` names, judged as it came; nothing is trained."""
 TERNARY_ONLY = {
     "train": (
         "ternary_lr",
@@ -31,6 +33,9 @@ TERNARY_ONLY = {
         "threshold",
         "finetune",
         "second_stage",
+        "rate_sweep",
+        "regularisation",
+        "regularisation_strength",
         "distillation",
     ),
     "model": ("threshold", "sub_norm"),
@@ -40,13 +45,13 @@ TERNARY_ONLY = {
 
 @dataclass(frozen=True)
 class StudyArm:
-    """name: of the arm in the study. kind: which of the two trainings. pilot: its ``data``,
+    """name: of the arm in the study. kind: which of the trainings, or none. pilot: its ``data``,
     ``model`` and ``train`` decide, ``pilot.seed`` draws weights and batches. split_seed: of the
     documents held out, the same for all arms of a study. teacher: the full-precision arm that
     this one is distilled from, trained before it."""
 
     name: str
-    kind: TrainedArm
+    kind: StudyKind
     pilot: Pilot
     split_seed: int
     teacher: StudyArm | None = None
@@ -64,15 +69,18 @@ class StudyArm:
         """Two arms with one key have one result."""
         values = self.pilot.model_dump(mode="json")
         sections = {name: dict(values[name]) for name in SECTIONS}
-        if self.kind == "full_precision":
+        if self.kind != "ternary":
             for section, fields in TERNARY_ONLY.items():
                 for field in fields:
                     del sections[section][field]
+        untrained = self.kind == "checkpoint"
+        if untrained:
+            sections["train"] = {"eval_sequences": self.pilot.train.eval_sequences}
         return digest_json(
             {
                 "version": workbench.__version__,
                 "kind": self.kind,
-                "seed": self.seed,
+                "seed": None if untrained else self.seed,
                 "data": self.data_key,
                 "files": _digest_of(self.pilot.model.checkpoint),
                 "teacher": self.teacher.key if self.teacher else None,
@@ -97,7 +105,7 @@ class StudyArm:
 
 
 def make_arm(
-    resolved: ResolvedPilot, name: str, kind: TrainedArm, seed: int, values: Mapping[str, Any]
+    resolved: ResolvedPilot, name: str, kind: StudyKind, seed: int, values: Mapping[str, Any]
 ) -> StudyArm:
     """The pilot with ``values`` (sections train and model) over its own.
 
@@ -118,15 +126,8 @@ def make_arm(
             next_step=f"correct the arm {name} in {shown(resolved.path)}; nothing was started",
         ) from error
     arm = StudyArm(name, kind, pilot, resolved.pilot.seed)
-    match pilot.train.distillation.teacher if kind == "ternary" else "none":
-        case "full_precision":
-            return replace(arm, teacher=replace(arm, name="teacher", kind="full_precision"))
-        case "checkpoint":
-            raise ConfigError(
-                f"{shown(resolved.path)}: study arm {name}: "
-                "train.distillation.teacher: checkpoint in a study",
-                allowed="none, or full_precision: the arm of the same network and seed",
-            )
+    if kind == "ternary" and pilot.train.distillation.teacher == "full_precision":
+        return replace(arm, teacher=replace(arm, name="teacher", kind="full_precision"))
     return arm
 
 

@@ -22,6 +22,7 @@ FULL, DEFAULT, REFERENCE, UNTRAINED = (
     "lambda_warmup",
     "post_training",
 )
+AS_IT_CAME = "checkpoint"
 HEADLINE = "gap_over_lambda_warmup_gap"
 
 
@@ -44,28 +45,31 @@ def figures(record: StageRecord, found: pd.DataFrame, excerpts: pd.DataFrame) ->
     names = list(dict.fromkeys(found["arm"]))
     for name in names:
         estimate = bootstrap.estimate(lambda bits, name=name: bits[name])
-        how = f"{len(bootstrap)} held-out documents, {_seeds(found)}"
+        how = f"{len(bootstrap)} held-out documents, {seeds_in_words(found)}"
         record.add(estimate.metric("bits_per_byte", "bits/byte", how, arm=name))
     for name in names:
-        _costs(record, found[found["arm"] == name], name)
+        costs(record, found[found["arm"] == name], name)
     for name in names:
         if name != FULL:
             gap = bootstrap.estimate(lambda bits, name=name: bits[name] - bits[FULL])
             how = f"{name} minus full precision on the same documents; positive is worse"
             record.add(gap.metric("gap_bits_per_byte", "bits/byte", how, arm=name))
     for name in [n for n in names if n not in (FULL, REFERENCE, DEFAULT)]:
-        _ratio(record, bootstrap, name, arm=name)
+        gap_ratio(record, bootstrap, name, arm=name)
     for seed in found["seed"].unique() if found["seed"].nunique() > 1 else ():
-        _ratio(record, PairedBootstrap(excerpts[excerpts["seed"] == seed]), DEFAULT, seed=str(seed))
-    _ratio(record, bootstrap, DEFAULT)
+        gap_ratio(
+            record, PairedBootstrap(excerpts[excerpts["seed"] == seed]), DEFAULT, seed=str(seed)
+        )
+    gap_ratio(record, bootstrap, DEFAULT)
 
 
-def _costs(record: StageRecord, rows: pd.DataFrame, name: str) -> None:
+def costs(record: StageRecord, rows: pd.DataFrame, name: str) -> None:
+    """What an arm weighs and took; ``rows`` are its own of the table ``arms``."""
     bits = 8 * rows["linear_bytes"].iloc[0] / rows["linear_parameters"].iloc[0]
     how = "tensors of the packed layers over their weights, scales included"
-    how = "bf16" if name == FULL else how
+    how = "bf16" if name in (FULL, AS_IT_CAME) else how
     record.measured("linear_bits_per_weight", bits, "bits", how, n=1, arm=name)
-    if name == UNTRAINED:
+    if name in (UNTRAINED, AS_IT_CAME):
         return
     how = "sum over the steps, mean over seeds; with --jobs above 1 others ran beside it"
     seconds = float(rows["seconds"].mean())
@@ -79,21 +83,30 @@ def _costs(record: StageRecord, rows: pd.DataFrame, name: str) -> None:
         record.measured("teacher_tokens", tokens, "tokens", how, n=len(rows), arm=name)
 
 
-def _ratio(record: StageRecord, bootstrap: PairedBootstrap, name: str, **labels: str) -> None:
+def gap_ratio(
+    record: StageRecord,
+    bootstrap: PairedBootstrap,
+    name: str,
+    against: str = FULL,
+    **labels: str,
+) -> None:
+    """The gap of arm ``name`` over that of lambda warm-up, both to the arm ``against``."""
     if REFERENCE not in bootstrap.bits:
-        why = f"the pilot has no study.recipe.arms.{REFERENCE} to compare with"
+        why = f"the study has no arm {REFERENCE} to compare with"
         record.missing(HEADLINE, "ratio", why, **labels)
         return
 
     def ratio(bits: BitsPerByte) -> np.ndarray:
         """Not defined where the reference loses nothing: there is no gap to be a share of."""
-        gap, reference = bits[name] - bits[FULL], bits[REFERENCE] - bits[FULL]
+        gap, reference = bits[name] - bits[against], bits[REFERENCE] - bits[against]
         return np.divide(gap, reference, out=np.full_like(gap, np.nan), where=reference > 0)
 
-    how = f"gap of {name} over gap of {REFERENCE}, both to full precision at equal tokens"
+    to = "full precision" if against == FULL else "the checkpoint as it came"
+    how = f"gap of {name} over gap of {REFERENCE}, both to {to} at equal tokens"
     record.add(bootstrap.estimate(ratio).metric(HEADLINE, "ratio", how, "derived", **labels))
 
 
-def _seeds(found: pd.DataFrame) -> str:
+def seeds_in_words(found: pd.DataFrame) -> str:
+    """How many seeds a figure is the mean of."""
     count = found["seed"].nunique()
     return "one seed" if count == 1 else f"mean of {count} seeds"

@@ -3,7 +3,7 @@
 The record of a study lies in a run's folder like a stage's, and the arms beside the runs in
 ``studies/``, because runs share them. Tables: ``arms`` (arm, seed, kind, weights, width,
 parameters, linear_parameters, model_bytes, linear_bytes, training_tokens, seconds,
-teacher_seconds, teacher_tokens, bits_per_byte), ``excerpts`` (arm, seed, id, nats, bytes) and
+teacher_seconds, teacher_tokens, rate, bits_per_byte), ``excerpts`` (arm, seed, id, nats, bytes) and
 ``loss`` (arm, seed, step, tokens, loss). The last metric is the headline.
 """
 
@@ -25,13 +25,18 @@ from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.events import Progress
 from workbench.records.run import open_run
 from workbench.records.stage_record import StageRecord
-from workbench.study import parity, recipe, size
+from workbench.study import checkpoint, parity, recipe, size
 from workbench.study.arm import StudyArm
 from workbench.study.parallel import train_all
 from workbench.train.preflight import require_trainable
 from workbench.train.quality import bits_per_byte
 
-STUDIES: dict[str, ModuleType] = {"recipe": recipe, "parity": parity, "size": size}
+STUDIES: dict[str, ModuleType] = {
+    "recipe": recipe,
+    "parity": parity,
+    "size": size,
+    "checkpoint": checkpoint,
+}
 LOSS_POINTS = 400
 """Rows of an arm's loss that the study's own table keeps."""
 
@@ -83,6 +88,7 @@ def _compare(
     losses = [
         kept.table("loss")[["step", "tokens", "loss"]].assign(arm=arm.name, seed=arm.seed)
         for arm, kept in pairs
+        if arm.kind != "checkpoint"
     ]
     thinned = [rows.iloc[:: max(1, len(rows) // LOSS_POINTS)] for rows in losses]
     record.save_table("arms", found)
@@ -120,6 +126,7 @@ def _rows(arm: StudyArm, kept: StageRecord) -> list[dict[str, Any]]:
             "seconds": facts["seconds"],
             "teacher_seconds": facts.get("teacher_seconds"),
             "teacher_tokens": facts.get("teacher_tokens"),
+            "rate": facts.get("rate") or arm.pilot.train.ternary_lr or arm.pilot.train.lr,
             "bits_per_byte": bits_per_byte(own),
         }
         rows.append(row)
@@ -129,7 +136,7 @@ def _rows(arm: StudyArm, kept: StageRecord) -> list[dict[str, Any]]:
 def _name(arm: StudyArm, weights: str) -> str:
     if weights == "trained":
         return arm.name
-    return arm.name.replace("full_precision", weights)
+    return weights if arm.kind == "checkpoint" else arm.name.replace("full_precision", weights)
 
 
 def _key(name: str, arms: list[StudyArm]) -> str:

@@ -2,13 +2,15 @@
 
 What is kept of an arm is what the comparisons read: the loss on every held-out excerpt, the
 loss of every step, and what the arm weighs. The full-precision arm is made ternary without
-training as well: that costs nothing, and its row belongs into every table.
+training as well: that costs nothing, and its row belongs into every table. So is a checkpoint,
+which is judged as it came.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from transformers import PreTrainedModel
 
 from workbench.data.tokenizer import vocabulary_size
 from workbench.model.build import build_model
+from workbench.model.checkpoint import load_checkpoint
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm
@@ -28,9 +31,11 @@ from workbench.ternary.packed import WEIGHTS, save_packed
 from workbench.ternary.policy import resolve
 from workbench.ternary.post_training import CALIBRATION_SEQUENCES, ternarize_post_training
 from workbench.train.arm import FINAL, train_arm
+from workbench.train.distill import as_teacher
 from workbench.train.evaluator import Evaluator
 from workbench.train.quality import document_losses
 from workbench.train.quiet import quiet_transformers
+from workbench.train.rate_sweep import best_rate, sweep_rates, why_no_sweep, with_best_rate
 from workbench.train.setup import TrainingSetup
 
 BF16_BYTES = 2
@@ -62,30 +67,39 @@ def train_study_arm(root: Path, arm: StudyArm, progress: Progress) -> StageRecor
 
     Tables: ``excerpts`` (weights: trained or post_training; id, source, nats, bytes) and
     ``loss``. Facts: parameters, linear_parameters (the ones that can be ternary),
-    training_tokens, seconds, per weights ``sizes`` (model and linear bytes), and of a distilled
-    arm teacher_tokens and teacher_seconds, which are part of ``seconds``.
+    training_tokens, seconds, per weights ``sizes`` (model and linear bytes), of a distilled arm
+    teacher_tokens and teacher_seconds, which are part of ``seconds``, and where its rate was swept
+    ``rate`` and sweep_seconds, which are not. A checkpoint as it came has an empty ``loss``.
     """
     if record := finished_arm(root, arm):
         return record
     folder = arm_folder(root, arm)
     record = StageRecord("study_arm", folder, arm.key, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     setup = training_setup(arm, data_folder(root, arm), progress)
-    with quiet_transformers():
-        section = arm.pilot.model
-        rows = vocabulary_size(setup.tokenizer)
-        model = build_model(section, rows, setup.sequence_length, arm.seed)
+    build = _builder(arm, setup)
+    model = build()
     record.facts["parameters"] = sum(p.numel() for p in model.parameters())
     record.facts["linear_parameters"] = _linear_parameters(model, arm)
-    if arm.kind == "full_precision":
-        evaluator, losses, sizes = _precise(arm, model, setup, folder, progress)
+    if arm.kind == "checkpoint":
+        losses, sizes = _untrained(arm, model, setup, folder)
+        rows = pd.DataFrame(columns=["step", "tokens", "loss", "seconds"])
     else:
-        teacher = None if arm.teacher is None else _teacher(root, arm.teacher, setup)
-        evaluator, losses, sizes = _ternary(arm, model, setup, folder, progress, teacher)
-    rows = evaluator.telemetry.frame("loss")
+        teacher = _teacher(root, arm, setup)
+        if arm.kind == "full_precision":
+            evaluator, losses, sizes = _precise(arm, model, setup, folder, progress)
+        else:
+            if why := why_no_sweep(setup.train):
+                progress.note(f"{arm.label}: {why}")
+            elif setup.train.rate_sweep.rates:
+                del model
+                setup = _at_best_rate(arm, build, setup, record, progress, teacher)
+                model = build()
+            evaluator, losses, sizes = _ternary(arm, model, setup, folder, progress, teacher)
+        rows = evaluator.telemetry.frame("loss")
     if "teacher_seconds" in rows:
         record.facts["teacher_seconds"] = float(rows["teacher_seconds"].sum())
         record.facts["teacher_tokens"] = int(rows["teacher_tokens"].sum())
-    record.facts["training_tokens"] = int(rows["tokens"].iloc[-1])
+    record.facts["training_tokens"] = int(rows["tokens"].iloc[-1]) if len(rows) else 0
     record.facts["seconds"] = float(rows["seconds"].sum())
     record.facts["sizes"] = {weights: size._asdict() for weights, size in sizes.items()}
     record.save_table("loss", rows)
@@ -97,16 +111,63 @@ def train_study_arm(root: Path, arm: StudyArm, progress: Progress) -> StageRecor
     return record
 
 
-Finished = tuple[Evaluator, dict[str, pd.DataFrame], dict[str, Sizes]]
+LossesAndSizes = tuple[dict[str, pd.DataFrame], dict[str, Sizes]]
+"""By weights: the losses of every excerpt, and what they weigh."""
+Finished = tuple[Evaluator, *LossesAndSizes]
+
+
+def _builder(arm: StudyArm, setup: TrainingSetup) -> Callable[[], PreTrainedModel]:
+    """Makes the model that the arm starts from, the same one every time."""
+
+    def build() -> PreTrainedModel:
+        rows = vocabulary_size(setup.tokenizer)
+        with quiet_transformers():
+            return build_model(arm.pilot.model, rows, setup.sequence_length, arm.seed, setup.device)
+
+    return build
+
+
+def _at_best_rate(
+    arm: StudyArm,
+    build: Callable[[], PreTrainedModel],
+    setup: TrainingSetup,
+    record: StageRecord,
+    progress: Progress,
+    teacher: PreTrainedModel | None,
+) -> TrainingSetup:
+    """The rate that the arm's own sweep finds; the rates tried become its table ``rate_sweep``."""
+
+    def fresh() -> PreTrainedModel:
+        model = build()
+        _to_ternary(arm, model)
+        return model
+
+    found = sweep_rates(fresh, setup, record.folder / "rate_sweep", progress, teacher)
+    record.save_table("rate_sweep", found)
+    rate, text = best_rate(found)
+    record.facts["rate"], record.facts["sweep_seconds"] = rate, float(found["seconds"].sum())
+    progress.note(f"{arm.label}: {text}")
+    return with_best_rate(setup, found)
 
 
 def _precise(
     arm: StudyArm, model: PreTrainedModel, setup: TrainingSetup, folder: Path, progress: Progress
 ) -> Finished:
-    evaluator = train_arm(arm.kind, model, setup, folder, progress)
+    evaluator = train_arm("full_precision", model, setup, folder, progress)
+    return evaluator, *_untrained(arm, model, setup, folder)
+
+
+def _untrained(
+    arm: StudyArm, model: PreTrainedModel, setup: TrainingSetup, folder: Path
+) -> LossesAndSizes:
+    """The model as it is (``trained``), and made ternary without training; it is changed."""
     parameters = sum(p.numel() for p in model.parameters())
     linear = _linear_parameters(model, arm)
-    losses = {"trained": evaluator.losses(model, "master")}
+
+    def judged() -> pd.DataFrame:
+        return document_losses(model, setup.tokenizer, setup.excerpts, setup.sequence_length)
+
+    losses = {"trained": judged()}
     sizes = {"trained": Sizes(BF16_BYTES * parameters, BF16_BYTES * linear)}
     ids_BT = setup.first_sequences(CALIBRATION_SEQUENCES)
     section = arm.pilot.model
@@ -116,11 +177,9 @@ def _precise(
         activations=section.activations,
         calibration=ids_BT.to(model.device).split(4),
     )
-    losses["post_training"] = document_losses(
-        model, setup.tokenizer, setup.excerpts, setup.sequence_length
-    )
+    losses["post_training"] = judged()
     sizes["post_training"] = _packed_sizes(model, report, folder)
-    return evaluator, losses, sizes
+    return losses, sizes
 
 
 def _ternary(
@@ -131,21 +190,27 @@ def _ternary(
     progress: Progress,
     teacher: PreTrainedModel | None,
 ) -> Finished:
-    section = arm.pilot.model
-    threshold = ThresholdVersion.from_section(section.threshold)
-    report = to_ternary(model, section.policy, threshold, section.activations, section.sub_norm)
-    evaluator = train_arm(arm.kind, model, setup, folder, progress, teacher)
+    report = _to_ternary(arm, model)
+    evaluator = train_arm("ternary", model, setup, folder, progress, teacher)
     losses = {"trained": evaluator.losses(model, "ternary")}
     return evaluator, losses, {"trained": _packed_sizes(model, report, folder)}
 
 
-def _teacher(root: Path, teacher: StudyArm, setup: TrainingSetup) -> PreTrainedModel:
-    """The trained full-precision arm."""
-    section = teacher.pilot.model
-    with quiet_transformers():
-        rows = vocabulary_size(setup.tokenizer)
-        model = build_model(section, rows, setup.sequence_length, teacher.seed)
-    load_model(model, arm_folder(root, teacher) / FINAL)
+def _to_ternary(arm: StudyArm, model: PreTrainedModel) -> ConversionReport:
+    section = arm.pilot.model
+    threshold = ThresholdVersion.from_section(section.threshold)
+    return to_ternary(model, section.policy, threshold, section.activations, section.sub_norm)
+
+
+def _teacher(root: Path, arm: StudyArm, setup: TrainingSetup) -> PreTrainedModel | None:
+    """The trained full-precision arm, or the checkpoint as it came."""
+    if arm.kind == "ternary" and arm.pilot.train.distillation.teacher == "checkpoint":
+        with quiet_transformers():
+            return as_teacher(load_checkpoint(str(arm.pilot.model.checkpoint)), setup)
+    if arm.teacher is None:
+        return None
+    model = _builder(arm.teacher, setup)()
+    load_model(model, arm_folder(root, arm.teacher) / FINAL)
     return model
 
 

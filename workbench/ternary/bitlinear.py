@@ -7,6 +7,10 @@ INT8 activations Q8(x); both pass their gradient straight through. ``strength`` 
 blends from the precise layer to the quantised one, w = x + lambda * (q(x) - x), so that a
 threshold can be switched on gradually. The bias is added after the scale, never scaled.
 
+With a rotation H in the threshold it is y = Q3(W H) Q8(H norm(x))^T + bias. The master weights stay
+in the model's own basis, so whatever reads them reads what it always did; the gradient of Q3(W H)
+is turned back. At strength 0 nothing is turned.
+
 Cost: quantising W is one pass over the weights, which matters when a step has many small
 forward passes. The result is therefore kept, but only where nothing can change W unseen:
 between two switches of train()/eval() in evaluation, and in training only on request
@@ -31,11 +35,13 @@ from workbench.ternary import fused
 from workbench.ternary.quantize import (
     learned_weight,
     quantize_weight,
+    rotate,
+    rotated_weight,
     scale_shape,
     shared_fake_quantize,
     starting_alpha,
-    straight_through,
     ternarize,
+    turned_through,
 )
 from workbench.ternary.threshold import ThresholdVersion
 
@@ -172,25 +178,32 @@ class BitLinear(NormedLinear):
             x = self.norm(x)
         if self._blend == "off":
             return F.linear(x, self.weight, self.bias)
+        turns = self.threshold.rotates
         if self.activations == "int8":
             strength = self._lambda if self._blend == "ramp" else None
-            x = shared_fake_quantize(x, strength, self._strength)
+            x = shared_fake_quantize(x, strength, self._strength, turns)
+        else:
+            x = rotate(x, turns)
         return F.linear(x, self.effective_weight(), self.bias)
 
     def effective_weight(self) -> Tensor:
-        """The weights [N, K] that the forward pass uses at the present strength."""
+        """The weights [N, K] that the forward pass uses at the present strength: above 0 those of
+        the rotated input, where the threshold has a rotation."""
         if self._blend == "off":
             return self.weight
         if self.alpha is not None:
             alpha = self._alpha_now()
             assert alpha is not None
-            quantised = learned_weight(self.weight, alpha, self.threshold)
+            weight = rotate(self.weight, self.threshold.rotates)
+            quantised = learned_weight(weight, alpha, self.threshold)
             if self._blend == "ramp":
-                quantised = torch.lerp(self.weight, quantised, self._lambda.to(quantised.dtype))
+                quantised = torch.lerp(weight, quantised, self._lambda.to(quantised.dtype))
             return quantised
         if self._fuses and self._blend == "on":  # what is kept is packed
-            return straight_through(self.weight, self._quantise())
-        return straight_through(self.weight, self._keep(self._quantise))
+            value = self._quantise()
+        else:
+            value = self._keep(self._quantise)
+        return turned_through(self.weight, value, self.threshold.rotates)
 
     @torch.no_grad()
     def ternarized(self) -> tuple[Tensor, Tensor]:
@@ -242,9 +255,8 @@ class BitLinear(NormedLinear):
     def _quantise(self) -> Tensor:
         quantised = quantize_weight(self.weight, self.threshold)
         if self._blend == "ramp":
-            quantised = torch.lerp(
-                self.weight.detach(), quantised, self._lambda.to(quantised.dtype)
-            )
+            weight = rotated_weight(self.weight, self.threshold).to(quantised.dtype)
+            quantised = torch.lerp(weight, quantised, self._lambda.to(quantised.dtype))
         # Autocast would round it at every use: rounded once, half the bytes are kept.
         dtype = _autocast_dtype(self.weight)
         return quantised if dtype is None else quantised.to(dtype)

@@ -31,11 +31,15 @@ def why_plain(model: nn.Module) -> str | None:
 
 def layer_reason(layer: BitLinear) -> str | None:
     """Why one layer takes the plain path at strength 1."""
-    return plain_reason(layer.threshold.rule, layer.activations, layer.weight.device.type)
+    threshold = layer.threshold
+    device = layer.weight.device.type
+    return plain_reason(threshold.rule, layer.activations, device, threshold.rotates)
 
 
-def plain_reason(rule: str, activations: str, device: str) -> str | None:
+def plain_reason(rule: str, activations: str, device: str, rotation: int = 0) -> str | None:
     """Why layers of this kind take the plain path on ``device``, 'cuda' or 'cpu'."""
+    if rotation:
+        return "a rotation (model.threshold.rotation) has no fused training kernel"
     if rule != "absmean":
         return f"threshold rule {rule} has no fused kernel, only absmean has"
     if activations != "int8":

@@ -220,6 +220,12 @@ def _require_possible(
         its = _precision_of(module)
         if precision != its:
             raise ConfigError(f"{name} is packed as {its} and cannot become {precision}")
+        if isinstance(module, PackedTernaryLinear) and module.rotation != threshold.rotates:
+            raise ConfigError(
+                f"{name} is packed with rotation {module.rotation or 'none'}, and the folder's "
+                f"threshold version is {threshold.id}",
+                allowed="the rotation that its codes were made under",
+            )
     elif precision in ("ternary", "int4"):
         if isinstance(module, nn.Embedding):
             raise ConfigError(f"{name} is an embedding", allowed="int8 or high_precision")
@@ -301,6 +307,7 @@ def _empty(
             return Int4Linear.empty((N, K), **rest)
         codes = torch.empty((N, -(-K // 4)), dtype=torch.uint8)
         scale = torch.empty(scale_shape(N, K, manifest.threshold.granularity))
+        rest["rotation"] = manifest.threshold.rotates
         return PackedTernaryLinear(codes, scale, K, **rest)
 
 

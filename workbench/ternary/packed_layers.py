@@ -22,7 +22,7 @@ from ternary_kernels.packing import (
     unpack_portable,
     unpack_portable4,
 )
-from ternary_kernels.quantizers import INT4_GROUP, quantize_int4, quantize_int8
+from ternary_kernels.quantizers import INT4_GROUP, quantize_int4, quantize_int8, rotate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,15 +51,21 @@ class _PackedLinear(nn.Module):
         self.norm = norm
         self._native: PackedTernary | PackedInt8 | PackedInt4 | None = None
         self._dense: Tensor | None = None
+        self.rotation = 0
 
     def dequantize(self) -> Tensor:
-        """The float32 matrix [N, K] that the packed weights stand for."""
+        """The float32 matrix [N, K] that the packed weights stand for, of the layer's own input."""
+        return rotate(self._as_kept(), self.rotation)
+
+    def _as_kept(self) -> Tensor:
+        """The same of what the layer multiplies: its input, rotated where it has a rotation."""
         raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         if self.norm is not None:
             x = self.norm(x)
+        x = rotate(x, self.rotation)
         if _runs_natively(x, self.activations):
             if self._native is None:
                 self._native = self._to_native()
@@ -67,7 +73,7 @@ class _PackedLinear(nn.Module):
         if self.activations == "int8":
             x = fake_quantize_activations(x)
         if self._dense is None or (self._dense.dtype, self._dense.device) != (x.dtype, x.device):
-            self._dense = self.dequantize().to(x.device, x.dtype)
+            self._dense = self._as_kept().to(x.device, x.dtype)
         return F.linear(x, self._dense, None if self.bias is None else self.bias.to(x.dtype))
 
     def _to_native(self) -> PackedTernary | PackedInt8 | PackedInt4:
@@ -83,7 +89,8 @@ class _PackedLinear(nn.Module):
 
 class PackedTernaryLinear(_PackedLinear):
     """codes: uint8 [N, ceil(K/4)], code w + 1 of input k in byte k//4 at bits 2*(k%4).
-    scale: float32 [1], [N] or [N, ceil(K/128)], multiplied."""
+    scale: float32 [1], [N] or [N, ceil(K/128)], multiplied.
+    rotation: of the threshold that the codes were made under; 0 for none."""
 
     codes: Tensor
     scale: Tensor
@@ -97,15 +104,17 @@ class PackedTernaryLinear(_PackedLinear):
         activations: Activations = "int8",
         bias: Tensor | None = None,
         norm: nn.Module | None = None,
+        rotation: int = 0,
     ) -> None:
         super().__init__(activations, bias, norm)
+        self.rotation = rotation
         self.in_features, self.out_features = in_features, codes.shape[0]
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
 
     @classmethod
     def from_values(cls, values: Tensor, scale: Tensor, **rest) -> PackedTernaryLinear:
-        """From int8 [N, K] of -1, 0, 1 and a scale; ``rest``: activations, bias, norm."""
+        """From int8 [N, K] of -1, 0, 1 and a scale; ``rest``: activations, bias, norm, rotation."""
         codes = pack_portable((values + 1).to(torch.uint8))
         return cls(codes, scale.float().contiguous(), values.shape[1], **rest)
 
@@ -120,7 +129,7 @@ class PackedTernaryLinear(_PackedLinear):
         """int8 [N, K] of -1, 0, 1."""
         return unpack_portable(self.codes, self.in_features).to(torch.int8) - 1
 
-    def dequantize(self) -> Tensor:
+    def _as_kept(self) -> Tensor:
         return self.values().float() * spread(self.scale, self.in_features)
 
     def _to_native(self) -> PackedTernary:
@@ -147,7 +156,7 @@ class Int8Linear(_PackedLinear):
         self.register_buffer("int8", int8)
         self.register_buffer("scale", scale)
 
-    def dequantize(self) -> Tensor:
+    def _as_kept(self) -> Tensor:
         return self.int8.float() * self.scale[:, None]
 
     def _to_native(self) -> PackedInt8:
@@ -193,7 +202,7 @@ class Int4Linear(_PackedLinear):
         """int8 [N, K] in -8..7."""
         return unpack_portable4(self.int4, self.in_features)
 
-    def dequantize(self) -> Tensor:
+    def _as_kept(self) -> Tensor:
         return self.values().float() * spread(self.scale.float(), self.in_features, INT4_GROUP)
 
     def _to_native(self) -> PackedInt4:
@@ -253,6 +262,8 @@ def pack_layer(
     if precision == "int4":
         return Int4Linear.from_values(*quantize_int4(layer.weight), **rest)
     if precision == "ternary":
+        own = layer.threshold if isinstance(layer, BitLinear) else threshold
+        rest["rotation"] = own.rotates
         if isinstance(layer, BitLinear):
             return PackedTernaryLinear.from_values(*layer.ternarized(), **rest)
         return PackedTernaryLinear.from_values(*ternarize(layer.weight, threshold), **rest)

@@ -21,6 +21,7 @@ from ternary_kernels.quantizers import (
     absmean,
     activation_codes,
     per_cell,
+    rotate,
     round_to,
     spread,
     ternary_codes,
@@ -36,25 +37,34 @@ LEARNED_CLIP = 0.99
 def ternarize(
     weight_NK: Tensor, threshold: ThresholdVersion, alpha: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Codes and scale of a weight matrix: weight is approximated by codes * scale.
+    """Codes and scale of a weight matrix: weight is approximated by codes * scale, the rotated
+    weight where the threshold has a rotation.
 
     alpha: the trained parameter of rule ``learned``, shaped like a scale.
     Returns int8 [N, K] of -1, 0, 1 and the float32 scale.
     """
-    codes, scale = _codes_and_scale(weight_NK.detach().float(), threshold, alpha)
+    codes, scale = _codes_and_scale(rotated_weight(weight_NK, threshold), threshold, alpha)
     return codes.to(torch.int8), scale
 
 
 def quantize_weight(
     weight_NK: Tensor, threshold: ThresholdVersion, alpha: Tensor | None = None
 ) -> Tensor:
-    """codes * scale in the weight's dtype, without a gradient."""
-    codes, scale = _codes_and_scale(weight_NK.detach().float(), threshold, alpha)
+    """codes * scale in the weight's dtype, without a gradient; see :func:`ternarize`."""
+    codes, scale = _codes_and_scale(rotated_weight(weight_NK, threshold), threshold, alpha)
     return codes.mul_(spread(scale, weight_NK.shape[1])).to(weight_NK.dtype)
+
+
+def rotated_weight(weight_NK: Tensor, threshold: ThresholdVersion) -> Tensor:
+    """The float32 matrix that codes are made of, without a gradient: the weight, its inputs turned
+    where the threshold has a rotation."""
+    return rotate(weight_NK.detach().float(), threshold.rotates)
 
 
 def learned_weight(weight_NK: Tensor, alpha: Tensor, threshold: ThresholdVersion) -> Tensor:
     """codes * alpha/1.5 with gradients for the weight and for alpha (LSQ, scaled 1/sqrt(cell)).
+
+    weight_NK: as codes are made of it, so rotated where the threshold has a rotation.
 
     A weight beyond the clip range passes no gradient to itself; alpha receives code - w/alpha
     inside the range and the code outside.
@@ -71,7 +81,7 @@ def learned_weight(weight_NK: Tensor, alpha: Tensor, threshold: ThresholdVersion
 
 def starting_alpha(weight_NK: Tensor, threshold: ThresholdVersion) -> Tensor:
     """Where rule ``learned`` starts: max |w| of each cell."""
-    magnitude = weight_NK.detach().float().abs()
+    magnitude = rotated_weight(weight_NK, threshold).abs()
     return per_cell(magnitude, threshold.granularity, lambda x: x.amax(-1)).clamp_(
         min=threshold.eps
     )
@@ -108,8 +118,11 @@ def fake_quantize_activations(x: Tensor, strength: Tensor | None = None) -> Tens
     return straight_through(x, values.to(x.dtype))
 
 
-def shared_fake_quantize(x: Tensor, strength: Tensor | None, level: float) -> Tensor:
-    """:func:`fake_quantize_activations`, made once for all layers that read the same tensor.
+def shared_fake_quantize(
+    x: Tensor, strength: Tensor | None, level: float, rotation: int = 0
+) -> Tensor:
+    """:func:`fake_quantize_activations` of the rotated ``x``, made once for all layers that read
+    the same tensor.
 
     q, k and v are given one tensor, gate and up another, so of a block's seven quantisations
     and copies for the backward pass four remain. The result stays with ``x`` itself and goes
@@ -117,11 +130,11 @@ def shared_fake_quantize(x: Tensor, strength: Tensor | None, level: float) -> Te
     gradient mode makes a new one.
     """
     if torch.compiler.is_compiling() or x.is_inference():  # neither has a version to trust
-        return fake_quantize_activations(x, strength)
-    state = (x._version, level, torch.is_grad_enabled())
+        return fake_quantize_activations(rotate(x, rotation), strength)
+    state = (x._version, level, torch.is_grad_enabled(), rotation)
     kept = getattr(x, "_int8_form", None)
     if kept is None or kept[0] != state:
-        kept = (state, fake_quantize_activations(x, strength))
+        kept = (state, fake_quantize_activations(rotate(x, rotation), strength))
         x._int8_form = kept  # type: ignore[attr-defined]
     return kept[1]
 
@@ -144,10 +157,29 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
+def turned_through(x: Tensor, value: Tensor, rotation: int) -> Tensor:
+    """``value``, which stands for the rotated ``x``, going forward; going back, its gradient turned
+    to what it is of ``x`` itself."""
+    return _TurnedThrough.apply(x, value, rotation) if rotation else straight_through(x, value)
+
+
+class _TurnedThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, value: Tensor, rotation: int) -> Tensor:
+        ctx.rotation, ctx.dtype = rotation, x.dtype
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return rotate(gradient, ctx.rotation).to(ctx.dtype), None, None
+
+
 def threshold_in_scales(
     weight_NK: Tensor, threshold: ThresholdVersion, scale: Tensor
 ) -> Tensor | float:
-    """|weight| / scale from which on a code is no longer 0, shaped to broadcast against [N, K]."""
+    """|weight| / scale from which on a code is no longer 0, shaped to broadcast against [N, K].
+
+    weight_NK: the rotated one, see :func:`rotated_weight`."""
     if threshold.rule != "twn":
         return 0.5
     mean = per_cell(weight_NK.detach().float().abs(), threshold.granularity, lambda x: x.mean(-1))

@@ -13,6 +13,11 @@ With s the statistic over a cell (tensor, row, or 128 inputs of a row):
 - ``least_squares`` no training rule: codes and scale that minimise the squared error of the
   weights (:mod:`workbench.ternary.post_training`)
 
+With a ``rotation`` the weights are first turned, in blocks of inputs, by a Hadamard matrix, and so
+is what the layer takes: y = Q3(W H) Q8(H x), where H H = 1, so unrounded nothing changes. Outliers
+are spread over their block, which the rounding of weights and activations has less to lose by. A
+layer's block is the largest power of two that divides its width, and at most ``rotation``.
+
 Sources: BitNet b1.58 (arXiv 2402.17764), TWN (1605.04711), LSQ (1902.08153), ParetoQ (2502.02631).
 """
 
@@ -30,6 +35,7 @@ from workbench.pilot.sections.model import Threshold
 ThresholdRule = Literal["absmean", "absmedian", "twn", "learned", "least_squares"]
 Granularity = Literal["tensor", "row", "group128"]
 Rounding = Literal["half_even", "half_up", "half_away"]
+Rotation = Literal["none", 128, 256, 512, 1024]
 
 StrictPositive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
@@ -38,6 +44,7 @@ StrictPositive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 class ThresholdVersion:
     """rounding: where |w/s| is exactly one half; ``half_up`` is floor(x + 0.5).
     eps: least value of the statistic. ratio: of the mean magnitude, for ``twn`` only.
+    rotation: the largest block of inputs that is turned together, or ``none``.
 
     >>> from workbench.api import ThresholdVersion
     >>> str(ThresholdVersion(granularity="row"))
@@ -51,14 +58,20 @@ class ThresholdVersion:
     rounding: Rounding = "half_even"
     eps: StrictPositive = 1e-5
     ratio: StrictPositive = 0.75
+    rotation: Rotation = "none"
 
     @property
     def id(self) -> str:
-        """Short text such as ``absmean/tensor/half_even/eps1e-5``."""
+        """Short text such as ``absmean/tensor/half_even/eps1e-5``, or that and ``/rot512``."""
         rule = f"twn{self.ratio:g}" if self.rule == "twn" else self.rule
-        return (
-            f"{rule}/{self.granularity}/{self.rounding}/eps{f'{self.eps:g}'.replace('e-0', 'e-')}"
-        )
+        eps = f"{self.eps:g}".replace("e-0", "e-")
+        turned = "" if self.rotation == "none" else f"/rot{self.rotation}"
+        return f"{rule}/{self.granularity}/{self.rounding}/eps{eps}{turned}"
+
+    @property
+    def rotates(self) -> int:
+        """The largest block of the rotation; 0 for none."""
+        return 0 if self.rotation == "none" else self.rotation
 
     def __str__(self) -> str:
         return self.id

@@ -27,6 +27,7 @@ from workbench.train.guard import StabilityGuard
 from workbench.train.layers import LayerStatistics
 from workbench.train.processes import require_devices, train_in_processes
 from workbench.train.quiet import quiet_transformers
+from workbench.train.regularisation import Regularisation, RegularisationCallback
 from workbench.train.schedule import Schedule, TrainedArm
 from workbench.train.setup import TrainingSetup
 from workbench.train.telemetry import Telemetry
@@ -138,8 +139,13 @@ def run_training(training: Training, progress: Progress) -> None:
     trainer.add_callback(PhaseCallback(trainer, guard))
     if is_first:
         trainer.add_callback(RecordCallback(trainer, evaluator, guard, progress))
-    trainer.add_callback(CheckpointCallback(trainer, evaluator))
     start = training.start
+    regularisation = _regularisation(training, is_first)
+    if regularisation:
+        if start:
+            regularisation.load(start[0])
+        trainer.add_callback(RegularisationCallback(regularisation))
+    trainer.add_callback(CheckpointCallback(trainer, evaluator, regularisation))
     if start and evaluator.layers:
         evaluator.layers.load(start[0])
     keep_tensorboard_in(trainer, training.folder / "tensorboard")
@@ -150,6 +156,16 @@ def run_training(training: Training, progress: Progress) -> None:
     if is_first:
         with replacing(training.folder / FINAL) as partial:
             safetensors.torch.save_model(model, str(partial))
+
+
+def _regularisation(training: Training, is_first: bool) -> Regularisation | None:
+    """Of the weights that learn to be ternary, where the pilot asks for it."""
+    train = training.setup.train
+    layers = [(n, layer) for n, layer in bit_linears(training.model) if layer.weight.requires_grad]
+    if train.regularisation == "none" or training.arm != "ternary" or not layers:
+        return None
+    telemetry = training.evaluator.telemetry if is_first else None
+    return Regularisation(train.regularisation, train.regularisation_strength, layers, telemetry)
 
 
 def _recompute_activations(model: PreTrainedModel) -> None:

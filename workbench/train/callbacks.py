@@ -27,6 +27,7 @@ from workbench.train.checkpoints import last_whole, mark_whole
 from workbench.train.evaluator import Evaluator
 from workbench.train.guard import StabilityGuard
 from workbench.train.layers import LayerRows
+from workbench.train.regularisation import Regularisation
 from workbench.train.schedule import StepSettings, epoch_steps
 from workbench.train.trainer import ArmTrainer, sequences_a_step
 
@@ -180,8 +181,14 @@ class CheckpointCallback(TrainerCallback):
     """Adds to a checkpoint what the Trainer does not know of, and then the marker, once every
     process has written its own part."""
 
-    def __init__(self, trainer: ArmTrainer, evaluator: Evaluator) -> None:
+    def __init__(
+        self,
+        trainer: ArmTrainer,
+        evaluator: Evaluator,
+        regularisation: Regularisation | None = None,
+    ) -> None:
         self.trainer, self.evaluator = trainer, evaluator
+        self.regularisation = regularisation
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
@@ -192,5 +199,7 @@ class CheckpointCallback(TrainerCallback):
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if self.evaluator.layers:
             self.evaluator.layers.save(folder)
+        if self.regularisation:
+            self.regularisation.save(folder)
         self.evaluator.telemetry.sync()
         mark_whole(folder)

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 from workbench.ternary import bit_linears
-from workbench.ternary.quantize import spread, threshold_in_scales
+from workbench.ternary.quantize import rotated_weight, spread, threshold_in_scales
 
 FILE = "last_look.safetensors"
 CODES, SCALES = ".codes", ".scales"
@@ -47,8 +47,9 @@ class LayerStatistics:
         histograms: LayerRows = []
         for name, layer in bit_linears(model):
             codes, scale = layer.ternarized()
-            in_scales = layer.weight.detach().float() / spread(scale, layer.weight.shape[1])
-            edge = threshold_in_scales(layer.weight, layer.threshold, scale)
+            weight = rotated_weight(layer.weight, layer.threshold)
+            in_scales = weight / spread(scale, weight.shape[1])
+            edge = threshold_in_scales(weight, layer.threshold, scale)
             counts = [(codes == code).sum() for code in (-1, 0, 1)]
             distance = (in_scales.abs() - edge).abs().mean()
             minus, zero, plus, mean_scale, distance = (

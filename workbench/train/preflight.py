@@ -98,11 +98,13 @@ def _require_teacher(pilot: Pilot) -> None:
 
 def _require_int8_gradients(pilot: Pilot, device: DeviceName) -> None:
     model = pilot.model
-    reason = plain_reason(model.threshold.rule, model.activations, device)
+    rotation = 0 if model.threshold.rotation == "none" else model.threshold.rotation
+    reason = plain_reason(model.threshold.rule, model.activations, device, rotation)
     if pilot.train.int8_gradients and reason:
         raise ConfigError(
             f"train.int8_gradients: true, but {reason}",
-            allowed="a CUDA device, model.threshold.rule absmean, model.activations int8",
+            allowed="a CUDA device, model.threshold.rule absmean without a rotation, "
+            "model.activations int8",
             next_step="set train.int8_gradients to false, or train on a GPU machine",
         )
 

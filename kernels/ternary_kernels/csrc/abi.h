@@ -35,8 +35,8 @@ TK_API int tk_force_isa(const char* name);        // 0, or 1 if unavailable
 TK_API void tk_set_threads(int threads);
 TK_API int tk_threads();
 
-TK_API int tk_quantize(const float* x, int M, int K, const float* norm, float eps, int8_t* q,
-                       float* x_scale);
+TK_API int tk_quantize(const float* x, int M, int K, const float* norm, float eps, int hadamard,
+                       int8_t* q, float* x_scale);
 TK_API void tk_linear_int(const tk::Weight* w, const int8_t* q, int M, int32_t* out);
 // `count` weights over one activation; norm may be null; eps < 0: no norm.
 TK_API int tk_linears(const tk::Weight* const* weights, int count, const float* x, int M,

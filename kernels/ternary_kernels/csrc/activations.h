@@ -17,17 +17,18 @@ class Activations {
         sums_(static_cast<size_t>(rows) * static_cast<size_t>(sums_stride(max_K))),
         starts_(static_cast<size_t>(rows) * static_cast<size_t>(small_k_groups(max_K))) {}
 
-  // Row m of M, of K floats: norm (eps < 0: none), then the forms asked for.
+  // Row m of M, of K floats: norm (eps < 0: none), rotation, then the forms asked for.
   // False if the row holds NaN or Inf.
   bool prepare(const Kernels& k, int m, int M, const float* x, int K, const float* norm, float eps,
                const Forms& forms) {
     const float* row = x;
-    if (eps >= 0 || forms.floats) {
+    if (eps >= 0 || forms.floats || forms.hadamard > 1) {
       float* own = normed_.data() + static_cast<ptrdiff_t>(m) * K;
       if (eps >= 0)
         k.norm_row(x, norm, eps, K, own);
       else
         __builtin_memcpy(own, x, static_cast<size_t>(K) * sizeof(float));
+      if (forms.hadamard > 1) k.hadamard_row(own, K, forms.hadamard);
       row = own;
     }
     const bool tiles = on_unit(k, M);

@@ -66,6 +66,7 @@ const tk::Kernels TK_TABLE = {
     TK_NS::linear_int_item,
 #endif
     TK_NS::norm_row,
+    TK_NS::hadamard_row,
     TK_NS::quantize_row,
     TK_NS::start_row,
     TK_NS::finite_row,

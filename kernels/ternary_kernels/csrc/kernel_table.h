@@ -42,6 +42,7 @@ struct Weight {
   Scaling scaling;
   const void* tiles;
   const void* scales;  // fp32; of INT4 fp16
+  int32_t hadamard;    // inputs that are rotated together before they are rounded; 1: none
 
   bool is_float() const { return kind == kBf16 || kind == kF16; }
 };
@@ -49,8 +50,10 @@ struct Weight {
 // The forms of an activation that the weights reading it need.
 struct Forms {
   bool int8 = false, starts = false, floats = false;
+  int hadamard = 1;  // of all weights that read them, which Python sees to
 
   Forms& add(const Weight& w) {
+    hadamard = w.hadamard;
     (w.is_float() ? floats : int8) = true;
     starts |= w.kind == kInt4;
     return *this;
@@ -110,6 +113,8 @@ struct Kernels {
 
   // RMSNorm of a row (weight may be null) or a copy where eps < 0. y may be x.
   void (*norm_row)(const float* x, const float* weight, float eps, int K, float* y);
+  // Blocks of a row, in place, times the Hadamard matrix over sqrt(block); a power of two.
+  void (*hadamard_row)(float* x, int K, int block);
   // Per-token INT8. False if the row holds NaN or Inf.
   bool (*quantize_row)(const float* x, int K, int8_t* q, float* x_scale, int32_t* sums);
   // A row's Acts::starts.

@@ -22,6 +22,7 @@ std::string layout() {
   {
     using Type = tk::Weight;
     TK_FIELD(kind) TK_FIELD(N) TK_FIELD(K) TK_FIELD(scaling) TK_FIELD(tiles) TK_FIELD(scales)
+    TK_FIELD(hadamard)
     text += line(TK_STRUCT, sizeof(Type));
   }
 #undef TK_STRUCT

@@ -53,13 +53,14 @@ TK_API int tk_force_isa(const char* name) { return force_kernels(name) ? 0 : 1; 
 TK_API void tk_set_threads(int threads) { Team::instance().resize(threads); }
 TK_API int tk_threads() { return Team::instance().size(); }
 
-TK_API int tk_quantize(const float* x, int M, int K, const float* norm, float eps, int8_t* q,
-                       float* x_scale) {
+TK_API int tk_quantize(const float* x, int M, int K, const float* norm, float eps, int hadamard,
+                       int8_t* q, float* x_scale) {
   const Kernels& k = kernels();
   Activations acts(M, K);
   std::atomic<int> bad{0};
   Forms forms;
   forms.int8 = true;
+  forms.hadamard = hadamard;
   Team::instance().run(
       [&](Worker& worker) { prepare_rows(worker, k, acts, x, M, K, norm, eps, forms, bad); });
   for (int m = 0; m < M; ++m) {

@@ -25,6 +25,31 @@ void norm_row(const float* x, const float* weight, float eps, int K, float* y) {
   }
 }
 
+// Butterflies at distances 1, 2, 4, ...: quantizers.py adds the same pairs, so the bits are equal.
+// Within a vector's width the compiler shuffles; beyond it whole vectors are added.
+void hadamard_row(float* x, int K, int block) {
+  for (int start = 0; start + block <= K; start += block) {
+    float* y = x + start;
+    int distance = 1;
+    for (; distance < least(block, 16); distance *= 2)
+      for (int i = 0; i < block; i += 2 * distance)
+        for (int j = i; j < i + distance; ++j) {
+          const float a = y[j], b = y[j + distance];
+          y[j] = a + b;
+          y[j + distance] = a - b;
+        }
+    for (; distance < block; distance *= 2)
+      for (int i = 0; i < block; i += 2 * distance)
+        for (int j = i; j < i + distance; j += 16) {
+          const F a = load(y + j), b = load(y + j + distance);
+          store(y + j, add(a, b));
+          store(y + j + distance, sub(a, b));
+        }
+    const auto scale = static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(block)));
+    for (int j = 0; j < block; ++j) y[j] *= scale;
+  }
+}
+
 // NaN and Inf have the largest magnitudes of all bit patterns, so one integer maximum finds
 // both the absmax and the trouble.
 constexpr int32_t kInfinityBits = 0x7f800000;

@@ -16,6 +16,10 @@ A row that holds NaN or Inf gets x_scale = NaN, so every output computed from it
 
 Bytes a row: K * (2 + 1) for bf16 (gated: 2K * 2 + K), + 4 for x_scale + K/32 for the sums. Floor at
 4.3 TB/s: 4096 rows of 8192, 102 MB, 24 us; one row: the launch.
+With a rotation (:func:`ternary_kernels.quantizers.rotate`) y is turned in blocks of inputs before
+it is rounded, in a kernel of its own that holds the whole row: log2(block) additions an element on
+registers, no byte more. Forward only: training rotates in PyTorch.
+
 The backward of norm and quantisation (straight through the rounding) is RMSNorm's:
 
     dx = rstd * (w dy - xhat * mean(w dy xhat)),   dw = sum over rows of dy xhat,   xhat = x rstd
@@ -26,6 +30,7 @@ in two kernels; each reads x and dy once: (2 + 2) * 2 + 2 bytes an element, floo
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -33,6 +38,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..quantizers import rotation_block
 from . import checks
 from .layout import GROUP, OPTIONS, interleaved, round_half_even, wait_for_inputs
 
@@ -116,6 +122,34 @@ def quantize_rows_kernel(
         group = start // 128 + tl.arange(0, BLOCK // 128)
         sums = tl.sum(q.to(tl.int32).reshape(BLOCK // 128, 128), 1)
         tl.store(sums_ptr + row * G + group, sums, mask=group < G)
+
+
+@triton.jit
+def rotate_quantize_rows_kernel(
+    x_ptr, w_ptr, q_ptr, x_scale_ptr, sums_ptr, K, G, x_stride, eps, scale,
+    NORM: tl.constexpr, LOG_ROTATION: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    wait_for_inputs()
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * x_stride + k, mask=k < K, other=0.0).to(tl.float32)
+    if NORM:
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(x * x, 0), tl.cast(K, tl.float32)) + eps))
+        x = x * rstd * tl.load(w_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+    nan_or_zero = tl.sum(x * 0.0, 0)
+    for i in tl.static_range(LOG_ROTATION):
+        pairs = tl.permute(tl.reshape(x, (BLOCK >> (i + 1), 2, 1 << i)), (0, 2, 1))
+        a, b = tl.split(pairs)
+        x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (BLOCK,))
+    x = x * scale
+    absmax = tl.maximum(tl.max(tl.abs(x), 0), 1e-5)
+    factor = tl.div_rn(1.0, absmax) * 127.0
+    tl.store(x_scale_ptr + row, tl.div_rn(absmax, 127.0) + nan_or_zero)
+    q = round_half_even(x * factor).to(tl.int8)
+    tl.store(q_ptr + row * G * 128 + interleaved(k), q, mask=k < G * 128)
+    group = tl.arange(0, BLOCK // 128)
+    sums = tl.sum(q.to(tl.int32).reshape(BLOCK // 128, 128), 1)
+    tl.store(sums_ptr + row * G + group, sums, mask=group < G)
 
 
 @triton.jit
@@ -234,6 +268,33 @@ def _(x, norm_weight, eps, activation):
     return _quantize_rows_outputs(x, norm_weight, activation)
 
 
+@torch.library.custom_op("ternary_gpu::rotate_quantize_rows", mutates_args=())
+def rotate_quantize_rows(
+    x: Tensor, norm_weight: Tensor | None, eps: float, block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x [M, K] -> q, x_scale, sums of the normed row, rotated in blocks of ``block`` inputs."""
+    q, x_scale, sums, _ = _quantize_rows_outputs(x, None, "none")
+    M, K = x.shape
+    checks.rows(x, "x")
+    if norm_weight is not None:
+        checks.vector(norm_weight, K, "norm_weight", x)
+    if M:
+        x = x if x.stride(1) == 1 else x.contiguous()
+        whole = triton.next_power_of_2(max(K, GROUP))
+        rotate_quantize_rows_kernel[(M,)](
+            x, norm_weight, q, x_scale, sums, K, sums.shape[1], x.stride(0), eps,
+            1.0 / math.sqrt(block), NORM=norm_weight is not None,
+            LOG_ROTATION=block.bit_length() - 1, BLOCK=whole,
+            num_warps=max(1, min(16, whole // 512)), **OPTIONS,
+        )  # fmt: skip
+    return q, x_scale, sums
+
+
+@rotate_quantize_rows.register_fake
+def _(x, norm_weight, eps, block):
+    return _quantize_rows_outputs(x, None, "none")[:3]
+
+
 @torch.library.custom_op("ternary_gpu::dequantize_rows", mutates_args=())
 def dequantize_rows(q: Tensor, x_scale: Tensor, K: int, dtype: torch.dtype) -> Tensor:
     """The activations [M, K] that q and x_scale stand for, in natural order."""
@@ -281,11 +342,18 @@ def _(dy, x, norm_weight, rstd):
     return torch.empty_like(x), x.new_empty((x.shape[1],), dtype=torch.float32)
 
 
-def quantize(x: Tensor, norm_weight: Tensor | None = None, eps: float = 1e-5) -> QuantizedRows:
+def quantize(
+    x: Tensor, norm_weight: Tensor | None = None, eps: float = 1e-5, rotation: int = 0
+) -> QuantizedRows:
     """Quantise x [..., K] (bf16, fp16 or fp32), after RMSNorm when ``norm_weight`` [K] is given.
 
+    rotation: of a threshold version; the normed row is turned in blocks of at most so many inputs.
     Not differentiable by itself: training goes through :func:`ternary_kernels.gpu.qat_linear`.
     """
+    rows = checks.matrix(x)
+    block = rotation_block(rows.shape[1], rotation)
+    if block > 1:
+        return QuantizedRows(*rotate_quantize_rows(rows, norm_weight, eps, block))
     return QuantizedRows(*quantize_rows(checks.matrix(x), norm_weight, eps, "none")[:3])
 
 

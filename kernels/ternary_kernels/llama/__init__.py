@@ -34,7 +34,7 @@ PackedInt8, PackedHalf.
 
 from __future__ import annotations
 
-from .config import LINEARS, LlamaConfig
+from .config import LINEARS, TOGETHER, LlamaConfig
 from .model import KV_DTYPES, LlamaModel
 from .native import LlamaNative, create
 from .reference import LlamaReference
@@ -42,6 +42,7 @@ from .reference import LlamaReference
 __all__ = [
     "KV_DTYPES",
     "LINEARS",
+    "TOGETHER",
     "LlamaConfig",
     "LlamaModel",
     "LlamaNative",

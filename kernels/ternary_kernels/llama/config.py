@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..weights import PackedWeight
+from ..weights import PackedWeight, require_one_rotation
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+TOGETHER = (("q", "k", "v"), ("gate", "up"))
+"""Those that read one input."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ def checked_weights(config: LlamaConfig, weights: dict) -> dict:
                     f"{name} is {_describe(value)}; allowed: a tensor ({vectors[name]},)"
                 )
             checked[name] = value.detach().to("cpu", torch.float32).contiguous()
+    for i in range(c.num_layers):
+        for group in TOGETHER:
+            require_one_rotation([checked[f"layers.{i}.{name}"] for name in group])
     return checked
 
 

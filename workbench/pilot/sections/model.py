@@ -23,6 +23,12 @@ class Threshold(Section):
     )
     eps: Positive = Field(1e-5, description="least scale, so that a layer of zeros divides nothing")
     ratio: Positive = Field(0.75, description="of the mean magnitude, for rule twn")
+    rotation: Literal["none", 128, 256, 512, 1024] = Field(
+        "none",
+        description="Hadamard rotation of what a ternary layer takes, in blocks of so many inputs; "
+        "its weights are rotated alike before they are rounded, so full precision stays. A "
+        "width that it does not divide takes the largest power of two that does (576: 64)",
+    )
 
 
 class Policy(Section):

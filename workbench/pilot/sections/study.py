@@ -25,6 +25,19 @@ class Recipe(Section):
     )  # fmt: skip
 
 
+class CheckpointStudy(Section):
+    """``workbench study checkpoint``: one checkpoint, equal tokens, several ways to ternary.
+
+    Every arm is the pilot's ``train`` and ``model`` with a few values changed; ``default`` is the
+    recipe for a checkpoint as the pilot says it.
+    """
+
+    arms: dict[str, PilotValues] = Field(
+        {}, description="name of a ternary arm -> its sections train and model, as far as they "
+        "differ from the pilot; lambda_warmup is what the headline compares with"
+    )  # fmt: skip
+
+
 class Parity(Section):
     """``workbench study parity``: ternary networks of several widths against one precise one."""
 
@@ -52,3 +65,4 @@ class Study(Section):
     recipe: Recipe = Recipe()
     parity: Parity = Parity()
     size: Size = Size()
+    checkpoint: CheckpointStudy = CheckpointStudy()

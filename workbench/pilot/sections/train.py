@@ -102,6 +102,17 @@ class Guard(Section):
     least_factor: Share = Field(0.1, description="of lower_rate: the rate never falls below this")
 
 
+class RateSweep(Section):
+    """Before the ternary arm is trained, a short training at each of a few rates, all from the same
+    weights and on the same batches; the rate with the lowest loss on training text that none of
+    them has learned from becomes ``ternary_lr``. Table ``rate_sweep``; the notes say what it took.
+    """
+
+    rates: list[Positive] = Field([], description="peak learning rates to try; none: no sweep")
+    share: Share = Field(0.05, description="of train.steps, the length of each short training")
+    sequences: Count = Field(16, description="training sequences that are set aside to judge by")
+
+
 class Train(Section):
     """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` x
     ``gradient_accumulation`` sequences.
@@ -145,6 +156,15 @@ class Train(Section):
     threshold: ThresholdOn = ThresholdOn()
     finetune: Finetune = Finetune()
     second_stage: SecondStage = SecondStage()
+    rate_sweep: RateSweep = RateSweep()
+    regularisation: Literal["none", "l2", "pull"] = Field(
+        "none",
+        description="after each step of the ternary arm, quantised weights move towards zero (l2) "
+        "or towards the nearest ternary point (pull), more where codes flip near thresholds",
+    )
+    regularisation_strength: Positive = Field(
+        0.1, description="of it, 1/step at learning rate 1, in a layer of usual flips and distance"
+    )
     distillation: Distillation = Distillation()
     guard: Guard = Guard()
     evaluations: Count = Field(

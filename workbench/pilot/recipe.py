@@ -1,0 +1,66 @@
+"""The recipe for a checkpoint: what a training takes by itself where the pilot names none.
+
+A model that knows something already wants another training than one from scratch. What carries
+it is the checkpoint's own word, the KL divergence from it as a teacher (public reports; the study
+``checkpoint`` in docs/studies.md): a pilot's text is far too little to learn a language from anew.
+So the threshold is on from the first steps, nothing pulls the weights to zero, and the
+rates are those of a fine-tuning, found by a short sweep: their window is narrow.
+
+Each value holds where ``model.checkpoint`` is given and the pilot's own files and ``--set`` say
+nothing of that field. What ``workbench:base`` says is the workbench's own word for a training from
+scratch, and gives way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from workbench.pilot.yaml_file import Keys
+
+SOURCE = "recipe for model.checkpoint"
+"""Where ``workbench show`` says that such a value came from."""
+
+RATES: list[float] = [1e-4, 3e-4, 1e-3]
+"""What the sweep tries."""
+
+CHECKPOINT: dict[str, Any] = {
+    "train": {
+        "lr": 1e-4,
+        "lr_final_factor": 0.1,
+        "betas": [0.9, 0.95],
+        "weight_decay": 0.0,
+        "warmup": {"share": 0.0, "weight_decay": 0.0},
+        "threshold": {"share": 0.1, "weight_decay": 0.0},
+        "finetune": {"weight_decay": 0.0},
+        "distillation": {"teacher": "checkpoint", "alpha": 0.9},
+        "rate_sweep": {"rates": RATES},
+    },
+    "model": {"threshold": {"granularity": "row"}},
+}
+
+SWEPT = (("train", "ternary_lr"), ("train", "lr"))
+"""Who names a rate has found it: no sweep."""
+
+
+def recipe_for(values: dict[str, Any], given: set[Keys]) -> Iterator[tuple[Keys, Any]]:
+    """(keys, value) of each field that the recipe decides in a pilot of ``values``.
+
+    given: what the pilot's own files and ``--set`` say, as whole paths of keys.
+    """
+    model = values.get("model")
+    if not isinstance(model, dict) or not model.get("checkpoint") or model.get("ternary"):
+        return
+    for keys, value in _leaves(CHECKPOINT, ()):
+        if keys == ("train", "rate_sweep", "rates") and any(k in given for k in SWEPT):
+            continue
+        if not any(keys[: len(own)] == own or own[: len(keys)] == keys for own in given):
+            yield keys, value
+
+
+def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+    if not isinstance(value, dict):
+        yield keys, value
+        return
+    for key, item in value.items():
+        yield from _leaves(item, (*keys, key))
