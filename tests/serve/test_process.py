@@ -240,7 +240,7 @@ def served_run(arms, tmp_path, monkeypatch) -> Run:
 def test_a_served_run_goes_on_with_the_route_that_it_had(served_run, monkeypatch, capsys) -> None:
     started: list[ServeSpec] = []
 
-    def start(given: ServeSpec, announce, token, on_switch) -> None:
+    def start(given: ServeSpec, announce, token, on_switch, *more) -> None:
         started.append(given)
         announce(Ready("127.0.0.1", 9, 1, 1, 1, {}))
         if len(started) == 1:
@@ -297,7 +297,7 @@ def test_a_route_that_cannot_be_kept_has_changed_all_the_same(
 ) -> None:
     """A full disk must not turn the order's answer into an error: the route is the new one."""
 
-    def start(given: ServeSpec, announce, token, on_switch) -> None:
+    def start(given: ServeSpec, announce, token, on_switch, *more) -> None:
         announce(Ready("127.0.0.1", 9, 1, 1, 1, {}))
         on_switch(Switch(0.0, "hybrid", "full_precision", 1.0, "ordered"))
 

@@ -16,6 +16,7 @@ breaks after ten thousand good requests is found out within a few, not held up b
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,18 @@ class ExcessBets:
         spread = 1 / (self._taken + 1)
         self._parts = (1 - spread) * parts / total[..., None] + spread / len(SIZES)
         self._log_capital = self._log_capital + np.log(total)
+
+    def kept(self) -> dict[str, Any]:
+        """What :meth:`go_on_from` needs, as JSON holds it."""
+        parts, log_capital = self._parts.tolist(), self._log_capital.tolist()
+        return {"parts": parts, "log_capital": log_capital, "taken": self._taken}
+
+    def go_on_from(self, kept: dict[str, Any]) -> None:
+        """As if it had taken what was taken before. Raises ValueError for another shape."""
+        parts, log_capital = np.asarray(kept["parts"]), np.asarray(kept["log_capital"])
+        if parts.shape != self._parts.shape or log_capital.shape != self._log_capital.shape:
+            raise ValueError(f"bets of shape {parts.shape}; allowed: {self._parts.shape}")
+        self._parts, self._log_capital, self._taken = parts, log_capital, int(kept["taken"])
 
     def copy(self) -> ExcessBets:
         """Bets that go on from here by themselves."""

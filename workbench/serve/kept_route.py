@@ -35,7 +35,7 @@ class KeptRoute:
     """weight: the arm's share of the requests; the rest goes to ``fallback``. reason: of the
     latest change. address, token, certificate: of the server that had it last; it has the last only
     where it answers by HTTPS. held_until: the arm's share may not grow before (seconds since 1970).
-    arms: names of all."""
+    arms: names of all. evidence: against the candidate (:meth:`.trial.Trial.kept`)."""
 
     arm: str
     weight: float
@@ -46,6 +46,7 @@ class KeptRoute:
     certificate: str | None = None
     held_until: float = 0.0
     arms: tuple[str, ...] = ()
+    evidence: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, path: Path) -> KeptRoute | None:
@@ -113,7 +114,11 @@ def change_route(
     if grows and kept.held_s and not force:
         raise StageError(str(RouteHeld(kept.held_s)), next_step="wait, or --force")
     later = replace(
-        kept, arm=arm, weight=weight, reason="workbench route, while it was not running"
+        kept,
+        arm=arm,
+        weight=weight,
+        reason="workbench route, while it was not running",
+        evidence=kept.evidence if arm == kept.arm else None,
     )
     try:
         later.keep(path)

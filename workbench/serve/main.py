@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 DRAIN_S = 60
 """Answers under way at SIGTERM may take this long; then they are cut."""
+EVIDENCE_S = 10.0
+"""So much of it a server that is killed may lose."""
 PASSED_CONTEXT = 2**18
 """Tokens that the length of a body is bounded by where it goes to an upstream."""
 
@@ -50,10 +52,12 @@ def serve(
     announce: Callable[[Ready], None],
     token: str | None = None,
     on_switch: Callable[[Switch], None] = lambda switch: None,
+    on_evidence: Callable[[dict[str, Any] | None], None] = lambda evidence: None,
 ) -> None:
     """Load, warm, listen; returns when the server was told to stop and has drained.
 
     token: what an order to change the route must carry. on_switch: told of each change.
+    on_evidence: told now and then, and at the end, what there is against the candidate.
     Raises ConfigError or StageError with what is wrong; nothing is served then.
     """
     allow_open_files()
@@ -64,7 +68,7 @@ def serve(
             from workbench.serve.arm import import_ahead
 
             import_ahead()
-        asyncio.run(_serve(spec, listener, announce, token, on_switch))
+        asyncio.run(_serve(spec, listener, announce, token, on_switch, on_evidence))
 
 
 async def _serve(
@@ -73,6 +77,7 @@ async def _serve(
     announce: Callable[[Ready], None],
     token: str | None,
     on_switch: Callable[[Switch], None],
+    on_evidence: Callable[[dict[str, Any] | None], None],
 ) -> None:
     from workbench.machine.memory import process_tree_bytes
     from workbench.serve.canary import Canary
@@ -129,11 +134,22 @@ async def _serve(
                 comparing = asyncio.create_task(comparisons.run())
                 open_things.callback(comparing.cancel)
         router.on_switch = lambda switch: [tell(switch) for tell in told]
+        if spec.evidence:
+            router.trial.go_on_from(spec.evidence)
+        telling = asyncio.create_task(_telling(router, on_evidence))
+        open_things.callback(telling.cancel)
         host, port = listener.getsockname()[:2]
         held_bytes, ready = process_tree_bytes(), shared.ready
         sizes = shared.context, shared.vocab_size, held_bytes
         announce(Ready(host, port, *sizes, ready, spec.front.scheme))
         await _listening(service, listener, spec)
+        on_evidence(router.trial.kept())
+
+
+async def _telling(router: Router, on_evidence: Callable[[dict[str, Any] | None], None]) -> None:
+    while True:
+        await asyncio.sleep(EVIDENCE_S)
+        on_evidence(router.trial.kept())
 
 
 def _comparisons(spec: ServeSpec, router: Router, shared: _Shared) -> Comparisons | None:

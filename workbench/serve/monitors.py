@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from workbench.measure.anytime import ExcessBets
 
@@ -90,6 +91,16 @@ class BadShare:
             self._now = float(bets.log_capital)
         return self._now
 
+    def kept(self) -> dict[str, Any]:
+        """What :meth:`go_on_from` needs, as JSON holds it; what is under way is left out."""
+        self.log_capital()  # settles what has ended
+        return {"bets": self._bets.kept(), "seen": [self._seen[True], self._seen[False]]}
+
+    def go_on_from(self, kept: dict[str, Any]) -> None:
+        self._bets.go_on_from(kept["bets"])
+        self._now = float(self._bets.log_capital)
+        self._seen = dict(zip((True, False), map(list, kept["seen"]), strict=True))
+
     def said(self) -> str:
         """The counts in words."""
         (n, bad), (others, others_bad) = self._seen[True], self._seen[False]
@@ -126,6 +137,14 @@ class PairExcess:
 
     def log_capital(self) -> float:
         return float(self._bets.log_capital)
+
+    def kept(self) -> dict[str, Any]:
+        """What :meth:`go_on_from` needs, as JSON holds it."""
+        return {"bets": self._bets.kept(), "count": self.count, "sum": self._sum}
+
+    def go_on_from(self, kept: dict[str, Any]) -> None:
+        self._bets.go_on_from(kept["bets"])
+        self.count, self._sum = int(kept["count"]), float(kept["sum"])
 
     def said(self) -> str:
         mean = self._sum / max(1, self.count)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -151,6 +152,18 @@ class RollbackMonitor:
     def report(self) -> dict[str, float]:
         """Monitor -> natural logarithm of what a capital of 1 has become in it."""
         return {name: each.log_capital() for name, each in self._monitors.items()}
+
+    def kept(self) -> dict[str, Any]:
+        """What :meth:`go_on_from` needs, as JSON holds it."""
+        return {name: each.kept() for name, each in self._monitors.items()}
+
+    def go_on_from(self, kept: dict[str, Any]) -> None:
+        """With what monitors of the same rule had before a restart. Raises ValueError or KeyError
+        for anything else."""
+        if kept.keys() != self._monitors.keys():
+            raise ValueError(f"monitors {', '.join(kept)}; allowed: {', '.join(self._monitors)}")
+        for name, each in self._monitors.items():
+            each.go_on_from(kept[name])
 
     def said(self) -> dict[str, str]:
         """Monitor -> what it has counted, in words."""

@@ -103,8 +103,10 @@ def serve_run(
             "--on-lost-stream continue in front of upstreams",
             allowed="end: their tokens are not known here, so no other arm can go on from them",
         )
+    evidence: dict[str, Any] | None = None
     if route is None and weight is None and kept and kept.arm in names:
         route, weight, reason = kept.arm, kept.weight, kept.reason
+        evidence = kept.evidence
     else:
         route, reason = route or names[-1], "at the start"
     given_probes = _given_probes(probes) if probes else ()
@@ -129,6 +131,7 @@ def serve_run(
         route=route,
         weight=1.0 if route == names[0] else usual_weight if weight is None else weight,
         held_s=kept.held_s if kept else 0.0,
+        evidence=evidence,
         canary=plan if len(names) > 1 else None,
         slots=slots,
         short_slots=short_slots,
@@ -141,12 +144,13 @@ def serve_run(
     )
     token = route_token() or secrets.token_urlsafe()
 
-    held_until = [kept.held_until if kept else 0.0]
+    held_until, known = [kept.held_until if kept else 0.0], [evidence]
 
     def keep(address: str, arm: str, weight: float, reason: str) -> KeptRoute:
         now = KeptRoute(
             arm, weight, reason, spec.fallback, address, token,
             certificate=spec.front.certificate, held_until=held_until[0], arms=tuple(names),
+            evidence=known[0],
         )  # fmt: skip
         try:
             if kept_in:
@@ -157,19 +161,22 @@ def serve_run(
         return now
 
     def announce(ready: Ready) -> None:
-        now = keep(ready.address, spec.route, spec.weight, reason)
+        routed.append((ready.address, spec.route, spec.weight, reason))
+        now = keep(*routed[-1])
         say(f"serving {', '.join(names)} on {ready.address}/v1: {now.said()}")
         of = shown(state) if state else run.name if run else None
         how = f"workbench route {of} --back" if of else f"{TOKEN_HEADER}: {token}"
         say(f"the way back: {how}")
         if not kept_in:
             say("the route is not kept: started again, this server begins as now; --state keeps it")
-        addresses.append(ready.address)
 
     def switched(switch: Switch) -> None:
         if switch.held_s:
             held_until[0] = time.time() + switch.held_s
-        now = keep(addresses[0], switch.to_arm, switch.weight, switch.reason)
+        if switch.to_arm != switch.from_arm:
+            known[0] = None
+        routed.append((routed.pop()[0], switch.to_arm, switch.weight, switch.reason))
+        now = keep(*routed[-1])
         say(f"route: {now.said()}")
 
     def say(text: str) -> None:
@@ -178,8 +185,14 @@ def serve_run(
         else:
             print(text, flush=True)
 
-    addresses: list[str] = []
-    serve(spec, announce, token, switched)
+    def counted(evidence: dict[str, Any] | None) -> None:
+        if kept_in and routed and evidence != known[0]:
+            known[0] = evidence
+            keep(*routed[-1])
+
+    routed: list[tuple[str, str, float, str]] = []
+    """Address, arm, weight and reason: of the latest route."""
+    serve(spec, announce, token, switched, counted)
 
 
 def upstreams_of(

@@ -63,6 +63,7 @@ class ServeSpec:
     context: tokens of prompt and output together; None takes what the models were made for.
     threads: of each arm, 0 for all usable cores. hold_s, held_s, batch_wait_s,
     deadline_s, on_lost_stream: see :class:`Router`. silence_s, step_s: see :mod:`.arm`.
+    evidence: against the candidate, from before a restart (:meth:`.trial.Trial.kept`).
     drain_notice_s: before it stops to listen, ``/ready`` says so that long. faults: a drill may
     order arms to fail. canary: how the route's share grows from ``weight``. sticky_user: all
     requests of a ``user`` go to one arm while the weight stays. probes: prompts that both arms of
@@ -83,6 +84,7 @@ class ServeSpec:
     device: str = "cpu"
     hold_s: float = 30.0
     held_s: float = 0.0
+    evidence: dict[str, Any] | None = None
     batch_wait_s: float = 0.0
     rule: RollbackRule | None = None
     weight: float = 1.0

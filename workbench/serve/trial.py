@@ -18,8 +18,8 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from workbench.serve.monitors import LEAST_OTHER_SHARE
 from workbench.serve.rollback_rule import TIMES, RollbackRule
@@ -86,6 +86,28 @@ class Trial:
     def report(self) -> dict[str, float]:
         """Monitor -> natural logarithm of its capital."""
         return self._monitor.report() if self._monitor else {}
+
+    def kept(self) -> dict[str, Any] | None:
+        """The evidence of the candidate that answers, as JSON holds it; None where none does."""
+        if self._monitor is None or self._router.route.arm == self._router.fallback:
+            return None
+        return {"of": self._of(), "monitors": self._monitor.kept()}
+
+    def go_on_from(self, kept: dict[str, Any]) -> bool:
+        """With the evidence from before a restart, so that a candidate has one life and not one
+        for each; whether it is of the same rule."""
+        if self._monitor is None or kept.get("of") != self._of():
+            return False
+        try:
+            self._monitor.go_on_from(kept["monitors"])
+        except (KeyError, TypeError, ValueError):
+            self._begin()
+            return False
+        return True
+
+    def _of(self) -> dict[str, Any]:
+        rule = asdict(self.rule) if self.rule else None
+        return {"rule": rule, "compares": self.compares, "pairs": self.pairs}
 
     def said(self) -> dict[str, str]:
         """Monitor -> what it has counted, in words."""
