@@ -343,7 +343,8 @@ async def kills(server: ServerProcess, count: int) -> dict[str, Any]:
     """``count`` kills of the candidate's process at random moments, while some streams run; a
     row, with the median of what it took until the fallback gave a first token."""
     seen, ended, rng = Seen(), asyncio.Event(), random.Random(count)
-    killed: list[float] = []
+    killed: dict[int, float] = {}
+    """Process -> when it was."""
 
     async def stream(rng: random.Random) -> None:
         client = Client(server)
@@ -357,8 +358,10 @@ async def kills(server: ServerProcess, count: int) -> dict[str, Any]:
         running = [asyncio.create_task(stream(random.Random(k))) for k in range(KILLED_STREAMS)]
         began = time.monotonic()
         for _ in range(count):
-            while (state := await asyncio.to_thread(candidate))["state"] != "up":
+            state = await asyncio.to_thread(candidate)
+            while state["state"] != "up" or state["pid"] in killed:
                 await asyncio.sleep(0.05)
+                state = await asyncio.to_thread(candidate)
             # Steps of 5 ms, so that streams last; and the next start waits as the first one does.
             slow = {"arm": "hybrid", "fault": "slow_steps", "seconds": 0.005}
             for path, order in (
@@ -368,13 +371,13 @@ async def kills(server: ServerProcess, count: int) -> dict[str, Any]:
                 assert (await client.post(path, order)).status == 200
             await asyncio.sleep(rng.uniform(0.1, 1.0))
             os.kill(state["pid"], signal.SIGKILL)
-            killed.append(time.monotonic())
+            killed[state["pid"]] = time.monotonic()
         await asyncio.sleep(1.0)
         seconds = time.monotonic() - began
         ended.set()
         await asyncio.gather(*running)
     firsts = sorted(seen.first_of["full_precision"])
-    waits = [next(at for at in firsts if at > kill) - kill for kill in killed]
+    waits = [next(at for at in firsts if at > kill) - kill for kill in killed.values()]
     more = {"kills": count, "seconds": seconds, "streams": KILLED_STREAMS}
     return seen.row("kills", memory) | more | {"first_fallback_token_s": statistics.median(waits)}
 
