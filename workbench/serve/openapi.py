@@ -9,7 +9,7 @@ both to the document by schemathesis.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
@@ -17,6 +17,7 @@ from pydantic.json_schema import models_json_schema
 import workbench
 from workbench.serve.answers import ARM_HEADER
 from workbench.serve.kept_route import TOKEN_HEADER
+from workbench.serve.routed import Cause
 from workbench.serve.wire import ChatRequest, CompletionRequest, Wire
 
 Json = dict[str, Any]
@@ -190,7 +191,15 @@ ANSWERS: Json = {
         fallback=TEXT,
         arms=_list(TEXT),
         switches=_list(
-            _object(time_s=NUMBER, from_arm=TEXT, to_arm=TEXT, weight=NUMBER, reason=TEXT)
+            _object(
+                time_s=NUMBER,
+                from_arm=TEXT,
+                to_arm=TEXT,
+                weight=NUMBER,
+                reason=TEXT,
+                cause={"enum": list(get_args(Cause))},
+                held_s=NUMBER,
+            )
         ),
     ),
     "Drilled": _object(arm=TEXT, fault=TEXT),
