@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,7 +27,7 @@ from workbench.errors import ConfigError, StageError
 from workbench.serve.app import make_app
 from workbench.serve.canary import CanaryPlan
 from workbench.serve.connections import server_config
-from workbench.serve.kept_route import TOKEN_HEADER
+from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute
 from workbench.serve.main import listen
 from workbench.serve.process import ServerProcess, server_process
 from workbench.serve.rollback_rule import RollbackRule
@@ -358,6 +362,69 @@ def test_a_canary_advances_a_good_upstream_and_takes_back_a_worse_one(
     assert state["canary"]["state"] == ("arrived" if good else "taken back")
     assert (state["arm"], state["weight"]) == ("candidate" if good else "today", 1.0)
     assert asked <= within
+
+
+def test_a_restart_forgets_neither_evidence_nor_rollback(tmp_path) -> None:
+    """The command before two servers, ended by SIGTERM and started again twice."""
+    state = tmp_path / "route.json"
+    options = ["--canary", "0.5,1", "--compared-share", "0", "--state", str(state), "--port", "0"]
+    command = [sys.executable, "-m", "workbench.cli", "serve", *options, "--no-meters"]
+
+    @contextmanager
+    def one_life(given: list[str]) -> Iterator[httpx.Client]:
+        before = KeptRoute.of(state)
+        process = subprocess.Popen([*command, "--drain-notice", "0", *given])
+        try:
+            limit = time.monotonic() + 60
+            while (now := KeptRoute.of(state)) is None or now.token == getattr(before, "token", ""):
+                assert time.monotonic() < limit and process.poll() is None
+                time.sleep(0.05)
+            with httpx.Client(base_url=now.address, trust_env=False, timeout=20) as client:
+                while not answers(client):
+                    assert time.monotonic() < limit
+                    time.sleep(0.05)
+                yield client
+        finally:
+            process.terminate()
+            process.wait(30)
+
+    def answers(client: httpx.Client) -> bool:
+        with suppress(httpx.TransportError):
+            return client.get("/ready").status_code == 200
+        return False
+
+    def ask(client: httpx.Client, most: int) -> dict:
+        """The state after ``most`` requests, or once the candidate was taken back."""
+        for number in range(most):
+            body = {"prompt": f"number {number}", "max_tokens": 1}
+            client.post("/v1/completions", json=body)
+            state = client.get("/workbench/route").json()
+            if state["arm"] == "today":
+                break
+        return state
+
+    with ExitStack() as stack:
+        servers = {"today": Foreign("A"), "candidate": Foreign("B")}
+        given = [f"{name}={running(stack, each.app())[0]}" for name, each in servers.items()]
+        servers["candidate"].broken = 500
+        with one_life(given) as client:
+            assert ask(client, 10)["arm"] == "candidate", "too few to be told"
+        with one_life(given) as client:
+            began = client.get("/workbench/route").json()
+            assert "5 of 5 requests failed" in began["canary"]["counted"]["errors"]
+            assert (began["arm"], began["weight"]) == ("candidate", 0.5)
+            taken_back = ask(client, 100)
+            assert taken_back["arm"] == "today"
+            reason = taken_back["switches"][-1]["reason"]
+            failed = int(re.match(r"rule: (\d+) of \1 requests failed", reason)[1])
+            assert failed > 5, "those of the first life are among them"
+        with one_life(given) as client:
+            state_of = client.get("/workbench/route").json()
+            assert (state_of["arm"], state_of["canary"]["state"]) == ("today", "taken back")
+            order = {"arm": "candidate", "weight": 0.5}
+            headers = {TOKEN_HEADER: KeptRoute.of(state).token}
+            held = client.post("/workbench/route", json=order, headers=headers)
+            assert held.status_code == 409, "the hold has lasted over the restart"
 
 
 def test_nothing_is_served_before_an_upstream_that_does_not_answer() -> None:

@@ -142,8 +142,7 @@ async def _serve(
         held_bytes, ready = process_tree_bytes(), shared.ready
         sizes = shared.context, shared.vocab_size, held_bytes
         announce(Ready(host, port, *sizes, ready, spec.front.scheme))
-        await _listening(service, listener, spec)
-        on_evidence(router.trial.kept())
+        await _listening(service, listener, spec, lambda: on_evidence(router.trial.kept()))
 
 
 async def _telling(router: Router, on_evidence: Callable[[dict[str, Any] | None], None]) -> None:
@@ -205,9 +204,12 @@ def _process(name: str, spec: ServeSpec, context: int) -> ArmProcess:
     return ArmProcess(name, arm, silence_s=spec.silence_s, step_s=spec.step_s)
 
 
-async def _listening(service: Service, listener: socket.socket, spec: ServeSpec) -> None:
-    """Until a signal; after SIGTERM ``/ready`` says for ``drain_notice_s`` that this server goes,
-    so that whoever shares out the requests sends no more, and only then it stops to take them."""
+async def _listening(
+    service: Service, listener: socket.socket, spec: ServeSpec, at_end: Callable[[], None]
+) -> None:
+    """Until a signal, which ends this process once ``at_end`` was called; after SIGTERM ``/ready``
+    says for ``drain_notice_s`` that this server goes, so that whoever shares out the requests
+    sends no more, and only then it stops to take them."""
     import uvicorn
 
     from workbench.serve.app import make_app
@@ -222,6 +224,10 @@ async def _listening(service: Service, listener: socket.socket, spec: ServeSpec)
                 )
             else:
                 super().handle_exit(sig, frame)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets)
+            at_end()
 
     loop = asyncio.get_running_loop()
     config = server_config(make_app(service), DRAIN_S, spec.front)
