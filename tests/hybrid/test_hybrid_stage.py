@@ -14,6 +14,7 @@ import workbench.hybrid.evaluator as evaluator_module
 import workbench.stages.hybrid_plan as hybrid_plan
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import StageError
+from workbench.measure.statistics import Estimate
 from workbench.pilot.sections.data import Data
 from workbench.pilot.sections.hybrid_plan import HybridPlan
 from workbench.pilot.spec import Pilot
@@ -111,7 +112,8 @@ def test_the_figure_is_that_of_the_packed_file_on_text_not_used_to_choose(
     assert {name.rpartition("@")[0] for name in judging["id"]} <= set(pilot_documents["id"])
     bits = [bits_per_byte(document_losses(m, tokenizer, judging, 32)) for m in (precise, hybrid)]
     assert metric.value == pytest.approx(bits[1] - bits[0], abs=1e-9)
-    assert metric.n == 6
+    assert metric.n == 10, "every document of that half, more pieces of each than chose the plan"
+    assert record.facts["limit"] == {"max_quality_loss": 0.3, "outcome": "undecided"}
 
 
 def test_a_loose_budget_gives_the_smallest_model(trained, tmp_path) -> None:
@@ -197,3 +199,28 @@ def test_the_models_are_as_before_after_an_exchange(trained, tmp_path) -> None:
                 assert not torch.equal(model(ids).logits, expected)
             assert torch.equal(base.model(ids).logits, expected)
         assert dict(base.model.named_modules()) == before
+
+
+def test_the_limit_is_held_broken_or_undecided_by_the_whole_interval(tmp_path) -> None:
+    def outcome(lo: float | None, hi: float | None) -> tuple[str, list[str]]:
+        of = StageContext(
+            Pilot(name="x", question="q", hybrid_plan=HybridPlan(max_quality_loss=0.02)),
+            StageRecord("hybrid_plan", tmp_path), Progress(tmp_path / "e", "x"), {},
+        )  # fmt: skip
+        missed = hybrid_plan._judge_limit(of, Estimate(0.065, lo, hi, 70, "", reason="too few"))
+        assert "on fresh text: +0.0650 bits/byte" in of.record.notes[0]
+        return of.record.facts["limit"]["outcome"], missed
+
+    assert outcome(0.001, 0.019) == ("held", [])
+    assert outcome(0.01, 0.12) == ("undecided", [])
+    assert outcome(None, None) == ("undecided", []), "no interval decides nothing"
+    found, missed = outcome(0.05, 0.08)
+    assert found == "broken" and "more than max_quality_loss 0.02" in missed[0]
+
+
+def test_the_front_is_recorded(by_layer) -> None:
+    rows = by_layer.table("front")
+    assert len(rows) >= 3 and rows["size_ratio"].is_monotonic_decreasing
+    assert (rows["bound"] <= rows["quality_loss"].clip(lower=0) + 1e-9).all() or (
+        by_layer.facts["base"] == "ternary"
+    )

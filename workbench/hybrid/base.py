@@ -43,7 +43,7 @@ class Base:
     layers, which decides how many scales they have.
     """
 
-    name: Literal["full_precision", "ternary"]
+    name: Literal["full_precision", "ternary", "checkpoint"]
     model: PreTrainedModel
     own: Precision
     units: dict[str, list[str]]

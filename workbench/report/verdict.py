@@ -94,6 +94,7 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
         found.append(Sentence("caveat.uneven_units"))
     found += _against_int8(records)
     found += _what_training_buys(records, pilot)
+    found += _hybrid_limit(records)
     if "profile_load" in records and records["profile_load"].facts.get("kind") == "assumed":
         found.append(Sentence("caveat.assumed_load"))
     found += _noise(records)
@@ -204,6 +205,17 @@ def _against_int8(records: Mapping[str, StageRecord]) -> list[Sentence]:
         if gap and gap.value is not None:
             found.append(Sentence("caveat.int8_quality", {"gap": gap.value}))
     return found
+
+
+def _hybrid_limit(records: Mapping[str, StageRecord]) -> list[Sentence]:
+    """The hybrid's own limit of quality on fresh text, where it is not shown to be held."""
+    planned = records.get("hybrid_plan")
+    limit = planned.facts.get("limit") if planned else None
+    loss = planned.metric("hybrid_quality_loss_bits_per_byte") if planned else None
+    if not limit or limit["outcome"] == "held" or loss is None or loss.value is None:
+        return []
+    values = {"loss": loss.value, "limit": limit["max_quality_loss"]}
+    return [Sentence(f"caveat.hybrid_{limit['outcome']}", values)]
 
 
 def _what_training_buys(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:

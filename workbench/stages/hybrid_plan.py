@@ -2,8 +2,10 @@
 
 Two bases are tried (:mod:`workbench.hybrid.base`): the precise arm with layers lowered, and the
 ternary arm with layers raised. For each: the loss of every layer alone, then the smallest plan
-within ``max_quality_loss``, measured as a whole. The better of the two is packed, and judged
-once more, as a file, on held-out text that had no part in choosing it.
+within ``max_quality_loss``, of the front of an integer program, measured as a whole. The better
+of the two is packed. Where there is a checkpoint the hybrid is trained with a plan instead
+(:mod:`workbench.stages.hybrid_plan_trained`). Either is judged once more, as a file and with an
+interval, on fresh text, which had no part in choosing it: the limit is held, broken or undecided.
 
 All losses are against the full-precision arm. Sizes count the layers that the policy made
 ternary; embedding and head are the same in every plan.
@@ -24,18 +26,20 @@ from workbench.errors import StageError
 from workbench.hybrid.base import Base, units_of
 from workbench.hybrid.evaluator import PlanEvaluator
 from workbench.hybrid.plan import Found, Option, coarsest_within, descent
+from workbench.hybrid.program import front
 from workbench.hybrid.sensitivity import measure_options
-from workbench.measure.statistics import bits_per_byte_difference
+from workbench.measure.statistics import FEWEST_DOCUMENTS, Estimate, bits_per_byte_difference
 from workbench.model.checkpoint import load_checkpoint
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
+from workbench.stages.hybrid_plan_trained import compare_with_patched, plans_first, train_hybrid
 from workbench.ternary.manifest import Manifest
 from workbench.ternary.master import load_master
 from workbench.ternary.packed import load_packed, save_packed
 from workbench.ternary.packed_layers import pack_layer
 from workbench.ternary.policy import PRECISIONS, Precision
-from workbench.train.quality import document_losses, excerpts, what_is_judged
+from workbench.train.quality import bits_per_byte, document_losses, excerpts, what_is_judged
 from workbench.train.quiet import quiet_transformers
 
 HYBRID = "hybrid"
@@ -60,10 +64,24 @@ def run(context: StageContext) -> None:
     evaluator = PlanEvaluator(
         tokenizer, choosing, context.pilot.data.sequence_length, context.folder / RESULTS
     )
-    names = _bases(context, trained)
+    if plans_first(context, trained):
+        candidates = [_trained(context, trained, tokenizer, choosing, evaluator)]
+        chosen = candidates[0]
+    else:
+        candidates = _exchanged(context, trained, evaluator)
+        chosen = min(candidates, key=_preference)
+        _pack(context, trained, chosen, tokenizer)
+    _record_tables(context, candidates, chosen)
+    _record_figures(context, trained, chosen, tokenizer, judging)
+
+
+def _exchanged(
+    context: StageContext, trained: StageRecord, evaluator: PlanEvaluator
+) -> list[Candidate]:
+    """The best plan of each base, its layers exchanged after the training."""
     candidates: list[Candidate] = []
     reference = 0.0
-    for name in names:
+    for name in _bases(context, trained):
         base = _open_base(context, trained, name)
         if name == "full_precision":
             reference = evaluator(base, {})
@@ -75,10 +93,24 @@ def run(context: StageContext) -> None:
             candidates.append(_best_plan(context, base, evaluator, reference))
         del base
         gc.collect()  # one of the models at a time
-    chosen = min(candidates, key=_preference)
-    _record_tables(context, candidates, chosen)
-    _pack(context, trained, chosen, tokenizer)
-    _record_figures(context, trained, chosen, tokenizer, judging)
+    return candidates
+
+
+def _trained(
+    context: StageContext, trained: StageRecord, tokenizer: PreTrainedTokenizerBase,
+    choosing: pd.DataFrame, evaluator: PlanEvaluator,
+) -> Candidate:  # fmt: skip
+    """The hybrid trained with its plan, measured as packed on the text that chose the plan."""
+    reference = evaluator(_open_base(context, trained, "full_precision"), {})
+    hybrid = train_hybrid(context, trained, tokenizer, choosing, evaluator)
+    gc.collect()
+    with quiet_transformers():
+        model = load_packed(context.folder / HYBRID).to(context.device.name)
+    length = context.pilot.data.sequence_length
+    loss = bits_per_byte(document_losses(model, tokenizer, choosing, length)) - reference
+    within = loss <= context.pilot.hybrid_plan.max_quality_loss
+    found = Found(hybrid.plan.assignment, 0, loss, within)
+    return Candidate("trained", hybrid.options, found, hybrid.size_ratio)
 
 
 def _texts(
@@ -99,7 +131,8 @@ def _texts(
     if len(documents) == 1:
         context.note("one held-out document: the plan is judged on the text it was chosen by")
         return choosing, choosing
-    return choosing, excerpts(documents[1::2], piece, count)
+    # From the last document on: the evaluations of training and measuring take the first ones.
+    return choosing, excerpts(documents[1::2][::-1], piece, max(count, FEWEST_DOCUMENTS))
 
 
 def _is_ready(trained: StageRecord) -> bool:
@@ -175,8 +208,10 @@ def _best_plan(
 ) -> Candidate:
     section, progress = context.pilot.hybrid_plan, context.progress
     options = measure_options(base, evaluator, section.precisions, progress)
+    precise = base.own != "ternary"
+    best = [plan.assignment for plan in front(options, precise)]
     found = coarsest_within(
-        descent(options, base_is_precise=base.own != "ternary"),
+        [descent(options, precise)[0], *best],
         lambda assignment: evaluator(base, assignment) - reference,
         section.max_quality_loss,
     )
@@ -231,6 +266,7 @@ def _record_tables(context: StageContext, candidates: list[Candidate], chosen: C
             ]
         ),
     )
+    record.save_table("front", _front(chosen))
     record.save_table(
         "candidates",
         pd.DataFrame(
@@ -246,6 +282,26 @@ def _record_tables(context: StageContext, candidates: list[Candidate], chosen: C
                 for c in candidates
             ]
         ),
+    )
+
+
+def _front(chosen: Candidate) -> pd.DataFrame:
+    """The integer program's plans of every budget, from the single losses; ``chosen``: the one
+    that was taken."""
+    own = sum(o.size_bytes for o in chosen.options if chosen.plan.assignment[o.unit] == o.precision)
+    whole = own / chosen.size_ratio
+    return pd.DataFrame(
+        [
+            {
+                "size_bytes": plan.size_bytes,
+                "size_ratio": plan.size_bytes / whole,
+                "quality_loss": plan.loss,
+                "bound": plan.bound,
+                "chosen": plan.assignment == chosen.plan.assignment,
+            }
+            for plan in front(chosen.options, chosen.base != "ternary")
+        ],
+        columns=["size_bytes", "size_ratio", "quality_loss", "bound", "chosen"],
     )
 
 
@@ -282,6 +338,12 @@ def _record_figures(
     with quiet_transformers():
         precise = judged(load_checkpoint(str(trained.artefact("full_precision"))))
         hybrid = judged(load_packed(record.artefact(HYBRID)))
+    if chosen.base == "trained":
+        base = _open_base(context, trained, "ternary")
+        with base.exchanged(chosen.plan.assignment) as model:
+            patched = judged(model)
+        losses = {"full_precision": precise, "patched": patched, "trained": hybrid}
+        compare_with_patched(record, losses)
     documents = [name.rpartition("@")[0] for name in judging["id"]]
     loss = bits_per_byte_difference(
         precise["nats"], hybrid["nats"], precise["bytes"], groups=documents
@@ -300,8 +362,8 @@ def _record_figures(
         how = "planned linear layers of that precision"
         labels = {"precision": precision}
         record.add(Metric("layers", count, "layers", how, "derived", labels=labels, basis="exact"))
-    missed = []
-    if not chosen.plan.within:
+    missed = _judge_limit(context, loss)
+    if not missed and not chosen.plan.within:
         missed.append(
             f"quality: no measured plan keeps max_quality_loss {section.max_quality_loss:g} "
             f"bits/byte; the best loses {chosen.plan.quality_loss:.4f}"
@@ -312,8 +374,35 @@ def _record_figures(
             f"max_size_ratio is {section.max_size_ratio:g}"
         )
     record.facts |= {"base": chosen.base, "missed": missed, "threshold": manifest.threshold.id}
-    for text in missed:
+    for text in dict.fromkeys(missed):
         context.note(f"the budget is missed in {text}")
     if chosen.base == "ternary" and set(chosen.plan.assignment.values()) == {"ternary"}:
         whose = "ready" if _is_ready(trained) else "trained"
         context.note(f"the plan is the {whose} ternary model itself: no layer is raised")
+
+
+def _judge_limit(context: StageContext, loss: Estimate) -> list[str]:
+    """Whether ``max_quality_loss`` is held, broken or undecided on fresh text; what is missed.
+
+    A plan is chosen for losing little on the text that chose it, so it loses more on other text:
+    only the interval there decides.
+    """
+    limit = context.pilot.hybrid_plan.max_quality_loss
+    outcome = "undecided"
+    if loss.hi is not None and loss.hi <= limit:
+        outcome = "held"
+    elif loss.lo is not None and loss.lo > limit:
+        outcome = "broken"
+    context.record.facts["limit"] = {"max_quality_loss": limit, "outcome": outcome}
+    assert loss.value is not None
+    ends = f"95 %: {loss.lo:.4f} to {loss.hi:.4f}" if loss.lo is not None else loss.reason
+    context.note(
+        f"max_quality_loss {limit:g} is {outcome} on fresh text: {loss.value:+.4f} bits/byte "
+        f"({ends})"
+    )
+    if outcome != "broken":
+        return []
+    return [
+        f"quality: on fresh text the plan loses {loss.value:.4f} bits/byte ({ends}), more than "
+        f"max_quality_loss {limit:g}"
+    ]

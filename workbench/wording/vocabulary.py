@@ -321,6 +321,7 @@ FIGURES: dict[str, Figure] = {
     "metered_energy_j": Figure("energy", "neither", (_METERED,)),
     "hybrid_quality_loss_bits_per_byte": Figure("hybrid", "lower"),
     "hybrid_size_ratio": Figure("hybrid", "lower"),
+    "trained_hybrid_over_patched_gap": Figure("hybrid", "lower"),
     "layers": Figure("hybrid", labels=({"precision": words("ternary", "int8", "high_precision")},)),
     "lost_requests": Figure("rollback", "lower"),
     "failed_requests": Figure("rollback", "lower", (_SERVED | _FAULT, _SAME_LOAD | _FAULT)),

@@ -24,6 +24,17 @@ class HybridPlan(Section):
     max_size_ratio: Positive = Field(
         0.6, description="bytes of the planned linear layers over their bytes in bf16, at most"
     )
+    max_latency_ratio: Positive | None = Field(
+        None,
+        description="time of their products for one token over that in bf16, at most, as timed "
+        "here; of a plan made before training. null: no such budget",
+    )
+    when: Literal["before_training", "after_training"] | None = Field(
+        None,
+        description="before_training: the plan of least loss within the budget of size (and time), "
+        "then one more training, like the ternary arm's, with it in place; after_training: layers "
+        "exchanged in the trained arms. null: before, where there is a model.checkpoint",
+    )
     granularity: Literal["block", "linear"] = Field(
         "linear", description="what is decided as one: a whole block or a linear layer"
     )
