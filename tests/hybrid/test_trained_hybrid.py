@@ -149,3 +149,24 @@ def test_the_ratio_of_gaps_on_the_same_documents(tmp_path) -> None:
     compare_with_patched(record, losses)
     found = record.metric(RATIO)
     assert found.value == pytest.approx(0.25, abs=0.03) and found.lo < 0.25 < found.hi < 0.5
+
+
+def test_of_a_checkpoint_its_own_layers_are_planned_and_its_recipe_trains(
+    with_tokens, tmp_path
+) -> None:
+    came = with_tokens.artefact("full_precision")
+    trained = StageRecord(
+        "train_qat", with_tokens.folder, tables=with_tokens.tables,
+        artefacts={**with_tokens.artefacts, "checkpoint": "full_precision"},
+    )  # fmt: skip
+    of = context(trained, tmp_path / "s", when=None, max_size_ratio=0.4)
+    asked = {"checkpoint": str(came), "threshold": {"granularity": "row"}}
+    teach = {"steps": 4, "batch_size": 2, "evaluations": 1, "eval_sequences": 2,
+             "distillation": {"teacher": "checkpoint"}}  # fmt: skip
+    pilot = of.pilot.model_copy(
+        update={"model": Model.model_validate(asked), "train": Train.model_validate(teach)}
+    )
+    hybrid_plan.run(StageContext(pilot, of.record, of.progress, {"train_qat": trained}))
+    assert of.record.facts["plan_before_training"]["model"] == "the checkpoint as it came"
+    assert "teacher_kl" in of.record.table("hybrid_loss")
+    assert of.record.artefact("hybrid").is_dir()
