@@ -3,11 +3,12 @@ import time
 
 import pytest
 import ternary_kernels
+from transformers import LlamaConfig
 
 from workbench.errors import ConfigError
 from workbench.machine import device
 from workbench.measure.simulators.json_service import JsonService, redfish
-from workbench.model.presets import PRESETS
+from workbench.model.presets import PRESETS, Shape
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
@@ -59,7 +60,7 @@ def test_the_probe_s_result_is_part_of_the_verdict(tmp_path):
     record = finished(tmp_path, pilot(readiness=quick))
     speedup = record.metric("decode_speedup", source="probe", arm="ternary")
     assert speedup.value > 0
-    assert set(record.table("probe")["arm"]) == {"full_precision", "int8", "ternary"}
+    assert set(record.table("probe")["arm"]) == {"full_precision", "int8", "int4", "ternary"}
     sentence = f"ternary decodes {speedup.value:.2f} times"
     assert any("tiny-1m" in text and sentence in text for text in record.facts["verdict"])
 
@@ -70,6 +71,28 @@ def test_a_probe_that_was_switched_off_leaves_reasons_and_no_figures(tmp_path):
         metric = record.metric(name, source="probe", arm="ternary")
         assert metric.value is None
         assert metric.reason == "readiness.probe.enabled is false"
+
+
+def test_a_checkpoint_s_own_size_is_judged_and_not_a_preset_s(tmp_path):
+    config = LlamaConfig(
+        vocab_size=600, hidden_size=96, intermediate_size=200, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path / "model")
+    chosen = pilot(model={"checkpoint": str(tmp_path / "model")})
+    (row,) = (
+        readiness.fits_table(chosen, "cpu", 10**10).query("preset == 'checkpoint'").itertuples()
+    )
+    shape = Shape(96, 200, 2, 4, 2, 600, 2048, tied=True)
+    assert row.parameters == shape.parameters and row.trains_here
+    assert row.serving_ternary_gb == shape.serving_bytes_ternary() / 1e9
+    (said,) = [t for t in finished(tmp_path, chosen).facts["verdict"] if "own model" in t]
+    assert "0M parameters and needs about" in said and "to train (fits)" in said
+    (small,) = (
+        readiness.fits_table(chosen, "cpu", 10**5).query("preset == 'checkpoint'").itertuples()
+    )
+    assert not small.serves_full_here
 
 
 def test_what_fits_grows_with_the_memory_and_with_fewer_bits():

@@ -95,6 +95,7 @@ def _readiness(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
     record.measured("memory_available_gb", 6.2, "GB", "operating system", basis="exact")
     for arm, tokens, prefill, memory in (
         ("full_precision", 4.1, 60.0, 2400.0), ("int8", 6.9, 57.0, 1230.0),
+        ("int4", 8.3, 55.0, 1010.0),
         ("ternary", 9.7, 52.0, 820.0),
     ):  # fmt: skip
         labels = {"arm": arm, "source": "probe", "shape": "bitnet-700m"}
@@ -110,6 +111,9 @@ def _readiness(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
     _around(record, draw, "decode_speedup_over_int8", 1.41, "x", 5, **probe)
     _around(record, draw, "prefill_speedup_over_int8", 0.91, "x", 5, **probe)
     record.measured("memory_ratio_over_int8", 1.5, "x", "bytes over bytes", basis="exact", **probe)
+    _around(record, draw, "decode_speedup_over_int4", 1.17, "x", 5, **probe)
+    _around(record, draw, "prefill_speedup_over_int4", 0.95, "x", 5, **probe)
+    record.measured("memory_ratio_over_int4", 1.23, "x", "bytes over bytes", basis="exact", **probe)
     sizes = {"tiny-2m": 2e6, "small-25m": 25e6, "bitnet-700m": 7e8, "llama-3.2-3b": 3.2e9}
     record.save_table(
         "fits",
@@ -128,7 +132,8 @@ def _readiness(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
          "seconds": 16 / (draw.normal(1, 0.03) * rate)}
         for block in range(5)
         for order, (arm, rate) in enumerate(
-            (("full_precision", 4.1), ("int8", 6.9), ("ternary", 9.7))[:: 1 - block % 2 * 2]
+            (("full_precision", 4.1), ("int8", 6.9), ("int4", 8.3),
+             ("ternary", 9.7))[:: 1 - block % 2 * 2]
         )
     ]  # fmt: skip
     record.save_table("probe", pd.DataFrame(blocks))

@@ -36,7 +36,7 @@ def test_tables_metric_and_verdict_are_recorded(shared_run) -> None:
     assert record.facts["stopping_gates"] == []
     assert [c["code"] for c in verdict["caveats"]] == [
         "carries.no.capacity", "carries.not_measured.slower", "caveat.trained",
-        "caveat.one_seed", "caveat.probe", "caveat.int8_probe", "caveat.int8_quality",
+        "caveat.one_seed", "caveat.probe", "caveat.untrained_probe", "caveat.untrained_quality",
         "caveat.training_buys_faster", "caveat.assumed_load",
     ]  # fmt: skip
     assert "ternary decodes 1.4" in verdict["caveats"][5]["text"]
@@ -95,10 +95,10 @@ def test_no_gain_in_speed_over_int8_is_not_called_one(make_run) -> None:
     records = make_run().records()
     metrics = records["readiness"].metrics
     for i, metric in enumerate(metrics):
-        if metric.name == "decode_speedup_over_int8":
+        if metric.name == "decode_speedup_over_int4":
             metrics[i] = replace(metric, value=1.02, lo=0.9, hi=1.1)
-    (found,) = [s for s in caveats(records, PILOT) if s.code.startswith("caveat.int8_probe")]
-    assert found.code == "caveat.int8_probe_no_faster"
+    (found,) = [s for s in caveats(records, PILOT) if s.code.startswith("caveat.untrained_probe")]
+    assert found.code == "caveat.untrained_probe_no_faster" and found.values["kind"] == "INT4"
     for language in ("en", "ru"):
         assert "{" not in Texts(language)(found.code, **found.values)
 
@@ -110,13 +110,25 @@ def test_arms_on_unlike_units_are_not_called_a_fair_comparison(make_run) -> None
     assert [s.code for s in caveats(records, PILOT)].count("caveat.uneven_units") == 1
 
 
-def test_without_int8_figures_nothing_is_said_of_int8(make_run) -> None:
+def test_beside_a_ready_model_no_words_say_that_training_buys_anything(make_run) -> None:
+    records = make_run().records()
+    records["train_qat"].facts["ready_ternary"] = {"path": "a", "format": "GGUF file (Q2_0)"}
+    (found,) = [s for s in caveats(records, PILOT) if s.code.startswith("caveat.untrained_probe")]
+    assert found.code == "caveat.untrained_probe_ready"
+    for sentence in caveats(records, PILOT):
+        assert "training buys" not in Texts()(sentence.code, **sentence.values)
+        assert "даёт обучение" not in Texts("ru")(sentence.code, **sentence.values)
+
+
+def test_without_int8_and_int4_figures_nothing_is_said_of_them(make_run) -> None:
     records = make_run().records()
     for record in records.values():
         record.metrics[:] = [
-            m for m in record.metrics if "int8" not in m.name and m.labels.get("arm") != "int8"
+            m
+            for m in record.metrics
+            if "int" not in m.name and m.labels.get("arm") not in ("int8", "int4")
         ]
-    assert not [s for s in caveats(records, PILOT) if "int8" in s.code]
+    assert not [s for s in caveats(records, PILOT) if "caveat.untrained" in s.code]
 
 
 def test_a_gap_with_a_teacher_behind_it_says_so(make_run) -> None:

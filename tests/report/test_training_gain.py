@@ -58,6 +58,14 @@ def test_an_arm_whose_interval_crosses_the_margin_does_not_keep_it(tmp_path: Pat
     assert gain.memory.value == 4.0
 
 
+def test_four_bits_that_keep_the_gate_are_what_ternary_has_to_beat(tmp_path: Path) -> None:
+    gain = training_gain(records(tmp_path, int4=(34.0, 0.04, 0.09, 1.8)), [Gate(**GATE)])
+    assert gain is not None and (gain.smallest, gain.quickest) == ("int4", "int4")
+    assert gain.memory.value == pytest.approx(34 / 25)
+    lost = training_gain(records(tmp_path, int4=(34.0, 0.2, 0.3, 1.8)), [Gate(**GATE)])
+    assert lost is not None and lost.smallest == "int8", "four bits that lose too much are no rival"
+
+
 def test_where_none_keeps_it_the_figure_is_missing_and_said(tmp_path: Path) -> None:
     lost = {arm: (*ARMS[arm][:1], 1.0, 1.1, 1.5) for arm in ("checkpoint", "int8")}
     found = records(tmp_path, **lost)
@@ -78,6 +86,12 @@ def codes(found: dict[str, StageRecord]) -> list[str]:
 
 def test_the_verdict_says_it_in_a_sentence(tmp_path: Path) -> None:
     assert "caveat.training_buys_faster" in codes(records(tmp_path))
+    said = [
+        s
+        for s in caveats(records(tmp_path), Pilot(name="a", question="?", report={"gates": [GATE]}))
+    ]
+    (bought,) = [s for s in said if s.code == "caveat.training_buys_faster"]
+    assert "less memory than INT8 without training" in Texts()(bought.code, **bought.values)
     slow = records(tmp_path, ternary=(25.0, 0.05, 0.08, 1.4))
     assert "caveat.training_buys" in codes(slow)
     lost = records(tmp_path, ternary=(25.0, 0.4, 0.5, 2.1))

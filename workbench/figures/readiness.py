@@ -146,11 +146,12 @@ def probe_speed(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 def probe_gains(record: StageRecord, language: str = "en") -> go.Figure:
-    """What ternary gains over full precision and over INT8: memory, decode, prefill."""
+    """What ternary gains over full precision, INT8 and INT4: memory, decode, prefill."""
     say = FigureTexts(language)
     title = say("readiness.probe_gains.title")
     ratios = ("memory_ratio", "decode_speedup", "prefill_speedup")
-    names = (*ratios, *(f"{name}_over_int8" for name in ratios))
+    over = (f"{name}_over_{kind}" for kind in ("int8", "int4") for name in ratios)
+    names = (*ratios, *over)
     rows = [m for name in names for m in valued(record, name, source="probe")]
     if not rows:
         return why_not(say, title, reason_for(record, *names, source="probe"))

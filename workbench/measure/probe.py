@@ -1,27 +1,29 @@
-"""The speed probe: full precision, INT8 and ternary on a real shape, with random weights.
+"""The speed probe: full precision, INT8, INT4 and ternary on a real shape, with random weights.
 
 All models are in memory at once and take turns, one a block, in orders of a Williams square, each
 after a short untimed turn of its own. A block gives one ratio, and the interval is over blocks;
-the probe ends when the ratios are as precise as wanted or its time is up. INT8 stands there
-because it needs no training: what training buys is what ternary gains over it. ``auto`` takes the
-largest preset whose full-precision and ternary models fit the free memory and whose measurement
-fits the time: a short trial on a small preset tells how long a parameter takes here. INT8 is left
-out where it does not fit beside them.
+the probe ends when the ratios are as precise as wanted or its time is up. INT8 and INT4 stand there
+because they need no training, and are left out where they do not fit beside the others.
+
+``auto`` takes the shape of the pilot's own checkpoint, or else the largest preset whose models fit
+the free memory and whose measurement fits the time: a short trial on a small preset tells how long
+a parameter takes here. A checkpoint that is too big is measured with fewer of its blocks, and
+its figures are extrapolated, by bytes in decoding and by blocks in prefill, and marked as modelled.
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from ternary_kernels import backend
-from transformers import LlamaConfig
 
 from workbench.engine.engine import Engine
 from workbench.engine.random_weights import WeightKind
@@ -39,18 +41,25 @@ from workbench.measure.noise import (
     require_quiet,
 )
 from workbench.measure.orders import balanced_orders
+from workbench.measure.probe_shape import OWN, Subject, own_config
 from workbench.measure.session import FEWEST_TO_STOP, noise_facts
 from workbench.measure.statistics import mean_ratio
 from workbench.model.presets import PRESETS, Shape
 from workbench.pilot.sections.readiness import Probe
+from workbench.pilot.spec import Pilot
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 
 if TYPE_CHECKING:
     from workbench.stages.context import StageContext
 
-ARMS: dict[str, WeightKind] = {"full_precision": "half", "int8": "int8", "ternary": "ternary"}
-OVER = {"full_precision": "", "int8": "_over_int8"}
+ARMS: dict[str, WeightKind] = {
+    "full_precision": "half",
+    "int8": "int8",
+    "int4": "int4",
+    "ternary": "ternary",
+}
+OVER = {"full_precision": "", "int8": "_over_int8", "int4": "_over_int4"}
 """What ternary is compared with -> how the names of those ratios end."""
 NEEDED = ("full_precision", "ternary")
 TRIAL_PARAMETERS = 150_000_000
@@ -92,17 +101,21 @@ def run_probe(context: StageContext) -> None:
         leave_out(record, reason)
         return
     context.progress.note("speed probe: choosing a shape")
-    name, reason = _choose(section, where, budget_s)
-    if name is None:
+    own, problem = _own_shape(context.pilot, where)
+    if problem:
+        context.note(f"speed probe: {problem}")
+    subject, reason = (own, "") if own else _choose(section, where, budget_s)
+    if subject is None:
         leave_out(record, reason)
         return
-    if reason:
-        context.note(reason)
-    arms, left_out = _arms_that_fit(PRESETS[name], section, where)
+    if reason or subject.of_layers:
+        context.note(reason or f"speed probe: the checkpoint's own shape is {subject.of_layers}")
+    name = subject.name
+    arms, left_out = _arms_that_fit(subject.shape, section, where)
     if left_out:
         context.note(left_out)
     context.progress.note(f"speed probe: building {name} for {', '.join(arms)}")
-    with _side_by_side(name, arms, section, where) as (engines, resident):
+    with _side_by_side(subject, arms, section, where) as (engines, resident):
         quiet = context.pilot.readiness.quiet
         context.progress.note("speed probe: looking whether the machine is quiet")
         before = require_quiet(quiet, lambda text: context.note(f"speed probe: {text}"))
@@ -122,10 +135,11 @@ def run_probe(context: StageContext) -> None:
         if uneven := uneven_units({arm: engine.units for arm, engine in engines.items()}):
             record.facts["uneven_units"] = uneven
             context.note(f"speed probe: {uneven}")
-        _record_speed(record, turns, name, engines)
-        _record_memory(record, engines, resident, name)
+        _record_speed(record, turns, subject, engines)
+        _record_memory(record, engines, resident, subject)
         if left_out:
-            leave_out(record, left_out, int8_alone=True, shape=name)
+            without = [arm for arm in ARMS if arm not in arms]
+            leave_out(record, left_out, arms=without, shape=name)
 
 
 @dataclass(frozen=True)
@@ -136,7 +150,25 @@ class Where:
     threads: int
 
 
-def _choose(section: Probe, where: Where, budget_s: float) -> tuple[str | None, str]:
+def _own_shape(pilot: Pilot, where: Where) -> tuple[Subject | None, str]:
+    """The checkpoint's, with as many blocks as fit, or why not; nothing where none is asked for."""
+    section, checkpoint = pilot.readiness.probe, pilot.model.checkpoint
+    if checkpoint is None or section.shape != "auto":
+        return None, ""
+    config, problem = own_config(checkpoint)
+    if config is None:
+        return None, f"{problem}; a preset is taken"
+    whole = Shape.of_config(config)
+    free = int(section.memory_share * where.device.free_bytes)
+    for layers in range(whole.layers, 0, -1):
+        if _needed_bytes(whole.with_layers(layers), section, where) <= free:
+            config = copy.deepcopy(config)
+            config.num_hidden_layers = layers
+            return Subject(OWN, whole.with_layers(layers), config, whole.layers), ""
+    return None, "not one block of the checkpoint fits the free memory; a preset is taken"
+
+
+def _choose(section: Probe, where: Where, budget_s: float) -> tuple[Subject | None, str]:
     """A preset and, where it is not simply the wanted one, why; None when none fits."""
     free = int(section.memory_share * where.device.free_bytes)
     if section.shape != "auto":
@@ -146,7 +178,7 @@ def _choose(section: Probe, where: Where, budget_s: float) -> tuple[str | None, 
                 allowed=f"{free / GB:.1f} GB: {section.memory_share:.0%} of the free memory",
                 next_step="set readiness.probe.shape to auto or a smaller preset",
             )
-        return section.shape, ""
+        return Subject.preset(section.shape), ""
     largest = PRESETS[section.largest].parameters
     candidates = sorted(
         (shape.parameters, name) for name, shape in PRESETS.items() if shape.parameters <= largest
@@ -168,73 +200,85 @@ def _choose(section: Probe, where: Where, budget_s: float) -> tuple[str | None, 
         ]
         chosen = in_time[-1] if in_time else fitting[0]
     if chosen == section.largest:
-        return chosen, ""
+        return Subject.preset(chosen), ""
     limit = "the free memory" if chosen == fitting[-1] else f"a measurement of {budget_s:.0f} s"
-    return chosen, f"speed probe: {chosen} is the largest preset that fits {limit}"
+    return Subject.preset(chosen), f"speed probe: {chosen} is the largest preset that fits {limit}"
 
 
 def _needed_bytes(
     shape: Shape, section: Probe, where: Where, arms: tuple[str, ...] = NEEDED
 ) -> int:
     """``arms`` side by side with their caches."""
-    sizes = {
-        "full_precision": shape.serving_bytes_full(),
-        "int8": shape.serving_bytes_int8(),
-        "ternary": shape.serving_bytes_ternary(),
-    }
+    sizes = _serving_bytes(shape)
     if where.device.name == "cpu" and backend().name == "torch":
         # PyTorch keeps a float32 copy of bf16 and an INT8 copy of codes, and makes a float64
         # copy of INT8 matrices: of the head in each step, of a layer while it multiplies.
         sizes["full_precision"] += 4 * shape.parameters
         sizes["int8"] += 9 * shape.vocabulary_parameters
+        sizes["int4"] += shape.linear_parameters + 9 * shape.vocabulary_parameters
         sizes["ternary"] += shape.linear_parameters + 9 * shape.vocabulary_parameters
     positions = section.prompt_tokens + section.output_tokens
     caches = len(arms) * positions * shape.kv_bytes_per_token()
     return sum(sizes[arm] for arm in arms) + caches
 
 
+def _serving_bytes(shape: Shape) -> dict[str, int]:
+    return {
+        "full_precision": shape.serving_bytes_full(),
+        "int8": shape.serving_bytes_int8(),
+        "int4": shape.serving_bytes_int4(),
+        "ternary": shape.serving_bytes_ternary(),
+    }
+
+
 def _arms_that_fit(shape: Shape, section: Probe, where: Where) -> tuple[tuple[str, ...], str]:
-    """The arms, and why INT8 is not among them where it is not."""
+    """The arms, and why INT8 or INT4 is not among them where it is not."""
     free = int(section.memory_share * where.device.free_bytes)
-    if (needed := _needed_bytes(shape, section, where, tuple(ARMS))) <= free:
-        return tuple(ARMS), ""
-    return NEEDED, (
-        f"speed probe: INT8 is left out: with it {needed / GB:.1f} GB are needed, and "
-        f"{section.memory_share:.0%} of the free memory is {free / GB:.1f} GB"
-    )
+    arms, reasons = tuple(ARMS), []
+    if where.device.name == "cuda":
+        arms = tuple(arm for arm in arms if arm != "int4")
+        reasons.append("speed probe: INT4 is left out: it has no GPU kernel yet")
+    for arm in ("int8", "int4"):
+        needed = _needed_bytes(shape, section, where, arms)
+        if arm in arms and needed > free:
+            arms = tuple(other for other in arms if other != arm)
+            reasons.append(
+                f"speed probe: {arm.upper()} is left out: with it {needed / GB:.1f} GB are needed, "
+                f"and {section.memory_share:.0%} of the free memory is {free / GB:.1f} GB"
+            )
+    return arms, "; ".join(reasons)
 
 
 def _trial(name: str, section: Probe, where: Where) -> float:
     """Seconds a parameter of one block with a short output, on a small preset."""
-    arms, _ = _arms_that_fit(PRESETS[name], section, where)
-    with _side_by_side(name, arms, section, where) as (engines, _):
+    subject = Subject.preset(name)
+    arms, _ = _arms_that_fit(subject.shape, section, where)
+    with _side_by_side(subject, arms, section, where) as (engines, _):
         prompt = _prompt(engines, section)
         turns = [_turn(engine, prompt, TRIAL_OUTPUT_TOKENS) for engine in engines.values()]
     per_token = sum(turn.decode for turn in turns) / TRIAL_OUTPUT_TOKENS
     block_s = sum(turn.prefill for turn in turns) + per_token * section.output_tokens
-    return block_s / PRESETS[name].parameters
+    return block_s / subject.shape.parameters
 
 
 def _expected_s(shape: Shape, s_per_parameter: float, section: Probe) -> float:
     """Time of the fewest blocks with an interval and a warm-up of one, models included."""
-    sizes = shape.serving_bytes_full(), shape.serving_bytes_int8(), shape.serving_bytes_ternary()
-    build_s = sum(sizes) / BUILD_BYTES_PER_S
+    build_s = sum(_serving_bytes(shape).values()) / BUILD_BYTES_PER_S
     return build_s + (FEWEST_BLOCKS + 1) * s_per_parameter * shape.parameters
 
 
 @contextmanager
 def _side_by_side(
-    name: str, arms: tuple[str, ...], section: Probe, where: Where
+    subject: Subject, arms: tuple[str, ...], section: Probe, where: Where
 ) -> Iterator[tuple[dict[str, Engine], dict[str, int]]]:
     """The engines, warm, and the memory that each took; closed afterwards."""
-    config = LlamaConfig(**PRESETS[name].config_fields())
     engines: dict[str, Engine] = {}
     resident: dict[str, int] = {}
     try:
         for arm in arms:
             with memory_growth(where.device.name) as growth:
                 engines[arm] = Engine.random(
-                    config,
+                    subject.config,
                     ARMS[arm],
                     context=section.prompt_tokens + section.output_tokens,
                     threads=where.threads,
@@ -329,62 +373,87 @@ def _prompt(engines: dict[str, Engine], section: Probe) -> list[int]:
 
 
 def _record_speed(
-    record: StageRecord, turns: pd.DataFrame, name: str, engines: dict[str, Engine]
+    record: StageRecord, turns: pd.DataFrame, subject: Subject, engines: dict[str, Engine]
 ) -> None:
-    labels = {"source": "probe", "shape": name}
+    labels = {"source": "probe", "shape": subject.name}
+    whole = {arm: _of_the_whole(subject, arm, engine) for arm, engine in engines.items()}
     for phase in ("decode", "prefill"):
         of_phase = turns[turns["phase"] == phase]
         seconds = of_phase.pivot(index="block", columns="arm", values="seconds")
         tokens = int(of_phase["tokens"].iloc[0])
         for arm in seconds:
+            seconds[arm] *= whole[arm][phase]
+        for arm in seconds:
             computes = engines[arm].backend
             how = f"{tokens} tokens a block, one sequence, random weights, {computes}"
             rate = mean_ratio(np.full(len(seconds), tokens), seconds[arm])
-            record.add(rate.metric(f"{phase}_tokens_per_s", "tokens/s", how, arm=arm, **labels))
+            found = rate.metric(f"{phase}_tokens_per_s", "tokens/s", how, arm=arm, **labels)
+            record.add(_as_extrapolated(found, subject))
         for other in [each for each in OVER if each in seconds]:
             ratio = mean_ratio(seconds[other], seconds["ternary"], stopped=True)
             computes = backends({arm: engines[arm] for arm in (other, "ternary")})
             how = f"{other} over ternary seconds for {tokens} tokens, in turn, {computes}"
             name = f"{phase}_speedup{OVER[other]}"
-            record.add(ratio.metric(name, "x", how, arm="ternary", **labels))
+            found = ratio.metric(name, "x", how, arm="ternary", **labels)
+            record.add(_as_extrapolated(found, subject))
+
+
+def _of_the_whole(subject: Subject, arm: str, engine: Engine) -> dict[str, float]:
+    """What the seconds of fewer blocks are to be multiplied by: in decoding as the bytes of the
+    weights are, which bound it, in prefill as the blocks."""
+    return {
+        "decode": _whole_bytes(subject, arm, engine) / engine.weight_bytes,
+        "prefill": subject.layers / subject.shape.layers,
+    }
+
+
+def _whole_bytes(subject: Subject, arm: str, engine: Engine) -> int:
+    """Bytes of the weights with all blocks, which are alike."""
+    whole, measured = (_serving_bytes(shape)[arm] for shape in (subject.whole, subject.shape))
+    return engine.weight_bytes + whole - measured
+
+
+def _as_extrapolated(metric: Metric, subject: Subject) -> Metric:
+    if not subject.of_layers:
+        return metric
+    return replace(metric, kind="modelled", how=f"{metric.how}; {subject.of_layers}")
 
 
 def _record_memory(
-    record: StageRecord, engines: dict[str, Engine], resident: dict[str, int], name: str
+    record: StageRecord, engines: dict[str, Engine], resident: dict[str, int], subject: Subject
 ) -> None:
-    labels = {"source": "probe", "shape": name}
-    for arm, engine in engines.items():
-        record.measured(
-            "model_memory_mb",
-            engine.weight_bytes / MB,
-            "MB",
+    labels = {"source": "probe", "shape": subject.name}
+    sizes = {arm: _whole_bytes(subject, arm, engine) for arm, engine in engines.items()}
+    for arm in engines:
+        how = (
             "bytes of all weights in memory, embedding, head and scales included, counted; with "
-            f"cache and buffers memory grew by {resident[arm] / MB:.0f} MB",
-            basis="exact",
-            arm=arm,
-            **labels,
+            f"cache and buffers memory grew by {resident[arm] / MB:.0f} MB"
         )
+        of_arm = {"arm": arm, **labels}
+        found = Metric("model_memory_mb", sizes[arm] / MB, "MB", how, labels=of_arm, basis="exact")
+        record.add(_as_extrapolated(found, subject))
     for other in [each for each in OVER if each in engines]:
         grown = resident[other] / max(1, resident["ternary"])
-        record.add(
-            Metric(
-                f"memory_ratio{OVER[other]}",
-                engines[other].weight_bytes / engines["ternary"].weight_bytes,
-                "x",
-                f"bytes of the weights, {other} over ternary; growth of memory: {grown:.2f} x",
-                "derived",
-                labels={"arm": "ternary", **labels},
-                basis="exact",
-            )
+        ratio = Metric(
+            f"memory_ratio{OVER[other]}",
+            sizes[other] / sizes["ternary"],
+            "x",
+            f"bytes of the weights, {other} over ternary; growth of memory: {grown:.2f} x",
+            "derived",
+            labels={"arm": "ternary", **labels},
+            basis="exact",
         )
+        record.add(_as_extrapolated(ratio, subject))
 
 
-def leave_out(record: StageRecord, reason: str, *, int8_alone: bool = False, **labels: str) -> None:
-    """Record every figure of the probe, or those of INT8 alone, as not measured."""
+def leave_out(
+    record: StageRecord, reason: str, *, arms: Collection[str] = tuple(ARMS), **labels: str
+) -> None:
+    """Record every figure of the probe, or those of some arms alone, as not measured."""
     of_arms = {"decode_tokens_per_s": "tokens/s", "prefill_tokens_per_s": "tokens/s"}
     for name, unit in (of_arms | {"model_memory_mb": "MB"}).items():
-        for arm in ("int8",) if int8_alone else ARMS:
+        for arm in arms:
             record.missing(name, unit, reason, arm=arm, source="probe", **labels)
     for name in ("decode_speedup", "prefill_speedup", "memory_ratio"):
-        for ending in ("_over_int8",) if int8_alone else OVER.values():
+        for ending in [OVER[arm] for arm in arms if arm in OVER]:
             record.missing(name + ending, "x", reason, arm="ternary", source="probe", **labels)

@@ -13,6 +13,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 ADAM_BYTES = 16
 """Training bytes a parameter: float32 weight, gradient and two Adam moments."""
@@ -35,6 +39,27 @@ class Shape:
     context: int
     rope_theta: float = 10_000.0
     tied: bool = False
+    head_width: int | None = None
+    """Of a head where it is not hidden / heads (Qwen 3)."""
+
+    @classmethod
+    def of_config(cls, config: PretrainedConfig) -> Shape:
+        """Of a Llama-type checkpoint, from its configuration alone."""
+        return cls(
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            config.vocab_size,
+            getattr(config, "max_position_embeddings", None) or 2048,
+            tied=bool(config.tie_word_embeddings),
+            head_width=getattr(config, "head_dim", None),
+        )
+
+    def with_layers(self, layers: int) -> Shape:
+        """The same network with fewer blocks."""
+        return replace(self, layers=layers)
 
     def with_vocab(self, vocab: int) -> Shape:
         """The same network over another tokenizer's vocabulary."""
@@ -42,14 +67,14 @@ class Shape:
 
     @property
     def head_dim(self) -> int:
-        return self.hidden // self.heads
+        return self.head_width or self.hidden // self.heads
 
     @property
     def block_linears(self) -> tuple[tuple[int, int], ...]:
         """(out, in) of one block's linear layers: q, k, v, o, gate, up, down."""
         hidden, ffn, kv = self.hidden, self.ffn, self.kv_heads * self.head_dim
-        square, wide = (hidden, hidden), (ffn, hidden)
-        return square, (kv, hidden), (kv, hidden), square, wide, wide, (hidden, ffn)
+        mixed, narrow, wide = self.heads * self.head_dim, (kv, hidden), (ffn, hidden)
+        return (mixed, hidden), narrow, narrow, (hidden, mixed), wide, wide, (hidden, ffn)
 
     @property
     def linear_parameters(self) -> int:
@@ -90,6 +115,13 @@ class Shape:
         rows = self.layers * sum(n for n, _ in self.block_linears)
         rows += self.vocabulary_parameters // self.hidden
         return matrices + 4 * rows + 2 * self.norm_parameters
+
+    def serving_bytes_int4(self) -> int:
+        """Bytes with INT4 codes and a float16 scale for each 32 inputs, and an INT8 embedding and
+        head; norms stay bf16."""
+        groups = self.layers * sum(n * math.ceil(k / 32) for n, k in self.block_linears)
+        vocabulary = self.vocabulary_parameters + 4 * self.vocabulary_parameters // self.hidden
+        return 18 * groups + vocabulary + 2 * self.norm_parameters
 
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Bytes that one position of one sequence adds to the KV cache."""

@@ -84,6 +84,7 @@ def _words(own: LabelSet, name: str, pilot: Pilot) -> list[str]:
     """The values that the label may have; none where only the machine decides."""
     if name == "shape":
         chosen = pilot.readiness.probe.shape
-        return list(PRESETS) if chosen == "auto" else [chosen]
+        own = ["checkpoint"] if pilot.model.checkpoint else []
+        return [*own, *PRESETS] if chosen == "auto" else [chosen]
     of = own[name].of
     return list(of(pilot)) if of else []

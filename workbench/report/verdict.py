@@ -92,7 +92,7 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
     measured = (records[stage] for stage in ("readiness", "measure_ab") if stage in records)
     if any("uneven_units" in record.facts for record in measured):
         found.append(Sentence("caveat.uneven_units"))
-    found += _against_int8(records)
+    found += _against_untrained(records)
     found += _what_training_buys(records, pilot)
     found += _hybrid_limit(records)
     if "profile_load" in records and records["profile_load"].facts.get("kind") == "assumed":
@@ -184,26 +184,19 @@ def _noise(records: Mapping[str, StageRecord]) -> list[Sentence]:
     return found
 
 
-def _against_int8(records: Mapping[str, StageRecord]) -> list[Sentence]:
-    """What could be had without any training, so what ternary weights add to that."""
-    found = []
-    if "readiness" in records:
-        decode, memory = (
-            records["readiness"].metric(f"{name}_over_int8", source="probe")
-            for name in ("decode_speedup", "memory_ratio")
-        )
-        if decode and memory and decode.value and memory.value:
-            values = {"decode": decode.value, "memory": memory.value}
-            shape = decode.labels.get("shape", "")
-            at = ("readiness", decode.name, label_text(decode.labels))
-            alone = decode.lo is not None and decode.lo > 1
-            faster = alone and significant(records).get(at, True)
-            code = "caveat.int8_probe" if faster else "caveat.int8_probe_no_faster"
-            found.append(Sentence(code, {**values, "shape": shape}))
-    if "measure_ab" in records:
-        gap = records["measure_ab"].metric("quality_gap_bits_per_byte", arm="int8")
-        if gap and gap.value is not None:
-            found.append(Sentence("caveat.int8_quality", {"gap": gap.value}))
+def _against_untrained(records: Mapping[str, StageRecord]) -> list[Sentence]:
+    """What could be had without any training, so what ternary weights add to that: of the probe
+    the smaller of INT4 and INT8, since nothing is known of quality there."""
+    found: list[Sentence] = []
+    for kind in ("int4", "int8"):
+        if not found and "readiness" in records:
+            found += _against_probed(kind, records)
+    for kind in ("int8", "int4"):
+        if "measure_ab" in records:
+            gap = records["measure_ab"].metric("quality_gap_bits_per_byte", arm=kind)
+            if gap and gap.value is not None:
+                values = {"kind": kind.upper(), "gap": gap.value}
+                found.append(Sentence("caveat.untrained_quality", values))
     return found
 
 
@@ -216,6 +209,22 @@ def _hybrid_limit(records: Mapping[str, StageRecord]) -> list[Sentence]:
         return []
     values = {"loss": loss.value, "limit": limit["max_quality_loss"]}
     return [Sentence(f"caveat.hybrid_{limit['outcome']}", values)]
+
+
+def _against_probed(kind: str, records: Mapping[str, StageRecord]) -> list[Sentence]:
+    decode, memory = (
+        records["readiness"].metric(f"{name}_over_{kind}", source="probe")
+        for name in ("decode_speedup", "memory_ratio")
+    )
+    if not (decode and memory and decode.value and memory.value):
+        return []
+    values = {"kind": kind.upper(), "decode": decode.value, "memory": memory.value}
+    at = ("readiness", decode.name, label_text(decode.labels))
+    alone = decode.lo is not None and decode.lo > 1
+    faster = alone and significant(records).get(at, True)
+    ready = "train_qat" in records and "ready_ternary" in records["train_qat"].facts
+    code = "caveat.untrained_probe" + ("" if faster else "_no_faster") + ("_ready" if ready else "")
+    return [Sentence(code, {**values, "shape": decode.labels.get("shape", "")})]
 
 
 def _what_training_buys(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:

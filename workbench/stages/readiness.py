@@ -39,6 +39,7 @@ from workbench.measure.meters.log_check import (
 from workbench.measure.meters.polled import PolledMeter
 from workbench.measure.meters.sample import Channel, Sample
 from workbench.measure.probe import leave_out, run_probe
+from workbench.measure.probe_shape import OWN, own_shape
 from workbench.measure.statistics import quantile
 from workbench.model.presets import PRESETS, Shape
 from workbench.pilot.problems import did_you_mean
@@ -121,14 +122,18 @@ def run(context: StageContext) -> None:
 
 
 def fits_table(pilot: Pilot, device: str, free_bytes: int) -> pd.DataFrame:
-    """One row a preset, smallest first; columns as in docs/design.md.
+    """One row a preset, and one for the pilot's checkpoint, smallest first; columns as in
+    docs/design.md.
 
     Training is that of the ternary arm with the pilot's batch, sequence and precision; serving
     is weights alone, bf16 in full precision.
     """
     room = USABLE * free_bytes
     rows = []
-    for name, shape in sorted(PRESETS.items(), key=lambda item: item[1].parameters):
+    shapes = dict(PRESETS)
+    if own := own_shape(pilot.model.checkpoint):
+        shapes[OWN] = own
+    for name, shape in sorted(shapes.items(), key=lambda item: item[1].parameters):
         training = _training_bytes(pilot, shape, device)
         full, ternary = shape.serving_bytes_full(), shape.serving_bytes_ternary()
         rows.append(
@@ -275,7 +280,7 @@ def _about_machine(machine: dict[str, Any], device: Device) -> str:
 
 def _about_sizes(pilot: Pilot, fits: pd.DataFrame) -> list[str]:
     def largest(column: str) -> str:
-        names = fits.loc[fits[column], "preset"]
+        names = fits.loc[fits[column] & (fits["preset"] != OWN), "preset"]
         return names.iloc[-1] if len(names) else "none of the presets"
 
     sentences = [
@@ -285,7 +290,7 @@ def _about_sizes(pilot: Pilot, fits: pd.DataFrame) -> list[str]:
         f"{largest('serves_ternary_here')} to serve as ternary."
     ]
     if pilot.model.checkpoint:
-        sentences.append("The pilot's own model is a checkpoint; its size is not judged here.")
+        sentences.append(_about_checkpoint(pilot.model.checkpoint, fits[fits["preset"] == OWN]))
     elif (row := fits[fits["preset"] == pilot.model.preset]).any(axis=None):
         need = f"{pilot.model.preset} needs about {row['training_gb'].item():.3g} GB to train"
         sentences.append(
@@ -295,6 +300,34 @@ def _about_sizes(pilot: Pilot, fits: pd.DataFrame) -> list[str]:
             "a smaller train.batch_size, or another machine."
         )
     return sentences
+
+
+def _about_checkpoint(checkpoint: str, rows: pd.DataFrame) -> str:
+    """Whether the team's own model is trained and served here, by its own shape."""
+    if rows.empty:
+        return (
+            f"The size of the pilot's own model, {checkpoint}, cannot be told before it is loaded."
+        )
+    row = rows.iloc[0]
+    needs = (
+        ("training_gb", "trains_here", "to train"),
+        ("serving_full_gb", "serves_full_here", "to serve in full precision"),
+        ("serving_ternary_gb", "serves_ternary_here", "to serve as ternary"),
+    )
+    each = ", ".join(
+        f"{row[column]:.3g} GB {what} ({'fits' if row[fits] else 'does not fit'})"
+        for column, fits, what in needs
+    )
+    cure = (
+        ""
+        if row["trains_here"]
+        else " Choose a smaller train.batch_size or data.sequence_length, train.gradient_"
+        "checkpointing, or another machine."
+    )
+    return (
+        f"The pilot's own model, {checkpoint}, has {row['parameters'] / 1e6:,.0f}M parameters and "
+        f"needs about {each}.{cure}"
+    )
 
 
 def _about_speed(device: Device, kernels: ternary_kernels.Backend) -> str:
@@ -315,9 +348,9 @@ def _about_speed(device: Device, kernels: ternary_kernels.Backend) -> str:
 
 
 def _about_probe(record: StageRecord) -> str:
-    decode, held, over_int8 = (
+    decode, held = (
         record.metric(name, arm="ternary", source="probe")
-        for name in ("decode_speedup", "memory_ratio", "decode_speedup_over_int8")
+        for name in ("decode_speedup", "memory_ratio")
     )
     if decode is None or decode.value is None:
         return f"No speed probe: {decode.reason if decode else 'it left no figure'}."
@@ -327,14 +360,21 @@ def _about_probe(record: StageRecord) -> str:
         if held is None or held.value is None
         else (f" and its weights take {held.value:.2f} times less memory")
     )
-    int8_text = (
-        ""
-        if over_int8 is None or over_int8.value is None
-        else f" It decodes {over_int8.value:.2f} times as fast as INT8, which needs no training."
-    )
+    over = {
+        kind: found.value
+        for kind in ("int8", "int4")
+        if (found := record.metric(f"decode_speedup_over_{kind}", arm="ternary", source="probe"))
+        and found.value is not None
+    }
+    each = " and ".join(f"{value:.2f} times as fast as {k.upper()}" for k, value in over.items())
+    need = "need" if len(over) > 1 else "needs"
+    untrained_text = f" It decodes {each}, which {need} no training." if over else ""
+    shape = decode.labels.get("shape", "real shape")
+    of = "the checkpoint's own shape" if shape == OWN else shape
+    modelled = " (modelled: fewer blocks were measured)" if decode.kind == "modelled" else ""
     return (
-        f"Speed probe, {decode.labels.get('shape', 'real shape')}: ternary decodes "
-        f"{decode.value:.2f} times{interval} as fast as bf16{memory_text}.{int8_text}"
+        f"Speed probe, {of}{modelled}: ternary decodes "
+        f"{decode.value:.2f} times{interval} as fast as bf16{memory_text}.{untrained_text}"
     )
 
 

@@ -26,6 +26,8 @@ LANGUAGES = ("en", "ru")
 NOUN = "noun."
 """Begins the keys of nouns: plural category -> form."""
 REPORT_TEXTS = Path(__file__).parent
+VALUES_OF_LABELS = {"arm": "arm", "fastest": "arm", "shape": "shape"}
+"""Name of a text's value -> the label whose words it takes."""
 
 
 class Texts:
@@ -44,7 +46,7 @@ class Texts:
 
     def __call__(self, key: str, **values: Any) -> str:
         """The text with its ``{names}`` filled in; numbers in the language's own notation."""
-        said = self._texts[key].format(**{k: self._shown(v) for k, v in values.items()})
+        said = self._texts[key].format(**{k: self._value(k, v) for k, v in values.items()})
         return re.sub(r" +(?=[ ,])", "", said)  # a unit may be empty
 
     def get(self, key: str, default: str) -> str:
@@ -86,6 +88,11 @@ class Texts:
         """A metric and what it is a figure of: ``decode speedup (probe)``."""
         shown = self.labels(labels)
         return f"{self.metric(name)} ({shown})" if shown else self.metric(name)
+
+    def _value(self, name: str, value: Any) -> Any:
+        """A text's value; one that is named after a label stands in its words."""
+        label = VALUES_OF_LABELS.get(name)
+        return self.get(f"{label}.{value}", str(value)) if label else self._shown(value)
 
     def _shown(self, value: Any) -> Any:
         if isinstance(value, dict):

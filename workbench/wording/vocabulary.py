@@ -67,7 +67,7 @@ _MEASURED_CLASSES = Values(
     lambda pilot: [*_interactive(pilot), *_batched(pilot)],
 )
 _THREADS = {"threads": Values("a number", None, r"[1-9][0-9]*")}
-_SHAPE = Values("a model preset", None, r".+")
+_SHAPE = Values("a model preset, or `checkpoint`: its own", None, r".+")
 _CORPUS = {
     "corpus": Values(
         "a name of `data.sources`", lambda pilot: [source.label for source in pilot.data.sources]
@@ -78,7 +78,8 @@ _LOAD_QUANTILE = {"quantile": words("p50", "p90", "p95", "p99")}
 _WINDOW = {"window": Values("a width, such as `60 s`", None, r"[0-9.e+]+ s")}
 _BOTH_ARMS = {"arm": words("full_precision", "ternary")}
 _PROBED = {
-    "arm": words("full_precision", "int8", "ternary"), "source": words("probe"), "shape": _SHAPE,
+    "arm": words("full_precision", "int8", "int4", "ternary"), "source": words("probe"),
+    "shape": _SHAPE,
 }  # fmt: skip
 _PROBED_GAIN = {**_PROBED, "arm": words("ternary")}
 _TRAINED = {
@@ -290,6 +291,8 @@ FIGURES: dict[str, Figure] = {
     "prefill_speedup": Figure("latency", "higher", (_PROBED_GAIN,)),
     "decode_speedup_over_int8": Figure("latency", "higher", (_PROBED_GAIN,)),
     "prefill_speedup_over_int8": Figure("latency", "higher", (_PROBED_GAIN,)),
+    "decode_speedup_over_int4": Figure("latency", "higher", (_PROBED_GAIN,)),
+    "prefill_speedup_over_int4": Figure("latency", "higher", (_PROBED_GAIN,)),
     "decode_tokens_per_s": Figure("throughput", "higher", (_TRAINED | _BATCH, _PROBED)),
     "prefill_tokens_per_s": Figure("throughput", "higher", (_PROBED,)),
     "throughput_ratio": Figure("throughput", "higher", (_TRAINED_GAIN | _BATCH,)),
@@ -298,6 +301,7 @@ FIGURES: dict[str, Figure] = {
     "model_memory_mb": Figure("memory", "lower", (_TRAINED, _ADDRESS, _PROBED)),
     "memory_ratio": Figure("memory", "higher", (_TRAINED_GAIN, _PROBED_GAIN)),
     "memory_ratio_over_int8": Figure("memory", "higher", (_PROBED_GAIN,)),
+    "memory_ratio_over_int4": Figure("memory", "higher", (_PROBED_GAIN,)),
     "gpu_memory_both_arms_mb": Figure("memory", "lower"),
     "memory_both_arms_mb": Figure("memory", "lower"),
     "energy_j_per_token": Figure(

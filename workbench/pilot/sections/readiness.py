@@ -10,16 +10,19 @@ from workbench.pilot.sections.base import Count, Positive, Section, Share
 
 
 class Probe(Section):
-    """Full precision, INT8 and random ternary weights on a real shape, before any training.
+    """Full precision, INT8, INT4 and random ternary weights on a real shape, before any training.
 
     Speed and memory do not depend on what the weights are, so this is a real measurement.
     """
 
     enabled: bool = Field(True, description="false skips the probe; its figures are then missing")
     shape: str = Field(
-        "auto", description="a model preset, or auto: the largest that fits the free memory"
+        "auto",
+        description="a model preset, or auto: that of model.checkpoint where one is given (with "
+        "fewer of its blocks where it does not fit, extrapolated), else the largest preset that "
+        "fits the free memory",
     )
-    largest: str = Field("llama-3.2-3b", description="auto goes no further than this preset")
+    largest: str = Field("llama-3.2-3b", description="of the presets, auto goes no further")
     prompt_tokens: Count = Field(128, description="tokens of the prompt whose prefill is timed")
     output_tokens: Count = Field(16, description="tokens decoded in each repetition")
     repetitions: Count = Field(
