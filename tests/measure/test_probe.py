@@ -150,7 +150,7 @@ def test_a_checkpoint_is_probed_in_its_own_shape(tmp_path: Path) -> None:
         ("ternary", whole.serving_bytes_ternary()),
     ):
         found = context.record.metric("model_memory_mb", arm=arm, shape="checkpoint")
-        assert found.value * 1e6 == pytest.approx(size, 0.04), arm  # rows filled up to sixteen
+        assert found.value * 1e6 == pytest.approx(size, 0.06), arm  # rows filled up to sixteen
         assert found.kind == "measured"
     assert context.record.metric("decode_speedup", source="probe", shape="checkpoint").value > 0
 

@@ -36,11 +36,12 @@ def test_tables_metric_and_verdict_are_recorded(shared_run) -> None:
     assert record.facts["stopping_gates"] == []
     assert [c["code"] for c in verdict["caveats"]] == [
         "carries.no.capacity", "carries.not_measured.slower", "caveat.trained",
-        "caveat.one_seed", "caveat.probe", "caveat.untrained_probe", "caveat.untrained_quality",
-        "caveat.training_buys_faster", "caveat.assumed_load",
+        "caveat.one_seed", "caveat.probe", "caveat.rounded_probe", "caveat.rounded_quality",
+        "caveat.rounded_quality", "caveat.training_buys_faster", "caveat.assumed_load",
     ]  # fmt: skip
-    assert "ternary decodes 1.4" in verdict["caveats"][5]["text"]
-    assert "gap of 0.005" in verdict["caveats"][6]["text"]
+    assert verdict["caveats"][5]["text"].startswith("INT4 weights need no training.")
+    assert "INT8" in verdict["caveats"][6]["text"] and "0.005" in verdict["caveats"][6]["text"]
+    assert "INT4" in verdict["caveats"][7]["text"] and "0.03" in verdict["caveats"][7]["text"]
 
 
 def test_the_verdict_says_for_each_arm_whether_it_carries_the_load(make_run) -> None:
@@ -97,8 +98,8 @@ def test_no_gain_in_speed_over_int8_is_not_called_one(make_run) -> None:
     for i, metric in enumerate(metrics):
         if metric.name == "decode_speedup_over_int4":
             metrics[i] = replace(metric, value=1.02, lo=0.9, hi=1.1)
-    (found,) = [s for s in caveats(records, PILOT) if s.code.startswith("caveat.untrained_probe")]
-    assert found.code == "caveat.untrained_probe_no_faster" and found.values["kind"] == "INT4"
+    (found,) = [s for s in caveats(records, PILOT) if s.code.startswith("caveat.rounded_probe")]
+    assert found.code == "caveat.rounded_probe_no_faster" and found.values["kind"] == "INT4"
     for language in ("en", "ru"):
         assert "{" not in Texts(language)(found.code, **found.values)
 
@@ -113,8 +114,8 @@ def test_arms_on_unlike_units_are_not_called_a_fair_comparison(make_run) -> None
 def test_beside_a_ready_model_no_words_say_that_training_buys_anything(make_run) -> None:
     records = make_run().records()
     records["train_qat"].facts["ready_ternary"] = {"path": "a", "format": "GGUF file (Q2_0)"}
-    (found,) = [s for s in caveats(records, PILOT) if s.code.startswith("caveat.untrained_probe")]
-    assert found.code == "caveat.untrained_probe_ready"
+    (found,) = [s for s in caveats(records, PILOT) if s.code.startswith("caveat.rounded_probe")]
+    assert found.code == "caveat.rounded_probe_ready"
     for sentence in caveats(records, PILOT):
         assert "training buys" not in Texts()(sentence.code, **sentence.values)
         assert "даёт обучение" not in Texts("ru")(sentence.code, **sentence.values)
@@ -128,7 +129,7 @@ def test_without_int8_and_int4_figures_nothing_is_said_of_them(make_run) -> None
             for m in record.metrics
             if "int" not in m.name and m.labels.get("arm") not in ("int8", "int4")
         ]
-    assert not [s for s in caveats(records, PILOT) if "caveat.untrained" in s.code]
+    assert not [s for s in caveats(records, PILOT) if "caveat.rounded" in s.code]
 
 
 def test_a_gap_with_a_teacher_behind_it_says_so(make_run) -> None:

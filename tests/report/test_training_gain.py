@@ -91,7 +91,7 @@ def test_the_verdict_says_it_in_a_sentence(tmp_path: Path) -> None:
         for s in caveats(records(tmp_path), Pilot(name="a", question="?", report={"gates": [GATE]}))
     ]
     (bought,) = [s for s in said if s.code == "caveat.training_buys_faster"]
-    assert "less memory than INT8 without training" in Texts()(bought.code, **bought.values)
+    assert "as those of INT8 without training" in Texts()(bought.code, **bought.values)
     slow = records(tmp_path, ternary=(25.0, 0.05, 0.08, 1.4))
     assert "caveat.training_buys" in codes(slow)
     lost = records(tmp_path, ternary=(25.0, 0.4, 0.5, 2.1))

@@ -164,6 +164,8 @@ def _own_shape(pilot: Pilot, where: Where) -> tuple[Subject | None, str]:
         if _needed_bytes(whole.with_layers(layers), section, where) <= free:
             config = copy.deepcopy(config)
             config.num_hidden_layers = layers
+            if getattr(config, "layer_types", None):  # a word for each block (Qwen)
+                config.layer_types = config.layer_types[:layers]
             return Subject(OWN, whole.with_layers(layers), config, whole.layers), ""
     return None, "not one block of the checkpoint fits the free memory; a preset is taken"
 

@@ -18,8 +18,8 @@ from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 
 REHEARSAL, INTEGRATION = "rehearsal", "integration"
-UNTRAINED = ("post_training", "int8", "int4")
-"""Arms that are made from full precision without a training."""
+UNTRAINED = ("checkpoint", "post_training", "int8", "int4")
+"""Arms that no training is paid for: the checkpoint as it came, and what is rounded."""
 JOULES_PER_KWH = 3.6e6
 
 

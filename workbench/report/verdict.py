@@ -196,7 +196,7 @@ def _against_untrained(records: Mapping[str, StageRecord]) -> list[Sentence]:
             gap = records["measure_ab"].metric("quality_gap_bits_per_byte", arm=kind)
             if gap and gap.value is not None:
                 values = {"kind": kind.upper(), "gap": gap.value}
-                found.append(Sentence("caveat.untrained_quality", values))
+                found.append(Sentence("caveat.rounded_quality", values))
     return found
 
 
@@ -223,7 +223,7 @@ def _against_probed(kind: str, records: Mapping[str, StageRecord]) -> list[Sente
     alone = decode.lo is not None and decode.lo > 1
     faster = alone and significant(records).get(at, True)
     ready = "train_qat" in records and "ready_ternary" in records["train_qat"].facts
-    code = "caveat.untrained_probe" + ("" if faster else "_no_faster") + ("_ready" if ready else "")
+    code = "caveat.rounded_probe" + ("" if faster else "_no_faster") + ("_ready" if ready else "")
     return [Sentence(code, {**values, "shape": decode.labels.get("shape", "")})]
 
 

@@ -26,7 +26,7 @@ LANGUAGES = ("en", "ru")
 NOUN = "noun."
 """Begins the keys of nouns: plural category -> form."""
 REPORT_TEXTS = Path(__file__).parent
-VALUES_OF_LABELS = {"arm": "arm", "fastest": "arm", "shape": "shape"}
+VALUES_OF_LABELS = {"fastest": "arm", "shape": "shape"}
 """Name of a text's value -> the label whose words it takes."""
 
 
