@@ -22,6 +22,12 @@ def test_a_section_and_a_version_say_the_same() -> None:
     assert ThresholdVersion.from_json(version.to_json(), "x.json") == version
 
 
+def test_a_version_of_before_rotations_has_none() -> None:
+    written = ThresholdVersion().to_json()
+    del written["rotation"]
+    assert ThresholdVersion.from_json(written, "x.json") == ThresholdVersion()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

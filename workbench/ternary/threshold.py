@@ -85,8 +85,11 @@ class ThresholdVersion:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> ThresholdVersion:
-        """Read what :meth:`to_json` wrote. Raises ConfigError; ``where`` names the file."""
-        return validated(cls, value, where)
+        """Read what :meth:`to_json` wrote. Raises ConfigError; ``where`` names the file.
+
+        A version written before there were rotations has none."""
+        known = {"rotation": "none", **value} if isinstance(value, dict) else value
+        return validated(cls, known, where)
 
     def require(self, expected: ThresholdVersion | None, where: str) -> None:
         """Raise ConfigError naming both versions unless ``expected`` is None or this one."""
