@@ -114,12 +114,17 @@ def _weight(case: random.Random, N: int, K: int):
         return weights.PackedInt4.from_codes(values, torch.randn(N, -(-K // 32)))
     codes = torch.randint(0, 3, (N, K))
     if kind == "base3":
-        return weights.PackedTernary5.from_codes(codes, torch.rand(N)).rotated(
-            case.choice((0, 128))
-        )
+        return weights.PackedTernary5.from_codes(codes, torch.rand(N))
     shape = {"tensor": (1,), "row": (N,), "group128": (N, -(-K // 128))}[kind]
-    packed = weights.PackedTernary.from_codes(codes, torch.rand(shape))
-    return packed.rotated(case.choice((0, 0, 128, 512)))
+    return weights.PackedTernary.from_codes(codes, torch.rand(shape))
+
+
+def _rotate_alike(case: random.Random, *together) -> None:
+    """Those that read one input: all of them, or none. Only ternary weights can be."""
+    rotation = case.choice((0, 0, 128, 512))
+    if all(hasattr(weight, "rotated") for weight in together):
+        for weight in together:
+            weight.rotated(rotation)
 
 
 def _on_tiles(weight, M: int) -> bool:
@@ -146,6 +151,7 @@ def _check_linear(case: random.Random) -> bool:
 
     M, N, K = case.choice((1, 2, 3, 7, 12, 13, 40)), _size(case), _size(case)
     weight, x = _weight(case, N, K), _values(case, M, K)
+    _rotate_alike(case, weight)
     bias = torch.randn(N) if case.random() < 0.5 else None
     try:
         y = ops.linear(x, weight, bias)
@@ -168,6 +174,7 @@ def _check_gated(case: random.Random) -> bool:
 
     M, N, K = case.choice((1, 5, 12, 30)), _size(case), _size(case)
     gate, up, x = _weight(case, N, K), _weight(case, N, K), torch.randn(M, K)
+    _rotate_alike(case, gate, up)
     activation = case.choice(("silu", "relu2"))
     y = ops.gated(x, gate, up, activation)
     expected = reference.activate(reference.linear(x, gate), activation) * reference.linear(x, up)
@@ -183,6 +190,7 @@ def _check_model(case: random.Random) -> bool:
 
     from . import native
     from .llama import LINEARS, LlamaConfig, LlamaNative
+    from .llama.config import TOGETHER
 
     kv_heads, group, D = case.randint(1, 3), case.choice((1, 3, 5, 13)), 2 * case.randint(1, 24)
     H, inter, V, context = _size(case), _size(case), _size(case), case.randint(1, 70)
@@ -193,6 +201,8 @@ def _check_model(case: random.Random) -> bool:
     for i in range(2):
         for name in LINEARS:
             weights[f"layers.{i}.{name}"] = _weight(case, *config.linear_shape(name))
+        for group in (*TOGETHER, ("o",), ("down",)):
+            _rotate_alike(case, *(weights[f"layers.{i}.{name}"] for name in group))
         weights[f"layers.{i}.attn_norm"] = weights[f"layers.{i}.ffn_norm"] = torch.ones(H)
     kv = case.choice(("float32", "float16", "bfloat16"))
     # On tiles half weights round activations to bf16, and nothing bounds what a random network

@@ -72,7 +72,7 @@ def test_the_plan_is_packed_as_recorded_and_counts_its_bytes(
     )
     ratio = record.metric("hybrid_size_ratio").value
     assert ratio == pytest.approx(plan["size_bytes"].sum() / whole)
-    counts = [record.metric("layers", precision=p).value for p in hybrid_plan.PRECISIONS]
+    counts = [record.metric("layers", precision=p).value for p in hybrid_plan.PLANNED]
     assert sum(counts) == LAYERS
 
 

@@ -130,6 +130,16 @@ def test_where_the_plan_comes_first(trained, tmp_path) -> None:
     assert not plans_first(context(trained, tmp_path / "c"), ready)
 
 
+def test_a_budget_that_int8_keeps_leaves_nothing_to_train_and_is_no_failure(
+    with_tokens, tmp_path
+) -> None:
+    of = context(with_tokens, tmp_path / "s", max_size_ratio=0.9, precisions=["ternary", "int8"])
+    hybrid_plan.run(of)
+    assert set(of.record.table("candidates")["base"]) == {"full_precision", "ternary"}
+    assert of.record.artefact("hybrid").is_dir() and "hybrid_training" not in of.record.facts
+    assert "lower hybrid_plan.max_size_ratio" in (tmp_path / "s" / "events.jsonl").read_text()
+
+
 def test_the_policy_names_the_layers_and_keeps_the_rest() -> None:
     policy = policy_of(Policy(), {"a.q_proj": "ternary", "a.k_proj": "int8", "b": "high_precision"})
     assert policy.ternary == ["a.q_proj"] and policy.high_precision == ["b"]

@@ -51,6 +51,7 @@ def calls() -> dict[str, list[tuple]]:
         "qat_linear": [(learned[0], learned[1], None, learned[2], 1e-5, *packed, False)],
         "quantize_rows": [(x, gain, 1e-5, "none"), (gate_up, None, 1e-5, "relu2")],
         "rms_norm_backward": [(x, x, gain, rstd)],
+        "rotate_quantize_rows": [(x, gain, 1e-5, 8), (x, None, 1e-5, 4)],
         "rope_append": [
             (qkv, *at, *tables, *cache, None, None, 1e-5),
             (qkv, *at, *tables, *cache, norm, norm, 1e-5),

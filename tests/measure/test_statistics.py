@@ -83,7 +83,7 @@ def test_documents_that_carry_no_interval_say_why():
     assert none.value is None
     assert none.metric("bits_per_byte", "bits", "test").kind == "not measured"
     infinite = bits_per_byte([1.0, math.inf], [1, 1])
-    assert infinite.reason == "a document's loss is not finite"
+    assert infinite.reason == "one of the documents has a loss that is not finite"
 
 
 def test_identical_models_differ_by_exactly_nothing():

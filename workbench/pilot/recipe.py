@@ -37,6 +37,8 @@ CHECKPOINT: dict[str, Any] = {
         "rate_sweep": {"rates": RATES},
     },
     "model": {"threshold": {"granularity": "row"}},
+    # INT8 everywhere takes half of bf16's bytes and two bits an eighth: between them a plan chooses
+    "hybrid_plan": {"max_size_ratio": 0.25},
 }
 
 SWEPT = (("train", "ternary_lr"), ("train", "lr"))

@@ -38,7 +38,7 @@ from workbench.ternary.manifest import Manifest
 from workbench.ternary.master import load_master
 from workbench.ternary.packed import load_packed, save_packed
 from workbench.ternary.packed_layers import pack_layer
-from workbench.ternary.policy import PRECISIONS, Precision
+from workbench.ternary.policy import PLANNED, Precision
 from workbench.train.quality import bits_per_byte, document_losses, excerpts, what_is_judged
 from workbench.train.quiet import quiet_transformers
 
@@ -64,9 +64,11 @@ def run(context: StageContext) -> None:
     evaluator = PlanEvaluator(
         tokenizer, choosing, context.pilot.data.sequence_length, context.folder / RESULTS
     )
+    chosen = None
     if plans_first(context, trained):
-        candidates = [_trained(context, trained, tokenizer, choosing, evaluator)]
-        chosen = candidates[0]
+        chosen = _trained(context, trained, tokenizer, choosing, evaluator)
+    if chosen is not None:
+        candidates = [chosen]
     else:
         candidates = _exchanged(context, trained, evaluator)
         chosen = min(candidates, key=_preference)
@@ -99,11 +101,14 @@ def _exchanged(
 def _trained(
     context: StageContext, trained: StageRecord, tokenizer: PreTrainedTokenizerBase,
     choosing: pd.DataFrame, evaluator: PlanEvaluator,
-) -> Candidate:  # fmt: skip
-    """The hybrid trained with its plan, measured as packed on the text that chose the plan."""
+) -> Candidate | None:  # fmt: skip
+    """The hybrid trained with its plan, measured as packed on the text that chose the plan; None
+    where the plan leaves nothing to train."""
     reference = evaluator(_open_base(context, trained, "full_precision"), {})
     hybrid = train_hybrid(context, trained, tokenizer, choosing, evaluator)
     gc.collect()
+    if hybrid is None:
+        return None
     with quiet_transformers():
         model = load_packed(context.folder / HYBRID).to(context.device.name)
     length = context.pilot.data.sequence_length
@@ -357,7 +362,7 @@ def _record_figures(
     )
     manifest = Manifest.read(record.artefact(HYBRID))
     planned = set(Manifest.read(trained.artefact("ternary")).named("ternary"))
-    for precision in PRECISIONS:
+    for precision in PLANNED:
         count = len(planned & set(manifest.named(precision)))
         how = "planned linear layers of that precision"
         labels = {"precision": precision}

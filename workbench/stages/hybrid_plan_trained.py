@@ -80,11 +80,19 @@ def train_hybrid(
     tokenizer: PreTrainedTokenizerBase,
     choosing: pd.DataFrame,
     evaluator: PlanEvaluator,
-) -> TrainedHybrid:
-    """Plan, train with it, and pack the model as the artefact ``hybrid``."""
+) -> TrainedHybrid | None:
+    """Plan, train with it, and pack the model as the artefact ``hybrid``. None where the budget is
+    kept without a ternary layer: then there is nothing to train."""
     setup = _setup(context, trained, tokenizer, choosing)
     options, plan, ratio = _plan(context, trained, setup, evaluator)
     gc.collect()
+    if "ternary" not in plan.assignment.values():
+        context.note(
+            "the budget of size is kept without a ternary layer, so there is nothing to train with "
+            "the plan: layers are exchanged after the training; for a plan with ternary layers "
+            "lower hybrid_plan.max_size_ratio"
+        )
+        return None
     _train(context, trained, setup, plan.assignment)
     return TrainedHybrid(options, plan, ratio)
 
@@ -191,11 +199,6 @@ def _train(
     layers = {name: p for unit, p in assignment.items() for name in units[unit]}
     model = fresh_model(context, section, setup, "hybrid")
     threshold = ThresholdVersion.from_section(section.threshold)
-    if "ternary" not in layers.values():
-        raise StageError(
-            "the plan leaves no layer ternary, so there is nothing to train it with",
-            next_step="lower hybrid_plan.max_size_ratio",
-        )
     policy = policy_of(section.policy, layers)
     report = to_ternary(model, policy, threshold, section.activations, section.sub_norm)
     context.progress.note(str(report))

@@ -20,7 +20,8 @@ from workbench.pilot.sections.model import Policy
 Precision = Literal["ternary", "int8", "int4", "high_precision"]
 """``int4``: of the arm that is made without training; no policy and no plan asks for it."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-_ORDER: tuple[Precision, ...] = ("high_precision", "int8", "ternary")
+PLANNED: tuple[Precision, ...] = ("ternary", "int8", "high_precision")
+_ORDER = tuple(reversed(PLANNED))
 
 
 @dataclass(frozen=True)
