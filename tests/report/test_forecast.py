@@ -113,6 +113,18 @@ def test_it_may_not_get_there(tmp_path: Path) -> None:
     assert re.search(r"does not bring it there: in (9\d|100) % of", said)
 
 
+def test_a_curve_that_cannot_test_itself_is_no_ground_for_never(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("workbench.report.forecast.back_test", lambda curve, seed: None)
+    made = records(tmp_path, lambda tokens: 0.4 + 0.0 * np.asarray(tokens))
+    found = forecast(made, settings())
+    assert found is not None and found.outcome == "unknown"
+    figures = forecast_metrics(found, made, settings())
+    assert all(m.value is None and "too short" in (m.reason or "") for m in figures)
+    assert forecast_lines(judged(tmp_path, found, figures, settings(), "no go"), Texts()) == []
+
+
 def test_a_gate_that_holds_needs_no_forecast(tmp_path: Path) -> None:
     made = records(tmp_path, falling, gap=0.05)
     found = forecast(made, settings())

@@ -33,6 +33,10 @@ from workbench.wording.text import Texts
 UNITS = {"forecast_tokens": "tokens", "forecast_hours": "h", "forecast_kwh": "kWh"}
 COST, COVERED = "forecast_cost", "forecast_covered"
 ENDS = (0.025, 0.5, 0.975)
+TOO_SHORT = (
+    "the curve is too short to be fitted by its first half and tested on the second; more steps, "
+    "also smaller ones, make it longer"
+)
 ForecastOutcome = Literal["holds", "reaches", "open", "never", "unknown"]
 
 
@@ -93,6 +97,8 @@ def forecast(
         if gap.hi is None:
             held = "the gap is within the margin; the gate lacks an interval, not training"
         return TrainingForecast("holds", held, fall=fall, **known)
+    if tested is None:  # a law that nothing has tested is no ground for a decision
+        return TrainingForecast("unknown", TOO_SHORT, fall=fall, **known)
     needed = draws.tokens_until(fall) * (known["trained"] / curve.tokens[-1])
     ends = np.quantile(needed, ENDS, method="inverted_cdf")
     reaches = float(np.isfinite(needed).mean())
@@ -195,7 +201,7 @@ def _metric(name: str, unit: str, factor: float, found: TrainingForecast, how: s
 
 def _covered(found: TrainingForecast) -> Metric:
     if found.back_test is None:
-        why = found.reason if found.curve is None else "half of the curve is too short to be fitted"
+        why = found.reason if found.curve is None else TOO_SHORT
         return Metric.missing(COVERED, "share", why)
     tested = found.back_test
     how = f"{tested.inside} of {tested.points} points of the curve's second half, 95 % band"
