@@ -324,8 +324,12 @@ def test_peps_are_read_whole() -> None:
     if not path.exists():
         pytest.skip("../shared/data/peps.jsonl.zst is absent")
     corpus = read(path)
-    assert len(corpus.training) + len(corpus.heldout) + corpus.copies == 703
+    assert len(corpus.training) + len(corpus.leaks) + corpus.copies == 703
     assert 13_000_000 < corpus.training_bytes + corpus.heldout_bytes < 15_000_000
+    # PEP 8016 became PEP 13, and most of PEP 407 stands in PEP 413
+    left_out = corpus.leaks[corpus.leaks["left_out"]].set_index("document")["learned_in"]
+    assert left_out.to_dict() == {"pep-8016": "pep-0013", "pep-0407": "pep-0413"}
+    assert not set(left_out.index) & {d.id for d in corpus.heldout}
 
 
 BOILERPLATE = (
