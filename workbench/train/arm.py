@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from workbench.data.dataset import PackedSequences
 from workbench.files import replacing
+from workbench.machine.heap import freed_memory_kept
 from workbench.records.events import Progress
 from workbench.ternary import bit_linears, set_reuse, set_strength
 from workbench.train.callbacks import CheckpointCallback, PhaseCallback, RecordCallback
@@ -150,7 +151,8 @@ def run_training(training: Training, progress: Progress) -> None:
         evaluator.layers.load(start[0])
     keep_tensorboard_in(trainer, training.folder / "tensorboard")
     try:
-        trainer.train(resume_from_checkpoint=str(start[0]) if start else None)
+        with freed_memory_kept():
+            trainer.train(resume_from_checkpoint=str(start[0]) if start else None)
     finally:
         end_run(train.trackers)
     if is_first:
