@@ -88,8 +88,30 @@ def test_the_sensitivity_is_the_loss_with_only_that_layer_changed(by_layer) -> N
         alone = at[("full_precision", (layer, precision))]
         assert row["quality_loss"] == pytest.approx(alone - trained_bits, abs=1e-12)
     assert lowered["quality_loss"].abs().max() > 0
+    said = "no interval: 6 groups, a bootstrap needs 64"
+    assert record.facts["sensitivity"]["no_interval"] == said and lowered["lo"].isna().all()
+    assert any("raise hybrid_plan.sequences, 6 now, to 64" in note for note in record.notes)
     ternary, int8 = (lowered.xs(p, level="precision") for p in ("ternary", "int8"))
     assert ternary["quality_loss"].abs().sum() > 10 * int8["quality_loss"].abs().sum()
+
+
+def test_whether_the_losses_are_told_from_noise_is_recorded(tmp_path) -> None:
+    def said(documents: int, sequences: int) -> StageRecord:
+        of = StageContext(
+            Pilot(name="x", question="q", hybrid_plan=HybridPlan(sequences=sequences)),
+            StageRecord("hybrid_plan", tmp_path), Progress(tmp_path / "e", "x"), {},
+        )  # fmt: skip
+        ends = pd.DataFrame({"lo": [0.1, -0.1, -0.3], "hi": [0.2, 0.1, -0.1]})
+        ends = ends if documents >= 64 else ends * float("nan")
+        hybrid_plan._say_intervals(of, ends, documents)
+        return of.record
+
+    told = said(70, 70)
+    assert told.facts["sensitivity"] == {"documents": 70, "options": 3, "apart_from_zero": 2}
+    assert told.notes == []
+    few = said(30, 64)
+    assert few.facts["sensitivity"]["apart_from_zero"] == 0
+    assert "raise data.holdout_share" in few.notes[0], "more sequences would not help"
 
 
 def test_the_figure_is_that_of_the_packed_file_on_text_not_used_to_choose(

@@ -327,7 +327,8 @@ def _hybrid_plan(record: StageRecord, draw: np.random.Generator, energy: bool) -
         loss = float(draw.exponential(0.004)) * (3 if place in (0, 27) else 1)
         for precision, share, size in (("ternary", 1.0, 20_000), ("int8", 0.04, 70_000)):
             rows.append({"base": "full_precision", "layer": name, "precision": precision,
-                         "quality_loss": share * loss, "size_bytes": size})  # fmt: skip
+                         "quality_loss": share * loss, "lo": share * loss - 0.002,
+                         "hi": share * loss + 0.002, "size_bytes": size})  # fmt: skip
         choice = "high_precision" if loss > 0.012 else "int8" if loss > 0.006 else "ternary"
         size = {"ternary": 20_000, "int8": 70_000, "high_precision": 260_000}[choice]
         plan.append({"layer": name, "precision": choice, "size_bytes": size, "quality_loss": loss})

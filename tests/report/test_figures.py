@@ -71,6 +71,27 @@ def test_intervals_are_error_bars_and_a_missing_one_draws_none(tmp_path: Path) -
     assert (ternary.error_x.array[0], ternary.error_x.arrayminus[0]) == (2.0, 1.0)
 
 
+def test_what_a_layer_loses_has_its_interval_in_the_figure_and_in_the_table(make_run) -> None:
+    record = make_run().record("hybrid_plan")
+    drawn = MODULES["hybrid_plan"].sensitivity(record)
+    assert drawn.data[0].error_x.array[0] == pytest.approx(0.002)
+    (table,) = MODULES["hybrid_plan"].sensitivity_table(record).data
+    assert list(table.header["values"][1:]) == [
+        "ternary: bits a byte lost", "INT8: bits a byte lost", "decided",
+    ]  # fmt: skip
+    rows = record.table("sensitivity")
+    assert len(table.cells["values"][0]) == rows["layer"].nunique()
+    assert "[" in table.cells["values"][1][0] and "high precision" in table.cells["values"][3]
+    record.save_table("sensitivity", rows.assign(lo=float("nan"), hi=float("nan")))
+    record.facts["sensitivity"] = {"no_interval": "no interval: 6 groups, a bootstrap needs 64"}
+    assert not MODULES["hybrid_plan"].sensitivity(record).data[0].error_x.visible
+    bare = MODULES["hybrid_plan"].sensitivity_table(record)
+    assert "[" not in bare.data[0].cells["values"][1][0]
+    assert bare.layout.annotations[0].text.startswith("too few for an interval: 6")
+    record.save_table("sensitivity", rows.drop(columns=["lo", "hi"]))  # of an older run
+    assert not MODULES["hybrid_plan"].sensitivity(record).data[0].error_x.visible
+
+
 def test_the_arms_under_load_stand_side_by_side_with_their_reasons(make_run) -> None:
     record = make_run().record("measure_ab")
     drawn = MODULES["measure_ab"].under_load(record)

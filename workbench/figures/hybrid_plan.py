@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import html
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -12,10 +16,13 @@ from workbench.figures.theme import (
     UNKNOWN_SYMBOL,
     FigureTexts,
     figure,
+    interval_bars,
     why_not,
 )
 from workbench.figures.train_qat import short_name, short_names
 from workbench.records.stage_record import StageRecord
+from workbench.wording.numbers import with_interval
+from workbench.wording.reasons import reason_words
 
 MOST_LAYERS = 40
 SYMBOLS = {"ternary": "diamond", "int8": "square", "high_precision": "circle"}
@@ -39,6 +46,7 @@ def sensitivity(record: StageRecord, language: str = "en") -> go.Figure:
         drawn.add_scatter(
             x=own["quality_loss"],
             y=[short_name(name) for name in own.index],
+            error_x=_bars(own),
             mode="markers",
             name=say.label("precision", precision),
             marker={
@@ -56,11 +64,52 @@ def sensitivity(record: StageRecord, language: str = "en") -> go.Figure:
     )  # fmt: skip
     drawn.update_xaxes(showgrid=True)
     notes = [say("hybrid_plan.base", arm=say.label("arm", str(b))) for b in _bases(rows)]
+    if why := _why_no_interval(record):
+        notes.append(reason_words(why, say))
     if len(strength) > len(shown):
         notes.append(say("fig.strongest_layers", shown=len(shown), all=len(strength)))
     if notes:
         drawn.add_annotation(
             text=" · ".join(notes), showarrow=False,
+            x=1, y=1, xref="paper", yref="paper", xanchor="right", yanchor="bottom",
+            font={"size": 11, "color": "#6B7280"},
+        )  # fmt: skip
+    return drawn
+
+
+def sensitivity_table(record: StageRecord, language: str = "en") -> go.Figure:
+    """The same in numbers, each with its interval, and what was decided; the strongest first."""
+    say = FigureTexts(language)
+    title = say("hybrid_plan.sensitivity_table.title")
+    if "sensitivity" not in record.tables or (rows := record.table("sensitivity")).empty:
+        return why_not(say, title, say("fig.no_rows"))
+    rows = rows.assign(
+        shown=[
+            " ".join(filter(None, with_interval(row.quality_loss, *_ends(row), language)))
+            for row in rows.itertuples()
+        ]
+    )
+    strength = rows["quality_loss"].abs().groupby(rows["layer"]).max().sort_values(ascending=False)
+    losses = rows.pivot(index="layer", columns="precision", values="shown").loc[strength.index]
+    heads, columns = [], []
+    for precision in _precisions(rows):
+        name = say.label("precision", precision)
+        heads.append(say("hybrid_plan.sensitivity_table.loss", precision=name))
+        columns.append(losses[precision].fillna("–").tolist())
+    if "plan" in record.tables:
+        decided = record.table("plan").set_index("layer")["precision"].reindex(strength.index)
+        heads.append(say("hybrid_plan.sensitivity_table.decided"))
+        columns.append(["–" if pd.isna(p) else say.label("precision", p) for p in decided])
+    drawn = figure(say, title, height=min(560, 170 + 26 * len(strength)))
+    layers = [html.escape(name) for name in strength.index]
+    drawn.add_table(
+        header={"values": [say("hybrid_plan.sensitivity_table.layer"), *heads], "align": "left"},
+        cells={"values": [layers, *columns], "align": "left", "height": 24},
+        columnwidth=[3, *(2 for _ in heads)],
+    )
+    if why := _why_no_interval(record):
+        drawn.add_annotation(
+            text=reason_words(why, say), showarrow=False,
             x=1, y=1, xref="paper", yref="paper", xanchor="right", yanchor="bottom",
             font={"size": 11, "color": "#6B7280"},
         )  # fmt: skip
@@ -127,7 +176,24 @@ def sizes(record: StageRecord, language: str = "en") -> go.Figure:
     return drawn
 
 
-FIGURES = (sensitivity, plan, sizes, front)
+FIGURES = (sensitivity, sensitivity_table, plan, sizes, front)
+
+
+def _why_no_interval(record: StageRecord) -> str:
+    return str(record.facts.get("sensitivity", {}).get("no_interval", ""))
+
+
+def _ends(row: Any) -> tuple[float | None, float | None]:
+    """Of a row of ``sensitivity``; records of before there were intervals have none."""
+    lo, hi = getattr(row, "lo", None), getattr(row, "hi", None)
+    return None if pd.isna(lo) else lo, None if pd.isna(hi) else hi
+
+
+def _bars(rows: pd.DataFrame) -> dict[str, object]:
+    if not {"lo", "hi"} <= set(rows):
+        return interval_bars([], [])
+    above, below = rows["hi"] - rows["quality_loss"], rows["quality_loss"] - rows["lo"]
+    return interval_bars(*(part.replace({np.nan: None}).tolist() for part in (above, below)))
 
 
 def _bases(rows: pd.DataFrame) -> list[str]:

@@ -20,13 +20,16 @@ if TYPE_CHECKING:  # figures predict plans too, and need not wait for torch
 @dataclass(frozen=True)
 class Option:
     """One unit in one precision. quality_loss: bits per byte; 0 as the base was trained.
-    measured: False for the base's own precision, where the loss is 0 by definition."""
+    measured: False for the base's own precision, where the loss is 0 by definition.
+    lo, hi: ends of its 95 % interval over documents; None where they are too few for one."""
 
     unit: str
     precision: Precision
     quality_loss: float
     size_bytes: int
     measured: bool = True
+    lo: float | None = None
+    hi: float | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@
                                     - bits per byte(base as it was trained)
 
 A negative loss is quality recovered. Losses of single layers do not add up exactly; they only
-order the steps of a plan, and every plan is measured as a whole.
+order the steps of a plan, and every plan is measured as a whole. Each has a 95 % interval over the
+documents of the text, resampled in pairs, where they are enough for one; a layer whose interval
+holds 0 loses nothing that this text can show.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ def measure_options(
     For a ternary base INT8 is measured only where the unrounded master weights recover
     something (or may not be used): rounding them to INT8 cannot help where they do not.
     """
-    trained = evaluator(base, {})
     options = []
     for unit in progress.each(f"sensitivity of {base.name}", base.units, "layers"):
         losses: dict[Precision, float] = {}
@@ -40,7 +41,8 @@ def measure_options(
                 and precision == "int8"
                 and losses.get("high_precision", -1.0) >= 0
             ):
-                losses[precision] = evaluator(base, {unit: precision}) - trained
-                size = base.size_bytes(unit, precision)
-                options.append(Option(unit, precision, losses[precision], size))
+                loss = evaluator.loss(base, {unit: precision})
+                assert loss.value is not None, "the losses are finite"
+                losses[precision], size = loss.value, base.size_bytes(unit, precision)
+                options.append(Option(unit, precision, loss.value, size, lo=loss.lo, hi=loss.hi))
     return options

@@ -73,7 +73,8 @@ def run(context: StageContext) -> None:
         candidates = _exchanged(context, trained, evaluator)
         chosen = min(candidates, key=_preference)
         _pack(context, trained, chosen, tokenizer)
-    _record_tables(context, candidates, chosen)
+    documents = choosing["id"].str.rpartition("@")[0].nunique()
+    _record_tables(context, candidates, chosen, documents)
     _record_figures(context, trained, chosen, tokenizer, judging)
 
 
@@ -236,7 +237,10 @@ def _preference(candidate: Candidate) -> tuple[bool, float, float]:
     return True, plan.quality_loss, candidate.size_ratio
 
 
-def _record_tables(context: StageContext, candidates: list[Candidate], chosen: Candidate) -> None:
+def _record_tables(
+    context: StageContext, candidates: list[Candidate], chosen: Candidate, documents: int
+) -> None:
+    """documents: how many the layers were judged on."""
     record, section = context.record, context.pilot.hybrid_plan
     rows = pd.DataFrame(
         [
@@ -245,15 +249,18 @@ def _record_tables(context: StageContext, candidates: list[Candidate], chosen: C
                 "layer": option.unit,
                 "precision": option.precision,
                 "quality_loss": option.quality_loss,
+                "lo": option.lo,
+                "hi": option.hi,
                 "size_bytes": option.size_bytes,
             }
             for candidate in candidates
             for option in candidate.options
             if option.measured
         ],
-        columns=["base", "layer", "precision", "quality_loss", "size_bytes"],
-    )
+        columns=["base", "layer", "precision", "quality_loss", "lo", "hi", "size_bytes"],
+    ).astype({"lo": float, "hi": float})
     of_chosen = rows["base"] == chosen.base
+    _say_intervals(context, rows[of_chosen], documents)
     record.save_table("sensitivity", rows[of_chosen])
     record.save_table("sensitivity_other_base", rows[~of_chosen])
     planned = [o for o in chosen.options if chosen.plan.assignment[o.unit] == o.precision]
@@ -287,6 +294,30 @@ def _record_tables(context: StageContext, candidates: list[Candidate], chosen: C
                 for c in candidates
             ]
         ),
+    )
+
+
+def _say_intervals(context: StageContext, rows: pd.DataFrame, documents: int) -> None:
+    """What the intervals of the single losses say, or why there are none and how to have them."""
+    apart = int(((rows["lo"] > 0) | (rows["hi"] < 0)).sum())
+    facts = {"documents": documents, "options": len(rows), "apart_from_zero": apart}
+    context.record.facts["sensitivity"] = facts
+    if not len(rows):
+        return
+    if documents >= FEWEST_DOCUMENTS:
+        context.progress.note(
+            f"{apart} of {len(rows)} single losses are told from nothing lost by {documents} "
+            "documents (95 % intervals)"
+        )
+        return
+    asked = context.pilot.hybrid_plan.sequences
+    cure = f"raise hybrid_plan.sequences, {asked} now, to {FEWEST_DOCUMENTS} or more"
+    if asked >= FEWEST_DOCUMENTS:
+        cure = "raise data.holdout_share or give more text: half of what is held out judges layers"
+    facts["no_interval"] = f"no interval: {documents} groups, a bootstrap needs {FEWEST_DOCUMENTS}"
+    context.note(
+        f"the losses of single layers have no interval: {documents} documents judge them, a "
+        f"bootstrap needs {FEWEST_DOCUMENTS}; {cure}"
     )
 
 

@@ -16,7 +16,9 @@ class HybridPlan(Section):
         ["ternary", "int8", "high_precision"], min_length=1, description="what a layer may become"
     )
     sequences: Count = Field(
-        24, description="held-out pieces of data.sequence_length tokens that judge each layer"
+        64,
+        description="held-out pieces of data.sequence_length tokens that judge each layer; of "
+        "fewer than 64 documents its loss has no interval",
     )
     max_quality_loss: float = Field(
         0.02, ge=0, description="bits per byte the plan may lose against the full-precision arm"
