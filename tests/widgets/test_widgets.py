@@ -11,7 +11,6 @@ import pytest
 
 from workbench.errors import ConfigError
 from workbench.figures import hybrid_plan, measure_ab, profile_load, train_qat
-from workbench.figures.hybrid_plan_front import predicted
 from workbench.pilot.resolve import resolve
 from workbench.report.gates import recorded_results
 from workbench.widgets import show
@@ -98,10 +97,33 @@ def test_a_dropdown_shows_what_is_chosen(records) -> None:
     assert step.widget(last).value == last
 
 
-def test_the_front_ends_at_the_coarsest_plan(records) -> None:
-    plans = predicted(records["hybrid_plan"].table("sensitivity"), "full_precision")
-    assert plans["size_ratio"].is_monotonic_increasing
-    assert plans["size_ratio"].iloc[0] < 0.6 and plans["size_ratio"].iloc[-1] <= 1.001
+def test_the_budget_moves_along_the_front(shared_run) -> None:
+    record = shared_run.record("hybrid_plan")
+    plans = record.table("front")
+    (choice,) = choices("hybrid_plan_front.front", record)
+    stops = choice.widget(None).options
+    assert len(stops) == len(plans), "a stop for each plan of the front"
+    for stop in stops:
+        star = hybrid_plan.front(record, max_quality_loss=stop).data[-1]
+        least = plans.loc[plans["quality_loss"] <= stop, "size_ratio"].min()
+        assert star.x[0] == pytest.approx(least)
+    star = hybrid_plan.front(record, max_quality_loss=stops[-1]).data[-1]
+    assert star.name == f"within the budget: {plans['ternary'].max()} ternary"
+    assert len(hybrid_plan.front(record, max_quality_loss=-1.0).data) == 1, "no star"
+
+
+def test_a_plan_that_came_first_has_a_budget_of_size(make_run) -> None:
+    record = make_run().record("hybrid_plan")
+    record.facts["base"] = "trained"
+    plans = record.table("front")
+    (choice,) = choices("hybrid_plan_front.front", record)
+    assert choice.name == "max_size_ratio"
+    stop = choice.widget(None).options[2]
+    assert choice.pilot(stop) == [f"--set hybrid_plan.max_size_ratio={stop:g}"]
+    drawn = hybrid_plan.front(record, max_size_ratio=stop)
+    least = plans.loc[plans["size_ratio"] <= stop, "quality_loss"].min()
+    assert drawn.data[-1].y[0] == pytest.approx(least), "losses before training, as they are"
+    assert drawn.data[0].name == "predicted, before its training"
 
 
 def test_limits_are_judged_again_in_a_blink(shared_run) -> None:

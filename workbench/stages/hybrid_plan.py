@@ -334,10 +334,11 @@ def _front(chosen: Candidate) -> pd.DataFrame:
                 "quality_loss": plan.loss,
                 "bound": plan.bound,
                 "chosen": plan.assignment == chosen.plan.assignment,
+                **{p: list(plan.assignment.values()).count(p) for p in PLANNED},
             }
             for plan in front(chosen.options, chosen.base != "ternary")
         ],
-        columns=["size_bytes", "size_ratio", "quality_loss", "bound", "chosen"],
+        columns=["size_bytes", "size_ratio", "quality_loss", "bound", "chosen", *PLANNED],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,21 +81,29 @@ def _of_histograms(record: StageRecord) -> list[Choice]:
 
 
 def _of_front(record: StageRecord) -> list[Choice]:
-    import ipywidgets
+    """The budget that the plan is made under: of quality, or of size where it comes first."""
+    from workbench.figures.hybrid_plan_front import predicted, trained_with_its_plan
+
+    if (plans := predicted(record)).empty:
+        return []
+    first = trained_with_its_plan(record)
+    name, column = ("max_size_ratio", "size_ratio") if first else (
+        "max_quality_loss", "quality_loss")  # fmt: skip
+    chosen = plans.loc[plans["chosen"], column]
+    begin = float(chosen.iloc[0] if len(chosen) else plans[column].median())
 
     def slider(now: float | None) -> Any:
-        return ipywidgets.FloatSlider(
-            value=0.02 if now is None else now, min=0.0, max=0.2, step=0.002, readout_format=".3f",
+        import ipywidgets
+
+        return ipywidgets.SelectionSlider(
+            options=stops, value=min(stops, key=lambda stop: abs(stop - (now or begin))),
             description="budget", continuous_update=True,
         )  # fmt: skip
 
+    # A stop a plan: rounded up, so that the plan itself is within its stop.
+    stops = sorted({math.ceil(value * 10_000) / 10_000 for value in plans[column]})
     return [
-        Choice(
-            "max_quality_loss",
-            slider,
-            lambda value: round(float(value), 4),
-            lambda value: [f"--set hybrid_plan.max_quality_loss={value:g}"],
-        )
+        Choice(name, slider, float, lambda value: [f"--set hybrid_plan.{name}={max(value, 0):g}"])
     ]
 
 
