@@ -107,7 +107,7 @@ def test_a_meter_of_the_network_becomes_its_section(here: Path) -> None:
 def test_a_large_model_is_timed_by_its_layers(monkeypatch) -> None:
     timed = []
 
-    def seconds(model, config, layers, batch, sequence, device, *, ternary):
+    def seconds(model, config, layers, batch, sequence, device, *, ternary, bf16):
         timed.append((layers, batch * sequence))
         return (3.0 + layers) * batch * sequence / 1000
 
@@ -125,7 +125,7 @@ def test_a_large_model_is_timed_by_its_layers(monkeypatch) -> None:
 def test_what_does_not_fit_is_said() -> None:
     device = Device("cpu", "no GPU")
     small = Forecast(device, {"report": (1.0, 2.0)}, 9e9, 8_000_000_000, 1e9, 2_000_000_000,
-                     Path("runs"), "counted")  # fmt: skip
+                     Path("runs"), {"report": "counted"})  # fmt: skip
     assert [problem.split(" GB")[0] for problem in small.problems()] == ["training needs about 9"]
 
 

@@ -1,8 +1,8 @@
-"""What a pilot will need, before it starts: time of each stage, memory and disk of the training.
+"""What a pilot will need, before it starts: time of each stage, memory and disk.
 
-The training is counted from a step that is timed here; the measuring stages end by their budgets,
-of which a busy machine may take twice. All of it is an estimate and says so; what a run of the
-same pilot took here before is said by :mod:`.time_left` once it runs.
+The times are counted in :mod:`.stage_times` from a training step that is timed here. All of it is
+an estimate and says so; what a run of the same pilot took here before is said by :mod:`.time_left`
+once it runs.
 """
 
 from __future__ import annotations
@@ -21,24 +21,35 @@ from workbench.model.checkpoint import checkpoint_config
 from workbench.paths import runs_root, shown
 from workbench.pilot.spec import Pilot
 from workbench.records.terminal import clock
+from workbench.runner.stage_times import (
+    PACKED_BYTES,
+    Speeds,
+    arm_bytes,
+    asked_in_own_terms,
+    decode_s,
+    stage_times,
+    told,
+    trains_a_hybrid,
+)
 from workbench.train.disk_space import checkpoint_bytes
 from workbench.train.memory_plan import USABLE, memory_plans
-from workbench.train.timed_step import StepTime, step_time
+from workbench.train.timed_step import step_time
 
 GB = 1e9
-FIXED_S = 10.0
-"""Of a stage beside its budget: imports, models loaded, tables and figures."""
 PROCESS_BYTES = 0.6e9
 """Of main memory: Python with torch, before any model."""
-MODEL_BYTES = 2 * 4 + 2 + 1 + 1
-"""A parameter: both arms' weights as float32, and the packed ones of later stages, at most."""
-FORWARD_SHARE = 1 / 3
-"""Of a training step: the backward pass takes twice a forward pass."""
+MEASURING = "measuring all arms"
+FLOAT32 = 4
+HYBRID_BYTES = 1.1
+"""A parameter of the packed hybrid, at most: all of it INT8."""
+TAKEN_IN_BYTES = 12
+"""A parameter where nothing is trained: float32 weights, those being rounded, and what is saved."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """stages_s: stage -> seconds (least, most). how: of the training's time."""
+    """stages_s: stage -> seconds (least, most). how: stage -> what its time is made of, where
+    there is something to say. fullest: when the memory is."""
 
     device: Device
     stages_s: dict[str, tuple[float, float]]
@@ -47,16 +58,19 @@ class Forecast:
     disk_bytes: float
     disk_free_bytes: int
     folder: Path
-    how: str
+    how: dict[str, str]
+    fullest: str = "training"
 
     def problems(self) -> list[str]:
         """What stands in the way, in sentences; empty where nothing is known to."""
         found = []
         if self.memory_bytes > USABLE * self.memory_free_bytes:
+            cure = "take a smaller model, train.batch_size or data.sequence_length"
+            if self.fullest == MEASURING:
+                cure = "take a smaller model, or leave an arm out of measure_ab.arms"
             found.append(
-                f"training needs about {_gb(self.memory_bytes)} of memory, and "
-                f"{_gb(self.memory_free_bytes)} are free: take a smaller model, "
-                "train.batch_size or data.sequence_length"
+                f"{self.fullest} needs about {_gb(self.memory_bytes)} of memory, and "
+                f"{_gb(self.memory_free_bytes)} are free: {cure}"
             )
         if self.disk_bytes > self.disk_free_bytes:
             found.append(
@@ -70,11 +84,11 @@ class Forecast:
         least, most = (sum(ends) for ends in zip(*self.stages_s.values(), strict=True))
         yield f"time:   {_span(least, most)} in all, an estimate"
         for name, ends in self.stages_s.items():
-            how = f" ({self.how})" if name == "train_qat" else ""
+            how = f" ({self.how[name]})" if name in self.how else ""
             yield f"        {name}: {_span(*ends)}{how}"
         of = "the GPU" if self.device.name == "cuda" else "main memory"
         yield (
-            f"memory: about {_gb(self.memory_bytes)} of {of} at the fullest, in training; "
+            f"memory: about {_gb(self.memory_bytes)} of {of} at the fullest, {self.fullest}; "
             f"{_gb(self.memory_free_bytes)} free"
         )
         yield (
@@ -90,23 +104,25 @@ def forecast(pilot: Pilot) -> Forecast:
     """
     device, config = choose_device(pilot.readiness.device), _config(pilot)
     sequence, train = pilot.data.sequence_length, pilot.train
-    step = step_time(pilot.model, config, train.share[0], sequence, device.name)
-    plans = memory_plans(config, pilot.model, train, sequence)
-    training = max(plan.total_bytes for plan in plans)
-    if device.name == "cpu":
-        training = train.processes * (training + PROCESS_BYTES)
     parameters = sum(p.numel() for p in empty_model(pilot.model, config).parameters())
+    step = step_time(
+        pilot.model, config, train.share[0], sequence, device.name, train.precision == "bfloat16"
+    )
+    writing_s = decode_s(pilot, config, parameters, device.name)
+    speeds, asked = Speeds(step, train.share[0] * sequence, writing_s), asked_in_own_terms(pilot)
+    fullest, memory_bytes = _memory_bytes(pilot, config, parameters)
     folder = runs_root()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return Forecast(
         device=device,
-        stages_s=_stages_s(pilot, config, step),
-        memory_bytes=training,
+        stages_s=stage_times(pilot, config, parameters, speeds, asked),
+        memory_bytes=memory_bytes,
         memory_free_bytes=device.free_bytes,
-        disk_bytes=checkpoint_bytes(parameters) + MODEL_BYTES * parameters + pilot.data.max_bytes,
+        disk_bytes=_disk_bytes(pilot, parameters),
         disk_free_bytes=shutil.disk_usage(there).free,
         folder=folder,
-        how=f"{step.full_precision_s + step.ternary_s:.2g} s a step of both arms, {step.how}",
+        how=told(pilot, speeds, asked),
+        fullest=fullest,
     )
 
 
@@ -120,41 +136,34 @@ def _config(pilot: Pilot) -> PretrainedConfig:
     return preset_config(pilot.model, rows, pilot.data.sequence_length)
 
 
-def _stages_s(
-    pilot: Pilot, config: PretrainedConfig, step: StepTime
-) -> dict[str, tuple[float, float]]:
-    probe, ab, deploy = pilot.readiness.probe, pilot.measure_ab, pilot.deploy_rollback
-    budgets = {
-        "readiness": probe.budget_s if probe.enabled else 0.0,
-        "measure_ab": ab.budget_s + (ab.load.budget_s if ab.load.blocks else 0.0),
-        "deploy_rollback": deploy.tuning.budget_s + deploy.drill.budget_s,
-    }
-    training = _training_s(pilot, step)
-    layers = 7 * config.num_hidden_layers + 2
-    batches = pilot.hybrid_plan.sequences / pilot.train.share[0]
-    plan = 2 * layers * batches * FORWARD_SHARE * step.ternary_s
-    return {
-        "readiness": (FIXED_S, FIXED_S + budgets["readiness"]),
-        "profile_load": (FIXED_S / 5, FIXED_S),
-        "train_qat": (training, 1.5 * training + FIXED_S),
-        "measure_ab": (budgets["measure_ab"] / 2, 2 * budgets["measure_ab"] + FIXED_S),
-        "hybrid_plan": (plan / 2, 2 * plan + FIXED_S),
-        "deploy_rollback": (
-            deploy.duration_s,
-            deploy.duration_s + 2 * budgets["deploy_rollback"] + 2 * FIXED_S,
-        ),
-        "report": (1.0, FIXED_S),
-    }
+def _memory_bytes(pilot: Pilot, config: PretrainedConfig, parameters: int) -> tuple[str, float]:
+    """When memory is fullest, and the bytes then: in training, or while all arms are measured."""
+    arms = pilot.measure_ab.own_arms
+    served = 2 if pilot.measure_ab.load.blocks else 1  # the server has them once more
+    measuring = served * sum(arm_bytes(arm, parameters) for arm in arms)
+    if pilot.model.ternary is not None:
+        training = float(TAKEN_IN_BYTES * parameters)
+    else:
+        plans = memory_plans(config, pilot.model, pilot.train, pilot.data.sequence_length)
+        training = max(plan.total_bytes for plan in plans)
+    if choose_device(pilot.readiness.device).name == "cpu":
+        shared = pilot.train.processes if pilot.model.ternary is None else 1
+        training = shared * (training + PROCESS_BYTES)
+        measuring += served * PROCESS_BYTES
+    taken = "taking both models in" if pilot.model.ternary is not None else "training"
+    return max((training, taken), (measuring, MEASURING))[::-1]
 
 
-def _training_s(pilot: Pilot, step: StepTime) -> float:
-    train = pilot.train
-    teacher = train.distillation.teacher != "none"
-    each = step.full_precision_s + step.ternary_s
-    each += FORWARD_SHARE * step.full_precision_s if teacher else 0.0
-    evaluated = 2 * train.evaluations * train.eval_sequences / train.share[0] * FORWARD_SHARE
-    steps = train.steps * train.share[1]
-    return train.seeds * (steps * each + evaluated * (each / 2))
+def _disk_bytes(pilot: Pilot, parameters: int) -> float:
+    """What the run keeps at the fullest: the models, the arms' trainings and their checkpoints."""
+    model = pilot.model
+    packed = sum(PACKED_BYTES.values()) + HYBRID_BYTES
+    if model.ternary is not None:
+        return (FLOAT32 + packed) * parameters + pilot.data.max_bytes
+    # full_precision and the masters; both arms' folders, of each seed; a checkpoint as it came.
+    whole = 2 + 2 * pilot.train.seeds + (model.checkpoint is not None) + trains_a_hybrid(pilot)
+    kept = (FLOAT32 * whole + packed) * parameters
+    return checkpoint_bytes(parameters) + kept + pilot.data.max_bytes
 
 
 def _span(least: float, most: float) -> str:

@@ -35,12 +35,18 @@ class StepTime:
 
 
 def step_time(
-    model: Model, config: PretrainedConfig, batch: int, sequence: int, device: str
+    model: Model,
+    config: PretrainedConfig,
+    batch: int,
+    sequence: int,
+    device: str,
+    bf16: bool = False,
 ) -> StepTime:
     """A step of both arms of ``model`` with ``batch`` sequences of ``sequence`` tokens.
 
-    config: of the model, in any size. One whose step would take long is timed with one and two of
-    its layers and with fewer tokens, and the whole is extrapolated from those.
+    config: of the model, in any size. bf16: computed in bfloat16, as by train.precision. One whose
+    step would take long is timed with one and two of its layers and with fewer tokens, and the
+    whole is extrapolated from those.
     """
     layers, tokens = config.num_hidden_layers, batch * sequence
     counts = (layers,)
@@ -56,7 +62,14 @@ def step_time(
             break
     seconds = {
         (arm, count): _seconds(
-            model, config, count, timed_batch, timed_sequence, device, ternary=arm == "ternary"
+            model,
+            config,
+            count,
+            timed_batch,
+            timed_sequence,
+            device,
+            ternary=arm == "ternary",
+            bf16=bf16,
         )
         for arm in ("full_precision", "ternary")
         for count in counts
@@ -80,9 +93,15 @@ class TimedModel:
     """One model and its optimizer."""
 
     def __init__(
-        self, model: PreTrainedModel, batch: int, sequence: int, vocab: int, device: torch.device
+        self,
+        model: PreTrainedModel,
+        batch: int,
+        sequence: int,
+        vocab: int,
+        device: torch.device,
+        bf16: bool = False,
     ) -> None:
-        self.model, self.device = model, device
+        self.model, self.device, self.bf16 = model, device, bf16
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         draw = torch.Generator().manual_seed(SEED)
         self.ids_BT = torch.randint(vocab, (batch, sequence), generator=draw).to(device)
@@ -94,7 +113,9 @@ class TimedModel:
         began = time.perf_counter()
         for _ in range(steps):
             forget_quantised(self.model)
-            self.model(input_ids=self.ids_BT, labels=self.ids_BT, use_cache=False).loss.backward()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                read = self.model(input_ids=self.ids_BT, labels=self.ids_BT, use_cache=False)
+            read.loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -115,6 +136,7 @@ def _seconds(
     device: str,
     *,
     ternary: bool,
+    bf16: bool,
 ) -> float:
     """One step, the quicker of two after one that warms up."""
     with quiet_transformers():
@@ -122,7 +144,8 @@ def _seconds(
     if ternary:
         threshold = ThresholdVersion.from_section(model.threshold)
         to_ternary(built, model.policy, threshold, model.activations, model.sub_norm)
-    timed = TimedModel(built.to(device), batch, sequence, config.vocab_size, torch.device(device))
+    where = torch.device(device)
+    timed = TimedModel(built.to(device), batch, sequence, config.vocab_size, where, bf16)
     timed.seconds(1)
     return min(timed.seconds(1) for _ in range(TIMED_STEPS))
 
