@@ -55,16 +55,26 @@ def train(
     return train_arm("ternary", model, setup, folder, progress, teacher).telemetry.frame("loss")
 
 
-def test_the_divergence_of_logits_is_that_of_the_distributions() -> None:
+@pytest.mark.parametrize("rows_at_once", [1, 2, 99])
+def test_the_divergence_of_logits_is_that_of_the_distributions(monkeypatch, rows_at_once) -> None:
+    monkeypatch.setattr("workbench.train.distill.LOGITS_AT_ONCE", rows_at_once * 11)
     generator = torch.Generator().manual_seed(0)
     student, taught = (torch.randn(2, 5, 11, generator=generator) * 3 for _ in range(2))
+    student.requires_grad_()
     for temperature in (1.0, 2.5):
         written_out = kl_divergence(
             Categorical(logits=taught / temperature), Categorical(logits=student / temperature)
         ).mean()
         got = logits_divergence(student, taught, temperature)
         torch.testing.assert_close(got, written_out)
+        wanted, found = (torch.autograd.grad(3 * each, student)[0] for each in (written_out, got))
+        torch.testing.assert_close(found, wanted)
     assert logits_divergence(taught, taught, 1.0) == 0
+
+
+def test_a_batch_without_a_judged_token_teaches_nothing() -> None:
+    none = torch.zeros(1, 0, 11, requires_grad=True)
+    assert logits_divergence(none, none.detach(), 1.0) == 0
 
 
 def test_relations_compare_positions_head_by_head_whatever_the_width() -> None:

@@ -140,17 +140,12 @@ class Comparisons:
         if not (candidate and other):
             return {"disagreement": float(bool(candidate) != bool(other)) * 1.0}
         read = [await self._read(wanted, answer) for answer in (candidate, other)]
-        disagree = [statistics.fmean(not first for _, first in each) for each in read]
-        nats = [statistics.fmean(logprob for logprob, _ in each) for each in read]
         rule = self._router.trial.rule
-        least = nats[1] - (rule.unlikely_nats if rule else 0.0)
-        return {"disagreement": disagree[0] - disagree[1], "unlikely": float(nats[0] < least)}
+        return pair_values(*read, unlikely_nats=rule.unlikely_nats if rule else 0.0)
 
     async def _read(
         self, request: GenerationRequest, answer: tuple[int, ...]
-    ) -> list[tuple[float, bool]]:
-        """Of each token of an answer: its log-likelihood under full precision, and whether it is
-        that one's first choice."""
+    ) -> ReadAnswer:
         reading = GenerationRequest(
             (*request.prompt_tokens, *answer), max_tokens=0, prompt_logprobs=1
         )
@@ -191,6 +186,24 @@ class Comparisons:
         if routed.finish_reason not in ("stop", "length"):
             raise _NoAnswer(routed.error or "its slot was wanted by a client")
         return routed
+
+
+ReadAnswer = Sequence[tuple[float, bool]]
+"""Of each token of an answer: its log-likelihood under full precision, and whether it is that
+one's first choice."""
+
+
+def pair_values(
+    candidate: ReadAnswer, other: ReadAnswer, *, unlikely_nats: float
+) -> dict[str, float]:
+    """What the monitors of pairs take of two answers, both with tokens: ``disagreement``, -1 to 1,
+    and ``unlikely``, 0 or 1."""
+    disagree = [statistics.fmean(not first for _, first in each) for each in (candidate, other)]
+    nats = [statistics.fmean(logprob for logprob, _ in each) for each in (candidate, other)]
+    return {
+        "disagreement": disagree[0] - disagree[1],
+        "unlikely": float(nats[0] < nats[1] - unlikely_nats),
+    }
 
 
 class _NoAnswer(Exception):

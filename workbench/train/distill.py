@@ -26,6 +26,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -33,6 +34,8 @@ from workbench.errors import ConfigError
 from workbench.pilot.sections.train import Distillation
 from workbench.train.setup import TrainingSetup
 
+LOGITS_AT_ONCE = 1 << 22
+"""Of the float32 numbers of a piece of the logits that are compared together; 16 MiB."""
 KINDS = ("q_proj", "k_proj", "v_proj")
 
 
@@ -130,12 +133,42 @@ class Teacher:
 
 
 def logits_divergence(student_BTV: Tensor, teacher_BTV: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of the next-token distributions, mean over the positions, nats."""
-    student, teacher = (
-        F.log_softmax(logits.flatten(0, 1).float() / temperature, dim=-1)
-        for logits in (student_BTV, teacher_BTV)
-    )
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    """KL(teacher || student) of the next-token distributions, mean over the positions, nats.
+
+    Only the student has a gradient. Beside the logits one tensor of their size is held, and they
+    are read once: the float32 distributions of a step's every position would be several.
+    """
+    return _Divergence.apply(student_BTV, teacher_BTV, temperature)
+
+
+class _Divergence(torch.autograd.Function):
+    """The gradient at logits / T is softmax(student) - softmax(teacher): made on the way forward,
+    a piece at a time, while both distributions are there."""
+
+    @staticmethod
+    def forward(ctx, student_BTV: Tensor, teacher_BTV: Tensor, temperature: float) -> Tensor:
+        positions = max(1, math.prod(student_BTV.shape[:2]))
+        piece = max(1, LOGITS_AT_ONCE // student_BTV.shape[2])
+        divergence = torch.zeros((), device=student_BTV.device)
+        gradient_BTV = torch.empty_like(student_BTV, memory_format=torch.contiguous_format)
+        for sequence in range(len(student_BTV)):
+            for begin in range(0, student_BTV.shape[1], piece):
+                of = sequence, slice(begin, begin + piece)
+                student_nV, teacher_nV = (
+                    F.log_softmax(logits[of].float() / temperature, dim=-1)
+                    for logits in (student_BTV, teacher_BTV)
+                )
+                likely_nV = teacher_nV.exp()
+                divergence += torch.dot(likely_nV.flatten(), (teacher_nV - student_nV).flatten())
+                gradient_BTV[of] = student_nV.exp_().sub_(likely_nV).div_(positions * temperature)
+        ctx.save_for_backward(gradient_BTV)
+        return divergence / positions
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (gradient_BTV,) = ctx.saved_tensors
+        return gradient * gradient_BTV, None, None
 
 
 def relation_divergence(student: Tensor, teacher: Tensor, heads: int) -> Tensor:
