@@ -33,9 +33,7 @@ from workbench.serve.rollback_rule import RollbackRule
 LIVES, LONGEST = 300, 2_000
 PROMPT_TOKENS = 48
 LEAST = {"disagreement": -1.0, "unlikely": 0.0}
-MONITORS = 10
-"""Of a rule with its defaults: each begins with an equal part of the capital."""
-Answers = list[tuple[int, ...]]
+"""Smallest value of a pair."""
 
 
 def calibrate(run: Run, rule: RollbackRule, most: int = 128) -> list[dict[str, Any]]:
@@ -128,7 +126,9 @@ def _lives(
     """(share of :data:`LIVES` that take back within :data:`LONGEST` pairs drawn from ``values``,
     median pairs until then, None where fewer than half do)."""
     rng = np.random.default_rng(0)
-    bets, needed = ExcessBets(limit, LIVES), np.log(MONITORS / false_alarms)
+    monitor = RollbackRule().monitor(compares=True, pairs=True)
+    each_begins_with = 1 / (len(monitor.shares) + len(monitor.pairs))
+    bets, needed = ExcessBets(limit, LIVES), -np.log(false_alarms * each_begins_with)
     back = np.full(LIVES, np.inf)
     drawn = rng.choice(np.asarray(values), (LONGEST, LIVES))
     for number, scores in enumerate(drawn, start=1):
