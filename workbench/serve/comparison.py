@@ -143,9 +143,7 @@ class Comparisons:
         rule = self._router.trial.rule
         return pair_values(*read, unlikely_nats=rule.unlikely_nats if rule else 0.0)
 
-    async def _read(
-        self, request: GenerationRequest, answer: tuple[int, ...]
-    ) -> ReadAnswer:
+    async def _read(self, request: GenerationRequest, answer: tuple[int, ...]) -> ReadAnswer:
         reading = GenerationRequest(
             (*request.prompt_tokens, *answer), max_tokens=0, prompt_logprobs=1
         )
