@@ -34,7 +34,7 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: pilot test test-slow lab smoke smollm2 browser golden calibrate forecast energy soak fuzz sanitize lint \
-  clean
+  docs clean
 
 pilot: .venv/ready
 	@$(BIN)/workbench run $(PILOT)
@@ -104,6 +104,10 @@ sanitize: .venv/ready-for-tests
 lint: .venv/ready-for-tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+docs: .venv/ready-for-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo build/site/index.html
+
 clean:
 	rm -rf .venv build *.egg-info kernels/ternary_kernels/_native
 
@@ -121,5 +125,9 @@ clean:
 	@touch $@
 
 .venv/ready-for-tests: .venv/ready
-	@$(PIP) -e '.[notebooks,export,formats,onnx,meters,test,lora]'
+	@$(PIP) -e '.[notebooks,export,formats,onnx,meters,test,lora,docs]'
+	@touch $@
+
+.venv/ready-for-docs: pyproject.toml constraints.txt | .venv/bin/python
+	@$(PIP) 'mkdocs-material>=9.6'
 	@touch $@
