@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workbench.measure.accepted_energy import counting_checks
 from workbench.measure.dependence import ratio_of_sums_over_blocks
 from workbench.measure.load_energy import by_regression, by_time, load_energy_figures
+from workbench.measure.statistics import share
 
 ARMS = ["full_precision", "ternary"]
 BLOCKS, LENGTH_S, IDLE_W = 10, 20.0, 30.0
@@ -180,3 +182,48 @@ def test_a_ratio_of_sums_weighs_blocks_by_their_requests_and_holds_the_truth() -
         joules = 600 + np.array([random.gamma(2.0, 20.0, k).sum() for k in n])
         held += (e := ratio_of_sums_over_blocks(joules, n)).lo <= 40 + 600 / 16 <= e.hi
     assert held / 300 > 0.93
+
+
+def test_accepted_answers_keep_to_the_checks_of_own_prompts() -> None:
+    """Half of full precision's answers keep to their check and a quarter of ternary's: an accepted
+    answer takes 2 and 4 times what a whole one takes, and the ratio is half of what it was."""
+    requests, energies = load([*ARMS, "today"])
+    before = figures(requests, energies, [*ARMS, "today"])
+    kept = {"full_precision": share(32, 64), "ternary": share(16, 64)}
+    shares = {arm: of.metric("accepted_share", "share", "", arm=arm) for arm, of in kept.items()}
+    after = {
+        (m.name, m.labels["arm"]): m
+        for m in counting_checks(before.values(), shares, "full_precision")
+    }
+    energy, ratio = "energy_j_per_accepted_answer", "accepted_answer_energy_ratio"
+    for arm, of in kept.items():
+        found, whole = after[energy, arm], before[energy, arm]
+        assert found.value == pytest.approx(whole.value / of.value)
+        # Of two independent parts the wider one bounds the interval from within.
+        assert (
+            found.lo < found.value * of.value / of.hi and found.hi > found.value * of.value / of.lo
+        )
+        assert found.how == whole.how + (
+            f"; {of.value:.2%} of the answers of {arm} to 64 own prompts keep to their check"
+        )
+        assert after["energy_j_per_request", arm] == before["energy_j_per_request", arm]
+    compared = after[ratio, "ternary"]
+    assert compared.value == pytest.approx(before[ratio, "ternary"].value / 2)
+    own, base = kept["ternary"], kept["full_precision"]
+    assert compared.lo < compared.value * (own.lo / own.value)
+    assert compared.hi > compared.value * (own.hi / own.value)
+    assert compared.hi > compared.value * (base.value / base.lo)
+    assert after["energy_ratio", "ternary"] == before["energy_ratio", "ternary"]
+    for name in (energy, ratio):
+        assert after[name, "today"].value is None
+        assert "not put to today" in after[name, "today"].reason
+
+
+def test_an_arm_that_no_check_accepts_has_no_energy_of_an_accepted_answer() -> None:
+    before = figures(*load(ARMS))
+    counts = {"full_precision": share(9, 9), "ternary": share(0, 9)}
+    shares = {arm: of.metric("accepted_share", "share", "", arm=arm) for arm, of in counts.items()}
+    after = list(counting_checks(before.values(), shares, "full_precision"))
+    none = [m for m in after if "accepted" in m.name and m.labels["arm"] == "ternary"]
+    assert [m.reason for m in none] == 2 * ["ternary: no answer to own prompts keeps to its check"]
+    assert list(counting_checks(before.values(), {}, "full_precision")) == list(before.values())

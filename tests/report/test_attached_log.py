@@ -10,6 +10,7 @@ from workbench.errors import ConfigError, StageError
 from workbench.measure.exports.forms import Options
 from workbench.measure.meters.recording import Recording, sample_row
 from workbench.measure.meters.sample import Channel, Sample
+from workbench.measure.statistics import share
 from workbench.pilot.resolve import resolve
 from workbench.records.run import find_run
 from workbench.records.stage_record import StageRecord
@@ -116,6 +117,9 @@ def test_the_load_has_its_energy_from_the_log_as_well(run, tmp_path):
     for name, of in (("load_energies", load), ("load_requests", requests),
                      ("blocks", pd.DataFrame(shapes))):  # fmt: skip
         record.save_table(name, of)
+    for arm in LOAD_WATTS:
+        labels = {"arm": arm, "source": "trained"}
+        record.add(share(32, 64).metric("accepted_share", "share", "checks", **labels))
     record.save()
     log = wall_log([*table.to_dict("records"), *load.to_dict("records")], 1.0, 1.0)
     record = attach(run, as_csv(tmp_path / "pdu.csv", log))
@@ -124,7 +128,8 @@ def test_the_load_has_its_energy_from_the_log_as_well(run, tmp_path):
         assert each.value == pytest.approx(watts * TURN_S / 10, rel=0.02)
         assert "pdu.csv (sha256" in each.how
         accepted = record.metric("energy_j_per_accepted_answer", arm=arm)
-        assert accepted.value == pytest.approx(watts * TURN_S / 9, rel=0.02)
+        assert accepted.value == pytest.approx(watts * TURN_S / 9 / 0.5, rel=0.02)
+        assert f"50.00% of the answers of {arm} to 64 own prompts" in accepted.how
     ratio = record.metric("energy_ratio", arm="ternary", source="load")
     assert ratio.lo < 400.0 / 320.0 < ratio.hi
     assert record.facts["load_energy_basis"]["ternary"] == "node"

@@ -15,6 +15,9 @@ Between prompt and generated tokens the energy is split by a rule that the figur
   shapes, at the batch next to the load's own concurrency.
 
 Either way the parts add up to the gross energy, idle moments shared out like the rest.
+
+An answer is accepted here that came whole; where own prompts have checks,
+:mod:`.accepted_energy` counts those as well.
 """
 
 from __future__ import annotations

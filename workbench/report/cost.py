@@ -25,6 +25,7 @@ from workbench.economics.quantity import Quantity, combined, weakest
 from workbench.economics.tariff import year_prices
 from workbench.economics.year import energy_price, load_shape, year_sums
 from workbench.files import read_json
+from workbench.measure.accepted_energy import widened
 from workbench.measure.statistics import Estimate, mean
 from workbench.pilot.sections.cost import Cost
 from workbench.pilot.sections.profile_load import Slo
@@ -233,10 +234,7 @@ def _rows_of_arm(
 
 
 def _of_accepted(energy: Metric, shares: Mapping[str, Quantity]) -> Metric:
-    """Energy of an accepted answer: that of a request over the shares that are accepted.
-
-    They are known independently, so on a logarithmic scale the squares of the half widths add.
-    """
+    """Energy of an accepted answer: that of a request over the shares that are accepted."""
     labels = energy.labels
     if not shares:
         return Metric.missing(energy.name, "J", "no answer of a served load came whole", **labels)
@@ -248,20 +246,10 @@ def _of_accepted(energy: Metric, shares: Mapping[str, Quantity]) -> Metric:
     )
     factor = math.prod(1 / share.value for share in shares.values())
     found = _scaled(energy, factor, said)
-    ends = [(share.value, share.lo, share.hi) for share in shares.values()]
-    unchecked = "passed" not in shares  # what came whole alone is known far better than the energy
-    if unchecked or found.value is None or found.lo is None or found.hi is None or found.lo <= 0:
+    if "passed" not in shares:  # what came whole alone is known far better than the energy
         return found
-    if any(lo is None or hi is None or lo <= 0 for _, lo, hi in ends):
-        why = "the share of accepted answers has no lower end above 0"
-        return replace(found, lo=None, hi=None, reason=why)
-    down = [math.log(hi / value) for value, _, hi in ends if hi is not None]
-    up = [math.log(value / lo) for value, lo, _ in ends if lo is not None]
-    return replace(
-        found,
-        lo=found.value * math.exp(-math.hypot(math.log(found.value / found.lo), *down)),
-        hi=found.value * math.exp(math.hypot(math.log(found.hi / found.value), *up)),
-    )
+    ends = [(share.value, share.lo, share.hi) for share in shares.values()]
+    return widened(found, ends)
 
 
 def _energy_at_mix(

@@ -20,6 +20,7 @@ import pandas as pd
 from workbench.errors import StageError
 from workbench.files import replacing
 from workbench.measure.ab_figures import energy_bases, energy_figures
+from workbench.measure.accepted_energy import accepted_shares, counting_checks
 from workbench.measure.exports.against_turns import HeldAgainst, hold_against
 from workbench.measure.exports.log import PowerLog, summary
 from workbench.measure.load_energy import load_energy_basis, load_energy_figures
@@ -252,7 +253,8 @@ def _turn_figures(
     own, arms = section.own_arms, [*section.own_arms, *section.addresses]
     facts["load_energy_basis"] = load_energy_basis(load, arms, own)
     requests, shapes = record.table("load_requests"), record.table("blocks")
-    yield from load_energy_figures(requests, load, shapes, arms, own)
+    figures = load_energy_figures(requests, load, shapes, arms, own)
+    yield from counting_checks(figures, accepted_shares(record.metrics), BASELINE)
 
 
 def _with_source(figure: Metric, source: str) -> Metric:

@@ -56,7 +56,12 @@ from workbench.stages.measure_ab_load import (
     Judged,
     measure_under_load,
 )
-from workbench.stages.measure_ab_own import OwnQuestions, judge_in_own_terms, own_questions
+from workbench.stages.measure_ab_own import (
+    OwnQuestions,
+    count_accepted_energy,
+    judge_in_own_terms,
+    own_questions,
+)
 from workbench.stages.measure_ab_own import check as own_problems
 from workbench.stages.metered import StageMeters, stage_meters, trusted
 from workbench.train.quality import by_corpus, what_is_judged
@@ -144,6 +149,7 @@ def _measure(context: StageContext, meters: StageMeters) -> None:
     record.save_table("quality", quality)
     if not between:
         measure_under_load(context, trained, answers, None, blocks, meters)
+    count_accepted_energy(record)
     judged = f"{'between the blocks of' if between else 'before'} the load"
     judged += what_is_judged(heldout)
     record.save_table("power", session.samples())

@@ -15,11 +15,13 @@ from workbench.data.own_prompts import OwnPrompt, prompt_tokens, read_prompts
 from workbench.data.own_tasks import TaskRow, read_task
 from workbench.engine.engine import Engine
 from workbench.errors import ConfigError, StageError
+from workbench.measure.accepted_energy import accepted_shares, counting_checks
 from workbench.measure.own_figures import PromptFigures, task_figures, task_pairs
 from workbench.measure.own_prompts import answer_prompts
 from workbench.measure.own_tasks import score_task, task_tokens
 from workbench.paths import shown
 from workbench.pilot.spec import Pilot
+from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 
 BASELINE = "full_precision"
@@ -130,6 +132,13 @@ def judge_in_own_terms(
         _ask_prompts(context, asked, engines, tokenizer, folder)
     if asked.tasks:
         _score_tasks(context, asked, engines, tokenizer, folder)
+
+
+def count_accepted_energy(record: StageRecord) -> None:
+    """The energy of accepted answers under the load by the checks of own prompts as well, once both
+    are recorded."""
+    shares = accepted_shares(record.metrics)
+    record.metrics[:] = counting_checks(record.metrics, shares, BASELINE)
 
 
 def _ask_prompts(
