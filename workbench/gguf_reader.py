@@ -269,6 +269,11 @@ class GgufFile:
             if name.startswith("blk.")
         )
 
+    def require_whole(self) -> None:
+        """ConfigError where bytes are missing, before any number is read."""
+        for tensor in self.tensors.values():
+            tensor.require_whole()
+
     def refuse_turned(self) -> None:
         """ConfigError, by its name, for a file whose activations must be turned first."""
         declared = [key for key in self._reader.fields if "hadamard" in key.lower()]

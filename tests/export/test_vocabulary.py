@@ -93,7 +93,7 @@ KINDS = {
     "dbrx": lambda: split(LLAMA_3),
     "qwen2": lambda: split(QWEN_2),
     **{
-        name: (lambda k=known: cut_by(*k.regexes))
+        name: (lambda k=known: cut_by(*k.regexes, ignore_merges=k.ignore_merges))
         for name, known in KNOWN.items()
         if name not in ("gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2")
     },
@@ -156,6 +156,53 @@ def test_the_same_cuts_said_otherwise_have_the_same_name() -> None:
     ]  # fmt: skip
     assert [cut_name(t.backend_tokenizer) for t in near] == [None] * len(near)
     assert cut_name(changed("qwen2", normalizers.NFC()).backend_tokenizer) == "qwen2"
+
+
+_OF_CASE = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+END|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*END"
+    r"|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""As the models' own tokenizer.json has it; llama.cpp's tells case of ASCII alone."""
+
+
+@pytest.mark.parametrize(
+    ("name", "digits", "end", "ignores"),
+    [
+        ("tekken", r"\p{N}", "", True),
+        ("gpt-4o", r"\p{N}{1,3}", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?", False),
+    ],
+)
+def test_cuts_by_case_are_known_as_llama_cpp_has_them_and_refused_where_it_has_others(
+    name: str, digits: str, end: str, ignores: bool
+) -> None:
+    """A word's own case cuts it (``camelCase``), in llama.cpp that of ASCII letters alone."""
+    cut = KNOWN[name].pre_tokenizer()
+    words = [
+        piece.replace("Ġ", " ") for piece, _ in cut.pre_tokenize_str("an HTTPServer's camelCase")
+    ]
+    ended = [" HTTPServer's"] if name == "gpt-4o" else [" HTTPServer", "'s"]
+    assert words == ["an", *ended, " camel", "Case"]
+    inner = r"(?=\p{L})[^a-z]", r"(?=\p{L})[^A-Z]"
+    upper, lower = (f"(?:{each})" for each in inner)
+    start = r"[^\r\n\p{L}\p{N}]?"
+    words = f"{start}{upper}*{lower}+{end}|{start}{upper}+{lower}*{end}"
+    same = cut_by(words, ignore_merges=ignores)
+    assert cut_name(same.backend_tokenizer) is None, "digits and spaces are cut as well"
+    rest = rf"|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    assert cut_name(cut_by(words + rest, ignore_merges=ignores).backend_tokenizer) == name
+    theirs = cut_by(_OF_CASE.replace("END", end).replace("DIGITS", digits), ignore_merges=ignores)
+    assert cut_name(theirs.backend_tokenizer) is None
+    with pytest.raises(ConfigError, match=rf"nearly as {name}, which in llama\.cpp cuts '") as told:
+        vocabulary(theirs, len(theirs), WHERE)
+    assert "--no-tokenizer" in str(told.value)
+
+
+def test_deepseeks_digits_are_told_apart() -> None:
+    """deepseek-llm keeps runs of digits whole; one by one is another way."""
+    known = KNOWN["deepseek-llm"].regexes
+    assert cut_name(cut_by(*known).backend_tokenizer) == "deepseek-llm"
+    assert cut_name(cut_by(*known[:-1], r"\p{N}").backend_tokenizer) is None
 
 
 CHATML = (

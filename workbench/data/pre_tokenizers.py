@@ -28,6 +28,21 @@ QWEN_2 = _ENDS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST
 _PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"
 _WORDS = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
+_UPPER, _LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
+"""As llama.cpp tells them: of ASCII by case, any other letter is both."""
+_BY_CASE = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+ENDS|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*ENDS"
+)
+_REST_OF_CASE = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = _BY_CASE.replace("ENDS", "") + r"|\p{N}" + _REST_OF_CASE
+GPT_4O = _BY_CASE.replace("ENDS", f"{_ENDS}?") + r"|\p{N}{1,3}" + _REST_OF_CASE
+CASED = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝ"
+    "Ὗ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳ"
+    "Ꙁ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+"""Letters that have a case, as deepseek-llm lists them."""
+
 
 @dataclass(frozen=True)
 class KnownCut:
@@ -52,6 +67,18 @@ KNOWN = {
     "deepseek-coder": KnownCut(
         (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
     ),
+    "deepseek-llm": KnownCut(
+        (
+            r"[\r\n]",
+            rf"\s?[{CASED}]+",
+            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s+$",
+            "[一-龥ࠀ-一가-퟿]+",
+            r"\p{N}+",
+        )
+    ),
+    "tekken": KnownCut((TEKKEN,), ignore_merges=True),
+    "gpt-4o": KnownCut((GPT_4O,)),
     "falcon": KnownCut((_PUNCTUATION, GPT_2, "[0-9][0-9][0-9]")),
     "poro-chat": KnownCut((_WORDS,)),
     "viking": KnownCut((_WORDS, r"\p{N}")),
@@ -97,6 +124,23 @@ def cut_name(tokenizer: Tokenizer) -> str | None:
     if composes and (name not in COMPOSES or _composed(change) != _composed(normalizers.NFC())):
         return None
     return name
+
+
+def nearest_cut(tokenizer: Tokenizer) -> tuple[str, str] | None:
+    """(name of the way that cuts plain ASCII text alike, a text that it cuts otherwise) of a
+    tokenizer without a name; None where no way is near."""
+    cut = tokenizer.pre_tokenizer
+    if cut is None or tokenizer.normalizer is not None:
+        return None
+    triples = ["".join(triple) for triple in product(_KINDS, repeat=3)]
+    plain = [text for text in (*triples, *_RUNS) if text.isascii()]
+    own = [_pieces(cut, text) for text in plain]
+    for name, known in KNOWN.items():
+        other = known.pre_tokenizer()
+        if [_pieces(other, text) for text in plain] == own:
+            apart = (text for text in triples if _pieces(other, text) != _pieces(cut, text))
+            return (name, text) if (text := next(apart, None)) else None
+    return None
 
 
 def probes() -> Iterator[str]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.data.chat import chat_tokens
 from workbench.data.conversation import conversation
-from workbench.data.pre_tokenizers import KNOWN, cut_name
+from workbench.data.pre_tokenizers import KNOWN, cut_name, nearest_cut
 from workbench.data.tokenizer import document_start, vocabulary_size
 from workbench.errors import ConfigError
 
@@ -101,7 +101,11 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, where: Path) -> Vo
     merges = tuple(m if isinstance(m, str) else " ".join(m) for m in bpe.get("merges", ()))
     pre = cut_name(tokenizer.backend_tokenizer) if bpe["type"] == "BPE" else None
     if pre is None:
-        raise _unknown(where, f"{bpe['type']}, {_prepared(parts)}")
+        near = nearest_cut(tokenizer.backend_tokenizer) if bpe["type"] == "BPE" else None
+        said = (
+            f", nearly as {near[0]}, which in llama.cpp cuts {near[1]!r} otherwise" if near else ""
+        )
+        raise _unknown(where, f"{bpe['type']}, {_prepared(parts)}{said}")
     return Vocabulary("gpt2", pre, tokens, types, merges=merges)
 
 

@@ -100,6 +100,7 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
     if kind is LlamaConfig and "blk.0.attn_q.bias" in file.tensors:
         fields["attention_bias"] = True
     config = kind(**fields)
+    file.require_whole()  # its header is enough for the shape, and what is cut off is the end
     if FACTORS in file.tensors:
         _stretch_as_llama3(file, config)
     return config
