@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from workbench.hybrid.plan import Option
-from workbench.hybrid.program import best_plan, front
+from workbench.hybrid.program import Budget, best_plan, front
 
 SIZES = {"high_precision": 16, "int8": 8, "ternary": 2}
 
@@ -46,18 +46,40 @@ def test_a_budget_that_nothing_fits_has_no_plan() -> None:
     assert best_plan(options_of(0), 1.0) is None
 
 
-def test_time_is_a_budget_too() -> None:
+@pytest.mark.parametrize("name", ["seconds", "energy_j"])
+def test_time_and_energy_are_budgets_too(name: str) -> None:
     options = options_of(1)
-    seconds = {(o.unit, o.precision): o.size_bytes * (1.0 if o.precision != "int8" else 0.1)
-               for o in options}  # fmt: skip
-    most = sum(s for (_, p), s in seconds.items() if p == "high_precision")
-    plan = best_plan(options, 1e9, seconds=seconds, budget_s=0.2 * most)
-    assert plan.seconds <= 0.2 * most
+    of = {(o.unit, o.precision): o.size_bytes * (1.0 if o.precision != "int8" else 0.1)
+          for o in options}  # fmt: skip
+    most = sum(value for (_, p), value in of.items() if p == "high_precision")
+    budget = Budget(name, of, 0.2 * most)
+    plan = best_plan(options, 1e9, budgets=[budget])
+    assert budget.taken(plan.assignment) <= 0.2 * most
     within = [
         loss for loss, _, chosen in every_plan(options)
-        if sum(seconds[o.unit, o.precision] for o in chosen) <= 0.2 * most
+        if sum(of[o.unit, o.precision] for o in chosen) <= 0.2 * most
     ]  # fmt: skip
     assert plan.loss == pytest.approx(min(within), abs=1e-7)
+
+
+def test_all_budgets_hold_at_once() -> None:
+    options = options_of(3)
+    whole = sum(o.size_bytes for o in options if o.precision == "high_precision")
+    random = np.random.default_rng(5)
+    budgets = []
+    for name in ("seconds", "energy_j"):
+        of = {(o.unit, o.precision): o.size_bytes * float(random.uniform(0.3, 1)) for o in options}
+        most = sum(value for (_, p), value in of.items() if p == "high_precision")
+        budgets.append(Budget(name, of, 0.5 * most))
+    plan = best_plan(options, 0.6 * whole, budgets=budgets)
+    assert plan.size_bytes <= 0.6 * whole
+    within = []
+    for loss, size, chosen in every_plan(options):
+        assignment = {o.unit: o.precision for o in chosen}
+        if size <= 0.6 * whole and all(b.taken(assignment) <= b.limit for b in budgets):
+            within.append(loss)
+    assert plan.loss == pytest.approx(min(within), abs=1e-7)
+    assert all(b.taken(plan.assignment) <= b.limit for b in budgets)
 
 
 def test_the_front_goes_from_precise_to_all_ternary_and_no_plan_beats_it() -> None:

@@ -8,48 +8,80 @@ with its caches warm: it orders plans, and ``measure_ab`` says how fast the pack
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workbench.hybrid.base import Base
 from workbench.ternary.policy import Precision
 
 REPETITIONS = 15
 
+Shape = tuple[int, int, Precision]
+"""Outputs, inputs and precision of a layer."""
 
-@torch.inference_mode()
+
+@dataclass(frozen=True)
+class Product:
+    """One layer of a shape and one token for it, ``[1, 1, inputs]``."""
+
+    layer: nn.Module
+    token: Tensor
+
+    @torch.inference_mode()
+    def run(self, times: int = 1) -> float:
+        """Seconds of so many products, one after another."""
+        began = time.perf_counter()
+        for _ in range(times):
+            self.layer(self.token)
+        if self.token.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+
+def products(base: Base, precisions: Sequence[Precision]) -> dict[Shape, Product]:
+    """One of each shape that the base's units have, each run once: it packs on first use."""
+    found: dict[Shape, Product] = {}
+    for name in (name for names in base.units.values() for name in names):
+        layer = base.model.get_submodule(name)
+        weight = next(layer.parameters())
+        for precision in precisions:
+            shape = layer.out_features, layer.in_features, precision
+            if shape not in found:
+                form = layer if precision == base.own else base.form(name, precision)
+                token = torch.ones(
+                    1, 1, layer.in_features, device=weight.device, dtype=weight.dtype
+                )
+                found[shape] = Product(form, token)
+                found[shape].run()
+    return found
+
+
+def of_units(
+    base: Base, precisions: Sequence[Precision], of_shapes: Mapping[Shape, float]
+) -> dict[tuple[str, str], float]:
+    """(unit, precision) -> the sum over its layers of what their shapes take."""
+    layers = {
+        unit: [base.model.get_submodule(name) for name in names]
+        for unit, names in base.units.items()
+    }
+    return {
+        (unit, precision): sum(
+            of_shapes[layer.out_features, layer.in_features, precision] for layer in its
+        )
+        for unit, its in layers.items()
+        for precision in precisions
+    }
+
+
 def unit_seconds(
     base: Base, precisions: Sequence[Precision], repetitions: int = REPETITIONS
 ) -> dict[tuple[str, str], float]:
     """(unit, precision) -> seconds of its layers' products for one token."""
-    timed: dict[tuple[int, int, str], float] = {}
-    found: dict[tuple[str, str], float] = {}
-    for unit, names in base.units.items():
-        for precision in precisions:
-            total = 0.0
-            for name in names:
-                layer = base.model.get_submodule(name)
-                key = (layer.out_features, layer.in_features, precision)
-                if key not in timed:
-                    form = layer if precision == base.own else base.form(name, precision)
-                    timed[key] = _seconds(form, layer, repetitions)
-                total += timed[key]
-            found[unit, precision] = total
-    return found
-
-
-def _seconds(form: nn.Module, like: nn.Module, repetitions: int) -> float:
-    weight = next(like.parameters())
-    token = torch.ones(1, 1, like.in_features, device=weight.device, dtype=weight.dtype)
-    form(token)  # packs, on first use
-    taken = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        form(token)
-        if weight.device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return float(np.median(taken))
+    timed = products(base, precisions)
+    taken = [[product.run() for product in timed.values()] for _ in range(repetitions)]
+    medians = np.median(np.array(taken), axis=0)
+    return of_units(base, precisions, dict(zip(timed, medians.tolist(), strict=True)))

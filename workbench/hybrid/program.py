@@ -1,8 +1,8 @@
-"""The plan as an integer program: the least loss that a budget of bytes, or of time, allows.
+"""The plan as an integer program: the least loss that a budget of bytes, time or energy allows.
 
     minimise    sum of loss[unit, precision] * x[unit, precision]
     so that     each unit has one precision, and
-                sum of bytes[unit, precision] * x <= the budget (and the same of seconds)
+                sum of bytes[unit, precision] * x <= the budget (and the same of seconds, of J)
 
 A multiple-choice knapsack, solved by HiGHS (:func:`scipy.optimize.milp`), which proves how near to
 the best a plan is: ``bound`` is a loss that no plan within the budget can go below. Losses of
@@ -31,15 +31,26 @@ TIE = 1e-9
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a plan may take besides bytes. name: ``seconds`` or ``energy_j``. of: (unit, precision)
+    -> what the unit's products take for one token. limit: of all units together, at most."""
+
+    name: str
+    of: Mapping[tuple[str, str], float]
+    limit: float
+
+    def taken(self, assignment: Mapping[str, str]) -> float:
+        return sum(self.of[unit, precision] for unit, precision in assignment.items())
+
+
+@dataclass(frozen=True)
 class LayerPlan:
-    """loss: the single losses added up, bits per byte. bound: no plan of that budget is below it.
-    seconds: of one pass through the layers, where times were given."""
+    """loss: the single losses added up, bits per byte. bound: none of that budget is below it."""
 
     assignment: dict[str, Precision]
     loss: float
     size_bytes: int
     bound: float
-    seconds: float | None = None
 
 
 def best_plan(
@@ -47,29 +58,18 @@ def best_plan(
     budget_bytes: float,
     *,
     base_is_precise: bool = True,
-    seconds: Mapping[tuple[str, str], float] | None = None,
-    budget_s: float | None = None,
+    budgets: Sequence[Budget] = (),
 ) -> LayerPlan | None:
-    """The plan of least loss within the budgets; None where not even the coarsest fits.
-
-    seconds: (unit, precision) -> time of its products; needed for ``budget_s``.
-    """
+    """The plan of least loss within all budgets; None where no plan keeps them."""
     losses = np.array([o.quality_loss for o in options])
     losses = np.maximum(losses, 0.0) if base_is_precise else losses
     sizes = np.array([float(o.size_bytes) for o in options])
     units = list(dict.fromkeys(o.unit for o in options))
     one_each = np.array([[o.unit == unit for o in options] for unit in units], float)
-    limits = [
-        LinearConstraint(one_each, 1, 1),
-        LinearConstraint(sizes[None] / sizes.max(), -np.inf, budget_bytes / sizes.max()),
-    ]
-    times = None
-    if seconds is not None:
-        times = np.array([seconds[o.unit, o.precision] for o in options])
-        if budget_s is not None:
-            limits.append(
-                LinearConstraint(times[None] / times.max(), -np.inf, budget_s / times.max())
-            )
+    limits = [LinearConstraint(one_each, 1, 1), _at_most(sizes, budget_bytes)]
+    for budget in budgets:
+        of_each = np.array([budget.of[o.unit, o.precision] for o in options])
+        limits.append(_at_most(of_each, budget.limit))
     found = milp(
         losses + TIE * sizes / sizes.sum(),
         constraints=limits,
@@ -86,8 +86,12 @@ def best_plan(
         float(sum(options[k].quality_loss for k in taken)),
         int(sizes[taken].sum()),
         min(bound, float(losses[taken].sum())),
-        None if times is None else float(times[taken].sum()),
     )
+
+
+def _at_most(values: np.ndarray, limit: float) -> LinearConstraint:
+    """In units of the largest, so that bytes and seconds are alike to the solver."""
+    return LinearConstraint(values[None] / values.max(), -np.inf, limit / values.max())
 
 
 def coarsest(options: Sequence[Option]) -> LayerPlan:

@@ -14,6 +14,7 @@ ternary; embedding and head are the same in every plan.
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -26,13 +27,15 @@ from workbench.errors import StageError
 from workbench.hybrid.base import Base, units_of
 from workbench.hybrid.evaluator import PlanEvaluator
 from workbench.hybrid.plan import Found, Option, coarsest_within, descent
-from workbench.hybrid.program import front
+from workbench.hybrid.program import Budget, front
 from workbench.hybrid.sensitivity import measure_options
 from workbench.measure.statistics import FEWEST_DOCUMENTS, Estimate, bits_per_byte_difference
 from workbench.model.checkpoint import load_checkpoint
+from workbench.pilot.spec import Pilot
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
+from workbench.stages.hybrid_plan_budgets import budget_problems
 from workbench.stages.hybrid_plan_trained import compare_with_patched, plans_first, train_hybrid
 from workbench.ternary.manifest import Manifest
 from workbench.ternary.master import load_master
@@ -48,12 +51,18 @@ RESULTS = "evaluations.jsonl"
 
 @dataclass(frozen=True)
 class Candidate:
-    """The best plan of one base."""
+    """The best plan of one base. budgets: of time and energy, where it was made under them."""
 
     base: str
     options: list[Option]
     plan: Found
     size_ratio: float
+    budgets: Sequence[Budget] = ()
+
+
+def check(pilot: Pilot) -> list[str]:
+    """Budgets that cannot be kept on this machine."""
+    return budget_problems(pilot)
 
 
 def run(context: StageContext) -> None:
@@ -116,7 +125,7 @@ def _trained(
     loss = bits_per_byte(document_losses(model, tokenizer, choosing, length)) - reference
     within = loss <= context.pilot.hybrid_plan.max_quality_loss
     found = Found(hybrid.plan.assignment, 0, loss, within)
-    return Candidate("trained", hybrid.options, found, hybrid.size_ratio)
+    return Candidate("trained", hybrid.options, found, hybrid.size_ratio, hybrid.budgets)
 
 
 def _texts(
@@ -335,10 +344,19 @@ def _front(chosen: Candidate) -> pd.DataFrame:
                 "bound": plan.bound,
                 "chosen": plan.assignment == chosen.plan.assignment,
                 **{p: list(plan.assignment.values()).count(p) for p in PLANNED},
+                **{b.name: b.taken(plan.assignment) for b in chosen.budgets},
             }
             for plan in front(chosen.options, chosen.base != "ternary")
         ],
-        columns=["size_bytes", "size_ratio", "quality_loss", "bound", "chosen", *PLANNED],
+        columns=[
+            "size_bytes",
+            "size_ratio",
+            "quality_loss",
+            "bound",
+            "chosen",
+            *PLANNED,
+            *(budget.name for budget in chosen.budgets),
+        ],
     )
 
 

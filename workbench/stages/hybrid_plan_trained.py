@@ -7,8 +7,9 @@ budget as an integer program, and then a training like the ternary arm's, token 
 plan's precise layers left precise.
 
 Losses before a training say little about losses after it, since ternary layers win back most of
-theirs; so the budget is of size or time, and what the hybrid loses is measured after its training.
-Beside it stands the patched one: the same plan, its layers raised in ``train_qat``'s ternary arm.
+theirs; so the budgets are of size, time and energy, and what the hybrid loses is measured after its
+training. Beside it stands the patched one: the same plan, its layers raised in ``train_qat``'s
+ternary arm.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from workbench.data.dataset import judged_of, parts_of, write_tokens
 from workbench.errors import StageError
 from workbench.hybrid.base import Assignment, Base, units_of
 from workbench.hybrid.evaluator import PlanEvaluator
-from workbench.hybrid.latency import unit_seconds
 from workbench.hybrid.plan import Option
-from workbench.hybrid.program import LayerPlan, best_plan, coarsest
+from workbench.hybrid.program import Budget, LayerPlan, best_plan, coarsest
 from workbench.hybrid.sensitivity import measure_options
 from workbench.measure.paired_bootstrap import PairedBootstrap
 from workbench.model.checkpoint import load_checkpoint
 from workbench.pilot.sections.model import Policy
 from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
+from workbench.stages.hybrid_plan_budgets import plan_budgets, plan_comes_first
 from workbench.stages.train_qat_sweep import TABLE as RATE_SWEEP
 from workbench.stages.train_qat_untrained import fresh_model
 from workbench.ternary import ThresholdVersion, to_ternary
@@ -52,26 +53,24 @@ from workbench.train.setup import TrainingSetup
 
 ARM = "hybrid_arm"
 RATIO = "trained_hybrid_over_patched_gap"
+BUDGET_OF = {"seconds": "time", "energy_j": "energy"}
+UNIT_OF = {"seconds": "s", "energy_j": "J"}
 
 
 @dataclass(frozen=True)
 class TrainedHybrid:
-    """options, plan: of the model before its training. size_ratio: of the plan's layers."""
+    """options, plan: of the model before its training. size_ratio: of the plan's layers.
+    budgets: of time and energy, as far as the pilot has them."""
 
     options: list[Option]
     plan: LayerPlan
     size_ratio: float
+    budgets: list[Budget]
 
 
 def plans_first(context: StageContext, trained: StageRecord) -> bool:
-    """Whether the hybrid is trained with its plan: as the pilot says, else where there is a
-    checkpoint; never beside a ready model, which nothing is trained of."""
-    if "ternary_master" not in trained.artefacts:
-        return False
-    asked = context.pilot.hybrid_plan.when
-    if asked is None:
-        return context.pilot.model.checkpoint is not None
-    return asked == "before_training"
+    """Whether the hybrid is trained with its plan; never without master weights to compare with."""
+    return "ternary_master" in trained.artefacts and plan_comes_first(context.pilot)
 
 
 def train_hybrid(
@@ -84,17 +83,17 @@ def train_hybrid(
     """Plan, train with it, and pack the model as the artefact ``hybrid``. None where the budget is
     kept without a ternary layer: then there is nothing to train."""
     setup = _setup(context, trained, tokenizer, choosing)
-    options, plan, ratio = _plan(context, trained, setup, evaluator)
+    planned = _plan(context, trained, setup, evaluator)
     gc.collect()
-    if "ternary" not in plan.assignment.values():
+    if "ternary" not in planned.plan.assignment.values():
         context.note(
-            "the budget of size is kept without a ternary layer, so there is nothing to train with "
-            "the plan: layers are exchanged after the training; for a plan with ternary layers "
-            "lower hybrid_plan.max_size_ratio"
+            "the budget is kept without a ternary layer, so there is nothing to train with the "
+            "plan: layers are exchanged after the training, by quality and size alone; for a plan "
+            "with ternary layers lower hybrid_plan.max_size_ratio"
         )
         return None
-    _train(context, trained, setup, plan.assignment)
-    return TrainedHybrid(options, plan, ratio)
+    _train(context, trained, setup, planned.plan.assignment)
+    return planned
 
 
 def _setup(
@@ -128,28 +127,32 @@ def _setup(
 
 def _plan(
     context: StageContext, trained: StageRecord, setup: TrainingSetup, evaluator: PlanEvaluator
-) -> tuple[list[Option], LayerPlan, float]:
+) -> TrainedHybrid:
     """What each layer loses before any training, and the plan of least loss within the budget."""
     section, progress = context.pilot.hybrid_plan, context.progress
     base = _base(context, trained, setup)
+    budgets = plan_budgets(context, base)
     options = measure_options(base, evaluator, section.precisions, progress)
     bf16 = sum(base.size_bytes(unit, "high_precision") for unit in base.units)
-    seconds = budget_s = None
-    if section.max_latency_ratio is not None:
-        seconds = unit_seconds(base, [*dict.fromkeys([*section.precisions, "high_precision"])])
-        whole = sum(seconds[unit, "high_precision"] for unit in base.units)
-        budget_s = section.max_latency_ratio * whole
-    plan = best_plan(options, section.max_size_ratio * bf16, seconds=seconds, budget_s=budget_s)
+    plan = best_plan(options, section.max_size_ratio * bf16, budgets=budgets)
     if plan is None:
         plan = coarsest(options)
-        context.note("no plan keeps the budget of size and time: the coarsest is taken")
-    context.record.facts["plan_before_training"] = {
+        names = " and ".join(["size", *(BUDGET_OF[budget.name] for budget in budgets)])
+        context.note(f"no plan keeps the budget of {names}: the coarsest is taken")
+    facts = {
         "model": "the checkpoint as it came" if "checkpoint" in trained.artefacts else
         "the trained full-precision arm",
         "predicted_loss": plan.loss, "bound": plan.bound, "size_bytes": plan.size_bytes,
-        "seconds": plan.seconds, "budget_s": budget_s,
     }  # fmt: skip
-    return options, plan, base.size_ratio(plan.assignment)
+    for budget in budgets:
+        taken = budget.taken(plan.assignment)
+        facts |= {budget.name: taken, f"budget_{budget.name}": budget.limit}
+        context.note(
+            f"the plan's products take {taken:.3g} {UNIT_OF[budget.name]} a token of the "
+            f"{budget.limit:.3g} allowed ({BUDGET_OF[budget.name]})"
+        )
+    context.record.facts["plan_before_training"] = facts
+    return TrainedHybrid(options, plan, base.size_ratio(plan.assignment), budgets)
 
 
 def _base(context: StageContext, trained: StageRecord, setup: TrainingSetup) -> Base:

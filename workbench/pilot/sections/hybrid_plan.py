@@ -31,11 +31,17 @@ class HybridPlan(Section):
         description="time of their products for one token over that in bf16, at most, as timed "
         "here; of a plan made before training. null: no such budget",
     )
+    max_energy_ratio: Positive | None = Field(
+        None,
+        description="gross energy of their products for one token over that in bf16, at most, as "
+        "a meter of measure_ab.meters reads it here; refused without one; of a plan made before "
+        "training. null: no such budget",
+    )
     when: Literal["before_training", "after_training"] | None = Field(
         None,
-        description="before_training: the plan of least loss within the budget of size (and time), "
-        "then one more training, like the ternary arm's, with it in place; after_training: layers "
-        "exchanged in the trained arms. null: before, where there is a model.checkpoint",
+        description="before_training: the plan of least loss within the budgets of size, time and "
+        "energy, then one more training, like the ternary arm's, with it in place; after_training: "
+        "layers exchanged in the trained arms. null: before, where there is a model.checkpoint",
     )
     granularity: Literal["block", "linear"] = Field(
         "linear", description="what is decided as one: a whole block or a linear layer"
