@@ -15,7 +15,7 @@ import pandas as pd
 
 from workbench.errors import StageError
 from workbench.hybrid.base import Base
-from workbench.hybrid.latency import Shape, of_units, products
+from workbench.hybrid.latency import LayerShape, of_units, products
 from workbench.measure.meters import EnergySession
 from workbench.measure.meters.rows import energy_rows
 from workbench.measure.session import SHORTEST_TURN_S
@@ -76,7 +76,7 @@ def unit_energies(
         if covers and (known.groupby([rows[name] for name in shape]).mean() >= 0.5).all():
             sums = rows[known].groupby(shape)[["energy_j", "tokens"]].sum()
             joules = (sums["energy_j"].astype(float) / sums["tokens"]).to_dict()
-            of_shapes: dict[Shape, float] = {(n, k, p): joules[n, k, p] for n, k, p in joules}
+            of_shapes: dict[LayerShape, float] = {(n, k, p): joules[n, k, p] for n, k, p in joules}
             return of_units(base, precisions, of_shapes), str(covers)
         why.append(f"{covers or 'no meter'}: {lacking.iloc[0] if len(lacking) else 'no figure'}")
     raise StageError(

@@ -20,7 +20,7 @@ from workbench.ternary.policy import Precision
 
 REPETITIONS = 15
 
-Shape = tuple[int, int, Precision]
+LayerShape = tuple[int, int, Precision]
 """Outputs, inputs and precision of a layer."""
 
 
@@ -42,9 +42,9 @@ class Product:
         return time.perf_counter() - began
 
 
-def products(base: Base, precisions: Sequence[Precision]) -> dict[Shape, Product]:
+def products(base: Base, precisions: Sequence[Precision]) -> dict[LayerShape, Product]:
     """One of each shape that the base's units have, each run once: it packs on first use."""
-    found: dict[Shape, Product] = {}
+    found: dict[LayerShape, Product] = {}
     for name in (name for names in base.units.values() for name in names):
         layer = base.model.get_submodule(name)
         weight = next(layer.parameters())
@@ -61,7 +61,7 @@ def products(base: Base, precisions: Sequence[Precision]) -> dict[Shape, Product
 
 
 def of_units(
-    base: Base, precisions: Sequence[Precision], of_shapes: Mapping[Shape, float]
+    base: Base, precisions: Sequence[Precision], of_shapes: Mapping[LayerShape, float]
 ) -> dict[tuple[str, str], float]:
     """(unit, precision) -> the sum over its layers of what their shapes take."""
     layers = {
