@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,38 @@ def test_the_search_finds_a_page_opened_as_a_file(built, browser) -> None:
     assert "pilots.html" in hit.get_attribute("href")
     assert all(url.startswith(("file:", "data:", "blob:", "about:")) for url in asked)
     context.close()
+
+
+def test_the_architecture_is_drawn_from_the_order_of_imports() -> None:
+    """docs/design.md has the order, and tests/test_layout.py holds the code to it."""
+    drawn = subprocess.run(
+        [sys.executable, str(ROOT / "docs/site/architecture.py")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    kept = (ROOT / "docs/figures/architecture.svg").read_text(encoding="utf-8")
+    assert kept == drawn.stdout, "python docs/site/architecture.py > docs/figures/architecture.svg"
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs/gallery").glob("*.png")), ids=str)
+def test_pictures_of_the_gallery_are_small_and_dated(picture: Path) -> None:
+    assert picture.stat().st_size < 150_000
+    page = picture.with_suffix(".md")
+    if page.exists():
+        assert re.search(r"Run of \d{4}-\d\d-\d\d, .*commit `\w{7}`", page.read_text())
+
+
+def quoted_errors() -> list[str]:
+    """What the page of troubles quotes in the first column of its tables."""
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    firsts = re.findall(r"^\| (?!what|---)(.*?) \|", text, re.M)
+    return [quote for first in firsts for quote in re.findall(r"`([^`]+)`", first)]
+
+
+def test_troubles_are_quoted_in_the_words_of_the_code() -> None:
+    """Each quoted word of an error stands in the code."""
+    sources = [*(ROOT / "workbench").rglob("*.py"), *(ROOT / "workbench").rglob("*.json")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in [*sources, ROOT / "Makefile"])
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    quotes = quoted_errors()
+    missing = [quote for quote in quotes if quote not in code]
+    assert len(quotes) > 20 and not missing
