@@ -26,6 +26,8 @@ from workbench.report.own_view import own_view
 from workbench.report.plotly_page import PageFigure, plotly_installed, plotly_js, templates
 from workbench.report.roadmap_page import roadmap_html, roadmap_page
 from workbench.roadmap import STAGES
+from workbench.wording.glossary import Explainer
+from workbench.wording.glossary import Explainer
 from workbench.wording.text import Texts
 
 Draw = Callable[[StageRecord, str, tuple[str, ...]], list[PageFigure]]
@@ -75,6 +77,7 @@ def write_html(
         .get_template("report.html")
         .render(
             t=texts,
+            explainer=Explainer(texts.language),
             run=run,
             pilot=pilot,
             second=views.second_judgement(again, first, texts) if again and first else None,

@@ -16,7 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -65,7 +66,14 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["asset"] = _asset
+    environment.filters["explained"] = _explained
     return environment
+
+
+@pass_context
+def _explained(context: Context, part: str) -> Markup:
+    """A finished part of a page with its words marked by the page's ``explainer``."""
+    return Markup(context["explainer"](part))
 
 
 def _asset(name: str) -> Markup:
