@@ -27,7 +27,6 @@ from workbench.report.plotly_page import PageFigure, plotly_installed, plotly_js
 from workbench.report.roadmap_page import roadmap_html, roadmap_page
 from workbench.roadmap import STAGES
 from workbench.wording.glossary import Explainer
-from workbench.wording.glossary import Explainer
 from workbench.wording.text import Texts
 
 Draw = Callable[[StageRecord, str, tuple[str, ...]], list[PageFigure]]
