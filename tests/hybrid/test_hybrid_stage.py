@@ -72,7 +72,9 @@ def test_the_plan_is_packed_as_recorded_and_counts_its_bytes(
     )
     ratio = record.metric("hybrid_size_ratio").value
     assert ratio == pytest.approx(plan["size_bytes"].sum() / whole)
-    counts = [record.metric("layers", precision=p).value for p in hybrid_plan.PLANNED]
+    assert record.metric("layers", precision="int4") is None, "the pilot does not list it"
+    listed = ("ternary", "int8", "high_precision")
+    counts = [record.metric("layers", precision=p).value for p in listed]
     assert sum(counts) == LAYERS
 
 
@@ -136,6 +138,19 @@ def test_the_figure_is_that_of_the_packed_file_on_text_not_used_to_choose(
     assert metric.value == pytest.approx(bits[1] - bits[0], abs=1e-9)
     assert metric.n == 10, "every document of that half, more pieces of each than chose the plan"
     assert record.facts["limit"] == {"max_quality_loss": 0.3, "outcome": "undecided"}
+
+
+def test_int4_is_a_precision_where_the_pilot_lists_it(trained, tmp_path) -> None:
+    record = run(trained, tmp_path / "s", precisions=["int4"], max_size_ratio=0.3)
+    plan, manifest = record.table("plan"), Manifest.read(record.artefact("hybrid"))
+    assert set(plan["precision"]) == {"int4"} == set(record.table("sensitivity")["precision"])
+    layers = Manifest.read(trained.artefact("ternary")).named("ternary")
+    assert set(manifest.named("int4")) == set(layers)
+    for row in plan.itertuples():
+        own = [name for name in layers if name.startswith(row.layer)]
+        assert layer_file_bytes(record.artefact("hybrid"), own) == row.size_bytes
+    assert record.metric("layers", precision="int4").value == LAYERS
+    assert record.metric("hybrid_quality_loss_bits_per_byte").value < 0.3, "4 bits lose little"
 
 
 def test_a_loose_budget_gives_the_smallest_model(trained, tmp_path) -> None:

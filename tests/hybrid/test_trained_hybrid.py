@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import workbench.stages.hybrid_plan as hybrid_plan
 from workbench.data.dataset import write_tokens
 from workbench.data.document import Document
 from workbench.data.tokenizer import load_tokenizer
+from workbench.engine.engine import Engine
 from workbench.errors import StageError
 from workbench.hybrid.latency import unit_seconds
 from workbench.pilot.sections.data import Data
@@ -25,6 +27,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 from workbench.stages.hybrid_plan_trained import RATIO, compare_with_patched, plans_first, policy_of
 from workbench.ternary.manifest import Manifest
+from workbench.ternary.packed import load_packed
 
 SECTION = {"sequences": 6, "granularity": "block", "when": "before_training"}
 
@@ -140,9 +143,27 @@ def test_a_budget_that_int8_keeps_leaves_nothing_to_train_and_is_no_failure(
     assert "lower hybrid_plan.max_size_ratio" in (tmp_path / "s" / "events.jsonl").read_text()
 
 
+def test_int4_layers_are_trained_precise_rounded_when_packed_and_run_in_the_engine(
+    with_tokens, tmp_path
+) -> None:
+    of = context(with_tokens, tmp_path / "s", max_size_ratio=0.25, precisions=["ternary", "int4"])
+    hybrid_plan.run(of)
+    assert set(of.record.table("plan")["precision"]) == {"ternary", "int4"}, "a block each"
+    hybrid = of.record.artefact("hybrid")
+    manifest = Manifest.read(hybrid)
+    assert len(manifest.named("int4")) == len(manifest.named("ternary")) == 7
+    prompt = list(range(5, 25))
+    with torch.no_grad():
+        expected = load_packed(hybrid)(torch.tensor([prompt])).logits[0]
+    with Engine.load(hybrid, kv_dtype="float32") as engine:
+        found = torch.as_tensor(engine.logits(prompt))
+    assert float((found - expected).abs().max() / expected.abs().max()) < 3e-2
+
+
 def test_the_policy_names_the_layers_and_keeps_the_rest() -> None:
-    policy = policy_of(Policy(), {"a.q_proj": "ternary", "a.k_proj": "int8", "b": "high_precision"})
-    assert policy.ternary == ["a.q_proj"] and policy.high_precision == ["b"]
+    planned = {"a.q_proj": "ternary", "a.k_proj": "int8", "b": "high_precision", "c": "int4"}
+    policy = policy_of(Policy(), planned)
+    assert policy.ternary == ["a.q_proj"] and policy.high_precision == ["b", "c"]
     assert policy.int8 == [*Policy().int8, "a.k_proj"]
 
 

@@ -25,7 +25,12 @@ from workbench.wording.numbers import with_interval
 from workbench.wording.reasons import reason_words
 
 MOST_LAYERS = 40
-SYMBOLS = {"ternary": "diamond", "int8": "square", "high_precision": "circle"}
+SYMBOLS = {
+    "ternary": "diamond",
+    "int8": "square",
+    "int4": "triangle-down",
+    "high_precision": "circle",
+}
 
 
 def sensitivity(record: StageRecord, language: str = "en") -> go.Figure:

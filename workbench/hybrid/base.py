@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from ternary_kernels.quantizers import INT4_GROUP
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -65,7 +66,7 @@ class Base:
                 self.model.set_submodule(name, layer, strict=True)
 
     def size_bytes(self, unit: str, precision: Precision) -> int:
-        """Bytes of a unit's weights and scales: 2 bits, 8 bits or bf16 a weight."""
+        """Bytes of a unit's weights and scales: 2, 4 or 8 bits or bf16 a weight."""
         return sum(self._layer_bytes(name, precision) for name in self.units[unit])
 
     def size_ratio(self, assignment: Assignment) -> float:
@@ -80,6 +81,8 @@ class Base:
             return 2 * N * K
         if precision == "int8":
             return N * K + 4 * N
+        if precision == "int4":
+            return N * -(-K // 2) + 2 * N * -(-K // INT4_GROUP)
         scales = 1
         for length in scale_shape(N, K, self.threshold.granularity):
             scales *= length

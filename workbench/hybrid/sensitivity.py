@@ -17,7 +17,7 @@ from workbench.hybrid.base import Base
 from workbench.hybrid.evaluator import PlanEvaluator
 from workbench.hybrid.plan import Option
 from workbench.records.events import Progress
-from workbench.ternary.policy import Precision
+from workbench.ternary.policy import PLANNED, Precision
 
 
 def measure_options(
@@ -25,20 +25,20 @@ def measure_options(
 ) -> list[Option]:
     """Every unit in every allowed precision.
 
-    For a ternary base INT8 is measured only where the unrounded master weights recover
-    something (or may not be used): rounding them to INT8 cannot help where they do not.
+    For a ternary base INT8 and INT4 are measured only where the unrounded master weights recover
+    something (or may not be used): rounding them cannot help where they do not.
     """
     options = []
     for unit in progress.each(f"sensitivity of {base.name}", base.units, "layers"):
         losses: dict[Precision, float] = {}
-        for precision in sorted(precisions, key=("high_precision", "int8", "ternary").index):
+        for precision in sorted(precisions, key=PLANNED.index, reverse=True):
             if precision == base.own:
                 options.append(
                     Option(unit, precision, 0.0, base.size_bytes(unit, precision), False)
                 )
             elif not (
                 base.own == "ternary"
-                and precision == "int8"
+                and precision in ("int8", "int4")
                 and losses.get("high_precision", -1.0) >= 0
             ):
                 loss = evaluator.loss(base, {unit: precision})

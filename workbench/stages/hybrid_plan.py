@@ -413,6 +413,8 @@ def _record_figures(
     manifest = Manifest.read(record.artefact(HYBRID))
     planned = set(Manifest.read(trained.artefact("ternary")).named("ternary"))
     for precision in PLANNED:
+        if precision == "int4" and precision not in section.precisions:
+            continue
         count = len(planned & set(manifest.named(precision)))
         how = "planned linear layers of that precision"
         labels = {"precision": precision}

@@ -42,7 +42,7 @@ from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.manifest import Manifest
 from workbench.ternary.packed import save_packed
 from workbench.ternary.packed_layers import pack_layer
-from workbench.ternary.policy import Precision
+from workbench.ternary.policy import PLANNED, Precision
 from workbench.ternary.post_training import CALIBRATION_SEQUENCES, ternarize_post_training
 from workbench.train.arm import train_arm
 from workbench.train.distill import as_teacher
@@ -178,15 +178,17 @@ def _base(context: StageContext, trained: StageRecord, setup: TrainingSetup) -> 
 
 
 def policy_of(policy: Policy, layers: dict[str, Precision]) -> Policy:
-    """The pilot's policy with the plan's layers named one by one; patterns stay for the rest."""
+    """The pilot's policy with the plan's layers named one by one; patterns stay for the rest. INT8
+    and INT4 layers are trained precise and rounded when packed; no policy knows INT4, so here they
+    are in high precision."""
     named = {
         precision: [layer for layer, its in layers.items() if its == precision]
-        for precision in ("ternary", "int8", "high_precision")
+        for precision in PLANNED
     }
     return Policy(
         ternary=named["ternary"],
         int8=[*policy.int8, *named["int8"]],
-        high_precision=[*policy.high_precision, *named["high_precision"]],
+        high_precision=[*policy.high_precision, *named["high_precision"], *named["int4"]],
     )
 
 
@@ -214,7 +216,9 @@ def _train(
         "tokens": tokens, "seconds": float(losses["seconds"].sum()),
         "equal_to_ternary_arm": _as_many(trained, tokens),
     }  # fmt: skip
-    save_packed(model, context.folder / "hybrid", report.precisions, threshold, setup.tokenizer)
+    save_packed(
+        model, context.folder / "hybrid", report.precisions | layers, threshold, setup.tokenizer
+    )
     record.artefacts["hybrid"] = "hybrid"
 
 

@@ -18,10 +18,12 @@ from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
 
 Precision = Literal["ternary", "int8", "int4", "high_precision"]
-"""``int4``: of the arm that is made without training; no policy and no plan asks for it."""
+"""``int4``: of the arm that is made without training, and of a plan that lists it; no policy asks
+for it."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-PLANNED: tuple[Precision, ...] = ("ternary", "int8", "high_precision")
-_ORDER = tuple(reversed(PLANNED))
+PLANNED: tuple[Precision, ...] = ("ternary", "int4", "int8", "high_precision")
+"""What a plan may make of a layer, the coarsest first."""
+_ORDER: tuple[Precision, ...] = ("high_precision", "int8", "ternary")
 
 
 @dataclass(frozen=True)

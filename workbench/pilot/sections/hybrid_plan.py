@@ -12,8 +12,11 @@ from workbench.pilot.sections.base import Count, Positive, Section
 class HybridPlan(Section):
     """Per-layer sensitivity, then the plan that meets the budget."""
 
-    precisions: list[Literal["ternary", "int8", "high_precision"]] = Field(
-        ["ternary", "int8", "high_precision"], min_length=1, description="what a layer may become"
+    precisions: list[Literal["ternary", "int4", "int8", "high_precision"]] = Field(
+        ["ternary", "int8", "high_precision"],
+        min_length=1,
+        description="what a layer may become. INT8 and INT4 layers of a plan that comes first are "
+        "trained precise and rounded when the model is packed",
     )
     sequences: Count = Field(
         64,
