@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -296,9 +296,24 @@ class GgufFile:
 def read_gguf(path: Path) -> GgufFile:
     """The file's fields and tensors; numbers are read when they are asked for.
 
-    Raises ConfigError for what is no whole GGUF file, and without the package ``gguf``.
+    The latest files are kept: a vocabulary of 50,000 tokens takes seconds to read, and a run asks
+    for it a dozen times. Raises ConfigError for what is no whole GGUF file, and without the
+    package ``gguf``.
     """
     require_gguf()
+    try:
+        state = path.stat()
+        return _read(path, state.st_mtime_ns, state.st_size)
+    except DAMAGED as error:
+        raise ConfigError(
+            f"{path} cannot be read as a GGUF file: {reason_of(error)}",
+            next_step="the file is cut off, damaged or of another format: copy it again",
+        ) from error
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, modified_ns: int, size_bytes: int) -> GgufFile:
+    """modified_ns, size_bytes: of the file, so that another one in its place is read anew."""
     import gguf
 
     class Reader(gguf.GGUFReader):
@@ -312,17 +327,11 @@ def read_gguf(path: Path) -> GgufFile:
                 start = int(start_offs) + int(offset[0])
                 self.places.append((str(bytes(name), "utf-8"), int(kind[0]), shape, start))
 
-    try:
-        reader = Reader(path)
-        starts = sorted({start for *_, start in reader.places})
-        ends = dict(zip(starts, [*starts[1:], len(reader.data)], strict=True))
-        tensors = {
-            name: GgufTensor(path, name, kind, shape, reader.data[start : ends[start]])
-            for name, kind, shape, start in reader.places
-        }
-    except DAMAGED as error:
-        raise ConfigError(
-            f"{path} cannot be read as a GGUF file: {reason_of(error)}",
-            next_step="the file is cut off, damaged or of another format: copy it again",
-        ) from error
+    reader = Reader(path)
+    starts = sorted({start for *_, start in reader.places})
+    ends = dict(zip(starts, [*starts[1:], len(reader.data)], strict=True))
+    tensors = {
+        name: GgufTensor(path, name, kind, shape, reader.data[start : ends[start]])
+        for name, kind, shape, start in reader.places
+    }
     return GgufFile(path, tensors, reader)

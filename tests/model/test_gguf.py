@@ -209,3 +209,19 @@ def test_smollm2_says_that_the_capital_of_france_is_paris() -> None:
         logits = torch.from_numpy(engine.logits(ids))
     assert float((logits - wanted).norm() / wanted.norm()) < 1e-2
     assert tokenizer.decode([int(logits[-1].argmax())]) == " Paris"
+
+
+def test_a_file_is_parsed_once_and_another_in_its_place_anew(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "one.gguf"
+    for tokens in (["a"], ["a", "b"]):
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_token_list(tokens)
+        writer.add_tensor("one", np.ones(32, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        first = read_gguf(path)
+        assert read_gguf(path) is first
+        assert first.get("tokenizer.ggml.tokens") == tokens
