@@ -12,7 +12,8 @@ from workbench.report.html import write_html
 from workbench.wording.text import Texts
 
 pytestmark = pytest.mark.lab
-TAB_STOPS = """() => [...document.querySelectorAll('a[href], button, input, select, summary')]
+TAB_STOPS = """() => [...document.querySelectorAll(
+    'a[href]:not(.term), button:not(.csv), input, select, summary')]
     .filter(each => each.tabIndex >= 0 && each.checkVisibility()).length"""
 
 

@@ -47,7 +47,8 @@ HEADLINES: tuple[tuple[str, str, dict[str, str]], ...] = (
 @dataclass(frozen=True)
 class TableRow:
     """One figure of a table. mark: the letter of its "how" below the table. differs: of a
-    comparison, whether it is one after the correction for all that are shown."""
+    comparison, whether it is one after the correction for all that are shown. exact: the value with
+    all its digits, for a spreadsheet; ends: ``lo|hi``, likewise."""
 
     of: str
     value: str
@@ -57,6 +58,8 @@ class TableRow:
     kind_name: str
     mark: str = ""
     differs: bool | None = None
+    exact: str = ""
+    ends: str = "|"
 
 
 @dataclass
@@ -373,6 +376,8 @@ def _row(metric: Metric, texts: Texts, mark: str) -> TableRow:
         kind=metric.kind,
         kind_name=texts(f"kind.{metric.kind}"),
         mark=mark,
+        exact=repr(metric.value),
+        ends="|".join("" if end is None else repr(end) for end in (metric.lo, metric.hi)),
     )
 
 
