@@ -41,7 +41,8 @@ CASED = (
     "Ὗ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳ"
     "Ꙁ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
 )
-"""Letters that have a case, as deepseek-llm lists them."""
+"""Letters that have a case, as deepseek-llm lists them. Its signs begin with the ideographic space,
+which llama.cpp takes for a space before it looks for signs: here they begin behind it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ KNOWN = {
         (
             r"[\r\n]",
             rf"\s?[{CASED}]+",
-            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s?[!-/:-~！-／：-～‘-‟、-。]+",
             r"\s+$",
             "[一-龥ࠀ-一가-퟿]+",
             r"\p{N}+",
