@@ -72,7 +72,8 @@ def test_outputs_are_text_unless_they_are_tables_images_or_figures(tmp_path) -> 
     nbformat.write(document, source)
     text = export_notebooks([source], tmp_path / "page.html", "small").read_text()
     body = text.split("<body>")[1]
-    assert "<script>" not in body and "<b>plain" not in body and "<i>no" not in body
+    assert body.count("<script>") == 1 and body.rstrip().endswith("</script>\n</body>\n</html>")
+    assert not any(given in body for given in ("x()</script>", "y()</script>", "<b>plain", "<i>no"))
     assert "StageError: &lt;i&gt;no" in body
     assert "<td>1</td>" in body and "1 &lt; 2" in body
     assert "plotly-library" not in text
