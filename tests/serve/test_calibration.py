@@ -13,6 +13,7 @@ from workbench.pilot.resolve import resolve
 from workbench.records.run import Run, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.serve import calibration
+from workbench.serve.comparison import pair_values
 
 
 @pytest.fixture
@@ -65,3 +66,12 @@ def test_a_run_that_is_not_trained_is_refused(tmp_path: Path, monkeypatch, capsy
     assert calibration.main([str(run.folder)]) == 1
     assert "train_qat" in capsys.readouterr().err
     assert calibration.main([]) == 2
+
+
+def test_an_empty_answer_differs_from_one_with_tokens_and_is_not_unlikely() -> None:
+    read = [(-0.5, True)]
+    assert pair_values((), read, unlikely_nats=1.0) == {"disagreement": 1.0}
+    assert pair_values((), (), unlikely_nats=1.0) == {"disagreement": 0.0}
+    assert pair_values([(-2.0, False)], read, unlikely_nats=1.0) == {
+        "disagreement": 1.0, "unlikely": 1.0,
+    }  # fmt: skip

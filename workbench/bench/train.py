@@ -18,6 +18,7 @@ import torch
 from workbench.bench.train_rows import HEADER, TrainRow
 from workbench.errors import ConfigError
 from workbench.machine.device import choose_device
+from workbench.machine.heap import freed_memory_kept
 from workbench.machine.provenance import provenance
 from workbench.measure.statistics import mean, mean_ratio
 from workbench.model.build import build_model
@@ -70,13 +71,14 @@ def bench_train(
                 threshold = ThresholdVersion.from_section(section.threshold)
                 to_ternary(model, section.policy, threshold, section.activations)
             arms[arm] = TimedModel(model.to(device), batch, sequence, vocab, device)
-    for arm in arms.values():
-        arm.seconds(WARM_STEPS)
     tokens = batch * sequence * steps
     seconds: dict[str, list[float]] = {"dense": [], "ternary": []}
-    for block in range(2 * pairs):
-        arm = ORDER[block % len(ORDER)]
-        seconds[arm].append(arms[arm].seconds(steps))
+    with freed_memory_kept():  # as the trainer does
+        for arm in arms.values():
+            arm.seconds(WARM_STEPS)
+        for block in range(2 * pairs):
+            arm = ORDER[block % len(ORDER)]
+            seconds[arm].append(arms[arm].seconds(steps))
     shape = f"{preset}, {batch} x {sequence}"
     rows = [
         TrainRow.of("training speed", arm, shape, mean(tokens / torch.tensor(found).numpy()))

@@ -68,7 +68,7 @@ def _of_an_answer(figure: Metric, shares: Mapping[str, Metric]) -> Metric:
         return _missing(figure, why)
     share = shares[arm]
     assert share.value
-    found = _times(figure, 1 / share.value, f"; {_told(arm, share)}")
+    found = figure.scaled(1 / share.value, f"; {_told(arm, share)}")
     return widened(found, [(share.value, share.lo, share.hi)])
 
 
@@ -81,7 +81,7 @@ def _of_two_arms(figure: Metric, shares: Mapping[str, Metric], baseline: str) ->
     before, own = shares[baseline], shares[arm]
     assert before.value and own.value
     said = f"; {_told(baseline, before)}, {_told(arm, own)}"
-    found = _times(figure, own.value / before.value, said)
+    found = figure.scaled(own.value / before.value, said)
     # Times a share is over its inverse, whose ends change places.
     value, lo, hi = (1 / end if end else None for end in (own.value, own.hi, own.lo))
     return widened(found, [(before.value, before.lo, before.hi), (value, lo, hi)])
@@ -99,13 +99,3 @@ def _told(arm: str, share: Metric) -> str:
 
 def _missing(figure: Metric, why: str) -> Metric:
     return Metric.missing(figure.name, figure.unit, why, **figure.labels)
-
-
-def _times(figure: Metric, factor: float, said: str) -> Metric:
-    return replace(
-        figure,
-        value=None if figure.value is None else figure.value * factor,
-        lo=None if figure.lo is None else figure.lo * factor,
-        hi=None if figure.hi is None else figure.hi * factor,
-        how=figure.how + said,
-    )

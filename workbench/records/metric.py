@@ -8,7 +8,7 @@ with which interval. What could not be measured is a metric whose value is None 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 MetricKind = Literal["measured", "derived", "modelled", "assumed", "theoretical", "not measured"]
@@ -82,6 +82,13 @@ class Metric:
     def missing(cls, name: str, unit: str, reason: str, **labels: str) -> Metric:
         """A figure that this run could not measure, and why."""
         return cls(name, None, unit, how="", kind="not measured", reason=reason, labels=labels)
+
+    def scaled(self, factor: float, said: str) -> Metric:
+        """The figure and its interval times ``factor``, which is above 0. said: behind ``how``."""
+        value, lo, hi = (
+            None if end is None else end * factor for end in (self.value, self.lo, self.hi)
+        )
+        return replace(self, value=value, lo=lo, hi=hi, how=self.how + said)
 
     def matches(self, name: str, labels: dict[str, str]) -> bool:
         return self.name == name and all(self.labels.get(k) == v for k, v in labels.items())

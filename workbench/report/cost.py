@@ -225,7 +225,7 @@ def _rows_of_arm(
          f"; {1 - prefill:.1%} of it is the answer's, by {split}"),
     ]  # fmt: skip
     rows = [
-        _row(per, times, _scaled(energy, factor, said), powers.covers, cost, price)
+        _row(per, times, energy.scaled(factor, said), powers.covers, cost, price)
         for per, times, factor, said in parts
     ]
     of_accepted = _of_accepted(energy, accepted)
@@ -245,7 +245,7 @@ def _of_accepted(energy: Metric, shares: Mapping[str, Quantity]) -> Metric:
         for name, share in shares.items()
     )
     factor = math.prod(1 / share.value for share in shares.values())
-    found = _scaled(energy, factor, said)
+    found = energy.scaled(factor, said)
     if "passed" not in shares:  # what came whole alone is known far better than the energy
         return found
     ends = [(share.value, share.lo, share.hi) for share in shares.values()]
@@ -287,16 +287,6 @@ def _energy_at_mix(
         kind = kind if powers.basis == "declared" else "assumed"
         how += f" at an assumed {idle_share.value:g} of the power under load"
     return mean(joules.dropna()).metric("energy_j_per_request", "J", how, kind, arm=arm)
-
-
-def _scaled(energy: Metric, factor: float, said: str) -> Metric:
-    return replace(
-        energy,
-        value=None if energy.value is None else energy.value * factor,
-        lo=None if energy.lo is None else energy.lo * factor,
-        hi=None if energy.hi is None else energy.hi * factor,
-        how=energy.how + said,
-    )
 
 
 def _modelled(energy: Metric, time: Metric | None, seconds: float, cost: Cost) -> Metric:

@@ -1,8 +1,8 @@
 """What the monitors of pairs see of a run's own arms, and how soon they would take each back.
 
 ``python -m workbench.serve.calibration RUN``: every arm of a finished run as the candidate beside
-full precision, asked for the run's own prompts and held-out texts, both answers read by full
-precision as a server does (:mod:`.comparison`). It prints the rows of docs/results/serving.jsonl
+full precision, both go on from its held-out texts, and full precision reads the two answers as a
+server does (:mod:`.comparison`). It prints the rows of docs/results/serving.jsonl
 that are named ``calibration``: by arm and monitor the mean of the pairs with its interval, and of
 ``LIVES`` servers that meet these pairs in an order of their own, how many take the candidate back
 and after how many pairs. An arm that a team would serve must lie below the rule's limit, and one
@@ -43,19 +43,19 @@ def calibrate(run: Run, rule: RollbackRule, most: int = 128) -> list[dict[str, A
     """
     folders = _arms(run)
     prompts = _prompts(run, most)
-    with _engine(folders["full_precision"]) as full:
-        own = [_answer(full, prompt) for prompt in prompts]
-        read_own = [_read(full, *each) for each in zip(prompts, own, strict=True)]
     rows = []
-    for arm, folder in folders.items():
-        if arm == "full_precision":
-            continue
-        with _engine(folder) as candidate:
-            answers = [_answer(candidate, prompt) for prompt in prompts]
-        with _engine(folders["full_precision"]) as full:
-            read = [_read(full, *each) for each in zip(prompts, answers, strict=True)]
-        pairs = [_pair(*each, rule) for each in zip(read, read_own, strict=True)]
-        rows += [_row(run, arm, name, [pair[name] for pair in pairs], rule) for name in LEAST]
+    with _engine(folders.pop("full_precision")) as full:
+        own = [_read(full, prompt, _answer(full, prompt)) for prompt in prompts]
+        for arm, folder in folders.items():
+            with _engine(folder) as candidate:
+                read = [_read(full, prompt, _answer(candidate, prompt)) for prompt in prompts]
+            pairs = [
+                pair_values(*each, unlikely_nats=rule.unlikely_nats)
+                for each in zip(read, own, strict=True)
+            ]
+            for name in LEAST:
+                if values := [pair[name] for pair in pairs if name in pair]:
+                    rows.append(_row(run, arm, name, values, rule))
     return rows
 
 
@@ -97,13 +97,6 @@ def _read(full: Engine, prompt: tuple[int, ...], answer: tuple[int, ...]) -> Rea
     logits = full.logits((*prompt, *answer), first=len(prompt) - 1)[:-1]
     scores = score_rows(logits, answer, 1)
     return [(score.logprob, score.top[0][0] == score.token) for score in scores]
-
-
-def _pair(candidate: ReadAnswer, other: ReadAnswer, rule: RollbackRule) -> dict[str, float]:
-    if candidate and other:
-        return pair_values(candidate, other, unlikely_nats=rule.unlikely_nats)
-    differs = float(bool(candidate) != bool(other))
-    return {"disagreement": differs, "unlikely": differs}
 
 
 def _row(

@@ -137,9 +137,7 @@ class Comparisons:
         wanted = replace(chosen.request, prompt_logprobs=None, logprobs=None)
         candidate = await self._answer(chosen, wanted, self._candidate)
         other = await self._answer(chosen, wanted, self._router.fallback)
-        if not (candidate and other):
-            return {"disagreement": float(bool(candidate) != bool(other)) * 1.0}
-        read = [await self._read(wanted, answer) for answer in (candidate, other)]
+        read = [await self._read(wanted, answer) if answer else () for answer in (candidate, other)]
         rule = self._router.trial.rule
         return pair_values(*read, unlikely_nats=rule.unlikely_nats if rule else 0.0)
 
@@ -194,8 +192,10 @@ one's first choice."""
 def pair_values(
     candidate: ReadAnswer, other: ReadAnswer, *, unlikely_nats: float
 ) -> dict[str, float]:
-    """What the monitors of pairs take of two answers, both with tokens: ``disagreement``, -1 to 1,
-    and ``unlikely``, 0 or 1."""
+    """What the monitors of pairs take of two answers: ``disagreement``, -1 to 1, and ``unlikely``,
+    0 or 1. An answer without a token is no likelier or unlikelier than another."""
+    if not (candidate and other):
+        return {"disagreement": float(bool(candidate) != bool(other))}
     disagree = [statistics.fmean(not first for _, first in each) for each in (candidate, other)]
     nats = [statistics.fmean(logprob for logprob, _ in each) for each in (candidate, other)]
     return {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from workbench.machine.heap import freed_memory_kept
 from workbench.model.build import empty_model
 from workbench.pilot.sections.model import Model
 from workbench.ternary import ThresholdVersion, forget_quantised, set_reuse, to_ternary
@@ -146,8 +147,9 @@ def _seconds(
         to_ternary(built, model.policy, threshold, model.activations, model.sub_norm)
     where = torch.device(device)
     timed = TimedModel(built.to(device), batch, sequence, config.vocab_size, where, bf16)
-    timed.seconds(1)
-    return min(timed.seconds(1) for _ in range(TIMED_STEPS))
+    with freed_memory_kept():  # as the trainer does
+        timed.seconds(1)
+        return min(timed.seconds(1) for _ in range(TIMED_STEPS))
 
 
 def _flops(model: Model, config: PretrainedConfig, layers: int, tokens: int) -> float:
