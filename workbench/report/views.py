@@ -376,8 +376,8 @@ def _row(metric: Metric, texts: Texts, mark: str) -> TableRow:
         kind=metric.kind,
         kind_name=texts(f"kind.{metric.kind}"),
         mark=mark,
-        exact=repr(metric.value),
-        ends="|".join("" if end is None else repr(end) for end in (metric.lo, metric.hi)),
+        exact=str(metric.value),
+        ends="|".join("" if end is None else str(end) for end in (metric.lo, metric.hi)),
     )
 
 
