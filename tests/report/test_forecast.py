@@ -125,6 +125,19 @@ def test_a_curve_that_cannot_test_itself_is_no_ground_for_never(
     assert forecast_lines(judged(tmp_path, found, figures, settings(), "no go"), Texts()) == []
 
 
+def test_a_law_that_fails_on_the_run_itself_is_no_ground_either(tmp_path: Path) -> None:
+    """The gap falls in the second half of the run alone, as no power law of the first one does."""
+    made = records(tmp_path, lambda tokens: 0.4 - 0.3 * (np.asarray(tokens) > 375_000))
+    found = forecast(made, settings())
+    assert found is not None and found.back_test is not None and found.outcome == "unknown"
+    assert found.back_test.inside < found.back_test.points / 2
+    *figures, covered = forecast_metrics(found, made, settings())
+    assert all(m.value is None and "fails on this run itself" in (m.reason or "") for m in figures)
+    assert covered.value is not None and covered.value < 0.5
+    record = judged(tmp_path, found, [*figures, covered], settings(), "no go")
+    assert forecast_lines(record, Texts()) == []
+
+
 def test_a_gate_that_holds_needs_no_forecast(tmp_path: Path) -> None:
     made = records(tmp_path, falling, gap=0.05)
     found = forecast(made, settings())
