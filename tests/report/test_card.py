@@ -84,6 +84,21 @@ def test_a_busy_machine_is_quieted_before_anything_is_measured_longer(make_run) 
     assert steps[0].endswith("--force") and "quality_documents" in steps[1]
 
 
+def test_more_of_a_training_that_does_not_get_there_is_not_advised(make_run) -> None:
+    run = make_run(gates=GAP % "at_most: -5.0")
+    report = run.record("report")
+    assert report.facts["forecast"]["outcome"] == "never"
+    steps = [step.command for step in verdict_card(run, Texts()).steps]
+    assert steps[0] == "workbench study recipe" and not any("train.steps" in s for s in steps)
+    pilot = run.folder / "pilot.yaml"
+    pilot.write_text(pilot.read_text().replace("checkpoint: null", "checkpoint: our model"))
+    steps = [step.command for step in verdict_card(run, Texts()).steps]
+    assert steps[0] == "workbench study checkpoint --set 'model.checkpoint=our model'"
+    report.facts["forecast"]["outcome"] = "unknown"
+    report.save()
+    assert "train.steps=" in verdict_card(run, Texts()).steps[0].command
+
+
 def judge_without_interval(run: Run, stage: str, figure: str) -> None:
     """As if a figure of a stage had been seen once."""
     record, report = run.record(stage), run.record("report")

@@ -69,7 +69,11 @@ def _commit(software: Mapping[str, Any], texts: Texts) -> str:
 
 def command_of(run: Run) -> str:
     """The command that repeats the run, the pilot's path relative to the checkout."""
-    path = Path(run.header.get("pilot_file", "PILOT.yaml"))
-    shown = path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
+    shown = in_checkout(run.header.get("pilot_file", "PILOT.yaml"))
     sets = [part for text in run.header.get("overrides", []) for part in ("--set", text)]
-    return shlex.join(["workbench", "run", str(shown), *sets])
+    return shlex.join(["workbench", "run", shown, *sets])
+
+
+def in_checkout(path: str) -> str:
+    """Relative to the checkout, where it lies there: what else is named stays as it is."""
+    return str(Path(path).relative_to(PROJECT)) if Path(path).is_relative_to(PROJECT) else path

@@ -15,7 +15,7 @@ from typing import Any
 from workbench.measure.statistics import FEWEST_DOCUMENTS
 from workbench.records.run import Run
 from workbench.records.stage_record import StageRecord
-from workbench.report.environment_view import command_of
+from workbench.report.environment_view import command_of, in_checkout
 from workbench.report.gates import GateResult
 from workbench.wording.text import Texts
 
@@ -67,7 +67,7 @@ def _candidates(
         return
     for result in results:
         if result.outcome == "fail":
-            yield _after_failure(result, run, begin)
+            yield _after_failure(result, run, begin, _never_gets_there(records))
     doubts = [result for result in results if result.outcome == "inconclusive"]
     if any(result.effect for result in doubts) or (doubts and _is_busy(records)):
         yield "end_others", f"{begin} --force", {}
@@ -90,10 +90,14 @@ def _candidates(
     yield "tune", f"workbench tune {name}", {}
 
 
-def _after_failure(result: GateResult, run: Run, begin: str) -> tuple[str, str, dict[str, Any]]:
+def _after_failure(
+    result: GateResult, run: Run, begin: str, never: bool
+) -> tuple[str, str, dict[str, Any]]:
     figure = {"figure": {"name": result.metric, "labels": result.labels}}
     if result.chance:
         return ("longer", _with(begin, run, *LONGER[_source(result)]), figure)
+    if result.metric.startswith("quality_gap") and never:
+        return "other_recipe", _study(run), figure
     if result.metric.startswith("quality_gap"):
         return "train_longer", _with(begin, run, "train.steps", 4), figure
     if result.stage == "readiness":
@@ -128,6 +132,20 @@ def _with(begin: str, run: Run, field: str, times: int) -> str:
         value = value[key]
     more = max((value or 1) * times, AT_LEAST.get(field, 0))
     return f"{begin} --set {field}={more:g}"
+
+
+def _study(run: Run) -> str:
+    """What compares recipes: of training from the run's checkpoint, or from nothing."""
+    checkpoint = run.resolved().pilot.model.checkpoint
+    if checkpoint is None:
+        return "workbench study recipe"
+    return f"workbench study checkpoint --set {shlex.quote(f'model.checkpoint={in_checkout(checkpoint)}')}"
+
+
+def _never_gets_there(records: Mapping[str, StageRecord]) -> bool:
+    """What the forecast says of more of the same training."""
+    report = records.get("report")
+    return report is not None and (report.facts.get("forecast") or {}).get("outcome") == "never"
 
 
 def _measured(records: Mapping[str, StageRecord], stage: str, name: str) -> bool:
