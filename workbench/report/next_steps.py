@@ -139,7 +139,8 @@ def _study(run: Run) -> str:
     checkpoint = run.resolved().pilot.model.checkpoint
     if checkpoint is None:
         return "workbench study recipe"
-    return f"workbench study checkpoint --set {shlex.quote(f'model.checkpoint={in_checkout(checkpoint)}')}"
+    field = shlex.quote(f"model.checkpoint={in_checkout(checkpoint)}")
+    return f"workbench study checkpoint --set {field}"
 
 
 def _never_gets_there(records: Mapping[str, StageRecord]) -> bool:
