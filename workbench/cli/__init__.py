@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from workbench import __version__
-from workbench.cli import bench, meter, models, new, pilots, serving
+from workbench.cli import bench, meter, models, new, pilots, serving, sweeps
 from workbench.errors import WorkbenchError
 
 INTERRUPTED = 130
@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for group in (new, pilots, serving, models):
+for group in (new, pilots, sweeps, serving, models):
     app.add_typer(group.commands)
 app.add_typer(meter.commands, name="meter")
 app.add_typer(bench.commands, name="bench")

@@ -54,6 +54,20 @@ def bench_train(
     )
 
 
+@commands.command("sweep")
+def bench_sweep(
+    runs: Annotated[int, typer.Option(min=2, help="smoke pilots of the sweep")] = 20,
+    jobs: Annotated[int, typer.Option(min=1, help="at a time")] = 2,
+    out: Annotated[
+        Path | None, typer.Option(help="file that the row is added to", show_default="none")
+    ] = None,
+) -> None:
+    """How busy a sweep keeps the cores; a minute or two a pilot, on an otherwise idle machine."""
+    from workbench.bench.sweep import bench_sweep
+
+    bench_sweep(runs, jobs, out=out)
+
+
 @commands.command("trace")
 def bench_trace(
     rows: Annotated[int, typer.Option(help="requests of the trace that is made")] = 30_000_000,

@@ -176,7 +176,11 @@ def runs(as_html: AsHtml = False, language: PageLanguage = "en", out: PageFile =
 def compare(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="RUN RUN...", help="two or more runs", autocompletion=runs_named),
+        typer.Argument(
+            metavar="RUN RUN...",
+            help="two or more runs; sweep:NAME stands for all of a sweep",
+            autocompletion=runs_named,
+        ),
     ],
     as_html: AsHtml = False,
     language: PageLanguage = "en",
@@ -188,12 +192,12 @@ def compare(
     figures, those that differ on top, with a search field; its path is printed.
     """
     from workbench.errors import ConfigError
-    from workbench.records.run import find_run
+    from workbench.records.sweep import find_runs
     from workbench.report.compare import compare_text
 
-    if len(names) < 2:
-        raise ConfigError(f"compare: got {len(names)} run", allowed="two or more")
-    found = [find_run(name) for name in names]
+    found = find_runs(names)
+    if len(found) < 2:
+        raise ConfigError(f"compare: got {len(found)} run", allowed="two or more")
     if as_html:
         from workbench.figures.list_page import compare_page
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +164,7 @@ def open_run(resolved: ResolvedPilot, *, fresh: bool = False) -> Run:
     (True, {})
     """
     siblings = runs_root() / resolved.pilot.name
-    identity = _identity(resolved)
+    identity = identity_of(resolved)
     if not fresh:
         for run in reversed(runs_in(siblings)):
             if all(_identifies(run, key) == value for key, value in identity.items()):
@@ -195,6 +195,13 @@ def _damaged(folder: Path, what: str) -> ConfigError:
         f"{shown(folder / HEADER)} is damaged: {what}",
         next_step="restore it, or move that run's folder away",
     )
+
+
+def runs_that_ask(pilot: str, digest: str, files: Mapping[str, str]) -> list[Run]:
+    """The runs of pilot ``pilot`` with this identity, made on whatever machine; oldest first."""
+    asked = {"digest": digest, "files": dict(files)}
+    runs = runs_in(runs_root() / pilot)
+    return [r for r in runs if all(_identifies(r, key) == value for key, value in asked.items())]
 
 
 def all_runs() -> list[Run]:
@@ -235,8 +242,11 @@ def find_run(name: str) -> Run:
     )
 
 
-def _identity(resolved: ResolvedPilot) -> dict[str, Any]:
-    """What makes two runs the same run."""
+def identity_of(resolved: ResolvedPilot) -> dict[str, Any]:
+    """What makes two runs the same run: ``digest``, ``files`` and ``machine`` of its header.
+
+    Raises ConfigError where a file that the pilot names cannot be read.
+    """
     files = {}
     for keys, rule in path_fields(Pilot, resolved.values):
         if rule.live:

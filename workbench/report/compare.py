@@ -22,7 +22,8 @@ from workbench.errors import ConfigError
 from workbench.machine.environment import DECIDING
 from workbench.pilot.yaml_file import read_yaml
 from workbench.records.metric import Metric
-from workbench.records.run import Run, all_runs, find_run
+from workbench.records.run import Run, all_runs
+from workbench.records.sweep import find_runs
 from workbench.roadmap import ONLY_SHOWN, STAGES, deciding
 from workbench.wording.labels import label_text
 from workbench.wording.numbers import number, with_interval
@@ -77,12 +78,12 @@ class Comparison:
 
 
 def compare_runs(names: Sequence[str] = ()) -> Comparison:
-    """Compare runs by any name ``workbench runs`` accepts; none given takes the newest two.
+    """Compare runs by any name ``workbench runs`` accepts, or those of a sweep by ``sweep:NAME``;
+    none given takes the newest two.
 
     Raises ConfigError for fewer than two different runs.
     """
-    chosen = [find_run(name) for name in names]
-    return compare(chosen or sorted(all_runs(), key=lambda run: run.folder.name)[-2:])
+    return compare(find_runs(names) or sorted(all_runs(), key=lambda run: run.folder.name)[-2:])
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -123,7 +124,7 @@ def _heldout(run: Run) -> frozenset[str] | None:
 def compare_text(runs: Sequence[Run]) -> str:
     """The comparison for a terminal."""
     found = compare(runs)
-    letters = [chr(ord("A") + place) for place in range(len(found.runs))]
+    letters = [_letters(place) for place in range(len(found.runs))]
     heads = dict(zip(found.runs, letters, strict=True))
     lines = [
         f"{letter} = {name}{f': UNFINISHED, without {absent}' if absent else ''}"
@@ -153,6 +154,12 @@ def compare_text(runs: Sequence[Run]) -> str:
     if alone:
         lines.append(f"{alone} figures are in some of the runs only")
     return "\n".join(lines)
+
+
+def _letters(place: int) -> str:
+    """``A`` to ``Z``, then ``AA``: as a table of many columns counts them."""
+    before, last = divmod(place, 26)
+    return (_letters(before - 1) if before else "") + chr(ord("A") + last)
 
 
 def _unfinished(run: Run) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from workbench.data.tokenizer import load_tokenizer, tokenizer_name, vocabulary_size
+from workbench.files import digest_json
 from workbench.machine.device import Device, choose_device
 from workbench.model.build import empty_model, preset_config
 from workbench.model.checkpoint import checkpoint_config
@@ -97,19 +98,21 @@ class Forecast:
         )
 
 
-def forecast(pilot: Pilot) -> Forecast:
+def forecast(pilot: Pilot, known: dict[str, Speeds] | None = None) -> Forecast:
     """Of a pilot that was checked; times a training step of its model here, which takes seconds.
 
-    Raises ConfigError for a model or a tokenizer that cannot be read.
+    known: speeds that were measured for other pilots, which those of the same model share; takes
+    this one's. Raises ConfigError for a model or a tokenizer that cannot be read.
     """
     device, config = choose_device(pilot.readiness.device), _config(pilot)
-    sequence, train = pilot.data.sequence_length, pilot.train
     parameters = sum(p.numel() for p in empty_model(pilot.model, config).parameters())
-    step = step_time(
-        pilot.model, config, train.share[0], sequence, device.name, train.precision == "bfloat16"
-    )
-    writing_s = decode_s(pilot, config, parameters, device.name)
-    speeds, asked = Speeds(step, train.share[0] * sequence, writing_s), asked_in_own_terms(pilot)
+    known = {} if known is None else known
+    model, train = pilot.model.model_dump(mode="json"), pilot.train
+    like = [pilot.data.sequence_length, train.share[0], train.precision, pilot.readiness.threads]
+    same = digest_json([model, config.to_dict(), device.name, *like])
+    if same not in known:
+        known[same] = _speeds(pilot, config, parameters, device.name)
+    speeds, asked = known[same], asked_in_own_terms(pilot)
     fullest, memory_bytes = _memory_bytes(pilot, config, parameters)
     folder = runs_root()
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -124,6 +127,14 @@ def forecast(pilot: Pilot) -> Forecast:
         how=told(pilot, speeds, asked),
         fullest=fullest,
     )
+
+
+def _speeds(pilot: Pilot, config: PretrainedConfig, parameters: int, device: str) -> Speeds:
+    sequence, train = pilot.data.sequence_length, pilot.train
+    step = step_time(
+        pilot.model, config, train.share[0], sequence, device, train.precision == "bfloat16"
+    )
+    return Speeds(step, train.share[0] * sequence, decode_s(pilot, config, parameters, device))
 
 
 def _config(pilot: Pilot) -> PretrainedConfig:

@@ -1,0 +1,215 @@
+"""``workbench sweep``: from the file to all runs finished, and one comparison of them.
+
+The same command goes on from wherever an earlier one was ended: finished runs are skipped, begun
+ones go on. What is kept beside the runs is only which of them belong together.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from workbench.errors import GateError, StageError, WorkbenchError
+from workbench.figures.list_page import compare_page
+from workbench.files import write_text
+from workbench.paths import shown
+from workbench.records.run import Run
+from workbench.records.run_list import run_rows
+from workbench.records.sweep import FILE, SWEEP, KeptRun, KeptSweep, is_finished
+from workbench.records.terminal import clock
+from workbench.runner.checks import check_pilot
+from workbench.runner.forecast import Forecast, forecast
+from workbench.runner.pilot_run import terminable
+from workbench.runner.stage_times import Speeds
+from workbench.sweep.attempts import RunEnd
+from workbench.sweep.file import Sweep, read_sweep, refused
+from workbench.sweep.here import run_here, slots_of
+from workbench.sweep.on_ray import resources_of, run_on_ray
+from workbench.sweep.one_run import GATE
+from workbench.sweep.slurm import slurm_script, submission, write_script
+
+PAGE = "compare.html"
+
+
+def say(text: str) -> None:
+    """On standard error: standard output is the page's path alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_sweep(
+    path: Path,
+    *,
+    jobs: int = 1,
+    on: str = "here",
+    ray_address: str | None = None,
+    notebooks: bool | None = None,
+) -> Path | None:
+    """Run what is not finished of the sweep at ``path``; the page of its comparison.
+
+    None: there are not two finished runs to compare, or ``on`` is ``slurm``, which is given a
+    script. Raises ConfigError before anything starts; StageError when runs failed twice, GateError
+    when gates that must hold failed, in both cases with the page written.
+    """
+    sweep = checked(read_sweep(path))
+    slots = slots_of([run.resolved.pilot for run in sweep.runs], jobs) if on == "here" else []
+    kept = keep(sweep)
+    waiting = [one for one in kept.runs if not _done(one)]
+    say(f"sweep {sweep.name}: {len(kept.runs)} runs, {len(kept.runs) - len(waiting)} finished")
+    plan = kept.folder / FILE
+    if on == "slurm" and waiting:
+        text = slurm_script(kept, plan, waiting, sweep.resources, sweep.slurm, notebooks)
+        script = write_script(plan, text)
+        for line in submission(script, kept.sweep_file):
+            say(line)
+        return None
+    outcomes: list[RunEnd] = []
+    if on == "ray" and waiting:
+        resources = resources_of(sweep.resources, [run.resolved for run in sweep.runs])
+        outcomes = run_on_ray(
+            plan, waiting, resources, say, address=ray_address, notebooks=notebooks
+        )
+    elif waiting:
+        with terminable():
+            outcomes = run_here(plan, waiting, slots, say, notebooks)
+    page = compare_sweep(kept)
+    raise_failed(kept, outcomes, page)
+    return page
+
+
+def checked(sweep: Sweep) -> Sweep:
+    """ConfigError with all that the stages' own checks find in any of its runs."""
+    problems: dict[str, None] = {}
+    for run in sweep.runs:
+        try:
+            check_pilot(run.resolved)
+        except WorkbenchError as error:
+            problems |= dict.fromkeys(f"run {run.number}: {x}" for x in error.got.splitlines())
+    if problems:
+        raise refused(list(problems))
+    return sweep
+
+
+def keep(sweep: Sweep) -> KeptSweep:
+    """Written beside the runs, so that it is found by its name and each run by its number."""
+    kept = KeptSweep(
+        sweep.name,
+        sweep.question,
+        str(sweep.path),
+        [
+            KeptRun(
+                run.number,
+                run.differences,
+                str(run.resolved.path),
+                list(run.resolved.overrides),
+                run.resolved.pilot.name,
+                run.identity["digest"],
+                run.identity["files"],
+            )
+            for run in sweep.runs
+        ],
+    )
+    kept.save()
+    return kept
+
+
+def compare_sweep(kept: KeptSweep) -> Path | None:
+    """Say what became of each run, and write the page of all that are finished."""
+    found = [(one, one.run()) for one in kept.runs]
+    for line in summary(found):
+        say(line)
+    finished = [run for _, run in found if run and is_finished(run)]
+    if len(finished) < 2:
+        say(f"{len(finished)} of {len(found)} runs finished: nothing to compare yet")
+        return None
+    page = kept.folder / PAGE
+    write_text(page, compare_page(finished, finished[0].resolved().pilot.report.language))
+    say(f"workbench compare {SWEEP}{kept.name} prints them side by side")
+    return page
+
+
+def summary(found: Sequence[tuple[KeptRun, Run | None]]) -> list[str]:
+    """A line a run: number, what differs, decision or how far it is, how long, its name."""
+    rows = []
+    for one, run in found:
+        differs = ", ".join(f"{name}={value}" for name, value in one.differences.items())
+        if run is None:
+            rows.append((str(one.number), differs, "not begun", "", ""))
+            continue
+        (row,) = run_rows([run])
+        state = row.state if row.stages is None else f"{row.stages[0]}/{row.stages[1]} stages"
+        took = clock(row.took_s) if row.took_s else ""
+        rows.append((str(one.number), differs, state, took, run.name))
+    head = ("run", "differs in", "state", "took", "name")
+    widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
+    return [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]
+
+
+def dry_run(path: Path, jobs: int = 1) -> list[str]:
+    """The runs with what differs, and the forecast of their time; nothing is written."""
+    sweep = checked(read_sweep(path))
+    slots = slots_of([run.resolved.pilot for run in sweep.runs], jobs)
+    known_speeds: dict[str, Speeds] = {}
+    lines, least, most = [], 0.0, 0.0
+    largest: Forecast | None = None
+    for run in sweep.runs:
+        known = KeptRun(
+            run.number, run.differences, "", [], run.resolved.pilot.name,
+            run.identity["digest"], run.identity["files"],
+        ).run()  # fmt: skip
+        if known and is_finished(known):
+            lines.append(f"{run.number:4}  {run.text or 'as the pilot is'}: finished, skipped")
+            continue
+        foreseen = forecast(run.resolved.pilot, known_speeds)
+        low, high = (sum(ends) for ends in zip(*foreseen.stages_s.values(), strict=True))
+        least, most = least + low, most + high
+        if largest is None or foreseen.memory_bytes > largest.memory_bytes:
+            largest = foreseen
+        begun = f", goes on: {known.name}" if known else ""
+        lines.append(
+            f"{run.number:4}  {run.text or 'as the pilot is'}: {clock(low)} to {clock(high)}{begun}"
+        )
+    lines.append(f"{len(sweep.runs)} runs, {len(slots)} at a time on {_places(slots)}")
+    if largest is not None:
+        lines.append(
+            f"time:   {clock(least / len(slots))} to {clock(most)} in all, an estimate: from "
+            "perfectly shared to no gain from runs beside each other"
+        )
+        need = len(slots) * largest.memory_bytes / 1e9
+        lines.append(
+            f"memory: about {need:.2g} GB with {len(slots)} runs of the largest at a time; "
+            f"{largest.memory_free_bytes / 1e9:.2g} GB free"
+        )
+    return lines
+
+
+def raise_failed(kept: KeptSweep, outcomes: Sequence[RunEnd], page: Path | None) -> None:
+    """StageError for runs that failed twice, GateError where a gate that must hold failed."""
+    failed = [outcome for outcome in outcomes if not outcome.is_finished]
+    shown_page = f"; the finished ones: {shown(page)}" if page else ""
+    if failed:
+        numbers = ", ".join(str(outcome.number) for outcome in failed)
+        raise StageError(
+            f"sweep {kept.name}: {len(failed)} of {len(kept.runs)} runs did not finish: {numbers}",
+            next_step=f"their logs lie in {shown(kept.folder / 'logs')}; the same command goes on"
+            + shown_page,
+        )
+    gates = [outcome.number for outcome in outcomes if outcome.code == GATE]
+    if gates:
+        raise GateError(
+            f"sweep {kept.name}: a gate that must hold failed in runs {', '.join(map(str, gates))}",
+            next_step="read their reports" + shown_page,
+        )
+
+
+def _done(one: KeptRun) -> bool:
+    run = one.run()
+    return run is not None and is_finished(run)
+
+
+def _places(slots: Sequence[object]) -> str:
+    devices = {str(getattr(slot, "name", slot)).split(",")[0] for slot in slots}
+    return ", ".join(sorted(devices))

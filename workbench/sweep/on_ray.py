@@ -1,0 +1,186 @@
+"""The runs of a sweep as tasks of Ray, with the resources that the sweep file asks for.
+
+A task starts its run as a process of its own and waits for it. A worker that is killed takes its
+run along in order, since the run's standard input ends with it, and the run is tried once more.
+Every node needs the same environment, the pilot's files and the runs' folder at the same paths.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from workbench.errors import ConfigError, reason_of
+from workbench.paths import runs_root
+from workbench.pilot.resolve import ResolvedPilot
+from workbench.records.sweep import KeptRun
+from workbench.sweep.attempts import RunEnd, attempt, log_of, tried_again, why
+from workbench.sweep.file import Resources
+from workbench.sweep.one_run import INTERRUPTED
+
+GB = 1e9
+JOINED_AT_MOST = 2
+"""Times that a local cluster is begun: on a busy machine the first one is often too slow."""
+
+
+def run_on_ray(
+    plan: Path,
+    waiting: Sequence[KeptRun],
+    resources: Resources,
+    say: Callable[[str], None],
+    *,
+    address: str | None = None,
+    notebooks: bool | None = None,
+) -> list[RunEnd]:
+    """Every run of ``waiting``, each tried once more where it fails or its worker goes.
+
+    address: of a cluster; None takes ``$RAY_ADDRESS``, or a local cluster for this sweep alone.
+    Raises ConfigError without Ray, and where no node could ever hold a run.
+    """
+    ray = _ray()
+    began_here = not ray.is_initialized()
+    if began_here:
+        _join(ray, address)
+    try:
+        _refuse_what_never_fits(ray, resources)
+        return sorted(_all(ray, plan, waiting, resources, say, notebooks), key=lambda o: o.number)
+    finally:
+        if began_here:
+            ray.shutdown()
+
+
+def _all(
+    ray: Any,
+    plan: Path,
+    waiting: Sequence[KeptRun],
+    resources: Resources,
+    say: Callable[[str], None],
+    notebooks: bool | None,
+) -> Iterator[RunEnd]:
+    task = ray.remote(_task).options(**_options(resources))
+    runs, began = str(runs_root()), time.monotonic()
+
+    def begin(number: int, tried: int) -> Any:
+        log = log_of(plan, number, tried)
+        return task.remote(str(plan), number, str(log), notebooks, resources.cpus, runs)
+
+    at_work = {begin(kept.number, 1): (kept.number, 1) for kept in waiting}
+    while at_work:
+        (ready,), _ = ray.wait(list(at_work), num_returns=1)
+        number, tried = at_work.pop(ready)
+        log = log_of(plan, number, tried)
+        try:
+            code = int(ray.get(ready))
+            said = why(code, log)
+        except ray.exceptions.RayError as error:
+            code, said = INTERRUPTED, f"its worker is gone ({type(error).__name__})"
+        outcome = RunEnd(number, code, tried, time.monotonic() - began, log)
+        if outcome.is_finished or not tried_again(code, tried):
+            say(f"run {number}: " + ("finished" if outcome.is_finished else said))
+            yield outcome
+            continue
+        say(f"run {number}: {said}\n  tried once more")
+        at_work[begin(number, tried + 1)] = (number, tried + 1)
+
+
+def _task(plan: str, number: int, log: str, notebooks: bool | None, cpus: int, runs: str) -> int:
+    """On a worker: the exit code of the run."""
+    with own_cores(cpus) as cores:
+        return attempt(
+            Path(plan), number, Path(log), notebooks=notebooks, cores=cores,
+            environment={"WORKBENCH_RUNS": runs},
+        )  # fmt: skip
+
+
+@contextmanager
+def own_cores(count: int) -> Iterator[str]:
+    """``count`` hardware threads of this machine that no other task has, as ``0,1``; empty, for
+    all, where so many are not free. Ray counts cores and does not say which.
+
+    A lock on a file each: it goes with the process that holds it, however that ends.
+    """
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    with ExitStack() as held:
+        taken: list[int] = []
+        for core in allowed:
+            if len(taken) == count:
+                break
+            path = Path(gettempdir()) / f"workbench-{os.getuid()}-core-{core}.lock"
+            file = held.enter_context(path.open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                taken.append(core)
+            except OSError:
+                continue
+        yield ",".join(map(str, taken)) if len(taken) == count else ""
+
+
+def resources_of(asked: Resources, runs: Sequence[ResolvedPilot]) -> Resources:
+    """With a GPU for each of the processes that train together, where the pilots want GPUs."""
+    wanted = [run.pilot for run in runs if run.pilot.readiness.device == "cuda"]
+    gpus = max((pilot.train.processes for pilot in wanted), default=0)
+    return asked.model_copy(update={"gpus": max(asked.gpus, gpus)})
+
+
+def _options(resources: Resources) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": 0
+    }  # fmt: skip
+    if resources.memory_gb is not None:
+        found["memory"] = int(resources.memory_gb * GB)
+    return found
+
+
+def _refuse_what_never_fits(ray: Any, resources: Resources) -> None:
+    """Ray would wait for such a node for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = {
+        "CPU": resources.cpus, "GPU": resources.gpus, "memory": (resources.memory_gb or 0) * GB
+    }  # fmt: skip
+    if not any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
+        largest = {k: max((node.get(k, 0) for node in nodes), default=0) for k in wanted}
+        raise ConfigError(
+            f"resources: a run asks for {resources.cpus} cores, {resources.gpus} GPUs and "
+            f"{resources.memory_gb or 0:g} GB, and no node of the Ray cluster has them",
+            allowed=f"at most {largest['CPU']:g} cores, {largest['GPU']:g} GPUs, "
+            f"{largest['memory'] / GB:.3g} GB of the largest of {len(nodes)} nodes",
+            next_step="lower resources in the sweep file, or join another cluster",
+        )
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise ConfigError(
+            f"--on ray: {error}", next_step="pip install -c constraints.txt -e .[ray]"
+        ) from error
+    return ray
+
+
+def _join(ray: Any, address: str | None) -> None:
+    how: dict[str, Any] = {
+        "include_dashboard": False, "log_to_driver": False, "logging_level": "warning"
+    }  # fmt: skip
+    for left in reversed(range(JOINED_AT_MOST)):
+        try:
+            ray.init(**({"address": address} | how if address else how))
+            return
+        except Exception as error:  # Ray says by a bare Exception that a node was slow to begin
+            ray.shutdown()
+            if left and address is None and type(error) is Exception:
+                continue
+            raise ConfigError(
+                f"--ray-address {address or 'of a local cluster'}: {reason_of(error)}",
+                allowed="the address of a cluster's head, HOST:PORT, or auto",
+                next_step="ray status shows whether it answers; a local cluster has 30 s to begin, "
+                "which a busy machine may not give it: try again",
+            ) from error
