@@ -1,11 +1,11 @@
 """Every command that README and docs show is one: it parses, its files and targets exist.
 
-Commands stand in fenced shell blocks and in code within a sentence. A word in capitals (RUN,
-PILOT.yaml) stands for a thing of the reader's own; ``[--html]`` is an option that may be left out.
+That they run is shown by ``test_commands_run.py``, which is slower.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -19,42 +19,11 @@ from workbench.cli import app
 from workbench.errors import ConfigError
 from workbench.pilot.resolve import resolve
 
-ROOT = Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("docs_shown", Path(__file__).with_name("shown.py"))
+shown = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(shown)
+ROOT, calls_of = shown.ROOT, shown.calls_of
 MISSING, USAGE = click.exceptions.MissingParameter, click.exceptions.UsageError
-PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "deploy" / "README.md"])
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
-HISTORY = {"log.md", "CHANGELOG.md"}
-"""Their commands are those of their day."""
-
-
-def commands_of(page: Path) -> set[str]:
-    """Lines of shell blocks, continued ones joined, and code spans that begin as a command does."""
-    text = page.read_text(encoding="utf-8")
-    shell = [
-        body for language, body in FENCE.findall(text) if language in ("sh", "bash", "console")
-    ]
-    lines = "\n".join(shell).replace("\\\n", " ").splitlines()
-    spans = re.findall(r"`((?:workbench|make) [^`]+)`", FENCE.sub("", text).replace("\n", " "))
-    return {re.split(r"\s+#", line.strip().removeprefix("$ "))[0].strip() for line in lines + spans}
-
-
-def calls_of(tool: str) -> list[tuple[str, str]]:
-    """(page, command without what stands before the tool), once each."""
-    found = {}
-    for page in PAGES:
-        if page.name in HISTORY:
-            continue
-        for command in commands_of(page):
-            begun = re.match(rf"(?:sudo )?(?:\w+=\S+ )*({tool} .*)", command)
-            if begun:
-                found.setdefault(begun[1], str(page.relative_to(ROOT)))
-    return sorted((page, command) for command, page in found.items())
-
-
-def words_of(command: str) -> list[str]:
-    """As a shell would split it; brackets of options dropped, the first of alternatives taken."""
-    command = re.sub(r"\\?\|[^\]]*", "", command).replace("[...]", "GATES")
-    return shlex.split(re.sub(r"\[(-[^\]]*)\]", r"\1", command))
 
 
 def parsed(words: list[str]) -> dict[str, object]:
@@ -90,7 +59,7 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize(("page", "command"), WORKBENCH)
 def test_a_command_parses(page: str, command: str) -> None:
     """A mention may leave its arguments out (``workbench serve --rule ...``): they are added."""
-    words = words_of(command)[1:]
+    words = shown.words_of(command)[1:]
     if words[0] in ("COMMAND", "--version", INSTALLS):
         assert words[0] == "COMMAND" or words[0] in CliRunner().invoke(app, ["--help"]).output
         return
@@ -128,12 +97,12 @@ def test_a_target_exists(page: str, command: str) -> None:
     assert asked and set(asked) <= {*targets, "-C"}, f"{page}: {command}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", shown.PAGES, ids=lambda page: page.name)
 def test_named_files_exist(page: Path) -> None:
     """Files of the repository that a page names in code, unless they are of its own past."""
-    if page.name in HISTORY:
+    if page.name in shown.HISTORY:
         return
-    spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text(encoding="utf-8")))
+    spans = re.findall(r"`([^`\n]+)`", shown.FENCE.sub("", page.read_text(encoding="utf-8")))
     named = {
         span for span in spans
         if re.fullmatch(r"(docs|workbench|kernels|tests|pilots|notebooks|deploy)/[\w./-]+", span)

@@ -1,0 +1,311 @@
+"""Every command that README and docs show is run, on one small finished run, with its own words.
+
+Each is given a folder with what a reader would have there: a pilot, a trace, power logs, a model.
+Where the documented command takes minutes, ``SHORTER`` adds options that make it short, and why;
+what is not run at all stands in ``NOT_RUN`` or ``ELSEWHERE`` with what shows it instead. A command
+that the pages show and that is in neither is run as it stands.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from workbench.cli import main
+from workbench.measure.meters.recording import Recording, sample_row
+from workbench.measure.meters.sample import Channel, Sample
+from workbench.paths import PROJECT
+from workbench.records.run import Run, runs_in
+
+_spec = importlib.util.spec_from_file_location("docs_shown", Path(__file__).with_name("shown.py"))
+shown = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(shown)
+ROOT = shown.ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+PILOT = """# Question: would ternary weights carry our chat load?
+# Command:  workbench run PILOT.yaml
+extends: workbench:smoke
+name: chat
+question: Would ternary weights carry our chat load?
+readiness: {probe: {largest: tiny-1m}}
+data: {max_bytes: 400_000}
+train: {save_every: 12}
+measure_ab: {interactive_output_tokens: [2]}
+deploy_rollback: {duration_s: 2.0}
+"""
+STUDY = (
+    "--set data.corpus=corpus.jsonl --set data.max_bytes=40000 --set data.vocab_size=300 "
+    "--set data.sequence_length=16 --set data.holdout_share=0.3 --set model.preset=tiny-1m "
+    "--set 'model.overrides={hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, "
+    "num_attention_heads: 2, num_key_value_heads: 2, head_dim: 16}' --set train.steps=4 "
+    "--set train.batch_size=2 --set train.eval_sequences=20 --set study.seeds=[1] --jobs 1"
+)
+NO_SWEEP = "--set train.rate_sweep.rates=[]"
+TRAINED = "--set model.preset=null --set 'model.overrides={}'"
+SHORTER: list[tuple[str, str, str]] = [
+    (r"bench cpu .*--peers", "", ""),  # in NOT_RUN
+    (r"bench cpu", "--shape tiny", "Llama-3.2-3B in five precisions takes minutes and 12 GB"),
+    (r"bench gpu", "--rehearse", "there is no GPU: the same path on Triton's interpreter"),
+    (r"bench train", "--preset tiny-1m --pairs 1 --steps 1 --batch 2", "minutes"),
+    (r"bench trace", "--rows 2000 --only csv", "30 million rows are a gigabyte"),
+    (r"bench client", "--rounds 1 --requests 4 --rate 20 --output-tokens 4", "minutes"),
+    (r"drill", "--way-s 0.8", "a way takes 10 s"),
+    (r"tune", "--budget 8 --slots 2 --batch-wait-ms 0 --output-tokens 1", "ten minutes"),
+    (r"meter (watch|record)", "--for 1s", "they would go on until somebody ends them"),
+    (r"serve", "--port 0 --drain-notice 0", "port 8000 may be taken"),
+    (r"study checkpoint", f"{STUDY} {TRAINED} {NO_SWEEP} --set model.checkpoint=MODEL", "a night"),
+    (r"study", STUDY, "an hour"),
+    (r"run workbench:quickstart", "--only profile_load", "nine minutes: make pilot"),
+    (r"run .*(--force|--from STAGE)$", "--only profile_load", "the whole pilot once more"),
+]
+"""Pattern of a command -> options that make it short, and what it would take without them."""
+NOT_RUN = {
+    "workbench bench cpu --threads 2 --peers": "needs llama.cpp; tests/bench/test_cpu.py has its "
+    "rows with peers that are played",
+    "workbench bench client MODEL [--aiperf PATH]": "aiperf is installed apart: "
+    "tests/bench/test_client.py has one that is played. What it does alone is run for the command",
+    "workbench --install-completion": "writes into the shell's own files",
+}
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+MAKE = {
+    "make pilot": "tests/runner/test_whole_pilot.py",
+    "make PYTHON=/path/to/python3.12 pilot": "tests/runner/test_whole_pilot.py",
+    "make smollm2": "tests/runner/test_gguf_pilot.py",
+    "make golden": "tests/golden/test_golden.py",
+    "make energy": "tests/measure/test_played_session.py",
+    "make forecast": "tests/study/test_back_test.py",
+    "make calibrate": "tests/measure/test_calibrate.py",
+    "make soak": "tests/serve/test_soak.py",
+    "make sanitize": "tests/kernels_gpu/test_interpreted.py",
+    "make lab": "tests/browser/test_notebooks.py",
+    "make clean": "",
+}
+"""Targets that CI does not call by name -> the test that runs what stands behind them, small."""
+ELSEWHERE = {
+    r"pip (download|install)|python -m venv apart": "a package index, which no test asks",
+    r"lm_eval run|python -m workbench\.measure\.lm_eval_model": "tests/serve/test_lm_eval.py",
+    r"guidellm run": "installed apart; docs/serving.md has what it measured",
+    r"docker|useradd|systemctl|install -m|git clone": "changes the machine; the files it names are "
+    "held to the code by tests/serve",
+    r"(RUN|OPTIONS|TEAM_KEY)=|END$": "text of a file",
+    r"read -rs ": "asks a person",
+    r"python -m pytest": "tests run by make test",
+    r"python -m workbench\.serve\.rollback_simulation": "make calibrate",
+}
+
+
+class Reader:
+    """What a reader has: a finished run and another, and a folder to stand in. address: of a
+    server that runs."""
+
+    def __init__(self, folder: Path, run: Run, again: Run) -> None:
+        self.folder, self.run, self.again = folder, run, again
+        self.address = ""
+
+    def words(self, command: str) -> list[str]:
+        """With the reader's own things in the place of words in capitals."""
+        names = iter([self.run.name, self.again.name])
+        trained = self.run.folder / "stages" / "train_qat"
+        stands_for = {
+            "MODEL": str(trained / "ternary"), "MODEL_FOLDER": str(trained / "ternary"),
+            "OUT": "for_others", "STAGE": "profile_load", "COMMAND": "run",
+        }  # fmt: skip
+        if command.startswith("workbench route FILE"):
+            stands_for["FILE"] = "route.json"
+        found = []
+        for word in shlex.split(command.replace("[...]", f"[{GATE}]").replace("=...", "=1000")):
+            word = re.sub(r"(?<==)(URL|http://\S+)$", f"{self.address}/v1", word)
+            found.append(next(names) if word == "RUN" else stands_for.get(word, word))
+        return found
+
+
+GATE = "{metric: memory_ratio, labels: {arm: ternary}, at_least: 3}"
+
+
+def processed(*words: str, cwd: Path, **piped) -> subprocess.Popen:
+    paths = [str(PROJECT), str(PROJECT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-m", "workbench.cli", *words]
+    return subprocess.Popen(command, cwd=cwd, env=environment, text=True, **piped)
+
+
+@contextmanager
+def served(words: list[str], cwd: Path) -> Iterator[str]:
+    """A server until the block ends; SIGTERM must end it well."""
+    with (cwd / "served.log").open("w") as log:
+        server = processed(*words, cwd=cwd, stdout=subprocess.PIPE, stderr=log)
+        try:
+            said = " "
+            while not (found := re.search(r"(https?://\S+)/v1", said)):
+                said = server.stdout.readline()
+                assert said, (cwd / "served.log").read_text()
+            yield found[1]
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.stdout.read()
+            code = server.wait(60)
+    assert code == 0, (cwd / "served.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory) -> Iterator[Reader]:
+    """A whole pilot with its notebooks, and what else the commands ask for."""
+    folder = tmp_path_factory.mktemp("reader")
+    runs = folder / "runs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_RUNS", str(runs))
+        (folder / "PILOT.yaml").write_text(PILOT)
+        whole = processed("run", "PILOT.yaml", cwd=folder, stderr=subprocess.PIPE)
+        errors = whole.communicate()[1]
+        assert whole.returncode == 0, errors
+        run = runs_in(runs / "chat")[0]
+        shutil.copytree(run.folder, runs / "chat" / f"{run.folder.name}-again")
+        made = Reader(folder, *runs_in(runs / "chat"))
+        things_in(folder, made.run)
+        with served(["serve", made.run.name, "--port", "0", "--drain-notice", "0"], folder) as at:
+            made.address = at
+            yield made
+
+
+def things_in(folder: Path, run: Run) -> None:
+    """Traces, texts and power logs beside the pilot, the logs from the time of the run itself."""
+    rows = "".join(f"{i * 0.5},{50 + i % 40},{10 + i % 9}\n" for i in range(60))
+    (folder / "LOG").write_text(f"time_s,prompt_tokens,output_tokens\n{rows}")
+    text = "def f{0}(x):\n    return x + {1}  # sum {0}\n" * 4
+    lines = [json.dumps({"id": f"d{i}", "text": text.format(i, i * i % 97)}) for i in range(60)]
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    shutil.copy(folder / "corpus.jsonl", folder / "peps.jsonl")
+    events = [json.loads(line) for line in run.events.read_text().splitlines()]
+    first, last = int(events[0]["time"]) - 5, int(events[-1]["time"]) + 5
+    at_s = [first + k / 2 for k in range(2 * (last - first))]
+    (folder / "power.csv").write_text(
+        "timestamp,source,watts\n" + "".join(f"{t:.1f},pdu,{200 + t % 7:.1f}\n" for t in at_s)
+    )
+    (folder / "FILE").write_text(
+        "Time,PDU inlet (W)\n" + "".join(f"{1000 * t:.0f},{200 + t % 7:.1f}\n" for t in at_s)
+    )
+    channel = Channel("rapl", "package-0", "cpu", "energy", period_s=0.001, lag_s=0.0,
+                      averaging_s=0.0)  # fmt: skip
+    recording = Recording(folder / "power.parquet")
+    recording.append([sample_row(Sample(channel, t, t, 90 * (t - first))) for t in at_s])
+    recording.finish()
+    (folder / "route.json").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def here(reader: Reader, tmp_path: Path, monkeypatch) -> Path:
+    """A folder of this command's own, with all that the reader has."""
+    for path in reader.folder.iterdir():
+        if path.is_file() and path.name != "served.log":
+            shutil.copy(path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORKBENCH_RUNS", str(reader.run.folder.parents[1]))
+    for variable in ("TODAY_KEY", "TEAM_KEY"):
+        monkeypatch.setenv(variable, "key")
+    return tmp_path
+
+
+def shortened(command: str) -> str:
+    for pattern, options, _ in SHORTER:
+        if re.match(rf"workbench {pattern}", command):
+            return f"{command} {options}".strip()
+    return command
+
+
+def needs_more(command: str) -> bool:
+    """Whether it is a command's bare name, which asks for a run or a file."""
+    return command in BARE
+
+
+BARE = {
+    f"workbench {name}"
+    for name in ("export", "meter record", "new", "route", "run", "serve", "show", "stage",
+                 "study", "watch")
+}  # fmt: skip
+"""Named in a sentence; what stands after the name is run wherever a page shows it."""
+WAYS = [
+    way
+    for _, command in shown.calls_of("workbench")
+    if command not in NOT_RUN and not needs_more(command)
+    for way in shown.ways_of(command)
+]
+
+
+@pytest.mark.parametrize("command", WAYS)
+def test_a_shown_command_runs(command: str, reader: Reader, here: Path, capfd, monkeypatch) -> None:
+    words = reader.words(shortened(command))[1:]
+    if words[0] == "new":
+        (here / words[1]).unlink(missing_ok=True)
+    if words[0] == "serve":
+        with served(words, here) as address:
+            asked = urllib.request.Request(f"{address}/v1/models")
+            models = json.load(urllib.request.urlopen(asked, timeout=10))
+        assert len(models["data"]) == 2
+        return
+    if words[:2] == ["bench", "gpu"] or words[0] in ("run", "study"):
+        child = processed(*words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        said = child.communicate()[0]
+        assert child.returncode == 0, said
+        return
+    monkeypatch.setattr(sys, "argv", ["workbench", *words])
+    threads = torch.get_num_threads()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    torch.set_num_threads(threads)
+    assert ended.value.code in (0, None), capfd.readouterr().err
+
+
+def test_a_bare_name_s_command_is_run_with_what_it_asks_for() -> None:
+    for name in BARE:
+        assert any(way.startswith(f"{name} ") for way in WAYS), name
+
+
+@pytest.mark.parametrize(("page", "command"), shown.calls_of("make"))
+def test_a_target_is_run(page: str, command: str) -> None:
+    """By CI, or what stands behind it by a test; and make would begin it."""
+    target = command.split()[-1]
+    if not re.search(rf"^make {re.escape(target)}\b", CI, re.M):
+        assert command in MAKE, f"{page}: {command}: who runs it?"
+        assert not MAKE[command] or (ROOT / MAKE[command]).exists()
+    begun = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert begun.returncode == 0, begun.stderr
+
+
+def test_every_other_command_says_who_runs_it() -> None:
+    others = [c for c in shown.shown() if not re.match(r"(sudo |\w+=\S+ )*(workbench|make) ", c)]
+    left = [c for c in others if not any(re.match(pattern, c) for pattern in ELSEWHERE)]
+    assert left == ["python -m workbench.pilot.reference", "python -m workbench.serve.calibration RUN"]
+
+
+@pytest.mark.parametrize("module", ["workbench.pilot.reference", "workbench.serve.calibration"])
+def test_a_shown_module_runs(module: str, reader: Reader, here: Path) -> None:
+    command = [sys.executable, "-m", module, *([reader.run.name] if "serve" in module else [])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_left_out_is_still_shown() -> None:
+    """A reason that no page needs any more goes away with its command."""
+    all_shown = shown.shown()
+    assert set(NOT_RUN) <= set(all_shown) and set(MAKE) <= set(all_shown)
+    assert BARE <= {command for _, command in shown.calls_of("workbench")}
+    for pattern in ELSEWHERE:
+        assert any(re.match(pattern, command) for command in all_shown), pattern
+    for pattern, options, why in SHORTER:
+        assert any(re.match(f"workbench {pattern}", command) for command in all_shown), pattern
+        assert bool(options) == bool(why)
