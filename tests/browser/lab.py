@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 
 from workbench.paths import NOTEBOOKS, PROJECT
 
@@ -34,8 +35,8 @@ OPENED = """async () => {
     await panel.sessionContext.ready;
     panel.content.notebookConfig = {...panel.content.notebookConfig, windowingMode: 'none'};
 }"""
-
-
+OUTPUTS = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea-output"
+"""What the notebook's own cells show."""
 CLOSED = """async () => {
     const panel = jupyterapp.shell.currentWidget;
     await panel.sessionContext.shutdown();
@@ -169,6 +170,23 @@ class Notebook:
         return self.page.evaluate(
             "() => jupyterapp.shell.currentWidget.content.node.innerText"
         ) + json.dumps([cell["outputs"] for cell in self.cells()], ensure_ascii=False)
+
+
+def accessibility_faults(page: Any, within: str | None = None) -> list[str]:
+    """What axe-core calls serious or worse, with the first place of each.
+
+    within: a selector; of a notebook the outputs alone, since the Lab around them is Jupyter's. The
+        handles of sliders are ipywidgets', which gives them no name; the label and a number to
+        type into stand beside each.
+    """
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    context = {"include": [[within]], "exclude": [[".noUi-handle"]]} if within else None
+    found = axe.run(page, context=context).response["violations"]
+    return [
+        f"{fault['id']}, {len(fault['nodes'])} times: {fault['nodes'][0]['html']}"
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+    ]
 
 
 def until(found: Any, seconds: float = 15.0, every_s: float = 0.1, of: str = "") -> Any:

@@ -38,6 +38,7 @@ def test_a_stage_s_notebook_runs_and_its_widgets_move_its_figures(
     drawn = figures_in(smoke_run.notebooks / name)
     assert len(notebook.figures()) == drawn > 0
     lab.until(lambda: page.locator(".js-plotly-plot").count() == drawn)
+    assert lab.accessibility_faults(page, lab.OUTPUTS) == []
     page.screenshot(path=pictures / f"{Path(name).stem}.png")
     moved = move_all(page, notebook)
     assert notebook.errors() == []
@@ -142,6 +143,7 @@ def test_runs_are_compared_and_picked(opened, notebooks, page, pictures) -> None
     notebook.run_all()
     assert notebook.errors() == []
     assert "Verdicts and headlines" in notebook.texts()
+    assert lab.accessibility_faults(page, lab.OUTPUTS) == []
     page.screenshot(path=pictures / "90_compare_runs.png")
     rows = page.locator(".jp-OutputArea table").last.locator("tr")
     all_rows = rows.count()

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 
+from workbench.figures.list_page import compare_page, runs_page
 from workbench.figures.page import stage_figures
+from workbench.records.run import runs_in
 from workbench.report.card import verdict_card
 from workbench.report.html import write_html
 from workbench.wording.text import Texts
+
+_spec = importlib.util.spec_from_file_location("browser_lab", Path(__file__).with_name("lab.py"))
+lab = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(lab)
 
 pytestmark = pytest.mark.lab
 TAB_STOPS = """() => [...document.querySelectorAll(
@@ -45,22 +53,11 @@ def test_the_card_of_the_page_is_the_record_s(
     assert card.bounding_box()["y"] < 900, "on the first screen"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert asked == [address]
-    assert accessibility_faults(page) == []
+    assert lab.accessibility_faults(page) == []
     assert page.evaluate(TAB_STOPS) < 60, "no bar of buttons, no footnote"
     page.wait_for_timeout(500)
     page.screenshot(path=pictures / f"report-{language}-{width}.png")
     context.close()
-
-
-def accessibility_faults(page) -> list[str]:
-    """What axe-core calls serious or worse, with the first place of each."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    found = axe.run(page).response["violations"]
-    return [
-        f"{fault['id']}: {fault['nodes'][0]['html']}"
-        for fault in found
-        if fault["impact"] in ("serious", "critical")
-    ]
 
 
 @pytest.mark.parametrize("language", ["en", "ru"])
@@ -79,3 +76,35 @@ def test_a_manager_s_page_is_one_sheet_and_the_rest_has_numbers(
         page.close()
     assert pages["#summary"] == 1
     assert 10 < pages[""] < 60
+
+
+PAGES = {"runs": runs_page, "compare": compare_page}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_lists_of_runs_and_figures_are_searched(
+    finished_runs, browser, pictures, tmp_path, monkeypatch, name
+) -> None:
+    """Typed words leave the rows that hold them all; emptied, every row is back."""
+    monkeypatch.setenv("WORKBENCH_RUNS", str(finished_runs))
+    runs = runs_in(finished_runs / "smoke")
+    (tmp_path / f"{name}.html").write_text(PAGES[name](runs), encoding="utf-8")
+    context = browser.new_context(offline=True, viewport={"width": 1300, "height": 900})
+    page = context.new_page()
+    page.goto((tmp_path / f"{name}.html").as_uri())
+    rows = page.locator("tbody tr")
+    visible = lambda: [row for row in rows.all() if row.is_visible()]  # noqa: E731
+    everything = len(visible())
+    words = f"{runs[-1].folder.name}" if name == "runs" else "memory ternary"
+    field = page.get_by_role("searchbox")
+    field.press_sequentially(words)
+    found = lab.until(lambda: 0 < len(visible()) < everything and visible(), of=name)
+    for row in found:
+        assert all(word in row.inner_text().lower() for word in words.split())
+    assert lab.accessibility_faults(page) == []
+    page.screenshot(path=pictures / f"{name}-searched.png")
+    field.fill("nothing has these words")
+    lab.until(lambda: not visible())
+    field.fill("")
+    lab.until(lambda: len(visible()) == everything)
+    context.close()

@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 import torch
@@ -37,17 +38,6 @@ _spec.loader.exec_module(shown)
 ROOT = shown.ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-PILOT = """# Question: would ternary weights carry our chat load?
-# Command:  workbench run PILOT.yaml
-extends: workbench:smoke
-name: chat
-question: Would ternary weights carry our chat load?
-readiness: {probe: {largest: tiny-1m}}
-data: {max_bytes: 400_000}
-train: {save_every: 12}
-measure_ab: {interactive_output_tokens: [2]}
-deploy_rollback: {duration_s: 2.0}
-"""
 STUDY = (
     "--set data.corpus=corpus.jsonl --set data.max_bytes=40000 --set data.vocab_size=300 "
     "--set data.sequence_length=16 --set data.holdout_share=0.3 --set model.preset=tiny-1m "
@@ -58,7 +48,6 @@ STUDY = (
 NO_SWEEP = "--set train.rate_sweep.rates=[]"
 TRAINED = "--set model.preset=null --set 'model.overrides={}'"
 SHORTER: list[tuple[str, str, str]] = [
-    (r"bench cpu .*--peers", "", ""),  # in NOT_RUN
     (r"bench cpu", "--shape tiny", "Llama-3.2-3B in five precisions takes minutes and 12 GB"),
     (r"bench gpu", "--rehearse", "there is no GPU: the same path on Triton's interpreter"),
     (r"bench train", "--preset tiny-1m --pairs 1 --steps 1 --batch 2", "minutes"),
@@ -68,10 +57,15 @@ SHORTER: list[tuple[str, str, str]] = [
     (r"tune", "--budget 8 --slots 2 --batch-wait-ms 0 --output-tokens 1", "ten minutes"),
     (r"meter (watch|record)", "--for 1s", "they would go on until somebody ends them"),
     (r"serve", "--port 0 --drain-notice 0", "port 8000 may be taken"),
-    (r"study checkpoint", f"{STUDY} {TRAINED} {NO_SWEEP} --set model.checkpoint=MODEL", "a night"),
+    (
+        r"study checkpoint",
+        f"{STUDY} {TRAINED} {NO_SWEEP} --set model.checkpoint=CHECKPOINT",
+        "a night",
+    ),
     (r"study", STUDY, "an hour"),
     (r"run workbench:quickstart", "--only profile_load", "nine minutes: make pilot"),
-    (r"run .*(--force|--from STAGE)$", "--only profile_load", "the whole pilot once more"),
+    (r"run PILOT.yaml --set train.lr", "--only train_qat", "the whole pilot once more"),
+    (r"run PILOT.yaml --(force|from STAGE)$", "--only profile_load", "the same"),
 ]
 """Pattern of a command -> options that make it short, and what it would take without them."""
 NOT_RUN = {
@@ -107,6 +101,7 @@ ELSEWHERE = {
     r"python -m pytest": "tests run by make test",
     r"python -m workbench\.serve\.rollback_simulation": "make calibrate",
 }
+MODULES = ["workbench.pilot.reference", "workbench.serve.calibration RUN"]
 
 
 class Reader:
@@ -130,7 +125,10 @@ class Reader:
         found = []
         for word in shlex.split(command.replace("[...]", f"[{GATE}]").replace("=...", "=1000")):
             word = re.sub(r"(?<==)(URL|http://\S+)$", f"{self.address}/v1", word)
+            word = word.replace("=CHECKPOINT", f"={trained / 'full_precision'}")
             found.append(next(names) if word == "RUN" else stands_for.get(word, word))
+        if command.startswith("workbench serve --"):
+            found.append(self.run.name)  # the page leaves it out
         return found
 
 
@@ -148,7 +146,7 @@ def processed(*words: str, cwd: Path, **piped) -> subprocess.Popen:
 def served(words: list[str], cwd: Path) -> Iterator[str]:
     """A server until the block ends; SIGTERM must end it well."""
     with (cwd / "served.log").open("w") as log:
-        server = processed(*words, cwd=cwd, stdout=subprocess.PIPE, stderr=log)
+        server = processed(*words, cwd=cwd, stdout=PIPE, stderr=log)
         try:
             said = " "
             while not (found := re.search(r"(https?://\S+)/v1", said)):
@@ -164,22 +162,24 @@ def served(words: list[str], cwd: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory) -> Iterator[Reader]:
-    """A whole pilot with its notebooks, and what else the commands ask for."""
+    """Two copies of the finished smoke run (loaded where ``make smoke`` has made it), its pilot as
+    PILOT.yaml, and what else the commands ask for."""
     folder = tmp_path_factory.mktemp("reader")
+    shutil.copy(ROOT / "pilots" / "smoke.yaml", folder / "PILOT.yaml")
+    whole = processed("run", "PILOT.yaml", cwd=folder, stdout=PIPE, stderr=PIPE)
+    said, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    made = Path(said.splitlines()[-1]).parent
     runs = folder / "runs"
+    for suffix in ("", "-again"):
+        shutil.copytree(made, runs / "smoke" / f"{made.name}{suffix}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_RUNS", str(runs))
-        (folder / "PILOT.yaml").write_text(PILOT)
-        whole = processed("run", "PILOT.yaml", cwd=folder, stderr=subprocess.PIPE)
-        errors = whole.communicate()[1]
-        assert whole.returncode == 0, errors
-        run = runs_in(runs / "chat")[0]
-        shutil.copytree(run.folder, runs / "chat" / f"{run.folder.name}-again")
-        made = Reader(folder, *runs_in(runs / "chat"))
-        things_in(folder, made.run)
-        with served(["serve", made.run.name, "--port", "0", "--drain-notice", "0"], folder) as at:
-            made.address = at
-            yield made
+        reader = Reader(folder, *runs_in(runs / "smoke"))
+        things_in(folder, reader.run)
+        with served(["serve", reader.run.name, "--port", "0", "--drain-notice", "0"], folder) as at:
+            reader.address = at
+            yield reader
 
 
 def things_in(folder: Path, run: Run) -> None:
@@ -227,26 +227,23 @@ def shortened(command: str) -> str:
     return command
 
 
-def needs_more(command: str) -> bool:
-    """Whether it is a command's bare name, which asks for a run or a file."""
-    return command in BARE
-
-
 BARE = {
     f"workbench {name}"
     for name in ("export", "meter record", "new", "route", "run", "serve", "show", "stage",
                  "study", "watch")
 }  # fmt: skip
 """Named in a sentence; what stands after the name is run wherever a page shows it."""
-WAYS = [
-    way
-    for _, command in shown.calls_of("workbench")
-    if command not in NOT_RUN and not needs_more(command)
-    for way in shown.ways_of(command)
-]
+WAYS = list(
+    dict.fromkeys(
+        way
+        for _, command in shown.calls_of("workbench")
+        if command not in NOT_RUN and command not in BARE
+        for way in shown.ways_of(command)
+    )
+)
 
 
-@pytest.mark.parametrize("command", WAYS)
+@pytest.mark.parametrize("command", WAYS, ids=str)
 def test_a_shown_command_runs(command: str, reader: Reader, here: Path, capfd, monkeypatch) -> None:
     words = reader.words(shortened(command))[1:]
     if words[0] == "new":
@@ -258,7 +255,7 @@ def test_a_shown_command_runs(command: str, reader: Reader, here: Path, capfd, m
         assert len(models["data"]) == 2
         return
     if words[:2] == ["bench", "gpu"] or words[0] in ("run", "study"):
-        child = processed(*words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        child = processed(*words, cwd=here, stdout=PIPE, stderr=STDOUT)
         said = child.communicate()[0]
         assert child.returncode == 0, said
         return
@@ -289,13 +286,13 @@ def test_a_target_is_run(page: str, command: str) -> None:
 def test_every_other_command_says_who_runs_it() -> None:
     others = [c for c in shown.shown() if not re.match(r"(sudo |\w+=\S+ )*(workbench|make) ", c)]
     left = [c for c in others if not any(re.match(pattern, c) for pattern in ELSEWHERE)]
-    assert left == ["python -m workbench.pilot.reference", "python -m workbench.serve.calibration RUN"]
+    assert left == [f"python -m {module}" for module in MODULES]
 
 
-@pytest.mark.parametrize("module", ["workbench.pilot.reference", "workbench.serve.calibration"])
+@pytest.mark.parametrize("module", MODULES)
 def test_a_shown_module_runs(module: str, reader: Reader, here: Path) -> None:
-    command = [sys.executable, "-m", module, *([reader.run.name] if "serve" in module else [])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    words = [sys.executable, "-m", *reader.words(module)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -303,9 +300,8 @@ def test_what_is_left_out_is_still_shown() -> None:
     """A reason that no page needs any more goes away with its command."""
     all_shown = shown.shown()
     assert set(NOT_RUN) <= set(all_shown) and set(MAKE) <= set(all_shown)
-    assert BARE <= {command for _, command in shown.calls_of("workbench")}
+    assert {command for _, command in shown.calls_of("workbench")} >= BARE
     for pattern in ELSEWHERE:
         assert any(re.match(pattern, command) for command in all_shown), pattern
-    for pattern, options, why in SHORTER:
-        assert any(re.match(f"workbench {pattern}", command) for command in all_shown), pattern
-        assert bool(options) == bool(why)
+    for pattern, _, _ in SHORTER:
+        assert any(re.match(f"workbench {pattern}", way) for way in WAYS), pattern

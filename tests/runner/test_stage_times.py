@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from workbench.machine.device import Device
 from workbench.model.build import preset_config
 from workbench.pilot.resolve import resolve
 from workbench.pilot.spec import Pilot
 from workbench.records.terminal import clock
+from workbench.runner.forecast import Forecast
 from workbench.runner.stage_times import LeastMost, Speeds, asked_in_own_terms, stage_times, told
 from workbench.train.timed_step import StepTime
 
@@ -104,3 +106,35 @@ def test_layers_are_judged_one_by_one_or_by_blocks() -> None:
         for each in ("block", "linear")
     )
     assert by_layer[1] > 2 * by_block[1]
+
+
+# What finished runs took on two cores (Intel with AMX, 2026-11-29), notebooks included, with the
+# seconds a step that each recorded itself. smoke on a quiet machine; quickstart on a busy one.
+FINISHED = {
+    "smoke": (118.0, StepTime(0.088, 0.129, "recorded"), 512),
+    "quickstart": (638.0, StepTime(0.305, 0.336, "recorded"), 2048),
+}
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_finished_runs_took_about_what_is_said(name: str) -> None:
+    took_s, step, tokens = FINISHED[name]
+    pilot = resolve(f"workbench:{name}").pilot
+    config = preset_config(pilot.model, pilot.data.vocab_size, pilot.data.sequence_length)
+    speeds = Speeds(step, tokens, decode_s=50e-6 * config.num_hidden_layers)
+    spans = stage_times(pilot, config, 2_000_000, speeds, asked_in_own_terms(pilot))
+    foreseen = Forecast(Device("cpu", ""), spans, 0, 1, 0, 1, Path(), {})
+    least, most = foreseen.whole_s()
+    assert least < took_s < most
+    assert 1 / 1.5 < (least + most) / 2 / took_s < 1.5
+
+
+def test_few_blocks_are_counted_and_many_end_by_their_budget() -> None:
+    few, many = (times(pilot_of(f"measure_ab.blocks={blocks}"))["measure_ab"] for blocks in (2, 40))
+    budget_s = pilot_of().measure_ab.budget_s
+    assert many[1] - few[1] > budget_s and many[0] - few[0] > budget_s / 4
+    waits, warns = (
+        times(pilot_of(f"readiness.quiet.action={action}"))["readiness"][1]
+        for action in ("wait", "warn")
+    )
+    assert waits - warns == pilot_of().readiness.quiet.wait_s

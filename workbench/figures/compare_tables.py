@@ -113,8 +113,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], said: str = "") -
     )
     heads = Markup("").join(map(Markup('<th style="text-align:left">{}</th>').format, head))
     table = Markup(
-        '<div style="max-height:36em;overflow:auto"><table><thead><tr>{}</tr></thead>'
-        "<tbody>{}</tbody></table></div>"
-    ).format(heads, body)
+        # One that scrolls must be reached by the keyboard too, and then needs a name.
+        '<div tabindex="0" role="region" aria-label="{}" style="max-height:36em;overflow:auto">'
+        "<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
+    ).format(", ".join(filter(None, head)), heads, body)
     sentence = Markup("<p>{}</p>").format(said) if said else Markup("")
     return HtmlView(sentence + (table if rows else Markup("")), text)

@@ -7,6 +7,7 @@ once it runs.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,10 +81,16 @@ class Forecast:
             )
         return found
 
+    def whole_s(self) -> tuple[float, float]:
+        """Of all stages, (least, most) seconds: not every one of them takes its least, or its most,
+        so the half spans add up as independent errors do."""
+        middle = sum((least + most) / 2 for least, most in self.stages_s.values())
+        half = math.hypot(*((most - least) / 2 for least, most in self.stages_s.values()))
+        return middle - half, middle + half
+
     def lines(self) -> Iterator[str]:
         """For a person: the whole time and that of each stage, memory, disk."""
-        least, most = (sum(ends) for ends in zip(*self.stages_s.values(), strict=True))
-        yield f"time:   {_span(least, most)} in all, an estimate"
+        yield f"time:   {_span(*self.whole_s())} in all, an estimate"
         for name, ends in self.stages_s.items():
             how = f" ({self.how[name]})" if name in self.how else ""
             yield f"        {name}: {_span(*ends)}{how}"

@@ -4,8 +4,9 @@ Everything is a number of times that a model is trained for a step, reads a toke
 the trainings with their judging, the sweep of rates and the hybrid's own training; the layers'
 sensitivity; the arms' quality, the own prompts and tasks, which every arm answers. A step is timed
 here (:mod:`workbench.train.timed_step`); a token is read in a third of its part of a step and
-written in the time that memory takes to deliver the weights. What ends by a budget takes half of it
-to twice. Each stage is a span: (least, most) seconds.
+written in the time that memory takes to deliver the weights. A session that ends by a budget takes
+half of it to twice, one of few blocks as many blocks. Each stage is a span: (least, most) seconds;
+on a busy machine the most, because each session first waits for quiet.
 """
 
 from __future__ import annotations
@@ -38,6 +39,14 @@ PACK_S = 5e-8
 """A parameter and saved arm: rounding, packing, writing."""
 LOAD_S = 4.0
 """An arm of stage 3: loaded here, loaded by the server, and asked what load it takes."""
+WAY_S = 3.0
+"""Of a way back, the restart of the hybrid included."""
+USUAL_PROMPT = 128
+"""Tokens, where the load tells: before it is read."""
+SERVER_S = 10.0
+"""A server with both arms: started, and asked what load they take."""
+TURN_S = 0.05
+"""Of an arm's turn beside its tokens."""
 LAYER_S = 50e-6
 """Of writing a token, a layer, beside the reading of its weights."""
 BUFFER_MIB, READS = 256, 3
@@ -48,6 +57,8 @@ PACKED_BYTES = {"int8": 1.1, "int4": 0.65, "ternary": 0.4, "post_training": 0.4}
 """A parameter of an arm in memory, embeddings in INT8; every other arm is bf16."""
 BF16_BYTES = 2.0
 LINEARS_OF_A_BLOCK = 7
+ENDED_BY_BUDGET = 6
+"""Blocks; a session of fewer is over before its budget can end it."""
 
 
 @dataclass(frozen=True)
@@ -120,19 +131,36 @@ def stage_times(
 
     config, parameters: of the model that is trained, or compared with a ready one.
     """
-    probe, deploy = pilot.readiness.probe, pilot.deploy_rollback
+    deploy, waiting = pilot.deploy_rollback, _wait_s(pilot)
     training = training_s(pilot, parameters, speeds)
     plan = _hybrid_s(pilot, config, parameters, speeds)
-    way_back = deploy.tuning.budget_s + deploy.drill.budget_s
+    # What is served stays up for the ways back; a search of the queue has a time of its own.
+    back = min(deploy.drill.budget_s, WAY_S * len(deploy.drill.ways)) + deploy.tuning.budget_s
+    served = SERVER_S + deploy.duration_s
     return {
-        "readiness": (FIXED_S, FIXED_S + (probe.budget_s if probe.enabled else 0.0)),
+        "readiness": _readiness_s(pilot),
         "profile_load": (FIXED_S / 5, FIXED_S),
         "train_qat": (training, 1.5 * training + FIXED_S),
         "measure_ab": _measure_s(pilot, parameters, speeds, asked),
         "hybrid_plan": (plan / 2, 2 * plan + FIXED_S),
-        "deploy_rollback": (deploy.duration_s, deploy.duration_s + 2 * way_back + 2 * FIXED_S),
+        "deploy_rollback": (served + back / 2, served + 2 * back + waiting + FIXED_S),
         "report": (1.0, FIXED_S),
     }
+
+
+def _wait_s(pilot: Pilot) -> float:
+    """Of one session, for a quiet machine, at most."""
+    quiet = pilot.readiness.quiet
+    return quiet.wait_s if quiet.action == "wait" else 0.0
+
+
+def _readiness_s(pilot: Pilot) -> LeastMost:
+    probe = pilot.readiness.probe
+    if not probe.enabled:
+        return FIXED_S / 2, FIXED_S
+    # Its shape is chosen so that the time holds so many blocks; fewer take that share of it.
+    whole = probe.budget_s * min(1.0, probe.repetitions / ENDED_BY_BUDGET)
+    return FIXED_S / 2, FIXED_S + whole + _wait_s(pilot)
 
 
 def training_s(pilot: Pilot, parameters: int, speeds: Speeds) -> float:
@@ -193,7 +221,12 @@ def _arm_s(pilot: Pilot, speeds: Speeds, arm: str) -> float:
 def _measure_s(pilot: Pilot, parameters: int, speeds: Speeds, asked: OwnAsked) -> LeastMost:
     ab, length = pilot.measure_ab, pilot.data.sequence_length
     arms = ab.own_arms
-    budget = ab.budget_s + (ab.load.budget_s if ab.load.blocks else 0.0)
+    block = _block_s(pilot, speeds)
+    session = ab.budget_s
+    if ab.blocks < ENDED_BY_BUDGET:
+        session = min(session, ab.blocks * block)
+    budget = session + (ab.load.budget_s if ab.load.blocks else 0.0)
+    waiting = _wait_s(pilot) * (2 if ab.load.blocks else 1)
     # A prompt is read to be answered, and once more with the reference's answer behind it.
     read = ab.quality_documents * length + asked.question_tokens
     read += 2 * asked.prompt_tokens + asked.answer_tokens
@@ -204,7 +237,19 @@ def _measure_s(pilot: Pilot, parameters: int, speeds: Speeds, asked: OwnAsked) -
     loading = len(arms) * (LOAD_S + 2 * PACK_S * parameters)
     return (
         budget / 2 + reading / 4 + quick + loading / 2,  # the engine reads quicker than a training
-        reading + 2 * (budget + len(arms) * writing + loading) + FIXED_S,
+        reading + 2 * (budget + len(arms) * writing) + loading + waiting + FIXED_S,
+    )
+
+
+def _block_s(pilot: Pilot, speeds: Speeds) -> float:
+    """Of a block of the session: every arm, and the baseline again, takes a turn in each class."""
+    ab = pilot.measure_ab
+    sizes = [1] * len(ab.interactive_output_tokens) + ab.batch_sizes
+    steps = sum(ab.interactive_output_tokens) + len(ab.batch_sizes) * ab.batch_output_tokens
+    prompt = ab.prompt_tokens or min(USUAL_PROMPT, pilot.data.sequence_length)
+    reading = sum(sizes) * prompt * speeds.read_s
+    return ab.turns_of_a_block * TURN_S + (len(ab.own_arms) + 1) * (
+        reading + steps * speeds.decode_s
     )
 
 
