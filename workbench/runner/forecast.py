@@ -44,6 +44,8 @@ MEASURING = "measuring all arms"
 FLOAT32 = 4
 HYBRID_BYTES = 1.1
 """A parameter of the packed hybrid, at most: all of it INT8."""
+PAGES_BYTES = 7e6
+"""The report and the executed notebooks."""
 TAKEN_IN_BYTES = 12
 """A parameter where nothing is trained: float32 weights, those being rounded, and what is saved."""
 
@@ -51,7 +53,7 @@ TAKEN_IN_BYTES = 12
 @dataclass(frozen=True)
 class Forecast:
     """stages_s: stage -> seconds (least, most). how: stage -> what its time is made of, where
-    there is something to say. fullest: when the memory is."""
+    there is something to say. fullest: when the memory is. kept_bytes: of the disk, at the end."""
 
     device: Device
     stages_s: dict[str, tuple[float, float]]
@@ -62,6 +64,7 @@ class Forecast:
     folder: Path
     how: dict[str, str]
     fullest: str = "training"
+    kept_bytes: float = 0.0
 
     def problems(self) -> list[str]:
         """What stands in the way, in sentences; empty where nothing is known to."""
@@ -100,8 +103,8 @@ class Forecast:
             f"{_gb(self.memory_free_bytes)} free"
         )
         yield (
-            f"disk:   about {_gb(self.disk_bytes)} in {shown(self.folder)}; "
-            f"{_gb(self.disk_free_bytes)} free"
+            f"disk:   about {_gb(self.disk_bytes)} in {shown(self.folder)} at the fullest, "
+            f"{_gb(self.kept_bytes)} kept; {_gb(self.disk_free_bytes)} free"
         )
 
 
@@ -121,18 +124,19 @@ def forecast(pilot: Pilot, known: dict[str, Speeds] | None = None) -> Forecast:
         known[same] = _speeds(pilot, config, parameters, device.name)
     speeds, asked = known[same], asked_in_own_terms(pilot)
     fullest, memory_bytes = _memory_bytes(pilot, config, parameters)
-    folder = runs_root()
+    folder, kept = runs_root(), _kept_bytes(pilot, parameters)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return Forecast(
         device=device,
         stages_s=stage_times(pilot, config, parameters, speeds, asked),
         memory_bytes=memory_bytes,
         memory_free_bytes=device.free_bytes,
-        disk_bytes=_disk_bytes(pilot, parameters),
+        disk_bytes=kept + _training_bytes(pilot, parameters),
         disk_free_bytes=shutil.disk_usage(there).free,
         folder=folder,
         how=told(pilot, speeds, asked),
         fullest=fullest,
+        kept_bytes=kept,
     )
 
 
@@ -172,16 +176,21 @@ def _memory_bytes(pilot: Pilot, config: PretrainedConfig, parameters: int) -> tu
     return max((training, taken), (measuring, MEASURING))[::-1]
 
 
-def _disk_bytes(pilot: Pilot, parameters: int) -> float:
-    """What the run keeps at the fullest: the models, the arms' trainings and their checkpoints."""
+def _kept_bytes(pilot: Pilot, parameters: int) -> float:
+    """Of the run's folder when all is done: the models, the tokens of the text, the pages."""
     model = pilot.model
     packed = sum(PACKED_BYTES.values()) + HYBRID_BYTES
+    beside = pilot.data.max_bytes + PAGES_BYTES
     if model.ternary is not None:
-        return (FLOAT32 + packed) * parameters + pilot.data.max_bytes
+        return (FLOAT32 + packed) * parameters + beside
     # full_precision and the masters; both arms' folders, of each seed; a checkpoint as it came.
     whole = 2 + 2 * pilot.train.seeds + (model.checkpoint is not None) + trains_a_hybrid(pilot)
-    kept = (FLOAT32 * whole + packed) * parameters
-    return checkpoint_bytes(parameters) + kept + pilot.data.max_bytes
+    return (FLOAT32 * whole + packed) * parameters + beside
+
+
+def _training_bytes(pilot: Pilot, parameters: int) -> float:
+    """Of the checkpoints while it trains."""
+    return checkpoint_bytes(parameters) if pilot.model.ternary is None else 0.0
 
 
 def _span(least: float, most: float) -> str:
