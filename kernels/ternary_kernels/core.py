@@ -120,6 +120,36 @@ class Core(Protocol):
         """
         ...
 
+    rows_apart: bool = False
+    """Whether :meth:`forward_apart` gives each row to the bit what a step of it alone gives."""
+
+    def forward_apart(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        slots: Sequence[int] | np.ndarray,
+        positions: Sequence[int] | np.ndarray,
+    ) -> np.ndarray:
+        """As :meth:`forward`, with every row's logits, for tokens that were guessed: as good as
+        those of one step a token. Where :attr:`rows_apart` holds they are the same to the bit;
+        elsewhere sums may be taken in another order with more rows, as in any batch.
+        """
+        return self.forward(tokens, slots, positions, True)
+
+    truncates: bool = True
+    """Whether :meth:`truncate` works: not where a cache has forgotten what it would go back to."""
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget what the slot holds from position ``length`` on, as if it had never been there.
+
+        Raises ValueError for more than it holds.
+        """
+        if not 0 <= length <= self.filled[slot]:
+            raise ValueError(
+                f"slot {slot} cut to {length} positions; allowed: 0 to {self.filled[slot]}, "
+                "those that it holds"
+            )
+        self.filled[slot] = length
+
     def decode_greedy(self, slots: Sequence[int], tokens: Sequence[int], steps: int) -> np.ndarray:
         """``steps`` more tokens in each of ``slots`` (each once), the likeliest one each time;
         int32 ``[steps, n]``. Starts from ``tokens``, one a slot.

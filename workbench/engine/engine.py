@@ -17,7 +17,7 @@ import numpy as np
 from ternary_kernels.core import Core
 
 from workbench.engine.request import FinishReason, GenerationRequest
-from workbench.engine.sampling import Sampler
+from workbench.engine.sampling import Guess, Sampler
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -27,6 +27,26 @@ if TYPE_CHECKING:
 
     from workbench.engine.build import SetupFields
     from workbench.engine.random_weights import WeightKind
+
+
+ChoosableRow = tuple[Guess | None, np.ndarray]
+"""What a token is chosen from: what a draft expects there, and the logits ``[V]``."""
+
+
+@dataclass(frozen=True)
+class Speculated:
+    """A text to go on with. token: its latest, not in the cache yet. room: tokens that may come
+    after the next one."""
+
+    slot: int
+    token: int
+    room: int
+    sampler: Sampler
+
+
+def _goes_on(guess: Guess | None, token: int) -> bool:
+    """Whether the next row's logits are those after ``token``."""
+    return guess is not None and guess.token == token
 
 
 @dataclass(frozen=True)
@@ -185,6 +205,16 @@ class Engine:
         every = np.ones(len(tokens), dtype=bool)
         return self.core.forward(tokens, slots, self.core.filled[list(slots)], every)
 
+    def speculate(self, asked: Sequence[Speculated]) -> list[list[ChoosableRow]]:
+        """What the next tokens of each text are chosen from: one row, as nothing drafts here; see
+        :class:`.speculative.SpeculativeEngine`."""
+        logits_nV = self.decode([one.slot for one in asked], [one.token for one in asked])
+        return [[(None, logits_V)] for logits_V in logits_nV]
+
+    def keep(self, slot: int, rows: Sequence[ChoosableRow], chosen: Sequence[int]) -> None:
+        """What was chosen from the rows of :meth:`speculate`, in their order, until it was not what
+        the draft had guessed, or the text ended."""
+
     def decode_greedy(self, slots: Sequence[int], tokens: Sequence[int], steps: int) -> np.ndarray:
         """``steps`` more tokens in each of ``slots``, the most likely one each time.
 
@@ -237,20 +267,27 @@ class Engine:
         reason: FinishReason = "length"
         began, first_token_s = time.perf_counter(), None
         try:
-            logits_V = self.prefill(slot, request.prompt_tokens)
+            rows: Sequence[ChoosableRow] = [(None, self.prefill(slot, request.prompt_tokens))]
             while True:
-                token = sampler.choose(logits_V, len(tokens))
-                if first_token_s is None:
-                    first_token_s = time.perf_counter() - began
-                if token in sampler.ends:
-                    reason = "stop"
+                chosen: list[int] = []
+                for guess, logits_V in rows:
+                    token = sampler.choose(logits_V, len(tokens), guess)
+                    if first_token_s is None:
+                        first_token_s = time.perf_counter() - began
+                    chosen.append(token)
+                    if token in sampler.ends:
+                        reason = "stop"
+                        break
+                    tokens.append(token)
+                    if on_token:
+                        on_token(token)
+                    if len(tokens) == request.max_tokens or not _goes_on(guess, token):
+                        break
+                self.keep(slot, rows, chosen)
+                if reason == "stop" or len(tokens) == request.max_tokens:
                     break
-                tokens.append(token)
-                if on_token:
-                    on_token(token)
-                if len(tokens) == request.max_tokens:
-                    break
-                logits_V = self.decode([slot], [token])[0]
+                room = request.max_tokens - len(tokens) - 1
+                rows = self.speculate([Speculated(slot, token, room, sampler)])[0]
         finally:
             self.release(slot)
         end_s = time.perf_counter() - began

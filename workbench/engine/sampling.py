@@ -7,11 +7,17 @@ nucleus of ``top_p``.
 A vocabulary of 128 k costs 10 ms to sort and 0.1 ms to partition, so the nucleus of top-p is
 looked for among a few hundred of the largest first, and among more only if they do not hold
 enough probability.
+
+A token that was guessed (:mod:`.draft`) is taken or replaced so that what comes out is distributed
+as without the guess: taken with probability min(1, p / q), where p is what this sampler gives it
+and q what the guess was drawn with, else drawn from what p has above q (Leviathan et al. 2023,
+arXiv:2211.17192, theorem 3.5). Where the likeliest token is taken, a guess changes nothing.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +29,38 @@ if TYPE_CHECKING:
 
 FIRST_LOOK = 256
 """Candidates of the first search for the nucleus; each further search takes 8 times as many."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A token that a draft expects. shares: what it was drawn with, float64 ``[V]`` with sum 1;
+    None: no other was possible."""
+
+    token: int
+    shares: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What may come next: float64 ``weights`` of ``tokens``, or of the whole vocabulary."""
+
+    weights: np.ndarray
+    tokens: np.ndarray | None = None
+
+    def draw(self, random: np.random.Generator) -> int:
+        """One of them, by their weights."""
+        cumulative = self.weights.cumsum()
+        drawn = random.random() * cumulative[-1]
+        index = min(int(cumulative.searchsorted(drawn, side="right")), len(cumulative) - 1)
+        return index if self.tokens is None else int(self.tokens[index])
+
+    def shares(self, vocab_size: int) -> np.ndarray:
+        """Probabilities ``[V]``."""
+        if self.tokens is None:
+            return self.weights / self.weights.sum()
+        shares_V = np.zeros(vocab_size)
+        shares_V[self.tokens] = self.weights / self.weights.sum()
+        return shares_V
 
 
 class Sampler:
@@ -48,9 +86,20 @@ class Sampler:
         self.ends = frozenset(ends)
         self._forbidden = np.array(sorted(ends), dtype=np.int64)
 
-    def choose(self, logits_V: np.ndarray, done: int) -> int:
+    def guess(self, logits_V: np.ndarray) -> Guess:
+        """What a draft with these logits expects next: likeliest, or drawn, as the request asks.
+
+        Penalties and grammar are left to :meth:`choose`, which judges the guess.
+        """
+        if self._random is None:
+            return Guess(int(logits_V.argmax()))
+        choices = self._choices(logits_V)
+        return Guess(choices.draw(self._random), choices.shares(len(logits_V)))
+
+    def choose(self, logits_V: np.ndarray, done: int, guess: Guess | None = None) -> int:
         """The next token, when ``done`` tokens are out already. ``logits_V`` may be changed.
 
+        guess: of a draft; it is right where it is what comes back, and changes the odds of none.
         Raises GrammarError where the grammar allows none.
         """
         if done < self._min_tokens and len(self._forbidden):
@@ -61,8 +110,11 @@ class Sampler:
             self._constraint.mask(logits_V)
         if self._random is None:
             token = int(logits_V.argmax())
+        elif guess is None:
+            token = self._choices(logits_V).draw(self._random)
         else:
-            token = self._sample(logits_V, self._random)
+            shares_V = self._choices(logits_V).shares(len(logits_V))
+            token = _judge(guess, shares_V, self._random)
         if self._seen is not None:
             self._seen[token] += 1
         if self._constraint is not None:
@@ -79,23 +131,30 @@ class Sampler:
         times = np.fromiter(seen.values(), dtype=np.float32, count=len(seen))
         logits_V[tokens] -= self._presence + self._frequency * times
 
-    def _sample(self, logits_V: np.ndarray, random: np.random.Generator) -> int:
+    def _choices(self, logits_V: np.ndarray) -> Choices:
         weights_V = np.exp((logits_V - logits_V.max()).astype(np.float64) / self._temperature)
-        tokens: np.ndarray | None
         if self._top_k and self._top_k < len(weights_V):
             tokens = _largest(weights_V, self._top_k)
-            cumulative = weights_V[tokens].cumsum()
             if self._top_p < 1:
-                enough = int(cumulative.searchsorted(self._top_p * cumulative[-1])) + 1
-                tokens, cumulative = tokens[:enough], cumulative[:enough]
+                cumulative = weights_V[tokens].cumsum()
+                tokens = tokens[: int(cumulative.searchsorted(self._top_p * cumulative[-1])) + 1]
         elif self._top_p < 1:
             tokens = _nucleus(weights_V, self._top_p * weights_V.sum())
-            cumulative = weights_V[tokens].cumsum()
         else:
-            tokens, cumulative = None, weights_V.cumsum()
-        drawn = random.random() * cumulative[-1]
-        index = min(int(cumulative.searchsorted(drawn, side="right")), len(cumulative) - 1)
-        return index if tokens is None else int(tokens[index])
+            return Choices(weights_V)
+        return Choices(weights_V[tokens], tokens)
+
+
+def _judge(guess: Guess, shares_V: np.ndarray, random: np.random.Generator) -> int:
+    """The guessed token, or one in its place; see the module's text."""
+    drawn_with = 1.0 if guess.shares is None else guess.shares[guess.token]
+    if random.random() * drawn_with < shares_V[guess.token]:
+        return guess.token
+    if guess.shares is None:
+        shares_V[guess.token] = 0.0
+    else:
+        shares_V[: len(guess.shares)] -= guess.shares
+    return Choices(shares_V.clip(0.0)).draw(random)
 
 
 def _largest(weights_V: np.ndarray, count: int) -> np.ndarray:

@@ -4,6 +4,8 @@ Each step decodes one token of every running request and, in the same native cal
 bounded piece of the prompts that wait for their first token. A long prompt therefore delays
 the others by one piece at most, and a request that ends frees its slot for the next one at
 once. One thread owns the engine; ``submit`` and ``cancel`` may be called from any thread.
+On a :class:`~.speculative.SpeculativeEngine` a request's step gives as many tokens as its draft
+guessed right, and one more; the pieces of prompts are then a call of their own.
 
 A step that fails for its rows or for want of memory ends the requests in it, and the next ones
 run. Logits that are not finite, and any error that nobody foresaw, end the engine: ``failed``
@@ -22,12 +24,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from ternary_kernels.core import NotFiniteError
 
-from workbench.engine.engine import Engine
+from workbench.engine.engine import ChoosableRow, Engine, Speculated
 from workbench.engine.grammar import GrammarError, Grammars
 from workbench.engine.request import FinishReason, GenerationRequest
 from workbench.engine.request import QueueFull as QueueFull
-from workbench.engine.sampling import Sampler
+from workbench.engine.sampling import Guess, Sampler
 from workbench.engine.scores import ScoredToken, TokenScore, score_rows
+from workbench.engine.speculative import SpeculativeEngine
 
 SCORED_ROWS = 64
 """Prompt tokens of a step that others decode in, where each gives logits: those of a vocabulary of
@@ -218,6 +221,43 @@ class Scheduler:
     def _step(self) -> None:
         """One native call: a token of each request that decodes, a piece of the prompts."""
         decoding = [r for r in self._running if r.tokens]
+        busy = bool(decoding)
+        try:
+            if busy and isinstance(self.engine, SpeculativeEngine):
+                self._speculate(decoding)
+                decoding = []
+            self._step_rows(decoding, busy)
+        except NotFiniteError:
+            raise
+        except (ValueError, RuntimeError, MemoryError) as error:
+            for running in list(self._running):
+                running.error = f"{type(error).__name__}: {error}"
+                self._end(running, "error")
+
+    def _speculate(self, decoding: list[SubmittedRequest]) -> None:
+        """What a draft guesses of each request, judged, and the token after that."""
+        asked = []
+        for running in decoding:
+            room = running.request.max_tokens - len(running.tokens) - 1
+            asked.append(Speculated(running._slot, running.tokens[-1], room, running._sampler))
+        rows_of_each = self.engine.speculate(asked)
+        now = time.monotonic()
+        for running, rows in zip(decoding, rows_of_each, strict=True):
+            self._deliver_rows(running, rows, now)
+
+    def _deliver_rows(
+        self, running: SubmittedRequest, rows: list[ChoosableRow], now: float
+    ) -> None:
+        slot, before = running._slot, len(running.tokens)
+        for guess, logits_V in rows:
+            token = self._deliver(running, logits_V, now, guess)
+            if running.finish_reason is not None or guess is None or token != guess.token:
+                break
+        if running.finish_reason is None:
+            self.engine.keep(slot, rows, running.tokens[before:])
+
+    def _step_rows(self, decoding: list[SubmittedRequest], busy: bool) -> None:
+        """busy: others decode meanwhile, so that prompts come in small pieces."""
         tokens = [r.tokens[-1] for r in decoding]
         slots = [r._slot for r in decoding]
         want = [True] * len(decoding)
@@ -226,13 +266,13 @@ class Scheduler:
         """Of the logits: which are of those asking."""
         scored: list[tuple[SubmittedRequest, int, int]] = []
         wanted = len(decoding)
-        budget = self.prefill_chunk if decoding else 4 * self.prefill_chunk
+        budget = self.prefill_chunk if busy else 4 * self.prefill_chunk
         for running in self._running:
             if running.tokens or not budget:
                 continue
             prompt, begin = running.request.prompt_tokens, running._prefilled
             scoring = running.request.prompt_logprobs is not None
-            room = min(budget, SCORED_ROWS) if scoring and decoding else budget
+            room = min(budget, SCORED_ROWS) if scoring and busy else budget
             piece = prompt[begin : begin + room]
             running._prefilled += len(piece)
             budget -= len(piece)
@@ -247,15 +287,9 @@ class Scheduler:
                 asking.append(running)
                 rows.append(wanted)
             wanted += scoring or running._prefilled == len(prompt)
-        try:
-            logits = self.engine.step(tokens, slots, want)
-        except NotFiniteError:
-            raise
-        except (ValueError, RuntimeError, MemoryError) as error:
-            for running in list(self._running):
-                running.error = f"{type(error).__name__}: {error}"
-                self._end(running, "error")
+        if not tokens:
             return
+        logits = self.engine.step(tokens, slots, want)
         # A sum is finite only where all that it sums is; it costs a pass over what was just made.
         if not np.isfinite(logits.sum(axis=-1)).all():
             raise NotFiniteError("the choice of a token")
@@ -274,24 +308,31 @@ class Scheduler:
         if running._on_prompt and scores:
             running._on_prompt(scores)
 
-    def _deliver(self, running: SubmittedRequest, logits_V: np.ndarray, now: float) -> None:
+    def _deliver(
+        self,
+        running: SubmittedRequest,
+        logits_V: np.ndarray,
+        now: float,
+        guess: Guess | None = None,
+    ) -> int | None:
+        """The token that was chosen; None where none could be."""
         request, sampler = running.request, running._sampler
         if not request.max_tokens:
             self._end(running, "length")
-            return
+            return None
         scoring = request.logprobs is not None
         own_V = logits_V.copy() if scoring else logits_V  # the choice may change them
         try:
-            token = sampler.choose(logits_V, len(running.tokens))
+            token = sampler.choose(logits_V, len(running.tokens), guess)
         except GrammarError as error:
             running.error = str(error)
             self._end(running, "error")
-            return
+            return None
         score = score_rows(own_V[None], [token], request.logprobs)[0] if scoring else None
         if token in sampler.ends:
             running.end_score = score
             self._end(running, "stop")
-            return
+            return token
         running.tokens.append(token)
         running.last_token_s = now
         if running.first_token_s is None:
@@ -302,11 +343,12 @@ class Scheduler:
             except Exception as error:  # a listener's fault must not stop the other requests
                 running.error = f"on_token failed: {type(error).__name__}: {error}"
                 self._end(running, "error")
-                return
+                return token
         if sampler.over:
             self._end(running, "stop")
         elif len(running.tokens) >= request.max_tokens:
             self._end(running, "length")
+        return token
 
     def _end(self, submitted: SubmittedRequest, reason: FinishReason) -> None:
         with self._wake:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from ternary_kernels.core import Core
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 
 class TransformersCore(Core):
@@ -70,6 +71,21 @@ class TransformersCore(Core):
             self.filled[slot] = positions[rows[-1]] + 1
             logits_nV[rows[-keep:]] = output.logits[0].float().cpu().numpy()
         return logits_nV[want_n]
+
+    @property
+    def truncates(self) -> bool:
+        layers = DynamicCache(config=self.config).layers
+        return all(type(layer) is DynamicLayer for layer in layers)
+
+    def truncate(self, slot: int, length: int) -> None:
+        """See :meth:`ternary_kernels.core.Core.truncate`."""
+        held = int(self.filled[slot])
+        super().truncate(slot, length)
+        if length < held:
+            if length:
+                self._caches[slot].crop(length - held)  # negative: how many less
+            else:
+                self.reset(slot)
 
     @property
     def weight_bytes(self) -> int:
