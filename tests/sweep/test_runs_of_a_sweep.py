@@ -194,7 +194,14 @@ def test_the_slurm_script_runs_one_run_an_element_and_tries_it_once_more(sweep_o
         write_script(kept.folder / FILE, "for x in; do")
 
 
+def at_work_on(run):
+    """The process that began the run's newest stage."""
+    events = [json.loads(line) for line in run.events.read_text().splitlines()]
+    return next(event["pid"] for event in events[::-1] if "pid" in event)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_killed_sweep_leaves_nothing_at_work_and_the_same_command_goes_on(sweep_of, tmp_path):
     """SIGKILL to the sweep in mid-run, then to a run of it: the runs end in order, the record of
     what was finished stays, and at the end all are compared."""
@@ -204,7 +211,7 @@ def test_a_killed_sweep_leaves_nothing_at_work_and_the_same_command_goes_on(swee
     def begun():
         return [run for one in kept.runs if (run := one.run())]
 
-    def until(holds, what, wait_s=120):
+    def until(holds, what, wait_s=240):
         deadline = time.monotonic() + wait_s
         while not holds():
             assert time.monotonic() < deadline, what
@@ -217,11 +224,15 @@ def test_a_killed_sweep_leaves_nothing_at_work_and_the_same_command_goes_on(swee
     until(lambda: not begun()[0].at_work(), "the run ends with the sweep that was killed")
     before = begun()[0].records()["readiness"].started
 
+    gone = at_work_on(begun()[0])
+
     second = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until(lambda: begun()[0].at_work(), "the run goes on")
-    events = [json.loads(line) for line in begun()[0].events.read_text().splitlines()]
-    os.kill(next(e["pid"] for e in events[::-1] if "pid" in e), signal.SIGKILL)
-    out, err = second.communicate(timeout=280)
+    try:
+        until(lambda: at_work_on(begun()[0]) != gone, "the run goes on with a stage")
+        os.kill(at_work_on(begun()[0]), signal.SIGKILL)
+        out, err = second.communicate(timeout=700)
+    finally:
+        second.kill()
     assert second.returncode == 0, err
     assert "tried once more" in err
     assert begun()[0].records()["readiness"].started == before

@@ -1,4 +1,4 @@
-"""`workbench sweep`: many runs of one pilot."""
+"""`workbench sweep` and `workbench plan`: many runs of one pilot, and many replicas of an arm."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from workbench.cli.options import OutFile, RunName
 
 commands = typer.Typer()
 
@@ -53,3 +55,44 @@ def sweep(
         )
     if page:
         print(page)
+
+
+@commands.command()
+def plan(
+    name: RunName,
+    requests_per_day: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="N",
+            help="of the whole fleet; may be given again",
+            show_default="the pilot's own, 1e6, 1e7, 1e8 and 1e9",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="count by this, e.g. report.cost.assumed_power_w=300",
+            show_default="none",
+        ),
+    ] = None,
+    out: OutFile = None,
+) -> None:
+    """What fleet of each arm carries so many requests a day: replicas, latencies, energy, cost.
+
+    A simulation of the run's own replicas under its own load, held against the run's replay.
+    """
+    import json
+
+    from workbench.files import write_text
+    from workbench.records.run import find_run
+    from workbench.runner.plan_run import plan_run
+
+    run = find_run(name)
+    own = run.resolved().pilot.report.cost.requests_per_day
+    found = plan_run(run, requests_per_day or sorted({own, 1e6, 1e7, 1e8, 1e9}), overrides or ())
+    for line in found.lines():
+        print(line)
+    if out:
+        write_text(out, "".join(json.dumps(row.fields()) + "\n" for row in found.rows))

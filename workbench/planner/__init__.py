@@ -1,0 +1,1 @@
+"""Fleets on paper: replicas simulated by the scheduler's own rules, from measured costs."""

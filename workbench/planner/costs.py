@@ -1,0 +1,196 @@
+"""What one replica's steps cost, from the figures of a run, and what a replay makes of them.
+
+The turns of ``measure_ab`` time prefill and decode at several batches with nothing beside them. In
+service the same steps stand beside a server and its clients: they take a factor longer, the server
+takes requests in one after the other, each for a time of its own, and an answer is on its way for a
+time that holds nobody up. These three are fitted to the requests of the run's own replay. Fitted to
+every other block of it, the blocks left out say how far a simulation can be trusted
+(:func:`agreement`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+
+from workbench.errors import ConfigError
+from workbench.planner.simulation import Answered, Arrivals, StepCosts, simulate
+
+QUANTILES = (0.5, 0.9, 0.99)
+FITTED_TO = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""Quantiles whose sum of squared log ratios is least; the tail is left to be foretold."""
+FEWEST = 20
+"""Requests of an arm that a fit needs."""
+PREFILL_ROWS = {"cpu": 256, "cuda": 2048}
+"""Rows of a step of the engine's cores, of which a quarter is read beside others that decode."""
+
+
+@dataclass(frozen=True)
+class ReplicaCosts:
+    """Of one replica of ``arm``. intake_s: of the server for each request, one after the other.
+    answer_s: of each answer on its way, beside that and the steps. factor: on the steps. fitted: to
+    how many requests of a replay; 0: the turns' own costs, with nothing beside them."""
+
+    arm: str
+    steps: StepCosts
+    slots: int
+    chunk: int
+    intake_s: float = 0.0
+    answer_s: float = 0.0
+    factor: float = 1.0
+    fitted: int = 0
+
+    def serve(self, arrivals: Arrivals, replicas: int = 1) -> Answered:
+        """The load as clients see it: from their request to their tokens."""
+        taken_in = Arrivals(self._taken_in(arrivals.start_s, replicas), arrivals.prompt,
+                            arrivals.output)  # fmt: skip
+        found = simulate(
+            taken_in, self.steps.scaled(self.factor),
+            slots=self.slots, chunk=self.chunk, replicas=replicas,
+        )  # fmt: skip
+        late = self.answer_s
+        return Answered(
+            arrivals.start_s, found.output, found.first_s + late, found.last_s + late,
+            found.busy_s, found.span_s,
+        )  # fmt: skip
+
+    def _taken_in(self, start_s: np.ndarray, replicas: int) -> np.ndarray:
+        """When each request reaches the engine: a queue of one server, as many times as fast as
+        there are replicas, each of which has its own."""
+        each_s, place = self.intake_s / replicas, np.arange(len(start_s))
+        return np.maximum.accumulate(start_s - place * each_s) + (place + 1) * each_s
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One quantile of one latency, simulated and measured, on blocks that nothing was fitted to."""
+
+    arm: str
+    latency: str
+    quantile: float
+    simulated_s: float
+    measured_s: float
+    requests: int
+
+    @property
+    def off(self) -> float:
+        """Simulated over measured, less one."""
+        return self.simulated_s / self.measured_s - 1.0
+
+
+def turn_costs(blocks: pd.DataFrame, arm: str, slots: int, device: str = "cpu") -> ReplicaCosts:
+    """From table ``blocks`` of ``measure_ab``: medians over the session's blocks.
+
+    Raises ConfigError where the arm was not timed in batches.
+    """
+    rows = blocks[(blocks["arm"] == arm) & blocks["class"].astype(str).str.startswith("batch_")]
+    decode, prefill = (rows[rows["phase"] == phase] for phase in ("decode", "prefill"))
+    if decode.empty or prefill.empty:
+        raise ConfigError(
+            f"{arm}: no turn of it was timed in batches",
+            allowed=f"arms with them: {', '.join(sorted(set(blocks['arm'].astype(str))))}",
+            next_step="give measure_ab.batch_sizes, and run measure_ab again",
+        )
+    batch = decode["class"].astype(str).str.removeprefix("batch_").astype(int)
+    step_s = (decode["seconds"] * batch / decode["tokens"]).groupby(batch).median()
+    rising = np.maximum.accumulate(step_s.to_numpy())  # noise must not make more rows cheaper
+    prompt_s = float((prefill["seconds"] / prefill["tokens"]).median())
+    points = tuple(float(n) for n in step_s.index)
+    return ReplicaCosts(
+        arm, StepCosts(points, tuple(map(float, rising)), prompt_s), slots,
+        PREFILL_ROWS.get(device, PREFILL_ROWS["cpu"]) // 4,
+    )  # fmt: skip
+
+
+def fitted_costs(
+    blocks: pd.DataFrame, replay: pd.DataFrame, arm: str, slots: int, device: str = "cpu"
+) -> ReplicaCosts:
+    """With ``factor`` and ``answer_s`` fitted to the arm's requests of ``replay``; the
+    turns' own costs where these are too few."""
+    costs = turn_costs(blocks, arm, slots, device)
+    served = _served(replay, arm)
+    return _fit(costs, served) if sum(len(one) for one in served) >= FEWEST else costs
+
+
+def agreement(
+    blocks: pd.DataFrame, replay: pd.DataFrame, arm: str, slots: int, device: str = "cpu"
+) -> list[Agreement]:
+    """Fitted on every other block of the replay, held against the rest; empty where one is too
+    small."""
+    costs = turn_costs(blocks, arm, slots, device)
+    served = _served(replay, arm)
+    fitted_to, held_out = served[::2], served[1::2]
+    if min(sum(len(b) for b in half) for half in (fitted_to, held_out)) < FEWEST:
+        return []
+    costs = _fit(costs, fitted_to)
+    found = []
+    measured, simulated = _latencies(held_out), _simulated(costs, held_out)
+    for latency in measured:
+        for quantile in QUANTILES:
+            found.append(
+                Agreement(
+                    arm,
+                    latency,
+                    quantile,
+                    float(np.quantile(simulated[latency], quantile)),
+                    float(np.quantile(measured[latency], quantile)),
+                    len(measured[latency]),
+                )
+            )
+    return found
+
+
+def _served(replay: pd.DataFrame, arm: str) -> list[pd.DataFrame]:
+    """The arm's blocks whose requests were all answered whole, each in the order of arrival."""
+    own = replay[replay["arm"] == arm]
+    found = []
+    for _, rows in own.groupby("block"):
+        if (rows["status"] == "ok").all() and (rows["output_tokens"] > 0).all():
+            found.append(rows.sort_values("sent_s"))
+    return found
+
+
+def _arrivals(rows: pd.DataFrame) -> Arrivals:
+    prompt = rows.get("counted_prompt_tokens")
+    known = prompt is not None and prompt.notna().all()
+    columns = (rows["sent_s"], prompt if known else rows["prompt_tokens"], rows["output_tokens"])
+    return Arrivals(*(column.to_numpy(float) for column in columns))
+
+
+def _latencies(served: Sequence[pd.DataFrame]) -> dict[str, np.ndarray]:
+    rows = pd.concat(served)
+    return {
+        "ttft": (rows["first_token_s"] - rows["sent_s"]).to_numpy(float),
+        "e2e": (rows["last_token_s"] - rows["sent_s"]).to_numpy(float),
+    }
+
+
+def _simulated(costs: ReplicaCosts, served: Sequence[pd.DataFrame]) -> dict[str, np.ndarray]:
+    answered = [costs.serve(_arrivals(rows)) for rows in served]
+    return {
+        "ttft": np.concatenate([one.ttft_s for one in answered]),
+        "e2e": np.concatenate([one.e2e_s for one in answered]),
+    }
+
+
+def _fit(costs: ReplicaCosts, served: Sequence[pd.DataFrame]) -> ReplicaCosts:
+    measured = {k: np.quantile(v, FITTED_TO) for k, v in _latencies(served).items()}
+    requests = sum(len(rows) for rows in served)
+
+    def with_(logs: np.ndarray) -> ReplicaCosts:
+        factor, intake_s, answer_s = (float(of) for of in np.exp(logs))
+        return replace(costs, factor=factor, intake_s=intake_s, answer_s=answer_s, fitted=requests)
+
+    def miss(logs: np.ndarray) -> float:
+        found = _simulated(with_(logs), served)
+        ratios = [np.log(np.quantile(found[k], FITTED_TO) / of) for k, of in measured.items()]
+        return float(np.square(np.concatenate(ratios)).sum())
+
+    early = max(1e-4, 0.3 * float(measured["ttft"][0]))
+    begin = np.log([1.2, early, early])
+    best = minimize(miss, begin, method="Nelder-Mead", options={"maxfev": 250, "xatol": 1e-3})
+    return with_(best.x)
