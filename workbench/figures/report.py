@@ -23,6 +23,8 @@ from workbench.figures.what_if import tornado, what_if
 from workbench.records.run import open_folder
 from workbench.records.stage_record import StageRecord
 from workbench.report.card import card_html, card_lines, verdict_card
+from workbench.report.trade_off import trade_off as make_trade_off
+from workbench.report.trade_off import trade_off_html, trade_off_text
 from workbench.report.views import verdict_view
 from workbench.wording.labels import labels_of
 
@@ -35,6 +37,15 @@ def card(record: StageRecord, language: str = "en") -> HtmlView:
     run = open_folder(record.folder.parents[1])
     shown = verdict_card(run, say, record if "second_judgement" in record.facts else None)
     return HtmlView(card_html(shown, say), "\n".join(card_lines(shown, say)))
+
+
+def trade_off(record: StageRecord, language: str = "en") -> HtmlView:
+    """Quality against speed against memory of all arms, as on the report's first screen."""
+    say = FigureTexts(language)
+    run = open_folder(record.folder.parents[1])
+    again = record if "second_judgement" in record.facts else None
+    picture = make_trade_off(run, say, again)
+    return HtmlView(trade_off_html(picture, say, alone=True), trade_off_text(picture, say))
 
 
 def reasons(record: StageRecord, language: str = "en") -> HtmlView:
@@ -171,7 +182,7 @@ def cost(record: StageRecord, language: str = "en") -> go.Figure:
 
 
 FIGURES = (gates, claims, cost, forecast)
-TABLES = (card, reasons, what_if, tornado)
+TABLES = (card, trade_off, reasons, what_if, tornado)
 """For a notebook; the report has its own."""
 
 

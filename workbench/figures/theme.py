@@ -20,6 +20,9 @@ import plotly.io
 
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
+from workbench.report.palette import AMBER, ARM_COLOURS, BLUE, BROWN, GREEN, GREY, ORANGE, VERMILION
+from workbench.report.palette import PURPLE as PURPLE
+from workbench.report.palette import SKY as SKY
 from workbench.wording.labels import ARMS
 from workbench.wording.numbers import number
 from workbench.wording.reasons import reason_words
@@ -27,13 +30,6 @@ from workbench.wording.text import REPORT_TEXTS, Texts
 
 plotly.io.renderers.default = "plotly_mimetype"
 
-BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY, GREY, AMBER = "#E69F00", "#56B4E9", "#8A8F98", "#B8860B"
-BROWN = "#7A5230"
-ARM_COLOURS = {
-    "full_precision": BLUE, "ternary": VERMILION, "post_training": PURPLE, "int8": ORANGE,
-    "int4": BROWN, "hybrid": GREEN, "checkpoint": SKY,
-}  # fmt: skip
 ARM_SYMBOLS = {
     "full_precision": "circle", "ternary": "diamond", "post_training": "square",
     "int8": "triangle-up", "int4": "triangle-down", "hybrid": "star",

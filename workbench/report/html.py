@@ -25,6 +25,7 @@ from workbench.report.forecast import COST, COVERED, UNITS, forecast_lines
 from workbench.report.own_view import own_view
 from workbench.report.plotly_page import PageFigure, plotly_installed, plotly_js, templates
 from workbench.report.roadmap_page import roadmap_html, roadmap_page
+from workbench.report.trade_off import trade_off, trade_off_html
 from workbench.roadmap import STAGES
 from workbench.wording.glossary import Explainer
 from workbench.wording.text import Texts
@@ -87,6 +88,7 @@ def write_html(
             roadmap=roadmap_html(roadmap_page(run, texts), texts, alone=False),
             verdict=views.verdict_view(records, texts),
             tiles=views.headlines(records, texts),
+            picture=trade_off_html(trade_off(run, texts, again), texts, alone=False),
             plan=views.plan_view(run, records, texts),
             gates=views.gate_rows(report, texts) if report else [],
             claims=views.claim_groups(report, texts) if report else [],

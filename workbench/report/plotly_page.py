@@ -1,13 +1,15 @@
 """Figures inside a page that needs no network: a div and its JSON, plotly.js inlined once.
 
 Plotly's own HTML output asks a CDN for the library or repeats 4.9 MB in every figure. Here
-the page carries the library once, each figure is plain JSON in a ``script`` that no browser
+the page carries the library once, packed, each figure is plain JSON in a ``script`` that no browser
 executes, and ``templates/figures.js`` draws them all, in the colours of the page's theme.
 Without plotly installed the page is written all the same, without figures.
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
 import importlib
 import importlib.util
 import json
@@ -39,10 +41,15 @@ def plotly_installed() -> bool:
     return importlib.util.find_spec("plotly") is not None
 
 
+@lru_cache(maxsize=1)
 def plotly_js() -> Markup:
-    """The library's source, to be inlined exactly once."""
+    """The library, gzipped and in base64, to be inlined exactly once: 1.9 MB in place of 4.8.
+
+    ``templates/figures.js`` unpacks it, with what every browser has had since 2023.
+    """
     offline = importlib.import_module("plotly.offline")
-    return Markup(_no_end_tag(offline.get_plotlyjs()))
+    packed = gzip.compress(offline.get_plotlyjs().encode(), mtime=0)
+    return Markup(base64.b64encode(packed).decode())
 
 
 def figure_spec(figure: dict[str, Any], *, keep_title: bool = False) -> Markup:
@@ -79,7 +86,3 @@ def _explained(context: Context, part: str) -> Markup:
 def _asset(name: str) -> Markup:
     """A stylesheet or script of the templates folder, to be inlined."""
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
-
-
-def _no_end_tag(source: str) -> str:
-    return source.replace("</script", "<\\/script")
