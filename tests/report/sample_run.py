@@ -30,6 +30,12 @@ from workbench.stages.context import StageContext
 ARMS = ("full_precision", "ternary", "post_training", "int8", "int4")
 SPEED = {"full_precision": 1.0, "ternary": 1.9, "post_training": 1.9, "int8": 1.4, "int4": 1.7}
 CLASSES = ("interactive_1", "interactive_512")
+MET = "requests that met every target of their class, of 2 a second with a target over 45 s"
+PAIRED = "paired bootstrap over 64 groups, 2000 resamples, studentized"
+TWICE = "full_precision in two places of each block"
+METERED = "gross, the whole node (csv sample)"
+WEIGHTS = "bytes of all weights in memory, embedding, head and scales included, counted"
+FREE = "free main memory, at most what the control group leaves"
 GATES = """
     - {metric: lost_requests, at_most: 0, on_fail: stop, why: a rollback must not lose a request}
     - {metric: memory_ratio, labels: {arm: ternary, source: probe}, at_least: 2.0, why: half}
@@ -84,7 +90,7 @@ def make_run(
 def _around(record, draw, name: str, value: float, unit: str, n: int = 12, **labels: str) -> None:
     width = 0.04 * abs(value) + 1e-3
     middle = value + draw.normal(0, width / 4)
-    record.measured(name, middle, unit, f"sample of {name}", n=n,
+    record.measured(name, middle, unit, "requests answered in full", n=n,
                     lo=middle - width, hi=middle + width, **labels)  # fmt: skip
 
 
@@ -92,7 +98,13 @@ def _readiness(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
     for threads, value in (("1", 11.0), ("2", 19.0), ("4", 21.0)):
         _around(record, draw, "read_bandwidth_gbps", value, "GB/s", 7, threads=threads)
     record.missing("int8_peak_gmacs", "GMAC/s", "no compiler was found", threads="2")
-    record.measured("memory_available_gb", 6.2, "GB", "operating system", basis="exact")
+    record.measured(
+        "memory_available_gb",
+        6.2,
+        "GB",
+        FREE,
+        basis="exact",
+    )
     for arm, tokens, prefill, memory in (
         ("full_precision", 4.1, 60.0, 2400.0), ("int8", 6.9, 57.0, 1230.0),
         ("int4", 8.3, 55.0, 1010.0),
@@ -102,18 +114,44 @@ def _readiness(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
         _around(record, draw, "decode_tokens_per_s", tokens, "tokens/s", 5, **labels)
         _around(record, draw, "prefill_tokens_per_s", prefill, "tokens/s", 5, **labels)
         record.measured(
-            "model_memory_mb", memory, "MB", "bytes of all tensors", basis="exact", **labels
+            "model_memory_mb",
+            memory,
+            "MB",
+            WEIGHTS,
+            basis="exact",
+            **labels,
         )
     probe = {"arm": "ternary", "source": "probe", "shape": "bitnet-700m"}
     _around(record, draw, "decode_speedup", 2.37, "x", 5, **probe)
     _around(record, draw, "prefill_speedup", 0.87, "x", 5, **probe)
-    record.measured("memory_ratio", 2.93, "x", "bytes over bytes", basis="exact", **probe)
+    record.measured(
+        "memory_ratio",
+        2.93,
+        "x",
+        "bytes of the weights, full_precision over ternary",
+        basis="exact",
+        **probe,
+    )
     _around(record, draw, "decode_speedup_over_int8", 1.41, "x", 5, **probe)
     _around(record, draw, "prefill_speedup_over_int8", 0.91, "x", 5, **probe)
-    record.measured("memory_ratio_over_int8", 1.5, "x", "bytes over bytes", basis="exact", **probe)
+    record.measured(
+        "memory_ratio_over_int8",
+        1.5,
+        "x",
+        "bytes of the weights, full_precision over ternary",
+        basis="exact",
+        **probe,
+    )
     _around(record, draw, "decode_speedup_over_int4", 1.17, "x", 5, **probe)
     _around(record, draw, "prefill_speedup_over_int4", 0.95, "x", 5, **probe)
-    record.measured("memory_ratio_over_int4", 1.23, "x", "bytes over bytes", basis="exact", **probe)
+    record.measured(
+        "memory_ratio_over_int4",
+        1.23,
+        "x",
+        "bytes of the weights, full_precision over ternary",
+        basis="exact",
+        **probe,
+    )
     sizes = {"tiny-2m": 2e6, "small-25m": 25e6, "bitnet-700m": 7e8, "llama-3.2-3b": 3.2e9}
     record.save_table(
         "fits",
@@ -246,11 +284,19 @@ def _train_qat(record: StageRecord, draw: np.random.Generator, energy: bool) -> 
         "learned_in": "c",
     }
     record.save_table("leaks", pd.DataFrame([leak]))
-    record.measured("training_tokens", 614_400, "tokens", "counted")
+    record.measured("training_tokens", 614_400, "tokens", "answers that broke off")
     for arm, bpb in (("full_precision", 1.62), ("ternary", 1.69)):
         _around(record, draw, "training_tokens_per_s", 5200, "tokens/s", arm=arm)
-        record.measured("final_bits_per_byte", bpb, "bits/byte", "held-out sequences", arm=arm)
-        record.measured("training_time_s", 118.0, "s", "clock", arm=arm)
+        record.measured(
+            "final_bits_per_byte",
+            bpb,
+            "bits/byte",
+            "60 excerpts of held-out documents, after the last step",
+            arm=arm,
+        )
+        record.measured(
+            "training_time_s", 118.0, "s", "sum over the steps, forward to update", arm=arm
+        )
         _energy(record, energy, "training_energy_j", 4000.0, "J", arm=arm)
 
 
@@ -267,7 +313,12 @@ def _measure_ab(record: StageRecord, draw: np.random.Generator, energy: bool) ->
         _around(record, draw, "bits_per_byte", bits[arm], "bits/byte", 64, **trained)
         memory = 9.8 if arm == "full_precision" else 6.1
         record.measured(
-            "model_memory_mb", memory, "MB", "bytes of all tensors", basis="exact", **trained
+            "model_memory_mb",
+            memory,
+            "MB",
+            WEIGHTS,
+            basis="exact",
+            **trained,
         )
         for name in CLASSES:
             tokens = int(name.split("_")[1])
@@ -298,10 +349,15 @@ def _measure_ab(record: StageRecord, draw: np.random.Generator, energy: bool) ->
                     **{"class": name})  # fmt: skip
         if arm != "full_precision":
             gap = bits[arm] - bits["full_precision"]
-            record.measured("quality_gap_bits_per_byte", gap, "bits/byte", "paired bootstrap",
+            record.measured("quality_gap_bits_per_byte", gap, "bits/byte", PAIRED,
                             n=64, lo=gap - 0.02, hi=gap + 0.02, **trained)  # fmt: skip
             record.measured(
-                "memory_ratio", 9.8 / 6.1, "x", "bytes over bytes", basis="exact", **trained
+                "memory_ratio",
+                9.8 / 6.1,
+                "x",
+                "bytes of the weights, full_precision over ternary",
+                basis="exact",
+                **trained,
             )
     for arm in ARMS:
         under_load = {"arm": arm, "source": "load"}
@@ -311,13 +367,13 @@ def _measure_ab(record: StageRecord, draw: np.random.Generator, energy: bool) ->
                         quantile=quantile)  # fmt: skip
         record.missing("ttft_ms", "ms", "60 were observed; p99 needs 100", **under_load,
                        quantile="p99")  # fmt: skip
-        record.measured("goodput_per_s", 4.1, "requests/s", "within all targets", n=200, lo=3.9,
+        record.measured("goodput_per_s", 4.1, "requests/s", MET, n=200, lo=3.9,
                         hi=4.2, **under_load)  # fmt: skip
         for name, joules in (("energy_j_per_request", 3.0), ("energy_net_j_per_request", 1.5),
                              ("energy_j_per_accepted_answer", 3.1)):  # fmt: skip
             _energy(record, energy, name, joules / SPEED[arm], "J", **under_load)
     for name in CLASSES:
-        record.measured("smallest_visible_effect", 0.04, "x", "A/A blocks", n=8, source="trained",
+        record.measured("smallest_visible_effect", 0.04, "x", TWICE, n=8, source="trained",
                         **{"class": name})  # fmt: skip
 
 
@@ -344,11 +400,22 @@ def _hybrid_plan(record: StageRecord, draw: np.random.Generator, energy: bool) -
                       "high_precision": units - ternary})  # fmt: skip
     record.save_table("front", pd.DataFrame(front))
     _around(record, draw, "hybrid_quality_loss_bits_per_byte", 0.015, "bits/byte", 24)
-    record.measured("hybrid_size_ratio", 0.31, "", "bytes over bytes", basis="exact")
+    record.measured(
+        "hybrid_size_ratio",
+        0.31,
+        "",
+        "bytes of the weights, full_precision over ternary",
+        basis="exact",
+    )
     for precision in ("ternary", "int8", "high_precision"):
         number = sum(row["precision"] == precision for row in plan)
         record.measured(
-            "layers", float(number), "layers", "counted", basis="exact", precision=precision
+            "layers",
+            float(number),
+            "layers",
+            "answers that broke off",
+            basis="exact",
+            precision=precision,
         )
 
 
@@ -371,9 +438,11 @@ def _deploy_rollback(record: StageRecord, draw: np.random.Generator, energy: boo
                        "reason": "rehearsal"}]),
     )  # fmt: skip
     record.save_table("likeness", _likeness("replayed"))
-    record.add(count(0, 90).metric("lost_requests", "requests", "counted"))
-    record.add(count(0, 90).metric("truncated_requests", "requests", "counted"))
-    record.measured("rollback_first_token_s", 0.083, "s", "clock", n=1)
+    record.add(count(0, 90).metric("lost_requests", "requests", "answers that broke off"))
+    record.add(count(0, 90).metric("truncated_requests", "requests", "answers that broke off"))
+    record.measured(
+        "rollback_first_token_s", 0.083, "s", "sum over the steps, forward to update", n=1
+    )
     for phase, arms, factor in (
         ("before", ("hybrid",), 1.0),
         ("switch", ("hybrid", "full_precision"), 1.8),
@@ -385,8 +454,15 @@ def _deploy_rollback(record: StageRecord, draw: np.random.Generator, energy: boo
                 _around(record, draw, "ttft_ms", 48 * factor * tail, "ms", 30, **labels)
                 _around(record, draw, "e2e_ms", 420 * factor * tail, "ms", 30, **labels)
     for of in ("full_precision", "hybrid"):
-        record.measured("goodput_per_s", 4.4, "requests/s", "within all SLOs", n=90, arm=of)
-        record.measured("slo_met_share", 0.98, "", "counted", n=90, lo=0.92, hi=1.0,
+        record.measured(
+            "goodput_per_s",
+            4.4,
+            "requests/s",
+            MET,
+            n=90,
+            arm=of,
+        )
+        record.measured("slo_met_share", 0.98, "", "answers that broke off", n=90, lo=0.92, hi=1.0,
                         arm=of, **{"class": "interactive"})  # fmt: skip
     record.facts["carries"] = {
         "full_precision": {"answer": "no", "why": "capacity", "share": 0.62},
@@ -399,7 +475,13 @@ def _deploy_rollback(record: StageRecord, draw: np.random.Generator, energy: boo
     ]
     record.save_table("drill", pd.DataFrame([each.to_json() for each in taken]))
     _tuned(record)
-    record.measured("memory_both_arms_mb", 16.0, "MB", "bytes of all tensors", basis="exact")
+    record.measured(
+        "memory_both_arms_mb",
+        16.0,
+        "MB",
+        WEIGHTS,
+        basis="exact",
+    )
     record.notes.append("11 answers of the profile were cut to 64 tokens")
 
 
@@ -425,7 +507,7 @@ def _energy(
     record: StageRecord, found: bool, name: str, value: float, unit: str, **labels: str
 ) -> None:
     if found:
-        record.measured(name, value, unit, "sample meter, gross", n=8, lo=0.9 * value,
+        record.measured(name, value, unit, METERED, n=8, lo=0.9 * value,
                         hi=1.1 * value, **labels)  # fmt: skip
     else:
         record.missing(name, unit, "no_meter: RAPL is not readable, no NVIDIA GPU", **labels)

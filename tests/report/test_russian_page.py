@@ -1,15 +1,19 @@
 """The Russian page of a full run, read for English: what no catalogue translates is found here.
 
-Not looked at: commands, code and file names, versions, and what says of itself that it is English
-(``lang="en"``): sentences that stages recorded, titles of papers, the pilot's own texts in it.
+Headings, tables, recorded sentences, and in the figures' JSON titles, axes, legends, names of
+ticks, annotations and what a pointer shows. Not looked at, and no more than this: commands and
+code, versions, titles of papers, and the pilot's own texts, which are in its own language.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 
 from bs4 import BeautifulSoup
 
+from workbench.figures.page import stage_figures
 from workbench.pilot.resolve import resolve
 from workbench.pilot.sections.base import said_in
 from workbench.records.run import open_run
@@ -18,8 +22,8 @@ from workbench.report.gates import why_in
 from workbench.report.html import write_html
 from workbench.wording.text import Texts
 
-FIELD = re.compile(r"[\w-]*[._/][\w./-]+|\S*\d\S*")
-"""A field of the pilot, a file, a version, a name with a number."""
+FIELD = re.compile(r"--[\w-]+|[\w-]*[._/][\w./-]+|\S*\d\S*")
+"""A flag, a field of the pilot, a file, a version, a name with a number."""
 NAMES = set(
     [
         "amx",
@@ -27,6 +31,7 @@ NAMES = set(
         "blocks",
         "budget",
         "cpu",
+        "csv",
         "distillation",
         "export",
         "false",
@@ -52,27 +57,64 @@ NAMES = set(
 """Values of fields and names of libraries."""
 
 
+NOT_OURS = ("script", "style", "code", "pre", ".packages", "dd cite", ".gates [lang=en]", "h1")
+"""Commands, versions, papers, and the pilot's own question and reasons."""
+SHOWN = {"text", "name", "title", "ticktext", "hovertemplate", "texttemplate", "x", "y", "values",
+         "labels", "hovertext", "categoryarray"}  # fmt: skip
+"""Keys of a figure's JSON under which stands what is seen."""
+FIGURE = re.compile('<script type="application/json" id="([^"]+)">(.*?)</script>', re.DOTALL)
+LEAKS = "figure-train_qat-leaks-spec"
+NO_TEXT = re.compile(r"<[^>]*>|%\{[^}]*\}|&[#\w]+;")
+
+
 def english_of(page: str) -> list[str]:
-    """Texts of the page with two English words in a row, or one that is no name."""
+    """Texts of the page and of its figures with an English word that is no name."""
     tree = BeautifulSoup(page, "html.parser")
-    for unread in tree(["script", "style", "code", "pre"]) + tree.select("[lang=en], .packages"):
+    told = []
+    for figure in re.finditer(FIGURE, page):
+        drawn = json.loads(figure[2])
+        if figure[1] == LEAKS:  # a table of the user's own text
+            drawn = drawn["layout"]
+        told += [(figure[1], text) for text in seen(drawn)]
+    for unread in tree.select(", ".join(NOT_OURS)):
         unread.decompose()
+    told += [("", str(text)) for text in tree.find_all(string=True) if str(text).strip() != "html"]
+    for name in ("title", "aria-label"):
+        told += [(name, element[name]) for element in tree.select(f"[{name}]")]
     found = []
-    for text in tree.find_all(string=True):
-        plain = FIELD.sub(" ", str(text))
+    for place, text in told:
+        plain = FIELD.sub(" ", NO_TEXT.sub(" ", text))
         words = [w for w in re.findall(r"\b[a-z]{3,}\b", plain) if w not in NAMES]
-        if words and str(text).strip() != "html":
-            found.append(f"{' '.join(words)}: {str(text).strip()[:90]}")
+        if words:
+            found.append(f"{place} {' '.join(words)}: {text.strip()[:90]}")
     return found
 
 
+def seen(figure: object, key: str = "") -> Iterator[str]:
+    """The texts that a figure shows."""
+    if isinstance(figure, str):
+        if key in SHOWN:
+            yield figure
+    elif isinstance(figure, dict):
+        for name, inner in figure.items():
+            yield from seen(inner, name)
+    elif isinstance(figure, list):
+        for inner in figure:
+            yield from seen(inner, key)
+
+
 def test_the_russian_page_has_no_english(shared_run) -> None:
-    page = write_html(shared_run.folder, lambda *_: [], "ru").read_text(encoding="utf-8")
+    page = write_html(shared_run.folder, stage_figures, "ru").read_text(encoding="utf-8")
+    assert page.count("data-figure=") > 30, "a page with its figures"
     assert not english_of(page), "\n".join(english_of(page))
 
 
 def test_an_untranslated_sentence_is_found() -> None:
     assert english_of("<p>Не измерено: no meter was found</p>")
+    assert english_of('<p lang="en">no meter was found</p>')
+    assert english_of('<p title="the whole node">1</p>')
+    figure = '<script type="application/json" id="f">{"xaxis":{"title":{"text":"%s"}}}</script>'
+    assert english_of(figure % "blocks of time") and not english_of(figure % "номер блока")
     assert not english_of("<p>Задайте report.cost в <code>the pilot</code></p>")
 
 

@@ -10,6 +10,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.report.cost import LOAD_ROWS
 from workbench.wording.labels import ARMS
 from workbench.wording.numbers import number, with_interval
+from workbench.wording.recorded import recorded
 from workbench.wording.text import Texts
 
 
@@ -37,11 +38,12 @@ def load_bill(
         own = found[found["labels"] == f"arm={arm}"]
         day = own[own["per"] == "day"].iloc[0]
         covers = texts("cost.parts", covers=day["covers"]) + "; " if day["covers"] else ""
-        said = covers + (day["reason"] if pd.isna(day["value"]) else day["how"])
+        how = day["reason"] if pd.isna(day["value"]) else day["how"]
+        said = covers + recorded(how, texts).text
         hows.setdefault(said, []).append(texts.get(f"arm.{arm}", arm))
     return {
         "arms": [texts.get(f"arm.{arm}", arm) for arm in arms], "rows": rows,
-        "hows": [f"{', '.join(of)}: {said}" for said, of in hows.items()],
+        "hows": [(", ".join(of), said) for said, of in hows.items()],
     }  # fmt: skip
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from workbench.records.stage_record import StageRecord
-from workbench.wording.labels import ARMS
 from workbench.wording.numbers import number, with_interval
+from workbench.wording.recorded import number_name
 from workbench.wording.text import Texts
 
 SHOWN_TURNS = 8
@@ -45,13 +45,6 @@ def economy_view(record: StageRecord | None, texts: Texts) -> dict[str, Any] | N
         "numbers": _number_rows(record, texts),
         "months": _month_rows(record, texts),
     }
-
-
-def number_name(name: str, texts: Texts) -> str:
-    """A number of the case in words: ``machine time of a request, ternary``."""
-    head, _, of = name.partition(".")
-    said = texts.get(f"number.{head}", head.replace("_", " "))
-    return f"{said}, {texts.get(f'arm.{of}', of) if of in ARMS else of}" if of else said
 
 
 def _figure_rows(

@@ -20,7 +20,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
-from markupsafe import Markup
+from markupsafe import Markup, escape
+
+from workbench.wording.recorded import recorded
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -74,6 +76,8 @@ def templates() -> Environment:
     )
     environment.globals["asset"] = _asset
     environment.filters["explained"] = _explained
+    environment.filters["told"] = _told
+    environment.filters["told_text"] = _told_text
     return environment
 
 
@@ -81,6 +85,21 @@ def templates() -> Environment:
 def _explained(context: Context, part: str) -> Markup:
     """A finished part of a page with its words marked by the page's ``explainer``."""
     return Markup(context["explainer"](part))
+
+
+@pass_context
+def _told(context: Context, sentence: str) -> Markup:
+    """A recorded sentence in the page's language; marked as English where no pattern knows it."""
+    said = recorded(sentence, context["t"])
+    return (
+        escape(said.text) if said.known else Markup('<span lang="en">{}</span>').format(said.text)
+    )
+
+
+@pass_context
+def _told_text(context: Context, sentence: str) -> str:
+    """The same for an attribute."""
+    return recorded(sentence, context["t"]).text
 
 
 def _asset(name: str) -> Markup:

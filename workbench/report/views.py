@@ -26,6 +26,7 @@ from workbench.roadmap import STAGES
 from workbench.wording.labels import ARMS, PHASES, label_place, label_text, labels_of
 from workbench.wording.numbers import duration, number, with_interval
 from workbench.wording.reasons import reason_words
+from workbench.wording.recorded import recorded
 from workbench.wording.text import Texts
 from workbench.wording.vocabulary import FIGURES, better
 
@@ -279,7 +280,7 @@ def missing_rows(records: Records, texts: Texts) -> list[dict[str, Any]]:
                 reason = metric.reason or ""
                 key = (stage, reason_words(reason, texts))
                 together.setdefault(key, {}).setdefault(metric.name, []).append(metric.labels)
-                if reason != key[1]:
+                if key[1] not in (reason, recorded(reason, texts).text):
                     details.setdefault(key, {})[reason] = None
     return [
         {

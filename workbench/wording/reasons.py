@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from workbench.wording.recorded import recorded
 from workbench.wording.text import Texts
 
 COUNTED = r"(?P<n>\d+) (?P<what>blocks|groups|requests|observations|documents|turns|rows)"
@@ -47,9 +48,9 @@ _COMPILED = tuple((key, re.compile(pattern, re.DOTALL)) for key, pattern in PATT
 
 
 def reason_words(reason: str, texts: Texts) -> str:
-    """The reason in the language of ``texts``; one that is not known stands as it was recorded."""
+    """The reason in the language of ``texts``: what it means, or else the recorded sentence."""
     for key, pattern in _COMPILED:
         if found := pattern.fullmatch(reason.strip()):
             values = {k: int(v) for k, v in found.groupdict().items() if k != "what"}
             return texts(f"why.{key}", **values)
-    return reason
+    return recorded(reason, texts).text
