@@ -41,7 +41,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Pattern:
+class SentencePattern:
     """begins: the fixed text before the first place, by which most patterns are ruled out."""
 
     begins: str
@@ -82,7 +82,7 @@ def number_name(name: str, texts: Texts) -> str:
     return f"{said}, {texts.get(f'arm.{of}', texts.get(f'item.{of}', of))}" if of else said
 
 
-def _filled(pattern: Pattern, found: re.Match[str], texts: Texts) -> str:
+def _filled(pattern: SentencePattern, found: re.Match[str], texts: Texts) -> str:
     """The pattern's sentence in the language of ``texts``, with what was found in its places."""
     values = {name: _value(name, found[group], texts) for name, group in pattern.places.items()}
 
@@ -122,13 +122,13 @@ def _nouns() -> dict[str, dict[str, str]]:
 
 
 @lru_cache
-def patterns() -> tuple[Pattern, ...]:
+def patterns() -> tuple[SentencePattern, ...]:
     """Those with more fixed text first: they say more."""
     made = [_pattern(en, ru) for en, ru in read_json(RECORDED)["sentences"]]
     return tuple(sorted(made, key=lambda it: -len(PLACE.sub("", it.templates["en"]))))
 
 
-def _pattern(en: str, ru: str) -> Pattern:
+def _pattern(en: str, ru: str) -> SentencePattern:
     places: dict[str, str] = {}
     parts, at = [], 0
     for place in PLACE.finditer(en):
@@ -146,7 +146,7 @@ def _pattern(en: str, ru: str) -> Pattern:
     parts.append(re.escape(en[at:]))
     first = PLACE.search(en)
     begins = en[: first.start()] if first else en
-    return Pattern(begins, re.compile("".join(parts)), places, {"en": en, "ru": ru})
+    return SentencePattern(begins, re.compile("".join(parts)), places, {"en": en, "ru": ru})
 
 
 def _form(name: str) -> str:
