@@ -24,7 +24,7 @@ TINY = [
     "measure_ab.arms=[full_precision,ternary,int8]", "measure_ab.interactive_output_tokens=[2]",
     "measure_ab.batch_output_tokens=2", "measure_ab.prompt_tokens=8", "measure_ab.budget_s=4",
     "measure_ab.load.blocks=0", "measure_ab.meters.sources=[]", "hybrid_plan.sequences=2",
-    "deploy_rollback.duration_s=2", "deploy_rollback.drill.ways=[rule]",
+    "deploy_rollback.duration_s=2", "deploy_rollback.drill.ways=[monitor]",
     "profile_load.synthetic.prompt_tokens_p50=6", "profile_load.synthetic.prompt_tokens_p99=12",
     "profile_load.synthetic.output_tokens_p50=2", "profile_load.synthetic.output_tokens_p99=6",
 ]  # fmt: skip

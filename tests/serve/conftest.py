@@ -36,6 +36,17 @@ from workbench.serve.service import Service
 CONTEXT = 64
 
 
+def _loaded(name: str) -> ModuleType:
+    """A module of this folder, as a command of this folder finds it."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_loaded("stepped_loop")  # for several files of tests
+
+
 @dataclass(eq=False)
 class ScriptedRequest:
     """What the router holds of a request."""
@@ -149,12 +160,9 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def soak() -> ModuleType:
-    """soak.py, which is a command as well."""
-    path = Path(__file__).with_name("soak.py")
-    spec = importlib.util.spec_from_file_location("soak", path)
-    module = sys.modules["soak"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """soak.py, which is a command as well, beside what it imports."""
+    _loaded("soak_client")
+    return _loaded("soak")
 
 
 @pytest.fixture(scope="session")

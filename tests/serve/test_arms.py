@@ -250,19 +250,19 @@ def test_no_door_to_faults_where_no_drill_opened_it(plain) -> None:
 
 def test_a_drill_says_what_each_way_cost(running, tmp_path) -> None:
     schedule = [PlannedRequest(i, 0.04 * i, 12, 6, "interactive", False) for i in range(25)]
-    ways = ("command", "rule", "kill")
+    ways = ("command", "monitor", "kill")
     running.server.drill("hybrid")
     with load_processes(Endpoint(running.server.address), tmp_path) as client:
         shares = dict.fromkeys(ways, schedule)
         drill = Drill(running.server, client, shares, lambda planned: PROMPT[:12], 1.0, tmp_path)
-        command, rule, kill = taken = drill.run(ways, 120.0)
+        command, monitor, kill = taken = drill.run(ways, 120.0)
         (late,) = drill.run(("crash",), 0.5)
     for each in taken:
         assert each.holds, each
         assert (each.requests, each.failed_without_token) == (25, 0)
         assert each.first_fallback_token_s > 0 and each.p99_ms > 0 and each.memory_mb > 50
-    assert command.truncated == rule.truncated == 0
-    assert command.reason == "drill: command" and "had no first token within" in rule.reason
+    assert command.truncated == monitor.truncated == 0
+    assert command.reason == "drill: command" and "had no first token within" in monitor.reason
     assert "killed by signal 9" in kill.reason and kill.back_s > 0
     assert late.holds is None and "raise deploy_rollback.drill.budget_s" in late.skipped
 

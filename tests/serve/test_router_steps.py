@@ -1,72 +1,20 @@
-"""The rule, the canary and the queue of a router, on a loop whose clock steps from one timer to the
-next: nothing is waited for, and what else a machine does changes no time."""
+"""The rule and the queue of a router, on a loop whose clock steps from one timer to the next."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
-from typing import Any, TypeVar
 
 import pytest
+from stepped_loop import ARMS, REQUEST, SilentScheduler, SteadyScheduler, at_once
 
 from workbench.engine.request import GenerationRequest
-from workbench.serve.canary import Canary, CanaryPlan
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.routed import Route, ServedArm
 from workbench.serve.router import QueueFull, Router
 
-Result = TypeVar("Result")
-ARMS = ("full_precision", "hybrid")
-
-
-class SilentScheduler:
-    """Takes requests and never gives a token. hangs: it does not end cancelled ones either."""
-
-    failed = None
-
-    def __init__(self, *, hangs: bool) -> None:
-        self.hangs, self.taken = hangs, 0
-
-    def submit(self, request, on_token, on_done):
-        self.taken += 1
-        submitted = SimpleNamespace(finish_reason=None, error=None)
-
-        def cancel() -> None:
-            if not self.hangs and submitted.finish_reason is None:
-                submitted.finish_reason = "cancelled"
-                on_done(submitted)
-
-        submitted.cancel, submitted.on_done = cancel, on_done
-        return submitted
-
-    def end(self, submitted) -> None:
-        submitted.finish_reason = "length"
-        submitted.on_done(submitted)
-
-
-class SteppedLoop(asyncio.SelectorEventLoop):
-    """Its clock stands still while there is work and jumps to the next timer when there is none,
-    so that nobody waits, and a busy machine is as quick as a quiet one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = 0.0
-        self._ready_now, self._selector.select = self._selector.select, self._step
-
-    def time(self) -> float:
-        return self.now_s
-
-    def _step(self, timeout: float | None) -> list:
-        self.now_s += timeout or 0.0
-        return self._ready_now(0.0)
-
-
-def at_once(work: Coroutine[Any, Any, Result]) -> Result:
-    with asyncio.Runner(loop_factory=SteppedLoop) as runner:
-        return runner.run(work)
+GONE_BACK = "had no first token within 0.05 s"
 
 
 def silent_router(*, hangs: bool, slots: int = 4) -> Router:
@@ -76,12 +24,6 @@ def silent_router(*, hangs: bool, slots: int = 4) -> Router:
     rule = RollbackRule(ttft_s=0.05)
     route = Route("hybrid")
     return Router(arms, fallback="full_precision", route=route, rule=rule, clock=clock)
-
-
-REQUEST = GenerationRequest((5,), max_tokens=1)
-
-
-GONE_BACK = "had no first token within 0.05 s"
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -147,24 +89,6 @@ def test_waiting_for_the_other_arm_is_not_held_against_a_candidate() -> None:
     assert at_once(load()) == [2, 2, 3]
 
 
-class SteadyScheduler(SilentScheduler):
-    """One token after ``takes_s``, as many requests at a time as it is given."""
-
-    def __init__(self, takes_s: float) -> None:
-        super().__init__(hangs=False)
-        self.takes_s = takes_s
-
-    def submit(self, request, on_token, on_done):
-        submitted = super().submit(request, on_token, on_done)
-
-        def end() -> None:
-            on_token(7)
-            self.end(submitted)
-
-        asyncio.get_running_loop().call_later(self.takes_s, end)
-        return submitted
-
-
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_a_burst_that_queues_is_not_blamed_on_the_candidate(weight: float) -> None:
     """200 requests at once for 2 slots: nearly all wait longer than the 0.1 s that are allowed;
@@ -188,60 +112,6 @@ def test_a_burst_that_queues_is_not_blamed_on_the_candidate(weight: float) -> No
     if weight == 1.0:
         (reason,) = at_once(load(0.2))
         assert "had no first token within 0.1 s" in reason
-
-
-def ascent(rate: float, fails: Callable[[int], bool] = lambda number: False) -> Router:
-    """1,200 requests under a canary of two steps and the whole; the candidate fails some."""
-
-    class Failing(SteadyScheduler):
-        def submit(self, request, on_token, on_done):
-            if fails(self.taken):
-                self.taken += 1
-                raise RuntimeError("wrong")
-            return super().submit(request, on_token, on_done)
-
-    async def load() -> Router:
-        clock = asyncio.get_running_loop().time
-        arms = [
-            ServedArm("full_precision", SteadyScheduler(0.01), 8),
-            ServedArm("hybrid", Failing(0.01), 8),
-        ]
-        plan = CanaryPlan((0.1, 0.5, 1.0), step_s=2.0, step_requests=20)
-        route, rule = Route("hybrid", plan.steps[0]), RollbackRule()
-        router = Router(arms, fallback="full_precision", route=route, rule=rule, clock=clock)
-        canary = Canary(plan, router)
-        router.on_finished, router.on_switch = canary.finished, canary.switched
-        for _ in range(1200):
-            router.submit(REQUEST)
-            await asyncio.sleep(1 / rate)
-        assert canary.report()["state"] == canary.state
-        router.canary = canary
-        return router
-
-    return at_once(load())
-
-
-def test_a_canary_grows_by_steps_that_last_and_have_requests() -> None:
-    router = ascent(rate=100.0)
-    assert [(s.to_arm, s.weight) for s in router.switches] == [("hybrid", 0.5), ("hybrid", 1.0)]
-    first, second = (switch.time_s for switch in router.switches)
-    assert 2.0 <= first <= 2.4 and 2.0 <= second - first <= 2.2, "20 of 10 % of 100/s take 2 s"
-    assert "requests in 2 s and nothing against it" in router.switches[0].reason
-    assert router.canary.state == "arrived"
-    assert ascent(rate=50.0).switches[0].time_s >= 3.9, "20 of its requests take 4 s"
-
-
-def test_a_canary_that_fails_is_taken_back_and_stays_there() -> None:
-    router = ascent(100.0, fails=lambda number: number >= 30 and number % 2 == 0)
-    assert router.switches[0].weight == 0.5 and router.switches[-1].to_arm == "full_precision"
-    assert "requests failed" in router.switches[-1].reason
-    assert router.canary.state == "taken back"
-
-
-def test_a_canary_waits_while_there_is_evidence_against_it() -> None:
-    """Some of the first requests fail, which is not enough to go back; it ascends later."""
-    router = ascent(100.0, fails=lambda number: number in (12, 14, 15, 16, 18))
-    assert router.switches[0].to_arm == "hybrid" and router.switches[0].time_s > 2.4
 
 
 def test_requests_gather_until_the_slots_are_full_or_the_oldest_has_waited() -> None:
@@ -345,170 +215,3 @@ def test_a_short_request_does_not_wait_for_the_end_of_long_ones() -> None:
         assert short[2].started_s is not None and arm.long == 6 and arm.running == 8
 
     at_once(load())
-
-
-def compared(
-    weight: float,
-    candidate: Callable[[int], tuple[float, int]],
-    *,
-    key: Callable[[int], str | None] = lambda number: None,
-    rule: RollbackRule | None = None,
-) -> Router:
-    """600 requests, 100 a second. The candidate's n-th answer begins after so many seconds and
-    has so many tokens, 10 ms apart; the other arm's after 20 ms, with 10."""
-
-    class Timed(SilentScheduler):
-        def __init__(self, answer: Callable[[int], tuple[float, int]]) -> None:
-            super().__init__(hangs=False)
-            self.answer = answer
-
-        def submit(self, request, on_token, on_done):
-            submitted = super().submit(request, on_token, on_done)
-            loop, (first_s, tokens) = asyncio.get_running_loop(), self.answer(self.taken)
-            for number in range(tokens):
-                loop.call_later(first_s + 0.01 * number, on_token, 7)
-
-            def end() -> None:
-                submitted.finish_reason = "stop"
-                on_done(submitted)
-
-            loop.call_later(first_s + 0.01 * tokens, end)
-            return submitted
-
-    async def load() -> Router:
-        arms = [
-            ServedArm("full_precision", Timed(lambda number: (0.02, 10)), 64),
-            ServedArm("hybrid", Timed(candidate), 64),
-        ]
-        clock = asyncio.get_running_loop().time
-        route, rules = Route("hybrid", weight), rule or RollbackRule()
-        router = Router(arms, fallback="full_precision", route=route, rule=rules, clock=clock)
-        asked = GenerationRequest((5,), max_tokens=100)
-        for number in range(600):
-            router.submit(asked, key=key(number))
-            await asyncio.sleep(0.01)
-        return router
-
-    return at_once(load())
-
-
-@pytest.mark.parametrize(
-    ("answer", "says"),
-    [
-        ((0.05, 10), "had no first token within 1.5 times what is usual"),
-        ((0.02, 4), "less than half of what is usual"),
-        ((0.02, 30), "more than twice what is usual"),
-    ],
-)
-def test_a_candidate_is_compared_with_what_is_usual_of_the_other_arm(answer, says: str) -> None:
-    """Nobody gave a limit; the same answers as the other arm's take nothing back."""
-    router = compared(0.5, lambda number: answer, rule=RollbackRule(e2e_s=10.0))
-    (switch,) = router.switches
-    assert says in switch.reason and switch.time_s < 3.0
-    assert compared(0.5, lambda number: (0.021, 11)).switches == []
-
-
-def test_times_are_not_compared_where_the_candidate_carries_most_of_the_load() -> None:
-    assert compared(0.8, lambda number: (0.05, 10)).switches == []
-    given = compared(0.8, lambda number: (0.05, 10), rule=RollbackRule(ttft_s=0.04))
-    assert "no first token within 0.04 s" in given.switches[0].reason
-
-
-def test_a_client_stays_with_one_arm_and_counts_as_one_draw() -> None:
-    """Forty clients, of which one fails always, whichever arm it has: that is not the arm's."""
-    arms: dict[str, set[str]] = {}
-
-    async def load(weight: float) -> None:
-        clock = asyncio.get_running_loop().time
-        given = [ServedArm(name, SteadyScheduler(0.001), 8) for name in ARMS]
-        router = Router(
-            given, fallback="full_precision", route=Route("hybrid", weight), clock=clock
-        )
-        for number in range(200):
-            key = f"client {number % 40}"
-            routed = router.submit(REQUEST, key=key)
-            arms.setdefault(key, set()).add(routed.arm)
-            await asyncio.sleep(0.01)
-
-    at_once(load(0.5))
-    assert all(len(of) == 1 for of in arms.values())
-    share = sum(of == {"hybrid"} for of in arms.values()) / len(arms)
-    assert 0.25 <= share <= 0.75
-    before = {key for key, of in arms.items() if of == {"hybrid"}}
-    arms.clear()
-    at_once(load(0.75))
-    assert before < {key for key, of in arms.items() if of == {"hybrid"}}
-
-    class FailsFor(SteadyScheduler):
-        def submit(self, request, on_token, on_done):
-            if request.prompt_tokens == (99,):
-                raise RuntimeError("whoever answers it")
-            return super().submit(request, on_token, on_done)
-
-    async def fails(keyed: bool) -> list[str]:
-        clock = asyncio.get_running_loop().time
-        given = [ServedArm(name, FailsFor(0.001), 8) for name in ARMS]
-        router = Router(
-            given,
-            fallback="full_precision",
-            route=Route("hybrid", 0.5),
-            rule=RollbackRule(),
-            clock=clock,
-        )
-        wrong = min(before)
-        for number in range(1000):
-            client = f"client {number % 40}"
-            prompt = (99,) if client == wrong and number > 80 else (5,)
-            router.submit(GenerationRequest(prompt, max_tokens=1), key=client if keyed else None)
-            await asyncio.sleep(0.01)
-        return [switch.reason for switch in router.switches]
-
-    assert at_once(fails(True)) == at_once(fails(False)) == []
-
-
-def test_every_kind_of_request_is_shared_out_evenly() -> None:
-    """Long and short ones alternate, which one sequence for all would share out unevenly."""
-
-    async def load() -> list[list[str]]:
-        clock = asyncio.get_running_loop().time
-        given = [ServedArm(name, SteadyScheduler(0.001), 64) for name in ARMS]
-        route = Route("hybrid", 0.5)
-        router = Router(given, fallback="full_precision", route=route, clock=clock)
-        seen: list[list[str]] = [[], []]
-        for number in range(80):
-            kind = 0 if number % 5 in (0, 2) else 1  # near the golden ratio's own rhythm
-            wanted = GenerationRequest((5,), max_tokens=(2, 500)[kind])
-            seen[kind].append(router.submit(wanted).arm or "")
-            await asyncio.sleep(0.01)
-        return seen
-
-    for arms in at_once(load()):
-        for begin in range(0, len(arms) - 8, 8):
-            assert arms[begin : begin + 8].count("hybrid") in (3, 4, 5)
-
-
-def test_several_answers_of_one_body_are_one_draw() -> None:
-    """Twenty of one body fail in the arm that its first went to: one bad request, not twenty."""
-
-    class Failing(SteadyScheduler):
-        def submit(self, request, on_token, on_done):
-            raise RuntimeError("whoever answers it")
-
-    async def load(of_one_body: bool) -> int:
-        clock = asyncio.get_running_loop().time
-        given = [
-            ServedArm("full_precision", SteadyScheduler(0.001), 64),
-            ServedArm("hybrid", Failing(0.001), 64),
-        ]
-        route, rule = Route("hybrid", 0.5), RollbackRule()
-        router = Router(given, fallback="full_precision", route=route, rule=rule, clock=clock)
-        first = router.submit(REQUEST)
-        while first.arm != "hybrid":
-            first = router.submit(REQUEST)
-        for _ in range(60):
-            router.submit(REQUEST, beside=first if of_one_body else None)
-            await asyncio.sleep(0.01)
-        return len(router.switches)
-
-    assert at_once(load(True)) == 0
-    assert at_once(load(False)) == 1

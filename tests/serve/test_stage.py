@@ -132,16 +132,17 @@ def test_the_way_back_is_taken_in_every_way(arms, tmp_path) -> None:
     deploy_rollback.run(stage)
     record = stage.record
     drill = record.table("drill").set_index("way")
-    assert list(drill.index) == ["command", "rule", "crash", "nan", "hang", "kill", "upstream"]
+    assert list(drill.index) == ["command", "monitor", "crash", "nan", "hang", "kill", "upstream"]
     assert drill["skipped"].isna().all(), drill["skipped"].dropna().to_dict()
     assert drill["holds"].all(), drill.T
     assert (drill["failed_without_token"] == 0).all() and (drill["undeclared"] == 0).all()
-    assert (drill.loc[["command", "rule"], "truncated"] == 0).all()
+    assert (drill.loc[["command", "monitor"], "truncated"] == 0).all()
     assert (drill["first_fallback_token_s"] > 0).all() and (drill["memory_mb"] > 50).all()
     assert (drill.loc[["crash", "nan", "hang", "kill"], "back_s"] > 0).all()
     for way, says in (
-        ("rule", "had no first token within"), ("crash", "LookupError"), ("nan", "NotFiniteError"),
-        ("hang", "it hung"), ("kill", "signal 9"), ("upstream", "hybrid is out"),
+        ("monitor", "had no first token within"), ("crash", "LookupError"),
+        ("nan", "NotFiniteError"), ("hang", "it hung"), ("kill", "signal 9"),
+        ("upstream", "hybrid is out"),
     ):  # fmt: skip
         assert says in drill.loc[way, "reason"]
         assert record.metric("drill_lost_requests", way=way).value == 0

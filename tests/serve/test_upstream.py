@@ -22,8 +22,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route as Path
+from typer.testing import CliRunner
 
+from workbench.cli.serving import commands
 from workbench.errors import ConfigError, StageError
+from workbench.serve import served_run
 from workbench.serve.app import make_app
 from workbench.serve.canary import CanaryPlan
 from workbench.serve.connections import server_config
@@ -33,10 +36,11 @@ from workbench.serve.process import ServerProcess, server_process
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.routed import Route, ServedArm
 from workbench.serve.router import Router
-from workbench.serve.served_run import rule_of, serve_run, upstreams_of
+from workbench.serve.served_run import rule_of, serve_run
 from workbench.serve.service import Service
 from workbench.serve.spec import ServeSpec, UpstreamSpec
 from workbench.serve.upstream import Upstream
+from workbench.serve.upstream_options import UpstreamOptions, upstreams_of
 
 
 @dataclass
@@ -132,12 +136,15 @@ def fronted() -> Iterator[Callable[..., Front]]:
         yield lambda **options: _front(stack, **options)
 
 
-def _front(stack: ExitStack, **options) -> Front:
+def _front(stack: ExitStack, silence_s: float = 300.0, **options) -> Front:
     servers = {"today": Foreign("A"), "candidate": Foreign("B")}
     for server in servers.values():
         server.address, server.close = running(stack, server.app())
     upstreams = {
-        name: Upstream(name, UpstreamSpec(server.address, f"{name}-model", health_s=0.1))
+        name: Upstream(
+            name,
+            UpstreamSpec(server.address, f"{name}-model", silence_s=silence_s, health_s=0.1),
+        )
         for name, server in servers.items()
     }
     routing = {"fallback": "today", "route": Route("candidate"), "deadline_s": 20.0, **options}
@@ -437,7 +444,7 @@ def test_nothing_is_served_before_an_upstream_that_does_not_answer() -> None:
 def test_upstreams_are_given_by_name_and_url(monkeypatch) -> None:
     given = ["today=http://127.0.0.1:1/v1", "candidate=https://other/v1"]
     monkeypatch.setenv("SOME_KEY", "secret")
-    found = upstreams_of(given, ["today=chat"], ["candidate=SOME_KEY"])
+    found = upstreams_of(given, UpstreamOptions(["today=chat"], ["candidate=SOME_KEY"]))
     assert list(found) == ["today", "candidate"]
     assert found["today"].model == "chat" and found["candidate"].api_key_env == "SOME_KEY"
     spec = ServeSpec({}, "today", "candidate", upstreams=found)
@@ -452,9 +459,40 @@ def test_upstreams_are_given_by_name_and_url(monkeypatch) -> None:
         with pytest.raises(ConfigError, match=says):
             upstreams_of(wrong)
     with pytest.raises(ConfigError, match="--upstream-model else=x"):
-        upstreams_of(given, ["else=x"])
+        upstreams_of(given, UpstreamOptions(["else=x"]))
     with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set"):
-        upstreams_of(given, (), ["today=NO_SUCH_KEY"])
+        upstreams_of(given, UpstreamOptions((), ["today=NO_SUCH_KEY"]))
+
+
+def test_time_outs_are_of_all_upstreams_or_of_one() -> None:
+    given = ["today=http://127.0.0.1:1/v1", "candidate=https://other/v1"]
+    found = upstreams_of(
+        given,
+        UpstreamOptions(connect_s=["0.5"], silence_s=["candidate=20", "60"], health_s=["today=1"]),
+    )
+    times = {n: (each.connect_s, each.silence_s, each.health_s) for n, each in found.items()}
+    assert times == {"today": (0.5, 60.0, 1.0), "candidate": (0.5, 20.0, 2.0)}
+    for wrong in ("0", "-1", "nan", "inf", "x", "", "else=3", "today=", "today=0", "=3"):
+        with pytest.raises(ConfigError, match=f"--upstream-silence-s {wrong}"):
+            upstreams_of(given, UpstreamOptions(silence_s=[wrong]))
+    with pytest.raises(ConfigError, match="--upstream-model, --upstream-health-s without an up"):
+        upstreams_of(["some/folder"], UpstreamOptions(models=["a=b"], health_s=["3"]))
+
+
+def test_the_command_line_bounds_how_long_an_upstream_may_be_silent(fronted, monkeypatch) -> None:
+    """The answer fails; the upstream, whose health is good, stays."""
+    given: list[ServeSpec] = []
+    monkeypatch.setattr(served_run, "serve", lambda spec, *rest: given.append(spec))
+    front = fronted(silence_s=0.2)
+    command = ["serve", f"today={front.today.address}", "--upstream-connect-s", "1"]
+    ran = CliRunner().invoke(commands, [*command, "--upstream-silence-s", "today=0.2"])
+    assert ran.exit_code == 0 and given[0].upstreams["today"].silence_s == 0.2
+    assert given[0].upstreams["today"].connect_s == 1.0
+    front.today.step_s = 5.0
+    for stream in (False, True):
+        failed = front.complete(model="today", stream=stream)
+        assert "ReadTimeout" in failed.text
+    assert front.client.get("/ready").json()["arms"] == ["today", "candidate"]
 
 
 def test_a_rule_is_given_as_numbers() -> None:

@@ -12,6 +12,8 @@ from babel import Locale
 import workbench.figures
 from workbench.files import read_json
 from workbench.paths import PROJECT
+from workbench.pilot.sections.deploy_rollback import FORMER_WAYS, DrillWays
+from workbench.serve.drill import WAYS
 from workbench.wording.text import LANGUAGES, NOUN, REPORT_TEXTS, Texts, plural_category
 from workbench.wording.vocabulary import FIGURES
 
@@ -47,6 +49,16 @@ def test_the_vocabulary_is_the_contract() -> None:
     metrics = " ".join(row.split("|")[4] for row in rows if row.startswith("| `"))
     named = set(re.findall(r"`([a-z][a-z0-9_]*)`", metrics))
     assert named == set(FIGURES)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_way_back_is_told_in_words_and_a_former_name_in_the_same(language: str) -> None:
+    say = Texts(language)
+    assert {f"way.{way}" for way in WAYS} <= say.keys()
+    assert "rule" not in WAYS
+    for former, now in FORMER_WAYS.items():
+        assert say.label("way", former) == say.label("way", now) != now
+    assert DrillWays(ways=["rule", "kill"]).ways == ["monitor", "kill"]
 
 
 def test_labels_are_told_in_words() -> None:

@@ -154,6 +154,30 @@ def serve(
             show_default="none",
         ),
     ] = None,
+    upstream_connect_s: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]SECONDS",
+            help="an upstream that takes no connection within it is out",
+            show_default="5",
+        ),
+    ] = None,
+    upstream_silence_s: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]SECONDS",
+            help="an upstream's answer has failed that says nothing for so long",
+            show_default="300",
+        ),
+    ] = None,
+    upstream_health_s: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]SECONDS",
+            help="between two looks at an upstream's health, and the longest that one may take",
+            show_default="2",
+        ),
+    ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -192,9 +216,17 @@ def serve(
     from workbench.serve.canary import CanaryPlan
     from workbench.serve.front_options import FrontOptions
     from workbench.serve.served_run import serve_run
+    from workbench.serve.upstream_options import UpstreamOptions
 
     most = None if max_body is None else int(max_body * 2**20)
     front = FrontOptions(ssl_certfile, ssl_keyfile, api_key, most, log)
+    upstreams = UpstreamOptions(
+        upstream_model or (),
+        upstream_key_env or (),
+        upstream_connect_s or (),
+        upstream_silence_s or (),
+        upstream_health_s or (),
+    )
 
     compared = {"compared_share": compared_share}
     plan = CanaryPlan.parsed(canary, step_s, step_requests, **compared) if canary else None
@@ -208,8 +240,7 @@ def serve(
         rule=rule,
         canary=plan,
         probes=probes,
-        upstream_models=upstream_model or (),
-        upstream_keys=upstream_key_env or (),
+        upstream_options=upstreams,
         host=host,
         port=port,
         queue=queue,
@@ -269,7 +300,7 @@ def drill(
     way: Annotated[
         list[str] | None,
         typer.Option(
-            help="command, rule, crash, nan, hang, kill or upstream; may be given again",
+            help="command, monitor, crash, nan, hang, kill or upstream; may be given again",
             show_default="all",
         ),
     ] = None,

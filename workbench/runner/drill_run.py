@@ -61,7 +61,7 @@ def drill_run(name: str, ways: Sequence[str], way_s: float, out: Path | None) ->
     if dear := [each.way for each in taken if each.holds is False]:
         raise GateError(
             f"the way back {', '.join(dear)} lost requests or cut streams that it may not",
-            allowed="no request without a token lost; no stream cut by command or rule",
+            allowed="no request without a token lost; no stream cut by command or monitor",
             next_step="read server.log in the run's folder drill",
         )
 

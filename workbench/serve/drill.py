@@ -4,7 +4,7 @@
 way         what happens to the candidate, in the middle of its share of the load
 ==========  ======================================================================================
 command     nothing: the route is ordered back
-rule        it begins each answer late, and the rule goes back
+monitor     it begins each answer late, and the rule's monitor of that goes back
 crash       an error that nobody foresaw, in its engine
 nan         its engine gives logits that are no numbers
 hang        its process is stopped, as one that waits for ever
@@ -40,17 +40,17 @@ from workbench.serve.relay import Relay
 from workbench.serve.replay import Outcome
 from workbench.serve.spec import ServeSpec, UpstreamSpec
 
-Way = Literal["command", "rule", "crash", "nan", "hang", "kill", "upstream"]
+Way = Literal["command", "monitor", "crash", "nan", "hang", "kill", "upstream"]
 WAYS: tuple[Way, ...] = get_args(Way)
 CUTTING = ("crash", "nan", "hang", "kill", "upstream")
 """Ways that end what streams the candidate has begun."""
 MB = 1e6
 SILENCE_S = 1.5
 """Without a sign of life an arm counts as hung, in a drill."""
-RULE_TIMES, RULE_LEAST_S = 5.0, 0.1
-"""In the way ``rule`` a first token is late after so many usual ones; at least so long."""
-RULE_AT = 0.2
-"""When that begins, as a share of the way's load: a rule needs some late requests to see it."""
+LATE_TIMES, LATE_LEAST_S = 5.0, 0.1
+"""In the way ``monitor`` a first token is late after so many usual ones; at least so long."""
+LATE_AT = 0.2
+"""When that begins, as a share of the way's load: a monitor needs some late requests to see it."""
 BEGUN_TIMES = 1.5
 """Usual first tokens after a request was due, it is under way."""
 BACK_LIMIT_S, LOOK_S = 600.0, 0.05
@@ -138,7 +138,7 @@ class Drill:
         self._server, self._client = server, client
         self._shares, self._prompt_of, self._way_s = shares, prompt_of, way_s
         self._folder = folder
-        self._usual_s = RULE_LEAST_S / RULE_TIMES
+        self._usual_s = LATE_LEAST_S / LATE_TIMES
 
     def run(
         self,
@@ -176,7 +176,7 @@ class Drill:
         server.drill(CANDIDATE, silence_s=SILENCE_S)
         state = server.arm_states()[CANDIDATE]
         switches = len(server.switches())
-        at = RULE_AT if way == "rule" else 0.5
+        at = LATE_AT if way == "monitor" else 0.5
         order = self._order(way, state["pid"])
         outcomes, ordered_s = self._played(self._client, schedule, order, at)
         back_s = None
@@ -201,10 +201,10 @@ class Drill:
 
     def _order(self, way: Way, pid: int) -> Callable[[], object]:
         server = self._server
-        late_s = RULE_TIMES * self._usual_s
+        late_s = LATE_TIMES * self._usual_s
         orders: dict[Way, Callable[[], object]] = {
             "command": lambda: server.switch(FALLBACK, "drill: command"),
-            "rule": lambda: server.drill(
+            "monitor": lambda: server.drill(
                 CANDIDATE, "slow_start", seconds=2 * late_s, ttft_s=late_s
             ),
             "crash": lambda: server.drill(CANDIDATE, "crash"),
@@ -237,8 +237,8 @@ class Drill:
         return outcomes, given[0]
 
     def _learn(self, way: Way, outcomes: Sequence[Outcome]) -> None:
-        """What a first token usually takes here, for the rule."""
-        if way in ("rule", *CUTTING):
+        """What a first token usually takes here, for the monitor."""
+        if way in ("monitor", *CUTTING):
             return
         waits_s = [o.first_token_s - o.intended_s for o in outcomes if o.first_token_s is not None]
         if waits_s:
@@ -246,7 +246,7 @@ class Drill:
 
     def usual(self, first_token_s: float) -> None:
         """Say what a first token usually takes; the way ``command`` finds it otherwise."""
-        self._usual_s = max(first_token_s, RULE_LEAST_S / RULE_TIMES)
+        self._usual_s = max(first_token_s, LATE_LEAST_S / LATE_TIMES)
 
     def _until_back(self, restarts: int) -> float:
         limit = time.monotonic() + BACK_LIMIT_S

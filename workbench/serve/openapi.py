@@ -41,21 +41,31 @@ ERRORS = {
 }
 
 
+OPENAI_BODIES: dict[str, type[BaseModel]] = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+}
+
+
 def document(
     paths: Iterable[tuple[str, str]], bodies: Mapping[str, type[BaseModel]], *, passed: bool
 ) -> Json:
     """Of a server with these (path, method)s. bodies: what a path's POST takes, besides OpenAI's.
     passed: its arms are upstreams, so bodies and answers go through and are what those say."""
-    own = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest}
-    taken = {**({} if passed else own), **bodies}
+    own: dict[str, type[BaseModel]] = {
+        "/v1/completions": CompletionRequest,
+        "/v1/chat/completions": ChatRequest,
+    }
+    taken: dict[str, type[BaseModel]] = {**({} if passed else own), **bodies}
     refs, definitions = models_json_schema(
         [(kind, "validation") for kind in taken.values()], ref_template=TEMPLATE
     )
     schemas = {name: _described(each) for name, each in definitions["$defs"].items()}
     by_name = {kind.__name__: kind for kind in _all_kinds(taken.values())}
     for name, schema in schemas.items():
-        if name in by_name and issubclass(by_name[name], Wire):
-            _add_unsupported(schema, by_name[name])
+        kind = by_name.get(name)
+        if kind and issubclass(kind, Wire):
+            _add_unsupported(schema, kind)
     operations: Json = {}
     for path, method in paths:
         operation = _operation(path, method, passed)
@@ -81,7 +91,8 @@ def document(
 
 def _all_kinds(kinds: Iterable[type[BaseModel]]) -> set[type[BaseModel]]:
     """They and all that derive from the class of bodies: a nested one is of those."""
-    found, left = set(), [*kinds, Wire]
+    found: set[type[BaseModel]] = set()
+    left: list[type[BaseModel]] = [*kinds, Wire]
     while left:
         kind = left.pop()
         found.add(kind)
@@ -141,7 +152,7 @@ CHAT_LOGPROBS = _object(content=_list(SCORED), refusal=NULL)
 
 
 def _answer(kind: str, choice: Json, **more: Json) -> Json:
-    head = {"id": TEXT, "object": {"const": kind}, "created": COUNT, "model": TEXT}
+    head: Json = {"id": TEXT, "object": {"const": kind}, "created": COUNT, "model": TEXT}
     return _object(**head, system_fingerprint=TEXT, choices=_list(choice), **more)
 
 

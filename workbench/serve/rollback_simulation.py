@@ -172,8 +172,8 @@ class _Drawn:
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         life = self.life
         if life.monitor == "unlikely":
-            drawn = self._rng.random((CHUNK, self._runs)) < life.true_rate
-            return drawn * 1.0, np.zeros(CHUNK)
+            unlikely = self._rng.random((CHUNK, self._runs)) < life.true_rate
+            return unlikely * 1.0, np.zeros(CHUNK)
         # Of an answer of 20 words each differs or does not; the other arm says the same again.
         drawn = self._rng.binomial(20, life.true_rate, (CHUNK, self._runs)) / 20
         return drawn, np.full(CHUNK, -1.0)

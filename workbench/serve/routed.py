@@ -41,8 +41,8 @@ class TakesRequests(Protocol):
     def submit(
         self,
         request: Any,
-        on_token: Callable[[int], None],
-        on_done: Callable[[Any], None],
+        on_token: Callable[[int], object],
+        on_done: Callable[[Any], object],
     ) -> Submitted: ...
 
 

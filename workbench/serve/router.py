@@ -10,12 +10,8 @@ started, the queue is kept, and what has started finishes on its own weights.
   has the right mixture, not only the long run; or its client, where that is to stay with an arm.
 - Hysteresis: the way back is always open at once; a larger share for a candidate is refused
   for ``hold_s`` after its share was lowered, so two rules cannot swing against each other.
-- Gathering: an arm with free slots may let requests wait up to ``batch_wait_s`` for others, to
-  start them together: prompts that start together share the passes over the weights. 0, the
-  default, starts each at once.
-- Fair shares: long requests, those that want more than ``short_tokens``, hold all of an arm's
-  slots but ``kept_slots``, so a short one never waits for the end of long ones. Within what its
-  class may hold, the next slot is the oldest request's, so neither class starves.
+- Short and long requests share an arm's slots fairly, and may wait for each other to start
+  together: :mod:`.slots`.
 - An arm whose process has ended, hung or failed is out: the route goes to the fallback, requests
   that have no token yet are answered by an arm that works, and those in the middle of an answer
   end with an error, or are continued by that arm from their tokens (``on_lost_stream``). An arm
@@ -29,10 +25,9 @@ started, the queue is kept, and what has started finishes on its own weights.
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Container, Hashable, Iterable
 from functools import partial
 from typing import Literal
 
@@ -49,6 +44,7 @@ from workbench.serve.routed import (
     Switch,
 )
 from workbench.serve.shares import Positions, kind_of
+from workbench.serve.slots import Slots
 from workbench.serve.trial import TICK_S, Trial
 
 KEPT_SWITCHES = 1000
@@ -59,10 +55,10 @@ class Router:
     """Use it from one event loop only.
 
     arms: all warm. fallback: where the way back leads. route: where requests go at first.
-    queue: requests that may wait. batch_wait_s, short_tokens, kept_slots, deadline_s,
-    on_lost_stream: see above. held_s: what is left of a hold, from before a restart. clock: the
-    loop's own, in seconds. on_finished, on_switch: told of each, in the loop; on_gap: of the time
-    between two tokens.
+    queue: requests that may wait. batch_wait_s, short_tokens, kept_slots: see :mod:`.slots`.
+    deadline_s, on_lost_stream: see above. held_s: what is left of a hold, from before a restart.
+    clock: the loop's own, in seconds. on_finished, on_switch: told of each, in the loop; on_gap: of
+    the time between two tokens.
     """
 
     def __init__(
@@ -87,8 +83,6 @@ class Router:
             if name not in self.arms:
                 raise ValueError(f"arm {name!r}; allowed: {', '.join(self.arms)}")
         self.fallback, self.route, self.queue, self.hold_s = fallback, route, queue, hold_s
-        self.batch_wait_s = batch_wait_s
-        self.short_tokens, self.kept_slots = short_tokens, kept_slots
         self.deadline_s, self.on_lost_stream = deadline_s, on_lost_stream
         self.switches: list[Switch] = []
         self.saved = 0
@@ -110,7 +104,7 @@ class Router:
         self.since_s = 0.0
         """When the route became what it is."""
         self._held_until = clock() + held_s
-        self._took_s: deque[float] = deque(maxlen=32)
+        self._slots = Slots(batch_wait_s, short_tokens, kept_slots)
 
     @property
     def waiting(self) -> int:
@@ -144,12 +138,12 @@ class Router:
         kind = kind or kind_of(len(request.prompt_tokens), request.max_tokens)
         position = self._positions.next(kind, key) if beside is None else beside.position
         routed = RoutedRequest(request, position, pinned, self._clock(), kind, key)
-        routed.long = self.short_tokens is not None and request.max_tokens > self.short_tokens
+        routed.long = self._slots.is_long(request)
         arm = self.arm_for(routed)
         if arm.out:
             raise NoArm(f"arm {arm.name} is out: {arm.out}")
-        if not self._has_slot(arm, routed) and len(self._waiting) >= self.queue:
-            raise QueueFull(len(self._waiting), self._time_to_drain_s(arm))
+        if not self._slots.has_one(arm, routed) and self.waiting >= self.queue:
+            raise QueueFull(self.waiting, self._slots.time_to_drain_s(self.waiting, arm))
         if self.deadline_s is not None:
             loop = asyncio.get_running_loop()
             routed.deadline = loop.call_later(self.deadline_s, self._overdue, routed)
@@ -271,14 +265,14 @@ class Router:
         """Start what can start, in order of arrival; nobody waits for another arm's slot."""
         kept: deque[RoutedRequest] = deque()
         requests, self._waiting = self._waiting, kept
-        gathering = self._gathering(requests) if self.batch_wait_s else ()
+        gathering = self._gathering(requests)
         for routed in requests:
             arm = self.arm_for(routed)
             if arm.out:
                 routed.arm = arm.name
                 why = f"the arm is out: {arm.out}"
                 asyncio.get_running_loop().call_soon(self._finish, routed, "error", why)
-            elif self._has_slot(arm, routed) and arm.name not in gathering:
+            elif self._slots.has_one(arm, routed) and arm.name not in gathering:
                 self._start(routed, arm)
             else:
                 kept.append(routed)
@@ -297,28 +291,18 @@ class Router:
             elif arm.name not in wanted and arm.running < arm.slots:
                 self._start(routed, arm)
 
-    def _has_slot(self, arm: ServedArm, routed: RoutedRequest) -> bool:
-        if routed.long and arm.long >= max(1, arm.slots - self.kept_slots):
-            return False
-        return arm.running < arm.slots
-
-    def _gathering(self, requests: Iterable[RoutedRequest]) -> set[str]:
-        """The arms that wait for more requests: fewer wait than slots are free, and the oldest
-        has not waited ``batch_wait_s`` yet. Looks again when it has."""
-        waiting: dict[str, list[RoutedRequest]] = {}
-        for routed in requests:
-            waiting.setdefault(self.arm_for(routed).name, []).append(routed)
-        found, now = set(), self._clock()
-        for name, own in waiting.items():
-            arm, left_s = self.arms[name], own[0].arrived_s + self.batch_wait_s - now
-            if len(own) < arm.slots - arm.running and left_s > 0:
-                found.add(name)
-                asyncio.get_running_loop().call_later(left_s + TICK_S, self._dispatch)
+    def _gathering(self, requests: Iterable[RoutedRequest]) -> Container[str]:
+        """The arms that wait for more requests. Looks again when they have waited."""
+        waiting = ((self.arm_for(routed), routed) for routed in requests)
+        found = self._slots.gathering(waiting, self._clock())
+        for left_s in found.values():
+            asyncio.get_running_loop().call_later(left_s + TICK_S, self._dispatch)
         return found
 
     def _start(self, routed: RoutedRequest, arm: ServedArm) -> None:
         loop = asyncio.get_running_loop()
-        on_token, on_done = partial(self._token, routed), partial(self._done, routed, arm)
+        on_token: Callable[[int], object] = partial(self._token, routed)
+        on_done: Callable[[Submitted], object] = partial(self._done, routed, arm)
         if not getattr(arm.scheduler, "on_loop", False):
             on_token = partial(loop.call_soon_threadsafe, on_token)
             on_done = partial(loop.call_soon_threadsafe, on_done)
@@ -403,7 +387,7 @@ class Router:
             return
         routed.events.put_nowait(None)
         if reason != "cancelled" and routed.started_s is not None:
-            self._took_s.append(routed.ended_s - routed.started_s)
+            self._slots.took(routed.ended_s - routed.started_s)
         self.trial.ended(routed)
         self.on_finished(routed)
 
@@ -413,10 +397,3 @@ class Router:
 
     def _back(self, why: str) -> None:
         self.switch(self.fallback, reason=why, cause="rule")
-
-    def _time_to_drain_s(self, arm: ServedArm) -> float:
-        """Seconds until the queue is empty if its requests take as long as the latest ones did,
-        as many at a time as the arm has slots; 1 if unknown. What came before a pause counts."""
-        if not self._took_s:
-            return 1.0
-        return len(self._waiting) * statistics.fmean(self._took_s) / max(arm.slots, 1)

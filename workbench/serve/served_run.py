@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +28,8 @@ from workbench.serve.kept_route import (
 )
 from workbench.serve.main import serve
 from workbench.serve.rollback_rule import RollbackRule
-from workbench.serve.spec import ProbePrompt, Ready, ServeSpec, UpstreamSpec, fair_slots
+from workbench.serve.spec import ProbePrompt, Ready, ServeSpec, fair_slots
+from workbench.serve.upstream_options import UpstreamOptions, upstreams_of
 
 SLOTS, UPSTREAM_SLOTS = 4, 256
 PROBES, PROBE_CHARACTERS = 32, 400
@@ -49,8 +50,7 @@ def serve_run(
     rule: str | None = None,
     canary: CanaryPlan | None = None,
     probes: Path | None = None,
-    upstream_models: Sequence[str] = (),
-    upstream_keys: Sequence[str] = (),
+    upstream_options: UpstreamOptions | None = None,
     front: FrontOptions = DEFAULT_FRONT,
     meters: bool = True,
     state: Path | None = None,
@@ -74,7 +74,7 @@ def serve_run(
         goes on from the share that the run's route had when it was served last.
     probes: prompts for a canary, a text a line, or a ``.jsonl`` file as a pilot's ``prompts`` takes
         it; None takes those of the run's pilot, and where that has none its held-out texts.
-    upstream_models, upstream_keys: ``NAME=MODEL``, and ``NAME=VARIABLE`` with its key.
+    upstream_options: of arms that are other servers.
     front: how it meets its clients. meters: whether it counts energy: by the pilot's meters of a
         run, else by the counters of this machine.
     state: the file that the route is kept in; None takes one of the run's folder, and none of other
@@ -85,7 +85,7 @@ def serve_run(
     """
     measurement_threads(of_spec.get("threads", 0), "--threads")
     front.check()
-    upstreams = upstreams_of(folders, upstream_models, upstream_keys)
+    upstreams = upstreams_of(folders, upstream_options)
     arms = {} if upstreams else arms_of(folders)
     names = list(arms or upstreams)
     run = None if upstreams else _served_run(folders)
@@ -193,47 +193,6 @@ def serve_run(
     routed: list[tuple[str, str, float, str]] = []
     """Address, arm, weight and reason: of the latest route."""
     serve(spec, announce, token, switched, counted)
-
-
-def upstreams_of(
-    given: Sequence[Path | str], models: Sequence[str] = (), keys: Sequence[str] = ()
-) -> dict[str, UpstreamSpec]:
-    """Arms that are other servers, from ``NAME=URL``; none where folders are given.
-
-    Raises ConfigError for a mixture of both, a wrong address and a name that is not given.
-    """
-    pairs = [str(each).partition("=") for each in given]
-    if not any("://" in address for _, _, address in pairs):
-        if any("://" in str(each) for each in given):
-            raise ConfigError(
-                f"{next(str(e) for e in given if '://' in str(e))} has no name",
-                allowed="NAME=URL, e.g. today=http://127.0.0.1:8001/v1",
-            )
-        return {}
-    found = {name: address for name, _, address in pairs if name and "://" in address}
-    if len(found) < len(given):
-        raise ConfigError(
-            f"{len(given)} arms, of them {len(found)} upstreams with a name of their own",
-            allowed="NAME=URL for every arm, each with another name",
-            next_step="serve a model folder with a workbench serve of its own, and give its URL",
-        )
-    of_models, of_keys = (_by_name(found, *each) for each in (
-        ("--upstream-model", models), ("--upstream-key-env", keys)
-    ))  # fmt: skip
-    made = {n: UpstreamSpec(url, of_models.get(n), of_keys.get(n)) for n, url in found.items()}
-    for each in made.values():
-        assert each.endpoint  # raises ConfigError
-    return made
-
-
-def _by_name(known: Mapping[str, str], option: str, pairs: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        name, _, value = pair.partition("=")
-        if name not in known or not value:
-            raise ConfigError(f"{option} {pair}", allowed=f"NAME=..., NAME of {', '.join(known)}")
-        found[name] = value
-    return found
 
 
 def rule_of(text: str) -> RollbackRule:

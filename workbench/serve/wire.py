@@ -268,7 +268,7 @@ class CompletionRequest(CommonFields):
     def prompts(self) -> list[str] | list[list[int]]:
         if isinstance(self.prompt, str):
             return [self.prompt]
-        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt  # type: ignore
+        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt
 
     @property
     def alternatives(self) -> int | None:

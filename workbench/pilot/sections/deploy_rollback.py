@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -167,7 +167,9 @@ class Tuning(Section):
         return self
 
 
-LostWay = Literal["rule", "crash", "nan", "hang", "kill", "upstream"]
+LostWay = Literal["monitor", "crash", "nan", "hang", "kill", "upstream"]
+FORMER_WAYS = {"rule": "monitor"}
+"""Names of ways in runs of before, and what they are called now."""
 
 
 class DrillWays(Section):
@@ -176,9 +178,9 @@ class DrillWays(Section):
 
     ways: list[LostWay] = Field(
         list(get_args(LostWay)),
-        description="what happens to the hybrid: the rule finds it slow, an error nobody foresaw, "
-        "logits that are no numbers, a process that hangs, one that is killed, an upstream that "
-        "disappears",
+        description="what happens to the hybrid: a monitor of the rule finds it slow, an error "
+        "nobody foresaw, logits that are no numbers, a process that hangs, one that is killed, an "
+        "upstream that disappears",
     )
     way_s: float = Field(
         1.0, ge=0.5, le=3600, description="length of the load that each way is taken under, s"
@@ -190,6 +192,14 @@ class DrillWays(Section):
         description="time for all ways together, restarts of the hybrid included; a way that it "
         "does not reach says so; 0 leaves the drill out, s",
     )
+
+    @field_validator("ways", mode="before")
+    @classmethod
+    def named_as_now(cls, values: Any) -> Any:
+        """The pilot of a run of before can still be read."""
+        if not isinstance(values, list):
+            return values
+        return [FORMER_WAYS.get(way, way) if isinstance(way, str) else way for way in values]
 
     @field_validator("ways")
     @classmethod
