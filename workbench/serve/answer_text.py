@@ -6,10 +6,10 @@ both together and a character that the prompt begins is finished by the answer.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
+from workbench.engine.scores import ScoredToken
 from workbench.serve.logprobs import PlacedToken, chat_logprobs, completion_logprobs
 from workbench.serve.routed import RoutedRequest
 from workbench.serve.service import Service
@@ -31,9 +31,12 @@ class AnswerText:
         self, service: Service, routed: RoutedRequest, fields: CommonFields, index: int
     ) -> None:
         assert service.tokenizer is not None
-        decode = partial(
-            service.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        tokenizer = service.tokenizer
+
+        def decode(tokens: Sequence[int]) -> str:
+            kept = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+            return str(tokenizer.decode(list(tokens), **kept))
+
         self.index = index
         self._service, self._routed = service, routed
         self._echo, self._chat = getattr(fields, "echo", False), isinstance(fields, ChatRequest)
@@ -100,9 +103,13 @@ class AnswerText:
     async def _read(self) -> AsyncIterator[AnswerPiece]:
         fewest = self._routed.request.min_tokens
         async for token in self._routed.stream():
+            assert isinstance(token, int)
             if self._echo and not self.tokens_read:
                 yield self._prompt()
-            placed = (self._placed(token, token.score),) if self._scored else ()
+            placed: tuple[PlacedToken, ...] = ()
+            if self._scored:
+                assert isinstance(token, ScoredToken)
+                placed = (self._placed(token, token.score),)
             piece = self._decoded(self._text.push(token))
             self.tokens_read += 1
             # Text before the minimum is out of a stop text's reach, its beginning included.

@@ -38,7 +38,7 @@ OnPath = Callable[[Request], Awaitable[Response]]
 def make_app(service: Service) -> Access:
     """The application over one service."""
     complete, chat = _answering(service)
-    endpoints = [
+    endpoints: list[tuple[str, str, OnPath]] = [
         ("/v1/completions", "POST", partial(_generate, service, complete)),
         ("/v1/chat/completions", "POST", partial(_generate, service, chat)),
         ("/v1/models", "GET", partial(_models, service)),
@@ -121,7 +121,10 @@ def _card(service: Service, name: str) -> dict[str, Any]:
 
 
 def _described(paths: list[tuple[str, str]], service: Service) -> dict[str, Any]:
-    bodies = {"/workbench/route": RouteOrder, "/workbench/drill": DrillOrder}
+    bodies: dict[str, type[BaseModel]] = {
+        "/workbench/route": RouteOrder,
+        "/workbench/drill": DrillOrder,
+    }
     known = {path for path, _ in paths}
     return document(
         [*paths, ("/openapi.json", "GET")],

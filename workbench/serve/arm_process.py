@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import StageError, WorkbenchError
+from workbench.machine.device import DeviceName
 from workbench.paths import shown
 from workbench.serve.spec import ArmReady
 
@@ -63,7 +64,7 @@ class ArmSpec:
     slots: int
     context: int
     threads: int
-    device: str
+    device: DeviceName
     faults: bool = False
 
 

@@ -105,6 +105,7 @@ def _row(
     limit = {"disagreement": rule.max_disagreement, "unlikely": rule.max_unlikely_share}[monitor]
     found, delay = _lives(values, limit, LEAST[monitor], rule.false_alarms)
     estimate = mean(values, "pairs")
+    assert estimate.value is not None, "there are pairs"
     return {
         "name": "calibration", "run": run.name, "arm": arm, "monitor": monitor,
         "mean": round(estimate.value, 4), "lo": estimate.lo, "hi": estimate.hi,

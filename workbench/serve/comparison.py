@@ -170,7 +170,7 @@ class Comparisons:
     async def _answer(self, chosen: Chosen, wanted: Any, arm: str) -> tuple[int, ...]:
         if chosen.arm == arm:
             return tuple(chosen.answer)
-        return tuple((await self._ended(wanted, arm)).output)
+        return (await self._ended(wanted, arm)).output_tokens
 
     async def _ended(self, wanted: Any, arm: str) -> RoutedRequest:
         routed = self._router.submit_behind(wanted, arm)

@@ -10,7 +10,7 @@ included, frees its places.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -89,6 +89,7 @@ def _understood(
     fields = parse(kind, body)
     pinned = service.pinned(fields.model)
     rules = None if fields.json_as is None else _grammar(service, fields.json_as)
+    assert service.tokenizer is not None, "of upstreams bodies are passed on"
     if isinstance(fields, ChatRequest):
         tokens = [prompts.chat_tokens(service.tokenizer, fields, service.limit)]
     else:
@@ -125,8 +126,8 @@ def _routed_requests(
             first = routed[0] if routed else None
             routed.append(routed_request(service, each, pinned, key, beside=first))
     except ApiError:
-        for each in routed:
-            service.router.cancel(each)
+        for begun in routed:
+            service.router.cancel(begun)
         raise
     return routed
 
@@ -186,7 +187,7 @@ async def _chunks(choice: AnswerText, form: Form, so_far: SoFar) -> AsyncIterato
 
 async def _as_they_come(
     choices: Sequence[AnswerText], form: Form, so_far: SoFar
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str]:
     """Of all of them. Raises the ApiError of the first that fails; the others then end too."""
     came: asyncio.Queue[str | ApiError | None] = asyncio.Queue()
 

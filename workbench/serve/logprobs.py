@@ -43,7 +43,7 @@ class TokenTexts:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def _bytes_of(self, token: int) -> bytes:
-        name = self._tokenizer.convert_ids_to_tokens(token)
+        name: str | None = self._tokenizer.convert_ids_to_tokens([token])[0]
         if name is None:  # the model's vocabulary is larger than the tokenizer's
             return b""
         if token not in self._special and "ByteLevel" in self._decoder:
@@ -55,9 +55,11 @@ class TokenTexts:
         if token in self._special:
             return str(name).encode()
         # Alone a text loses the space that it begins with, where that is its first letter's.
-        two = self._tokenizer.decode([token, token], clean_up_tokenization_spaces=False)
-        one = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        return two[len(one) :].encode()
+        two = self._decoded([token, token])
+        return two[len(self._decoded([token])) :].encode()
+
+    def _decoded(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
 
 def chat_logprobs(texts: TokenTexts, tokens: Iterable[PlacedToken]) -> dict[str, Any]:

@@ -128,12 +128,11 @@ async def _serve(
                 spec.canary, router, comparisons, candidate=spec.candidate
             )
             told.append(canary.switched)
-            counted = router.on_finished
-            router.on_finished = lambda routed: (counted(routed), canary.finished(routed))
+            router.on_finished = _each(router.on_finished, canary.finished)
             if comparisons:
                 comparing = asyncio.create_task(comparisons.run())
                 open_things.callback(comparing.cancel)
-        router.on_switch = lambda switch: [tell(switch) for tell in told]
+        router.on_switch = _each(*told)
         if spec.evidence:
             router.trial.go_on_from(spec.evidence)
         telling = asyncio.create_task(_telling(router, on_evidence))
@@ -143,6 +142,16 @@ async def _serve(
         sizes = shared.context, shared.vocab_size, held_bytes
         announce(Ready(host, port, *sizes, ready, spec.front.scheme))
         await _listening(service, listener, spec, lambda: on_evidence(router.trial.kept()))
+
+
+def _each(*told: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Tells all of them, in order."""
+
+    def tell(what: Any) -> None:
+        for each in told:
+            each(what)
+
+    return tell
 
 
 async def _telling(router: Router, on_evidence: Callable[[dict[str, Any] | None], None]) -> None:

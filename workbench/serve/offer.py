@@ -67,11 +67,11 @@ class Terms:
     @property
     def first_token_s(self) -> float:
         """A first token that came later has missed the shortest target; 0 without one."""
-        found = [
-            1e-3 * targets["ttft_ms"] if targets.get("ttft_ms") else targets.get("e2e_s")
-            for targets in self.slo.values()
-        ]
-        return min((limit for limit in found if limit), default=0.0)
+        found: list[float] = []
+        for targets in self.slo.values():
+            ttft_ms = targets.get("ttft_ms")
+            found.append(1e-3 * ttft_ms if ttft_ms else targets.get("e2e_s") or 0.0)
+        return min(filter(None, found), default=0.0)
 
     @property
     def shortest_point_s(self) -> float:

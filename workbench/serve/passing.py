@@ -33,7 +33,7 @@ async def pass_on(service: Service, request: Request, path: str, body: Any) -> R
         first = await unless_gone(request, anext(routed.stream(), None))
         passed = routed.submitted
         headers = {ARM_HEADER: quote(routed.arm or "none", safe="")}
-        if first is None or not isinstance(passed, PassedOn):
+        if not isinstance(first, bytes) or not isinstance(passed, PassedOn):
             return _refusal(routed, headers)
         if not stream:
             return Response(first, headers=headers, media_type=passed.content_type)
@@ -64,6 +64,7 @@ def _refusal(routed: RoutedRequest, headers: dict[str, str]) -> Response:
 async def _events(routed: RoutedRequest, first: bytes) -> AsyncIterator[bytes | str]:
     yield first
     async for event in routed.stream():
+        assert isinstance(event, bytes)
         yield event
     passed = routed.submitted
     if routed.finish_reason == "error" and not (isinstance(passed, PassedOn) and passed.declared):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,11 +73,11 @@ def chat_tokens(
     knows no other form."""
     limit.check(sum(len(m.role) + len(m.text) for m in request.messages), "messages")
     if tokenizer.chat_template is None:
-        shown = {"tools": request.tools and request.tool_choice != "none"}
+        shown = {"tools": bool(request.tools) and request.tool_choice != "none"}
         for field in ("name", "tool_calls", "tool_call_id"):
             shown[field] = any(getattr(message, field) for message in request.messages)
-        if field := next((name for name, given in shown.items() if given), None):
-            raise _not_shown(field)
+        if absent := next((name for name, given in shown.items() if given), None):
+            raise _not_shown(absent)
         lines = [f"{message.role}: {message.text}\n" for message in request.messages]
         start = document_start(tokenizer)
         text = "".join([*lines, "assistant:"])
@@ -120,10 +120,12 @@ def _turn(message: Message, place: int) -> dict[str, Any]:
 def _templated(
     tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], tools: list[dict[str, Any]]
 ) -> str:
+    shown: list[dict[Any, Any] | Callable[..., Any]] = [*tools]
     try:
-        return tokenizer.apply_chat_template(
-            turns, tools=tools or None, tokenize=False, add_generation_prompt=True
+        text = tokenizer.apply_chat_template(
+            turns, tools=shown or None, tokenize=False, add_generation_prompt=True
         )
+        return str(text)
     except Exception as error:  # a template raises what its author chose
         raise ApiError(400, f"messages: the chat template refused: {error}") from None
 

@@ -9,6 +9,9 @@ from typing import Any, Literal, Protocol
 
 from workbench.engine.request import FinishReason, GenerationRequest
 
+Piece = int | bytes
+"""Of an answer: a token of ours, or an event of an upstream, whose tokens are not known here."""
+
 
 class NoArm(RuntimeError):
     """Every arm that may answer is out."""
@@ -41,7 +44,7 @@ class TakesRequests(Protocol):
     def submit(
         self,
         request: Any,
-        on_token: Callable[[int], object],
+        on_token: Callable[[Any], object],
         on_done: Callable[[Any], object],
     ) -> Submitted: ...
 
@@ -59,6 +62,24 @@ class ServedArm:
     """Of those running, the ones that want many tokens."""
     out: str | None = None
     spoke_s: float = 0.0
+
+    def submit(
+        self,
+        request: Any,
+        on_token: Callable[[Piece], object],
+        on_done: Callable[[Submitted], object],
+    ) -> Submitted:
+        """Give it a request. Both are told on the event loop that this is called on."""
+        if not getattr(self.scheduler, "on_loop", False):
+            loop = asyncio.get_running_loop()
+            on_token, on_done = _told_on(loop, on_token), _told_on(loop, on_done)
+        return self.scheduler.submit(request, on_token, on_done)
+
+
+def _told_on(
+    loop: asyncio.AbstractEventLoop, told: Callable[[Any], object]
+) -> Callable[[Any], object]:
+    return lambda what: loop.call_soon_threadsafe(told, what)
 
 
 @dataclass(frozen=True)
@@ -96,7 +117,7 @@ class RoutedRequest:
     behind: no client waits for it. no_draw: another one of its body decided who answers it.
     arm: set when it starts.
     has_enough: it is ended before its last token, and was answered in full. overdue: its deadline
-    passed. output: the tokens so far.
+    passed. output: the pieces so far.
     submitted: the same request in its arm, once it has started.
     """
 
@@ -115,14 +136,19 @@ class RoutedRequest:
     first_token_s: float | None = None
     latest_token_s: float | None = None
     ended_s: float | None = None
-    output: list[int] = field(default_factory=list)
+    output: list[Piece] = field(default_factory=list)
     has_enough: bool = False
     overdue: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None
     submitted: Submitted | None = None
     deadline: asyncio.TimerHandle | None = None
-    events: asyncio.Queue[int | None] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[Piece | None] = field(default_factory=asyncio.Queue)
+
+    @property
+    def output_tokens(self) -> tuple[int, ...]:
+        """The output of an arm of ours; none of an upstream's."""
+        return tuple(piece for piece in self.output if isinstance(piece, int))
 
     @property
     def tokens(self) -> int:
@@ -149,14 +175,14 @@ class RoutedRequest:
             return self.request
         return replace(
             self.request,
-            prompt_tokens=(*self.request.prompt_tokens, *self.output),
+            prompt_tokens=(*self.request.prompt_tokens, *self.output_tokens),
             max_tokens=self.request.max_tokens - self.tokens,
             min_tokens=max(0, self.request.min_tokens - self.tokens),
             given_output=self.request.given_output + self.tokens,
             prompt_logprobs=None,  # its client has them
         )
 
-    async def stream(self) -> AsyncIterator[int]:
-        """Output tokens as they come; afterwards ``finish_reason`` is set."""
-        while (token := await self.events.get()) is not None:
-            yield token
+    async def stream(self) -> AsyncIterator[Piece]:
+        """The output as it comes; afterwards ``finish_reason`` is set."""
+        while (piece := await self.events.get()) is not None:
+            yield piece

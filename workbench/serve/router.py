@@ -36,6 +36,7 @@ from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.routed import (
     Cause,
     NoArm,
+    Piece,
     Route,
     RoutedRequest,
     RouteHeld,
@@ -300,27 +301,23 @@ class Router:
         return found
 
     def _start(self, routed: RoutedRequest, arm: ServedArm) -> None:
-        loop = asyncio.get_running_loop()
-        on_token: Callable[[int], object] = partial(self._token, routed)
-        on_done: Callable[[Submitted], object] = partial(self._done, routed, arm)
-        if not getattr(arm.scheduler, "on_loop", False):
-            on_token = partial(loop.call_soon_threadsafe, on_token)
-            on_done = partial(loop.call_soon_threadsafe, on_done)
         routed.arm, routed.started_s = arm.name, self._clock()
         arm.running += 1
         arm.long += routed.long
         self._running.add(routed)
         try:
-            routed.submitted = arm.scheduler.submit(routed.left(), on_token, on_done)
+            routed.submitted = arm.submit(
+                routed.left(), partial(self._token, routed), partial(self._done, routed, arm)
+            )
         except (ValueError, RuntimeError) as error:
             # Later, because an end may change the route while the queue is being walked.
             why = f"{type(error).__name__}: {error}"
-            loop.call_soon(self._ended, routed, arm, "error", why)
+            asyncio.get_running_loop().call_soon(self._ended, routed, arm, "error", why)
 
-    def _token(self, routed: RoutedRequest, token: int) -> None:
+    def _token(self, routed: RoutedRequest, piece: Piece) -> None:
         if routed.finish_reason:
             return  # its deadline has passed
-        routed.output.append(token)
+        routed.output.append(piece)
         now = self._clock()
         if routed.latest_token_s is not None and not routed.behind:
             self.on_gap(routed, now - routed.latest_token_s)
@@ -330,7 +327,7 @@ class Router:
             if routed.arm and not routed.behind:
                 self.arms[routed.arm].spoke_s = routed.first_token_s
             self.trial.first_token(routed)
-        routed.events.put_nowait(token)
+        routed.events.put_nowait(piece)
 
     def _done(self, routed: RoutedRequest, arm: ServedArm, submitted: Submitted) -> None:
         self._ended(routed, arm, submitted.finish_reason or "error", submitted.error)

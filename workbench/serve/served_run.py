@@ -152,9 +152,10 @@ def serve_run(
             certificate=spec.front.certificate, held_until=held_until[0], arms=tuple(names),
             evidence=known[0],
         )  # fmt: skip
+        if kept_in is None:
+            return now
         try:
-            if kept_in:
-                now.keep(kept_in)
+            now.keep(kept_in)
         except OSError as error:  # the route is what it is; only a restart would not know it
             said = f"the route could not be kept in {shown(kept_in)}: {reason_of(error)}"
             say(f"{said}; a server that is started again begins with an older one")

@@ -136,7 +136,7 @@ def routed_request(
             f"{full}; try again later",
             kind="rate_limit_error",
             code="queue_full",
-            headers={"Retry-After": str(max(1, math.ceil(full.retry_after_s)))},
+            headers={"Retry-After": str(max(1, math.ceil(full.retry_after_s or 1.0)))},
         ) from None
     except NoArm as error:
         again = {"Retry-After": "1"}  # it is being started

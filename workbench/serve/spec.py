@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.files import read_json, write_json
+from workbench.machine.device import DeviceName
 from workbench.serve.canary import CanaryPlan
 from workbench.serve.endpoint import Endpoint
 from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
@@ -81,7 +82,7 @@ class ServeSpec:
     queue: int = 256
     context: int | None = None
     threads: int = 0
-    device: str = "cpu"
+    device: DeviceName = "cpu"
     hold_s: float = 30.0
     held_s: float = 0.0
     evidence: dict[str, Any] | None = None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
 
 from workbench.measure.statistics import Estimate
 from workbench.records.metric import Metric
-from workbench.serve.carries import Carries
+from workbench.serve.carries import Carries, Why
 from workbench.serve.rate_search import Point
 from workbench.serve.tuning import PROFILE, Searched
 
@@ -34,13 +35,13 @@ def best_settings(found: Sequence[Searched], load_per_s: float) -> list[Best]:
     """One for each arm and kind of requests of which some setting has a largest rate."""
     best = []
     for arm, requests in dict.fromkeys((each.arm, each.requests) for each in found):
-        own = [s for s in found if (s.arm, s.requests) == (arm, requests) and s.found.rate_per_s]
+        own = [s for s in found if (s.arm, s.requests) == (arm, requests) and s.rate_per_s]
         if requests == PROFILE:
-            own = [s for s in own if s.found.rate_per_s >= load_per_s] or own
+            own = [s for s in own if s.rate_per_s >= load_per_s] or own
         if own:
-            metered = [s for s in own if s.energy_j is not None]
-            thrifty = min(metered, key=lambda s: s.energy_j, default=None)
-            cheapest = max(own, key=lambda s: s.found.rate_per_s)
+            metered = [(s.energy_j, s) for s in own if s.energy_j is not None]
+            thrifty = min(metered, key=itemgetter(0), default=(0.0, None))[1]
+            cheapest = max(own, key=lambda s: s.rate_per_s)
             best.append(Best(arm, requests, cheapest, thrifty))
     return best
 
@@ -68,7 +69,7 @@ def _rate(each: Searched) -> Metric:
     bracket = "no interval: " + ("at least this: " if rate.kind == "at_least" else "") + rate.why
     how = "largest rate offered at which each class met its targets"
     return Estimate(rate.rate_per_s, None, None, len(rate.points), "", reason=bracket).metric(
-        name, unit, how, **each.labels()
+        name, unit, how, "measured", **each.labels()
     )
 
 
@@ -79,7 +80,11 @@ def _energy(each: Searched) -> Metric:
         return Metric.missing(name, "J", why, **each.labels())
     reason = "no interval: one point"
     return Estimate(best.energy_j, None, None, best.requests, "", reason=reason).metric(
-        name, "J", "gross energy over the requests answered, at the largest rate", **each.labels()
+        name,
+        "J",
+        "gross energy over the requests answered, at the largest rate",
+        "measured",
+        **each.labels(),
     )
 
 
@@ -104,12 +109,12 @@ def _price(each: Searched, per_hour: float | None, currency: str) -> Metric:
 def _over_load(arm: str, found: Sequence[Searched], load_per_s: float) -> Metric:
     name, own = "largest_rate_over_load", [s for s in found if s.arm == arm]
     own = [s for s in own if s.requests == PROFILE]
-    rated = [s for s in own if s.found.rate_per_s]
+    rated = [s for s in own if s.rate_per_s]
     if not rated:
         return Metric.missing(name, "", "; ".join(dict.fromkeys(map(_said, own))), arm=arm)
-    best = max(rated, key=lambda s: s.found.rate_per_s)
+    best = max(rated, key=lambda s: s.rate_per_s)
     reason = "no interval: the largest of several searches"
-    value = best.found.rate_per_s / load_per_s
+    value = best.rate_per_s / load_per_s
     return Estimate(value, None, None, len(rated), "", reason=reason).metric(
         name,
         "",
@@ -152,9 +157,9 @@ def _place(each: Searched) -> dict[str, Any]:
 
 
 def _row(point: Point) -> dict[str, Any]:
-    met = {name: e for name, e in point.met.items() if e.value is not None}
-    worst = min(met, key=lambda name: met[name].value, default=None)
-    share = met[worst] if worst else None
+    met = [(e.value, name) for name, e in point.met.items() if e.value is not None]
+    worst = min(met, key=itemgetter(0), default=(0.0, None))[1]
+    share = point.met[worst] if worst else None
     return {
         "rate_per_s": point.rate_per_s,
         "achieved_per_s": point.achieved_per_s,
@@ -217,12 +222,12 @@ def settings_text(found: Sequence[Searched], load_per_s: float, served: str = "R
 
 
 def _block(arm: str, why: str, chosen: Searched, load_per_s: float, served: str) -> str:
-    rate = chosen.found
-    least = "at least " if rate.kind == "at_least" else ""
+    rate_per_s = chosen.rate_per_s
+    least = "at least " if chosen.found.kind == "at_least" else ""
     energy = f", {chosen.energy_j:.3g} J a request" if chosen.energy_j is not None else ""
     return (
-        f"# {arm}, {why}: {least}{rate.rate_per_s:.4g} requests/s of the load within its targets, "
-        f"{rate.rate_per_s / load_per_s:.3g} times its rate{energy}\n"
+        f"# {arm}, {why}: {least}{rate_per_s:.4g} requests/s of the load within its targets, "
+        f"{rate_per_s / load_per_s:.3g} times its rate{energy}\n"
         f"workbench serve {served} {chosen.setting.flags}\n"
         f"{chosen.setting.pilot_lines}"
     )
@@ -245,7 +250,7 @@ def tuned_answer(
     own = [s for s in found if s.arm == arm and s.requests == PROFILE and s.found.points]
     points = [(p.rate_per_s / load_per_s, p) for s in own for p in s.found.points]
     surely = [pace for pace, p in points if p.outcome == "held" and _keeps(p, wanted_share)]
-    held = [s.found.rate_per_s / load_per_s for s in own if s.found.rate_per_s]
+    held = [s.rate_per_s / load_per_s for s in own if s.rate_per_s]
     if surely and max(surely) >= 1 and cut_share <= 1 - wanted_share:
         return Carries("yes", "tuned", max(surely))
     failed = [
@@ -258,7 +263,7 @@ def tuned_answer(
     if own and all(pace is not None and pace <= 1 for pace in failed) and max(held, default=0) < 1:
         return Carries("no", "tuned", max(pace for pace in failed if pace is not None))
     if held and max(held) >= 1:
-        why = "tuned_cut" if cut_share > 1 - wanted_share else "tuned_open"
+        why: Why = "tuned_cut" if cut_share > 1 - wanted_share else "tuned_open"
         return Carries("not_measured", why, max(held))
     return None
 

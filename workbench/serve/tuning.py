@@ -106,6 +106,11 @@ class Searched:
     found: LargestRate
 
     @property
+    def rate_per_s(self) -> float:
+        """The largest that held; 0 where none did."""
+        return self.found.rate_per_s or 0.0
+
+    @property
     def energy_j(self) -> float | None:
         """Of a request at the largest rate."""
         return self.found.best.energy_j if self.found.best else None

@@ -51,9 +51,12 @@ def upstreams_of(
     models = _by_name(found, "--upstream-model", options.models)
     keys = _by_name(found, "--upstream-key-env", options.key_envs)
     made = {n: UpstreamSpec(url, models.get(n), keys.get(n)) for n, url in found.items()}
-    for field in ("connect_s", "silence_s", "health_s"):
-        for name, seconds in _seconds(found, _option(field), getattr(options, field)).items():
-            made[name] = replace(made[name], **{field: seconds})
+    for name, seconds in _seconds(found, "--upstream-connect-s", options.connect_s).items():
+        made[name] = replace(made[name], connect_s=seconds)
+    for name, seconds in _seconds(found, "--upstream-silence-s", options.silence_s).items():
+        made[name] = replace(made[name], silence_s=seconds)
+    for name, seconds in _seconds(found, "--upstream-health-s", options.health_s).items():
+        made[name] = replace(made[name], health_s=seconds)
     for each in made.values():
         assert each.endpoint  # raises ConfigError
     return made
