@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from workbench.engine.request import FinishReason, GenerationRequest
 
-Piece = int | bytes
+TokenOrEvent = int | bytes
 """Of an answer: a token of ours, or an event of an upstream, whose tokens are not known here."""
 
 
@@ -66,7 +66,7 @@ class ServedArm:
     def submit(
         self,
         request: Any,
-        on_token: Callable[[Piece], object],
+        on_token: Callable[[TokenOrEvent], object],
         on_done: Callable[[Submitted], object],
     ) -> Submitted:
         """Give it a request. Both are told on the event loop that this is called on."""
@@ -136,14 +136,14 @@ class RoutedRequest:
     first_token_s: float | None = None
     latest_token_s: float | None = None
     ended_s: float | None = None
-    output: list[Piece] = field(default_factory=list)
+    output: list[TokenOrEvent] = field(default_factory=list)
     has_enough: bool = False
     overdue: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None
     submitted: Submitted | None = None
     deadline: asyncio.TimerHandle | None = None
-    events: asyncio.Queue[Piece | None] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[TokenOrEvent | None] = field(default_factory=asyncio.Queue)
 
     @property
     def output_tokens(self) -> tuple[int, ...]:
@@ -182,7 +182,7 @@ class RoutedRequest:
             prompt_logprobs=None,  # its client has them
         )
 
-    async def stream(self) -> AsyncIterator[Piece]:
+    async def stream(self) -> AsyncIterator[TokenOrEvent]:
         """The output as it comes; afterwards ``finish_reason`` is set."""
         while (piece := await self.events.get()) is not None:
             yield piece

@@ -36,13 +36,13 @@ from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.routed import (
     Cause,
     NoArm,
-    Piece,
     Route,
     RoutedRequest,
     RouteHeld,
     ServedArm,
     Submitted,
     Switch,
+    TokenOrEvent,
 )
 from workbench.serve.shares import Positions, kind_of
 from workbench.serve.slots import Slots
@@ -314,7 +314,7 @@ class Router:
             why = f"{type(error).__name__}: {error}"
             asyncio.get_running_loop().call_soon(self._ended, routed, arm, "error", why)
 
-    def _token(self, routed: RoutedRequest, piece: Piece) -> None:
+    def _token(self, routed: RoutedRequest, piece: TokenOrEvent) -> None:
         if routed.finish_reason:
             return  # its deadline has passed
         routed.output.append(piece)
