@@ -28,6 +28,7 @@ StudyKind = Literal[TrainedArm, "checkpoint"]
 TERNARY_ONLY = {
     "train": (
         "ternary_lr",
+        "compensated_start",
         "sub_norm_warmup",
         "warmup",
         "threshold",
@@ -69,10 +70,12 @@ class StudyArm:
         """Two arms with one key have one result."""
         values = self.pilot.model_dump(mode="json")
         sections = {name: dict(values[name]) for name in SECTIONS}
+        if not self.pilot.train.compensated_start.sequences:
+            del sections["train"]["compensated_start"]  # arms from before it are as they were
         if self.kind != "ternary":
             for section, fields in TERNARY_ONLY.items():
                 for field in fields:
-                    del sections[section][field]
+                    sections[section].pop(field, None)
         untrained = self.kind == "checkpoint"
         if untrained:
             sections["train"] = {"eval_sequences": self.pilot.train.eval_sequences}

@@ -21,6 +21,7 @@ from workbench.records.events import Progress
 from workbench.ternary import bit_linears, set_reuse, set_strength
 from workbench.train.callbacks import CheckpointCallback, PhaseCallback, RecordCallback
 from workbench.train.checkpoints import last_whole
+from workbench.train.compensated_start import START, start_compensated
 from workbench.train.disk_space import reporting_full_disk, require_disk_space
 from workbench.train.distill import Teacher
 from workbench.train.evaluator import Evaluator
@@ -82,6 +83,8 @@ def train_arm(
     else:
         if start:
             progress.note(f"{arm}: goes on from step {done} of {setup.train.steps}")
+        elif arm == "ternary":
+            start_compensated(model, setup, folder, progress)
         training = Training(arm, model, setup, evaluator, start, folder, teacher)
         with quiet_transformers(), reporting_full_disk(folder):
             if setup.train.processes > 1:
@@ -92,6 +95,7 @@ def train_arm(
                 require_disk_space(model, folder)
                 run_training(training, progress)
     shutil.rmtree(checkpoints)
+    (folder / START).unlink(missing_ok=True)
     set_strength(model, 1.0)
     return evaluator
 

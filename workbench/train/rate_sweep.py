@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 
 from workbench.errors import StageError
 from workbench.json_lines import as_line, read_rows
-from workbench.pilot.sections.train import Train
+from workbench.pilot.sections.train import CompensatedStart, Train
 from workbench.records.events import Progress
 from workbench.train.arm import train_arm
+from workbench.train.compensated_start import START, start_compensated
 from workbench.train.setup import TrainingSetup
 
 ROWS = "rates.jsonl"
@@ -71,6 +72,7 @@ def sweep_rates(
         row = _tried(make_model, own, folder / f"rate_{rate:g}", progress, teacher)
         with (folder / ROWS).open("a", encoding="utf-8") as file:
             file.write(as_line(row))
+    (folder / START).unlink(missing_ok=True)
     rows = [row for row in read_rows(folder / ROWS) if row["rate"] in sweep.rates]
     found = pd.DataFrame(rows).sort_values("rate", ignore_index=True)
     if found["bits_per_byte"].isna().all():
@@ -132,6 +134,11 @@ def _short(setup: TrainingSetup) -> TrainingSetup:
     return replace(setup, train=short, tokens=learned, judged=answers, excerpts=excerpts)
 
 
+def _as_it_stands(train: Train) -> Train:
+    """The training of a model whose start is made already."""
+    return train.model_copy(update={"compensated_start": CompensatedStart()})
+
+
 def _tried(
     make_model: Callable[[], PreTrainedModel],
     setup: TrainingSetup,
@@ -142,6 +149,8 @@ def _tried(
     rate, steps = setup.train.ternary_lr, setup.train.steps
     progress.note(f"rate {rate:g}: {steps} steps")
     began, model = time.perf_counter(), make_model()
+    start_compensated(model, setup, folder.parent, progress)  # once, for all rates
+    setup = replace(setup, train=_as_it_stands(setup.train))
     row: dict[str, Any] = {"rate": rate, "steps": steps}
     try:
         evaluator = train_arm("ternary", model, setup, folder, progress, teacher)

@@ -113,6 +113,16 @@ class RateSweep(Section):
     sequences: Count = Field(16, description="training sequences that are set aside to judge by")
 
 
+class CompensatedStart(Section):
+    """Where the ternary arm of a checkpoint starts: its weights are rounded block by block so that
+    what one rounding spoils the others undo, measured on the first sequences of the training text
+    (GPTQ's order), and the threshold is fully on from the first step."""
+
+    sequences: int = Field(
+        0, ge=0, description="training sequences to calibrate on; 0: the checkpoint's own weights"
+    )
+
+
 class Train(Section):
     """Both arms see the same batches in the same order: ``steps`` x ``batch_size`` x
     ``gradient_accumulation`` sequences.
@@ -151,6 +161,7 @@ class Train(Section):
     weight_decay: float = Field(0.1, ge=0, description="of the full-precision arm, throughout")
     betas: list[Decay] = Field([0.9, 0.995], min_length=2, max_length=2, description="of Adam")
     grad_clip: Positive = Field(1.0, description="largest norm of the whole gradient")
+    compensated_start: CompensatedStart = CompensatedStart()
     sub_norm_warmup: SubNormWarmup = SubNormWarmup()
     warmup: Warmup = Warmup()
     threshold: ThresholdOn = ThresholdOn()
@@ -191,6 +202,16 @@ class Train(Section):
     def phases_fit(self) -> Train:
         if self.warmup.share + self.threshold.share > 1:
             raise ValueError("warmup.share and threshold.share must not exceed 1 together")
+        return self
+
+    @model_validator(mode="after")
+    def compensated_start_is_ternary(self) -> Train:
+        if self.compensated_start.sequences and self.warmup.share + self.threshold.share > 0:
+            raise ValueError(
+                f"compensated_start is ternary from the first step on: warmup.share "
+                f"{self.warmup.share:g} and threshold.share {self.threshold.share:g} must be 0; "
+                "or set compensated_start.sequences to 0"
+            )
         return self
 
     @property
