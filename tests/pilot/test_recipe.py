@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from workbench.errors import ConfigError
 from workbench.pilot.recipe import RATES, SOURCE
 from workbench.pilot.resolve import ResolvedPilot, resolve, resolved_from
 
@@ -46,6 +47,35 @@ def test_a_checkpoint_is_taught_by_itself_without_decay_or_long_warm_up(pilot) -
     assert sources["train.steps"] == "default"
 
 
+def test_a_checkpoint_starts_from_compensated_codes_and_is_ternary_at_once(pilot) -> None:
+    resolved = pilot()
+    train = resolved.pilot.train
+    assert train.compensated_start.sequences == 64 and train.threshold.share == 0.0
+    sources = {name: source for name, _, source in resolved.leaves()}
+    assert sources["train.compensated_start.sequences"] == SOURCE
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "train.threshold.share=0.2",
+        "train.warmup.share=0.1",
+        "train.compensated_start.sequences=0",
+        "model.threshold.rule=learned",
+        "model.sub_norm=true",
+    ],
+)
+def test_another_way_to_ternary_weights_keeps_the_ramp(pilot, said: str) -> None:
+    train = pilot("", said).pilot.train
+    assert train.compensated_start.sequences == 0 and train.threshold.share >= 0.1
+
+
+def test_a_compensated_start_with_a_ramp_is_refused(pilot) -> None:
+    both = ("train.compensated_start.sequences=8", "train.threshold.share=0.1")
+    with pytest.raises(ConfigError, match=r"threshold\.share 0\.1 must be 0"):
+        pilot("", *both)
+
+
 def test_without_a_checkpoint_nothing_changes(pilot) -> None:
     train = pilot("", checkpoint="null").pilot.train
     assert train.distillation.teacher == "full_precision", "of workbench:base"
@@ -58,7 +88,7 @@ def test_what_the_pilot_says_wins_field_by_field(pilot) -> None:
     )
     train = resolved.pilot.train
     assert train.distillation.teacher == "none" and train.distillation.alpha == 0.9
-    assert train.betas == [0.9, 0.9] and train.threshold.share == 0.1
+    assert train.betas == [0.9, 0.9] and train.threshold.share == 0.0
     sources = {name: source for name, _, source in resolved.leaves()}
     assert sources["train.distillation.teacher"].endswith("own.yaml:7")
     assert sources["train.distillation.alpha"] == SOURCE

@@ -3,8 +3,10 @@
 A model that knows something already wants another training than one from scratch. What carries
 it is the checkpoint's own word, the KL divergence from it as a teacher (public reports; the study
 ``checkpoint`` in docs/studies.md): a pilot's text is far too little to learn a language from anew.
-So the threshold is on from the first steps, nothing pulls the weights to zero, and the
-rates are those of a fine-tuning, found by a short sweep: their window is narrow.
+So the arm starts from codes that make up for each other's errors and is ternary from its first step
+(where that does not fit what the pilot says, the threshold comes on over the first tenth), nothing
+pulls the weights to zero, and the rates are those of a fine-tuning, found by a short sweep: their
+window is narrow.
 
 Each value holds where ``model.checkpoint`` is given and the pilot's own files and ``--set`` say
 nothing of that field. What ``workbench:base`` says is the workbench's own word for a training from
@@ -41,6 +43,19 @@ CHECKPOINT: dict[str, Any] = {
     "hybrid_plan": {"max_size_ratio": 0.25},
 }
 
+COMPENSATED: dict[str, Any] = {
+    "train": {"compensated_start": {"sequences": 64}, "threshold": {"share": 0.0}}
+}
+"""The start, and the threshold that goes with it."""
+
+NOT_COMPENSATED = (
+    ("train", "compensated_start"),
+    ("train", "warmup", "share"),
+    ("train", "threshold", "share"),
+    ("train", "threshold", "ramp"),
+)
+"""Whoever names one of these has a way of his own to ternary weights."""
+
 SWEPT = (("train", "ternary_lr"), ("train", "lr"))
 """Who names a rate has found it: no sweep."""
 
@@ -53,11 +68,26 @@ def recipe_for(values: dict[str, Any], given: set[Keys]) -> Iterator[tuple[Keys,
     model = values.get("model")
     if not isinstance(model, dict) or not model.get("checkpoint") or model.get("ternary"):
         return
-    for keys, value in _leaves(CHECKPOINT, ()):
+    recipe = dict(_leaves(CHECKPOINT, ()))
+    if _starts_compensated(model, given):
+        recipe |= dict(_leaves(COMPENSATED, ()))
+    for keys, value in recipe.items():
         if keys == ("train", "rate_sweep", "rates") and any(k in given for k in SWEPT):
             continue
         if not any(keys[: len(own)] == own or own[: len(keys)] == keys for own in given):
             yield keys, value
+
+
+def _starts_compensated(model: dict[str, Any], given: set[Keys]) -> bool:
+    """Where nothing that the pilot says stands against it."""
+    threshold = model.get("threshold")
+    rule = threshold.get("rule", "absmean") if isinstance(threshold, dict) else "absmean"
+    said = any(
+        keys[: len(own)] == own or own[: len(keys)] == keys
+        for keys in given
+        for own in NOT_COMPENSATED
+    )
+    return rule == "absmean" and not model.get("sub_norm") and not said
 
 
 def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:

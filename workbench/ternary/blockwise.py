@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -177,10 +177,8 @@ def _calibrate(
 
     with _hooks([(same[0], hook) for same in sharing]):
         for call in calls:
-            try:
+            with suppress(_Reached):
                 _run(block, call)
-            except _Reached:
-                pass
     for same in sharing:
         for layer in same:
             with torch.autocast(layer.weight.device.type, enabled=False):

@@ -42,6 +42,7 @@ def require_trainable(pilot: Pilot) -> None:
     _require_teacher(pilot)
     _require_int8_gradients(pilot, device)
     _require_phases_fit(pilot)
+    _require_compensated_start_fits(pilot)
     for part in data.parts:
         if part.corpus.startswith(PREFIX):
             require_datasets(part.corpus)
@@ -107,6 +108,23 @@ def _require_int8_gradients(pilot: Pilot, device: DeviceName) -> None:
             "model.activations int8",
             next_step="set train.int8_gradients to false, or train on a GPU machine",
         )
+
+
+def _require_compensated_start_fits(pilot: Pilot) -> None:
+    model, sequences = pilot.model, pilot.train.compensated_start.sequences
+    rule = model.threshold.rule
+    against = [
+        (model.checkpoint is None, "model.checkpoint is null", "a checkpoint"),
+        (rule != "absmean", f"model.threshold.rule is {rule}", "absmean"),
+        (model.sub_norm, "model.sub_norm is true", "false: new norms have to learn first"),
+    ]
+    for is_so, what, allowed in against:
+        if sequences and is_so:
+            raise ConfigError(
+                f"train.compensated_start.sequences: {sequences}, but {what}",
+                allowed=allowed,
+                next_step="set train.compensated_start.sequences to 0",
+            )
 
 
 def _require_phases_fit(pilot: Pilot) -> None:
