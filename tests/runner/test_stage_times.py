@@ -69,7 +69,8 @@ def test_every_arm_takes_its_time() -> None:
 
 
 def test_a_checkpoint_is_an_arm_more_and_its_hybrid_is_trained(tmp_path: Path) -> None:
-    own = pilot_of(f"model.checkpoint={tmp_path}", *CHECKPOINT)
+    its_own = "train.compensated_start.sequences=0"
+    own = pilot_of(f"model.checkpoint={tmp_path}", its_own, *CHECKPOINT)
     scratch = pilot_of("hybrid_plan.when=after_training", *CHECKPOINT)
     assert "checkpoint" in own.measure_ab.own_arms
     assert times(own)["measure_ab"][1] > times(scratch)["measure_ab"][1]
@@ -78,6 +79,17 @@ def test_a_checkpoint_is_an_arm_more_and_its_hybrid_is_trained(tmp_path: Path) -
     assert times(own)["hybrid_plan"][0] > training / 2 > times(scratch)["hybrid_plan"][0]
     said = told(own, SPEEDS, asked_in_own_terms(own))["hybrid_plan"]
     assert said.startswith("with a training of the hybrid, about ") and clock(training)[0] in said
+
+
+def test_a_compensated_start_reads_its_text_in_both_ternary_trainings(tmp_path: Path) -> None:
+    checkpoint = f"model.checkpoint={tmp_path}"
+    none, some = (
+        times(pilot_of(checkpoint, f"train.compensated_start.sequences={n}", *CHECKPOINT))
+        for n in (0, 1000)
+    )
+    assert some["train_qat"][0] > none["train_qat"][0] + 1
+    assert some["hybrid_plan"][0] > none["hybrid_plan"][0] + 0.5
+    assert some["measure_ab"] == none["measure_ab"]
 
 
 def test_each_rate_of_a_sweep_and_each_seed_is_counted(tmp_path: Path) -> None:

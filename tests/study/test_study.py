@@ -14,11 +14,13 @@ from transformers import PreTrainedTokenizerFast
 
 from workbench.errors import ConfigError, StageError
 from workbench.measure.paired_bootstrap import PairedBootstrap
+from workbench.paths import shipped_pilots
 from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.study import parallel, recipe, size
+from workbench.study.arm import make_arm
 from workbench.study.command import study_command
 from workbench.study.lines import json_lines, write_lines
 from workbench.study.run import STUDIES, run_study
@@ -284,3 +286,23 @@ def test_a_checkpoint_is_judged_as_it_came_and_the_recipe_at_its_own_rate(
 def test_without_a_checkpoint_the_study_says_what_it_is_about(pilot_file: Path, runs: Path) -> None:
     with pytest.raises(ConfigError, match="checkpoint is null"):
         run_study("checkpoint", resolve(pilot_file))
+
+
+def test_an_arm_with_another_way_to_ternary_weights_does_not_start_compensated(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "ours").mkdir()
+    checkpoint = f"model.checkpoint={tmp_path / 'ours'}"
+    resolved = resolve(shipped_pilots() / "study_checkpoint.yaml", [checkpoint])
+    assert resolved.pilot.train.compensated_start.sequences == 64
+
+    def arm(values: dict) -> tuple[int, float]:
+        train = make_arm(resolved, "own", "ternary", 1, values).pilot.train
+        return train.compensated_start.sequences, train.threshold.share
+
+    assert arm({"train": {"regularisation": "pull"}}) == (64, 0.0)
+    assert arm({"model": {"threshold": {"rotation": 512}}}) == (64, 0.0)
+    assert arm({"train": {"threshold": {"share": 0.2}}}) == (0, 0.2)
+    assert arm({"model": {"threshold": {"rule": "learned"}}}) == (0, 0.1)
+    assert arm({"train": {"compensated_start": {"sequences": 8}}}) == (8, 0.0)
+    assert arm({"train": {"compensated_start": {"sequences": 0}}}) == (0, 0.0)

@@ -15,7 +15,7 @@ scratch, and gives way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from workbench.pilot.yaml_file import Keys
@@ -78,6 +78,17 @@ def recipe_for(values: dict[str, Any], given: set[Keys]) -> Iterator[tuple[Keys,
             yield keys, value
 
 
+def on_its_own_way(values: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be changed in a pilot of ``values`` that starts compensated when ``over``, laid
+    over it, names another way to ternary weights: the threshold comes on as it does without."""
+    given = {keys for keys, _ in _leaves(over, ())}
+    model = {**(values.get("model") or {}), **over.get("model", {})}
+    if "compensated_start" in over.get("train", {}) or _starts_compensated(model, given):
+        return {}
+    share = CHECKPOINT["train"]["threshold"]["share"]
+    return {"train": {"compensated_start": {"sequences": 0}, "threshold": {"share": share}}}
+
+
 def _starts_compensated(model: dict[str, Any], given: set[Keys]) -> bool:
     """Where nothing that the pilot says stands against it."""
     threshold = model.get("threshold")
@@ -91,7 +102,7 @@ def _starts_compensated(model: dict[str, Any], given: set[Keys]) -> bool:
 
 
 def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         yield keys, value
         return
     for key, item in value.items():

@@ -35,6 +35,9 @@ FIXED_S = 10.0
 """Of a stage beside what is counted: imports, tables and figures."""
 FORWARD_SHARE = 1 / 3
 """Of a training step: the backward pass takes twice a forward pass."""
+COMPENSATED_PASSES = 8
+"""Over the calibration text, of a compensated start: each block is run four times, and the rounding
+takes as long again."""
 PACK_S = 5e-8
 """A parameter and saved arm: rounding, packing, writing."""
 LOAD_S = 4.0
@@ -213,9 +216,12 @@ def _step_s(pilot: Pilot, speeds: Speeds, arm: str) -> float:
 def _arm_s(pilot: Pilot, speeds: Speeds, arm: str) -> float:
     """One training, judged on its way and once more when it is done."""
     train = pilot.train
-    judged = (train.evaluations + 1) * train.eval_sequences * pilot.data.sequence_length
+    read = (train.evaluations + 1) * train.eval_sequences * pilot.data.sequence_length
+    if arm == "ternary":
+        sequences = train.compensated_start.sequences
+        read += COMPENSATED_PASSES * sequences * pilot.data.sequence_length
     steps = train.steps * train.share[1]
-    return steps * _step_s(pilot, speeds, arm) + judged * speeds.read_s
+    return steps * _step_s(pilot, speeds, arm) + read * speeds.read_s
 
 
 def _measure_s(pilot: Pilot, parameters: int, speeds: Speeds, asked: OwnAsked) -> LeastMost:

@@ -18,6 +18,7 @@ from workbench.errors import ConfigError
 from workbench.files import digest_json, digest_path
 from workbench.paths import shown
 from workbench.pilot.problems import did_you_mean
+from workbench.pilot.recipe import on_its_own_way
 from workbench.pilot.resolve import ResolvedPilot, resolved_from
 from workbench.pilot.spec import Pilot
 from workbench.train.schedule import TrainedArm
@@ -120,7 +121,10 @@ def make_arm(
                 f"{shown(resolved.path)}: study arm {name}: {section}: a study's arms differ in "
                 f"sections{did_you_mean(section, SECTIONS)}"
             )
-    merged = _over({**resolved.values, "seed": seed}, values)
+    under = {**resolved.values, "seed": seed}
+    if resolved.pilot.train.compensated_start.sequences:
+        under = _over(under, on_its_own_way(under, values))
+    merged = _over(under, values)
     try:
         pilot = resolved_from(merged, resolved.path).pilot
     except ConfigError as error:
