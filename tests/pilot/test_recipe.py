@@ -70,6 +70,11 @@ def test_another_way_to_ternary_weights_keeps_the_ramp(pilot, said: str) -> None
     assert train.compensated_start.sequences == 0 and train.threshold.share >= 0.1
 
 
+def test_who_names_only_the_calibration_text_need_not_name_the_threshold(pilot) -> None:
+    train = pilot("", "train.compensated_start.sequences=128").pilot.train
+    assert train.compensated_start.sequences == 128 and train.threshold.share == 0.0
+
+
 def test_a_compensated_start_with_a_ramp_is_refused(pilot) -> None:
     both = ("train.compensated_start.sequences=8", "train.threshold.share=0.1")
     with pytest.raises(ConfigError, match=r"threshold\.share 0\.1 must be 0"):

@@ -48,8 +48,9 @@ COMPENSATED: dict[str, Any] = {
 }
 """The start, and the threshold that goes with it."""
 
-NOT_COMPENSATED = (
-    ("train", "compensated_start"),
+SEQUENCES = ("train", "compensated_start", "sequences")
+
+OWN_WAY = (
     ("train", "warmup", "share"),
     ("train", "threshold", "share"),
     ("train", "threshold", "ramp"),
@@ -69,7 +70,7 @@ def recipe_for(values: dict[str, Any], given: set[Keys]) -> Iterator[tuple[Keys,
     if not isinstance(model, dict) or not model.get("checkpoint") or model.get("ternary"):
         return
     recipe = dict(_leaves(CHECKPOINT, ()))
-    if _starts_compensated(model, given):
+    if _starts_compensated(model, given) and _sequences(values) != 0:
         recipe |= dict(_leaves(COMPENSATED, ()))
     for keys, value in recipe.items():
         if keys == ("train", "rate_sweep", "rates") and any(k in given for k in SWEPT):
@@ -83,10 +84,18 @@ def on_its_own_way(values: dict[str, Any], over: Mapping[str, Any]) -> dict[str,
     over it, names another way to ternary weights: the threshold comes on as it does without."""
     given = {keys for keys, _ in _leaves(over, ())}
     model = {**(values.get("model") or {}), **over.get("model", {})}
-    if "compensated_start" in over.get("train", {}) or _starts_compensated(model, given):
+    if SEQUENCES in given or _starts_compensated(model, given):
         return {}
     share = CHECKPOINT["train"]["threshold"]["share"]
     return {"train": {"compensated_start": {"sequences": 0}, "threshold": {"share": share}}}
+
+
+def _sequences(values: Mapping[str, Any]) -> Any:
+    """What the pilot itself says of ``train.compensated_start.sequences``; None for nothing."""
+    found: Any = values
+    for key in SEQUENCES:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
 def _starts_compensated(model: dict[str, Any], given: set[Keys]) -> bool:
@@ -94,9 +103,7 @@ def _starts_compensated(model: dict[str, Any], given: set[Keys]) -> bool:
     threshold = model.get("threshold")
     rule = threshold.get("rule", "absmean") if isinstance(threshold, dict) else "absmean"
     said = any(
-        keys[: len(own)] == own or own[: len(keys)] == keys
-        for keys in given
-        for own in NOT_COMPENSATED
+        keys[: len(own)] == own or own[: len(keys)] == keys for keys in given for own in OWN_WAY
     )
     return rule == "absmean" and not model.get("sub_norm") and not said
 
