@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import pytest
+from bs4 import BeautifulSoup
 
 from workbench.report.html import write_html
+from workbench.wording.numbers import raw
 
 
 @pytest.mark.browser
@@ -31,3 +34,30 @@ def test_every_table_is_saved_offline_with_all_digits(shared_run, browser, langu
     assert saved.value.suggested_filename.endswith(".csv")
     assert all(url == address or url.startswith("blob:") for url in asked)
     context.close()
+
+
+def test_every_table_gives_raw_values_in_as_many_columns_as_its_head(shared_run) -> None:
+    """As ``reader.js`` reads them: gates, cost, economy and own prompts like the results."""
+    page = BeautifulSoup(write_html(shared_run.folder, lambda *_: []).read_text(), "html.parser")
+    tables = [table for table in page.select("main table") if table.thead]
+    for table in tables:
+        wide = len(fields(table.thead.tr))
+        for row in table.select("tbody tr:not(.group)"):
+            assert len(fields(row)) == wide, row
+    gates = shared_run.record("report").table("gates").to_dict("records")
+    shown = [fields(row) for row in page.select(".gates tbody tr")]
+    for row, gate in zip(shown, gates, strict=True):
+        assert row[2:4] == [gate["side"], str(gate["limit"])]
+        assert row[5:8] == raw(gate["value"], gate["lo"], gate["hi"]).split("|")
+    numbers = [cell for table in tables for cell in table.select("td.num")]
+    plain = [cell for cell in numbers if "data-csv" not in cell.attrs]
+    assert all(re.fullmatch(r"[\d,.]*|–", cell.text.strip()) for cell in plain), "counts alone"
+
+
+def fields(row) -> list[str]:
+    cells = row.find_all(["th", "td"], recursive=False)
+    return [
+        part
+        for cell in cells
+        for part in cell.get("data-csv", cell.text.replace("|", "")).split("|")
+    ]

@@ -89,3 +89,25 @@ def test_a_word_is_explained_by_pointer_and_keyboard(shared_run, browser) -> Non
     assert shown.is_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+@pytest.mark.browser
+def test_a_touch_explains_and_goes_nowhere(shared_run, browser) -> None:
+    """A finger has no pointer to hover with: the first touch explains a word where it stands."""
+    address = write_html(shared_run.folder, lambda *_: [], "ru").as_uri()
+    context = browser.new_context(
+        offline=True, has_touch=True, is_mobile=True, viewport={"width": 390, "height": 800}
+    )
+    page = context.new_page()
+    page.goto(address)
+    word = page.locator('#summary a.term:not([tabindex="-1"])').first
+    told = page.locator(f"{word.get_attribute('href')} dd").text_content()
+    before = page.evaluate("window.scrollY")
+    word.tap()
+    shown = page.locator("#term-shown")
+    shown.wait_for(state="visible")
+    assert shown.inner_text() == told
+    assert page.evaluate("location.hash") == "" and page.evaluate("window.scrollY") == before
+    page.locator("h1").tap()
+    shown.wait_for(state="hidden")
+    context.close()

@@ -9,7 +9,7 @@ import pandas as pd
 from workbench.records.stage_record import StageRecord
 from workbench.report.cost import LOAD_ROWS
 from workbench.wording.labels import ARMS
-from workbench.wording.numbers import number, with_interval
+from workbench.wording.numbers import number, raw, with_interval
 from workbench.wording.recorded import recorded
 from workbench.wording.text import Texts
 
@@ -51,6 +51,7 @@ def _bill_cell(row: Any, texts: Texts) -> dict[str, str]:
     lo, hi = (None if pd.isna(row[end]) else row[end] for end in ("lo", "hi"))
     value, interval = with_interval(row["value"], lo, hi, texts.language)
     return {
+        "csv": raw(row["value"], row["lo"], row["hi"], row["energy_j"] / 3.6e6),
         "value": value, "interval": interval, "currency": row["currency"], "how": row["how"],
         "kind": row["kind"], "kind_name": texts(f"kind.{row['kind']}"),
         "energy": number(row["energy_j"] / 3.6e6, texts.language),

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.records.stage_record import StageRecord
-from workbench.wording.numbers import number, with_interval
+from workbench.wording.numbers import number, raw, with_interval
 from workbench.wording.recorded import number_name
 from workbench.wording.text import Texts
 
@@ -68,6 +68,7 @@ def _figure_rows(
 
 def _cell(row: Any, texts: Texts) -> dict[str, str]:
     kind = {"kind": row["kind"], "kind_name": texts(f"kind.{row['kind']}")}
+    kind["csv"] = raw(row["value"], row["lo"], row["hi"])
     weak = ", ".join(number_name(n, texts) for n in row["made_of"].split(", ") if n)
     if pd.isna(row["value"]):
         return kind | {"value": texts("economy.never"), "interval": "", "weak": weak}
@@ -96,6 +97,7 @@ def _turn_rows(record: StageRecord, currency: str, texts: Texts) -> list[dict[st
         rows.append(
             {
                 "number": number_name(name, texts),
+                "csv": raw(first["low"], first["high"]),
                 "low": number(first["low"], texts.language),
                 "high": number(first["high"], texts.language),
                 "cells": [
@@ -119,6 +121,7 @@ def _turn_cell(
     low, high = sorted((row["saving_low"], row["saving_high"]))
     length = (span[1] - span[0]) or 1.0
     return {
+        "csv": raw(low, high),
         "low": number(round(row["saving_low"]), texts.language),
         "high": f"{number(round(row['saving_high']), texts.language)} {currency}",
         "left": round(100 * (low - span[0]) / length, 1),
@@ -141,6 +144,8 @@ def _goal_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
         rows.append(
             {
                 "arm": texts.get(f"arm.{row['arm']}", row["arm"]),
+                "rule_csv": raw(row["side"], row["needed"]),
+                "csv": raw(row["got"], row["lo"], row["hi"]),
                 "what": texts(f"goal.{what}"), "needed": needed,
                 "unit": texts.unit(row["unit"]), "got": got, "interval": interval,
                 "kind": row["kind"], "kind_name": texts(f"kind.{row['kind']}"),
@@ -163,6 +168,7 @@ def _number_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
         value, interval = with_interval(row["value"], *ends, texts.language)
         rows.append(
             {
+                "csv": raw(row["value"], row["lo"], row["hi"]),
                 "number": number_name(row["number"], texts), "value": value, "interval": interval,
                 "unit": texts.unit(row["unit"]), "kind": row["kind"],
                 "kind_name": texts(f"kind.{row['kind']}"), "source": row["source"],
@@ -179,6 +185,7 @@ def _month_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
     best, worst = months["pue"].idxmin(), months["pue"].idxmax()
     return [
         {
+            "pue_csv": raw(row["pue"]), "hours_csv": raw(row["hours"]),
             "month": row["month"], "pue": f"{number(round(row['pue'], 3), texts.language)}",
             "hours": number(round(row["hours"]), texts.language),
             "mark": "" if best == worst else texts("economy.best") if at == best else

@@ -9,7 +9,7 @@ import pandas as pd
 
 from workbench.records.stage_record import StageRecord
 from workbench.wording.labels import ARMS
-from workbench.wording.numbers import number, with_interval
+from workbench.wording.numbers import number, raw, with_interval
 from workbench.wording.text import Texts
 
 SHOWN_CHARACTERS = 280
@@ -94,6 +94,7 @@ def _pairs(pairs: pd.DataFrame, texts: Texts) -> list[dict[str, Any]]:
         rows.append(
             {"task": row["task"], "arm": texts.label("arm", row["arm"]), **counts,
              "difference": value, "interval": interval,
+             "csv": raw(row["difference"], row["lo"], row["hi"]), "p_csv": raw(row["p"]),
              "p": number(row["p"], texts.language)}
         )  # fmt: skip
     return rows

@@ -24,7 +24,7 @@ from workbench.report.differences import significant
 from workbench.report.gates import why_in
 from workbench.roadmap import STAGES
 from workbench.wording.labels import ARMS, PHASES, label_place, label_text, labels_of
-from workbench.wording.numbers import duration, number, with_interval
+from workbench.wording.numbers import duration, number, raw, with_interval
 from workbench.wording.reasons import reason_words
 from workbench.wording.recorded import recorded
 from workbench.wording.text import Texts
@@ -170,6 +170,9 @@ def gate_rows(record: StageRecord, texts: Texts) -> list[dict[str, str]]:
                 "interval": interval,
                 "decider": "" if _empty(row["decider"]) else _fine(row, texts),
                 "by_value": texts("page.by_value") if row["decided_by"] == "value" else "",
+                "rule_csv": raw(row["side"], row["limit"]),
+                "decider_csv": raw(row["decider"]),
+                "value_csv": raw(row["value"], row["lo"], row["hi"]),
                 "outcome": row["outcome"],
                 "outcome_name": texts.get(f"outcome.{row['outcome']}", row["outcome"]),
                 "reason": _reason(row, texts),
@@ -247,7 +250,9 @@ def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> lis
                 "value": value,
                 "interval": interval,
                 "currency": row["currency"],
+                "csv": raw(row["value"], row["lo"], row["hi"]),
                 "energy": number(row["energy_j"] / 3.6e6, texts.language),
+                "energy_csv": raw(row["energy_j"] / 3.6e6),
                 "energy_kind": row.get("energy_kind") or "",
                 "energy_kind_name": texts.get(f"kind.{row.get('energy_kind')}", ""),
                 "kind": row["kind"],
@@ -260,6 +265,7 @@ def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> lis
             {
                 "of": ", ".join(names), "labels": "", "value": texts("kind.not measured"),
                 "interval": "", "currency": "", "energy": "", "energy_kind": "",
+                "csv": raw(None, None, None), "energy_csv": "",
                 "energy_kind_name": "", "kind": "not measured",
                 "kind_name": texts("kind.not measured"), "how": reason,
             }

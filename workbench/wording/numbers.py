@@ -69,6 +69,13 @@ def _end(end: float, value: float, decimals: int, language: str) -> str:
     return _localised(f"{end:,.{decimals}f}", language)
 
 
+def raw(*values: object) -> str:
+    """Figures with all their digits for a spreadsheet, ``|`` between them, nothing for a missing
+    one: the form of ``data-csv`` in the report's tables."""
+    missing = ("None", "nan", "NaN", "<NA>")
+    return "|".join("" if str(value) in missing else str(value) for value in values)
+
+
 SIZES = {"en": ("", "k", "M", "B", "T"), "ru": ("", "тыс.", "млн", "млрд", "трлн")}
 
 
