@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import watching
 from workbench.roadmap import STAGES, stage_named
 from workbench.runner.checks import check_pilot
+from workbench.runner.mlflow_log import log_to_mlflow
 from workbench.runner.time_left import time_left
 from workbench.stages.execute import execute, finished, recorded_failure, require_upstream
 from workbench.stages.second_judgement import judge_again
@@ -106,12 +108,16 @@ def page_of(run: Run, again: StageRecord | None = None) -> Path:
 
 
 def write_report(run: Run, asked: ResolvedPilot, again: StageRecord | None = None) -> Path:
-    """Draw the page of the first judgement, or of ``again``, in the language of ``asked``."""
+    """Draw the page of the first judgement, or of ``again``, in the language of ``asked``, and log
+    the run to MLflow where ``MLFLOW_TRACKING_URI`` asks for it."""
     from workbench.figures.page import stage_figures
     from workbench.report.html import write_html
 
     language = asked.pilot.report.language
-    return write_html(run.folder, stage_figures, language, again=again)
+    page = write_html(run.folder, stage_figures, language, again=again)
+    if said := log_to_mlflow(run, again):
+        print(said, file=sys.stderr)
+    return page
 
 
 def selected_stages(only: str | None, first: str | None) -> tuple[str, ...]:
