@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from workbench.bench.client import COMPARED, _aiperf, _compared, bench_client
+from workbench.bench.guidellm_client import guidellm_times
 from workbench.errors import ConfigError, StageError
 from workbench.load.planned import PlannedRequest
 from workbench.serve.endpoint import Endpoint
@@ -63,6 +64,46 @@ def test_a_ratio_needs_enough_rounds() -> None:
     assert many["lo"] < many["ratio"] < many["hi"] < 1.0
 
 
-def test_an_aiperf_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--aiperf .*: does not exist"):
-        bench_client(tmp_path, tmp_path / "absent")
+def test_another_client_that_is_not_there(tmp_path: Path) -> None:
+    for name in ("aiperf", "guidellm"):
+        with pytest.raises(ConfigError, match=rf"--{name} .*: does not exist"):
+            bench_client(tmp_path, **{name: tmp_path / "absent"})
+
+
+FAKE_GUIDELLM = """#!{python}
+import json, sys
+asked = dict(zip(sys.argv[1:], sys.argv[2:]))
+data, output = json.loads(asked["--data"]), json.loads(asked["--output"])
+assert json.loads(asked["--backend"])["target"] == "http://127.0.0.1:1"
+lines = [json.loads(line) for line in open(data["source"]["path"])]
+assert [(line["input_length"], line["output_length"]) for line in lines] == [(3, 4)] * 3
+answered = [
+    dict(request_start_time=9.5 + line["timestamp"], request_end_time=9.6 + line["timestamp"],
+         request_latency=0.1, time_to_first_token_ms=8.0, inter_token_latency_ms=0.5,
+         output_tokens=4, info=dict(timings=dict(targeted_start=9.498 + line["timestamp"])))
+    for line in lines[:{records}]
+]
+said = dict(successful=answered[::-1], errored=[], incomplete=[])
+with open(output["path"], "w") as file:
+    json.dump(dict(benchmarks=[dict(requests=said)]), file)
+"""
+
+
+def guidellm_run(folder: Path, records: int) -> dict[str, list[float]]:
+    guidellm = folder / "guidellm"
+    guidellm.write_text(FAKE_GUIDELLM.format(python=sys.executable, records=records))
+    guidellm.chmod(0o755)
+    endpoint = Endpoint("http://127.0.0.1:1", "workbench")
+    return guidellm_times(guidellm, endpoint, folder, folder / "work", SCHEDULE, "workbench")
+
+
+def test_records_of_guidellm_become_our_times(tmp_path: Path) -> None:
+    """From the send and from the moment it was to be sent at; a row more is no request of ours."""
+    found = guidellm_run(tmp_path, 3)
+    assert found["ttft_ms"] == [8.0, 8.0]
+    assert found["ttft_due_ms"] == pytest.approx([10.0, 10.0])
+    assert found["dispatch_ms"] == pytest.approx([2.0, 2.0])
+    assert found["itl_ms"] == [0.5, 0.5] and found["e2e_ms"] == pytest.approx([100.0, 100.0])
+    assert found["tokens_per_s"] == pytest.approx([8 / 0.35])
+    with pytest.raises(StageError, match="recorded 1 of 2 requests"):
+        guidellm_run(tmp_path, 1)

@@ -1,11 +1,12 @@
 """The load client beside another one on the same server: ``workbench bench client``.
 
-Both send the same bodies at the same times to one server of this workbench, in rounds in which
-they take turns. The other one is NVIDIA's ``aiperf``, installed apart (its requirements are not
-ours) and told where it is; without it only our own rows come. Both count the time to the first
-token from the moment of sending here, because aiperf knows no other; ours from the intended start,
-which is what every record of the workbench has, stands beside it. What the server itself counted
-from a request's arrival, as a mean over the same round, tells whose reading is nearer.
+They send to one server of this workbench at the same times, in rounds in which they take turns. The
+others are NVIDIA's ``aiperf``, which sends the same bodies, and ``guidellm``, whose texts are its
+own and as long (:mod:`.guidellm_client`). Both are installed apart, because their requirements are
+not ours, and told where they are; without them only our own rows come. The time to the first token
+is counted from the moment of sending here, because they know no other; ours from the intended
+start, which is what every record of the workbench has, stands beside it. What the server itself
+counted from a request's arrival, as a mean over the same round, tells whose reading is nearer.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
+from workbench.bench.guidellm_client import guidellm_times
 from workbench.data.tokenizer import load_tokenizer
 from workbench.errors import ConfigError, StageError
 from workbench.load.planned import PlannedRequest
@@ -39,6 +42,9 @@ TIMES = ("ttft_wire_ms", "ttft_ms", "ttft_due_ms", "itl_ms", "e2e_ms", "dispatch
 the client counts it and from the intended start; mean gap between tokens; last token from the
 sending; sent minus intended."""
 COMPARED = TIMES[:-1]
+THROUGHPUT = "tokens_per_s"
+"""Output tokens of a round over the time from its first sending to its last token, where a client
+says when that was."""
 Times = dict[str, list[float]]
 ClientRow = dict[str, Any]
 
@@ -46,6 +52,7 @@ ClientRow = dict[str, Any]
 def bench_client(
     model: Path,
     aiperf: Path | None = None,
+    guidellm: Path | None = None,
     *,
     rate_per_s: float = 4.0,
     requests: int = 32,
@@ -55,19 +62,21 @@ def bench_client(
     out: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[ClientRow]:
-    """Measure and say one line a round and client, then one a figure with ours over aiperf's.
+    """Measure and say one line a round and client, then one a figure with ours over another's.
 
-    model: a model folder with its tokenizer. aiperf: its executable. threads: of the server, 0
-    for all usable cores. out: a file to which the lines are appended, each with its commit,
-    machine and date.
+    model: a model folder with its tokenizer. aiperf, guidellm: their executables. threads: of the
+    server, 0 for all usable cores. out: a file to which the lines are appended, each with its
+    commit, machine and date.
     """
-    if aiperf is not None and not aiperf.exists():
-        raise ConfigError(
-            f"--aiperf {aiperf}: does not exist",
-            allowed="the executable of aiperf",
-            next_step="python -m venv apart && apart/bin/pip install aiperf; then --aiperf "
-            "apart/bin/aiperf",
-        )
+    others = {n: path for n, path in (("aiperf", aiperf), ("guidellm", guidellm)) if path}
+    for name, path in others.items():
+        if not path.exists():
+            raise ConfigError(
+                f"--{name} {path}: does not exist",
+                allowed=f"the executable of {name}",
+                next_step=f"python -m venv apart && apart/bin/pip install {name}; then --{name} "
+                f"apart/bin/{name}",
+            )
     if requests < 2 or rounds < 1 or rate_per_s <= 0 or output_tokens < 2:
         raise ConfigError(
             f"{rounds} x {requests} requests of {output_tokens} tokens, {rate_per_s:g} a second",
@@ -80,7 +89,7 @@ def bench_client(
         where = {**provenance(), "date": time.strftime("%Y-%m-%d")}
     shape = {"model": model.name, "rate_per_s": rate_per_s, "output_tokens": output_tokens}
     found = []
-    for row in _rows(model, aiperf, rate_per_s, requests, output_tokens, rounds, threads):
+    for row in _rows(model, others, rate_per_s, requests, output_tokens, rounds, threads):
         found.append({**row, **shape})
         say(json.dumps(found[-1]))
         if out is not None:
@@ -91,7 +100,7 @@ def bench_client(
 
 def _rows(
     model: Path,
-    aiperf: Path | None,
+    others: Mapping[str, Path],
     rate_per_s: float,
     requests: int,
     output_tokens: int,
@@ -108,10 +117,16 @@ def _rows(
     ):
         network = probe(endpoint)
         yield {"connect_ms": network.connect_ms, "round_trip_ms": network.round_trip_ms}
-        clients = {"workbench": lambda: _own(client, schedule, texts)}
-        if aiperf is not None:
-            clients["aiperf"] = lambda: _aiperf(
-                aiperf, endpoint, model, folder / "aiperf", schedule, texts
+        clients: dict[str, Callable[[], Times]] = {
+            "workbench": lambda: _own(client, schedule, texts)
+        }
+        if aiperf := others.get("aiperf"):
+            clients["aiperf"] = partial(
+                _aiperf, aiperf, endpoint, model, folder / "aiperf", schedule, texts
+            )
+        if guidellm := others.get("guidellm"):
+            clients["guidellm"] = partial(
+                guidellm_times, guidellm, endpoint, model, folder / "guidellm", schedule, MODEL
             )
         _own(client, schedule, texts)  # nobody's first round warms the server
         for number in range(rounds):
@@ -125,9 +140,10 @@ def _rows(
                     row |= {f"{each}_p50": round(p50, 3), f"{each}_p95": round(p95, 3)}
                     medians.setdefault(who, {}).setdefault(each, []).append(float(p50))
                 yield row
-    if aiperf is not None:
-        for each in COMPARED:
-            yield _compared(each, medians["workbench"][each], medians["aiperf"][each])
+    for who in others:
+        for each in (*COMPARED, THROUGHPUT):
+            if theirs := medians[who].get(each):
+                yield _compared(each, medians["workbench"][each], theirs, who)
 
 
 def _server_counts(endpoint: Endpoint) -> np.ndarray:
@@ -157,12 +173,14 @@ def _beside_the_server(times: Times, before: np.ndarray, after: np.ndarray) -> C
     }
 
 
-def _compared(figure: str, ours: list[float], theirs: list[float]) -> ClientRow:
+def _compared(
+    figure: str, ours: list[float], theirs: list[float], who: str = "aiperf"
+) -> ClientRow:
     ratio = mean_ratio(ours, theirs)
     return {
         "figure": f"{figure}_p50",
         "workbench": round(float(np.median(ours)), 3),
-        "aiperf": round(float(np.median(theirs)), 3),
+        who: round(float(np.median(theirs)), 3),
         "ratio": ratio.value,
         "lo": ratio.lo,
         "hi": ratio.hi,
@@ -208,6 +226,8 @@ def _own(client: LoadProcesses, schedule: Sequence[PlannedRequest], texts: Seque
         )
         for each, value in zip(TIMES, values, strict=True):
             found[each].append(1e3 * value)
+    seconds = max(o.last_token_s or 0.0 for o in outcomes) - min(o.sent_s for o in outcomes)
+    found[THROUGHPUT] = [sum(o.output_tokens for o in outcomes) / seconds]
     return found
 
 

@@ -96,6 +96,10 @@ def bench_client(
         Path | None,
         typer.Option(help="executable of aiperf, installed apart", show_default="ours alone"),
     ] = None,
+    guidellm: Annotated[
+        Path | None,
+        typer.Option(help="executable of guidellm, installed apart", show_default="ours alone"),
+    ] = None,
     rate: Annotated[float, typer.Option(help="requests a second")] = 4.0,
     requests: Annotated[int, typer.Option(help="requests of a round")] = 32,
     output_tokens: Annotated[int, typer.Option(help="tokens of an answer")] = 32,
@@ -103,12 +107,13 @@ def bench_client(
     threads: Annotated[int, typer.Option(help="threads of the server, 0: all cores")] = 0,
     out: OutFile = None,
 ) -> None:
-    """The load client's times to first token and between tokens, beside aiperf's on one server."""
+    """The load client's times and throughput beside aiperf's and guidellm's, on one server."""
     from workbench.bench.client import bench_client
 
     bench_client(
         model,
         aiperf,
+        guidellm,
         rate_per_s=rate,
         requests=requests,
         output_tokens=output_tokens,
