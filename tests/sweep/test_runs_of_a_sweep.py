@@ -130,12 +130,16 @@ def test_a_finished_run_is_skipped_and_all_are_found_by_the_sweeps_name(sweep_of
         find_runs(["sweep:tiyn"])
     do(kept.runs[0], notebooks=False)  # finished: at once
     foreseen = SimpleNamespace(
-        stages_s={"a": (60.0, 90.0)}, memory_bytes=2e9, memory_free_bytes=8 * 10**9
+        whole_s=lambda: (60.0, 90.0),
+        memory_bytes=2e9,
+        memory_free_bytes=8 * 10**9,
+        kept_bytes=3e7,
+        disk_free_bytes=10**10,
     )
     monkeypatch.setattr(command, "forecast", lambda pilot, known: foreseen)
     lines = command.dry_run(path, jobs=2)
     assert "finished, skipped" in lines[0] and lines[2] == "   3  seed=3: 1:00 min to 1:30 min"
-    assert "about 4 GB with 2 runs" in lines[-1]
+    assert "about 4 GB with 2 runs" in lines[-2] and "about 0.03 GB kept" in lines[-1]
     assert [run.name for run in find_runs(["sweep:tiny"])] == [run.name for run in done]
 
 

@@ -54,6 +54,22 @@ def bench_train(
     )
 
 
+@commands.command("replica")
+def bench_replica(
+    shape: Annotated[str, typer.Option(help=f"of the network: {', '.join(PRESETS)}")] = "small-25m",
+    replicas: Annotated[int, typer.Option(min=1, help="beside each other, one thread each")] = 1,
+    blocks: Annotated[int, typer.Option(min=2, help="every other one is foretold")] = 6,
+    block_s: Annotated[float, typer.Option(min=1.0, help="length of a block")] = 60.0,
+    out: Annotated[
+        Path | None, typer.Option(help="file that the rows are added to", show_default="none")
+    ] = None,
+) -> None:
+    """Whether a simulated replica answers as a real one: p50, p90, p99, simulated over measured."""
+    from workbench.bench.replica import bench_replica
+
+    bench_replica(shape, replicas, blocks=blocks, block_s=block_s, out=out)
+
+
 @commands.command("sweep")
 def bench_sweep(
     runs: Annotated[int, typer.Option(min=2, help="smoke pilots of the sweep")] = 20,

@@ -153,7 +153,7 @@ def dry_run(path: Path, jobs: int = 1) -> list[str]:
     sweep = checked(read_sweep(path))
     slots = slots_of([run.resolved.pilot for run in sweep.runs], jobs)
     known_speeds: dict[str, Speeds] = {}
-    lines, least, most = [], 0.0, 0.0
+    lines, least, most, kept_bytes = [], 0.0, 0.0, 0.0
     largest: Forecast | None = None
     for run in sweep.runs:
         known = KeptRun(
@@ -164,8 +164,8 @@ def dry_run(path: Path, jobs: int = 1) -> list[str]:
             lines.append(f"{run.number:4}  {run.text or 'as the pilot is'}: finished, skipped")
             continue
         foreseen = forecast(run.resolved.pilot, known_speeds)
-        low, high = (sum(ends) for ends in zip(*foreseen.stages_s.values(), strict=True))
-        least, most = least + low, most + high
+        low, high = foreseen.whole_s()
+        least, most, kept_bytes = least + low, most + high, kept_bytes + foreseen.kept_bytes
         if largest is None or foreseen.memory_bytes > largest.memory_bytes:
             largest = foreseen
         begun = f", goes on: {known.name}" if known else ""
@@ -182,6 +182,10 @@ def dry_run(path: Path, jobs: int = 1) -> list[str]:
         lines.append(
             f"memory: about {need:.2g} GB with {len(slots)} runs of the largest at a time; "
             f"{largest.memory_free_bytes / 1e9:.2g} GB free"
+        )
+        lines.append(
+            f"disk:   about {kept_bytes / 1e9:.2g} GB kept by all of them; "
+            f"{largest.disk_free_bytes / 1e9:.2g} GB free"
         )
     return lines
 
