@@ -14,6 +14,7 @@ from workbench.files import read_json
 from workbench.paths import PROJECT
 from workbench.pilot.sections.deploy_rollback import FORMER_WAYS, DrillWays
 from workbench.serve.drill import WAYS
+from workbench.wording.numbers import moment
 from workbench.wording.text import LANGUAGES, NOUN, REPORT_TEXTS, Texts, plural_category
 from workbench.wording.vocabulary import FIGURES
 
@@ -143,3 +144,9 @@ def test_no_number_stands_before_a_fixed_plural(language: str, folder: Path) -> 
         if noun in plurals
     ]
     assert not wrong
+
+
+def test_a_time_is_written_as_the_language_does() -> None:
+    assert moment("2026-11-29T10:21:27+0000") == "29 November 2026, 10:21 UTC"
+    assert moment("2026-11-29T10:21:27+00:00", "ru") == "29 ноября 2026, 10:21 UTC"
+    assert moment("unknown", "ru") == "unknown"

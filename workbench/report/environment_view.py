@@ -9,6 +9,7 @@ from typing import Any
 
 from workbench.paths import PROJECT
 from workbench.records.run import Run
+from workbench.wording.numbers import moment
 from workbench.wording.reasons import reason_words
 from workbench.wording.text import Texts
 
@@ -21,7 +22,8 @@ def environment_view(run: Run, texts: Texts) -> dict[str, Any]:
     machine |= environment.get("machine") or {}
     cpu, memory = machine.get("cpu") or {}, machine.get("memory") or {}
     unknown = texts("page.unknown")
-    rows: list[tuple[str, str]] = [(texts("page.created"), run.header.get("created", unknown))]
+    created = moment(run.header.get("created", unknown), texts.language)
+    rows: list[tuple[str, str]] = [(texts("page.created"), created)]
     software = run.software() or {"": environment}
     rows.append((texts("page.commit"), _by_stage(software, texts, lambda it: _commit(it, texts))))
     if cpu:

@@ -24,7 +24,7 @@ from workbench.report.differences import significant
 from workbench.report.gates import why_in
 from workbench.roadmap import STAGES
 from workbench.wording.labels import ARMS, PHASES, label_place, label_text, labels_of
-from workbench.wording.numbers import duration, number, raw, with_interval
+from workbench.wording.numbers import duration, moment, number, raw, with_interval
 from workbench.wording.reasons import reason_words
 from workbench.wording.recorded import recorded
 from workbench.wording.text import Texts
@@ -186,7 +186,8 @@ def plan_view(run: Run, records: Records, texts: Texts) -> list[str]:
     plan = read_plan(run.folder)
     if plan is None:
         return [texts("page.no_plan")]
-    said = [texts("page.plan", count=len(plan.gates), written=plan.written, sha256=plan.sha256)]
+    written = moment(plan.written, texts.language)
+    said = [texts("page.plan", count=len(plan.gates), written=written, sha256=plan.sha256)]
     if not plan.is_whole:
         said.append(texts("page.plan_changed"))
     if plan.gates != read_yaml(run.folder / PILOT).values["report"]["gates"]:
@@ -321,7 +322,7 @@ def verdict_view(records: Records, texts: Texts) -> dict[str, Any]:
 def second_judgement(again: StageRecord, first: StageRecord, texts: Texts) -> dict[str, Any]:
     """What a judgement made after the figures were known changed, and the first one beside it."""
     return {
-        "made": _minute(again.started),
+        "made": moment(again.started, texts.language),
         "changed": again.facts["second_judgement"]["changed"],
         "decision": first.facts["verdict"]["decision"],
         "name": _decision(first, texts),
@@ -336,15 +337,11 @@ def _decision(record: StageRecord, texts: Texts) -> str:
     return texts.get(f"decision.{decision}", decision)
 
 
-def _minute(started: str) -> str:
-    return started[:16].replace("T", " ")
-
-
 def later_judgements(run: Run, texts: Texts) -> list[dict[str, str]]:
     """Of the first judgement's page: those that came after it."""
     return [
         {
-            "made": _minute(record.started),
+            "made": moment(record.started, texts.language),
             "name": _decision(record, texts),
             "page": (record.folder / run.report.name).relative_to(run.folder).as_posix(),
         }

@@ -10,6 +10,9 @@ has digits of its own. Whole numbers stay whole.
 from __future__ import annotations
 
 import math
+from datetime import datetime, timedelta
+
+from babel.dates import format_datetime
 
 MINUS, THIN_SPACE = "\N{MINUS SIGN}", "\N{NARROW NO-BREAK SPACE}"
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -67,6 +70,17 @@ def _end(end: float, value: float, decimals: int, language: str) -> str:
     if vanishes or abs(end) > 100 * max(1.0, abs(value)):
         return number(end, language)
     return _localised(f"{end:,.{decimals}f}", language)
+
+
+def moment(written: str, language: str = "en") -> str:
+    """A recorded time as a reader writes it: ``29 November 2026, 10:21 UTC``; as it stands where it
+    is none."""
+    try:
+        at = datetime.fromisoformat(written)
+    except ValueError:
+        return written
+    shown = format_datetime(at, "d MMMM y, HH:mm", locale=language)
+    return f"{shown} UTC" if at.utcoffset() == timedelta(0) else shown
 
 
 def raw(*values: object) -> str:
