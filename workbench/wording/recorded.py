@@ -63,16 +63,17 @@ def recorded(sentence: str, texts: Texts) -> Recorded:
 
 
 def _said(sentence: str, texts: Texts) -> str | None:
-    """None where no pattern fits the whole, or not each of its parts."""
+    """None where neither each of its parts is known nor a pattern fits the whole."""
+    if BETWEEN in sentence:
+        parts = [_said(part, texts) for part in sentence.split(BETWEEN)]
+        if None not in parts:
+            return BETWEEN.join(part for part in parts if part is not None)
     for pattern in patterns():
         if not sentence.startswith(pattern.begins):
             continue
         if found := pattern.compiled.fullmatch(sentence):
             return _filled(pattern, found, texts)
-    if BETWEEN not in sentence:
-        return None
-    parts = [_said(part, texts) for part in sentence.split(BETWEEN)]
-    return None if None in parts else BETWEEN.join(part for part in parts if part is not None)
+    return None
 
 
 def number_name(name: str, texts: Texts) -> str:
