@@ -372,6 +372,24 @@ def test_a_cache_that_the_system_refuses_is_said(arms) -> None:
     assert "lower slots" in caught.value.next_step
 
 
+@pytest.mark.parametrize("by", ["hybrid", None])
+def test_an_arm_that_another_drafts_answers_as_alone_and_holds_both(arms, by) -> None:
+    request = GenerationRequest((5, 6, 7, 5, 6), max_tokens=12, ignore_eos=True)
+    answers, sizes = [], []
+    for spec in (
+        ArmSpec(arms["full_precision"], 2, 128, 1, "cpu"),
+        ArmSpec(arms["full_precision"], 2, 128, 1, "cpu", False, True, by and arms[by]),
+    ):
+        arm = load_arm(spec)
+        submitted = [arm.scheduler.submit(request) for _ in range(2)]
+        assert all(each.wait(20) for each in submitted)
+        answers += [each.tokens for each in submitted]
+        sizes.append(arm.ready.weight_bytes)
+        arm.close()
+    assert answers == [answers[0]] * 4
+    assert (sizes[1] > sizes[0]) == (by is not None)
+
+
 def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -102,6 +102,14 @@ def serve(
             show_default="the pilot's prompts, or held-out texts",
         ),
     ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="an arm speculative more: the first arm's own answers, its tokens guessed by this "
+            "model folder of the same tokenizer, or by the text itself: prompt",
+            show_default="none",
+        ),
+    ] = None,
     sticky_user: Annotated[
         bool,
         typer.Option(
@@ -241,6 +249,7 @@ def serve(
         canary=plan,
         probes=probes,
         upstream_options=upstreams,
+        draft=draft,
         host=host,
         port=port,
         queue=queue,

@@ -33,7 +33,7 @@ plotly.io.renderers.default = "plotly_mimetype"
 ARM_SYMBOLS = {
     "full_precision": "circle", "ternary": "diamond", "post_training": "square",
     "int8": "triangle-up", "int4": "triangle-down", "hybrid": "star",
-    "checkpoint": "circle-open",
+    "checkpoint": "circle-open", "speculative": "circle-dot",
 }  # fmt: skip
 LOST, UNKNOWN_SYMBOL = "x", "hexagon"
 """A cross is a loss, in every figure, and nothing else is one."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.engine.speculative import SpeculationCounts
 from workbench.measure.latency import LoadClass
 from workbench.measure.meters.basis import NODE, PARTS
 from workbench.measure.quality import independent_units
@@ -133,6 +134,25 @@ def memory_figures(sizes: Mapping[str, tuple[int, int]], baseline: str) -> Itera
             how = f"bytes of the weights of {baseline} over those of {arm}"
             ratio = sizes[baseline][0] / weights
             yield Metric("memory_ratio", ratio, "x", how, "derived", labels=labels, basis="exact")
+
+
+def speculation_figures(arm: str, counts: SpeculationCounts) -> Iterator[Metric]:
+    """How often a draft was right, and what a verification gave. counts: of all that the arm wrote
+    in this session's process."""
+    labels = {"arm": arm, **SOURCE}
+    if not counts.verifications:
+        for name, unit in (("draft_acceptance", "share"), ("tokens_per_verification", "tokens")):
+            why = "nothing was verified since the session went on"
+            yield Metric.missing(name, unit, why, **labels)
+        return
+    how = f"{counts.accepted} of {counts.guessed} guesses kept, in {counts.verifications} rounds"
+    if counts.guessed:
+        accepted = counts.accepted / counts.guessed
+        yield Metric("draft_acceptance", accepted, "share", how, labels=labels)
+    else:
+        yield Metric.missing("draft_acceptance", "share", "guessing never paid", **labels)
+    written = counts.written / counts.verifications
+    yield Metric("tokens_per_verification", written, "tokens", how, labels=labels)
 
 
 def energy_figures(energies: pd.DataFrame, baseline: str, classes: Classes) -> Iterator[Metric]:

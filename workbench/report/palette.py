@@ -6,4 +6,5 @@ BROWN = "#7A5230"
 ARM_COLOURS = {
     "full_precision": BLUE, "ternary": VERMILION, "post_training": PURPLE, "int8": ORANGE,
     "int4": BROWN, "hybrid": GREEN, "checkpoint": SKY,
+    "speculative": AMBER,
 }  # fmt: skip

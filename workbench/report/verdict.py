@@ -94,6 +94,8 @@ def caveats(records: Mapping[str, StageRecord], pilot: Pilot) -> list[Sentence]:
         found.append(Sentence("caveat.uneven_units"))
     found += _against_untrained(records)
     found += _what_training_buys(records, pilot)
+    if "measure_ab" in records:
+        found += _drafted(records["measure_ab"])
     found += _hybrid_limit(records)
     if "profile_load" in records and records["profile_load"].facts.get("kind") == "assumed":
         found.append(Sentence("caveat.assumed_load"))
@@ -198,6 +200,27 @@ def _against_untrained(records: Mapping[str, StageRecord]) -> list[Sentence]:
                 values = {"kind": kind.upper(), "gap": gap.value}
                 found.append(Sentence("caveat.rounded_quality", values))
     return found
+
+
+def _drafted(measured: StageRecord) -> list[Sentence]:
+    """What full precision's own answers, drafted by ternary, cost and bring: at the longest of the
+    fixed answers."""
+    speedups = [
+        m for m in measured.metrics
+        if m.matches("speedup", {"arm": "speculative"}) and m.value is not None
+    ]  # fmt: skip
+    ratio, right = (
+        measured.metric(name, arm="speculative") for name in ("memory_ratio", "draft_acceptance")
+    )
+    if not speedups or ratio is None or not ratio.value:
+        return []
+    longest = max(speedups, key=lambda m: int(m.labels["class"].rpartition("_")[2]))
+    known = right is not None and right.value is not None
+    values = {
+        "times": longest.value, "memory": 1 / ratio.value,
+        "percent": round(100 * right.value) if known else 0,
+    }  # fmt: skip
+    return [Sentence("caveat.speculative", values)]
 
 
 def _hybrid_limit(records: Mapping[str, StageRecord]) -> list[Sentence]:

@@ -56,7 +56,7 @@ BUFFER_MIB, READS = 256, 3
 """Of the memory's speed."""
 BYTES_A_TOKEN = 3
 """Of prompts and questions: before there is a tokenizer, and more tokens rather than fewer."""
-PACKED_BYTES = {"int8": 1.1, "int4": 0.65, "ternary": 0.4, "post_training": 0.4}
+PACKED_BYTES = {"int8": 1.1, "int4": 0.65, "ternary": 0.4, "post_training": 0.4, "speculative": 2.4}
 """A parameter of an arm in memory, embeddings in INT8; every other arm is bf16."""
 BF16_BYTES = 2.0
 LINEARS_OF_A_BLOCK = 7

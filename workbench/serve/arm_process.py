@@ -58,7 +58,8 @@ PRELOADED = (
 @dataclass(frozen=True)
 class ArmSpec:
     """What an arm's process loads; fields as of :meth:`Engine.load`. faults: it takes orders to
-    fail, for a drill."""
+    fail, for a drill. drafted: its tokens are guessed by the model in ``draft``, or where that is
+    None by what was said already."""
 
     folder: Path
     slots: int
@@ -66,6 +67,8 @@ class ArmSpec:
     threads: int
     device: DeviceName
     faults: bool = False
+    drafted: bool = False
+    draft: Path | None = None
 
 
 def run_arm(channel: socket.socket, spec: ArmSpec) -> None:
@@ -178,10 +181,12 @@ def load_arm(spec: ArmSpec, answers: _Answers | None = None) -> LoadedModel:
     from workbench.engine.grammar import Grammars
     from workbench.engine.request import GenerationRequest
     from workbench.engine.scheduler import Scheduler
+    from workbench.engine.speculative import SpeculativeEngine
 
     before = psutil.Process().memory_info().rss
     try:
-        engine = Engine.load(
+        load = partial(SpeculativeEngine.load_pair, draft=spec.draft)
+        engine: Engine = (load if spec.drafted else Engine.load)(
             spec.folder,
             slots=spec.slots,
             context=spec.context,

@@ -209,7 +209,16 @@ def _process(name: str, spec: ServeSpec, context: int) -> ArmProcess:
     from workbench.serve.arm import ArmProcess
     from workbench.serve.arm_process import ArmSpec
 
-    arm = ArmSpec(spec.arms[name], spec.all_slots, context, spec.threads, spec.device, spec.faults)
+    arm = ArmSpec(
+        spec.arms[name],
+        spec.all_slots,
+        context,
+        spec.threads,
+        spec.device,
+        spec.faults,
+        name in spec.drafts,
+        spec.drafts.get(name),
+    )
     return ArmProcess(name, arm, silence_s=spec.silence_s, step_s=spec.step_s)
 
 

@@ -63,7 +63,8 @@ def require_room(spec: ServeSpec, context: int) -> None:
 def _configs(spec: ServeSpec) -> list[PretrainedConfig]:
     from workbench.engine.build import read_config
 
-    return [read_config(folder) for folder in spec.arms.values()]
+    drafts = [folder for folder in spec.drafts.values() if folder is not None]
+    return [read_config(folder) for folder in [*spec.arms.values(), *drafts]]
 
 
 def _slot_bytes(config: PretrainedConfig, context: int) -> int:

@@ -32,6 +32,8 @@ from workbench.serve.spec import ProbePrompt, Ready, ServeSpec, fair_slots
 from workbench.serve.upstream_options import UpstreamOptions, upstreams_of
 
 SLOTS, UPSTREAM_SLOTS = 4, 256
+SPECULATIVE = "speculative"
+"""The arm of ``--draft``."""
 PROBES, PROBE_CHARACTERS = 32, 400
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def serve_run(
     state: Path | None = None,
     on_lost_stream: Literal["end", "continue"] | None = None,
     deadline_s: float | None = None,
+    draft: str | None = None,
     **of_spec: Any,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
@@ -80,6 +83,8 @@ def serve_run(
     state: the file that the route is kept in; None takes one of the run's folder, and none of other
         arms, whose server then starts anew each time.
     on_lost_stream, deadline_s: None takes the pilot's.
+    draft: a model folder with the fallback's tokenizer, or ``prompt``: an arm ``speculative`` more,
+        the fallback's answers drafted by it.
     of_spec: further fields of :class:`ServeSpec`, as they are.
     Raises ConfigError or StageError with what is wrong; nothing is served then.
     """
@@ -87,6 +92,9 @@ def serve_run(
     front.check()
     upstreams = upstreams_of(folders, upstream_options)
     arms = {} if upstreams else arms_of(folders)
+    drafts: dict[str, Path | None] = {}
+    if draft is not None:
+        arms, drafts = _with_draft(arms, draft)
     names = list(arms or upstreams)
     run = None if upstreams else _served_run(folders)
     kept_in = _kept_in(state, run)
@@ -139,6 +147,7 @@ def serve_run(
         front=front,
         meters=_meters(run) if meters else None,
         probes=_probes(run) if plan and not given_probes else given_probes,
+        drafts=drafts,
         **judged,
         **of_spec,
     )
@@ -194,6 +203,29 @@ def serve_run(
     routed: list[tuple[str, str, float, str]] = []
     """Address, arm, weight and reason: of the latest route."""
     serve(spec, announce, token, switched, counted)
+
+
+def _with_draft(
+    arms: dict[str, Path], draft: str
+) -> tuple[dict[str, Path], dict[str, Path | None]]:
+    """The arms with ``speculative`` behind the fallback, and what drafts for it."""
+    from workbench.engine.speculative import require_same_tokenizer
+
+    if not arms or SPECULATIVE in arms:
+        raise ConfigError(
+            f"--draft {draft} " + ("beside an arm speculative" if arms else "of upstreams"),
+            allowed="a run, or model folders of which none is called speculative",
+        )
+    (name, fallback), *others = arms.items()
+    folder = None if draft == "prompt" else Path(draft)
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"--draft {draft}",
+            allowed="a model folder of the fallback's tokenizer, or prompt: guesses from the text",
+        )
+    if folder is not None:
+        require_same_tokenizer(fallback, folder)
+    return {name: fallback, SPECULATIVE: fallback, **dict(others)}, {SPECULATIVE: folder}
 
 
 def rule_of(text: str) -> RollbackRule:

@@ -69,7 +69,8 @@ class ServeSpec:
     order arms to fail. canary: how the route's share grows from ``weight``. sticky_user: all
     requests of a ``user`` go to one arm while the weight stays. probes: prompts that both arms of
     a canary are asked at intervals. front: how it meets its clients. meters: the pilot's section,
-    whose energy it counts; None counts none.
+    whose energy it counts; None counts none. drafts: arm -> the model folder that guesses its
+    tokens, None: its prompts do (:mod:`workbench.engine.speculative`).
     """
 
     arms: dict[str, Path]
@@ -103,6 +104,7 @@ class ServeSpec:
     meters: dict[str, Any] | None = None
     sticky_user: bool = False
     probes: tuple[ProbePrompt, ...] = ()
+    drafts: dict[str, Path | None] = field(default_factory=dict)
 
     @property
     def candidate(self) -> str:
@@ -123,11 +125,13 @@ class ServeSpec:
     def load(cls, path: Path) -> ServeSpec:
         fields = read_json(path)
         arms = {name: Path(folder) for name, folder in fields.pop("arms").items()}
+        drafts = {arm: of and Path(of) for arm, of in fields.pop("drafts").items()}
         rule, upstreams, canary = (fields.pop(name) for name in ("rule", "upstreams", "canary"))
         if canary:
             canary = CanaryPlan(**(canary | {"steps": tuple(canary["steps"])}))
         return cls(
             arms=arms,
+            drafts=drafts,
             probes=tuple(fields.pop("probes")),
             rule=RollbackRule(**rule) if rule else None,
             canary=canary,

@@ -22,6 +22,7 @@ from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.engine.build import read_config
 from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
+from workbench.engine.speculative import SpeculativeEngine
 from workbench.engine.units import backends, uneven_units
 from workbench.errors import ConfigError, StageError
 from workbench.machine.gpu import torch_gpu_memory
@@ -32,6 +33,7 @@ from workbench.measure.ab_figures import (
     latency_figures,
     memory_figures,
     quality_figures,
+    speculation_figures,
     throughput_figures,
     visible_effects,
 )
@@ -66,6 +68,8 @@ from workbench.stages.measure_ab_own import check as own_problems
 from workbench.stages.metered import StageMeters, stage_meters, trusted
 from workbench.train.quality import by_corpus, what_is_judged
 
+SPECULATIVE = "speculative"
+"""Full precision, drafted by ternary: of the two engines that are loaded anyway."""
 PROMPTS = 16
 """Different prompts of the timed requests, or as many as the largest batch."""
 
@@ -158,6 +162,9 @@ def _measure(context: StageContext, meters: StageMeters) -> None:
     record.facts["energy_basis"] = energy_bases(energies)
 
     computes = _about_kernels(context, engines)
+    if isinstance(pair := engines.get(SPECULATIVE), SpeculativeEngine):
+        for metric in speculation_figures(SPECULATIVE, pair.counts):
+            record.add(metric)
     for metric in (
         *quality_figures(quality, BASELINE, section.bootstrap, context.pilot.seed, judged),
         *_corpus_figures(context, quality, heldout, judged),
@@ -191,7 +198,7 @@ def _loaded_arms(
     """The arms in memory side by side, the baseline first; closed afterwards."""
     section, readiness = context.pilot.measure_ab, context.pilot.readiness
     device = context.device.name
-    folders = {name: trained.artefact(name) for name in section.own_arms}
+    folders = {n: trained.artefact(n) for n in section.own_arms if n != SPECULATIVE}
     if device == "cpu":
         _require_memory(folders)
     arms: dict[str, MeasuredArm] = {}
@@ -200,7 +207,10 @@ def _loaded_arms(
             context.progress.note(f"loading {name}")
             # The arms take turns and leave nothing in their slots, so on a GPU, where the cache
             # of a large batch is bigger than the weights, one cache serves them all.
-            first = arms[BASELINE].engine if device == "cuda" and arms else None
+            # A draft holds its conversations while full precision holds them too.
+            drafts = name == "ternary" and SPECULATIVE in section.own_arms
+            shares = device == "cuda" and arms and not drafts
+            first = arms[BASELINE].engine if shares else None
             with memory_growth(device) as growth:
                 engine = Engine.load(
                     folder,
@@ -216,6 +226,10 @@ def _loaded_arms(
             arms[name] = MeasuredArm(engine, growth.size_bytes + shared)
             for note in engine.notes:
                 context.note(f"{name}: {note}")
+        if SPECULATIVE in section.own_arms:
+            full, draft = arms[BASELINE], arms["ternary"]
+            pair = SpeculativeEngine(full.engine, draft.engine)
+            arms[SPECULATIVE] = MeasuredArm(pair, full.resident_bytes + draft.resident_bytes)
         yield arms
     finally:
         for arm in arms.values():

@@ -182,8 +182,11 @@ def measure_under_load(
 def _spec(context: StageContext, trained: StageRecord, profile: LoadProfile) -> ServeSpec:
     section = context.pilot.measure_ab
     wanted = section.load
+    own = section.own_arms
+    drafts = {"speculative": trained.artefact("ternary")} if "speculative" in own else {}
     return ServeSpec(
-        arms={name: trained.artefact(name) for name in section.own_arms},
+        arms={n: trained.artefact(BASELINE if n in drafts else n) for n in own},
+        drafts=drafts,
         fallback=BASELINE,
         route=BASELINE,
         slots=wanted.slots,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-ARMS = ("full_precision", "ternary", "post_training", "int8", "int4", "checkpoint", "hybrid")
+ARMS = (
+    "full_precision", "ternary", "post_training", "int8", "int4", "checkpoint", "speculative",
+    "hybrid",
+)  # fmt: skip
 PHASES = ("before", "switch", "after")
 """Of a rollback under load."""
 LABELS = (

@@ -95,6 +95,7 @@ _TRAINED_GAIN = {
     ),
     "source": words("trained"),
 }
+_SPECULATIVE = {"arm": words("speculative"), "source": words("trained")}
 _AGAINST_REFERENCE = {
     "arm": Values(
         "one of the pilot's own `measure_ab.arms` but the one that is compared with: `checkpoint`, "
@@ -296,6 +297,8 @@ FIGURES: dict[str, Figure] = {
     "decode_tokens_per_s": Figure("throughput", "higher", (_TRAINED | _BATCH, _PROBED)),
     "prefill_tokens_per_s": Figure("throughput", "higher", (_PROBED,)),
     "throughput_ratio": Figure("throughput", "higher", (_TRAINED_GAIN | _BATCH,)),
+    "draft_acceptance": Figure("throughput", "higher", (_SPECULATIVE,)),
+    "tokens_per_verification": Figure("throughput", "higher", (_SPECULATIVE,)),
     "accelerators_needed_fluid": Figure("throughput", "lower", (_TRAINED_GAIN | _BATCH,)),
     "accelerators_needed": Figure("throughput", "lower", (_TRAINED_GAIN | _BATCH,)),
     "model_memory_mb": Figure("memory", "lower", (_TRAINED, _ADDRESS, _PROBED)),

@@ -12,8 +12,9 @@ from workbench.pilot.sections.meters import Meters
 from workbench.pilot.sections.replay import Replay
 
 USUAL_ARMS = ("full_precision", "ternary", "post_training", "int8", "int4")
-OWN_ARMS = (*USUAL_ARMS, "checkpoint")
-"""``checkpoint``: ``model.checkpoint`` as it came, before the pilot trained anything."""
+OWN_ARMS = (*USUAL_ARMS, "checkpoint", "speculative")
+"""``checkpoint``: ``model.checkpoint`` as it came, before the pilot trained anything.
+``speculative``: full precision, whose tokens the ternary model guesses."""
 RESERVED = (*OWN_ARMS, "hybrid", "full_precision_again")
 
 
@@ -100,7 +101,9 @@ class MeasureAb(Section):
         dict.fromkeys(USUAL_ARMS),
         description="what is compared, as a list of the pilot's own arms full_precision (which the "
         "ratios refer to, always), ternary, post_training, int8, int4 and, where a "
-        "model.checkpoint is trained, checkpoint (it as it came; there by default); or as a "
+        "model.checkpoint is trained, checkpoint (it as it came; there by default), and "
+        "speculative (full precision's own answers, drafted by ternary; takes a seventh of the "
+        "session's time more, so not by default); or as a "
         "mapping that also has addresses by names of your choice, `{today: {endpoint: ..., model: "
         "...}}`; one without own arms takes these",
     )
@@ -158,6 +161,8 @@ class MeasureAb(Section):
     @field_validator("arms")
     @classmethod
     def with_the_baseline(cls, arms: dict[str, Address | None]) -> dict[str, Address | None]:
+        if "speculative" in arms and "ternary" not in arms:
+            raise ValueError("speculative is drafted by ternary: give both")
         if "full_precision" not in arms:
             raise ValueError("give full_precision and the arms to compare with it, each once")
         for name, address in arms.items():

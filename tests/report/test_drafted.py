@@ -1,0 +1,32 @@
+"""The verdict's line on full precision drafted by ternary, in both languages."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from workbench.records.metric import Metric
+from workbench.report.verdict import _drafted
+from workbench.wording.text import Texts
+
+
+def measured(*metrics: Metric) -> SimpleNamespace:
+    def metric(name: str, **labels: str) -> Metric | None:
+        return next((m for m in metrics if m.matches(name, labels)), None)
+
+    return SimpleNamespace(metrics=list(metrics), metric=metric)
+
+
+def test_it_says_equal_quality_the_speed_and_the_memory_of_both() -> None:
+    labels = {"arm": "speculative", "source": "trained"}
+    figures = [
+        Metric("speedup", 1.1, "x", "", labels=labels | {"class": "interactive_1"}),
+        Metric("speedup", 1.9, "x", "", labels=labels | {"class": "interactive_512"}),
+        Metric("memory_ratio", 1 / 1.17, "x", "", "derived", labels=labels),
+        Metric("draft_acceptance", 0.81, "share", "", labels=labels),
+    ]
+    (sentence,) = _drafted(measured(*figures))
+    english, russian = (Texts(lang)(sentence.code, **sentence.values) for lang in ("en", "ru"))
+    assert "quality equal by construction; 1.9" in english and "takes 1.17" in english
+    assert "81 % of its guesses" in english
+    assert "качество равно по построению" in russian and "1,9" in russian and "1,17" in russian
+    assert _drafted(measured(*figures[2:])) == []
