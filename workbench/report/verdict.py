@@ -215,10 +215,9 @@ def _drafted(measured: StageRecord) -> list[Sentence]:
     if not speedups or ratio is None or not ratio.value:
         return []
     longest = max(speedups, key=lambda m: int(m.labels["class"].rpartition("_")[2]))
-    known = right is not None and right.value is not None
+    accepted = (right.value if right else None) or 0.0
     values = {
-        "times": longest.value, "memory": 1 / ratio.value,
-        "percent": round(100 * right.value) if known else 0,
+        "times": longest.value, "memory": 1 / ratio.value, "percent": round(100 * accepted),
     }  # fmt: skip
     return [Sentence("caveat.speculative", values)]
 
