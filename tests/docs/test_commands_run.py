@@ -1,9 +1,10 @@
 """Every command that README and docs show is run, on one small finished run, with its own words.
 
 Each is given a folder with what a reader would have there: a pilot, a trace, power logs, a model.
-Where the documented command takes minutes, ``SHORTER`` adds options that make it short, and why;
-what is not run at all stands in ``NOT_RUN`` or ``ELSEWHERE`` with what shows it instead. A command
-that the pages show and that is in neither is run as it stands.
+Where the documented command takes minutes, ``SHORTER`` adds options that make it short, and says
+why; one that trains or measures for long stands in ``BY_TESTS`` with the test that runs the same
+function small, and what is no command of the workbench in ``ELSEWHERE``. A command that the pages
+show and that is in none of them is run as it stands.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +34,7 @@ from workbench.measure.meters.recording import Recording, sample_row
 from workbench.measure.meters.sample import Channel, Sample
 from workbench.paths import PROJECT
 from workbench.records.run import Run, runs_in
+from workbench.serve.kept_route import route_file
 
 _spec = importlib.util.spec_from_file_location("docs_shown", Path(__file__).with_name("shown.py"))
 shown = importlib.util.module_from_spec(_spec)
@@ -38,42 +42,35 @@ _spec.loader.exec_module(shown)
 ROOT = shown.ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-STUDY = (
-    "--set data.corpus=corpus.jsonl --set data.max_bytes=40000 --set data.vocab_size=300 "
-    "--set data.sequence_length=16 --set data.holdout_share=0.3 --set model.preset=tiny-1m "
-    "--set 'model.overrides={hidden_size: 32, intermediate_size: 48, num_hidden_layers: 1, "
-    "num_attention_heads: 2, num_key_value_heads: 2, head_dim: 16}' --set train.steps=4 "
-    "--set train.batch_size=2 --set train.eval_sequences=20 --set study.seeds=[1] --jobs 1"
-)
-NO_SWEEP = "--set train.rate_sweep.rates=[]"
-TRAINED = "--set model.preset=null --set 'model.overrides={}'"
 SHORTER: list[tuple[str, str, str]] = [
-    (r"bench cpu", "--shape tiny", "Llama-3.2-3B in five precisions takes minutes and 12 GB"),
-    (r"bench gpu", "--rehearse", "there is no GPU: the same path on Triton's interpreter"),
-    (r"bench train", "--preset tiny-1m --pairs 1 --steps 1 --batch 2", "minutes"),
-    (r"bench trace", "--rows 2000 --only csv", "30 million rows are a gigabyte"),
-    (r"bench client", "--rounds 1 --requests 4 --rate 20 --output-tokens 4", "minutes"),
     (r"drill", "--way-s 0.8", "a way takes 10 s"),
-    (r"tune", "--budget 8 --slots 2 --batch-wait-ms 0 --output-tokens 1", "ten minutes"),
-    (r"meter (watch|record)", "--for 1s", "they would go on until somebody ends them"),
+    (r"meter record", "--for 1s --pilot METERED.yaml", "days, and no meter is in this machine"),
+    (r"meter watch", "--for 1s", "it would go on until somebody ends it"),
     (r"serve", "--port 0 --drain-notice 0", "port 8000 may be taken"),
-    (
-        r"study checkpoint",
-        f"{STUDY} {TRAINED} {NO_SWEEP} --set model.checkpoint=CHECKPOINT",
-        "a night",
-    ),
-    (r"study", STUDY, "an hour"),
     (r"run workbench:quickstart", "--only profile_load", "nine minutes: make pilot"),
-    (r"run PILOT.yaml --set train.lr", "--only train_qat", "the whole pilot once more"),
-    (r"run PILOT.yaml --(force|from STAGE)$", "--only profile_load", "the same"),
+    (
+        r"run PILOT.yaml --set train.lr",
+        "--only train_qat --no-notebooks",
+        "the whole pilot once more",
+    ),
+    (r"run PILOT.yaml --force$", "--only profile_load --no-notebooks", "the same"),
 ]
 """Pattern of a command -> options that make it short, and what it would take without them."""
+BY_TESTS = {
+    r"bench cpu": ("tests/bench/test_cpu.py", "bench_cpu("),
+    r"bench gpu": ("tests/kernels_gpu/test_bench.py", "bench_gpu("),
+    r"bench train": ("tests/bench/test_train.py", "bench_train("),
+    r"bench trace": ("tests/bench/test_trace.py", "bench_trace("),
+    r"bench client": ("tests/bench/test_client.py", "bench_client("),
+    r"study": ("tests/study/test_study.py", "study_command("),
+    r"tune": ("tests/report/test_tune_command.py", "tune_run("),
+    r"sweep .*--on ray": ("tests/sweep/test_on_ray.py", '"sweep"'),
+    r"(sweep|compare sweep:)": ("tests/sweep/test_runs_of_a_sweep.py", '"sweep"'),
+}
+"""Commands of minutes to hours -> the test that runs what stands behind them, small."""
 NOT_RUN = {
-    "workbench bench cpu --threads 2 --peers": "needs llama.cpp; tests/bench/test_cpu.py has its "
-    "rows with peers that are played",
-    "workbench bench client MODEL [--aiperf PATH]": "aiperf is installed apart: "
-    "tests/bench/test_client.py has one that is played. What it does alone is run for the command",
-    "workbench --install-completion": "writes into the shell's own files",
+    r"--install-completion": "writes into the shell's own files",
+    r"bench sweep": "whole pilots, several at a time, for minutes; docs/scale.md has its rows",
 }
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 MAKE = {
@@ -99,6 +96,7 @@ ELSEWHERE = {
     r"(RUN|OPTIONS|TEAM_KEY)=|END$": "text of a file",
     r"read -rs ": "asks a person",
     r"python -m pytest": "tests run by make test",
+    r"ray start|sbatch": "a cluster of the reader's own; tests/sweep has both played",
     r"python -m workbench\.serve\.rollback_simulation": "make calibrate",
 }
 MODULES = ["workbench.pilot.reference", "workbench.serve.calibration RUN"]
@@ -118,14 +116,17 @@ class Reader:
         trained = self.run.folder / "stages" / "train_qat"
         stands_for = {
             "MODEL": str(trained / "ternary"), "MODEL_FOLDER": str(trained / "ternary"),
-            "OUT": "for_others", "STAGE": "profile_load", "COMMAND": "run",
+            "OUT": "for_others", "COMMAND": "run",
+            "STAGE": "report" if "--from" in command else "profile_load",
         }  # fmt: skip
+        if command == "workbench meter import FILE RUN":
+            stands_for["FILE"] = "power.csv"
         if command.startswith("workbench route FILE"):
             stands_for["FILE"] = "route.json"
         found = []
-        for word in shlex.split(command.replace("[...]", f"[{GATE}]").replace("=...", "=1000")):
+        for word in shlex.split(command):
+            word = word.replace("[...]", f"[{GATE}]").replace("=...", "=1000")
             word = re.sub(r"(?<==)(URL|http://\S+)$", f"{self.address}/v1", word)
-            word = word.replace("=CHECKPOINT", f"={trained / 'full_precision'}")
             found.append(next(names) if word == "RUN" else stands_for.get(word, word))
         if command.startswith("workbench serve --"):
             found.append(self.run.name)  # the page leaves it out
@@ -155,9 +156,10 @@ def served(words: list[str], cwd: Path) -> Iterator[str]:
             yield found[1]
         finally:
             server.send_signal(signal.SIGTERM)
-            server.stdout.read()
             code = server.wait(60)
-    assert code == 0, (cwd / "served.log").read_text()
+            server.stdout.close()
+    # uvicorn drains and then lets the signal have its way.
+    assert code in (0, -signal.SIGTERM), (cwd / "served.log").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +184,18 @@ def reader(tmp_path_factory) -> Iterator[Reader]:
             yield reader
 
 
+def models_at(address: str) -> list[dict]:
+    """As a client is told, as soon as the server listens."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/v1/models", timeout=10) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.URLError:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
 def things_in(folder: Path, run: Run) -> None:
     """Traces, texts and power logs beside the pilot, the logs from the time of the run itself."""
     rows = "".join(f"{i * 0.5},{50 + i % 40},{10 + i % 9}\n" for i in range(60))
@@ -204,7 +218,10 @@ def things_in(folder: Path, run: Run) -> None:
     recording = Recording(folder / "power.parquet")
     recording.append([sample_row(Sample(channel, t, t, 90 * (t - first))) for t in at_s])
     recording.finish()
-    (folder / "route.json").unlink(missing_ok=True)
+    (folder / "METERED.yaml").write_text(
+        "extends: workbench:smoke\nname: metered\nquestion: Does the log answer?\n"
+        "measure_ab: {meters: {sources: [csv], csv: power.csv}}\n"
+    )
 
 
 @pytest.fixture
@@ -213,6 +230,7 @@ def here(reader: Reader, tmp_path: Path, monkeypatch) -> Path:
     for path in reader.folder.iterdir():
         if path.is_file() and path.name != "served.log":
             shutil.copy(path, tmp_path)
+    shutil.copy(route_file(reader.run), tmp_path / "route.json")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORKBENCH_RUNS", str(reader.run.folder.parents[1]))
     for variable in ("TODAY_KEY", "TEAM_KEY"):
@@ -233,11 +251,20 @@ BARE = {
                  "study", "watch")
 }  # fmt: skip
 """Named in a sentence; what stands after the name is run wherever a page shows it."""
+
+
+def by_a_test(command: str) -> tuple[str, str] | None:
+    """Which test runs it in small, and the call in it."""
+    return next((t for p, t in BY_TESTS.items() if re.match(f"workbench {p}", command)), None)
+
+
 WAYS = list(
     dict.fromkeys(
         way
         for _, command in shown.calls_of("workbench")
-        if command not in NOT_RUN and command not in BARE
+        if command not in BARE
+        and not by_a_test(command)
+        and not any(re.match(f"workbench {pattern}", command) for pattern in NOT_RUN)
         for way in shown.ways_of(command)
     )
 )
@@ -250,11 +277,9 @@ def test_a_shown_command_runs(command: str, reader: Reader, here: Path, capfd, m
         (here / words[1]).unlink(missing_ok=True)
     if words[0] == "serve":
         with served(words, here) as address:
-            asked = urllib.request.Request(f"{address}/v1/models")
-            models = json.load(urllib.request.urlopen(asked, timeout=10))
-        assert len(models["data"]) == 2
+            assert len(models_at(address)) >= 2
         return
-    if words[:2] == ["bench", "gpu"] or words[0] in ("run", "study"):
+    if words[0] == "run":
         child = processed(*words, cwd=here, stdout=PIPE, stderr=STDOUT)
         said = child.communicate()[0]
         assert child.returncode == 0, said
@@ -269,7 +294,7 @@ def test_a_shown_command_runs(command: str, reader: Reader, here: Path, capfd, m
 
 def test_a_bare_name_s_command_is_run_with_what_it_asks_for() -> None:
     for name in BARE:
-        assert any(way.startswith(f"{name} ") for way in WAYS), name
+        assert by_a_test(name) or any(way.startswith(f"{name} ") for way in WAYS), name
 
 
 @pytest.mark.parametrize(("page", "command"), shown.calls_of("make"))
@@ -299,7 +324,12 @@ def test_a_shown_module_runs(module: str, reader: Reader, here: Path) -> None:
 def test_what_is_left_out_is_still_shown() -> None:
     """A reason that no page needs any more goes away with its command."""
     all_shown = shown.shown()
-    assert set(NOT_RUN) <= set(all_shown) and set(MAKE) <= set(all_shown)
+    assert set(MAKE) <= set(all_shown)
+    for pattern in NOT_RUN:
+        assert any(re.match(f"workbench {pattern}", command) for command in all_shown), pattern
+    for pattern, (test, call) in BY_TESTS.items():
+        assert any(re.match(f"workbench {pattern}", command) for command in all_shown), pattern
+        assert call in (ROOT / test).read_text(encoding="utf-8")
     assert {command for _, command in shown.calls_of("workbench")} >= BARE
     for pattern in ELSEWHERE:
         assert any(re.match(pattern, command) for command in all_shown), pattern
