@@ -43,7 +43,6 @@ ROOT = shown.ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SHORTER: list[tuple[str, str, str]] = [
-    (r"drill", "--way-s 0.8", "a way takes 10 s"),
     (r"meter record", "--for 1s --pilot METERED.yaml", "days, and no meter is in this machine"),
     (r"meter watch", "--for 1s", "it would go on until somebody ends it"),
     (r"serve", "--port 0 --drain-notice 0", "port 8000 may be taken"),
@@ -63,6 +62,7 @@ BY_TESTS = {
     r"bench trace": ("tests/bench/test_trace.py", "bench_trace("),
     r"bench client": ("tests/bench/test_client.py", "bench_client("),
     r"study": ("tests/study/test_study.py", "study_command("),
+    r"drill": ("pilots/smoke.yaml", "drill: {ways: "),
     r"tune": ("tests/report/test_tune_command.py", "tune_run("),
     r"sweep .*--on ray": ("tests/sweep/test_on_ray.py", '"sweep"'),
     r"(sweep|compare sweep:)": ("tests/sweep/test_runs_of_a_sweep.py", '"sweep"'),
@@ -70,6 +70,7 @@ BY_TESTS = {
 """Commands of minutes to hours -> the test that runs what stands behind them, small."""
 NOT_RUN = {
     r"--install-completion": "writes into the shell's own files",
+    r"bench replica": "a real replica under load, for minutes; docs/scale.md has its rows",
     r"bench sweep": "whole pilots, several at a time, for minutes; docs/scale.md has its rows",
 }
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
