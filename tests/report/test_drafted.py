@@ -26,7 +26,11 @@ def test_it_says_equal_quality_the_speed_and_the_memory_of_both() -> None:
     ]
     (sentence,) = _drafted(measured(*figures))
     english, russian = (Texts(lang)(sentence.code, **sentence.values) for lang in ("en", "ru"))
-    assert "quality equal by construction" in english and "1.9 times" in english and "takes 1.17" in english
+    assert (
+        "quality equal by construction" in english
+        and "1.9 times" in english
+        and "takes 1.17" in english
+    )
     assert "81 % of its guesses" in english
     assert "качество равно по построению" in russian and "1,9" in russian and "1,17" in russian
     assert _drafted(measured(*figures[2:])) == []
