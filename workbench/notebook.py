@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import StageError, WorkbenchError
+from workbench.errors import ConfigError, StageError, WorkbenchError
 from workbench.machine.cpu import cpu
 from workbench.pilot.resolve import resolve
 from workbench.records.run import open_folder, open_run
@@ -70,15 +70,37 @@ def stage(
     return record
 
 
-def study(name: str, pilot: str | Path, overrides: Sequence[str] = ()) -> StageRecord:
-    """The record of study ``name`` of a pilot; trainings that are finished are loaded."""
+def study(
+    name: str,
+    pilot: str | Path,
+    overrides: Sequence[str] = (),
+    run_folder: str | Path | None = None,
+) -> StageRecord:
+    """The record of study ``name`` of a pilot; trainings that are finished are loaded.
+
+    run_folder: a run that has the study: it is shown, nothing trained; None takes the pilot's.
+    """
     from workbench.study.run import run_study  # all of training: seconds that no stage should wait
 
     _plain_errors()
-    block = LiveBlock()
-    resolved = resolve(pilot, overrides)
-    record = run_study(name, resolved, jobs=cpu().usable_cores, listener=block.show)
-    block.text(f"study {name}: finished in {record.duration_s:.0f} s")
+    block, stage_name = LiveBlock(), f"study_{name}"
+    if run_folder:
+        run = open_folder(Path(run_folder))
+        record = run.record(stage_name)
+        if record is None:
+            raise ConfigError(
+                f"run_folder: {run.name} has no finished {stage_name}",
+                next_step="choose another in the picker, or set run_folder to None",
+            )
+    else:
+        resolved = resolve(pilot, overrides)
+        record = run_study(name, resolved, jobs=cpu().usable_cores, listener=block.show)
+        run = open_folder(record.folder.parents[1])
+    block.text(f"study {name}: finished in {record.duration_s:.0f} s · run {run.name}")
+    if interactive():
+        from workbench.widgets.pickers import show_run_picker
+
+        show_run_picker(stage_name, run, str(pilot))
     return record
 
 

@@ -68,6 +68,7 @@ def test_the_parameters_cell_comes_first_and_holds_plain_values(notebook) -> Non
         assert values == {
             "pilot": f"../pilots/study_{STUDY_FILES[path.name]}.yaml",
             "overrides": [],
+            "run_folder": None,
         }
         assert (NOTEBOOKS / values["pilot"]).exists()
     else:
@@ -107,7 +108,7 @@ def test_one_call_into_the_library_and_a_few_figures(notebook) -> None:
     if path.name in STAGE_FILES:
         assert f'stage("{STAGE_FILES[path.name]}", pilot, overrides, run_folder)' in cells[1].source
     if path.name in STUDY_FILES:
-        assert f'study("{STUDY_FILES[path.name]}", pilot, overrides)' in cells[1].source
+        assert f'study("{STUDY_FILES[path.name]}", pilot, overrides, run_folder)' in cells[1].source
 
 
 def test_they_begin_with_a_purpose_and_end_with_what_to_do_next(notebook) -> None:

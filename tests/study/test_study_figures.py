@@ -11,12 +11,16 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from workbench.errors import ConfigError
+from workbench.notebook import study
 from workbench.paths import NOTEBOOKS
+from workbench.records.run import open_folder
 from workbench.records.stage_record import StageRecord
 from workbench.runner.papermill_run import execute_with
 from workbench.study.parity import parity_width
 from workbench.study.run import STUDIES
 from workbench.study.size import slope_per_doubling
+from workbench.widgets.pickers import run_picker
 from workbench.wording.text import LANGUAGES
 
 MODULES = {name: importlib.import_module(f"workbench.figures.study_{name}") for name in STUDIES}
@@ -69,6 +73,19 @@ def test_a_notebook_trains_and_shows_its_study(
     assert target.stat().st_size < 1_000_000
     events = [path.read_text(encoding="utf-8") for path in finished.glob("*/*/events.jsonl")]
     assert any("5 of 6 arms are trained already" in text for text in events)
+
+
+def test_a_study_of_another_run_is_shown_and_nothing_is_trained(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_RUNS", str(finished))
+    (folder,) = {path.parents[2] for path in finished.glob("*/*/stages/study_recipe/record.json")}
+    record = study("recipe", "no pilot is read", run_folder=folder)
+    picker = run_picker("study_recipe", open_folder(folder), "x.yaml")
+    run, _ = picker.children[0].children
+    assert record.folder.parents[1] == folder and run.options == (open_folder(folder).name,)
+    with pytest.raises(ConfigError, match="has no finished study_size"):
+        study("size", "no pilot is read", run_folder=folder)
 
 
 def test_parity_lies_where_the_gap_changes_its_sign() -> None:

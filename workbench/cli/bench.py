@@ -56,7 +56,7 @@ def bench_train(
 
 @commands.command("replica")
 def bench_replica(
-    shape: Annotated[str, typer.Option(help=f"of the network: {', '.join(PRESETS)}")] = "small-25m",
+    shape: Annotated[str, typer.Option(help="of the network: a preset")] = "small-25m",
     replicas: Annotated[int, typer.Option(min=1, help="beside each other, one thread each")] = 1,
     blocks: Annotated[int, typer.Option(min=2, help="every other one is foretold")] = 6,
     block_s: Annotated[float, typer.Option(min=1.0, help="length of a block")] = 60.0,

@@ -105,8 +105,8 @@ def serve(
     draft: Annotated[
         str | None,
         typer.Option(
-            help="an arm speculative more: the first arm's own answers, its tokens guessed by this "
-            "model folder of the same tokenizer, or by the text itself: prompt",
+            help="an arm speculative more: the first arm's answers, guessed by this model folder, "
+            "or by the text itself: prompt",
             show_default="none",
         ),
     ] = None,
