@@ -79,11 +79,11 @@ def test_a_study_of_another_run_is_shown_and_nothing_is_trained(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORKBENCH_RUNS", str(finished))
-    (folder,) = {path.parents[2] for path in finished.glob("*/*/stages/study_recipe/record.json")}
+    folder = next(finished.glob("*/*/stages/study_recipe/record.json")).parents[2]
     record = study("recipe", "no pilot is read", run_folder=folder)
     picker = run_picker("study_recipe", open_folder(folder), "x.yaml")
-    run, _ = picker.children[0].children
-    assert record.folder.parents[1] == folder and run.options == (open_folder(folder).name,)
+    runs, _ = picker.children[0].children
+    assert record.folder.parents[1] == folder and open_folder(folder).name in runs.options
     with pytest.raises(ConfigError, match="has no finished study_size"):
         study("size", "no pilot is read", run_folder=folder)
 
