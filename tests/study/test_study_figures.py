@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import warnings
 from pathlib import Path
 
@@ -84,8 +85,9 @@ def test_a_study_of_another_run_is_shown_and_nothing_is_trained(
     picker = run_picker("study_recipe", open_folder(folder), "x.yaml")
     runs, _ = picker.children[0].children
     assert record.folder.parents[1] == folder and open_folder(folder).name in runs.options
-    with pytest.raises(ConfigError, match="has no finished study_size"):
-        study("size", "no pilot is read", run_folder=folder)
+    empty = shutil.copytree(folder, tmp_path / "a" / "run", ignore=lambda *_: ["stages"])
+    with pytest.raises(ConfigError, match="has no finished study_recipe"):
+        study("recipe", "no pilot is read", run_folder=empty)
 
 
 def test_parity_lies_where_the_gap_changes_its_sign() -> None:
