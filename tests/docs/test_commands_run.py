@@ -62,6 +62,7 @@ BY_TESTS = {
     r"bench trace": ("tests/bench/test_trace.py", "bench_trace("),
     r"bench client": ("tests/bench/test_client.py", "bench_client("),
     r"study": ("tests/study/test_study.py", "study_command("),
+    r"run PILOT.yaml --set train.processes": ("tests/train/test_processes.py", "processes"),
     r"drill": ("pilots/smoke.yaml", "drill: {ways: "),
     r"tune": ("tests/report/test_tune_command.py", "tune_run("),
     r"sweep .*--on ray": ("tests/sweep/test_on_ray.py", '"sweep"'),
@@ -96,6 +97,8 @@ ELSEWHERE = {
     "held to the code by tests/serve",
     r"(RUN|OPTIONS|TEAM_KEY)=|END$": "text of a file",
     r"read -rs ": "asks a person",
+    r"python -m workbench\.bench\.speculative": "two models for minutes; docs/performance.md has its "
+    "rows, and tests/engine what it runs",
     r"python -m pytest": "tests run by make test",
     r"ray start|sbatch": "a cluster of the reader's own; tests/sweep has both played",
     r"python -m workbench\.serve\.rollback_simulation": "make calibrate",
@@ -117,7 +120,8 @@ class Reader:
         trained = self.run.folder / "stages" / "train_qat"
         stands_for = {
             "MODEL": str(trained / "ternary"), "MODEL_FOLDER": str(trained / "ternary"),
-            "OUT": "for_others", "COMMAND": "run",
+            "OUT": "for_others", "COMMAND": "run", "TERNARY": str(trained / "ternary"),
+            "FULL": str(trained / "full_precision"),
             "STAGE": "report" if "--from" in command else "profile_load",
         }  # fmt: skip
         if command == "workbench meter import FILE RUN":
@@ -199,8 +203,10 @@ def models_at(address: str) -> list[dict]:
 
 def things_in(folder: Path, run: Run) -> None:
     """Traces, texts and power logs beside the pilot, the logs from the time of the run itself."""
-    rows = "".join(f"{i * 0.5},{50 + i % 40},{10 + i % 9}\n" for i in range(60))
-    (folder / "LOG").write_text(f"time_s,prompt_tokens,output_tokens\n{rows}")
+    rows = "".join(
+        f"2023-11-16 18:17:{i / 2:09.6f}0,{50 + i % 40},{10 + i % 9}\n" for i in range(60)
+    )
+    (folder / "LOG").write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")
     text = "def f{0}(x):\n    return x + {1}  # sum {0}\n" * 4
     lines = [json.dumps({"id": f"d{i}", "text": text.format(i, i * i % 97)}) for i in range(60)]
     (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
