@@ -97,8 +97,8 @@ ELSEWHERE = {
     "held to the code by tests/serve",
     r"(RUN|OPTIONS|TEAM_KEY)=|END$": "text of a file",
     r"read -rs ": "asks a person",
-    r"python -m workbench\.bench\.speculative": "two models for minutes; docs/performance.md has its "
-    "rows, and tests/engine what it runs",
+    r"python -m workbench\.bench\.speculative": "two models for minutes; its rows stand in "
+    "docs/performance.md, tests/engine has what it runs",
     r"python -m pytest": "tests run by make test",
     r"ray start|sbatch": "a cluster of the reader's own; tests/sweep has both played",
     r"python -m workbench\.serve\.rollback_simulation": "make calibrate",
