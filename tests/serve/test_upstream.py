@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,14 +33,14 @@ from workbench.serve.app import make_app
 from workbench.serve.canary import CanaryPlan
 from workbench.serve.connections import server_config
 from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute
-from workbench.serve.main import listen
+from workbench.serve.main import listen, serve
 from workbench.serve.process import ServerProcess, server_process
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.routed import Route, ServedArm
 from workbench.serve.router import Router
 from workbench.serve.served_run import rule_of, serve_run
 from workbench.serve.service import Service
-from workbench.serve.spec import ServeSpec, UpstreamSpec
+from workbench.serve.spec import Ready, ServeSpec, UpstreamSpec
 from workbench.serve.upstream import Upstream
 from workbench.serve.upstream_options import UpstreamOptions, upstreams_of
 
@@ -387,18 +389,10 @@ def test_a_restart_forgets_neither_evidence_nor_rollback(tmp_path) -> None:
                 assert time.monotonic() < limit and process.poll() is None
                 time.sleep(0.05)
             with httpx.Client(base_url=now.address, trust_env=False, timeout=20) as client:
-                while not answers(client):
-                    assert time.monotonic() < limit
-                    time.sleep(0.05)
                 yield client
         finally:
             process.terminate()
             process.wait(30)
-
-    def answers(client: httpx.Client) -> bool:
-        with suppress(httpx.TransportError):
-            return client.get("/ready").status_code == 200
-        return False
 
     def ask(client: httpx.Client, most: int) -> dict:
         """The state after ``most`` requests, or once the candidate was taken back."""
@@ -439,6 +433,21 @@ def test_nothing_is_served_before_an_upstream_that_does_not_answer() -> None:
         address = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
     with pytest.raises(StageError, match=r"arm today: .* does not answer"):
         serve_run([f"today={address}"], port=0)
+
+
+def test_an_address_is_told_once_it_takes_connections() -> None:
+    heard = []
+
+    def announce(ready: Ready) -> None:
+        socket.create_connection((ready.host, ready.port), 1).close()
+        heard.append(ready.address)
+        signal.raise_signal(signal.SIGINT)
+
+    with ExitStack() as stack:
+        upstreams = {"today": UpstreamSpec(running(stack, Foreign("A").app())[0])}
+        with pytest.raises(KeyboardInterrupt):
+            serve(ServeSpec({}, "today", "today", port=0, upstreams=upstreams), announce)
+    assert len(heard) == 1
 
 
 def test_upstreams_are_given_by_name_and_url(monkeypatch) -> None:

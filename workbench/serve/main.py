@@ -140,8 +140,10 @@ async def _serve(
         host, port = listener.getsockname()[:2]
         held_bytes, ready = process_tree_bytes(), shared.ready
         sizes = shared.context, shared.vocab_size, held_bytes
-        announce(Ready(host, port, *sizes, ready, spec.front.scheme))
-        await _listening(service, listener, spec, lambda: on_evidence(router.trial.kept()))
+        at_start = partial(announce, Ready(host, port, *sizes, ready, spec.front.scheme))
+        await _listening(
+            service, listener, spec, at_start, lambda: on_evidence(router.trial.kept())
+        )
 
 
 def _each(*told: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -223,17 +225,27 @@ def _process(name: str, spec: ServeSpec, context: int) -> ArmProcess:
 
 
 async def _listening(
-    service: Service, listener: socket.socket, spec: ServeSpec, at_end: Callable[[], None]
+    service: Service,
+    listener: socket.socket,
+    spec: ServeSpec,
+    at_start: Callable[[], None],
+    at_end: Callable[[], None],
 ) -> None:
-    """Until a signal, which ends this process once ``at_end`` was called; after SIGTERM ``/ready``
-    says for ``drain_notice_s`` that this server goes, so that whoever shares out the requests
-    sends no more, and only then it stops to take them."""
+    """``at_start`` is called once clients are answered. Until a signal, which ends this process
+    once ``at_end`` was called; after SIGTERM ``/ready`` says for ``drain_notice_s`` that this
+    server goes, so that whoever shares out the requests sends no more, and only then it stops to
+    take them."""
     import uvicorn
 
     from workbench.serve.app import make_app
     from workbench.serve.connections import server_config
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                at_start()
+
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             first, service.draining = not service.draining, True
             if first and sig == signal.SIGTERM and spec.drain_notice_s:
