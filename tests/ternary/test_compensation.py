@@ -12,7 +12,7 @@ from workbench.pilot.sections.model import Policy
 from workbench.ternary import ThresholdVersion, bit_linears, set_strength, to_ternary
 from workbench.ternary.blockwise import compensate
 from workbench.ternary.compensation import compensated_codes, master_weights
-from workbench.ternary.post_training import least_squares
+from workbench.ternary.least_squares import least_squares
 from workbench.ternary.quantize import spread, ternarize
 
 GRANULARITIES = ("tensor", "row", "group128")

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
 from workbench.ternary import ThresholdVersion
+from workbench.ternary.least_squares import least_squares
 from workbench.ternary.packed import load_packed, save_packed
 from workbench.ternary.policy import PRECISIONS
-from workbench.ternary.post_training import input_importance, least_squares, ternarize_post_training
+from workbench.ternary.post_training import input_importance, ternarize_post_training
 from workbench.ternary.quantize import spread, ternarize
 
 numbers = st.floats(-4, 4, width=32)

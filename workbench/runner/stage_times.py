@@ -214,12 +214,12 @@ def _step_s(pilot: Pilot, speeds: Speeds, arm: str) -> float:
 
 
 def _arm_s(pilot: Pilot, speeds: Speeds, arm: str) -> float:
-    """One training, judged on its way and once more when it is done."""
+    """One training, judged on its way and once more when it is done, and what is calibrated for it:
+    its start or, of the full-precision arm, its post-training weights."""
     train = pilot.train
-    read = (train.evaluations + 1) * train.eval_sequences * pilot.data.sequence_length
-    if arm == "ternary":
-        sequences = train.compensated_start.sequences
-        read += COMPENSATED_PASSES * sequences * pilot.data.sequence_length
+    sequences = (train.evaluations + 1) * train.eval_sequences
+    sequences += COMPENSATED_PASSES * train.compensated_start.sequences
+    read = sequences * pilot.data.sequence_length
     steps = train.steps * train.share[1]
     return steps * _step_s(pilot, speeds, arm) + read * speeds.read_s
 

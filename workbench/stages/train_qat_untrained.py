@@ -1,9 +1,9 @@
-"""Arms of ``train_qat`` without training: a checkpoint as it came, INT8, INT4, least squares.
+"""Arms of ``train_qat`` without training: a checkpoint as it came, INT8, INT4, ternary.
 
 INT8 and INT4 are what teams take instead of training: of a checkpoint they are made before the
 pilot trains anything, so that they are today's model in 8 and 4 bits; of a preset, which knows
 nothing before its training, they are made of the trained baseline. So are post-training ternary
-weights, by least squares.
+weights.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from workbench.ternary import ThresholdVersion
 from workbench.ternary.folder import replacing_folder
 from workbench.ternary.packed import save_packed
 from workbench.ternary.policy import Precision, require_ternary, resolve
-from workbench.ternary.post_training import CALIBRATION_SEQUENCES, ternarize_post_training
 from workbench.train.quality import document_losses
 from workbench.train.quiet import quiet_transformers
 from workbench.train.setup import TrainingSetup
+from workbench.train.untrained import ternarize_untrained
 
 
 def fresh_model(
@@ -95,14 +95,7 @@ def save_post_training(
     context: StageContext, model: PreTrainedModel, setup: TrainingSetup
 ) -> pd.DataFrame:
     """The model, which is changed, made ternary without training; its losses on every excerpt."""
-    section = context.pilot.model
-    ids_BT = setup.first_sequences(CALIBRATION_SEQUENCES)
-    report = ternarize_post_training(
-        model,
-        section.policy,
-        activations=section.activations,
-        calibration=ids_BT.to(model.device).split(4),
-    )
+    report = ternarize_untrained(model, context.pilot.model, setup, context.progress)
     folder = context.folder / "post_training"
     save_packed(model, folder, report.precisions, report.threshold, setup.tokenizer)
     context.record.artefacts["post_training"] = "post_training"

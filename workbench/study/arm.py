@@ -29,7 +29,6 @@ StudyKind = Literal[TrainedArm, "checkpoint"]
 TERNARY_ONLY = {
     "train": (
         "ternary_lr",
-        "compensated_start",
         "sub_norm_warmup",
         "warmup",
         "threshold",
@@ -42,7 +41,8 @@ TERNARY_ONLY = {
     ),
     "model": ("threshold", "sub_norm"),
 }
-"""What does not touch the full-precision arm, so that no recipe trains the baseline again."""
+"""What touches neither the full-precision arm, so that no recipe trains the baseline again, nor
+the post-training weights that are made of it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class StudyArm:
                     sections[section].pop(field, None)
         untrained = self.kind == "checkpoint"
         if untrained:
-            sections["train"] = {"eval_sequences": self.pilot.train.eval_sequences}
+            decide = ("eval_sequences", "compensated_start")  # the latter its post-training weights
+            sections["train"] = {k: v for k, v in sections["train"].items() if k in decide}
         return digest_json(
             {
                 "version": workbench.__version__,

@@ -29,7 +29,6 @@ from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.convert import ConversionReport
 from workbench.ternary.packed import WEIGHTS, save_packed
 from workbench.ternary.policy import resolve
-from workbench.ternary.post_training import CALIBRATION_SEQUENCES, ternarize_post_training
 from workbench.train.arm import FINAL, train_arm
 from workbench.train.distill import as_teacher
 from workbench.train.evaluator import Evaluator
@@ -37,6 +36,7 @@ from workbench.train.quality import document_losses
 from workbench.train.quiet import quiet_transformers
 from workbench.train.rate_sweep import best_rate, sweep_rates, why_no_sweep, with_best_rate
 from workbench.train.setup import TrainingSetup
+from workbench.train.untrained import ternarize_untrained
 
 BF16_BYTES = 2
 
@@ -81,7 +81,7 @@ def train_study_arm(root: Path, arm: StudyArm, progress: Progress) -> StageRecor
     record.facts["parameters"] = sum(p.numel() for p in model.parameters())
     record.facts["linear_parameters"] = _linear_parameters(model, arm)
     if arm.kind == "checkpoint":
-        losses, sizes = _untrained(arm, model, setup, folder)
+        losses, sizes = _untrained(arm, model, setup, folder, progress)
         rows = pd.DataFrame(columns=["step", "tokens", "loss", "seconds"])
     else:
         teacher = _teacher(root, arm, setup)
@@ -154,11 +154,11 @@ def _precise(
     arm: StudyArm, model: PreTrainedModel, setup: TrainingSetup, folder: Path, progress: Progress
 ) -> Finished:
     evaluator = train_arm("full_precision", model, setup, folder, progress)
-    return evaluator, *_untrained(arm, model, setup, folder)
+    return evaluator, *_untrained(arm, model, setup, folder, progress)
 
 
 def _untrained(
-    arm: StudyArm, model: PreTrainedModel, setup: TrainingSetup, folder: Path
+    arm: StudyArm, model: PreTrainedModel, setup: TrainingSetup, folder: Path, progress: Progress
 ) -> LossesAndSizes:
     """The model as it is (``trained``), and made ternary without training; it is changed."""
     parameters = sum(p.numel() for p in model.parameters())
@@ -169,14 +169,7 @@ def _untrained(
 
     losses = {"trained": judged()}
     sizes = {"trained": Sizes(BF16_BYTES * parameters, BF16_BYTES * linear)}
-    ids_BT = setup.first_sequences(CALIBRATION_SEQUENCES)
-    section = arm.pilot.model
-    report = ternarize_post_training(
-        model,
-        section.policy,
-        activations=section.activations,
-        calibration=ids_BT.to(model.device).split(4),
-    )
+    report = ternarize_untrained(model, arm.pilot.model, setup, progress)
     losses["post_training"] = judged()
     sizes["post_training"] = _packed_sizes(model, report, folder)
     return losses, sizes

@@ -22,7 +22,7 @@ import torch
 from ternary_kernels.quantizers import per_cell, spread
 from torch import Tensor
 
-from workbench.ternary.post_training import least_squares
+from workbench.ternary.least_squares import least_squares
 from workbench.ternary.threshold import Granularity, ThresholdVersion
 
 DAMPING = 0.01

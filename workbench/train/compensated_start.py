@@ -45,21 +45,30 @@ def start_compensated(
                 layers[name].weight.copy_(weight)
             layers[name].forget()
         return
-    began = time.perf_counter()
-    ids_BT = setup.first_sequences(sequences).to(model.device)
-
-    def say(done: int, of: int) -> None:
-        progress.step("compensated start", done, of, "blocks")
-
-    dtype = torch.bfloat16
-    with torch.autocast(model.device.type, dtype, enabled=setup.train.precision == "bfloat16"):
-        outside = compensate(model, ids_BT.split(AT_ONCE), say)
-    progress.note(
-        f"compensated start: {len(layers) - len(outside)} layers calibrated on {len(ids_BT)} "
-        f"sequences ({ids_BT.numel():,} tokens), {time.perf_counter() - began:,.0f} s"
-        + (f"; outside the blocks, as they were: {', '.join(outside)}" if outside else "")
-    )
+    compensated_by(model, setup, "compensated start", progress)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(kept) as partial:
         weights = {name: layer.weight.detach() for name, layer in layers.items()}
         safetensors.torch.save_file(weights, partial)
+
+
+def compensated_by(
+    model: PreTrainedModel, setup: TrainingSetup, what: str, progress: Progress
+) -> None:
+    """Change the master weights of the ternary layers of ``model`` in place, calibrated on
+    ``train.compensated_start.sequences`` sequences, and say how long ``what`` took."""
+    began = time.perf_counter()
+    ids_BT = setup.first_sequences(setup.train.compensated_start.sequences).to(model.device)
+
+    def say(done: int, of: int) -> None:
+        progress.step(what, done, of, "blocks")
+
+    dtype = torch.bfloat16
+    with torch.autocast(model.device.type, dtype, enabled=setup.train.precision == "bfloat16"):
+        outside = compensate(model, ids_BT.split(AT_ONCE), say)
+    layers = len(bit_linears(model)) - len(outside)
+    progress.note(
+        f"{what}: {layers} layers calibrated on {len(ids_BT)} sequences "
+        f"({ids_BT.numel():,} tokens), {time.perf_counter() - began:,.0f} s"
+        + (f"; outside the blocks, as they were: {', '.join(outside)}" if outside else "")
+    )
