@@ -460,9 +460,9 @@ def test_upstreams_are_given_by_name_and_url(monkeypatch) -> None:
     assert "secret" not in repr(spec)
     assert upstreams_of(["some/folder", "run"]) == {}
     for wrong, says in (
-        ([given[0], "folder"], "1 upstreams with a name"),
+        ([given[0], "folder"], "folder beside upstreams"),
         (["http://127.0.0.1:1/v1"], "has no name"),
-        ([given[0], given[0]], "1 upstreams"),
+        ([given[0], given[0]], "twice"),
         (["today=ftp://127.0.0.1"], "no base URL"),
     ):
         with pytest.raises(ConfigError, match=says):

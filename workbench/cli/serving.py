@@ -21,7 +21,8 @@ def serve(
         list[str],
         typer.Argument(
             metavar="RUN|MODEL...|NAME=URL...",
-            help="a run, or model folders, or OpenAI-compatible servers that run",
+            help="a run, or model folders, or OpenAI-compatible servers that run (a name again: a "
+            "further replica of it)",
             autocompletion=runs_named,
         ),
     ],

@@ -120,6 +120,10 @@ async def _serve(
             sticky_user=spec.sticky_user,
         )
         counting = await asyncio.to_thread(energy_count, spec.meters)
+        if spec.upstreams:
+            from workbench.serve.replicas import replica_families
+
+            service.metrics.replicas = partial(replica_families, list(arms.values()))
         service.metrics.energy = open_things.enter_context(counting).families
         told = [router.on_switch, on_switch]
         if spec.canary:
@@ -187,9 +191,9 @@ class _Shared:
 async def _started(spec: ServeSpec, open_things: AsyncExitStack) -> tuple[dict[str, Any], _Shared]:
     """The arms by name, each answering; closed with ``open_things``."""
     if spec.upstreams:
-        from workbench.serve.upstream import Upstream
+        from workbench.serve.replicas import Replicas
 
-        arms: dict[str, Any] = {n: Upstream(n, each) for n, each in spec.upstreams.items()}
+        arms: dict[str, Any] = {n: Replicas(n, of.replicas) for n, of in spec.upstreams.items()}
         for arm in arms.values():
             open_things.push_async_callback(arm.close)
             await arm.start()

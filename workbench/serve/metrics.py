@@ -125,6 +125,8 @@ class Metrics:
         self._restarts = restarts
         self.energy: Callable[[], Iterator[Metric]] = lambda: iter(())
         """Families of what meters have counted so far."""
+        self.replicas: Callable[[], Iterator[Metric]] = lambda: iter(())
+        """Families of the servers behind each arm."""
         router.on_finished, router.on_switch = self._finished, self._switched
         router.on_gap = self.gap
 
@@ -202,8 +204,8 @@ class Metrics:
     def _counts_now(self) -> Iterator[Metric]:
         """Counters that others keep."""
         for name, text, value in (
-            ("workbench_requests_saved", "requests that another arm answered because their own was "
-             "out", self._router.saved),
+            ("workbench_requests_saved", "requests that another arm, or another replica, answered "
+             "because their own was out", self._router.saved),
             ("workbench_requests_continued", "of those saved, the ones that had some of their "
              "answer already", self._router.continued),
         ):  # fmt: skip
@@ -214,6 +216,7 @@ class Metrics:
         for arm, count in self._restarts().items():
             restarts.add_metric([arm], count)
         yield restarts
+        yield from self.replicas()
         yield from self.energy()
 
 

@@ -169,6 +169,11 @@ class RoutedRequest:
         """The answer holds numbers that are none."""
         return bool(getattr(self.submitted, "not_finite", False))
 
+    @property
+    def lost(self) -> bool:
+        """Of several servers of its arm one went out before it had begun: another may answer."""
+        return bool(getattr(self.submitted, "lost", False))
+
     def left(self) -> GenerationRequest:
         """What is still to be made, by an arm that has made none of it."""
         if not self.output:

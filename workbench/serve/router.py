@@ -87,7 +87,8 @@ class Router:
         self.deadline_s, self.on_lost_stream = deadline_s, on_lost_stream
         self.switches: list[Switch] = []
         self.saved = 0
-        """Requests that another arm answered, because their own was out."""
+        """Requests that another arm, or another replica of theirs, answered, because their own was
+        out."""
         self.continued = 0
         """Of those, the ones that had some of their answer."""
         self.on_finished: Callable[[RoutedRequest], None] = lambda routed: None
@@ -344,7 +345,7 @@ class Router:
             pass  # its client has heard of an end already
         elif reason == "error" and 0 < routed.request.max_tokens <= routed.tokens:
             self._finish(routed, "length", None)  # it had ended, and only that was not said
-        elif arm.out and reason == "error" and self._can_be_saved(routed):
+        elif (arm.out or routed.lost) and reason == "error" and self._can_be_saved(routed):
             self._running.discard(routed)
             routed.submitted = routed.arm = routed.started_s = None
             self.saved += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,12 +30,12 @@ def fair_slots(slots: int) -> int:
 
 @dataclass(frozen=True)
 class UpstreamSpec:
-    """A server as an arm.
+    """A server as an arm, or several that are one.
 
-    address: base URL, as OpenAI's clients take it. model: its name there; None leaves the
-    client's out. api_key_env: the environment variable with its key. connect_s: to open a
-    connection. silence_s: without a byte for this long an answer has hung. health_s: between
-    looks at its health, and what one may take.
+    address: base URL, as OpenAI's clients take it. others: those of further replicas. model: its
+    name there; None leaves the client's out. api_key_env: the environment variable with its key.
+    connect_s: to open a connection. silence_s: without a byte for this long an answer has hung.
+    health_s: between looks at its health, and what one may take.
     """
 
     address: str
@@ -44,6 +44,12 @@ class UpstreamSpec:
     connect_s: float = 5.0
     silence_s: float = 300.0
     health_s: float = 2.0
+    others: tuple[str, ...] = ()
+
+    @property
+    def replicas(self) -> list[UpstreamSpec]:
+        """One for each address."""
+        return [replace(self, address=each, others=()) for each in (self.address, *self.others)]
 
     @property
     def endpoint(self) -> Endpoint:
@@ -136,7 +142,10 @@ class ServeSpec:
             rule=RollbackRule(**rule) if rule else None,
             canary=canary,
             front=FrontOptions(**fields.pop("front")),
-            upstreams={name: UpstreamSpec(**upstream) for name, upstream in upstreams.items()},
+            upstreams={
+                name: UpstreamSpec(**(each | {"others": tuple(each["others"])}))
+                for name, each in upstreams.items()
+            },
             **fields,
         )
 

@@ -64,7 +64,7 @@ class PassedOn:
     was answered with an error. declared: the stream itself has told its client of the error.
     answer_tokens: by the upstream's own count, or its events, or a whole answer's bytes.
     usage: tokens by its own count, where it gives one. not_finite: the answer has a number that is
-    none."""
+    none. lost: the upstream went out before it had begun to answer, so another may."""
 
     request: PassedRequest
     on_token: Callable[[bytes], None]
@@ -76,6 +76,7 @@ class PassedOn:
     answer_tokens: int = 0
     usage: dict[str, int] = field(default_factory=dict)
     not_finite: bool = False
+    lost: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None
     task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -130,7 +131,16 @@ class Upstream:
                 next_step="start that server, or correct the address or its key",
             )
         self.failed = None
+        self.watch()
+
+    def watch(self) -> None:
+        """Look again and again whether it answers, though it may not have yet."""
         self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that were passed on and have not ended."""
+        return len(self._passed)
 
     def submit(
         self,
@@ -162,6 +172,7 @@ class Upstream:
             why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             if not isinstance(error, httpx.ReadTimeout):  # one slow answer is not the server's end
                 self._out(why)
+                passed.lost = not passed.pieces
             passed.end("error", why)
         except Exception as error:  # whatever an answer may hold
             passed.end("error", f"{type(error).__name__}: {error}")
@@ -182,6 +193,7 @@ class Upstream:
                 why = f"HTTP {answer.status_code}: {body[:200].decode(errors='replace')}"
                 if answer.status_code in GATEWAY:
                     self._out(why)
+                    passed.lost = True
                 passed.end("cancelled" if answer.status_code < 500 else "error", why)
                 return
             passed.content_type = answer.headers.get("content-type", "application/json")
@@ -238,6 +250,7 @@ class Upstream:
         self.failed = why
         self.on_out(why)
         for passed in [each for each in self._passed if not each.pieces]:
+            passed.lost = True
             passed.end("error", why)
             passed.cancel()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -33,7 +33,8 @@ class UpstreamOptions:
 def upstreams_of(
     given: Sequence[Path | str], options: UpstreamOptions | None = None
 ) -> dict[str, UpstreamSpec]:
-    """Arms that are other servers, from ``NAME=URL``; none where folders are given.
+    """Arms that are other servers, from ``NAME=URL``; further addresses of a name are replicas of
+    it. None where folders are given.
 
     Raises ConfigError for a mixture of both, a wrong address, a name that is not given and a
     time-out that is none.
@@ -50,7 +51,10 @@ def upstreams_of(
         return {}
     models = _by_name(found, "--upstream-model", options.models)
     keys = _by_name(found, "--upstream-key-env", options.key_envs)
-    made = {n: UpstreamSpec(url, models.get(n), keys.get(n)) for n, url in found.items()}
+    made = {
+        name: UpstreamSpec(first, models.get(name), keys.get(name), others=tuple(others))
+        for name, (first, *others) in found.items()
+    }
     for name, seconds in _seconds(found, "--upstream-connect-s", options.connect_s).items():
         made[name] = replace(made[name], connect_s=seconds)
     for name, seconds in _seconds(found, "--upstream-silence-s", options.silence_s).items():
@@ -58,11 +62,13 @@ def upstreams_of(
     for name, seconds in _seconds(found, "--upstream-health-s", options.health_s).items():
         made[name] = replace(made[name], health_s=seconds)
     for each in made.values():
-        assert each.endpoint  # raises ConfigError
+        for replica in each.replicas:
+            assert replica.endpoint  # raises ConfigError
     return made
 
 
-def _addresses(given: Sequence[Path | str]) -> dict[str, str]:
+def _addresses(given: Sequence[Path | str]) -> dict[str, list[str]]:
+    """By name, in order."""
     pairs = [str(each).partition("=") for each in given]
     if not any("://" in address for _, _, address in pairs):
         if any("://" in str(each) for each in given):
@@ -71,17 +77,22 @@ def _addresses(given: Sequence[Path | str]) -> dict[str, str]:
                 allowed="NAME=URL, e.g. today=http://127.0.0.1:8001/v1",
             )
         return {}
-    found = {name: address for name, _, address in pairs if name and "://" in address}
-    if len(found) < len(given):
-        raise ConfigError(
-            f"{len(given)} arms, of them {len(found)} upstreams with a name of their own",
-            allowed="NAME=URL for every arm, each with another name",
-            next_step="serve a model folder with a workbench serve of its own, and give its URL",
-        )
+    found: dict[str, list[str]] = {}
+    for (name, _, address), each in zip(pairs, given, strict=True):
+        if not name or "://" not in address:
+            raise ConfigError(
+                f"{each} beside upstreams",
+                allowed="NAME=URL for every arm, and again for each further replica of it",
+                next_step="give a model folder a workbench serve of its own, and name its URL",
+            )
+        own = found.setdefault(name, [])
+        if address in own:
+            raise ConfigError(f"{each} twice", allowed="another address for each replica of an arm")
+        own.append(address)
     return found
 
 
-def _by_name(known: Mapping[str, str], option: str, pairs: Sequence[str]) -> dict[str, str]:
+def _by_name(known: Collection[str], option: str, pairs: Sequence[str]) -> dict[str, str]:
     found = {}
     for pair in pairs:
         name, _, value = pair.partition("=")
@@ -91,7 +102,7 @@ def _by_name(known: Mapping[str, str], option: str, pairs: Sequence[str]) -> dic
     return found
 
 
-def _seconds(known: Mapping[str, str], option: str, given: Sequence[str]) -> dict[str, float]:
+def _seconds(known: Collection[str], option: str, given: Sequence[str]) -> dict[str, float]:
     of_all: dict[str, float] = {}
     of_one: dict[str, float] = {}
     for each in given:
