@@ -54,21 +54,22 @@ def compensated_codes(
     upper = torch.linalg.cholesky(
         torch.cholesky_inverse(torch.linalg.cholesky(H[order][:, order])), upper=True
     ).float()
-    w_NK = w_NK[:, order]
-    scale_NK = spread(scale, K).expand(N, K)[:, order]
-    codes_NK = torch.empty_like(w_NK)
+    # Columns become rows: each is read and corrected as a whole.
+    w_KN = w_NK[:, order].T.contiguous()
+    scale_KN = spread(scale, K).expand(N, K)[:, order].T.contiguous()
+    codes_KN = torch.empty_like(w_KN)
     for start in range(0, K, BLOCK):
         end = min(start + BLOCK, K)
-        errors = torch.zeros(N, end - start, device=w_NK.device)
+        errors = torch.zeros(end - start, N, device=w_KN.device)
         for j in range(start, end):
-            code = (w_NK[:, j] / scale_NK[:, j]).round_().clamp_(-1, 1)
-            codes_NK[:, j] = code
-            error = (w_NK[:, j] - code * scale_NK[:, j]) / upper[j, j]
-            w_NK[:, j + 1 : end] -= error[:, None] * upper[j, j + 1 : end]
-            errors[:, j - start] = error
-        w_NK[:, end:] -= errors @ upper[start:end, end:]
+            code = (w_KN[j] / scale_KN[j]).round_().clamp_(-1, 1)
+            codes_KN[j] = code
+            error = (w_KN[j] - code * scale_KN[j]) / upper[j, j]
+            w_KN[j + 1 : end] -= upper[j, j + 1 : end, None] * error
+            errors[j - start] = error
+        w_KN[end:] -= upper[start:end, end:].T @ errors
     back = order.argsort()
-    codes_NK, w_NK = codes_NK[:, back], w_NK[:, back]
+    codes_NK, w_NK = (of[back].T.contiguous() for of in (codes_KN, w_KN))
     if granularity != "group128":
         scale = _refitted(weight_NK.float(), codes_NK, H.float(), scale)
     return codes_NK.to(torch.int8), scale, w_NK
