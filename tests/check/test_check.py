@@ -151,7 +151,7 @@ def endless_scale(path: Path) -> None:
         ("packed", values(f"{UP}.codes", (7, 3), 0xFF), "forbidden code 3 in row 7"),
         ("packed", values(f"{UP}.scale", (0,), float("inf")), "not finite and above 0"),
         ("packed", values("model.norm.weight", (0,), float("nan")), "norm.weight holds values"),
-        ("packed", tensors(lambda t: t.pop("model.norm.weight")), "lacks 1 tensors"),
+        ("packed", tensors(lambda t: t.pop("model.norm.weight")), "lacks 1 tensor"),
         ("packed", tensors(lambda t: t.update(more=torch.ones(1))), "beyond its model"),
         ("packed", text("ternary.json", "{"), "ternary.json cannot be read"),
         ("packed", text("config.json", "{}"), "config.json"),

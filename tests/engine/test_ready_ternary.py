@@ -183,7 +183,7 @@ def test_what_is_no_ready_ternary_model_is_refused(tmp_path: Path) -> None:
         (lambda t, n: t.pop(f"{n}.weight_scale"), "no weight_scale"),
         (lambda t, n: t[f"{n}.weight"].fill_(255), "forbidden code 3"),
         (lambda t, n: t[f"{n}.weight_scale"].fill_(0), "cannot be right"),
-        (lambda t, n: t.pop("model.norm.weight"), "lacks 1 tensors: model.norm.weight"),
+        (lambda t, n: t.pop("model.norm.weight"), "lacks 1 tensor: model.norm.weight"),
         (lambda t, n: t.update(more=torch.ones(1)), "beyond its model"),
         (lambda t, n: t["model.norm.weight"].fill_(float("nan")), "not finite"),
     ],

@@ -343,7 +343,7 @@ def test_what_cannot_work_together_is_refused_in_a_sentence(tmp_path) -> None:
     model = tiny()
     small = Engine.from_model(model, slots=1, kv_dtype="float32", threads=1)
     with loaded(model) as engine, small:
-        with pytest.raises(ValueError, match="1 slots of 96 tokens; allowed: at least 3 of 96"):
+        with pytest.raises(ValueError, match="1 slot of 96 tokens; allowed: at least 3 of 96"):
             SpeculativeEngine(engine, small)
         window = AutoModelForCausalLM.from_config(
             MistralConfig(

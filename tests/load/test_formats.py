@@ -212,7 +212,7 @@ def test_servegen_s_windows_are_drawn_from(tmp_path):
         (HEADER + b"-1970,5,6\n1975,5,6\n", ":2:", "is not a time"),
         (HEADER + b"2023-11-16 18:17:03,5,6\n9999-12-31 00:00:00,5,6\n", ":3:", "9999"),
         (HEADER + b"0001-01-01 00:00:00,5,6\n2023-11-16 18:17:03,5,6\n", ":2:", "is not a time"),
-        (AZURE[: AZURE.index(b"2023-11-16 18:17:04")], "", "1 requests"),
+        (AZURE[: AZURE.index(b"2023-11-16 18:17:04")], "", "1 request"),
         (VLLM.replace(b"output_token_ids", b"x"), "", "no answers"),
     ],
 )

@@ -322,7 +322,7 @@ def test_zeus_windows_are_a_counter_that_ends_at_pauses(read):
         )
     )  # fmt: skip
     log = read(text, "zeus")
-    assert watts(log) == {"gpu0": 100.0, "gpu1": 50.0} and "1 windows overlap" in log.notes[0]
+    assert watts(log) == {"gpu0": 100.0, "gpu1": 50.0} and "1 window overlaps" in log.notes[0]
     first = log.series[0]
     assert np.diff(first.values)[list(np.diff(first.times_s)).index(57.0)] < 0, "it is told apart"
     text = "time,0,1\n" + rows(5, lambda t, n: f"{t},300,310")

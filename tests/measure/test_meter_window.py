@@ -57,7 +57,7 @@ def test_the_energies_of_two_windows_add_up_to_that_of_both(steps, powers, cuts)
         (POWER, [1, 2, 3, 4], [5, 5, 5, 5], (0.5, 3), "not_bracketed", "0.50 s after the start"),
         (POWER, [1, 2, 3, 4], [5, 5, 5, 5], (1, 4.25), "not_bracketed", "0.25 s before the end"),
         (POWER, [0, 1, 4.5, 5], [5, 5, 5, 5], (0, 5), "gap", "no sample for 3.50 s"),
-        (POWER, [0, 1, 2], [5, 5, 5], (0.9, 1.1), "too_short", "1 samples in 0.200 s"),
+        (POWER, [0, 1, 2], [5, 5, 5], (0.9, 1.1), "too_short", "1 sample in 0.200 s"),
         (COUNTER, [0, 1, 2], [5, 6, 7], (0.5, 0.505), "too_short", "renewed every 0.001 s"),
         (COUNTER, [0, 1, 2], [7, 7, 7], (0.0, 2.0), "counter_stuck", "did not move"),
         (COUNTER, [0, 0.1, 0.2], [300, 10, 20], (0, 0.2), "counter_reset", "back by 290 J"),

@@ -679,7 +679,7 @@ def test_too_little_text_for_a_prompt_is_said(trained: StageRecord, tmp_path: Pa
     short = StageRecord("train_qat", tmp_path, artefacts={"tokenizer": "tokenizer"})
     shutil.copytree(trained.artefact("tokenizer"), tmp_path / "tokenizer")
     short.save_table("heldout", documents_frame([Document("d", "test", "a")]))
-    with pytest.raises(StageError, match="held-out text has 1 tokens"):
+    with pytest.raises(StageError, match="held-out text has 1 token"):
         measure_ab.run(make_context(tmp_path, short, arms=["full_precision"]))
 
 
@@ -708,7 +708,7 @@ def test_the_load_is_sent_to_every_arm_and_a_killed_session_goes_on(
     measure_ab.run(again)
     record = again.record
     assert first.stat().st_mtime_ns == written
-    assert "the session under load was interrupted after 1 blocks" in record.notes
+    assert "the session under load was interrupted after 1 block" in record.notes
     requests = record.table("load_requests")
     assert set(requests["status"]) == {"ok"} and requests["block"].nunique() == 3
     assert (requests["output_tokens"] == requests["wanted_tokens"]).all()

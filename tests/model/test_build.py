@@ -196,8 +196,8 @@ def not_a_number(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (drop_a_tensor, r"lacks 1 tensors: model\.layers\.0\.mlp\.up_proj\.weight"),
-        (add_a_tensor, r"beyond its architecture, 1 tensors: .*up_proj\.norm\.weight"),
+        (drop_a_tensor, r"lacks 1 tensor: model\.layers\.0\.mlp\.up_proj\.weight"),
+        (add_a_tensor, r"beyond its architecture, 1 tensor: .*up_proj\.norm\.weight"),
         (truncate, "cannot be loaded"),
         (change_the_shape, "shape|cannot be loaded"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),

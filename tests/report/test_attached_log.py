@@ -229,7 +229,7 @@ def test_rests_too_short_for_the_log_are_named_so(run, tmp_path):
     record.save()
     record = attach(run, as_csv(tmp_path / "pdu.csv", wall_log(turns())))
     said = record.facts["attached"]["found"]["no_idle"]
-    assert "of its 1 rests none has a figure (too_short: " in said and "turn_s" in said
+    assert "of its 1 rest none has a figure (too_short: " in said and "turn_s" in said
 
 
 def attach(run, path, form="csv", options=None, **declared):

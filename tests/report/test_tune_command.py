@@ -41,7 +41,7 @@ def test_a_finished_run_is_tuned_and_the_settings_are_printed(
     printed = capsys.readouterr()
     assert f"workbench serve {run.name} --slots 4 --batch-wait-ms 20" in printed.out
     assert "full_precision, --slots 4 --batch-wait-ms 0: failed at 5" in printed.out
-    assert "tune: 0/1 searches, hybrid, profile" in printed.err
+    assert "tune: 0/1 search, hybrid, profile" in printed.err
     for name in ("settings.txt", "searches.parquet", "points.parquet"):
         assert (folder / name).exists()
     assert run.record("deploy_rollback").metric("lost_requests"), "its records are as they were"

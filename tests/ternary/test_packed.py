@@ -226,7 +226,7 @@ def test_a_layer_too_wide_for_every_kernel_is_named(tmp_path) -> None:
 def test_left_over_and_misshapen_tensors_are_refused(llama, tmp_path) -> None:
     folder = packed(llama, tmp_path / "p")
     change(folder, lambda tensors: tensors.update(surplus=torch.ones(1)))
-    with pytest.raises(ConfigError, match="beyond its model, 1 tensors: surplus"):
+    with pytest.raises(ConfigError, match="beyond its model, 1 tensor: surplus"):
         load_packed(folder)
     change(folder, lambda t: (t.pop("surplus"), t.update({"model.norm.weight": torch.ones(7)})))
     with pytest.raises(ConfigError, match=r"model\.norm\.weight is torch.float32 \[7\]"):

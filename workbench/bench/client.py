@@ -34,6 +34,7 @@ from workbench.serve.client import LoadProcesses, load_processes
 from workbench.serve.endpoint import Endpoint, probe
 from workbench.serve.process import server_process
 from workbench.serve.spec import ServeSpec
+from workbench.wording.counts import number_of
 
 MODEL = "workbench"
 PROMPT_TOKENS = 64
@@ -79,7 +80,8 @@ def bench_client(
             )
     if requests < 2 or rounds < 1 or rate_per_s <= 0 or output_tokens < 2:
         raise ConfigError(
-            f"{rounds} x {requests} requests of {output_tokens} tokens, {rate_per_s:g} a second",
+            f"{rounds} x {number_of(requests, 'request')} of {number_of(output_tokens, 'token')}, "
+            f"{rate_per_s:g} a second",
             allowed="2 requests of 2 tokens or more, a rate above 0, 1 round or more",
         )
     where: ClientRow = {}
@@ -273,5 +275,7 @@ def _aiperf(
         found["e2e_ms"].append(metrics["request_latency"]["value"])
         found["dispatch_ms"].append(late_ms)
     if len(found["ttft_ms"]) != len(schedule):
-        raise StageError(f"aiperf recorded {len(found['ttft_ms'])} of {len(schedule)} requests")
+        raise StageError(
+            f"aiperf recorded {len(found['ttft_ms'])} of {number_of(len(schedule), 'request')}"
+        )
     return found

@@ -49,6 +49,7 @@ from workbench.child import child, how_it_ended
 from workbench.errors import ConfigError, StageError, WorkbenchError, reason_of
 from workbench.machine.gpu import driver_version, torch_gpu
 from workbench.paths import PROJECT
+from workbench.wording.counts import number_of
 
 TIME_LIMIT_S = 8 * 60
 RESERVE_S = 30
@@ -183,7 +184,8 @@ class Bench:
                 measure()
         if self.failed:
             raise StageError(
-                f"bench gpu: {len(self.failed)} cases failed: {'; '.join(self.failed)}",
+                f"bench gpu: {number_of(len(self.failed), 'case')} failed: "
+                f"{'; '.join(self.failed)}",
                 allowed="every case measured; the rows of all others are kept",
                 next_step="run python -m pytest tests/kernels_gpu on this machine and report it",
             )

@@ -30,6 +30,7 @@ from workbench.engine.architecture import kernel_config
 from workbench.measure.meters import EnergySession, MissingMeter, find_meters
 from workbench.model.presets import Shape
 from workbench.pilot.sections.meters import Meters
+from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from workbench.bench.gpu import Bench
@@ -193,8 +194,9 @@ def run_capacity(bench: Bench) -> None:
             peak = _peak_bytes(bench)
             best = _add_rate(
                 bench, row, seconds, slots * output, against=best,
-                note=f"one pass of {prompt} prompt and {output} output tokens each; output tokens "
-                f"counted; at most {peak / 1e9:.1f} GB held of {sizes.memory_bytes / 1e9:.0f}",
+                note=f"one pass of {prompt} prompt and {number_of(output, 'output token')} each; "
+                f"output tokens counted; at most {peak / 1e9:.1f} GB held of "
+                f"{sizes.memory_bytes / 1e9:.0f}",
             )  # fmt: skip
         _say_notes(bench, core, "throughput", name)
         core.close()

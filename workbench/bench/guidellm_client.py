@@ -16,6 +16,7 @@ from typing import Any
 from workbench.errors import StageError
 from workbench.load.planned import PlannedRequest
 from workbench.serve.endpoint import Endpoint
+from workbench.wording.counts import number_of
 
 LEFT_OUT_S = 0.25
 """guidellm 0.8.1 ends a replay before the last row of its trace: one more is given, so late."""
@@ -71,7 +72,7 @@ def _times(said: dict[str, Any], wanted: int) -> dict[str, list[float]]:
     )
     if said["errored"] or len(answered) < wanted:
         raise StageError(
-            f"guidellm recorded {len(answered)} of {wanted} requests, and "
+            f"guidellm recorded {len(answered)} of {number_of(wanted, 'request')}, and "
             f"{len(said['errored'])} as failed"
         )
     answered = answered[:wanted]

@@ -29,6 +29,7 @@ from workbench.model.build import preset_config
 from workbench.pilot.sections.model import Model
 from workbench.planner.costs import QUANTILES
 from workbench.planner.simulation import Answered, Arrivals, StepCosts, simulate
+from workbench.wording.counts import number_of
 
 SLOTS, CONTEXT, VOCABULARY = 4, 512, 4096
 PROMPTS, OUTPUTS = (16, 240), (8, 96)
@@ -178,7 +179,8 @@ def bench_replica(
             want, got = float(np.quantile(real, quantile)), float(np.quantile(made, quantile))
             rows.append({
                 "name": f"replica {latency.removesuffix('_s')} p{100 * quantile:g}",
-                "of": f"{preset}, {replicas} replicas, {SLOTS} slots, {rate:.3g} requests/s",
+                "of": f"{preset}, {number_of(replicas, 'replica')}, {SLOTS} slots, "
+                f"{rate:.3g} requests/s",
                 "value": round(got / want, 4), "unit": "x",
                 "simulated_ms": round(1e3 * got, 3), "measured_ms": round(1e3 * want, 3),
                 "requests": len(real), "blocks": len(measured),

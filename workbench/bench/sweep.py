@@ -23,6 +23,7 @@ from workbench.child import end_of_log
 from workbench.errors import StageError
 from workbench.machine.cpu import cpu
 from workbench.machine.provenance import provenance
+from workbench.wording.counts import number_of
 
 TARGET = 0.85
 SWEEP = "pilot: workbench:smoke\nname: busy\ngrid: {{seed: [{seeds}]}}\n"
@@ -60,7 +61,7 @@ def bench_sweep(runs: int, jobs: int, *, out: Path | None = None) -> dict[str, o
     cores_s = wall_s * cpu().usable_cores
     row: dict[str, object] = {
         "name": "sweep cores busy",
-        "of": f"{runs} smoke pilots, {jobs} at a time",
+        "of": f"{number_of(runs, 'smoke pilot')}, {jobs} at a time",
         "value": round(own_s / cores_s, 3),
         "unit": "share",
         "target": TARGET,

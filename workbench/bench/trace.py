@@ -31,6 +31,7 @@ from workbench.errors import ConfigError
 from workbench.load.profile import REQUESTS, LoadProfile
 from workbench.load.trace import read_trace
 from workbench.pilot.sections.profile_load import ProfileLoad
+from workbench.wording.counts import number_of
 
 FORMATS = ("csv", "jsonl", "parquet", "csv.gz", "jsonl.zst")
 RATE_PER_S = 50.0
@@ -156,7 +157,7 @@ def _measured(reader: str, path: Path, rows: int) -> tuple[float, float, float]:
     seen = _product(path) if reader == "workbench" else _bare(path)
     seconds, cpu_s = time.perf_counter() - began, time.process_time() - worked
     if seen != rows:
-        raise RuntimeError(f"{reader} saw {seen} of {rows} rows of {path.name}")
+        raise RuntimeError(f"{reader} saw {seen} of {number_of(rows, 'row')} of {path.name}")
     return seconds, cpu_s, _peak_bytes() / 1e9
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workbench.paths import shown
 from workbench.ternary.policy import Precision
+from workbench.wording.counts import number_of
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class TernaryCheck:
             lines += [f"  {problem}" for problem in self.problems]
         else:
             lines.append(
-                f"{len(self.ternary)} of {len(self.matrices)} matrices hold only -1, 0, +1 "
-                f"({self.ternary_share:.1%} of the weights), with finite scales above 0; "
+                f"{len(self.ternary)} of {number_of(len(self.matrices), 'matrix')} hold only -1, "
+                f"0, +1 ({self.ternary_share:.1%} of the weights), with finite scales above 0; "
                 f"stored as {self.stored}"
             )
         return "\n".join(lines)

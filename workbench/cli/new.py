@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from workbench.wording.counts import number_of
+
 commands = typer.Typer()
 DECLARED = "none"
 """The answer that there is no trace."""
@@ -257,7 +259,7 @@ class _Asking:
 
         section = ProfileLoad(trace=answers.trace, columns=dict(answers.columns))
         found = read_trace(answers.trace, section)
-        typer.echo(f"{found.rows:,} lines, {found.format}", err=True)
+        typer.echo(f"{number_of(found.rows, 'line', form=',')}, {found.format}", err=True)
 
 
 def _columns(texts: Any) -> tuple[tuple[str, str], ...]:

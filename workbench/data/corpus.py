@@ -29,6 +29,7 @@ from workbench.data.python_corpus import python_documents
 from workbench.data.readers import Fields, read_path, refuse_patterns, select_files
 from workbench.errors import ConfigError
 from workbench.pilot.sections.data import CorpusSource, Data
+from workbench.wording.counts import number_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class CorpusPart:
     files: Selection | None
 
     def __str__(self) -> str:
-        what = f"{self.training} documents to learn from ({self.training_bytes / 1e6:.1f} MB), "
+        what = (
+            f"{number_of(self.training, 'document')} to learn from "
+            f"({self.training_bytes / 1e6:.1f} MB), "
+        )
         what += f"{self.heldout} held out"
         weighed = (
             f"corpus {self.name}, {self.share:.0%} of the training tokens: " if self.name else ""

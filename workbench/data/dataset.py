@@ -32,6 +32,7 @@ from workbench.errors import ConfigError
 from workbench.files import replacing, write_text
 from workbench.pilot.sections.data import Data
 from workbench.records.events import Progress
+from workbench.wording.counts import number_of
 
 DOCUMENTS_AT_ONCE = 256
 
@@ -168,10 +169,10 @@ class PackedSequences(Dataset[dict[str, torch.Tensor]]):
             short = min(range(len(spans)), key=lambda part: len(self.begins[part]))
             of = f" of {parts[short].name}" if parts else ""
             raise ConfigError(
-                f"the corpus is too short: {spans[short][1] - spans[short][0]} tokens to learn "
-                f"from{of}, {len(self.begins[short])} sequences of {sequence_length}"
-                + ("" if judged is None else " with an answer"),
-                allowed=f"at least {at_least} sequences, the batch of one step",
+                f"the corpus is too short: {number_of(spans[short][1] - spans[short][0], 'token')} "
+                f"to learn from{of}, {number_of(len(self.begins[short]), 'sequence')} of "
+                f"{sequence_length}" + ("" if judged is None else " with an answer"),
+                allowed=f"at least {number_of(at_least, 'sequence')}, the batch of one step",
                 next_step="give more text, or lower data.sequence_length or train.batch_size",
             )
         self._mix = mixed_order([part.share for part in parts], length, seed) if parts else None

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workbench.errors import ConfigError
+from workbench.wording.counts import number_of
 
 EXAMPLES = 6
 UNNAMED = "fits no include pattern"
@@ -28,7 +29,7 @@ class Selection:
 
     def __str__(self) -> str:
         out = ", ".join(f"{count} by {pattern}" for pattern, count in self.left_out.items())
-        return f"{len(self.taken)} files taken" + (f", left out: {out}" if out else "")
+        return f"{number_of(len(self.taken), 'file')} taken" + (f", left out: {out}" if out else "")
 
 
 def select(
@@ -47,7 +48,8 @@ def select(
         for pattern, regex in patterns.items():
             if not any(map(regex.fullmatch, names)):
                 raise ConfigError(
-                    f"{where}: data.{field}: {pattern!r} fits none of {len(names)} files",
+                    f"{where}: data.{field}: {pattern!r} fits none of "
+                    f"{number_of(len(names), 'file')}",
                     allowed=f"patterns of what is there: {_examples(names)}",
                     next_step="*.md fits names wherever they lie, docs/**/*.md those below docs",
                 )
@@ -62,7 +64,7 @@ def select(
             left_out[out] += 1
     if not taken:
         raise ConfigError(
-            f"{where}: data.include and data.exclude leave none of {len(names)} files",
+            f"{where}: data.include and data.exclude leave none of {number_of(len(names), 'file')}",
             allowed=f"patterns that leave some of what is there: {_examples(names)}",
         )
     return Selection(taken, dict(left_out))

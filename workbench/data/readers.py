@@ -25,6 +25,7 @@ from workbench.data.patterns import Selection, select
 from workbench.errors import ConfigError
 from workbench.json_lines import LineError, parsed
 from workbench.paths import shown
+from workbench.wording.counts import number_of
 
 PIECE_CHARACTERS = 8192
 JSONL_SUFFIXES = {".jsonl", ".ndjson", ".json"}
@@ -310,7 +311,8 @@ def _columns(names: list[str], fields: Fields, where: str) -> list[str]:
         raise missing_field(fields, names, where)
     if names.count(taken) > 1:
         raise ConfigError(
-            f"{where}: {names.count(taken)} columns are called {taken!r}",
+            f"{where}: {number_of(names.count(taken), 'column is', 'columns are')} called "
+            f"{taken!r}",
             allowed="one column with the text",
             next_step="rename the others, or set data.text_field to another column",
         )

@@ -27,6 +27,7 @@ from workbench.economics.series_file import in_utc, numbers, read_series
 from workbench.errors import ConfigError
 from workbench.paths import shown
 from workbench.pilot.sections.cost import Facility
+from workbench.wording.counts import number_of
 
 ROLES = ("it", "facility", "cooling", "outdoor")
 FACTOR = {"W": 1e-3, "kW": 1.0, "MW": 1e3}
@@ -115,7 +116,8 @@ def read_telemetry(facility: Facility, where: str = "report.cost.facility") -> p
     table = table[table["it"] > 0]  # 0 is a dropout, not a load
     if len(table) < 2:
         raise ConfigError(
-            f"{name}: {len(table)} rows have both powers above 0", allowed="2 or more"
+            f"{name}: {number_of(len(table), 'row has', 'rows have')} both powers above 0",
+            allowed="2 or more",
         )
     if table.index.duplicated().any():
         twice = table.index[table.index.duplicated()][0]
@@ -171,7 +173,7 @@ def fit_facility(table: pd.DataFrame) -> FacilityFit | str:
     hourly = table.resample("h").mean().dropna(subset=["it", "facility"])
     it, power = hourly["it"].to_numpy(float), hourly["facility"].to_numpy(float)
     if len(it) < FEWEST_FIT_HOURS:
-        return f"{len(it)} hours of telemetry; a fit takes {FEWEST_FIT_HOURS}"
+        return f"{number_of(len(it), 'hour')} of telemetry; a fit takes {FEWEST_FIT_HOURS}"
     spread = float(it.std() / it.mean())
     if spread < LEAST_IT_SPREAD:
         return (

@@ -19,6 +19,7 @@ from workbench.economics.series_file import in_utc, numbers, read_series
 from workbench.errors import ConfigError
 from workbench.paths import shown
 from workbench.pilot.sections.cost import DAYS, HOURS, SEASON, Band, Tariff
+from workbench.wording.counts import number_of
 
 QUARTERS = 96
 """Quarter hours of a day."""
@@ -66,7 +67,7 @@ def year_prices(tariff: Tariff, flat_per_kwh: float, where: str = "report.cost")
         day = (quarters.day_of_year - 1).to_numpy()
         at = quarters.hour.to_numpy() * 4 + quarters.minute.to_numpy() // 15
         per_kwh = prices[grid[day, at]].reshape(-1, 4).mean(axis=1)
-        text = f"{len(tariff.bands)} bands, {tariff.time_zone}"
+        text = f"{number_of(len(tariff.bands), 'band')}, {tariff.time_zone}"
     else:
         per_kwh, text = np.full(len(hours), flat_per_kwh), "flat"
     return YearPrices(hours, per_kwh, holiday, text)
@@ -139,7 +140,9 @@ def _spans(wrong: np.ndarray, days: pd.DatetimeIndex, kind: np.ndarray) -> str:
         at = np.flatnonzero(wrong[rows[0]])
         end = at[0] + int(np.argmax(np.append(np.diff(at) != 1, True))) + 1
         clock = f"{at[0] // 4:02d}:{at[0] % 4 * 15:02d}-{end // 4:02d}:{end % 4 * 15:02d}"
-        said.append(f"{DAYS[which]} {clock} (first {days[rows[0]]:%Y-%m-%d}, {len(rows)} days)")
+        said.append(
+            f"{DAYS[which]} {clock} (first {days[rows[0]]:%Y-%m-%d}, {number_of(len(rows), 'day')})"
+        )
     more = f" and {len(said) - SHOWN} more kinds of day" if len(said) > SHOWN else ""
     return ", ".join(said[:SHOWN]) + more
 
@@ -168,8 +171,8 @@ def _series(tariff: Tariff, hours: pd.DatetimeIndex, where: str) -> np.ndarray:
     if found.isna().any():
         missing = hours[found.isna().to_numpy()]
         raise ConfigError(
-            f"{name}: {len(missing)} of {len(hours)} hours of {tariff.year} are missing, the first "
-            f"is {missing[0].isoformat()}",
+            f"{name}: {len(missing)} of {number_of(len(hours), 'hour')} of {tariff.year} are "
+            f"missing, the first is {missing[0].isoformat()}",
             allowed="every hour of tariff.year; an hour without a price is not guessed",
             next_step="complete the file, or set tariff.year to the year that it covers",
         )
@@ -183,8 +186,8 @@ def _by_hour(price: pd.Series, name: str) -> pd.Series:
     most = int(rows.max())
     if (short := rows[rows < most]).any():
         raise ConfigError(
-            f"{name}: the hour of {short.index[0].isoformat()} has {short.iloc[0]} rows, others "
-            f"have {most}",
+            f"{name}: the hour of {short.index[0].isoformat()} has "
+            f"{number_of(short.iloc[0], 'row')}, others have {most}",
             allowed="as many rows in every hour: one, or one for each quarter",
         )
     return by_hour.mean()

@@ -19,6 +19,7 @@ import numpy as np
 from workbench.economics.case import ACCEPTED, ROUNDING, TRAINING, Case, evaluate
 from workbench.economics.quantity import Quantity, weakest
 from workbench.records.metric import MetricKind
+from workbench.wording.counts import number_of
 
 Z = 1.959963984540054
 """Half of a normal 95 % interval, in standard deviations."""
@@ -241,8 +242,8 @@ def _figure(
     unit = UNITS.get(name, case.currency)
     number = float(np.ravel(value)[0])
     if not math.isfinite(number):
-        return CaseFigure(arm, name, None, unit, kind, made_of=weak,
-                          reason=f"does not come back within {case.horizon_y} years")  # fmt: skip
+        reason = f"does not come back within {number_of(case.horizon_y, 'year')}"
+        return CaseFigure(arm, name, None, unit, kind, made_of=weak, reason=reason)
     lo, hi = ends or (None, None)
     return CaseFigure(arm, name, number, unit, kind, lo, hi, weak)
 

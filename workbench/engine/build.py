@@ -32,6 +32,7 @@ from workbench.ternary.manifest import NAME as MANIFEST
 from workbench.ternary.manifest import Manifest, read_json_object
 from workbench.ternary.master import load_master
 from workbench.ternary.packed import load_packed
+from workbench.wording.counts import number_of
 
 Weights = dict[str, PackedWeight | Tensor]
 """By the names of :mod:`ternary_kernels.llama`."""
@@ -219,7 +220,7 @@ def _with_context(config: PretrainedConfig, setup: Setup) -> Setup:
     context = min(longest, LONGEST_CONTEXT) if setup.context is None else setup.context
     if context > longest:
         raise StageError(
-            f"a context of {context} tokens",
+            f"a context of {number_of(context, 'token')}",
             allowed=f"at most {longest}: the model was made for that many positions",
             next_step="ask for fewer prompt and output tokens, or train with a longer context",
         )

@@ -18,6 +18,7 @@ from ternary_kernels.core import Core
 
 from workbench.engine.request import FinishReason, GenerationRequest
 from workbench.engine.sampling import Guess, Sampler
+from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -163,7 +164,7 @@ class Engine:
             raise ValueError("the prompt has no tokens; allowed: at least one. Send some text.")
         if len(prompt) + output_tokens > self.context:
             raise ValueError(
-                f"{len(prompt)} prompt and {output_tokens} output tokens; allowed: "
+                f"{len(prompt)} prompt and {number_of(output_tokens, 'output token')}; allowed: "
                 f"{self.context} together. Shorten one of them, or load the engine with a larger "
                 "context."
             )

@@ -47,6 +47,7 @@ from workbench.ternary.packed_layers import Int8Embedding, Int8Linear, PackedTer
 from workbench.ternary.policy import Precision
 from workbench.ternary.quantize import ternarize
 from workbench.ternary.threshold import Granularity, ThresholdVersion
+from workbench.wording.counts import number_of
 
 GRANULARITIES: tuple[Granularity, ...] = ("tensor", "row", "group128")
 ONLINE = ThresholdVersion()
@@ -259,7 +260,9 @@ def _assembled(
         ("holds, beyond its model,", floats.keys() - wanted.keys()),
     ):
         if names:
-            raise _damaged(where, f"{says} {len(names)} tensors: {', '.join(sorted(names)[:3])}")
+            raise _damaged(
+                where, f"{says} {number_of(len(names), 'tensor')}: {', '.join(sorted(names)[:3])}"
+            )
     for name, value in floats.items():
         if value.shape != wanted[name].shape:
             shapes = f"{list(value.shape)}, not {list(wanted[name].shape)}"

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from workbench.wording.counts import number_of
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 """stop: an end or stop token; length: ``max_tokens``; the other two speak for themselves."""
 
@@ -17,7 +19,9 @@ class QueueFull(RuntimeError):
     """
 
     def __init__(self, waiting: int, retry_after_s: float | None = None) -> None:
-        super().__init__(f"{waiting} requests wait already, which is the limit")
+        super().__init__(
+            f"{number_of(waiting, 'request waits', 'requests wait')} already, which is the limit"
+        )
         self.retry_after_s = retry_after_s
 
 

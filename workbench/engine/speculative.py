@@ -32,6 +32,7 @@ from workbench.engine.engine import ChoosableRow, Engine, Speculated
 from workbench.engine.request import GenerationRequest
 from workbench.engine.sampling import Guess, Sampler
 from workbench.errors import StageError
+from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -278,7 +279,8 @@ def require_same_tokenizer(folder: Path, draft: Path) -> None:
         return
     ours, theirs = (set(each.items()) for each in vocabularies)
     raise StageError(
-        f"{draft} as a draft of {folder}: their tokenizers differ in {len(ours ^ theirs)} tokens",
+        f"{draft} as a draft of {folder}: their tokenizers differ in "
+        f"{number_of(len(ours ^ theirs), 'token')}",
         allowed="two models of one tokenizer: a guess is a token, and must mean the same to both",
         next_step="draft with a model made from the one that verifies, or from its prompts",
     )
@@ -291,6 +293,7 @@ def _require_room(target: Engine, draft: Engine) -> None:
         )
     if draft.slots < target.slots or draft.context < target.context:
         raise ValueError(
-            f"a draft with {draft.slots} slots of {draft.context} tokens; allowed: at least "
-            f"{target.slots} of {target.context}, those of the model that verifies"
+            f"a draft with {number_of(draft.slots, 'slot')} of "
+            f"{number_of(draft.context, 'token')}; allowed: at least {target.slots} of "
+            f"{target.context}, those of the model that verifies"
         )

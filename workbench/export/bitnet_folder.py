@@ -39,6 +39,7 @@ from workbench.ternary.packed_layers import (
     Int8Linear,
     PackedTernaryLinear,
 )
+from workbench.wording.counts import number_of
 
 WEIGHTS = "model.safetensors"
 
@@ -55,8 +56,8 @@ class WrittenFolder:
 
     def __str__(self) -> str:
         text = (
-            f"{self.size_bytes / 1e6:.1f} MB, {len(self.ternary)} ternary layers packed: codes as "
-            f"they are, their scales within {self.scale_error:.2%} (bf16)"
+            f"{self.size_bytes / 1e6:.1f} MB, {number_of(len(self.ternary), 'ternary layer')} "
+            f"packed: codes as they are, their scales within {self.scale_error:.2%} (bf16)"
         )
         if self.widened:
             text += (

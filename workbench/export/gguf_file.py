@@ -57,6 +57,7 @@ from workbench.ternary.packed_layers import (
     Int8Linear,
     PackedTernaryLinear,
 )
+from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, TensorNameMap
@@ -96,8 +97,8 @@ class Written:
         for name, count in self.instead.items():
             what = "the same values, in more bytes" if name == WIDEST.name else "rounded"
             lines.append(
-                f"{count} ternary matrices are {name}, {what}: {self.wanted.name} needs rows that "
-                f"divide by {self.wanted.size}"
+                f"{number_of(count, 'ternary matrix is', 'ternary matrices are')} {name}, {what}: "
+                f"{self.wanted.name} needs rows that divide by {self.wanted.size}"
                 + (
                     " and one scale a matrix"
                     if self.wanted.one_scale
@@ -108,8 +109,8 @@ class Written:
             )
         if self.int8_instead:
             lines.append(
-                f"{self.int8_instead} INT8 matrices are BF16, rounded: Q8_0 needs rows that divide "
-                f"by {Q8_0_SIZE}"
+                f"{number_of(self.int8_instead, 'INT8 matrix is', 'INT8 matrices are')} BF16, "
+                f"rounded: Q8_0 needs rows that divide by {Q8_0_SIZE}"
             )
         if self.wanted is I2_S:
             lines.append("bitnet.cpp alone reads it, built for x86")
@@ -174,7 +175,7 @@ def write_gguf(
 
 def _about_tokens(tokenizer: PreTrainedTokenizerBase, words: Vocabulary, count: int) -> str:
     of = f"tokenizer {words.model}" + (f", cuts text as {words.pre}" if words.pre else "")
-    said = f"{of}: the same tokens for {count} texts"
+    said = f"{of}: the same tokens for {number_of(count, 'text')}"
     if tokenizer.chat_template is None:
         return f"{said}; no chat template"
     end = end_of_turn(tokenizer)

@@ -25,6 +25,7 @@ from workbench.export.onnx_graph import LlamaGraph
 from workbench.export.parts import refuse_rotation
 from workbench.files import replacing
 from workbench.ternary.nbits import DOMAIN, LUT_ROWS, Bits
+from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -57,12 +58,13 @@ class WrittenOnnx:
         ]
         if self.rounded:
             lines.append(
-                f"{self.rounded} matrices in high precision are rounded: judge its quality again"
+                f"{number_of(self.rounded, 'matrix')} in high precision are rounded: judge its "
+                "quality again"
             )
         if self.bits[2]:
             lines.append(
-                f"{self.for_lut} of {self.ternary} ternary matrices suit onnxruntime's table "
-                f"look-up (outputs that divide by {LUT_ROWS}; session option "
+                f"{self.for_lut} of {number_of(self.ternary, 'ternary matrix')} suit onnxruntime's "
+                f"table look-up (outputs that divide by {LUT_ROWS}; session option "
                 "mlas.use_lut_gemm), which rounds activations once more"
             )
         if self.beside:

@@ -22,6 +22,7 @@ from workbench.data.conversation import conversation
 from workbench.data.pre_tokenizers import KNOWN, cut_name, nearest_cut
 from workbench.data.tokenizer import document_start, vocabulary_size
 from workbench.errors import ConfigError
+from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -85,7 +86,8 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, where: Path) -> Vo
     parts = _parts(tokenizer, where)
     if (needed := vocabulary_size(tokenizer)) > rows:
         raise ConfigError(
-            f"the tokenizer of {where} has ids up to {needed - 1}, its embedding {rows} rows",
+            f"the tokenizer of {where} has ids up to {needed - 1}, its embedding "
+            f"{number_of(rows, 'row')}",
             allowed="a row for every token",
             next_step="--no-tokenizer writes a file for token ids alone",
         )
@@ -122,7 +124,7 @@ def write_special_tokens(
     free = [kind for kind in OTHER_ENDS if kind not in ids]
     if len(others) > len(free):
         raise ConfigError(
-            f"{len(eos_ids)} tokens end a text: {sorted(eos_ids)}"
+            f"{number_of(len(eos_ids), 'token ends', 'tokens end')} a text: {sorted(eos_ids)}"
             + ("" if turn_end is None else f", and {turn_end} a turn of its chat template"),
             allowed=f"at most {1 + len(OTHER_ENDS)} in a GGUF file",
             next_step="leave those that are never used out of eos_token_id in config.json and "

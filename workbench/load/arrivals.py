@@ -14,6 +14,7 @@ from scipy.stats import norm
 from workbench.errors import ConfigError
 from workbench.load.order import Batch
 from workbench.pilot.sections.profile_load import Synthetic
+from workbench.wording.counts import number_of
 
 MOST_REQUESTS = 2_000_000
 
@@ -48,8 +49,8 @@ def gamma_arrivals(
     expected = duration_s * rate_per_s
     if expected > MOST_REQUESTS:
         raise ConfigError(
-            f"profile_load.synthetic: {rate_per_s:g} requests/s for {duration_s:g} s "
-            f"are {expected:.3g} requests",
+            f"profile_load.synthetic: {rate_per_s:g} requests/s for {duration_s:g} s are "
+            f"{number_of(expected, 'request', form='.3g')}",
             allowed=f"at most {MOST_REQUESTS}",
             next_step="lower duration_s; a profile needs no more than some thousand requests",
         )
@@ -61,8 +62,8 @@ def gamma_arrivals(
     times = times[times < duration_s]
     if len(times) < 2:
         raise ConfigError(
-            f"profile_load.synthetic: {len(times)} requests in {duration_s:g} s "
-            f"at {rate_per_s:g} requests/s with gap_cv {cv:g}",
+            f"profile_load.synthetic: {number_of(len(times), 'request')} in {duration_s:g} s at "
+            f"{rate_per_s:g} requests/s with gap_cv {cv:g}",
             allowed="two or more requests",
             next_step="raise duration_s or rate_per_s",
         )

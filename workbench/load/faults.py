@@ -11,6 +11,7 @@ from pathlib import Path
 
 from workbench.errors import ConfigError
 from workbench.paths import shown
+from workbench.wording.counts import number_of
 
 FEWEST = 10_000
 """Lines before a trace that is mostly bad is given up."""
@@ -60,7 +61,7 @@ class Faults:
         if not final and self.lines < FEWEST:
             return
         fault, first = self._sorted()[0]
-        share = f"{self.count} of {self.lines} lines cannot be read"
+        share = f"{self.count} of {number_of(self.lines, 'line')} cannot be read"
         raise ConfigError(
             f"{shown(self.path)}:{first.line}: {fault}: {first.text!r}; {share}: {self._counts()}",
             allowed=f"{first.allowed}; at most {100 * self.max_bad_share:g} % bad lines "
@@ -77,7 +78,10 @@ class Faults:
             f"{fault}: {kind.count}, first line {kind.line}: {kind.text!r}"
             for fault, kind in self._sorted()[:MOST_KINDS]
         )
-        return f"{self.count} of {self.lines} lines cannot be read and were left out ({examples})"
+        return (
+            f"{self.count} of {number_of(self.lines, 'line')} cannot be read and were left out "
+            f"({examples})"
+        )
 
     def _sorted(self) -> list[tuple[str, FaultTally]]:
         return sorted(list(self.kinds.items()), key=lambda item: -item[1].count)

@@ -22,6 +22,7 @@ from scipy.signal import lfilter
 from workbench.errors import ConfigError
 from workbench.load.lengths import drawn_lengths
 from workbench.load.order import Batch
+from workbench.wording.counts import number_of
 
 MOST_REQUESTS = 50_000_000
 CHUNK = 1_000_000
@@ -38,7 +39,8 @@ def generated(summary: dict[str, Any], duration_s: float, scale: float, seed: in
     if not 2 <= expected <= MOST_REQUESTS:
         raise ConfigError(
             f"profile_load.generate: {duration_s:g} s at {scale:g} times "
-            f"{summary['rate_per_s']:.3g} requests/s are {expected:.3g} requests",
+            f"{summary['rate_per_s']:.3g} requests/s are "
+            f"{number_of(expected, 'request', form='.3g')}",
             allowed=f"2 to {MOST_REQUESTS}",
             next_step="change profile_load.generate.duration_s or scale",
         )

@@ -30,6 +30,7 @@ import pandas as pd
 from workbench.errors import ConfigError
 from workbench.load.planned import PlannedRequest
 from workbench.load.summary import Grid
+from workbench.wording.counts import number_of
 
 PieceKind = Literal["typical", "peak", "window"]
 KEPT = 0.10
@@ -103,8 +104,9 @@ class Fidelity:
             )
         if _apart(self.p95, self.piece_p95) > KEPT:
             found.append(
-                f"95 % of the windows of {self.window_s:.3g} s have at most {self.piece_p95:.4g} "
-                f"requests in the replayed piece, {self.p95:.4g} in the whole load"
+                f"95 % of the windows of {self.window_s:.3g} s have at most "
+                f"{number_of(self.piece_p95, 'request', form='.4g')} in the replayed piece, "
+                f"{self.p95:.4g} in the whole load"
             )
         return found
 
@@ -170,7 +172,8 @@ def choose_piece(
     rate_per_s = int(grid.counts.sum()) / period_s
     if (expected := length_s * rate_per_s) > MOST_REQUESTS:
         raise ConfigError(
-            f"a replay of {length_s:g} s of the load has {expected:.3g} requests",
+            f"a replay of {length_s:g} s of the load has "
+            f"{number_of(expected, 'request', form='.3g')}",
             allowed=f"{MOST_REQUESTS}",
             next_step="lower deploy_rollback.duration_s or deploy_rollback.speedup",
         )

@@ -27,6 +27,7 @@ from workbench.load.blocks import Block, Digesting, TraceFile, reading
 from workbench.load.faults import Faults
 from workbench.load.formats import Layout
 from workbench.load.vllm_log import VllmLog
+from workbench.wording.counts import number_of
 
 PIECE = 16 * 2**10
 """Bytes of JSON that are read line by line where one of them is bad."""
@@ -93,7 +94,9 @@ def _csv_rows(block: Block, layout: Layout, faults: Faults) -> Rows:
         if row.text.strip():
             faults.lines += 1
             line = int(filled()[row.number - 1])
-            found = f"{row.actual_columns} fields, {row.expected_columns} in the header"
+            found = (
+                f"{number_of(row.actual_columns, 'field')}, {row.expected_columns} in the header"
+            )
             said = "the last line is cut off" if cut(line) else "another number of fields"
             faults.add(said, 1, line, f"{found}: {row.text}", "as many fields as the header has")
         return "skip"

@@ -26,6 +26,7 @@ from workbench.load.store import Store, StoreWriter
 from workbench.load.trace import Trace
 from workbench.paths import shown
 from workbench.pilot.sections.profile_load import ProfileLoad
+from workbench.wording.counts import number_of
 
 MOST_REQUESTS = 50_000_000
 WINDOW_S = 600.0
@@ -58,15 +59,15 @@ def read_servegen(folder: Path, section: ProfileLoad, seed: int, store: Path) ->
     batch["class"] = np.zeros(len(order), np.int8)
     if len(order) < 2:
         raise ConfigError(
-            f"{shown(folder)}: its windows give {len(order)} requests",
+            f"{shown(folder)}: its windows give {number_of(len(order), 'request')}",
             allowed="two or more",
             next_step="give more of the data",
         )
     with StoreWriter(store, section.interactive_max_output_tokens) as writer:
         writer.write(batch)
     note = (
-        f"the load is drawn from ServeGen's windows of {len(traces)} clients (gaps: Gamma with "
-        "their rate and CV): it is modelled, not a log of requests"
+        f"the load is drawn from ServeGen's windows of {number_of(len(traces), 'client')} (gaps: "
+        "Gamma with their rate and CV): it is modelled, not a log of requests"
     )
     return Trace(Store(store), folder.name, "modelled", (note,), format="servegen")
 
@@ -100,7 +101,7 @@ def _arrivals(lasts_s: float, rate: float, cv: float, random: np.random.Generato
     expected = lasts_s * rate
     if expected > MOST_REQUESTS:
         raise ConfigError(
-            f"a window of ServeGen has {expected:.3g} requests",
+            f"a window of ServeGen has {number_of(expected, 'request', form='.3g')}",
             allowed=f"{MOST_REQUESTS}",
             next_step="give fewer clients",
         )

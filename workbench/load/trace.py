@@ -28,6 +28,7 @@ from workbench.load.rows import rows_of
 from workbench.load.store import Store, StoreWriter
 from workbench.paths import shown
 from workbench.pilot.sections.profile_load import ProfileLoad
+from workbench.wording.counts import number_of
 
 _folders: list[tempfile.TemporaryDirectory[str]] = []
 """Of stores that no one named; removed when the process ends."""
@@ -143,19 +144,19 @@ def _require_requests(
 ) -> None:
     failed = sum(reader.failed.values())
     if not faults.lines:
-        how = f"has {faults.others} lines, and none fits profile_load.pattern"
+        how = f"has {number_of(faults.others, 'line')}, and none fits profile_load.pattern"
         raise empty(path, how if faults.others else "has a header and no requests")
     if failed > MOST_FAILED * faults.lines:
         how = ", ".join(f"{name}: {count}" for name, count in reader.failed.most_common(3))
         raise ConfigError(
-            f"{shown(path)}: {failed} of {faults.lines} requests failed or have no token counts "
-            f"({how})",
+            f"{shown(path)}: {failed} of {number_of(faults.lines, 'request')} failed or have no "
+            f"token counts ({how})",
             allowed="a trace whose requests were mostly served, with their token counts",
             next_step="see whether profile_load.columns names the right fields, or log the usage",
         )
     if writer.requests < 2 or order.latest_s <= (writer.first_s or 0.0):
         raise ConfigError(
-            f"{shown(path)}: {writer.requests} requests with tokens, all at one time"
+            f"{shown(path)}: {number_of(writer.requests, 'request')} with tokens, all at one time"
             if writer.requests
             else f"{shown(path)}: 0 requests with tokens",
             allowed="requests at two or more different times",
@@ -179,7 +180,10 @@ def _notes(
 ) -> list[str]:
     notes = [*clock.notes, *faults.notes]
     if faults.others:
-        notes.append(f"{faults.others} lines do not fit the pattern; they were passed over")
+        notes.append(
+            f"{number_of(faults.others, 'line does', 'lines do')} not fit the pattern; they were "
+            "passed over"
+        )
     if faults.count:
         notes.append(faults.note())
     span_s = order.latest_s - writer.first_s
@@ -190,23 +194,24 @@ def _notes(
             reader.span[1] - reader.span[0], 1e-9
         )
         notes.append(
-            f"{failed} of {faults.lines} requests failed ({how}) and are left out: the rate of "
-            f"{(writer.requests - 1) / span_s:.3g}/s is that of the requests that were answered; "
-            f"with the failed ones it is {everything:.3g}/s"
+            f"{failed} of {number_of(faults.lines, 'request')} failed ({how}) and are left out: "
+            f"the rate of {(writer.requests - 1) / span_s:.3g}/s is that of the requests that were "
+            f"answered; with the failed ones it is {everything:.3g}/s"
         )
     if reader.bare:
         notes.append(
-            f"left out: {reader.bare} of {faults.lines} requests, which had no prompt or no "
-            "output tokens"
+            f"left out: {reader.bare} of {number_of(faults.lines, 'request')}, which had no prompt "
+            "or no output tokens"
         )
     if reader.cached:
         notes.append(
-            f"{reader.cached} prompts had tokens from a cache beside their own; they are counted in"
+            f"{number_of(reader.cached, 'prompt')} had tokens from a cache beside their own; they "
+            "are counted in"
         )
     if order.moved:
         notes.append(
-            f"{order.moved} lines stood out of order, by up to {order.most_s:.3g} s; they were "
-            "put in order"
+            f"{number_of(order.moved, 'line')} stood out of order, by up to {order.most_s:.3g} s; "
+            "they were put in order"
         )
     if reader.unknown_classes:
         names = ", ".join(f"{n!r}: {c}" for n, c in reader.unknown_classes.most_common(3))
@@ -217,8 +222,8 @@ def _notes(
         notes.append("the trace's times are whole seconds: it says nothing about shorter gaps")
     elif writer.repeats:
         notes.append(
-            f"{writer.repeats} requests repeat the one before in time and lengths: was a part of "
-            "the log written twice?"
+            f"{number_of(writer.repeats, 'request repeats', 'requests repeat')} the one before in "
+            "time and lengths: was a part of the log written twice?"
         )
     if clock.unit == "ms" and clock.fractions_of_ms and not clock.notes:
         notes.append("milliseconds with fractions; were they seconds, time_unit would say so")

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from workbench.errors import ConfigError
 from workbench.load.faults import Faults
 from workbench.paths import shown
+from workbench.wording.counts import number_of
 
 RECEIVED = (
     r"(?P<time>\d\d-\d\d \d\d:\d\d:\d\d).*Received request (?P<id>[^ :]+):.*"
@@ -84,8 +85,8 @@ class VllmLog:
         self._faults.notes.append(f"the log's times have no year; {self._year} was taken")
         if len(self._waiting):
             self._faults.notes.append(
-                f"{len(self._waiting)} of {self._received} requests have no answer in the log and "
-                "are left out"
+                f"{len(self._waiting)} of {number_of(self._received, 'request')} have no answer in "
+                "the log and are left out"
             )
 
 

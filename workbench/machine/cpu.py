@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from workbench.errors import ConfigError
+from workbench.wording.counts import number_of
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -112,7 +113,9 @@ def measurement_threads(asked: int, field: str = "readiness.threads") -> int:
     if asked > here.logical_cores:
         raise ConfigError(
             f"{field} is {asked}; this processor runs {here.logical_cores} at once",
-            allowed=f"0 (all {here.usable_cores} usable cores) to {here.logical_cores}",
+            allowed=(
+                f"0 (all {number_of(here.usable_cores, 'usable core')}) to {here.logical_cores}"
+            ),
             next_step=f"lower {field}",
         )
     return asked or here.usable_cores

@@ -6,6 +6,7 @@ from workbench.machine.cpu import cpu
 from workbench.machine.device import Asked, choose_device
 from workbench.machine.environment import git_state
 from workbench.machine.gpu import torch_gpu
+from workbench.wording.counts import number_of
 
 
 def provenance(device: Asked = "auto") -> dict[str, str]:
@@ -23,4 +24,4 @@ def machine_name(device: Asked = "auto") -> str:
     """The GPU that computes, or the processor and its cores."""
     if choose_device(device).name == "cuda" and (gpu := torch_gpu()[0]):
         return gpu
-    return f"{cpu().model}, {cpu().usable_cores} cores"
+    return f"{cpu().model}, {number_of(cpu().usable_cores, 'core')}"

@@ -27,6 +27,7 @@ from workbench.measure.statistics import (
     smallest_visible_effect,
 )
 from workbench.records.metric import Metric, MetricKind
+from workbench.wording.counts import number_of
 
 MB = 1e6
 SOURCE = {"source": "trained"}
@@ -43,7 +44,7 @@ def quality_figures(
     arms = {arm: rows.reset_index(drop=True) for arm, rows in quality.groupby("arm", sort=False)}
     for arm, rows in arms.items():
         groups, of = independent_units(rows)
-        how = ", ".join(filter(None, (f"{len(rows)} held-out excerpts", judged, of)))
+        how = ", ".join(filter(None, (f"{number_of(len(rows), 'held-out excerpt')}", judged, of)))
         settings: dict[str, Any] = {"groups": groups, "resamples": resamples, "seed": seed}
         estimate = bits_per_byte(rows["nats"], rows["bytes"], **settings)
         yield estimate.metric("bits_per_byte", "bits/byte", how, arm=arm, **SOURCE)
@@ -53,7 +54,10 @@ def quality_figures(
             gap = bits_per_byte_difference(
                 arms[other]["nats"], rows["nats"], rows["bytes"], **settings
             )
-            how = f"{arm} minus {other} on the same {len(rows)} excerpts, {of}; positive is worse"
+            how = (
+                f"{arm} minus {other} on the same {number_of(len(rows), 'excerpt')}, {of}; "
+                "positive is worse"
+            )
             over = {} if other == baseline else {"over": other}
             labels = {"arm": arm, **SOURCE, **over}
             yield gap.metric("quality_gap_bits_per_byte", "bits/byte", how, **labels)
@@ -73,8 +77,8 @@ def latency_figures(
             )
         }  # fmt: skip
         how = (
-            f"{wanted.prompt_tokens} prompt and {wanted.output_tokens} output tokens, one request "
-            f"at a time, mean of a block; {computes}"
+            f"{wanted.prompt_tokens} prompt and {number_of(wanted.output_tokens, 'output token')}, "
+            f"one request at a time, mean of a block; {computes}"
         )
         for arm in _arms(blocks):
             labels = {"arm": arm, "class": wanted.name, **SOURCE}
@@ -98,8 +102,9 @@ def throughput_figures(
             continue
         seconds = block_seconds(blocks, wanted.name, "decode")
         how = (
-            f"{wanted.batch} sequences decoded together, {wanted.output_tokens} tokens each after "
-            f"{wanted.prompt_tokens}, prefill not counted; {computes}"
+            f"{number_of(wanted.batch, 'sequence')} decoded together, "
+            f"{number_of(wanted.output_tokens, 'token')} each after {wanted.prompt_tokens}, "
+            f"prefill not counted; {computes}"
         )
         for arm in _arms(blocks):
             labels = {"arm": arm, "batch": str(wanted.batch), **SOURCE}
@@ -145,7 +150,10 @@ def speculation_figures(arm: str, counts: SpeculationCounts) -> Iterator[Metric]
             why = "nothing was verified since the session went on"
             yield Metric.missing(name, unit, why, **labels)
         return
-    how = f"{counts.accepted} of {counts.guessed} guesses kept, in {counts.verifications} rounds"
+    how = (
+        f"{counts.accepted} of {number_of(counts.guessed, 'guess')} kept, in "
+        f"{number_of(counts.verifications, 'round')}"
+    )
     if counts.guessed:
         accepted = counts.accepted / counts.guessed
         yield Metric("draft_acceptance", accepted, "share", how, labels=labels)
@@ -209,10 +217,12 @@ def widest_basis(rows: pd.DataFrame, arms: int) -> tuple[pd.DataFrame | None, st
         if len(whole) and 2 * len(whole) >= blocks:
             said = [f"; {text}" for text in tried]
             if len(whole) < blocks:
-                said.insert(0, f"; {blocks - len(whole)} of {blocks} blocks left out ({why})")
+                said.insert(
+                    0, f"; {blocks - len(whole)} of {number_of(blocks, 'block')} left out ({why})"
+                )
             covers = str(own["covers"].iloc[0])
             return known[known["block"].isin(whole)], covers, "".join(said)
-        share = f"{len(missing)} of {len(own)} turns: " if len(known) else ""
+        share = f"{len(missing)} of {number_of(len(own), 'turn')}: " if len(known) else ""
         covers = f"not {own['covers'].iloc[0]}: " if own["covers"].iloc[0] else ""
         tried.append(f"{covers}{share}{why}")
     return None, "", "; ".join(tried) or "no turn was metered"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from workbench.records.metric import Metric
+from workbench.wording.counts import number_of
 
 ENERGY, RATIO = "energy_j_per_accepted_answer", "accepted_answer_energy_ratio"
 Interval = tuple[float | None, float | None, float | None]
@@ -94,7 +95,10 @@ def _why_none(shares: Mapping[str, Metric], arm: str) -> str:
 
 
 def _told(arm: str, share: Metric) -> str:
-    return f"{share.value:.2%} of the answers of {arm} to {share.n} own prompts keep to their check"
+    return (
+        f"{share.value:.2%} of the answers of {arm} to {number_of(share.n, 'own prompt')} keep to "
+        "their check"
+    )
 
 
 def _missing(figure: Metric, why: str) -> Metric:

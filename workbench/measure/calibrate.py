@@ -51,6 +51,7 @@ from workbench.measure.statistics import (
     visible_in,
 )
 from workbench.paths import PROJECT
+from workbench.wording.counts import number_of
 
 RESULTS = PROJECT / "docs" / "results" / "calibration.jsonl"
 PAGE = PROJECT / "docs" / "measuring.md"
@@ -324,7 +325,7 @@ def queues(runs: int) -> Iterator[Row]:
             labels = np.repeat(np.arange(number), size)
             found = latencies(np.random.default_rng(3), runs * number, size, load, cv)
             found = found.reshape(runs, number * size)
-            of = f"{situation}, {number} blocks of {size}"
+            of = f"{situation}, {number_of(number, 'block')} of {size}"
             for q in (0.5, 0.95):
                 truth = float(np.quantile(from_empty, q))
                 made = [quantile_over_blocks(each, labels, q) for each in found]
@@ -348,7 +349,9 @@ def _slower_arm(
     labels = np.repeat(np.arange(number), size)
     pairs = zip(*(each.reshape(runs, -1) for each in both(5, runs * number)), strict=True)
     made = [share_difference_over_blocks(a <= limit, b <= limit, labels, a, b) for a, b in pairs]
-    situation = f"queue at {load:g}, gap CV {cv}, 10 % slower, {number} blocks of {size}"
+    situation = (
+        f"queue at {load:g}, gap CV {cv}, 10 % slower, {number_of(number, 'block')} of {size}"
+    )
     yield from judged("differences of shares over blocks", situation, size * number, truth, made)
 
 
@@ -360,7 +363,7 @@ def rates(runs: int) -> Iterator[Row]:
             busy = np.cumsum(random.random((runs, n)) < 1 / (2 * stay), axis=1) % 2
             busy ^= random.random((runs, 1)) < 0.5
             made = [rate_over_time(each, 1.0) for each in random.poisson(2 + 8 * busy)]
-            situation = f"bursts of {2 * stay} windows"
+            situation = f"bursts of {number_of(2 * stay, 'window')}"
             yield from judged("rates over time", situation, n, 6.0, made)
 
 
@@ -408,7 +411,10 @@ def main() -> None:
     for row in missed:
         print(json.dumps(asdict(row)), file=sys.stderr)
     took_s = time.monotonic() - began
-    print(f"{len(rows)} figures in {took_s:.0f} s, {len(missed)} beyond their bounds: {RESULTS}")
+    print(
+        f"{number_of(len(rows), 'figure')} in {took_s:.0f} s, {len(missed)} beyond their bounds: "
+        f"{RESULTS}"
+    )
     sys.exit(bool(missed))
 
 

@@ -37,6 +37,7 @@ from workbench.measure.statistics import (
     Estimate,
     fewest_for_quantile,
 )
+from workbench.wording.counts import number_of
 
 SHORTEST_IN_TAUS = 100
 """A shorter series underestimates its own autocorrelation time."""
@@ -98,7 +99,10 @@ def rate_over_time(counts: ArrayLike, window_s: float, level: float = LEVEL) -> 
         return Estimate(value, None, None, n, "", level, why or "no interval: no event was seen")
     error = rates.std(ddof=1) / math.sqrt(worth)
     factor = math.exp(float(stats.t.ppf(0.5 + level / 2, worth - 1)) * error / value)
-    method = f"t interval over {n} windows worth {worth:.0f} independent ones, log scale"
+    method = (
+        f"t interval over {number_of(n, 'window')} worth "
+        f"{number_of(worth, 'independent one', form='.0f')}, log scale"
+    )
     return Estimate(value, value / factor, value * factor, n, method, level)
 
 
@@ -188,12 +192,15 @@ def ratio_of_sums_over_blocks(above: ArrayLike, below: ArrayLike, level: float =
         return _nothing(level)
     value = float(above.sum() / below.sum())
     if n < FEWEST_BLOCKS:
-        why = f"no interval: {n} blocks, an interval needs {FEWEST_BLOCKS}"
+        why = f"no interval: {number_of(n, 'block')}, an interval needs {FEWEST_BLOCKS}"
         return Estimate(value, None, None, n, "", level, why)
     apart = above - value * below
     error = math.sqrt(n / (n - 1) * float((apart**2).sum())) / float(below.sum())
     half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * STOPPING * error
-    method = f"t interval of a ratio of sums over {n} blocks, {STOPPING:g} times as wide for skew"
+    method = (
+        f"t interval of a ratio of sums over {number_of(n, 'block')}, {STOPPING:g} times as wide "
+        "for skew"
+    )
     if value <= 0:
         return Estimate(value, value - half, value + half, n, method, level)
     factor = math.exp(half / value)
@@ -260,7 +267,7 @@ def _worth_over_blocks(
     _, index, sizes = np.unique(np.asarray(blocks), return_inverse=True, return_counts=True)
     n, count = len(index), len(sizes)
     if count < FEWEST_BLOCKS:
-        return 0.0, f"no interval: {count} blocks, an interval needs {FEWEST_BLOCKS}"
+        return 0.0, f"no interval: {number_of(count, 'block')}, an interval needs {FEWEST_BLOCKS}"
     effect = max(_design_effect(each, index, sizes) for each in series)
     t = stats.t(count - 1).ppf(0.5 + level / 2) / stats.norm.ppf(0.5 + level / 2)
     return n / max(1.0, BLOCK_FACTOR * effect * float(t) ** 2), None
@@ -292,7 +299,7 @@ def _quantile(
     independent = math.floor(worth)
     if why is None and independent < (needed := fewest_for_quantile(q, level)):
         why = (
-            f"no interval: {n} {unit} are worth {independent} independent ones, "
+            f"no interval: {n} {unit} are worth {number_of(independent, 'independent one')}, "
             f"p{100 * q:g} needs {needed}"
         )
     if why is not None:
@@ -300,7 +307,10 @@ def _quantile(
     ranks = stats.quantile_test(np.arange(1, independent + 1), p=q).confidence_interval(level)
     lower = max(1, math.floor((ranks.low - 1) / independent * n) + 1)
     upper = min(n, math.ceil(ranks.high / independent * n))
-    method = f"order statistics {lower} and {upper} of {n} worth {independent} independent ones"
+    method = (
+        f"order statistics {lower} and {upper} of {n} worth "
+        f"{number_of(independent, 'independent one')}"
+    )
     return Estimate(value, float(ordered[lower - 1]), float(ordered[upper - 1]), n, method, level)
 
 
@@ -312,7 +322,10 @@ def _share(mean: float, n: int, worth: float, why: str | None, level: float) -> 
     missed = worth - met
     lo = float(stats.beta.ppf(tail, met, missed + 1)) if met > 0 else 0.0
     hi = float(stats.beta.ppf(1.0 - tail, met + 1, missed)) if missed > 0 else 1.0
-    method = f"Clopper-Pearson, {n} requests worth {worth:.0f} independent ones"
+    method = (
+        f"Clopper-Pearson, {number_of(n, 'request')} worth "
+        f"{number_of(worth, 'independent one', form='.0f')}"
+    )
     return Estimate(mean, lo, hi, n, method, level)
 
 

@@ -30,6 +30,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
+from workbench.wording.counts import number_of
+
 EXPONENTS = np.geomspace(0.1, 1.6, 25)
 """Of a power law in tokens; published ones of losses lie between 0.1 and 0.5, of gaps up to 1."""
 HEAD_STARTS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -120,7 +122,7 @@ class CurveDraws:
 def fit(curve: Curve, *, draws: int = DRAWS, seed: int = 0) -> CurveDraws:
     """Raises ValueError for fewer than ``FEWEST_POINTS`` points."""
     if len(curve) < FEWEST_POINTS:
-        raise ValueError(f"{len(curve)} points, at least {FEWEST_POINTS}")
+        raise ValueError(f"{number_of(len(curve), 'point')}, at least {FEWEST_POINTS}")
     random = np.random.default_rng(seed)
     axes = np.meshgrid(_origins(curve), EXPONENTS, indexing="ij")
     origin, exponent = (axis.ravel() for axis in axes)

@@ -33,6 +33,7 @@ from workbench.measure.ab_figures import widest_basis
 from workbench.measure.dependence import ratio_of_sums_over_blocks
 from workbench.measure.statistics import LEVEL, mean_ratio
 from workbench.records.metric import Metric, MetricKind
+from workbench.wording.counts import number_of
 
 SOURCE = {"source": "load"}
 PER = {
@@ -272,8 +273,8 @@ def by_regression(blocks: pd.DataFrame) -> Split | None:
         return None
     prefill_j, decode_j = each_j * tokens.sum(axis=0)
     how = (
-        f"by regression over {n} blocks: net of idle {each_j[0]:.3g} ± {half[0]:.2g} J a prompt "
-        f"and {each_j[1]:.3g} ± {half[1]:.2g} J a generated token"
+        f"by regression over {number_of(n, 'block')}: net of idle {each_j[0]:.3g} ± {half[0]:.2g} "
+        f"J a prompt and {each_j[1]:.3g} ± {half[1]:.2g} J a generated token"
     )
     return Split(float(prefill_j / (prefill_j + decode_j)), how)
 
@@ -297,7 +298,7 @@ def by_time(blocks: pd.DataFrame, shapes: pd.DataFrame, arm: str) -> Split | Non
     decode_s = token_s["decode"] * float(blocks["output_tokens"].sum())
     how = (
         f"by time: {1e3 * token_s['prefill']:.3g} ms a prompt and {1e3 * token_s['decode']:.3g} ms "
-        f"a generated token in the fixed shapes at batch {batch}, the load has {together:.2g} "
-        "requests at once"
+        f"a generated token in the fixed shapes at batch {batch}, the load has "
+        f"{number_of(together, 'request', form='.2g')} at once"
     )
     return Split(float(prefill_s / (prefill_s + decode_s)), how)

@@ -24,6 +24,7 @@ from workbench.measure.statistics import (
     share,
 )
 from workbench.records.metric import Metric
+from workbench.wording.counts import number_of
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class PromptFigures:
         self, own: pd.DataFrame, reference: pd.DataFrame, labels: dict[str, str]
     ) -> Iterator[Metric]:
         where = (
-            f"at {int(own['places'].sum())} places of the answers of {self.reference} to "
-            f"{len(own)} prompts, read by both"
+            f"at {number_of(int(own['places'].sum()), 'place')} of the answers of {self.reference} "
+            f"to {number_of(len(own), 'prompt')}, read by both"
         )
         agreed = self._share(own["agreed"], own["places"], "")
         how = f"the likeliest next token is the same, {where}"
@@ -76,7 +77,10 @@ class PromptFigures:
     ) -> Iterator[Metric]:
         checked = own["accepted"].notna()
         kept = own.loc[checked, "accepted"].astype(bool)
-        how = f"answers that keep to the check of their prompt, {len(kept)} prompts with one"
+        how = (
+            f"answers that keep to the check of their prompt, {number_of(len(kept), 'prompt')} "
+            "with one"
+        )
         found = share(int(kept.sum()), len(kept))
         yield found.metric("accepted_share", "share", how, "measured", **labels)
         if labels["arm"] == self.baseline:
@@ -102,7 +106,9 @@ class PromptFigures:
         if found.value is None:
             return replace(found, reason=empty) if empty and not found.n else found
         if found.n < FEWEST_DOCUMENTS and found.lo is not None:
-            why = f"no interval: {found.n} prompts, a bootstrap needs {FEWEST_DOCUMENTS}"
+            why = (
+                f"no interval: {number_of(found.n, 'prompt')}, a bootstrap needs {FEWEST_DOCUMENTS}"
+            )
             return replace(found, lo=None, hi=None, method="", reason=why)
         return found
 

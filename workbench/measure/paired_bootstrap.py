@@ -27,6 +27,7 @@ from workbench.measure.statistics import (
     Estimate,
     tail_of_documents,
 )
+from workbench.wording.counts import number_of
 
 BitsPerByte = Mapping[str, np.ndarray]
 """Arm -> bits per byte, one value a draw."""
@@ -80,7 +81,7 @@ class PairedBootstrap:
         if not math.isfinite(value):
             return Estimate(None, None, None, n, "", LEVEL, "not defined on these documents")
         if n < FEWEST_DOCUMENTS:
-            why = f"no interval: {n} documents, a bootstrap needs {FEWEST_DOCUMENTS}"
+            why = f"no interval: {number_of(n, 'document')}, a bootstrap needs {FEWEST_DOCUMENTS}"
             return Estimate(value, None, None, n, "", LEVEL, why)
         error = float(self._error(figure, self._point_1A, self._covariance_1AA)[0])
         errors_R = self._error(figure, self._draws_RA, self._covariance_RAA)
@@ -92,7 +93,9 @@ class PairedBootstrap:
             return Estimate(value, None, None, n, "", LEVEL, why)
         beyond = (tail - undefined) / (1 - undefined)
         low, high = np.nanquantile(pulls_R, [beyond, 1 - beyond])
-        method = f"paired bootstrap over {n} documents, {RESAMPLES} resamples, studentized"
+        method = (
+            f"paired bootstrap over {number_of(n, 'document')}, {RESAMPLES} resamples, studentized"
+        )
         return Estimate(value, float(value - high * error), float(value - low * error), n, method)
 
     def _drawn(self, counts_RD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

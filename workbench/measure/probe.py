@@ -49,6 +49,7 @@ from workbench.pilot.sections.readiness import Probe
 from workbench.pilot.spec import Pilot
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
+from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from workbench.stages.context import StageContext
@@ -129,8 +130,9 @@ def run_probe(context: StageContext) -> None:
         if not _precise(turns, section.precision):
             done = turns["block"].nunique()
             context.note(
-                f"speed probe: it ended after {done} blocks, of {section.repetitions} at most and "
-                f"in {budget_s:g} s, before its ratios were known to {section.precision:.1%}",
+                f"speed probe: it ended after {number_of(done, 'block')}, of {section.repetitions} "
+                f"at most and in {budget_s:g} s, before its ratios were known to "
+                f"{section.precision:.1%}",
             )
         if uneven := uneven_units({arm: engine.units for arm, engine in engines.items()}):
             record.facts["uneven_units"] = uneven
@@ -387,14 +389,17 @@ def _record_speed(
             seconds[arm] *= whole[arm][phase]
         for arm in seconds:
             computes = engines[arm].backend
-            how = f"{tokens} tokens a block, one sequence, random weights, {computes}"
+            how = f"{number_of(tokens, 'token')} a block, one sequence, random weights, {computes}"
             rate = mean_ratio(np.full(len(seconds), tokens), seconds[arm])
             found = rate.metric(f"{phase}_tokens_per_s", "tokens/s", how, arm=arm, **labels)
             record.add(_as_extrapolated(found, subject))
         for other in [each for each in OVER if each in seconds]:
             ratio = mean_ratio(seconds[other], seconds["ternary"], stopped=True)
             computes = backends({arm: engines[arm] for arm in (other, "ternary")})
-            how = f"{other} over ternary seconds for {tokens} tokens, in turn, {computes}"
+            how = (
+                f"{other} over ternary seconds for {number_of(tokens, 'token')}, in turn, "
+                f"{computes}"
+            )
             name = f"{phase}_speedup{OVER[other]}"
             found = ratio.metric(name, "x", how, arm="ternary", **labels)
             record.add(_as_extrapolated(found, subject))

@@ -14,6 +14,7 @@ from workbench.engine.architecture import NotForKernels, kernel_config
 from workbench.errors import ConfigError
 from workbench.model.checkpoint import checkpoint_config
 from workbench.model.presets import PRESETS, Shape
+from workbench.wording.counts import number_of
 
 OWN = "checkpoint"
 """The label ``shape`` of the pilot's own checkpoint."""
@@ -43,7 +44,10 @@ class Subject:
         """In words where the whole was not measured; else empty."""
         if self.layers == self.shape.layers:
             return ""
-        return f"measured with {self.shape.layers} of {self.layers} blocks and extrapolated"
+        return (
+            f"measured with {self.shape.layers} of {number_of(self.layers, 'block')} and "
+            "extrapolated"
+        )
 
 
 def own_config(checkpoint: str) -> tuple[PretrainedConfig | None, str]:

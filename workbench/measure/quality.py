@@ -24,6 +24,7 @@ from workbench.engine.engine import Engine
 from workbench.files import replacing
 from workbench.measure.fewest import FEWEST_DOCUMENTS
 from workbench.train.quality import document_losses, excerpts
+from workbench.wording.counts import number_of
 
 EXCERPT_WINDOWS = 4
 """Length of an excerpt in training sequences: long enough for most of its tokens to have a
@@ -75,8 +76,9 @@ def independent_units(rows: pd.DataFrame) -> tuple[list[str], str]:
     """
     sources = rows["source"].nunique()
     if sources >= FEWEST_DOCUMENTS:
-        return list(rows["source"]), f"resampled by source, {sources} sources"
-    return documents_of(rows["id"]), f"resampled by document, of these {sources} sources alone"
+        return list(rows["source"]), f"resampled by source, {number_of(sources, 'source')}"
+    how = f"resampled by document, of these {number_of(sources, 'source')} alone"
+    return documents_of(rows["id"]), how
 
 
 def engine_losses(

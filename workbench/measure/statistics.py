@@ -34,6 +34,7 @@ from scipy import optimize, stats
 
 from workbench.measure.fewest import FEWEST_BLOCKS, FEWEST_DOCUMENTS
 from workbench.records.metric import Basis, Metric, MetricKind
+from workbench.wording.counts import number_of
 
 LEVEL = 0.95
 STOPPING = 1.1
@@ -148,7 +149,7 @@ def bits_per_byte_difference_over_seeds(
     half, _ = _t_interval(bits / math.log(2) / np.sum(np.asarray(size_bytes, float)), level)
     lo = joint.value - math.hypot(joint.value - joint.lo, half)
     hi = joint.value + math.hypot(joint.hi - joint.value, half)
-    method = f"t over {n} seeds joined with: {joint.method} ({joint.n} of them)"
+    method = f"t over {number_of(n, 'seed')} joined with: {joint.method} ({joint.n} of them)"
     return replace(joint, lo=lo, hi=hi, n=n, method=method, p_value=None)
 
 
@@ -200,7 +201,7 @@ def _ratio_of_sums(
     low, high = np.quantile(pulls, [tail, 1.0 - tail])
     p = min(np.mean(pulls >= value / error), np.mean(pulls <= value / error)) / tail
     p = min(1.0, (1.0 - level) * max(p, 1 / (tail * resamples)))
-    method = f"paired bootstrap over {n} {unit}, {resamples} resamples, studentized"
+    method = f"paired bootstrap over {n} {unit}, {number_of(resamples, 'resample')}, studentized"
     lo, hi = float(value - high * error), float(value - low * error)
     return Estimate(value, lo, hi, n, method, level, p_value=float(p))
 
@@ -279,7 +280,7 @@ def mean_ratio(
     if n < FEWEST_BLOCKS:
         return Estimate(math.exp(centre), None, None, n, "", level, _too_few(n, "blocks"))
     half, p = _t_interval(logs, level, STOPPING if stopped else 1.0)
-    method = f"geometric mean of ratios within blocks, t interval over {n} blocks"
+    method = f"geometric mean of ratios within blocks, t interval over {number_of(n, 'block')}"
     if stopped:
         method += f", {STOPPING:g} times as wide for having stopped by its width"
     lo, hi = math.exp(centre - half), math.exp(centre + half)
@@ -352,7 +353,9 @@ def smallest_visible_effect(
     lean = math.log(ratio.value)
     sign = math.copysign(1.0, lean)
     effect = sign * math.expm1(seen + abs(lean))
-    method = f"found in {power:.0%} of cases, from the A/A t interval over {ratio.n} blocks"
+    method = (
+        f"found in {power:.0%} of cases, from the A/A t interval over {number_of(ratio.n, 'block')}"
+    )
     return Estimate(effect, None, None, ratio.n, method, level, ITSELF_A_WIDTH)
 
 
@@ -372,7 +375,10 @@ def visible_in(ratio: Estimate, power: float = 0.8) -> Estimate:
         return Estimate(None, None, None, ratio.n, "", ratio.level, why)
     half = (math.log(ratio.hi) - math.log(ratio.lo)) / 2
     seen = half * _found_from(ratio.n, ratio.level, power)
-    method = f"found in {power:.0%} of cases, from the ratio's t interval over {ratio.n} blocks"
+    method = (
+        f"found in {power:.0%} of cases, from the ratio's t interval over "
+        f"{number_of(ratio.n, 'block')}"
+    )
     return Estimate(math.expm1(seen), None, None, ratio.n, method, ratio.level, ITSELF_A_WIDTH)
 
 
@@ -428,7 +434,7 @@ def quantile(values: ArrayLike, q: float, level: float = LEVEL) -> Estimate:
         raise ValueError("a quantile needs finite values")
     value = float(np.quantile(ordered, q))
     if n < (needed := fewest_for_quantile(q, level)):
-        why = f"no interval: {n} observations, p{100 * q:g} needs {needed}"
+        why = f"no interval: {number_of(n, 'observation')}, p{100 * q:g} needs {needed}"
         return Estimate(value, None, None, n, "", level, why)
     ranks = stats.quantile_test(np.arange(1, n + 1), p=q).confidence_interval(level)
     lower, upper = int(ranks.low), int(ranks.high)
@@ -482,8 +488,8 @@ def paired_share_difference(gained: int, lost: int, n: int, level: float = LEVEL
         whole = side * excess(outer, side) > 0
         ends.append(side if whole else float(optimize.brentq(excess, value, outer, args=(side,))))
     method = (
-        f"Tango's interval with continuity correction over {n} pairs; exact McNemar: right here "
-        f"alone {gained}, there alone {lost}, p = {p:.3g}"
+        f"Tango's interval with continuity correction over {number_of(n, 'pair')}; exact McNemar: "
+        f"right here alone {gained}, there alone {lost}, p = {p:.3g}"
     )
     return Estimate(value, ends[0], ends[1], n, method, level, p_value=p)
 

@@ -23,6 +23,7 @@ from workbench.measure.dependence import (
 from workbench.measure.request_latency import latencies_ms, said_targets, slo_met
 from workbench.measure.statistics import Estimate, count, mean_ratio, visible_in
 from workbench.records.metric import Metric
+from workbench.wording.counts import number_of
 
 SOURCE = {"source": "load"}
 QUANTILES = (0.5, 0.95, 0.99)
@@ -111,8 +112,8 @@ def _speedups(observed: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Iter
                 if not len(whole):
                     most = int(sizes.max()) if len(sizes) else 0
                     why = (
-                        f"no block has the {_fewest(q)} observations of both arms that "
-                        f"{_named(q)} needs within one; the largest has {most}"
+                        f"no block has the {number_of(_fewest(q), 'observation')} of both arms "
+                        f"that {_named(q)} needs within one; the largest has {most}"
                     )
                     yield Metric.missing(name, "x", why, **labels)
                     continue

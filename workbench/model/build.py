@@ -23,6 +23,7 @@ from workbench.model.checkpoint import (
 from workbench.model.presets import PRESETS
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.sections.model import Model
+from workbench.wording.counts import number_of
 
 SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -83,7 +84,8 @@ def preset_config(model: Model, vocab_size: int, context: int) -> LlamaConfig:
     asked = model.overrides.get("vocab_size", vocab_size)
     if not isinstance(asked, int) or asked < vocab_size:
         raise ConfigError(
-            f"model.overrides.vocab_size: got {asked!r}, but the tokenizer has {vocab_size} tokens",
+            f"model.overrides.vocab_size: got {asked!r}, but the tokenizer has "
+            f"{number_of(vocab_size, 'token')}",
             allowed=f"{vocab_size} or more",
             next_step="remove the override: the vocabulary follows the tokenizer",
         )
@@ -129,7 +131,10 @@ def _require_possible(config: LlamaConfig) -> None:
             raise ValueError(f"{name} is {value}, it must be above 0")
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if heads % kv_heads:
-        raise ValueError(f"{heads} attention heads cannot share {kv_heads} key-value heads evenly")
+        raise ValueError(
+            f"{number_of(heads, 'attention head')} cannot share "
+            f"{number_of(kv_heads, 'key-value head')} evenly"
+        )
     if not 0 <= config.attention_dropout < 1:
         raise ValueError(f"attention_dropout is {config.attention_dropout}, it is a share below 1")
 

@@ -27,6 +27,7 @@ from workbench.errors import ConfigError, reason_of
 from workbench.gguf_reader import GgufFile, is_gguf, read_gguf
 from workbench.model.ends import generation_config, join_ends
 from workbench.model.gguf_checkpoint import gguf_config, load_gguf
+from workbench.wording.counts import number_of
 
 UNLOADABLE = (
     AssertionError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError,
@@ -79,20 +80,23 @@ def require_fit(
     if rows < vocab_size or (trained_tokenizer and rows > vocab_size + MOST_PADDING):
         most = f" to {vocab_size + MOST_PADDING}" if trained_tokenizer else " or more"
         raise ConfigError(
-            f"model.checkpoint {checkpoint} has {rows} rows in its embedding, "
-            f"the tokenizer has {vocab_size} tokens",
+            f"model.checkpoint {checkpoint} has {number_of(rows, 'row')} in its embedding, the "
+            f"tokenizer has {number_of(vocab_size, 'token')}",
             allowed=f"{vocab_size}{most} rows (some checkpoints are padded)",
             next_step="set data.tokenizer to the checkpoint's own folder or hf:owner/name",
         )
     if rows > vocab_size:
         say(
-            f"model.checkpoint {checkpoint} has {rows:,} rows in its embedding, the tokenizer "
-            f"{vocab_size:,} tokens: the {rows - vocab_size:,} spare rows are kept as they are"
+            f"model.checkpoint {checkpoint} has {number_of(rows, 'row', form=',')} in its "
+            f"embedding, the tokenizer {number_of(vocab_size, 'token', form=',')}: the "
+            f"{number_of(rows - vocab_size, 'spare row is', 'spare rows are', ',')} kept as they "
+            "are"
         )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions < context:
         raise ConfigError(
-            f"model.checkpoint {checkpoint} takes {positions} positions, {context} are asked",
+            f"model.checkpoint {checkpoint} takes {number_of(positions, 'position')}, {context} "
+            "are asked",
             next_step=f"set data.sequence_length to {positions} or less",
         )
 
@@ -231,7 +235,7 @@ def _require_all_tensors(checkpoint: str, info: dict[str, Any]) -> None:
         if names:
             shown = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
             raise ConfigError(
-                f"model.checkpoint {checkpoint} {kind} {len(names)} tensors: {shown}",
+                f"model.checkpoint {checkpoint} {kind} {number_of(len(names), 'tensor')}: {shown}",
                 next_step="give a whole checkpoint of the architecture its config.json names",
             )
 

@@ -29,6 +29,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from workbench.errors import ConfigError
 from workbench.gguf_reader import GgufFile
+from workbench.wording.counts import number_of
 
 ARCHITECTURES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
@@ -167,7 +168,8 @@ def require_same_names(file: GgufFile, model: PreTrainedModel, names: Any) -> No
         raise _lacks(file, absent)
     if more := sorted(set(names) - wanted):
         raise ConfigError(
-            f"{file.path} has, beyond its architecture, {len(more)} tensors: {more[0]}",
+            f"{file.path} has, beyond its architecture, {number_of(len(more), 'tensor')}: "
+            f"{more[0]}",
             next_step="give the model's Hugging Face folder",
         )
 
@@ -237,6 +239,6 @@ def _unknown_rotation(file: GgufFile) -> ConfigError:
 
 def _lacks(file: GgufFile, names: list[str]) -> ConfigError:
     return ConfigError(
-        f"{file.path} lacks {len(names)} tensors: {', '.join(names[:3])}",
+        f"{file.path} lacks {number_of(len(names), 'tensor')}: {', '.join(names[:3])}",
         next_step="the file is cut off or of another tool: copy or make it again",
     )

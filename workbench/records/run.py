@@ -30,6 +30,7 @@ from workbench.records.attachment import with_attachment
 from workbench.records.plan import write_plan
 from workbench.records.stage_record import StageRecord
 from workbench.roadmap import STAGES
+from workbench.wording.counts import number_of
 
 HEADER = "run.json"
 PILOT = "pilot.yaml"
@@ -235,8 +236,9 @@ def find_run(name: str) -> Run:
     if len(matches) == 1:
         return matches[0]
     known = ", ".join(run.name for run in runs) or "none yet"
+    many = number_of(len(matches), "run matches", "runs match")
     raise ConfigError(
-        f"{name}: {'no run has that name' if not matches else f'{len(matches)} runs match'}",
+        f"{name}: {many if matches else 'no run has that name'}",
         allowed=f"a run's folder, name, or a unique part of it; runs: {known}",
         next_step="workbench runs lists them",
     )

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from workbench.errors import WorkbenchError
 from workbench.records.run import Run
 from workbench.roadmap import STAGES
+from workbench.wording.counts import number_of
 from workbench.wording.numbers import duration
 
 STATE = 3
@@ -59,7 +60,7 @@ def _cells(row: RunRow) -> tuple[str, ...]:
     took = "" if row.took_s is None else duration(row.took_s)
     state = row.state
     if row.stages is not None:
-        state = f"{row.stages[0]}/{row.stages[1]} stages"
+        state = f"{row.stages[0]}/{number_of(row.stages[1], 'stage')}"
     state += f", judged {row.judged} times" if row.judged > 1 else ""
     tags = f"[{', '.join(row.tags)}] " if row.tags else ""
     return row.date, took, row.name, state, f"{tags}{row.question}"

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from workbench.records.events import follow
 from workbench.roadmap import place_of
+from workbench.wording.counts import number_of
 
 LINE_EVERY_S = 15.0
 """Between two progress lines of one task where the output is a log, not a terminal."""
@@ -32,7 +33,7 @@ def describe(event: dict[str, Any]) -> str:
         if event["kind"] == "finished":
             attempts = event.get("attempts", 1)
             detail = f"in {event['duration_s']:.0f} s"
-            detail += f", {attempts} attempts together" if attempts > 1 else ""
+            detail += f", {number_of(attempts, 'attempt')} together" if attempts > 1 else ""
         return f"{name}: {event['kind']} {detail}".rstrip()
     parts = [f"{name}: {event['task']} {event['done']}/{event['total']} {event['unit']}"]
     if event.get("rate_per_s"):

@@ -25,6 +25,7 @@ from workbench.records.metric import Metric
 from workbench.records.run import Run, all_runs
 from workbench.records.sweep import find_runs
 from workbench.roadmap import ONLY_SHOWN, STAGES, deciding
+from workbench.wording.counts import number_of
 from workbench.wording.labels import label_text
 from workbench.wording.numbers import number, with_interval
 from workbench.wording.vocabulary import better
@@ -152,7 +153,7 @@ def compare_text(runs: Sequence[Run]) -> str:
     lines += _aligned(rows, head)
     alone = int((found.figures["state"] == "only in some").sum())
     if alone:
-        lines.append(f"{alone} figures are in some of the runs only")
+        lines.append(f"{number_of(alone, 'figure is', 'figures are')} in some of the runs only")
     return "\n".join(lines)
 
 

@@ -35,6 +35,7 @@ from workbench.report.demand import DAY_S, Demand, Use, demand_of, for_rate, mac
 from workbench.report.economy import building
 from workbench.report.power import Powers, arm_powers, turn_powers
 from workbench.report.served import accepted_numbers
+from workbench.wording.counts import number_of
 from workbench.wording.labels import ARMS, label_text
 
 JOULES_PER_KWH = 3.6e6
@@ -261,8 +262,8 @@ def _energy_at_mix(
     busy_h = rate_per_s * use.mean_s * 24
     numbers, power = powers.arms[arm].numbers, powers.arms[arm].how
     load = (
-        f"{demand.text}; batch {use.batch}, {count} machine{'s' if count > 1 else ''} busy "
-        f"{busy_h:.3g} of {24 * count} h, idle in the others"
+        f"{demand.text}; batch {use.batch}, {number_of(count, 'machine')} busy {busy_h:.3g} of "
+        f"{24 * count} h, idle in the others"
     )
     if powers.basis == "served":
         work, idle_w = numbers["work_j"], numbers["idle_w"]

@@ -22,6 +22,7 @@ import pandas as pd
 from workbench.files import read_json
 from workbench.pilot.sections.profile_load import Slo
 from workbench.records.stage_record import StageRecord
+from workbench.wording.counts import number_of
 
 DAY_S = 86_400.0
 PEAK = 0.95
@@ -46,8 +47,9 @@ class Demand:
     @property
     def text(self) -> str:
         return (
-            f"requests of {self.prompt_tokens:.0f} prompt and {self.output_tokens:.0f} output "
-            f"tokens, the means of the load ({self.source})"
+            f"requests of {self.prompt_tokens:.0f} prompt and "
+            f"{number_of(self.output_tokens, 'output token', form='.0f')}, the means of the load "
+            f"({self.source})"
         )
 
 

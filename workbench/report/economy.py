@@ -41,6 +41,7 @@ from workbench.report.demand import Demand, Use, demand_of, quickest, uses
 from workbench.report.one_off import UNTRAINED, one_offs
 from workbench.report.power import Powers, arm_powers
 from workbench.report.served import accepted_numbers
+from workbench.wording.counts import number_of
 
 BASELINE = "full_precision"
 AGAIN = "full_precision_again"
@@ -90,7 +91,7 @@ def building(cost: Cost) -> Building:
         return Building(Quantity(cost.pue, "assumed", "", DECLARED), slope)
     table = read_telemetry(cost.facility)
     found, fit = measured_pue(table, cost.facility.category), fit_facility(table)
-    span = f"{found.span_days:.0f} days of telemetry"
+    span = f"{number_of(found.span_days, 'day', form='.0f')} of telemetry"
     texts = [
         f"PUE {found.pue:.3f} over {span}" + (", interim: a PUE is a year's" * found.interim)
         + (f"; category {found.category}" if found.category is not None else
@@ -99,7 +100,7 @@ def building(cost: Cost) -> Building:
         f"{found.worst.pue:.3f}",
     ]  # fmt: skip
     if found.gap_hours:
-        texts.append(f"{found.gap_hours:.0f} hours of gaps are left out")
+        texts.append(f"{number_of(found.gap_hours, 'hour', form='.0f')} of gaps are left out")
     pue = Quantity(found.pue, "modelled" if found.interim else "measured", "", span)
     if isinstance(fit, str):
         texts.append(f"no slope: {fit}")

@@ -16,6 +16,7 @@ from workbench.pilot.sections.profile_load import Slo
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.report.demand import Demand, Use, demand_of, quickest, uses
+from workbench.wording.counts import number_of
 
 FLUID, WHOLE = "accelerators_needed_fluid", "accelerators_needed"
 BASELINE = "full_precision"
@@ -63,9 +64,9 @@ def _needed(arm: str, own: Use, full: Use, accelerators: int, demand: Demand) ->
         return _missing("no block has both arms", arm=arm, source="trained")
     busy = demand.peak_per_s * full.mean_s
     how = (
-        f"{accelerators} accelerators x the machine time of {arm} (batch {own.batch}) over that of "
-        f"{BASELINE} (batch {full.batch}); {demand.text}; {_target(demand.slo)} kept; at the "
-        f"load's peak of {demand.peak_per_s:.3g} requests/s {BASELINE} keeps {busy:.2g} busy"
+        f"{number_of(accelerators, 'accelerator')} x the machine time of {arm} (batch {own.batch}) "
+        f"over that of {BASELINE} (batch {full.batch}); {demand.text}; {_target(demand.slo)} kept; "
+        f"at the load's peak of {demand.peak_per_s:.3g} requests/s {BASELINE} keeps {busy:.2g} busy"
     )
     if busy > accelerators:
         how += f", more than the {accelerators} that are said to carry it"

@@ -27,6 +27,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.report.cost import price_of
 from workbench.report.forecast_curve import gap_curve
 from workbench.report.training_gain import GAP, TERNARY, quality_limit
+from workbench.wording.counts import number_of
 from workbench.wording.numbers import duration, number, rounded
 from workbench.wording.text import Texts
 
@@ -146,14 +147,16 @@ def _curve(trained: StageRecord) -> tuple[Curve, str] | str:
     made = gap_curve(trained.table("loss"), trained.table("evaluations"))
     if isinstance(made, str):
         return made
-    return made if len(made[0]) >= FEWEST_POINTS else f"{len(made[0])} points of a curve"
+    return (
+        made if len(made[0]) >= FEWEST_POINTS else f"{number_of(len(made[0]), 'point')} of a curve"
+    )
 
 
 def _why_failed(tested: BackTest) -> str:
     return (
-        f"the law fails on this run itself: of the {tested.points} points of its second half "
-        f"{tested.inside} lie in the 95 % band of a fit to the first; more tokens, so that the "
-        "curve has its fall from the threshold behind it, make it one to go on from"
+        f"the law fails on this run itself: of the {number_of(tested.points, 'point')} of its "
+        f"second half {tested.inside} lie in the 95 % band of a fit to the first; more tokens, so "
+        "that the curve has its fall from the threshold behind it, make it one to go on from"
     )
 
 
@@ -217,7 +220,10 @@ def _covered(found: TrainingForecast) -> Metric:
         why = found.reason if found.curve is None else TOO_SHORT
         return Metric.missing(COVERED, "share", why)
     tested = found.back_test
-    how = f"{tested.inside} of {tested.points} points of the curve's second half, 95 % band"
+    how = (
+        f"{tested.inside} of {number_of(tested.points, 'point')} of the curve's second half, 95 % "
+        "band"
+    )
     return Metric(
         COVERED, tested.inside / tested.points, "share", f"{how} of a fit to its first",
         "modelled", n=tested.points, reason="no interval: one curve, whose points hang together",

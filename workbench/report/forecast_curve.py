@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.measure.learning_curve import FEWEST_POINTS, Curve
+from workbench.wording.counts import number_of
 
 MOST_POINTS = 24
 STEPS_A_POINT = 3
@@ -34,7 +35,7 @@ def gap_curve(loss: pd.DataFrame, evaluations: pd.DataFrame) -> tuple[Curve, str
     ternary, precise = of["ternary"], of["full_precision"]
     on = ternary.index[(ternary["strength"] >= 1.0) & ternary.index.isin(precise.index)]
     if len(on) < FEWEST_POINTS:
-        return f"{len(on)} steps with the threshold fully on, at least {FEWEST_POINTS}"
+        return f"{number_of(len(on), 'step')} with the threshold fully on, at least {FEWEST_POINTS}"
     before = ternary.loc[ternary.index < on[0], "tokens"]
     begun = float(before.iloc[-1]) if len(before) else 0.0
     annealed = 1 - ternary["lr"] / ternary["lr"].max()
@@ -54,7 +55,11 @@ def gap_curve(loss: pd.DataFrame, evaluations: pd.DataFrame) -> tuple[Curve, str
         np.array([way[part].mean() for part in parts]),
         begun,
     )
-    return curve, f"{len(steps)} training steps of both arms, paired, in {count} points"
+    return (
+        curve,
+        f"{number_of(len(steps), 'training step')} of both arms, paired, in "
+        f"{number_of(count, 'point')}",
+    )
 
 
 def _of_evaluations(
@@ -72,12 +77,12 @@ def _of_evaluations(
     gap = gap[gap.index.isin(on)]
     if len(gap) < FEWEST_POINTS:
         return (
-            f"{len(gap)} evaluations with the threshold fully on, at least {FEWEST_POINTS}: the "
-            "training text was seen more than once, so its own losses do not count; raise "
-            "train.evaluations"
+            f"{number_of(len(gap), 'evaluation')} with the threshold fully on, at least "
+            f"{FEWEST_POINTS}: the training text was seen more than once, so its own losses do not "
+            "count; raise train.evaluations"
         )
     curve = Curve(
         ternary.loc[gap.index, "tokens"].to_numpy(float), gap.to_numpy(), np.ones(len(gap)),
         annealed.loc[gap.index].to_numpy(), begun,
     )  # fmt: skip
-    return curve, f"{len(gap)} held-out evaluations of both arms"
+    return curve, f"{number_of(len(gap), 'held-out evaluation')} of both arms"

@@ -25,6 +25,7 @@ from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
 from workbench.report.demand import Use, demand_of, quickest, uses
 from workbench.report.economy import BASELINE
+from workbench.wording.counts import number_of
 
 GoalOutcome = Literal["holds", "fails", "open", "not measured"]
 
@@ -125,7 +126,7 @@ def _left(fewer: float, today: float, fleet: FleetRules) -> _Left:
     whole = math.ceil(fluid - ROUNDING)
     servers = math.ceil(whole / fleet.per_server) + fleet.spare_servers
     rules = (
-        f"{fleet.per_server} accelerators in a server, {fleet.spare_servers} spare, "
+        f"{number_of(fleet.per_server, 'accelerator')} in a server, {fleet.spare_servers} spare, "
         f"{fleet.warm_fallback_servers} for the warm fallback"
     )
     return _Left(fluid, float(whole), float(servers + fleet.warm_fallback_servers), rules)

@@ -19,6 +19,7 @@ from typing import Any
 from workbench.files import read_json
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
+from workbench.wording.counts import number_of
 
 FP16_MULTIPLY, FP16_ADD, INT8_MULTIPLY, INT8_ADD = 0.34, 0.16, 0.07, 0.007
 """pJ, 7 nm."""
@@ -48,7 +49,7 @@ def operation_ratios(records: Mapping[str, StageRecord]) -> list[Metric]:
         counted = count_token(config, manifest["layers"], context := _context(load))
     except (OSError, KeyError, ValueError, TypeError) as error:
         return _missing(f"the model's files do not tell its matrices: {error!r}", labels)
-    at = f"one token at a context of {context:.0f} tokens, batch 1"
+    at = f"one token at a context of {number_of(context, 'token', form='.0f')}, batch 1"
     return [
         Metric(
             OPERATIONS, counted.full_pj / counted.ternary_pj, "x",

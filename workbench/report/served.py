@@ -22,6 +22,7 @@ from workbench.pilot.sections.cost import Cost
 from workbench.records.metric import MetricKind
 from workbench.records.stage_record import StageRecord
 from workbench.report.demand import Demand
+from workbench.wording.counts import number_of
 
 SAME_MIX = 0.05
 """By how much the energy may differ because of the replayed requests' lengths and still be that of
@@ -84,7 +85,7 @@ def _passed_share(measured: StageRecord, arm: str) -> Quantity | None:
     found = measured.metric("accepted_share", arm=arm)
     if found is None or found.value is None:
         return None
-    source = f"answers to own prompts that keep to their check, {found.n} prompts"
+    source = f"answers to own prompts that keep to their check, {number_of(found.n or 0, 'prompt')}"
     return Quantity(found.value, "measured", "", source, found.lo, found.hi)
 
 
@@ -167,8 +168,9 @@ def _scaled(
 ) -> tuple[float, str, MetricKind] | str:
     """(factor from the replayed requests to those of the load, in words, how that is known)."""
     lengths = (
-        f"the replayed requests have {mix.prompt:.3g} prompt and {mix.output:.3g} output tokens, "
-        f"the load's {demand.prompt_tokens:.3g} and {demand.output_tokens:.3g}"
+        f"the replayed requests have {mix.prompt:.3g} prompt and "
+        f"{number_of(mix.output, 'output token', form='.3g')}, the load's "
+        f"{demand.prompt_tokens:.3g} and {demand.output_tokens:.3g}"
     )
     if not mix.prompt or not mix.output:
         return lengths

@@ -28,6 +28,7 @@ from workbench.records.run import Run
 from workbench.records.stage_record import StageRecord
 from workbench.report.demand import DAY_S, demand_of
 from workbench.report.economy import AGAIN, BASELINE, case_of
+from workbench.wording.counts import number_of
 from workbench.wording.numbers import number
 
 SHAPES = 20_000
@@ -198,7 +199,7 @@ def _agreement_lines(checks: Sequence[Agreement]) -> Iterator[str]:
     inside = sum(abs(check.off) <= WITHIN for check in checks)
     yield (
         "the simulation against the blocks of this run's replay that it was not fitted to: "
-        f"{inside} of {len(checks)} quantiles within {WITHIN:.0%}"
+        f"{inside} of {number_of(len(checks), 'quantile')} within {WITHIN:.0%}"
     )
     for arm in dict.fromkeys(check.arm for check in checks):
         own = [check for check in checks if check.arm == arm]
@@ -207,4 +208,4 @@ def _agreement_lines(checks: Sequence[Agreement]) -> Iterator[str]:
             f"{1e3 * c.measured_s:.3g} ms ({c.off:+.0%})"
             for c in own
         )
-        yield f"  {arm}, {own[0].requests} requests: {parts}"
+        yield f"  {arm}, {number_of(own[0].requests, 'request')}: {parts}"

@@ -9,6 +9,7 @@ from workbench.measure.meters.recorder import Recorder
 from workbench.paths import shown
 from workbench.pilot.sections.meters import Meters
 from workbench.runner.pilot_run import terminable
+from workbench.wording.counts import number_of
 
 
 def record_meters(section: Meters, out: Path, every_s: float, for_s: float | None) -> None:
@@ -28,7 +29,7 @@ def record_meters(section: Meters, out: Path, every_s: float, for_s: float | Non
         except KeyboardInterrupt:
             say("ended")
     for channel, samples in recorder.channels.items():
-        say(f"{channel.name} {channel.quantity}: {samples} samples")
+        say(f"{channel.name} {channel.quantity}: {number_of(samples, 'sample')}")
     for faults in recorder.faults.values():
         say(faults.text())
     print(shown(out))

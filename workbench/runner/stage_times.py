@@ -27,6 +27,7 @@ from workbench.pilot.spec import Pilot
 from workbench.records.terminal import clock
 from workbench.train.rate_sweep import sweep_steps, why_no_sweep
 from workbench.train.timed_step import StepTime
+from workbench.wording.counts import number_of
 
 LeastMost = tuple[float, float]
 """Seconds (least, most)."""
@@ -91,9 +92,12 @@ class OwnAsked:
     def __str__(self) -> str:
         parts = []
         if self.prompts:
-            parts.append(f"{self.prompts} own prompts, up to {self.answer_tokens:,} tokens")
+            parts.append(
+                f"{number_of(self.prompts, 'own prompt')}, up to "
+                f"{number_of(self.answer_tokens, 'token', form=',')}"
+            )
         if self.questions:
-            parts.append(f"{self.questions} questions of tasks")
+            parts.append(f"{number_of(self.questions, 'question')} of tasks")
         return ", ".join(parts)
 
 
@@ -189,15 +193,15 @@ def training_s(pilot: Pilot, parameters: int, speeds: Speeds) -> float:
 def told(pilot: Pilot, speeds: Speeds, asked: OwnAsked) -> dict[str, str]:
     """What the times of stages are made of, for a person."""
     ab, step = pilot.measure_ab, speeds.step
-    arms = f"{len(ab.own_arms)} arms"
+    arms = f"{number_of(len(ab.own_arms), 'arm')}"
     found = {"measure_ab": f"{arms}; {asked}" if str(asked) else arms}
     if pilot.model.ternary is not None:
         return found | {"train_qat": "nothing is trained: model.ternary"}
     each = f"{step.full_precision_s + step.ternary_s:.2g} s a step of both arms, {step.how}"
     if pilot.train.seeds > 1:
-        each += f"; {pilot.train.seeds} seeds"
+        each += f"; {number_of(pilot.train.seeds, 'seed')}"
     if why_no_sweep(pilot.train) is None and (rates := pilot.train.rate_sweep.rates):
-        each += f"; {len(rates)} rates tried before"
+        each += f"; {number_of(len(rates), 'rate')} tried before"
     found["train_qat"] = each
     if trains_a_hybrid(pilot):
         again = clock(_arm_s(pilot, speeds, "ternary"))

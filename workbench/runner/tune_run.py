@@ -26,6 +26,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.serve.tuned import points_table, searches_table, settings_text
 from workbench.serve.tuning import Searched
 from workbench.stages.deploy_rollback_tuning import SETTINGS, tune
+from workbench.wording.counts import number_of
 
 STAGES = ("profile_load", "train_qat", "hybrid_plan")
 
@@ -63,7 +64,7 @@ def tune_run(
     device = choose_device(pilot.readiness.device).name
 
     def step(done: int, total: int, text: str) -> None:
-        print(f"tune: {done}/{total} searches, {text}", file=sys.stderr)
+        print(f"tune: {done}/{number_of(total, 'search')}, {text}", file=sys.stderr)
 
     with run.lock("tuning"):
         found = tune(pilot, records, device, folder, step)

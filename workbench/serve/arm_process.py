@@ -36,6 +36,7 @@ from workbench.errors import StageError, WorkbenchError
 from workbench.machine.device import DeviceName
 from workbench.paths import shown
 from workbench.serve.spec import ArmReady
+from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from workbench.engine.scheduler import Scheduler, SubmittedRequest
@@ -195,7 +196,7 @@ def load_arm(spec: ArmSpec, answers: _Answers | None = None) -> LoadedModel:
         )
     except MemoryError as error:
         raise StageError(
-            f"{shown(spec.folder)} with {spec.slots} slots does not fit: {error}",
+            f"{shown(spec.folder)} with {number_of(spec.slots, 'slot')} does not fit: {error}",
             next_step="lower slots (workbench serve: --slots, a pilot: deploy_rollback.slots)",
         ) from None
     engine.warm()

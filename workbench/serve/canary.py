@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import ConfigError
+from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from workbench.serve.comparison import Comparisons
@@ -95,7 +96,10 @@ class Canary:
         if step_s >= self._plan.step_s and enough:
             weight = self._plan.next_after(self._router.route.weight)
             assert weight is not None, "it has not arrived"
-            said = f"canary: {self._requests} requests in {step_s:.0f} s and nothing against it"
+            said = (
+                f"canary: {number_of(self._requests, 'request')} in {step_s:.0f} s and nothing "
+                "against it"
+            )
             self._router.switch(self._candidate, weight, reason=said, cause="canary", force=True)
 
     def switched(self, switch: Switch) -> None:

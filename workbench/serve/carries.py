@@ -19,6 +19,7 @@ from workbench.records.metric import Metric
 from workbench.serve.client import LoadProcesses
 from workbench.serve.load import Load
 from workbench.serve.replay import Outcome
+from workbench.wording.counts import number_of
 
 CarriesAnswer = Literal["yes", "no", "not_measured"]
 Why = Literal[
@@ -76,8 +77,8 @@ def measured_capacity(
         outcomes, took_s = client.burst(load.sample(count), load.prompt, model=arm)
         if bad := [o for o in outcomes if o.status != "ok"]:
             raise StageError(
-                f"{len(bad)} of {count} requests to the arm {arm} failed before the replay "
-                f"began: {bad[0].error}",
+                f"{len(bad)} of {number_of(count, 'request')} to the arm {arm} failed before the "
+                f"replay began: {bad[0].error}",
                 next_step="read server.log in the stage's folder",
             )
         if attempt == 0:

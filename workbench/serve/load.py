@@ -13,6 +13,7 @@ from workbench.measure.dependence import share_over_time
 from workbench.measure.statistics import Estimate
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
+from workbench.wording.counts import number_of
 
 TEXT_CHARACTERS = 2_000_000
 """Held-out text that prompts are cut from."""
@@ -64,8 +65,8 @@ class Load:
         shares = share_over_time(self.limits.is_cut(prompt, output), prompt + output)
         estimate: Estimate = replace(shares, value=cut / n)
         how = (
-            f"requests of the load longer than what is served: {self.limits.context} tokens of "
-            "prompt and output together"
+            "requests of the load longer than what is served: "
+            f"{number_of(self.limits.context or 0, 'token')} of prompt and output together"
             + _said_limit("prompt", self.limits.prompt_tokens)
             + _said_limit("output", self.limits.output_tokens)
         )

@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Any
 
 from workbench.measure.anytime import ExcessBets
+from workbench.wording.counts import number_of
 
 MOST_PENDING = 4096
 """Requests a share remembers that are under way; older ones count against going back."""
@@ -106,7 +107,10 @@ class BadShare:
         (n, bad), (others, others_bad) = self._seen[True], self._seen[False]
         beside = f", {others_bad} of {others} of the other arm's" if others else ""
         limit = f"{self.limit:.3g}" + (" more than the other's" if others else "")
-        return f"{bad} of {n} requests {self.what}{beside}; the share may be at most {limit}"
+        return (
+            f"{bad} of {number_of(n, 'request')} {self.what}{beside}; the share may be at most "
+            f"{limit}"
+        )
 
     def _settle(self) -> None:
         """Bets are settled for good in the order of arrival, up to the first one under way."""
@@ -148,7 +152,10 @@ class PairExcess:
 
     def said(self) -> str:
         mean = self._sum / max(1, self.count)
-        return f"{self.what.format(f'{mean:.3g}')} in {self.count} pairs; allowed: {self.limit:.3g}"
+        return (
+            f"{self.what.format(f'{mean:.3g}')} in {number_of(self.count, 'pair')}; allowed: "
+            f"{self.limit:.3g}"
+        )
 
 
 def _take(bets: ExcessBets, pending: _Pending) -> None:

@@ -37,6 +37,7 @@ from workbench.serve.process import ServerProcess
 from workbench.serve.rate_search import Point, PointOutcome
 from workbench.serve.rehearsal import requests_table
 from workbench.serve.replay import Outcome
+from workbench.wording.counts import number_of
 
 WINDOWS = 24
 """Of a point."""
@@ -136,8 +137,8 @@ class OfferedServer:
         outcomes, took_s = self._client.burst(requests, prompt_of, model=arm)
         if bad := [o for o in outcomes if o.status != "ok"]:
             raise StageError(
-                f"{len(bad)} of {len(outcomes)} requests to the arm {arm} failed before the "
-                f"tuning began: {bad[0].error}",
+                f"{len(bad)} of {number_of(len(outcomes), 'request')} to the arm {arm} failed "
+                f"before the tuning began: {bad[0].error}",
                 next_step="read server.log in the folder of the tuning",
             )
         return len(outcomes) / took_s

@@ -19,6 +19,7 @@ from workbench.serve.wire import (
     Message,
     Tool,
 )
+from workbench.wording.counts import number_of
 
 DEFAULT_TOKENS = 16
 """Output of a completion that does not say how long; OpenAI's default. A chat takes the rest
@@ -44,8 +45,9 @@ class PromptLimit:
         if characters > self.characters:
             raise ApiError(
                 400,
-                f"{characters} characters; allowed: {self.context} tokens of prompt and output "
-                f"together, which hold {self.characters} at most",
+                f"{number_of(characters, 'character')}; allowed: "
+                f"{number_of(self.context, 'token')} of prompt and output together, which hold "
+                f"{self.characters} at most",
                 code="context_length_exceeded",
                 param=field,
             )
@@ -174,7 +176,8 @@ def _generation_request(
     if wanted > room:
         raise ApiError(
             400,
-            f"{len(prompt)} prompt tokens and {wanted} output tokens; allowed: {context} together",
+            f"{number_of(len(prompt), 'prompt token')} and {number_of(wanted, 'output token')}; "
+            f"allowed: {context} together",
             code="context_length_exceeded",
             param="messages" if chat else "prompt",
         )

@@ -21,6 +21,7 @@ from workbench.measure.dependence import quantile_over_time
 from workbench.measure.request_latency import latencies_ms
 from workbench.measure.statistics import Estimate
 from workbench.serve.replay import Outcome
+from workbench.wording.counts import number_of
 
 FALLBACK, CANDIDATE = "full_precision", "hybrid"
 ARMS_OF_PHASE = {"before": (CANDIDATE,), "switch": (CANDIDATE, FALLBACK), "after": (FALLBACK,)}
@@ -114,6 +115,9 @@ def phase_latencies(
 def _quantile(values: np.ndarray, q: float) -> Estimate:
     n, fewest = len(values), round(1 / min(q, 1 - q))
     if n < fewest:
-        why = f"{n} requests of the arm in this phase; p{100 * q:g} needs {fewest} for a value"
+        why = (
+            f"{number_of(n, 'request')} of the arm in this phase; p{100 * q:g} needs {fewest} for "
+            "a value"
+        )
         return Estimate(None, None, None, n, "", reason=why)
     return quantile_over_time(values, q)

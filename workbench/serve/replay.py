@@ -29,6 +29,7 @@ from workbench.serve.completion_events import Completion, read_events
 from workbench.serve.endpoint import Endpoint, PromptInput
 from workbench.serve.exchange import FAULTS as FAULTS
 from workbench.serve.exchange import Exchange, Fault, Faulty, Raw, TlsName, read_answer
+from workbench.wording.counts import number_of
 
 Status = Literal["ok", "failed", "truncated", "rejected"]
 """ok: all wanted tokens and a proper end. truncated: some tokens, not all. rejected: 429.
@@ -169,7 +170,7 @@ class LoadClient:
             read_events(completion, answer.body, a_chunk_a_token=own)
         finally:
             self._fill(outcome, completion, own)
-        tokens = f"{outcome.output_tokens} of {outcome.wanted_tokens} tokens"
+        tokens = f"{outcome.output_tokens} of {number_of(outcome.wanted_tokens, 'token')}"
         if raw.failed:
             raise Faulty(raw.failed.fault, f"{tokens}; {raw.failed}")
         if not (answer.ended and (completion.done or (completion.finished and not own))):

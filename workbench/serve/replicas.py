@@ -17,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from workbench.errors import StageError
 from workbench.serve.spec import UpstreamSpec
 from workbench.serve.upstream import PassedOn, PassedRequest, Upstream
+from workbench.wording.counts import number_of
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Replicas:
         if any(replica.failed is None for replica in self.replicas):
             return None
         whys = [f"{each.spec.address}: {each.failed}" for each in self.replicas]
-        return f"none of {len(whys)} replicas answers ({'; '.join(whys)})"
+        return f"none of {number_of(len(whys), 'replica')} answers ({'; '.join(whys)})"
 
     async def start(self) -> None:
         """Look whether they answer, and go on looking. Raises StageError where none does."""

@@ -9,6 +9,7 @@ from workbench.errors import ConfigError
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.machine.memory import memory
 from workbench.serve.spec import ServeSpec
+from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -51,9 +52,9 @@ def require_room(spec: ServeSpec, context: int) -> None:
     slot_bytes = sum(_slot_bytes(config.get_text_config(), context) for config in configs)
     if spec.all_slots * slot_bytes > free:
         raise ConfigError(
-            f"{spec.all_slots} slots keep {spec.all_slots * slot_bytes / GB:.1f} GB of keys and "
-            "values: "
-            f"{slot_bytes / MB:.1f} MB each, {context} tokens in {len(configs)} arms",
+            f"{number_of(spec.all_slots, 'slot keeps', 'slots keep')} "
+            f"{spec.all_slots * slot_bytes / GB:.1f} GB of keys and values: {slot_bytes / MB:.1f} "
+            f"MB each, {number_of(context, 'token')} in {number_of(len(configs), 'arm')}",
             allowed=f"at most {free // slot_bytes}, and the weights come on top: "
             f"{free / GB:.1f} GB are free",
             next_step="lower slots (workbench serve: --slots, a pilot: deploy_rollback.slots)",

@@ -30,6 +30,7 @@ from workbench.serve.main import serve
 from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.spec import ProbePrompt, Ready, ServeSpec, fair_slots
 from workbench.serve.upstream_options import UpstreamOptions, upstreams_of
+from workbench.wording.counts import number_of
 
 SLOTS, UPSTREAM_SLOTS = 4, 256
 SPECULATIVE = "speculative"
@@ -350,7 +351,7 @@ def arms_of(given: Sequence[Path | str]) -> dict[str, Path]:
     arms = {folder.resolve().name: folder for folder in folders}
     if not folders or len(arms) < len(folders):
         raise ConfigError(
-            f"{len(folders)} folders with {len(arms)} different names",
+            f"{number_of(len(folders), 'folder')} with {len(arms)} different names",
             allowed="one or more model folders whose last parts differ: they name the arms",
         )
     return arms

@@ -24,6 +24,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from workbench.wording.counts import number_of
+
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "allowed_token_ids": ([],),
@@ -280,7 +282,8 @@ class CompletionRequest(CommonFields):
             raise ValueError("max_tokens is 0; allowed: at least 1, or 0 with echo: true")
         if len(self.prompts) * self.n > MOST_ANSWERS:
             raise ValueError(
-                f"{len(self.prompts)} prompts, n {self.n}; allowed: {MOST_ANSWERS} answers together"
+                f"{number_of(len(self.prompts), 'prompt')}, n {self.n}; allowed: {MOST_ANSWERS} "
+                "answers together"
             )
         return self
 

@@ -24,6 +24,7 @@ from workbench.serve.rollback_rule import RollbackRule
 from workbench.serve.spec import ServeSpec
 from workbench.stages.context import StageContext
 from workbench.stages.deploy_rollback_record import Replayed
+from workbench.wording.counts import number_of
 
 
 def served_spec(
@@ -119,9 +120,9 @@ def _record_way(context: StageContext, taken: Taken) -> None:
         return
     if not taken.holds:
         context.note(
-            f"the way back {taken.way} cost more than it may: {taken.failed_without_token} "
-            f"requests failed without a token, {taken.truncated} were cut, {taken.undeclared} of "
-            "them without saying so"
+            f"the way back {taken.way} cost more than it may: "
+            f"{number_of(taken.failed_without_token, 'request')} failed without a token, "
+            f"{taken.truncated} were cut, {taken.undeclared} of them without saying so"
         )
     how = f"failed or turned away without any token; the server said: {taken.reason}"
     lost = count(taken.failed_without_token, taken.requests)

@@ -17,6 +17,7 @@ from workbench.serve.replay import Outcome
 from workbench.stages.context import StageContext
 from workbench.stages.deploy_rollback_record import Replayed
 from workbench.stages.metered import trusted
+from workbench.wording.counts import number_of
 
 WHOLE, BEFORE, AFTER = "replay", "before", "after"
 ABOUT = ["window", "requests"]
@@ -95,8 +96,8 @@ def _metric(rows: pd.DataFrame, window: str, name: str, labels: dict[str, str]) 
     if not np.isnan(float(row["idle_w"] if row["idle_w"] is not None else np.nan)):
         net = f", net of idle {joules - float(row['idle_w']) * length_s / per:.4g} J"
     how = (
-        f"gross, {row['covers']}, {length_s:.1f} s, {requests} requests{net}; error of the meter "
-        f"{error_j:.3g} J"
+        f"gross, {row['covers']}, {length_s:.1f} s, {number_of(requests, 'request')}{net}; error "
+        f"of the meter {error_j:.3g} J"
     )
     kind: MetricKind = "modelled" if row["kind"] == "modelled" else "measured"
     reason = "no interval: one window, whose scatter over others is unknown"

@@ -31,6 +31,7 @@ from workbench.serve.replay import FAULTS, Outcome
 from workbench.serve.tuning import Searched
 from workbench.stages.context import StageContext
 from workbench.stages.deploy_rollback_tuning import with_tuning
+from workbench.wording.counts import number_of
 
 MB = 1e6
 ONE_ROLLBACK = (
@@ -149,7 +150,8 @@ def _record_piece(context: StageContext, replayed: Replayed) -> None:
     )
     if cut := sum(planned.cut for planned in replayed.schedule):
         context.note(
-            f"cut to what the models hold: {cut} of {len(replayed.schedule)} replayed requests"
+            f"cut to what the models hold: {cut} of "
+            f"{number_of(len(replayed.schedule), 'replayed request')}"
         )
 
 
@@ -242,8 +244,8 @@ def _record_rollback(
     phases = handover.phases(requests)
     answered = int((requests["status"] == "ok").sum())
     how = (
-        f"{answered} of {len(requests)} requests, those answered in full, from the intended start; "
-        "the switch lasted until the old arm had drained, {:.2f} s"
+        f"{answered} of {number_of(len(requests), 'request')}, those answered in full, from the "
+        "intended start; the switch lasted until the old arm had drained, {:.2f} s"
     )
     for name, estimate, labels in phase_latencies(requests, phases):
         text = how.format(handover.drained_s - handover.ordered_s)
@@ -313,7 +315,8 @@ def _record_goodput(
     counts, _ = np.histogram(due_s, windows, (from_s, to_s))
     how = (
         f"requests that met every target of their class, over the {lasted_s:.1f} s in which the "
-        f"arm had the load ({len(requests)} requests); lost and truncated ones are misses"
+        f"arm had the load ({number_of(len(requests), 'request')}); lost and truncated ones are "
+        "misses"
     )
     goodput = rate_over_time(counts, lasted_s / windows)
     context.record.add(goodput.metric("goodput_per_s", "requests/s", how, arm=arm))

@@ -44,6 +44,7 @@ from workbench.ternary.packed_layers import pack_layer
 from workbench.ternary.policy import PLANNED, Precision
 from workbench.train.quality import bits_per_byte, document_losses, excerpts, what_is_judged
 from workbench.train.quiet import quiet_transformers
+from workbench.wording.counts import number_of
 
 HYBRID = "hybrid"
 RESULTS = "evaluations.jsonl"
@@ -315,18 +316,21 @@ def _say_intervals(context: StageContext, rows: pd.DataFrame, documents: int) ->
         return
     if documents >= FEWEST_DOCUMENTS:
         context.progress.note(
-            f"{apart} of {len(rows)} single losses are told from nothing lost by {documents} "
-            "documents (95 % intervals)"
+            f"{apart} of {number_of(len(rows), 'single loss', 'single losses')} are told from "
+            f"nothing lost by {number_of(documents, 'document')} (95 % intervals)"
         )
         return
     asked = context.pilot.hybrid_plan.sequences
     cure = f"raise hybrid_plan.sequences, {asked} now, to {FEWEST_DOCUMENTS} or more"
     if asked >= FEWEST_DOCUMENTS:
         cure = "raise data.holdout_share or give more text: half of what is held out judges layers"
-    facts["no_interval"] = f"no interval: {documents} groups, a bootstrap needs {FEWEST_DOCUMENTS}"
+    facts["no_interval"] = (
+        f"no interval: {number_of(documents, 'group')}, a bootstrap needs {FEWEST_DOCUMENTS}"
+    )
     context.note(
-        f"the losses of single layers have no interval: {documents} documents judge them, a "
-        f"bootstrap needs {FEWEST_DOCUMENTS}; {cure}"
+        "the losses of single layers have no interval: "
+        f"{number_of(documents, 'document judges', 'documents judge')} them, a bootstrap needs "
+        f"{FEWEST_DOCUMENTS}; {cure}"
     )
 
 
@@ -403,7 +407,10 @@ def _record_figures(
     loss = bits_per_byte_difference(
         precise["nats"], hybrid["nats"], precise["bytes"], groups=documents
     )
-    how = f"packed plan against full precision, {len(judging)} held-out pieces not used to choose"
+    how = (
+        f"packed plan against full precision, {number_of(len(judging), 'held-out piece')} not used "
+        "to choose"
+    )
     how += what_is_judged(judging)
     record.add(loss.metric("hybrid_quality_loss_bits_per_byte", "bits/byte", how))
     size_how = "bytes of the planned linear layers, scales included, over their bytes in bf16"

@@ -67,6 +67,7 @@ from workbench.stages.measure_ab_own import (
 from workbench.stages.measure_ab_own import check as own_problems
 from workbench.stages.metered import StageMeters, stage_meters, trusted
 from workbench.train.quality import by_corpus, what_is_judged
+from workbench.wording.counts import number_of
 
 SPECULATIVE = "speculative"
 """Full precision, drafted by ternary: of the two engines that are loaded anyway."""
@@ -114,8 +115,8 @@ def _too_long(pilot: Pilot) -> list[str]:
         return []
     return [
         f"measure_ab: {prompt_tokens} prompt and "
-        f"{needed - prompt_tokens} output tokens; allowed: {longest} together, "
-        f"the positions of {whose}; lower measure_ab.prompt_tokens or the outputs, or {cure}"
+        f"{number_of(needed - prompt_tokens, 'output token')}; allowed: {longest} together, the "
+        f"positions of {whose}; lower measure_ab.prompt_tokens or the outputs, or {cure}"
     ]
 
 
@@ -273,7 +274,9 @@ def _timed(
         section.meters.turn_s or 0.0,
     )
     if done := session.finished():
-        context.note(f"the session was interrupted after {done} blocks and went on later")
+        context.note(
+            f"the session was interrupted after {number_of(done, 'block')} and went on later"
+        )
     context.progress.note("looking whether the machine is quiet")
     before = require_quiet(quiet, context.note)
     blocks = session.run(
@@ -292,7 +295,11 @@ def _say_how_it_ended(context: StageContext, session: Session, blocks: pd.DataFr
     section, done = context.pilot.measure_ab, blocks["block"].nunique()
     if session.precise(blocks, section.precision):
         return
-    ended = f"{done} blocks" if done == section.blocks else f"its time of {section.budget_s:g} s"
+    ended = (
+        f"{number_of(done, 'block')}"
+        if done == section.blocks
+        else f"its time of {section.budget_s:g} s"
+    )
     context.note(
         f"the session ended after {ended}, before every speed ratio was known to "
         f"{section.precision:.1%}: raise measure_ab.budget_s or blocks, or quiet the machine",
@@ -386,7 +393,7 @@ def _prompt_tokens(context: StageContext, trained: StageRecord) -> int:
     room = wanted if longest is None else longest - _most_output(section)
     taken = max(1, min(wanted, room))
     context.record.facts["prompt_tokens"] = {"median_of_the_load": wanted, "taken": taken}
-    said = f"prompts of the fixed shapes have {taken} tokens"
+    said = f"prompts of the fixed shapes have {number_of(taken, 'token')}"
     if taken < wanted:
         context.note(f"{said}: the load's median is {wanted}, which the models do not hold")
     else:
@@ -413,7 +420,7 @@ def _prompts(
     found = len(stream) // length
     if found < 1:
         raise StageError(
-            f"the held-out text has {len(stream)} tokens",
+            f"the held-out text has {number_of(len(stream), 'token')}",
             allowed=f"at least {length}, the length of a timed prompt",
             next_step="lower measure_ab.prompt_tokens, or give a larger corpus",
         )

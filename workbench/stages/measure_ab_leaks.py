@@ -9,6 +9,7 @@ from workbench.data.leaks import STRETCH, find_leaks
 from workbench.errors import ConfigError
 from workbench.stages.context import StageContext
 from workbench.stages.measure_ab_own import OwnQuestions
+from workbench.wording.counts import number_of
 
 EXAMPLES = 3
 PROMPTS = "prompts"
@@ -62,6 +63,6 @@ def _record(context: StageContext, name: str, rows: pd.DataFrame) -> None:
             for row in leaked.head(EXAMPLES).itertuples()
         )
         context.note(
-            f"leak check: {len(leaked)} of {len(rows)} rows of {name} stand in the training text "
-            f"in part, so the trained arms may know the answer: {examples}"
+            f"leak check: {len(leaked)} of {number_of(len(rows), 'row')} of {name} stand in the "
+            f"training text in part, so the trained arms may know the answer: {examples}"
         )

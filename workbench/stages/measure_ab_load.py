@@ -45,6 +45,7 @@ from workbench.stages.measure_ab_load_energy import (
     record_load_energy,
 )
 from workbench.stages.metered import StageMeters, closed, step_load, trusted
+from workbench.wording.counts import number_of
 
 BASELINE = "full_precision"
 REPLAYED_SHARE = 0.6
@@ -157,7 +158,7 @@ def measure_under_load(
             block_s,
         )
         if done := session.finished():
-            context.note(f"the session under load was interrupted after {done} blocks")
+            context.note(f"the session under load was interrupted after {number_of(done, 'block')}")
         before = require_quiet(context.pilot.readiness.quiet, context.note)
         session.run(
             section.load.budget_s,
@@ -399,13 +400,14 @@ def _record_addresses(
         }
         context.record.facts.setdefault("addresses", {})[arm] = facts
         asked = (
-            f"{arm} counts {facts['counted_prompt_tokens']} prompt tokens"
+            f"{arm} counts {number_of(facts['counted_prompt_tokens'], 'prompt token')}"
             if len(counted)
             else f"{arm} counts no prompt tokens"
         )
         context.note(
             f"{asked} where the pilot's tokenizer counts {facts['prompt_tokens']}, and gave "
-            f"{facts['output_tokens']} output tokens of {facts['wanted_tokens']} wanted, by its "
-            f"own count; {facts['shorter']} of {facts['answered']} answers were shorter than wanted"
+            f"{number_of(facts['output_tokens'], 'output token')} of {facts['wanted_tokens']} "
+            f"wanted, by its own count; {facts['shorter']} of {facts['answered']} answers were "
+            "shorter than wanted"
             + ("" if each.endpoint.fixed_length else ", because it is not asked for fixed lengths")
         )

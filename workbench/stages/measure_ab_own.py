@@ -23,6 +23,7 @@ from workbench.paths import shown
 from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
+from workbench.wording.counts import number_of
 
 BASELINE = "full_precision"
 TODAYS = "checkpoint"
@@ -150,7 +151,7 @@ def _ask_prompts(
 ) -> None:
     pilot, record = context.pilot, context.record
     reference = TODAYS if TODAYS in engines else BASELINE
-    context.progress.note(f"{len(asked.prompts)} own prompts, answered by each arm")
+    context.progress.note(f"{number_of(len(asked.prompts), 'own prompt')}, answered by each arm")
     rows = answer_prompts(
         engines,
         reference,

@@ -20,6 +20,7 @@ from workbench.measure.meters.balance import Balance
 from workbench.measure.meters.find import reasons
 from workbench.records.metric import Metric
 from workbench.stages.context import StageContext
+from workbench.wording.counts import number_of
 
 STEP_LOAD_SIZE = 1024
 PARTS = ("whole", "work", "idle", "unattributed")
@@ -126,7 +127,7 @@ def _part(meters: StageMeters, part: str, labels: dict[str, str]) -> Metric:
         if part in ("work", "idle"):
             how += f"; error {error_j:.3g} J, of work and idle time together"
         if part == "unattributed" and (unmetered := sum(one.unmetered for one in pieces)):
-            how += f"; what of {unmetered} windows without a figure is in it"
+            how += f"; what of {number_of(unmetered, 'window')} without a figure is in it"
         how = "; ".join([how, *why])
         kind = pieces[0].basis.kind
         around = None if part == "whole" else error_j

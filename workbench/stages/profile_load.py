@@ -37,6 +37,7 @@ from workbench.measure.statistics import Estimate
 from workbench.pilot.sections.profile_load import ProfileLoad
 from workbench.pilot.spec import Pilot
 from workbench.stages.context import StageContext
+from workbench.wording.counts import number_of
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 RATE_WINDOWS = 400
@@ -64,7 +65,9 @@ def run(context: StageContext) -> None:
     """Fill tables ``requests``, ``windows``, ``grid`` and ``likeness``, artefact ``profile``."""
     section, record = context.pilot.profile_load, context.record
     profile = _profile(context)
-    context.progress.note(f"{profile.summary['requests']} requests from {profile.source}")
+    context.progress.note(
+        f"{number_of(profile.summary['requests'], 'request')} from {profile.source}"
+    )
 
     for note in profile.summary["notes"]:
         context.note(note)
@@ -176,7 +179,7 @@ def _figures(profile: LoadProfile, section: ProfileLoad) -> Iterator[LabelledEst
             "class_share",
             "",
             f"{source}: class of the trace, else batch above "
-            f"{section.interactive_max_output_tokens} output tokens",
+            f"{number_of(section.interactive_max_output_tokens, 'output token')}",
             replace(estimate, value=summary["classes"][name] / n),
             {"class": name},
         )
@@ -198,7 +201,7 @@ def _who(profile: LoadProfile) -> Iterator[LabelledEstimate]:
         yield (
             "largest_tenant_share",
             "",
-            f"{source}: requests of the largest of {tenants['tenants']} tenants",
+            f"{source}: requests of the largest of {number_of(tenants['tenants'], 'tenant')}",
             _plain(tenants["largest_shares"][0], tenants["tenants"]),
             {},
         )

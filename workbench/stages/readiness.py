@@ -47,6 +47,7 @@ from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
 from workbench.serve.address import try_address
 from workbench.stages.context import StageContext
+from workbench.wording.counts import number_of
 
 GB = 1e9
 USABLE = 0.9
@@ -273,8 +274,9 @@ def _training_bytes(pilot: Pilot, shape: Shape, device: str) -> int:
 def _about_machine(machine: dict[str, Any], device: Device) -> str:
     processor, main = machine["cpu"], machine["memory"]
     return (
-        f"{processor['model']}, {processor['cores']} cores, {main['total_bytes'] / GB:.1f} GB "
-        f"of memory ({main['available_bytes'] / GB:.1f} GB free); {device.text}."
+        f"{processor['model']}, {number_of(processor['cores'], 'core')}, "
+        f"{main['total_bytes'] / GB:.1f} GB of memory ({main['available_bytes'] / GB:.1f} GB "
+        f"free); {device.text}."
     )
 
 
@@ -285,7 +287,7 @@ def _about_sizes(pilot: Pilot, fits: pd.DataFrame) -> list[str]:
 
     sentences = [
         f"Largest preset that fits: {largest('trains_here')} to train (batch "
-        f"{pilot.train.share[0]} x {pilot.data.sequence_length} tokens), "
+        f"{pilot.train.share[0]} x {number_of(pilot.data.sequence_length, 'token')}), "
         f"{largest('serves_full_here')} to serve in full precision, "
         f"{largest('serves_ternary_here')} to serve as ternary."
     ]

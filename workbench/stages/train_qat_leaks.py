@@ -7,6 +7,7 @@ import pandas as pd
 from workbench.data.leaks import STRETCH
 from workbench.records.metric import Metric
 from workbench.stages.context import StageContext
+from workbench.wording.counts import number_of
 
 HOW = f"letters and digits in stretches of {STRETCH} that stand in the training text too, case, "
 HOW += "spaces and signs dropped; all stretches looked for"
@@ -19,8 +20,13 @@ def record_leaks(context: StageContext, leaks: pd.DataFrame) -> None:
     judged = leaks[~leaks["left_out"]]
     before, after = (_share(rows) for rows in (leaks, judged))
     for name, rows, share, what in (
-        ("leaked_share", leaks, before, f"of {len(leaks)} held-out documents"),
-        ("judged_leaked_share", judged, after, f"of {len(judged)} documents that are judged"),
+        ("leaked_share", leaks, before, f"of {number_of(len(leaks), 'held-out document')}"),
+        (
+            "judged_leaked_share",
+            judged,
+            after,
+            f"of {number_of(len(judged), 'document')} that are judged",
+        ),
     ):
         record.add(
             Metric(
@@ -48,8 +54,8 @@ def _sentence(leaks: pd.DataFrame, before: float, after: float, most: float) -> 
     )
     if out:
         return (
-            f"{said}; {out} of {len(leaks)} held-out documents share more than {most:.0%} and are "
-            f"not judged, {after:.1%} of what is judged remains"
+            f"{said}; {out} of {number_of(len(leaks), 'held-out document')} share more than "
+            f"{most:.0%} and are not judged, {after:.1%} of what is judged remains"
         )
     if bool((leaks["share"] > most).all()):
         return (

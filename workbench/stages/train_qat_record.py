@@ -17,6 +17,7 @@ from workbench.train.evaluator import Evaluator
 from workbench.train.guard import TABLE as GUARD
 from workbench.train.int8_gradients import LARGEST_ERROR
 from workbench.train.quality import by_corpus, what_is_judged
+from workbench.wording.counts import number_of
 
 ONE_TRAINING = (
     "no interval: one training; how long another would take, with the machine in another state, "
@@ -88,7 +89,7 @@ def record_quality(record: StageRecord, losses: dict[str, pd.DataFrame], when: s
     def judged(name: str, rows: pd.DataFrame, of: str, **labels: str) -> None:
         documents = [excerpt.rpartition("@")[0] for excerpt in rows["id"]]
         estimate = bits_per_byte(rows["nats"], rows["bytes"], groups=documents)
-        how = f"{len(rows)} excerpts of held-out documents{of}, {when}"
+        how = f"{number_of(len(rows), 'excerpt')} of held-out documents{of}, {when}"
         record.add(estimate.metric(name, "bits/byte", how, **labels))
 
     of_mix = " of all corpora, in the proportion of the mix" if "corpus" in heldout else ""
@@ -105,7 +106,7 @@ def _record_training(context: StageContext, arm: str, evaluator: Evaluator) -> N
     seconds, tokens = float(rows["seconds"].sum()), int(rows["tokens"].iloc[-1])
     how = "sum over the steps, forward to update; evaluations and checkpoints not counted"
     if (processes := context.pilot.train.processes) > 1:
-        how += f"; {processes} processes together"
+        how += f"; {number_of(processes, 'process')} together"
     n = len(rows)
     once = {"n": n, "reason": ONE_TRAINING, "arm": arm}
     record.measured("training_time_s", seconds, "s", how, **once)
@@ -168,7 +169,10 @@ def record_conversion(context: StageContext, report: ConversionReport) -> None:
 def record_ternary_share(context: StageContext, ternary: int, body: int) -> None:
     """ternary, body: parameters."""
     share = ternary / max(1, body)
-    how = f"{ternary:,} ternary of {body:,} parameters outside embedding and head, all counted"
+    how = (
+        f"{ternary:,} ternary of {number_of(body, 'parameter', form=',')} outside embedding and "
+        "head, all counted"
+    )
     context.record.add(
         Metric(
             "ternary_share", share, "share", how, "derived",
@@ -193,7 +197,10 @@ def record_gradient_errors(
     if not whole <= LARGEST_ERROR:
         text += f"; above {LARGEST_ERROR:.0%}: set train.int8_gradients to false"
     context.note(text)
-    how = f"gradients of {sequences} training sequences with products in INT8 and without"
+    how = (
+        f"gradients of {number_of(sequences, 'training sequence')} with products in INT8 and "
+        "without"
+    )
     name, unit = "int8_gradient_error", "share"
     if math.isfinite(whole):
         why = "no interval: one draw of sequences"

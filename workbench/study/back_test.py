@@ -30,6 +30,7 @@ from workbench.paths import PROJECT
 from workbench.records.stage_record import StageRecord
 from workbench.report.forecast import ENDS, back_test
 from workbench.report.forecast_curve import gap_curve
+from workbench.wording.counts import number_of
 
 RESULTS = PROJECT / "docs" / "results" / "forecast.jsonl"
 SIMULATED = 100
@@ -92,7 +93,9 @@ def tried_on_trained(curves: list[tuple[TriedRow, Curve]]) -> Iterator[TriedRow]
         yield covered(of, test.inside, test.points, "points")
     if done:
         inside, points = (sum(getattr(t, f) for _, t in done) for f in ("inside", "points"))
-        yield covered(f"second half, all {len(done)} trained curves", inside, points, "points")
+        yield covered(
+            f"second half, all {number_of(len(done), 'trained curve')}", inside, points, "points"
+        )
 
 
 # Simulated curves

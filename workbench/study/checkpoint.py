@@ -30,6 +30,7 @@ from workbench.study.recipe import (
     gap_ratio,
     seeds_in_words,
 )
+from workbench.wording.counts import number_of
 
 __all__ = ["HEADLINE", "arms", "figures"]
 
@@ -60,7 +61,7 @@ def figures(record: StageRecord, found: pd.DataFrame, excerpts: pd.DataFrame) ->
     trained = [name for name in names if name not in (AS_IT_CAME, UNTRAINED)]
     for name in names:
         estimate = bootstrap.estimate(lambda bits, name=name: bits[name])
-        how = f"{len(bootstrap)} held-out documents, {seeds_in_words(found)}"
+        how = f"{number_of(len(bootstrap), 'held-out document')}, {seeds_in_words(found)}"
         record.add(estimate.metric("bits_per_byte", "bits/byte", how, arm=name))
     for name in names:
         own = found[found["arm"] == name]

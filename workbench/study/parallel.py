@@ -22,6 +22,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm
 from workbench.study.setup import training_setup
 from workbench.study.training import arm_folder, data_folder, finished_arm, train_study_arm
+from workbench.wording.counts import number_of
 
 
 def train_all(
@@ -40,7 +41,9 @@ def train_all(
             if needed and finished_arm(root, needed) is None:
                 waiting.setdefault(needed.key, needed)
     if waiting and len(waiting) < len(arms):
-        progress.note(f"{len(arms) - len(waiting)} of {len(arms)} arms are trained already")
+        progress.note(
+            f"{len(arms) - len(waiting)} of {number_of(len(arms), 'arm')} are trained already"
+        )
     for arm in {arm.data_key: arm for arm in waiting.values()}.values():
         training_setup(arm, data_folder(root, arm), progress)  # once, not by each process
     if jobs == 1:

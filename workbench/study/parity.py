@@ -18,6 +18,7 @@ from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm, make_arm
 from workbench.study.network import values_of_width
+from workbench.wording.counts import number_of
 
 HEADLINE = "parity_width_factor"
 FULL, TERNARY = "full_precision", "ternary"
@@ -43,7 +44,7 @@ def figures(record: StageRecord, found: pd.DataFrame, excerpts: pd.DataFrame) ->
     widths = ternary["width"].to_numpy(float)
     for row in rows.itertuples():
         estimate = bootstrap.estimate(lambda bits, name=row.arm: bits[name])
-        how = f"{len(bootstrap)} held-out documents, {found['seed'].nunique()} seed(s)"
+        how = f"{number_of(len(bootstrap), 'held-out document')}, {found['seed'].nunique()} seed(s)"
         labels = {"arm": row.kind, "width": str(row.width)}
         record.add(estimate.metric("bits_per_byte", "bits/byte", how, **labels))
     for row in ternary.itertuples():

@@ -15,6 +15,7 @@ from workbench.measure.paired_bootstrap import BitsPerByte, PairedBootstrap
 from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm, make_arm
+from workbench.wording.counts import number_of
 
 FULL, DEFAULT, REFERENCE, UNTRAINED = (
     "full_precision",
@@ -45,7 +46,7 @@ def figures(record: StageRecord, found: pd.DataFrame, excerpts: pd.DataFrame) ->
     names = list(dict.fromkeys(found["arm"]))
     for name in names:
         estimate = bootstrap.estimate(lambda bits, name=name: bits[name])
-        how = f"{len(bootstrap)} held-out documents, {seeds_in_words(found)}"
+        how = f"{number_of(len(bootstrap), 'held-out document')}, {seeds_in_words(found)}"
         record.add(estimate.metric("bits_per_byte", "bits/byte", how, arm=name))
     for name in names:
         costs(record, found[found["arm"] == name], name)
@@ -109,4 +110,4 @@ def gap_ratio(
 def seeds_in_words(found: pd.DataFrame) -> str:
     """How many seeds a figure is the mean of."""
     count = found["seed"].nunique()
-    return "one seed" if count == 1 else f"mean of {count} seeds"
+    return "one seed" if count == 1 else f"mean of {number_of(count, 'seed')}"

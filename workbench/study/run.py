@@ -30,6 +30,7 @@ from workbench.study.arm import StudyArm
 from workbench.study.parallel import train_all
 from workbench.train.preflight import require_trainable
 from workbench.train.quality import bits_per_byte
+from workbench.wording.counts import number_of
 
 STUDIES: dict[str, ModuleType] = {
     "recipe": recipe,
@@ -70,7 +71,7 @@ def run_study(
     record = StageRecord(stage, folder, key, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     progress = Progress(run.events, stage, listener)
     with run.lock(stage):
-        progress.event("started", text=f"{len(arms)} trainings")
+        progress.event("started", text=f"{number_of(len(arms), 'training')}")
         records = train_all(runs_root() / "studies", arms, progress, jobs)
         _compare(STUDIES[name], record, arms, records)
         record.duration_s = round(time.monotonic() - began, 2)

@@ -17,6 +17,7 @@ from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm, make_arm
 from workbench.study.network import shape_of_width, values_of_width
+from workbench.wording.counts import number_of
 
 HEADLINE = "gap_trend"
 FULL, TERNARY = "full_precision", "ternary"
@@ -40,12 +41,18 @@ def figures(record: StageRecord, found: pd.DataFrame, excerpts: pd.DataFrame) ->
     widths, parameters = sizes["width"].tolist(), sizes["parameters"].to_numpy(float)
     for row in rows.itertuples():
         estimate = bootstrap.estimate(lambda bits, name=row.arm: bits[name])
-        how = f"{row.parameters:,} parameters, {row.training_tokens:,} tokens"
+        how = (
+            f"{number_of(row.parameters, 'parameter', form=',')}, "
+            f"{number_of(row.training_tokens, 'token', form=',')}"
+        )
         labels = {"arm": row.kind, "width": str(row.width)}
         record.add(estimate.metric("bits_per_byte", "bits/byte", how, **labels))
     for row in sizes.itertuples():
         gap = bootstrap.estimate(lambda bits, width=row.width: _gap(bits, width))
-        how = f"ternary minus full precision, {row.parameters:,} parameters; positive is worse"
+        how = (
+            f"ternary minus full precision, {number_of(row.parameters, 'parameter', form=',')}; "
+            "positive is worse"
+        )
         record.add(gap.metric("gap_bits_per_byte", "bits/byte", how, width=str(row.width)))
 
     def relative(bits: BitsPerByte) -> np.ndarray:

@@ -28,6 +28,7 @@ from workbench.sweep.here import run_here, slots_of
 from workbench.sweep.on_ray import resources_of, run_on_ray
 from workbench.sweep.one_run import GATE
 from workbench.sweep.slurm import slurm_script, submission, write_script
+from workbench.wording.counts import number_of
 
 PAGE = "compare.html"
 
@@ -55,7 +56,10 @@ def run_sweep(
     slots = slots_of([run.resolved.pilot for run in sweep.runs], jobs) if on == "here" else []
     kept = keep(sweep)
     waiting = [one for one in kept.runs if not _done(one)]
-    say(f"sweep {sweep.name}: {len(kept.runs)} runs, {len(kept.runs) - len(waiting)} finished")
+    say(
+        f"sweep {sweep.name}: {number_of(len(kept.runs), 'run')}, {len(kept.runs) - len(waiting)} "
+        "finished"
+    )
     plan = kept.folder / FILE
     if on == "slurm" and waiting:
         text = slurm_script(kept, plan, waiting, sweep.resources, sweep.slurm, notebooks)
@@ -120,7 +124,7 @@ def compare_sweep(kept: KeptSweep) -> Path | None:
         say(line)
     finished = [run for _, run in found if run and is_finished(run)]
     if len(finished) < 2:
-        say(f"{len(finished)} of {len(found)} runs finished: nothing to compare yet")
+        say(f"{len(finished)} of {number_of(len(found), 'run')} finished: nothing to compare yet")
         return None
     page = kept.folder / PAGE
     write_text(page, compare_page(finished, finished[0].resolved().pilot.report.language))
@@ -137,7 +141,11 @@ def summary(found: Sequence[tuple[KeptRun, Run | None]]) -> list[str]:
             rows.append((str(one.number), differs, "not begun", "", ""))
             continue
         (row,) = run_rows([run])
-        state = row.state if row.stages is None else f"{row.stages[0]}/{row.stages[1]} stages"
+        state = (
+            row.state
+            if row.stages is None
+            else f"{row.stages[0]}/{number_of(row.stages[1], 'stage')}"
+        )
         took = clock(row.took_s) if row.took_s else ""
         rows.append((str(one.number), differs, state, took, run.name))
     head = ("run", "differs in", "state", "took", "name")
@@ -172,7 +180,7 @@ def dry_run(path: Path, jobs: int = 1) -> list[str]:
         lines.append(
             f"{run.number:4}  {run.text or 'as the pilot is'}: {clock(low)} to {clock(high)}{begun}"
         )
-    lines.append(f"{len(sweep.runs)} runs, {len(slots)} at a time on {_places(slots)}")
+    lines.append(f"{number_of(len(sweep.runs), 'run')}, {len(slots)} at a time on {_places(slots)}")
     if largest is not None:
         lines.append(
             f"time:   {clock(least / len(slots))} to {clock(most)} in all, an estimate: from "
@@ -180,8 +188,8 @@ def dry_run(path: Path, jobs: int = 1) -> list[str]:
         )
         need = len(slots) * largest.memory_bytes / 1e9
         lines.append(
-            f"memory: about {need:.2g} GB with {len(slots)} runs of the largest at a time; "
-            f"{largest.memory_free_bytes / 1e9:.2g} GB free"
+            f"memory: about {need:.2g} GB with {number_of(len(slots), 'run')} of the largest at a "
+            f"time; {largest.memory_free_bytes / 1e9:.2g} GB free"
         )
         lines.append(
             f"disk:   about {kept_bytes / 1e9:.2g} GB kept by all of them; "
@@ -197,7 +205,8 @@ def raise_failed(kept: KeptSweep, outcomes: Sequence[RunEnd], page: Path | None)
     if failed:
         numbers = ", ".join(str(outcome.number) for outcome in failed)
         raise StageError(
-            f"sweep {kept.name}: {len(failed)} of {len(kept.runs)} runs did not finish: {numbers}",
+            f"sweep {kept.name}: {len(failed)} of {number_of(len(kept.runs), 'run')} did not "
+            f"finish: {numbers}",
             next_step=f"their logs lie in {shown(kept.folder / 'logs')}; the same command goes on"
             + shown_page,
         )

@@ -26,6 +26,7 @@ from workbench.pilot.sections.base import Count, Positive, Section
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import YamlFile, dump_scalar, read_yaml
 from workbench.records.run import identity_of
+from workbench.wording.counts import number_of
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
 MOST_RUNS = 1000
@@ -146,7 +147,7 @@ def _differences(file: YamlFile, asked: SweepFile) -> Iterator[dict[str, Any]]:
 def _refuse_too_many(file: YamlFile, count: int) -> None:
     if count > MOST_RUNS:
         raise ConfigError(
-            f"{shown(file.path)}: {count:,} runs",
+            f"{shown(file.path)}: {number_of(count, 'run', form=',')}",
             allowed=f"{MOST_RUNS:,} in one sweep",
             next_step="take fewer values, or list the runs that matter; nothing was started",
         )

@@ -24,6 +24,7 @@ from workbench.pilot.spec import Pilot
 from workbench.records.sweep import KeptRun
 from workbench.sweep.attempts import RunEnd, attempt, log_of, tried_again, why
 from workbench.sweep.one_run import INTERRUPTED
+from workbench.wording.counts import number_of
 
 SIBLINGS = Path("/sys/devices/system/cpu")
 
@@ -50,7 +51,8 @@ def slots_of(pilots: Sequence[Pilot], jobs: int) -> list[Slot]:
     most = os.cpu_count() or 1
     if not 1 <= count <= most:
         raise ConfigError(
-            f"--jobs {jobs}" + (f" on each of {len(groups)} devices" if len(groups) > 1 else ""),
+            f"--jobs {jobs}"
+            + (f" on each of {number_of(len(groups), 'device')}" if len(groups) > 1 else ""),
             allowed=f"1 or more at a time, and at most one a hardware thread, of which {most}",
         )
     shares = _shares(_cores(count), count)

@@ -23,6 +23,7 @@ from workbench.records.sweep import KeptRun
 from workbench.sweep.attempts import RunEnd, attempt, log_of, tried_again, why
 from workbench.sweep.file import Resources
 from workbench.sweep.one_run import INTERRUPTED
+from workbench.wording.counts import number_of
 
 GB = 1e9
 JOINED_AT_MOST = 2
@@ -146,10 +147,12 @@ def _refuse_what_never_fits(ray: Any, resources: Resources) -> None:
     if not any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
         largest = {k: max((node.get(k, 0) for node in nodes), default=0) for k in wanted}
         raise ConfigError(
-            f"resources: a run asks for {resources.cpus} cores, {resources.gpus} GPUs and "
-            f"{resources.memory_gb or 0:g} GB, and no node of the Ray cluster has them",
-            allowed=f"at most {largest['CPU']:g} cores, {largest['GPU']:g} GPUs, "
-            f"{largest['memory'] / GB:.3g} GB of the largest of {len(nodes)} nodes",
+            f"resources: a run asks for {number_of(resources.cpus, 'core')}, "
+            f"{number_of(resources.gpus, 'GPU')} and {resources.memory_gb or 0:g} GB, and no node "
+            "of the Ray cluster has them",
+            allowed=f"at most {number_of(largest['CPU'], 'core', form='g')}, "
+            f"{number_of(largest['GPU'], 'GPU', form='g')}, {largest['memory'] / GB:.3g} GB of the "
+            f"largest of {number_of(len(nodes), 'node')}",
             next_step="lower resources in the sweep file, or join another cluster",
         )
 

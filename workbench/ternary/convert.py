@@ -18,6 +18,7 @@ from workbench.pilot.sections.model import Policy
 from workbench.ternary.bitlinear import Activations, BitLinear, precise_twin
 from workbench.ternary.policy import Precision, require_ternary
 from workbench.ternary.threshold import ThresholdVersion
+from workbench.wording.counts import number_of
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
@@ -54,8 +55,8 @@ class ConversionReport:
     def __str__(self) -> str:
         share = self.ternary_parameters / max(1, self.parameters)
         lines = [
-            f"{len(self.named('ternary'))} layers ternary ({share:.0%} of the parameters, "
-            f"{self.threshold}), {len(self.named('int8'))} INT8 when packed, "
+            f"{number_of(len(self.named('ternary')), 'layer')} ternary ({share:.0%} of the "
+            f"parameters, {self.threshold}), {len(self.named('int8'))} INT8 when packed, "
             f"{len(self.named('high_precision'))} in high precision"
         ]
         lines += [f"  {name}: {reason}" for name, reason in self.reasons.items()]

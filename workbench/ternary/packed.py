@@ -36,6 +36,7 @@ from workbench.ternary.packed_layers import (
 from workbench.ternary.policy import PRECISIONS, Precision, require_width
 from workbench.ternary.quantize import scale_shape
 from workbench.ternary.threshold import ThresholdVersion
+from workbench.wording.counts import number_of
 
 WEIGHTS = "model.safetensors"
 
@@ -319,7 +320,9 @@ def _require_same_tensors(
         ("holds, beyond its model,", sorted(found.keys() - wanted.keys())),
     ):
         if names:
-            raise _damaged(folder, f"{says} {len(names)} tensors: {', '.join(names[:3])}")
+            raise _damaged(
+                folder, f"{says} {number_of(len(names), 'tensor')}: {', '.join(names[:3])}"
+            )
     for name, like in wanted.items():
         got = found[name]
         if got.shape != like.shape or got.dtype != like.dtype:

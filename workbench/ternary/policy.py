@@ -16,6 +16,7 @@ from torch import nn
 
 from workbench.errors import ConfigError
 from workbench.pilot.sections.model import Policy
+from workbench.wording.counts import number_of
 
 Precision = Literal["ternary", "int8", "int4", "high_precision"]
 """``int4``: of the arm that is made without training, and of a plan that lists it; no policy asks
@@ -109,7 +110,7 @@ def require_width(name: str, layer: nn.Linear) -> None:
     """ConfigError for a layer whose sums of INT8 products no kernel can hold."""
     if layer.in_features > MAX_K:
         raise ConfigError(
-            f"{name} takes {layer.in_features} inputs",
+            f"{name} takes {number_of(layer.in_features, 'input')}",
             allowed=f"at most {MAX_K} in a ternary, INT8 or INT4 layer: the kernels sum in 32 bits",
             next_step="name it in model.policy.high_precision",
         )

@@ -20,6 +20,7 @@ from workbench.records.events import Progress
 from workbench.ternary.blockwise import compensate
 from workbench.ternary.convert import bit_linears
 from workbench.train.setup import TrainingSetup
+from workbench.wording.counts import number_of
 
 START = "compensated_start.safetensors"
 AT_ONCE = 8
@@ -68,7 +69,8 @@ def compensated_by(
         outside = compensate(model, ids_BT.split(AT_ONCE), say)
     layers = len(bit_linears(model)) - len(outside)
     progress.note(
-        f"{what}: {layers} layers calibrated on {len(ids_BT)} sequences "
-        f"({ids_BT.numel():,} tokens), {time.perf_counter() - began:,.0f} s"
+        f"{what}: {number_of(layers, 'layer')} calibrated on "
+        f"{number_of(len(ids_BT), 'sequence')} "
+        f"({number_of(ids_BT.numel(), 'token', form=',')}), {time.perf_counter() - began:,.0f} s"
         + (f"; outside the blocks, as they were: {', '.join(outside)}" if outside else "")
     )

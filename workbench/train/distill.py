@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 from workbench.errors import ConfigError
 from workbench.pilot.sections.train import Distillation
 from workbench.train.setup import TrainingSetup
+from workbench.wording.counts import number_of
 
 LOGITS_AT_ONCE = 1 << 22
 """Of the float32 numbers of a piece of the logits that are compared together; 16 MiB."""
@@ -209,7 +210,8 @@ def attention_projections(model: nn.Module, layer: int) -> dict[str, nn.Module]:
         )
     if not -len(found) <= layer < len(found):
         raise ConfigError(
-            f"train.distillation.attention_layer: got {layer}, the model has {len(found)} layers",
+            f"train.distillation.attention_layer: got {layer}, the model has "
+            f"{number_of(len(found), 'layer')}",
             allowed=f"0 to {len(found) - 1}, or -1 to -{len(found)} from the end",
         )
     return found[layer]

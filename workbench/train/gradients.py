@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from workbench.wording.counts import number_of
+
 NAMED = 3
 """Tensors that an error names; the rest are counted."""
 
@@ -41,6 +43,6 @@ class GradientNorms:
             return ""
         rest = ", ..." if len(names) > NAMED else ""
         return (
-            f"{len(names)} of {len(self.names)} gradients are not finite: "
+            f"{len(names)} of {number_of(len(self.names), 'gradient')} are not finite: "
             f"{', '.join(names[:NAMED])}{rest}"
         )

@@ -25,6 +25,7 @@ from workbench.pilot.sections.train import Guard
 from workbench.records.events import Progress
 from workbench.train.checkpoints import last_whole
 from workbench.train.telemetry import Telemetry
+from workbench.wording.counts import number_of
 
 TABLE = "guard"
 NAMED = 3
@@ -67,7 +68,7 @@ class StabilityGuard:
                 step,
                 "loss_spike",
                 f"the loss is {loss:.3f}, {loss / median:.2f} times the median {median:.3f} of the "
-                f"{self.section.window} steps before (limit {limit:g})",
+                f"{number_of(self.section.window, 'step')} before (limit {limit:g})",
                 loss / median,
             )
 
@@ -88,7 +89,10 @@ class StabilityGuard:
             named = ", ".join(f"{layer} {over[layer]:.0%}" for layer in list(over)[:NAMED])
             rest = ", ..." if len(over) > NAMED else ""
             allowed = getattr(self.section, limit)
-            text = f"{what} in {len(over)} of {total} layers: {named}{rest} (limit {allowed:.0%})"
+            text = (
+                f"{what} in {len(over)} of {number_of(total, 'layer')}: {named}{rest} (limit "
+                f"{allowed:.0%})"
+            )
             self._act(step, limit, text, max(over.values()))
 
     def _act(self, step: int, limit: str, text: str, value: float) -> None:

@@ -30,6 +30,7 @@ from workbench.machine.device import DeviceName
 from workbench.paths import shown
 from workbench.pilot.sections.train import Train
 from workbench.records.events import Progress, follow
+from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from workbench.train.arm import Training
@@ -50,8 +51,7 @@ def require_devices(train: Train, device: DeviceName) -> None:
     visible = torch.cuda.device_count() if device == "cuda" else None
     if visible is not None and train.processes > visible:
         raise ConfigError(
-            f"train.processes: {train.processes}, but torch sees {visible} "
-            f"GPU{'s' if visible > 1 else ''}",
+            f"train.processes: {train.processes}, but torch sees {number_of(visible, 'GPU')}",
             allowed=f"1 to {visible}, one process a GPU",
             next_step="lower train.processes, or name more GPUs in CUDA_VISIBLE_DEVICES",
         )
@@ -128,8 +128,8 @@ def _failure(processes: int, folder: Path) -> WorkbenchError:
     killed = read_json(folder / KILLED) if (folder / KILLED).exists() else {}
     for rank, number in killed.items():
         return StageError(
-            f"training in {processes} processes: process {rank} was killed by signal {number} "
-            f"({signal.Signals(number).name})",
+            f"training in {number_of(processes, 'process')}: process {rank} was killed by signal "
+            f"{number} ({signal.Signals(number).name})",
             next_step=f"often the memory was full: lower train.batch_size; {goes_on}",
         )
     failures = [pickle.loads(path.read_bytes()) for path in folder.glob("failure-*.pickle")]
@@ -137,6 +137,6 @@ def _failure(processes: int, folder: Path) -> WorkbenchError:
         return min(failures, key=lambda pair: pair[0])[1]
     tail = end_of_log(folder / LOG)
     return StageError(
-        f"training in {processes} processes ended; the end of its log:\n    {tail}",
+        f"training in {number_of(processes, 'process')} ended; the end of its log:\n    {tail}",
         next_step=f"the whole log is {shown(folder / LOG)}; {goes_on}",
     )

@@ -27,6 +27,7 @@ from workbench.records.events import Progress
 from workbench.train.arm import train_arm
 from workbench.train.compensated_start import START, start_compensated
 from workbench.train.setup import TrainingSetup
+from workbench.wording.counts import number_of
 
 ROWS = "rates.jsonl"
 FEWEST_STEPS = 5
@@ -44,7 +45,7 @@ def why_no_sweep(train: Train) -> str | None:
     if not 0 < steps < FEWEST_STEPS:
         return None
     return (
-        f"no sweep of rates: {steps} of {train.steps} steps (train.rate_sweep.share "
+        f"no sweep of rates: {steps} of {number_of(train.steps, 'step')} (train.rate_sweep.share "
         f"{train.rate_sweep.share:g}) would tell none apart, {FEWEST_STEPS} are the least; "
         f"the rate is {train.ternary_lr or train.lr:g}"
     )
@@ -90,8 +91,8 @@ def best_rate(found: pd.DataFrame) -> tuple[float, str]:
     rate, rates = float(best["rate"]), found["rate"].tolist()
     text = (
         f"train.ternary_lr {rate:g}, by a sweep of {', '.join(f'{r:g}' for r in rates)}: "
-        f"{int(best['steps'])} steps each, {found['seconds'].sum():,.0f} s in all, beside the "
-        "training's own time"
+        f"{number_of(int(best['steps']), 'step')} each, {found['seconds'].sum():,.0f} s in all, "
+        "beside the training's own time"
     )
     if len(rates) > 1 and rate in (min(rates), max(rates)):
         side = "smallest" if rate == min(rates) else "largest"
@@ -147,7 +148,7 @@ def _tried(
     teacher: PreTrainedModel | None,
 ) -> dict[str, Any]:
     rate, steps = setup.train.ternary_lr, setup.train.steps
-    progress.note(f"rate {rate:g}: {steps} steps")
+    progress.note(f"rate {rate:g}: {number_of(steps, 'step')}")
     began, model = time.perf_counter(), make_model()
     start_compensated(model, setup, folder.parent, progress)  # once, for all rates
     setup = replace(setup, train=_as_it_stands(setup.train))

@@ -19,6 +19,7 @@ from workbench.data.tokenizer import window_characters
 from workbench.machine.device import DeviceName, choose_device
 from workbench.pilot.sections.train import Train
 from workbench.train.quality import excerpts
+from workbench.wording.counts import number_of
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,14 @@ def heldout_excerpts(
 def corpus_summary(corpus: Corpus, tokens: np.ndarray, judged: np.ndarray | None = None) -> str:
     """judged: as in :class:`TrainingSetup`."""
     text = (
-        f"{len(corpus.training)} documents to learn from ({corpus.training_bytes / 1e6:.1f} MB, "
-        f"{len(tokens):,} tokens), {len(corpus.heldout)} held out"
+        f"{number_of(len(corpus.training), 'document')} to learn from "
+        f"({corpus.training_bytes / 1e6:.1f} MB, {number_of(len(tokens), 'token', form=',')}), "
+        f"{len(corpus.heldout)} held out"
     )
     if len(corpus.parts) > 1:
-        text = "; ".join([*map(str, corpus.parts), f"in all {len(tokens):,} tokens"])
+        text = "; ".join(
+            [*map(str, corpus.parts), f"in all {number_of(len(tokens), 'token', form=',')}"]
+        )
     elif files := corpus.parts[0].files:
         text += f"; {files}" if files.left_out else ""
     if judged is not None:

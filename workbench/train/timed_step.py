@@ -18,6 +18,7 @@ from workbench.model.build import empty_model
 from workbench.pilot.sections.model import Model
 from workbench.ternary import ThresholdVersion, forget_quantised, set_reuse, to_ternary
 from workbench.train.quiet import quiet_transformers
+from workbench.wording.counts import number_of
 
 SEED = 0
 LARGEST_FLOPS = 2e11
@@ -86,7 +87,10 @@ def step_time(
     how = f"{TIMED_STEPS} steps timed here"
     if len(counts) > 1 or more_tokens > 1:
         of_layers = "1 and 2 layers" if len(counts) > 1 else "the model"
-        how = f"{of_layers} timed here with {timed_batch * timed_sequence} tokens, extrapolated"
+        how = (
+            f"{of_layers} timed here with {number_of(timed_batch * timed_sequence, 'token')}, "
+            "extrapolated"
+        )
     return StepTime(whole("full_precision"), whole("ternary"), how)
 
 

@@ -37,7 +37,8 @@ class LlamaNative(LlamaModel):
     def backend(self) -> str:
         computes = native.backend()
         kernels = (computes.vectors, *(unit for unit in self.units if unit != "vectors"))
-        return f"ternary_kernels native {' + '.join(kernels)}, {computes.threads} threads"
+        threads = f"{computes.threads} thread" + "s" * (computes.threads != 1)
+        return f"ternary_kernels native {' + '.join(kernels)}, {threads}"
 
     @property
     def units(self) -> tuple[str, ...]:

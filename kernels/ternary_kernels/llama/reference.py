@@ -42,7 +42,8 @@ class LlamaReference(LlamaModel):
 
     @property
     def backend(self) -> str:
-        return f"ternary_kernels torch, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"ternary_kernels torch, {threads} thread" + "s" * (threads != 1)
 
     @property
     def notes(self) -> list[str]:

@@ -26,6 +26,7 @@ from workbench.measure.meters.sample import Channel
 from workbench.measure.meters.session import ROWS_WANTED
 from workbench.measure.session import TURN_COLUMNS
 from workbench.paths import shown
+from workbench.wording.counts import number_of
 
 MARGIN_S = 300.0
 """Of the log, before the first and after the last window."""
@@ -89,7 +90,10 @@ def _no_idle(session: PastSession, rests: Sequence[tuple[float, float]]) -> str:
         for energy in session.energies(*rest):
             if energy.energy_j is not None:
                 return ""
-            why = f"of its {len(rests)} rests none has a figure ({energy.reason}: {energy.text})"
+            why = (
+                f"of its {number_of(len(rests), 'rest')} none has a figure ({energy.reason}: "
+                f"{energy.text})"
+            )
     return (
         f"nothing is net of idle: {why}; measured again with measure_ab.meters.turn_s it rests "
         "before and after its work, for so long"

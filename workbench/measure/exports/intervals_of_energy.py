@@ -21,6 +21,7 @@ from workbench.measure.exports.reading import (
 )
 from workbench.measure.meters.sample import SampleKind, Scope
 from workbench.paths import shown
+from workbench.wording.counts import number_of
 
 JOINED_S = 0.05
 """Intervals that follow each other this closely are one counter's."""
@@ -51,7 +52,9 @@ def read_codecarbon(reading: FormReading) -> Iterator[ExportedSample]:
     )
     for line, cells in table.rows():
         if len(cells) != len(table.header):
-            reading.fault(line, f"{len(cells)} fields, the header has {len(table.header)}")
+            reading.fault(
+                line, f"{number_of(len(cells), 'field')}, the header has {len(table.header)}"
+            )
             continue
         try:
             end_s = reading.times.unix_s(cells[at["timestamp"]])
@@ -106,7 +109,9 @@ def read_zeus(reading: FormReading) -> Iterator[ExportedSample]:
     windows: list[tuple[float, float, list[float]]] = []
     for line, cells in table.rows():
         if len(cells) != len(table.header):
-            reading.fault(line, f"{len(cells)} fields, the header has {len(table.header)}")
+            reading.fault(
+                line, f"{number_of(len(cells), 'field')}, the header has {len(table.header)}"
+            )
             continue
         try:
             reading.numbers.decimal = reading.numbers.decimal or "."
@@ -126,8 +131,8 @@ def read_zeus(reading: FormReading) -> Iterator[ExportedSample]:
     ]  # fmt: skip
     if len(finest) < len(windows):
         reading.notes.append(
-            f"{len(windows) - len(finest)} windows overlap shorter ones within them and are left "
-            "out: their energy is in those as well"
+            f"{number_of(len(windows) - len(finest), 'window overlaps', 'windows overlap')} "
+            "shorter ones within them and are left out: their energy is in those as well"
         )
     before_s, sums = -math.inf, [0.0] * len(gpus)
     for begin_s, end_s, joules in finest:

@@ -22,6 +22,7 @@ from workbench.measure.meters.log_check import PLAUSIBLE_W
 from workbench.measure.meters.sample import Channel
 from workbench.measure.meters.window import samples_together, several_under_one_name
 from workbench.paths import shown
+from workbench.wording.counts import number_of
 
 FEW = 0.05
 """Share of the rows that may be written twice; more are several things under one name."""
@@ -127,8 +128,8 @@ def power_log(
         )
     if len(faults) > total:
         raise ConfigError(
-            f"{shown(path)}: {len(faults)} rows of {total + len(faults)} are no samples: "
-            f"{faults.text()}",
+            f"{shown(path)}: {number_of(len(faults), 'row')} of {total + len(faults)} are no "
+            f"samples: {faults.text()}",
             allowed="a file most of whose rows can be read",
             next_step="see whether --format, --columns and --decimal say what the file is",
         )
@@ -295,13 +296,15 @@ def summary(log: PowerLog) -> list[str]:
         mean = "-" if one.mean_w is None else f"{one.mean_w:.4g} W on average"
         lines.append(
             f"{one.channel.place}: {one.channel.quantity} of scope {one.channel.scope} "
-            f"({one.channel.kind}), {len(one.times_s)} rows, {_period_text(one)}, {mean}, "
-            f"{utc_text(begin_s)} to {utc_text(end_s)} UTC"
+            f"({one.channel.kind}), {number_of(len(one.times_s), 'row')}, {_period_text(one)}, "
+            f"{mean}, {utc_text(begin_s)} to {utc_text(end_s)} UTC"
         )
     powers = [one.mean_w for one in log.series if one.mean_w is not None]
     if len(powers) > 1 and len({one.channel.scope for one in log.series}) == 1:
         scope = log.series[0].channel.scope
-        lines.append(f"{len(powers)} sources of scope {scope} together: {np.sum(powers):.4g} W")
+        lines.append(
+            f"{number_of(len(powers), 'source')} of scope {scope} together: {np.sum(powers):.4g} W"
+        )
     if len(log.faults):
         lines.append(f"no samples: {log.faults.text()}")
     return [*lines, *log.notes]

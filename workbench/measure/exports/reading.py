@@ -16,6 +16,7 @@ from workbench.measure.exports.text import ExportTable, table_of, text_of
 from workbench.measure.meters.faults import MeterFaults
 from workbench.measure.meters.sample import Channel, SampleKind, Scope
 from workbench.paths import shown
+from workbench.wording.counts import number_of
 
 LEARNED_FROM = 2000
 """Rows that tell the decimal mark and the order of dates."""
@@ -136,7 +137,9 @@ def samples_of_rows(
     learn_from(reading, table, [at_time], [at for at, _, _ in at_values])
     for line, cells in table.rows():
         if len(cells) != len(table.header):
-            reading.fault(line, f"{len(cells)} fields, the header has {len(table.header)}")
+            reading.fault(
+                line, f"{number_of(len(cells), 'field')}, the header has {len(table.header)}"
+            )
             continue
         named = " ".join(cells[at] for at in at_source)
         try:

@@ -19,6 +19,7 @@ from workbench.errors import ConfigError
 from workbench.measure.meters.clock import SYSTEM_CLOCK, Clock
 from workbench.measure.meters.sample import Channel, MeterFault, Sample, Scope
 from workbench.paths import shown
+from workbench.wording.counts import number_of
 
 COLUMNS = ("timestamp", "source", "watts")
 TAIL_BYTES = 1 << 16
@@ -110,7 +111,9 @@ class CsvMeter:
         """Raises ValueError for a line that is no sample."""
         fields = _fields(line)
         if len(fields) != len(self._names):
-            raise ValueError(f"{len(fields)} fields, the header has {len(self._names)}")
+            raise ValueError(
+                f"{number_of(len(fields), 'field')}, the header has {len(self._names)}"
+            )
         row = dict(zip(self._names, fields, strict=True))
         wall_s = self._unix_seconds(row["timestamp"].strip())
         watts = float(row["watts"]) * self._factor

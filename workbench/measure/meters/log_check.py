@@ -25,6 +25,7 @@ from workbench.measure.meters.window import (
     samples_together,
     several_under_one_name,
 )
+from workbench.wording.counts import number_of
 
 WATCHED_S = 12.0
 """Longest look at whether the log grows; shorter where its rows say that they come more often."""
@@ -96,8 +97,8 @@ def check_log(
     if FEWEST_BLOCKS * turns * least_s > budget_s:
         problems.append(
             f"a row every {period_s:.3g} s needs turns of {least_s:.3g} s or more, "
-            f"{_minutes(FEWEST_BLOCKS * turns * least_s)} for {FEWEST_BLOCKS} blocks of {turns} "
-            f"turns: raise measure_ab.budget_s (now {budget_s:g}) to "
+            f"{_minutes(FEWEST_BLOCKS * turns * least_s)} for {FEWEST_BLOCKS} blocks of "
+            f"{number_of(turns, 'turn')}: raise measure_ab.budget_s (now {budget_s:g}) to "
             f"{np.ceil(FEWEST_BLOCKS * turns * wanted_s):.0f}, or leave arms or classes out"
         )
     takes = session_takes("the power log", period_s, turns)
@@ -112,8 +113,8 @@ def session_takes(meter: str, period_s: float, turns: int) -> str:
     wanted_s = (2 + ROWS_WANTED) * period_s
     return (
         f"With {meter} a session takes about {_minutes(FEWEST_BLOCKS * turns * wanted_s)}: "
-        f"{FEWEST_BLOCKS} blocks of {turns} turns of {wanted_s:.3g} s, and longer if it is late or "
-        "averaged, as turns become ten times as long as both"
+        f"{FEWEST_BLOCKS} blocks of {number_of(turns, 'turn')} of {wanted_s:.3g} s, and longer if "
+        "it is late or averaged, as turns become ten times as long as both"
     )
 
 

@@ -12,6 +12,7 @@ from workbench.measure.meters.extra import library
 from workbench.measure.meters.sample import Channel, FaultCode, MeterError, MeterFault, Sample
 from workbench.measure.meters.units import TO_SI, declared_channel
 from workbench.pilot.sections.meters import ModbusMeter, ModbusRegister
+from workbench.wording.counts import number_of
 
 FORMATS = {
     "uint16": "H", "int16": "h", "uint32": "I", "int32": "i", "uint64": "Q", "int64": "q",
@@ -92,7 +93,7 @@ class ModbusDevice:
             )
             return MeterFault(f"{where}: {answer}", refused, channel)
         if len(answer.registers) != count:
-            text = f"{where}: {len(answer.registers)} registers for {count}"
+            text = f"{where}: {number_of(len(answer.registers), 'register')} for {count}"
             return MeterFault(text, "wrong_type", channel)
         number = _number(answer.registers, register, code)
         value = number * register.scale * TO_SI[register.unit]

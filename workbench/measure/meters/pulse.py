@@ -26,6 +26,7 @@ from workbench.measure.meters.window import (
     several_under_one_name,
     trapezoid,
 )
+from workbench.wording.counts import number_of
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def pulse_energy(
         least_s = (FEWEST_POWER_SAMPLES + 1) * period_s
         return none(
             "too_short",
-            f"{rows} samples in {end_s - start_s:.3f} s; with a sample every {period_s:.2g} s it "
-            f"must last {least_s:.2g} s at least",
+            f"{number_of(rows, 'sample')} in {end_s - start_s:.3f} s; with a sample every "
+            f"{period_s:.2g} s it must last {least_s:.2g} s at least",
         )
     length_s = end_s - start_s
     whole_j = trapezoid(near_s, near_w, start_s - guard, end_s + guard)

@@ -24,6 +24,7 @@ from workbench.measure.meters.recording import Recording, fault_row, sample_row
 from workbench.measure.meters.sample import Channel, Meter, MeterFault, Sample
 from workbench.paths import shown
 from workbench.pilot.sections.meters import Meters
+from workbench.wording.counts import number_of
 
 Find = Callable[[Meters], tuple[list[Meter], list[MissingMeter]]]
 FLUSH_S = 0.5
@@ -159,7 +160,9 @@ class Recorder:
             if reader.failing_s is not None:
                 gone_s = now_s - reader.failing_s
                 self._announce(
-                    reader, f"answers again after {gone_s:.1f} s, {reader.failed} readings failed"
+                    reader,
+                    f"answers again after {gone_s:.1f} s, {number_of(reader.failed, 'reading')} "
+                    "failed",
                 )
             reader.failing_s, reader.failed = None, 0
             return

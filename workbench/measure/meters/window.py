@@ -19,6 +19,7 @@ from workbench.measure.meters.counter import counter_energy, edges_j
 from workbench.measure.meters.reading import NoReading, Reading, Reason
 from workbench.measure.meters.response import EXACT, Response
 from workbench.measure.meters.sample import Channel
+from workbench.wording.counts import number_of
 
 FEWEST_POWER_SAMPLES = 3
 TOGETHER = 0.02
@@ -106,7 +107,7 @@ def _too_few(channel: Channel, inside: int, times_s: np.ndarray, length_s: float
     period_s = channel.period_s or float(np.diff(times_s).max(initial=0.0))
     least_s = (FEWEST_POWER_SAMPLES + 1) * period_s
     needs = f"; with a sample every {period_s:.2g} s it must last {least_s:.2g} s at least"
-    return f"{inside} samples in {length_s:.3f} s" + (needs if period_s else "")
+    return f"{number_of(inside, 'sample')} in {length_s:.3f} s" + (needs if period_s else "")
 
 
 def samples_together(times_s: np.ndarray) -> int:
@@ -128,8 +129,8 @@ def samples_together(times_s: np.ndarray) -> int:
 
 def several_under_one_name(together: int) -> str:
     return (
-        f"{together} rows at one time: they may be as many things under one name, to be summed, or "
-        "one row written again; give each thing its own source"
+        f"{number_of(together, 'row')} at one time: they may be as many things under one name, to "
+        "be summed, or one row written again; give each thing its own source"
     )
 
 

@@ -15,6 +15,7 @@ from workbench.pilot.sections.base import (
     Share,
 )
 from workbench.pilot.sections.replay import Replay
+from workbench.wording.counts import number_of
 
 Seconds = Annotated[float, Field(gt=0.0, le=7 * 24 * 3600)]
 """A week at most."""
@@ -160,9 +161,9 @@ class Tuning(Section):
         searches = TUNED_ARMS * settings * (len(self.output_tokens) + 1)
         if 0 < self.budget_s < (least := SHORTEST_POINT_S * searches):
             raise ValueError(
-                f"budget_s {self.budget_s:g} for {searches} searches (arms, settings, kinds of "
-                f"requests): raise it to {least:g} at least, {SHORTEST_POINT_S:g} s for one point "
-                "each, or try fewer settings"
+                f"budget_s {self.budget_s:g} for {number_of(searches, 'search')} (arms, settings, "
+                f"kinds of requests): raise it to {least:g} at least, {SHORTEST_POINT_S:g} s for "
+                "one point each, or try fewer settings"
             )
         return self
 

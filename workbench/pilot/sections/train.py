@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from workbench.pilot.sections.base import Count, Positive, Section, Share
+from workbench.wording.counts import number_of
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 """Of a moving average."""
@@ -226,8 +227,8 @@ class Train(Section):
         sequences = self.batch_size * self.gradient_accumulation
         if sequences % self.processes:
             raise ValueError(
-                f"processes {self.processes} cannot share a step's {sequences} sequences "
-                "(batch_size x gradient_accumulation) equally"
+                f"processes {self.processes} cannot share a step's "
+                f"{number_of(sequences, 'sequence')} (batch_size x gradient_accumulation) equally"
             )
         return self
 
