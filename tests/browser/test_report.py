@@ -101,6 +101,10 @@ def test_the_lists_of_runs_and_figures_are_searched(
     found = lab.until(lambda: 0 < len(visible()) < everything and visible(), of=name)
     for row in found:
         assert all(word in row.inner_text().lower() for word in words.split())
+    if name == "compare":
+        table = page.locator("section", has=page.locator("output"))
+        left = sum(row.is_visible() for row in table.locator("tbody tr").all())
+        assert table.locator("output").inner_text() == str(left)
     assert lab.accessibility_faults(page) == []
     page.screenshot(path=pictures / f"{name}-searched.png")
     field.fill("nothing has these words")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from workbench import paths
 from workbench.errors import ConfigError
 from workbench.pilot.extends import SHIPPED
 from workbench.pilot.resolve import resolve
+from workbench.pilot.yaml_file import read_yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,6 +113,7 @@ def test_a_wheel_has_the_shipped_pilots(tmp_path) -> None:
     own = write(tmp_path, "own.yaml", "extends: workbench:smoke\nname: own\n")
     code = f"""
 from workbench.pilot.resolve import resolve
+from workbench.pilot.yaml_file import read_yaml
 import workbench
 assert workbench.__file__.startswith({str(installed)!r}), workbench.__file__
 print(resolve({str(own)!r}).pilot.train.steps)
@@ -123,3 +126,21 @@ print(resolve({str(own)!r}).pilot.train.steps)
         text=True,
     )
     assert done.stdout == "24\n", done.stderr
+
+
+def test_shipped_pilots_speak_both_languages() -> None:
+    """Where a gate says why, and where the question is a pilot's own; studies print English."""
+    for path in (ROOT / "pilots").glob("*.yaml"):
+        values = read_yaml(path).values
+        whys = [gate["why"] for gate in values.get("report", {}).get("gates", []) if "why" in gate]
+        asked = [] if path.stem.startswith(("study", "base")) else [values["question"]]
+        for text in whys + asked:
+            assert list(text) == ["en", "ru"], path.name
+            assert re.search("[а-я]", text["ru"]) and not re.search("[а-я]", text["en"])
+
+
+def test_another_pilot_s_question_is_replaced_in_all_languages(tmp_path) -> None:
+    write(tmp_path, "one.yaml", "extends: workbench:smoke\nquestion: {en: Does it pay?}\n")
+    assert resolve(tmp_path / "one.yaml").pilot.question == {"en": "Does it pay?"}
+    write(tmp_path, "two.yaml", "extends: one.yaml\nquestion: Does it?\n")
+    assert resolve(tmp_path / "two.yaml").pilot.question == "Does it?"

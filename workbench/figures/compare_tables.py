@@ -78,7 +78,7 @@ def every_figure(found: Comparison, language: str = "en", *, search: str = "") -
     shown = [row for _, row in rows if all(word in " ".join(row).lower() for word in words)]
     head = [say("compare.figure"), *found.runs, say("compare.last_first"), "", say("compare.why")]
     said = say("compare.shown", shown=len(shown), all=len(rows))
-    return _table(head, shown, said)
+    return _table(head, shown, said, shown=number(len(shown), language))
 
 
 def runs_there_are(runs: Sequence[Run]) -> str:
@@ -104,8 +104,11 @@ def _cell(metric: Metric | None, say: Texts) -> str:
     return " ".join(filter(None, (value, say.unit(metric.unit), interval)))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], said: str = "") -> HtmlView:
-    """A table that scrolls where it is long, below a sentence."""
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], said: str = "", *, shown: str = ""
+) -> HtmlView:
+    """A table that scrolls where it is long, below a sentence. shown: the number in it that a page
+    changes while it is searched."""
     text = "\n".join(filter(None, [said, *("  ".join(row) for row in rows)]))
     cell = Markup("<td>{}</td>").format
     body = Markup("").join(
@@ -117,5 +120,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], said: str = "") -
         '<div tabindex="0" role="region" aria-label="{}" style="max-height:36em;overflow:auto">'
         "<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>"
     ).format(", ".join(filter(None, head)), heads, body)
-    sentence = Markup("<p>{}</p>").format(said) if said else Markup("")
+    before, rows_shown, behind = said.partition(shown) if shown else (said, "", "")
+    counted = Markup("<output>{}</output>").format(rows_shown) if shown else ""
+    sentence = Markup("<p>{}{}{}</p>").format(before, counted, behind) if said else Markup("")
     return HtmlView(sentence + (table if rows else Markup("")), text)

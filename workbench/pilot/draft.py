@@ -214,7 +214,10 @@ def _gates(changes: Sequence[str]) -> Iterator[str]:
                 )
             for gate in usual:
                 gate["at_most" if "at_most" in gate else "at_least"] = limit
-                gate["why"] = "the limit chosen for this pilot"
+                gate["why"] = {
+                    "en": "the limit chosen for this pilot",
+                    "ru": "предел, выбранный для этого пилота",
+                }
             continue
         pairs = [pair.partition("=") for pair in labels.split(",")] if labels else []
         more = (

@@ -201,7 +201,9 @@ class _Merge:
                 self.sources[keys] = f"{shown(file.path)}:{line}"
                 self.folders[keys] = file.path.parent
         values = {k: v for k, v in file.values.items() if k != "extends"}
-        self.values = _merged(self.values, values)
+        # The question stands in one or several languages: another pilot's is replaced in all.
+        under = {k: v for k, v in self.values.items() if k != "question" or k not in values}
+        self.values = _merged(under, values)
 
     def _forget_below(self, keys: Keys) -> None:
         """A list or a scalar replaces all that stood there, so nothing in it has that place."""
