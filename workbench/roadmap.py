@@ -100,7 +100,7 @@ STAGES: dict[str, Stage] = {
 }
 
 
-ONLY_SHOWN = {"train.trackers"}
+ONLY_SHOWN = {"train.trackers", "train.launch"}
 """Fields of these sections that decide no result: they are asked for again without computing."""
 
 

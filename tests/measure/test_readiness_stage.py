@@ -119,7 +119,9 @@ def test_training_needs_more_memory_with_more_tokens_a_step():
 @pytest.mark.parametrize(("name", "held"), [("cuda", 1), ("cpu", 4)])
 def test_processes_share_main_memory_and_have_a_gpu_each(name, held):
     alone = readiness.fits_table(pilot(train={"batch_size": 2}), name, 10**9)
-    shared = readiness.fits_table(pilot(train={"batch_size": 8, "processes": 4}), name, 10**9)
+    shared = readiness.fits_table(
+        pilot(train={"batch_size": 8, "launch": {"processes": 4}}), name, 10**9
+    )
     exchanged = 4 * alone["parameters"] / 1e9
     wanted = held * (alone["training_gb"] + exchanged)
     assert shared["training_gb"].to_numpy() == pytest.approx(wanted.to_numpy())

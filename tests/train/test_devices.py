@@ -45,7 +45,7 @@ def test_idle_gpus_are_noted(
     monkeypatch: pytest.MonkeyPatch, visible: int, used: int, device: str, note: str | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    pilot = SimpleNamespace(train=Train(batch_size=8, processes=used))
+    pilot = SimpleNamespace(train=Train(batch_size=8, launch={"processes": used}))
     found = preflight.idle_gpus(pilot, device)
     assert found is None if note is None else note in found
 

@@ -11,7 +11,7 @@ from workbench.machine.device import Device
 from workbench.model.build import preset_config
 from workbench.model.presets import PRESETS
 from workbench.pilot.sections.model import Model
-from workbench.pilot.sections.train import Distillation, Train
+from workbench.pilot.sections.train import Distillation, Train, TrainingLaunch
 from workbench.pilot.spec import Pilot
 from workbench.stages import train_qat
 from workbench.train import preflight
@@ -60,10 +60,26 @@ def test_a_teacher_is_planned_for_in_the_arm_it_teaches() -> None:
 def test_each_gpu_of_several_has_the_whole_model_and_its_part_of_a_batch() -> None:
     wide = AB_3B.model_copy(update={"batch_size": 8, "gradient_accumulation": 1})
     alone = memory_plans(CONFIG, MODEL, wide, 2048)[1].parts
-    each = memory_plans(CONFIG, MODEL, wide.model_copy(update={"processes": 4}), 2048)[1].parts
+    each = memory_plans(CONFIG, MODEL, launched(wide, processes=4), 2048)[1].parts
     assert each["weights"] == alone["weights"] and each["optimizer"] == alone["optimizer"]
     assert each["logits"] == alone["logits"] / 4
     assert each["buckets of gradients"] == each["gradients"]
+
+
+def launched(train: Train, **launch: object) -> Train:
+    return train.model_copy(update={"launch": TrainingLaunch(**launch)})
+
+
+def test_shards_take_their_part_of_weights_gradients_and_the_optimizers_state() -> None:
+    wide = AB_3B.model_copy(update={"batch_size": 8, "gradient_accumulation": 1})
+    alone = memory_plans(CONFIG, MODEL, wide, 2048)[1]
+    each = memory_plans(CONFIG, MODEL, launched(wide, processes=8, strategy="fsdp"), 2048)[1]
+    for part in ("weights", "gradients", "optimizer"):
+        assert each.parts[part] == alone.parts[part] / 8
+    assert each.total_bytes < alone.total_bytes / 4
+    within = launched(wide, processes=4, nodes=2, strategy="hsdp")
+    repeated = memory_plans(CONFIG, MODEL, within, 2048)[1]
+    assert repeated.parts["weights"] == alone.parts["weights"] / 4
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_two_processes_train_as_one_does_through_every_interruption(
     small: SimpleNamespace, tmp_path: Path
 ) -> None:
     one = train(small, small.make_setup(**TAUGHT), tmp_path / "one").telemetry
-    setup, folder = small.make_setup(**TAUGHT, processes=2), tmp_path / "two"
+    setup, folder = small.make_setup(**TAUGHT, launch={"processes": 2}), tmp_path / "two"
     checkpoints = folder / "checkpoints"
 
     def interrupt(event: dict) -> None:
@@ -130,19 +130,21 @@ def test_a_process_that_said_nothing_has_its_log(tmp_path: Path) -> None:
 def test_a_step_is_shared_out_whatever_its_batches(
     batch: int, accumulation: int, processes: int, share: tuple[int, int]
 ) -> None:
-    train = Train(batch_size=batch, gradient_accumulation=accumulation, processes=processes)
+    train = Train(
+        batch_size=batch, gradient_accumulation=accumulation, launch={"processes": processes}
+    )
     assert train.share == share
     assert share[0] * share[1] * processes == batch * accumulation
 
 
 def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValidationError, match="processes 3 cannot share a step's 8 sequences"):
-        Train(batch_size=4, gradient_accumulation=2, processes=3)
+    with pytest.raises(ValidationError, match="3 processes cannot share a step's 8 sequences"):
+        Train(batch_size=4, gradient_accumulation=2, launch={"processes": 3})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    require_devices(Train(processes=2), "cuda")
-    require_devices(Train(processes=4), "cpu")
-    with pytest.raises(ConfigError, match=r"train\.processes: 4, but torch sees 2 GPUs"):
-        require_devices(Train(processes=4), "cuda")
+    require_devices(Train(launch={"processes": 2}), "cuda")
+    require_devices(Train(launch={"processes": 4}), "cpu")
+    with pytest.raises(ConfigError, match=r"train\.launch\.processes: 4, but torch sees 2 GPUs"):
+        require_devices(Train(launch={"processes": 4}), "cuda")
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match=r"set train\.processes instead"):
+    with pytest.raises(ConfigError, match=r"set train\.launch instead"):
         require_devices(Train(), "cpu")

@@ -64,11 +64,14 @@ def run(
     """Run a pilot, or go on with it; the last line printed is the report's path."""
     from workbench.pilot.resolve import resolve
     from workbench.runner.pilot_run import page_of, raise_failed_gates, run_pilot, selected_stages
+    from workbench.train.nodes import all_nodes
 
     resolved = resolve(pilot, overrides or ())
-    done, again = run_pilot(
-        resolved, stages=selected_stages(only, first), force=force, notebooks=notebooks
-    )
+    stages = selected_stages(only, first)
+    with all_nodes(resolved.pilot.train.launch) as leads:
+        if not leads:
+            return
+        done, again = run_pilot(resolved, stages=stages, force=force, notebooks=notebooks)
     page = page_of(done, again)
     _say_card(done, resolved.pilot.report.language, again)
     print(page if page.exists() else done.folder)
@@ -119,9 +122,13 @@ def stage(
     from workbench.pilot.resolve import resolve
     from workbench.roadmap import stage_named
     from workbench.runner.pilot_run import run_stage
+    from workbench.train.nodes import all_nodes
 
-    wanted = stage_named(name)
-    record = run_stage(wanted.name, resolve(pilot, overrides or ()), force=force)
+    wanted, resolved = stage_named(name), resolve(pilot, overrides or ())
+    with all_nodes(resolved.pilot.train.launch) as leads:
+        if not leads:
+            return
+        record = run_stage(wanted.name, resolved, force=force)
     for note in record.notes:
         print(f"note: {note}", file=sys.stderr)
     print(record.folder)

@@ -67,7 +67,7 @@ def draft(path: Path, answers: Answers, presets: Sequence[str]) -> str:
         "data": {"corpus": _seen_from(path, answers.data, "python")},
         "profile_load": _load(path, answers),
         "readiness": {"device": answers.device},
-        "train": {"processes": answers.processes} if answers.processes > 1 else {},
+        "train": {"launch": {"processes": answers.processes}} if answers.processes > 1 else {},
         "measure_ab": {"meters": _meters(path, answers.meters)},
     }
     for text in answers.fields:

@@ -24,6 +24,7 @@ from workbench.paths import located, shipped_pilots, shown
 from workbench.pilot.extends import files_of, pilot_path
 from workbench.pilot.problems import did_you_mean, section_at, sentence
 from workbench.pilot.recipe import SOURCE, recipe_for
+from workbench.pilot.renamed import todays_name, with_todays_names
 from workbench.pilot.sections.base import InputPath
 from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import Keys, YamlFile, parse_scalar
@@ -34,8 +35,12 @@ JUDGES_OR_SHOWS = ("question", "tags", "report")
 
 
 def digest_of(values: dict[str, Any]) -> str:
-    """Of a resolved pilot's values, without what only judges or shows."""
-    return digest_json({k: v for k, v in values.items() if k not in JUDGES_OR_SHOWS})
+    """Of a resolved pilot's values, without what only judges or shows and without the launch, with
+    which a run may change when it goes on."""
+    asked = {k: v for k, v in with_todays_names(values).items() if k not in JUDGES_OR_SHOWS}
+    if isinstance(train := asked.get("train"), dict):
+        asked["train"] = {k: v for k, v in train.items() if k != "launch"}
+    return digest_json(asked)
 
 
 @dataclass(frozen=True)
@@ -191,16 +196,21 @@ class _Merge:
         self.problems.append(f"{where}: {text}" if where else text)
 
     def file(self, file: YamlFile) -> None:
-        given = dict(_leaves(file.values, ()))
+        try:
+            own = with_todays_names(file.values)
+        except ValueError as error:
+            raise ConfigError(f"{shown(file.path)}: {error}") from None
+        given = dict(_leaves(own, ()))
         if not file.path.samefile(shipped_pilots() / "base.yaml"):
             self.given |= {keys for keys, value in given.items() if value != {}}
-        for keys, line in file.lines.items():
+        for written, line in file.lines.items():
+            keys = todays_name(written)
             if keys in given:
                 self._forget_below(keys)
             if keys[0] != "extends":
                 self.sources[keys] = f"{shown(file.path)}:{line}"
                 self.folders[keys] = file.path.parent
-        values = {k: v for k, v in file.values.items() if k != "extends"}
+        values = {k: v for k, v in own.items() if k != "extends"}
         # The question stands in one or several languages: another pilot's is replaced in all.
         under = {k: v for k, v in self.values.items() if k != "question" or k not in values}
         self.values = _merged(under, values)
@@ -213,7 +223,7 @@ class _Merge:
 
     def override(self, text: str) -> None:
         name, equals, value_text = text.partition("=")
-        keys: Keys = tuple(name.strip().split("."))
+        keys = todays_name(tuple(name.strip().split(".")))
         if not equals or not all(keys):
             self.problems.append(f"--set {text}: allowed: section.key=value")
             return

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from workbench.pilot.renamed import with_todays_names
 from workbench.pilot.sections.base import Section, Words
 from workbench.pilot.sections.data import Data
 from workbench.pilot.sections.deploy_rollback import DeployRollback
@@ -47,6 +48,11 @@ class Pilot(Section):
     deploy_rollback: DeployRollback = DeployRollback()
     report: Report = Report()
     study: Study = Study()
+
+    @model_validator(mode="before")
+    @classmethod
+    def by_todays_names(cls, values: Any) -> Any:
+        return with_todays_names(values) if isinstance(values, dict) else values
 
     @model_validator(mode="before")
     @classmethod

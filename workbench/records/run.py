@@ -3,7 +3,8 @@
 The id is the time of the first start and a digest of the resolved pilot, the content of the
 files it names, and the machine. The same pilot started again on the same machine finds its
 folder and goes on there; a changed value, a changed file or another machine makes a new one.
-What only judges or shows is no such value: asked by other gates, the same run answers.
+What only judges or shows is no such value: asked by other gates, the same run answers; nor is
+``train.launch``, with which a training goes on.
 A run folder can be carried to another machine to be read there.
 """
 
@@ -14,7 +15,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,7 @@ def open_run(resolved: ResolvedPilot, *, fresh: bool = False) -> Run:
     if not fresh:
         for run in reversed(runs_in(siblings)):
             if all(_identifies(run, key) == value for key, value in identity.items()):
+                _take_launch(run, resolved)
                 return run
     with _folder_errors_named(siblings):
         return _create(resolved, identity, siblings)
@@ -278,6 +280,15 @@ def _identifies(run: Run, key: str) -> Any:
         except ConfigError as error:
             log.warning("%s is not found again by its pilot: %s", run.name, error.got)
     return run.header.get(key)
+
+
+def _take_launch(run: Run, resolved: ResolvedPilot) -> None:
+    """What is left of the training is launched as the pilot says now: with fewer processes, say."""
+    begun, launch = run.resolved(), resolved.values["train"]["launch"]
+    if begun.values["train"]["launch"] == launch or run.record("train_qat"):
+        return
+    values = begun.values | {"train": {**begun.values["train"], "launch": launch}}
+    write_text(run.folder / PILOT, _annotated(replace(begun, values=values)))
 
 
 def _create(resolved: ResolvedPilot, identity: dict[str, Any], siblings: Path) -> Run:

@@ -169,7 +169,7 @@ def _memory_bytes(pilot: Pilot, config: PretrainedConfig, parameters: int) -> tu
         plans = memory_plans(config, pilot.model, pilot.train, pilot.data.sequence_length)
         training = max(plan.total_bytes for plan in plans)
     if choose_device(pilot.readiness.device).name == "cpu":
-        shared = pilot.train.processes if pilot.model.ternary is None else 1
+        shared = pilot.train.launch.processes if pilot.model.ternary is None else 1
         training = shared * (training + PROCESS_BYTES)
         measuring += served * PROCESS_BYTES
     taken = "taking both models in" if pilot.model.ternary is not None else "training"

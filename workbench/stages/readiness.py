@@ -41,7 +41,7 @@ from workbench.measure.meters.sample import Channel, Sample
 from workbench.measure.probe import leave_out, run_probe
 from workbench.measure.probe_shape import OWN, own_shape
 from workbench.measure.statistics import quantile
-from workbench.model.presets import PRESETS, Shape
+from workbench.model.presets import ADAM_BYTES, PRESETS, Shape
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.spec import Pilot
 from workbench.records.stage_record import StageRecord
@@ -265,10 +265,12 @@ def _training_bytes(pilot: Pilot, shape: Shape, device: str) -> int:
         bytes_per_value=4 if train.precision == "float32" else 2,
         checkpointing=train.gradient_checkpointing,
     )
-    if train.processes == 1:
-        return each
-    each += 4 * shape.parameters  # gradients on their way to the other processes
-    return each if device == "cuda" else train.processes * each
+    launch = train.launch
+    if launch.is_sharded:
+        each -= ADAM_BYTES * shape.parameters * (launch.shards - 1) // launch.shards
+    elif launch.together > 1:
+        each += 4 * shape.parameters  # gradients on their way to the other processes
+    return each if device == "cuda" else launch.processes * each
 
 
 def _about_machine(machine: dict[str, Any], device: Device) -> str:

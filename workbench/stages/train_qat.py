@@ -134,7 +134,7 @@ def run(context: StageContext) -> None:
 @contextmanager
 def _metered(context: StageContext) -> Iterator[Metering]:
     """Meters beside both arms' training, idle before and after it."""
-    gpus = range(context.pilot.train.processes)
+    gpus = range(context.pilot.train.launch.processes)
     with stage_meters(context, gpus) as meters:
         for text in meters.session.learn(step_load(context.device.name)):
             context.note(text)

@@ -105,8 +105,8 @@ def _record_training(context: StageContext, arm: str, evaluator: Evaluator) -> N
     record, rows = context.record, evaluator.telemetry.frame("loss")
     seconds, tokens = float(rows["seconds"].sum()), int(rows["tokens"].iloc[-1])
     how = "sum over the steps, forward to update; evaluations and checkpoints not counted"
-    if (processes := context.pilot.train.processes) > 1:
-        how += f"; {number_of(processes, 'process')} together"
+    if not (launch := context.pilot.train.launch).is_single:
+        how += f"; {launch} together"
     n = len(rows)
     once = {"n": n, "reason": ONE_TRAINING, "arm": arm}
     record.measured("training_time_s", seconds, "s", how, **once)

@@ -31,9 +31,9 @@ def train_all(
     """The records of ``arms``, in their order; those that are finished are loaded.
 
     jobs: trainings at a time, each on its share of the cores; one where a training has several
-    processes (``train.processes``), which share the machine themselves.
+    processes (``train.launch``), which share the machine themselves.
     """
-    if any(arm.pilot.train.processes > 1 for arm in arms):
+    if any(not arm.pilot.train.launch.is_single for arm in arms):
         jobs = 1
     waiting: dict[str, StudyArm] = {}
     for arm in arms:

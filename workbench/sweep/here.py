@@ -45,7 +45,7 @@ def slots_of(pilots: Sequence[Pilot], jobs: int) -> list[Slot]:
     """
     computing = any(pilot.readiness.device != "cpu" for pilot in pilots)
     gpus = visible_gpus() if computing else ()
-    together = max(pilot.train.processes for pilot in pilots)
+    together = max(pilot.train.launch.processes for pilot in pilots)
     groups = [gpus[n : n + together] for n in range(0, len(gpus) - together + 1, together)]
     count = jobs * max(1, len(groups))
     most = os.cpu_count() or 1

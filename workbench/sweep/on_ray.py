@@ -125,7 +125,7 @@ def own_cores(count: int) -> Iterator[str]:
 def resources_of(asked: Resources, runs: Sequence[ResolvedPilot]) -> Resources:
     """With a GPU for each of the processes that train together, where the pilots want GPUs."""
     wanted = [run.pilot for run in runs if run.pilot.readiness.device == "cuda"]
-    gpus = max((pilot.train.processes for pilot in wanted), default=0)
+    gpus = max((pilot.train.launch.processes for pilot in wanted), default=0)
     return asked.model_copy(update={"gpus": max(asked.gpus, gpus)})
 
 

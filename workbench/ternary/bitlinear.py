@@ -206,9 +206,13 @@ class BitLinear(NormedLinear):
         return turned_through(self.weight, value, self.threshold.rotates)
 
     @torch.no_grad()
-    def ternarized(self) -> tuple[Tensor, Tensor]:
-        """int8 codes [N, K] of -1, 0, 1 and the float32 scale, at full strength."""
-        return ternarize(self.weight, self.threshold, self._alpha_now())
+    def ternarized(self, weight_NK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """int8 codes [N, K] of -1, 0, 1 and the float32 scale, at full strength.
+
+        weight_NK: the whole master weight, where the layer itself holds a shard of it.
+        """
+        weight_NK = self.weight if weight_NK is None else weight_NK
+        return ternarize(weight_NK, self.threshold, self._alpha_now())
 
     def forget(self) -> None:
         """Drop the kept quantised weights: the master weights change now."""

@@ -19,7 +19,12 @@ from workbench.files import replacing
 from workbench.machine.heap import freed_memory_kept
 from workbench.records.events import Progress
 from workbench.ternary import bit_linears, set_reuse, set_strength
-from workbench.train.callbacks import CheckpointCallback, PhaseCallback, RecordCallback
+from workbench.train.callbacks import (
+    CheckpointCallback,
+    JoinEvaluationCallback,
+    PhaseCallback,
+    RecordCallback,
+)
 from workbench.train.checkpoints import last_whole
 from workbench.train.compensated_start import START, start_compensated
 from workbench.train.disk_space import reporting_full_disk, require_disk_space
@@ -32,6 +37,13 @@ from workbench.train.quiet import quiet_transformers
 from workbench.train.regularisation import Regularisation, RegularisationCallback
 from workbench.train.schedule import Schedule, TrainedArm
 from workbench.train.setup import TrainingSetup
+from workbench.train.sharded import (
+    LoadShards,
+    mesh_of,
+    require_same_strategy,
+    shard,
+    whole_state,
+)
 from workbench.train.telemetry import Telemetry
 from workbench.train.trackers import end_run, keep_tensorboard_in
 from workbench.train.trainer import ArmTrainer, sequences_a_step, training_arguments
@@ -66,7 +78,7 @@ def train_arm(
     """Train ``model`` in place; its strength afterwards is 1 (the baseline has none).
 
     teacher: what ``train.distillation`` distils from; it is frozen, and None means no teacher.
-    ``train.processes`` above 1 are processes beside this one, which waits for them.
+    Processes of a ``train.launch`` are beside this one, which waits for them.
     Returns the evaluator, whose telemetry holds the tables loss, evaluations, layers, histograms
     and guard. Raises ConfigError for more processes than GPUs; StageError for a loss that is not
     finite, for a full disk, where the guard stops and where a process ends; the last whole
@@ -82,12 +94,13 @@ def train_arm(
         safetensors.torch.load_model(model, final)
     else:
         if start:
+            require_same_strategy(start[0], setup.train.launch)
             progress.note(f"{arm}: goes on from step {done} of {setup.train.steps}")
         elif arm == "ternary":
             start_compensated(model, setup, folder, progress)
         training = Training(arm, model, setup, evaluator, start, folder, teacher)
         with quiet_transformers(), reporting_full_disk(folder):
-            if setup.train.processes > 1:
+            if not setup.train.launch.is_single:
                 require_disk_space(model, folder, handed_over=(model, teacher))
                 train_in_processes(training, progress)
                 safetensors.torch.load_model(model, final)
@@ -132,11 +145,14 @@ def run_training(training: Training, progress: Progress) -> None:
         setup.tokens, setup.sequence_length, train.steps * batch, setup.seed, batch, setup.judged,
         setup.parts,
     )  # fmt: skip
+    sharded = train.launch.is_sharded
+    if sharded:
+        shard(model, mesh_of(train.launch, arguments.device.type))
     if train.gradient_checkpointing:
         _recompute_activations(model)
     quantised = _quantised(model)
     several_passes = arguments.gradient_accumulation_steps > 1 or train.gradient_checkpointing
-    set_reuse(model, several_passes or not quantised)
+    set_reuse(model, not sharded and (several_passes or not quantised))
     teacher = None if training.teacher is None else Teacher(training.teacher, train.distillation)
     trainer = ArmTrainer(model, arguments, sequences, schedule, quantised, teacher)
     guard = StabilityGuard(train.guard, training.arm, evaluator.telemetry, progress, checkpoints)
@@ -144,7 +160,11 @@ def run_training(training: Training, progress: Progress) -> None:
     trainer.add_callback(PhaseCallback(trainer, guard))
     if is_first:
         trainer.add_callback(RecordCallback(trainer, evaluator, guard, progress))
+    elif sharded:
+        trainer.add_callback(JoinEvaluationCallback(trainer, evaluator))
     start = training.start
+    if sharded and start:
+        trainer.add_callback(LoadShards(start[0]))
     regularisation = _regularisation(training, is_first)
     if regularisation:
         if start:
@@ -159,9 +179,13 @@ def run_training(training: Training, progress: Progress) -> None:
             trainer.train(resume_from_checkpoint=str(start[0]) if start else None)
     finally:
         end_run(train.trackers)
+    state = whole_state(model) if sharded else None
     if is_first:
         with replacing(training.folder / FINAL) as partial:
-            safetensors.torch.save_model(model, str(partial))
+            if state is None:
+                safetensors.torch.save_model(model, str(partial))
+            else:
+                safetensors.torch.save_file(state, str(partial))
 
 
 def _regularisation(training: Training, is_first: bool) -> Regularisation | None:

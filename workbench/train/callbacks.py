@@ -83,10 +83,9 @@ class RecordCallback(TrainerCallback):
             progress,
         )
         self.schedule, self.watched = trainer.schedule, guard.section.action != "off"
-        train, self._per_pass = self.schedule.train, trainer.train_dataset.per_pass
+        self._per_pass = trainer.train_dataset.per_pass
         self._batch = sequences_a_step(trainer.args)
-        ends = epoch_steps(train.steps, self._batch, self._per_pass, train.evaluations)
-        self._evaluated = {*self.schedule.evaluation_steps, *ends}
+        self._evaluated = evaluated_steps(trainer)
         last = evaluator.telemetry.last("loss")
         self._tokens = last["tokens"] if last else 0
         self._began = 0.0
@@ -164,6 +163,7 @@ class RecordCallback(TrainerCallback):
         arm = self.schedule.arm
         field = "train.ternary_lr" if arm == "ternary" else "train.lr"
         kept, named = last_whole(checkpoints), self.trainer.gradients.not_finite()
+        is_bf16 = self.schedule.train.precision == "bfloat16"
         return StageError(
             f"training of {arm} broke at step {step}, phase {settings.phase} "
             f"(strength {settings.strength:.2f}, "
@@ -172,9 +172,34 @@ class RecordCallback(TrainerCallback):
             allowed="a finite loss and gradient norm",
             next_step=f"lower {field} (now {self.schedule.peak_lr:g}) or train.grad_clip, lengthen "
             "train.lr_warmup_share or train.threshold.share"
-            + ("; train.precision: float32 also helps" if self.trainer.args.bf16 else "")
+            + ("; train.precision: float32 also helps" if is_bf16 else "")
             + f". Kept: {kept[0] if kept else 'nothing, no checkpoint was due yet'}",
         )
+
+
+def evaluated_steps(trainer: ArmTrainer) -> set[int]:
+    """Steps after which the model is judged, the ends of passes over the corpus among them."""
+    train, batch = trainer.schedule.train, sequences_a_step(trainer.args)
+    ends = epoch_steps(train.steps, batch, trainer.train_dataset.per_pass, train.evaluations)
+    return {*trainer.schedule.evaluation_steps, *ends}
+
+
+class JoinEvaluationCallback(TrainerCallback):
+    """On every process but the first, where the model lies in shards: nobody can judge it alone."""
+
+    def __init__(self, trainer: ArmTrainer, evaluator: Evaluator) -> None:
+        self.evaluator, self._evaluated = evaluator, evaluated_steps(trainer)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **parts: Any,
+    ) -> None:
+        if "loss" in logs and state.global_step in self._evaluated:
+            self.evaluator.join(parts["model"])
 
 
 class CheckpointCallback(TrainerCallback):

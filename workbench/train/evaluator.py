@@ -17,6 +17,7 @@ from workbench.ternary import set_strength
 from workbench.train.layers import LayerRows, LayerStatistics
 from workbench.train.quality import bits_per_byte, document_losses
 from workbench.train.telemetry import Telemetry
+from workbench.train.whole import whole_layers
 
 STRENGTH_OF = {"ternary": 1.0, "master": 0.0}
 
@@ -63,6 +64,15 @@ class Evaluator:
             self.telemetry.add("layers", layers)
             self.telemetry.add("histograms", histograms)
         return layers
+
+    def join(self, model: torch.nn.Module) -> None:
+        """The part of another process in a call on the first one, where the model lies in shards:
+        the same forward passes and gathers, nothing recorded."""
+        for weights in self.weights:
+            self.losses(model, weights)
+        if self.layers:
+            for _ in whole_layers(model):
+                pass
 
     def losses(self, model: torch.nn.Module, weights: str) -> pd.DataFrame:
         """The loss of each excerpt; the model is left at the strength of ``weights``."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from workbench.train.whole import whole
 from workbench.wording.counts import number_of
 
 NAMED = 3
@@ -28,7 +29,7 @@ class GradientNorms:
     @torch.no_grad()
     def of(cls, model: torch.nn.Module) -> GradientNorms:
         found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        norms = [torch.linalg.vector_norm(gradient) for gradient in found.values()]
+        norms = [whole(torch.linalg.vector_norm(gradient)) for gradient in found.values()]
         return cls(list(found), torch.stack(norms))
 
     def by_name(self) -> dict[str, float]:

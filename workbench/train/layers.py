@@ -20,8 +20,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from workbench.ternary import bit_linears
 from workbench.ternary.quantize import rotated_weight, spread, threshold_in_scales
+from workbench.train.whole import whole_layers
 
 FILE = "last_look.safetensors"
 CODES, SCALES = ".codes", ".scales"
@@ -45,9 +45,9 @@ class LayerStatistics:
         ``histograms``. gradients: norms by parameter name."""
         layers: LayerRows = []
         histograms: LayerRows = []
-        for name, layer in bit_linears(model):
-            codes, scale = layer.ternarized()
-            weight = rotated_weight(layer.weight, layer.threshold)
+        for name, layer, master in whole_layers(model):
+            codes, scale = layer.ternarized(master)
+            weight = rotated_weight(master, layer.threshold)
             in_scales = weight / spread(scale, weight.shape[1])
             edge = threshold_in_scales(weight, layer.threshold, scale)
             counts = [(codes == code).sum() for code in (-1, 0, 1)]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from workbench.errors import StageError
 from workbench.pilot.sections.model import Model, Policy
@@ -45,7 +45,7 @@ class TrainingMemory:
 def memory_plans(
     config: PretrainedConfig, model: Model, train: Train, sequence: int
 ) -> tuple[TrainingMemory, TrainingMemory]:
-    """Of the full-precision arm and of the ternary arm, on each of ``train.processes`` GPUs.
+    """Of the full-precision arm and of the ternary arm, on each GPU of ``train.launch``.
 
     sequence: tokens.
     """
@@ -61,7 +61,14 @@ def memory_plans(
         "gradients": 4 * parameters,
         "optimizer": _state_bytes(train.optimizer) * parameters,
     }
-    if train.processes > 1:
+    launch = train.launch
+    if launch.is_sharded:
+        shared = {name: size / launch.shards for name, size in shared.items()}
+        # A block's weights while it computes and the next one's on their way; what embeds and the
+        # head stay whole from the forward pass to the backward one.
+        block = (parameters - _embedding_parameters(empty)) / config.num_hidden_layers
+        shared["gathered weights"] = 4 * (2 * block + _embedding_parameters(empty))
+    elif launch.together > 1:
         shared["buckets of gradients"] = 4 * parameters  # what the processes exchange
     logits = 12 * tokens * config.vocab_size
     plans = []
@@ -71,6 +78,8 @@ def memory_plans(
         copies = 2 * linear if value == 2 else 0
         if arm == "ternary" and value == 4:
             copies = 4 * ternary
+        if launch.is_sharded:  # those of the block that computes
+            copies /= config.num_hidden_layers
         block = tokens * value * _kept_values(config, arm == "ternary")
         layers = config.num_hidden_layers
         # The residual stream is float32 under autocast too.
@@ -134,6 +143,12 @@ def _remedy(
         if max(p.total_bytes for p in memory_plans(config, model, tried, sequence)) <= room:
             return "set " + ", ".join(chosen.values())
     return "choose a smaller model.preset or data.sequence_length, or a GPU with more memory"
+
+
+def _embedding_parameters(model: PreTrainedModel) -> int:
+    found = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(),
+             model.get_output_embeddings()) if m is not None}  # fmt: skip
+    return sum(found.values())
 
 
 def _kept_values(config: PretrainedConfig, ternary: bool) -> int:

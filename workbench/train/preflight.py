@@ -43,6 +43,7 @@ def require_trainable(pilot: Pilot) -> None:
     _require_int8_gradients(pilot, device)
     _require_phases_fit(pilot)
     _require_compensated_start_fits(pilot)
+    _require_shards_fit(pilot)
     for part in data.parts:
         if part.corpus.startswith(PREFIX):
             require_datasets(part.corpus)
@@ -66,12 +67,12 @@ def plan_memory(pilot: Pilot, device: DeviceName, say: Callable[[str], None]) ->
 
 def idle_gpus(pilot: Pilot, device: DeviceName) -> str | None:
     """A note where there are more GPUs than the training uses."""
-    visible, used = torch.cuda.device_count(), pilot.train.processes
+    visible, used = torch.cuda.device_count(), pilot.train.launch.processes
     if device == "cpu" or visible <= used:
         return None
     return (
-        f"{visible} GPUs are visible and the training uses {used}: train.processes says how many, "
-        "each with an equal part of every step; the step itself stays as it is"
+        f"{visible} GPUs are visible and the training uses {used}: train.launch.processes says how "
+        "many, each with an equal part of every step; the step itself stays as it is"
     )
 
 
@@ -125,6 +126,17 @@ def _require_compensated_start_fits(pilot: Pilot) -> None:
                 allowed=allowed,
                 next_step="set train.compensated_start.sequences to 0",
             )
+
+
+def _require_shards_fit(pilot: Pilot) -> None:
+    launch, rule = pilot.train.launch, pilot.model.threshold.rule
+    if launch.is_sharded and rule == "learned":
+        raise ConfigError(
+            f"train.launch.strategy: {launch.strategy}, but model.threshold.rule is learned",
+            allowed="absmean, absmedian or twn: a learned scale starts in the middle of a step, "
+            "from the whole weight, where no shard is written to",
+            next_step="set train.launch.strategy to ddp, or choose another rule",
+        )
 
 
 def _require_phases_fit(pilot: Pilot) -> None:
@@ -188,6 +200,6 @@ def _vocabulary(pilot: Pilot) -> int:
 def _free_on_each(pilot: Pilot) -> int:
     """Free bytes of the fullest GPU that will train."""
     free = torch_gpu_memory()[0]
-    if pilot.train.processes == 1:
+    if pilot.train.launch.processes == 1:
         return free
-    return min(free, *free_gpu_memory()[: pilot.train.processes])
+    return min(free, *free_gpu_memory()[: pilot.train.launch.processes])

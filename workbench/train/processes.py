@@ -1,10 +1,11 @@
-"""One training in several processes, each with the whole model and an equal part of every step.
+"""One training in several processes, each with an equal part of every step.
 
 This process waits. It hands the training over in a file; torch's elastic launcher starts the
 processes (:mod:`workbench.train.launcher`), and in each (:mod:`workbench.train.worker`)
-``transformers`` and ``accelerate`` join it to the others by DistributedDataParallel: NCCL between
-GPUs, gloo on a CPU. The first process writes telemetry, checkpoints and final weights, as a
-training without others does, so what is kept and how it resumes is the same.
+``transformers`` and ``accelerate`` join it to the others: NCCL between GPUs, gloo on a CPU. Under
+``ddp`` each has the whole model, else a shard of it (:mod:`workbench.train.sharded`). The first
+process writes telemetry and final weights, as a training without others does. Other machines have
+processes of the same training too (:mod:`workbench.train.nodes`).
 
 The processes hold a pipe of this one as their standard input. It closes however this process
 ends, and they end with it: two trainings never write into one folder.
@@ -16,49 +17,67 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import time
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.distributed import TCPStore
 
 from workbench.child import child, end_of_log
 from workbench.errors import ConfigError, StageError, WorkbenchError
-from workbench.files import read_json
+from workbench.files import read_json, write_json
 from workbench.machine.device import DeviceName
 from workbench.paths import shown
-from workbench.pilot.sections.train import Train
+from workbench.pilot.sections.train import Train, TrainingLaunch
 from workbench.records.events import Progress, follow
+from workbench.train.nodes import (
+    POLL_S,
+    Meeting,
+    Node,
+    call_nodes,
+    fail,
+    failed,
+    node_of,
+    wait_for_nodes,
+)
 from workbench.wording.counts import number_of
 
 if TYPE_CHECKING:
     from workbench.train.arm import Training
 
 HANDOVER, TOKENS, LOG, KILLED = "handover.pt", "tokens.npy", "log.txt", "killed.json"
+LAUNCH = "launch.json"
 STOP_S = 40.0
 """The launcher gives its processes 30 s to end before it kills them."""
 
 
 def require_devices(train: Train, device: DeviceName) -> None:
-    """ConfigError for more processes than GPUs, and inside another launcher's processes."""
+    """ConfigError for more processes than GPUs, for several nodes without their environment, and
+    inside another launcher's processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: a launcher has started this several times",
             allowed="one process, which starts the others itself",
-            next_step="run workbench without torchrun, and set train.processes instead",
+            next_step="run workbench without torchrun, and set train.launch instead",
         )
+    node_of(train.launch)
     visible = torch.cuda.device_count() if device == "cuda" else None
-    if visible is not None and train.processes > visible:
+    processes = train.launch.processes
+    if visible is not None and processes > visible:
         raise ConfigError(
-            f"train.processes: {train.processes}, but torch sees {number_of(visible, 'GPU')}",
+            f"train.launch.processes: {processes}, but torch sees {number_of(visible, 'GPU')}",
             allowed=f"1 to {visible}, one process a GPU",
-            next_step="lower train.processes, or name more GPUs in CUDA_VISIBLE_DEVICES",
+            next_step="lower train.launch.processes, or name more GPUs in CUDA_VISIBLE_DEVICES",
         )
 
 
 def train_in_processes(training: Training, progress: Progress) -> None:
-    """Train in ``train.processes`` others, until the final weights are in the arm's folder.
+    """Train in the processes of ``train.launch``, until the final weights are in the arm's folder.
 
     The models are on the CPU meanwhile: the first process needs the memory of this one's GPU.
     Raises what a process raised, and StageError where one was killed.
@@ -74,12 +93,14 @@ def train_in_processes(training: Training, progress: Progress) -> None:
         torch.cuda.empty_cache()
     try:
         _hand_over(training, progress, folder)
-        _launch(training.setup.train.processes, folder, progress)
+        launch = training.setup.train.launch
+        write_json(folder / LAUNCH, launch.model_dump(mode="json"))
+        _launch(launch, folder, progress)
     finally:
         (folder / HANDOVER).unlink(missing_ok=True)  # as large as the model
         (folder / TOKENS).unlink(missing_ok=True)
         training.model.to(device)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # another node may still close its log
 
 
 def _hand_over(training: Training, progress: Progress, folder: Path) -> None:
@@ -102,24 +123,61 @@ def take_over(folder: Path) -> tuple[Training, Progress]:
     return replace(training, setup=setup), Progress(events, stage)
 
 
-def _launch(processes: int, folder: Path, progress: Progress) -> None:
+def _launch(launch: TrainingLaunch, folder: Path, progress: Progress) -> None:
     """Start the processes and pass their events on to this one's listener until they end."""
     seen = progress.path.stat().st_size if progress.path.exists() else 0
-    threads = max(1, torch.get_num_threads() // processes)
-    with child(
+    node = node_of(launch)
+    store, meeting = call_nodes(node, folder) if node else (None, None)
+
+    def elsewhere() -> str:
+        return failed(store, meeting) if store and meeting else ""
+
+    with _launcher(launch, folder, node, meeting) as launcher:
+        over = lambda: launcher.poll() is not None or bool(elsewhere())  # noqa: E731
+        for event in follow(progress.path, over, seen):
+            if progress.listener and event["stage"] == progress.stage:
+                progress.listener(event)
+    if node and store and meeting:
+        if launcher.returncode:
+            fail(store, meeting, "node 0")
+        wait_for_nodes(store, meeting, node)
+    if launcher.returncode or elsewhere():
+        raise _failure(launch.together, folder)
+
+
+def train_along(node: Node, store: TCPStore, meeting: Meeting) -> None:
+    """This node's part in a training that the first one leads, until it ends anywhere."""
+    handover = meeting.folder / HANDOVER
+    launch = TrainingLaunch.model_validate(read_json(meeting.folder / LAUNCH))
+    if not handover.exists():
+        fail(store, meeting, f"node {node.rank} does not see {shown(handover)}")
+        return
+    with _launcher(launch, meeting.folder, node, meeting) as launcher:
+        while launcher.poll() is None and not failed(store, meeting):
+            time.sleep(POLL_S)
+    if launcher.returncode and not failed(store, meeting):
+        fail(store, meeting, f"node {node.rank}")
+
+
+def _launcher(
+    launch: TrainingLaunch, folder: Path, node: Node | None, meeting: Meeting | None
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """torch's launcher of this machine's processes."""
+    threads = max(1, torch.get_num_threads() // launch.processes)
+    where, log = [], LOG
+    if node and meeting:
+        where = [node.nodes, node.rank, node.address, meeting.port, f"training-{meeting.number}"]
+        log = f"log-{node.rank}.txt" if node.rank else LOG
+    return child(
         "workbench.train.launcher",
         str(folder),
-        str(processes),
-        log=folder / LOG,
+        str(launch.processes),
+        *map(str, where),
+        log=folder / log,
         environment={"OMP_NUM_THREADS": str(threads)},
         own_session=True,
         stop_s=STOP_S,
-    ) as launcher:
-        for event in follow(progress.path, lambda: launcher.poll() is not None, seen):
-            if progress.listener and event["stage"] == progress.stage:
-                progress.listener(event)
-    if launcher.returncode:
-        raise _failure(processes, folder)
+    )
 
 
 def _failure(processes: int, folder: Path) -> WorkbenchError:

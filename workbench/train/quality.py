@@ -28,6 +28,7 @@ from workbench.data.conversation import beginning
 from workbench.data.dataset import UNJUDGED, document_tokens
 from workbench.data.document import Document, documents_frame, documents_from
 from workbench.data.tokenizer import document_start
+from workbench.train.whole import is_sharded
 
 LOGITS_AT_ONCE = 1 << 24
 """Elements of the logits of one forward pass; 64 MiB in float32."""
@@ -58,7 +59,8 @@ def document_losses(
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
-        with torch.inference_mode():
+        # FSDP2's gathered weights outlive a pass: made in inference mode they could not be trained.
+        with torch.no_grad() if is_sharded(model) else torch.inference_mode():
             for batch in _batches(windows, context, len(tokenizer)):
                 for (document, _), lost in zip(
                     batch, _window_nats(model, batch, device), strict=True

@@ -1,14 +1,15 @@
 """``transformers.Trainer`` with this project's batches, parameter groups and schedule.
 
-Only public methods are overridden. What a step needs to know it asks of the
-:class:`~workbench.train.schedule.Schedule`, so a resumed training differs in nothing from one
-that was never stopped.
+Only public methods are overridden, but for two of a sharded model. What a step needs to know it
+asks of the :class:`~workbench.train.schedule.Schedule`, so a resumed training differs in nothing
+from one that was never stopped.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from workbench.pilot.sections.train import Train
 from workbench.train.distill import Teacher
 from workbench.train.gradients import GradientNorms
 from workbench.train.schedule import Schedule
+from workbench.train.sharded import bare, save_shards
 from workbench.train.trackers import require_trackers
 
 KEPT_CHECKPOINTS = 2
@@ -60,7 +62,7 @@ def training_arguments(
     """
     require_optimizer(train.optimizer)
     require_trackers(train.trackers)
-    on_cuda = device == "cuda"
+    on_cuda, launch = device == "cuda", train.launch
     sequences, batches = train.share
     return OneDevice(
         output_dir=str(folder),
@@ -77,6 +79,7 @@ def training_arguments(
         save_strategy="steps",
         save_steps=train.save_every,
         save_total_limit=KEPT_CHECKPOINTS,
+        save_only_model=launch.is_sharded,  # save_model takes the optimizer along then
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -87,7 +90,7 @@ def training_arguments(
         use_cpu=not on_cuda,
         dataloader_pin_memory=on_cuda,
         remove_unused_columns=False,
-        ddp_backend="gloo" if train.processes > 1 and not on_cuda else None,
+        ddp_backend="gloo" if not (launch.is_single or on_cuda) else None,
         ddp_find_unused_parameters=True,  # learned scales have no gradient before the threshold
     )
 
@@ -122,6 +125,7 @@ class ArmTrainer(Trainer):
         super().__init__(model=model, args=arguments, train_dataset=sequences)
         self.remove_callback(PrinterCallback)
         self.schedule = schedule
+        self.is_sharded = self.is_distributed_loading_by_transformers
         self._quantised = {id(parameter) for parameter in quantised}
         self.teacher = teacher
         if teacher:
@@ -185,6 +189,29 @@ class ArmTrainer(Trainer):
             rates = [_rate(self.schedule, g["quantised"]) for g in optimizer.param_groups]
             self.lr_scheduler = LambdaLR(optimizer, rates)
         return self.lr_scheduler
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Of a sharded model the state of the training, each process its part."""
+        if not self.is_sharded:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_shards(self.model, bare(self.optimizer), self.lr_scheduler, folder)
+
+    def _load_from_checkpoint(self, *given: Any, **named: Any) -> None:
+        if not self.is_sharded:  # shards are loaded by a callback, which sees the optimizer too
+            super()._load_from_checkpoint(*given, **named)
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Until the last micro-batch only nodes with copies of a model wait for each other:
+        gradients that are not reduced at once would be whole."""
+        self.model.set_requires_all_reduce(False)
+        try:
+            yield
+        finally:
+            self.model.set_requires_all_reduce(True)
 
     def training_step(
         self,

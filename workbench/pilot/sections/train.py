@@ -114,6 +114,59 @@ class RateSweep(Section):
     sequences: Count = Field(16, description="training sequences that are set aside to judge by")
 
 
+class TrainingLaunch(Section):
+    """Processes that train together, each with an equal part of every step; what is learned does
+    not depend on them, so a run goes on with another launch. The old key train.processes is read
+    as launch.processes."""
+
+    processes: Count = Field(1, description="of each node: one a GPU, or on the CPU")
+    nodes: Count = Field(
+        1,
+        description="machines that share the run's folder; above 1 the same command runs on each, "
+        "with MASTER_ADDR, MASTER_PORT and NODE_RANK in its environment",
+    )
+    strategy: Literal["ddp", "fsdp", "hsdp"] = Field(
+        "ddp",
+        description="ddp: every process holds the whole model; fsdp: weights, gradients and the "
+        "optimizer's state are sharded over all processes; hsdp: over those of a node, and every "
+        "node has a copy",
+    )
+
+    @property
+    def together(self) -> int:
+        """Processes of all nodes."""
+        return self.processes * self.nodes
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.strategy != "ddp"
+
+    @property
+    def is_single(self) -> bool:
+        """Trained in the process that runs the stage, without others beside it."""
+        return self.together == 1 and not self.is_sharded
+
+    @property
+    def shards(self) -> int:
+        """Processes that a weight is spread over."""
+        return {"ddp": 1, "fsdp": self.together, "hsdp": self.processes}[self.strategy]
+
+    def __str__(self) -> str:
+        nodes = f" on each of {number_of(self.nodes, 'node')}" if self.nodes > 1 else ""
+        kind = f", {self.strategy}" if self.is_sharded else ""
+        return f"{number_of(self.processes, 'process')}{nodes}{kind}"
+
+    @model_validator(mode="after")
+    def hsdp_has_two_dimensions(self) -> TrainingLaunch:
+        if self.strategy == "hsdp" and (self.nodes == 1 or self.processes == 1):
+            raise ValueError(
+                f"strategy hsdp shards within a node and repeats over nodes: processes "
+                f"{self.processes} and nodes {self.nodes} must both be above 1; "
+                f"allowed here: {'fsdp' if self.nodes == 1 else 'ddp or fsdp'}"
+            )
+        return self
+
+
 class CompensatedStart(Section):
     """Where the ternary arm of a checkpoint starts: its weights are rounded block by block so that
     what one rounding spoils the others undo, measured on the first sequences of the training text
@@ -147,11 +200,7 @@ class Train(Section):
         description="trainings of both arms, with the pilot's seed and those after it: how far the "
         "luck of a seed moves the quality gap; later stages take the models of the first",
     )
-    processes: Count = Field(
-        1,
-        description="that train together, each with the whole model and an equal part of every "
-        "step: one a GPU, or on the CPU; they must divide a step's sequences",
-    )
+    launch: TrainingLaunch = TrainingLaunch()
     lr: Positive = Field(2e-3, description="peak learning rate of the full-precision arm")
     ternary_lr: Positive | None = Field(None, description="of the ternary arm; null: same as lr")
     lr_warmup_share: Share = Field(0.1, description="of all steps, linear from 0")
@@ -219,17 +268,35 @@ class Train(Section):
     def share(self) -> tuple[int, int]:
         """(sequences of a batch, batches a step) of each process: whole batches are shared out as
         far as they go, then the sequences of each."""
-        turns = math.gcd(self.gradient_accumulation, self.processes)
-        return self.batch_size * turns // self.processes, self.gradient_accumulation // turns
+        turns = math.gcd(self.gradient_accumulation, self.launch.together)
+        return self.batch_size * turns // self.launch.together, self.gradient_accumulation // turns
 
     @model_validator(mode="after")
     def processes_divide_a_step(self) -> Train:
-        sequences = self.batch_size * self.gradient_accumulation
-        if sequences % self.processes:
+        sequences, together = self.batch_size * self.gradient_accumulation, self.launch.together
+        if sequences % together:
             raise ValueError(
-                f"processes {self.processes} cannot share a step's "
+                f"launch of {self.launch}: {number_of(together, 'process')} cannot share a step's "
                 f"{number_of(sequences, 'sequence')} (batch_size x gradient_accumulation) equally"
             )
+        return self
+
+    @model_validator(mode="after")
+    def shards_can_be_trained(self) -> Train:
+        if not self.launch.is_sharded:
+            return self
+        against = {
+            "regularisation": (self.regularisation, "none"),
+            "compile": (self.compile, False),
+            "int8_gradients": (self.int8_gradients, False),
+        }
+        for field, (value, allowed) in against.items():
+            if value != allowed:
+                raise ValueError(
+                    f"{field}: got {value}, which needs whole weights, and launch.strategy "
+                    f"{self.launch.strategy} has shards of them; allowed with it: {allowed}, "
+                    "or launch.strategy ddp"
+                )
         return self
 
     @model_validator(mode="after")
