@@ -4,7 +4,8 @@
 make ternary        :func:`to_ternary` with a :class:`Policy` and a :class:`ThresholdVersion`
 files               :func:`save_packed`, :func:`load_packed`, :func:`load_master`,
                     :func:`check_ternary`
-run                 :class:`Engine`, :class:`GenerationRequest`
+run                 :class:`Engine`, :class:`GenerationRequest`; in a core of one's own:
+                    :func:`check_core`
 adapters            :func:`add_lora`, :func:`fine_tune_lora`, :func:`save_lora`,
                     :func:`load_lora`
 load                :func:`read_trace`, :class:`LoadProfile`
@@ -23,6 +24,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.check.core import check_core
     from workbench.check.ternary import check_ternary
     from workbench.engine.engine import Engine
     from workbench.engine.request import GenerationRequest
@@ -50,6 +52,7 @@ _WHERE = {
     "ThresholdVersion": "workbench.ternary.threshold",
     "WorkbenchError": "workbench.errors",
     "add_lora": "workbench.train.lora",
+    "check_core": "workbench.check.core",
     "check_ternary": "workbench.check.ternary",
     "find_run": "workbench.records.run",
     "fine_tune_lora": "workbench.train.fine_tune",
@@ -66,7 +69,7 @@ _WHERE = {
 
 __all__ = [
     "ConfigError", "Engine", "GenerationRequest", "LoadProfile", "Metric", "Policy",
-    "ThresholdVersion", "WorkbenchError", "add_lora", "check_ternary", "find_run",
+    "ThresholdVersion", "WorkbenchError", "add_lora", "check_core", "check_ternary", "find_run",
     "fine_tune_lora", "load_lora", "load_master", "load_packed", "open_run", "read_trace",
     "resolve", "save_lora", "save_packed", "to_ternary",
 ]  # fmt: skip

@@ -68,7 +68,7 @@ class StageError(WorkbenchError):
 
 
 class CheckError(WorkbenchError):
-    """A model's files are not what they say they are."""
+    """A model's files, or a core, are not what they say they are."""
 
     exit_code = 3
 

@@ -64,7 +64,14 @@ STAGES: dict[str, Stage] = {
             3,
             "measure_ab",
             "what is gained, what is lost",
-            ("readiness.device", "readiness.threads", "measure_ab", "prompts", "tasks"),
+            (
+                "readiness.device",
+                "readiness.threads",
+                "readiness.core",
+                "measure_ab",
+                "prompts",
+                "tasks",
+            ),
             ("profile_load", "train_qat"),
         ),
         Stage(
@@ -79,7 +86,7 @@ STAGES: dict[str, Stage] = {
             5,
             "deploy_rollback",
             "can it run, and be taken back",
-            ("readiness.device", "readiness.threads", "deploy_rollback"),
+            ("readiness.device", "readiness.threads", "readiness.core", "deploy_rollback"),
             ("profile_load", "train_qat", "hybrid_plan"),
         ),
         Stage(

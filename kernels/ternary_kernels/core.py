@@ -9,14 +9,28 @@ Three ship: :class:`ternary_kernels.llama.LlamaNative` (native code on a CPU, wi
 :class:`ternary_kernels.gpu.llama.LlamaGpu` (Triton kernels in CUDA graphs) and
 ``workbench.engine.transformers_core.TransformersCore`` (any architecture that ``transformers``
 knows). The smallest core that works is the one of ``tests/engine/test_core.py``.
+
+A core of another package is found by an entry point of the group :data:`CORES`: a function from a
+:class:`Blueprint` to a core, under the name that a pilot's ``readiness.core`` calls it by.
+docs/cores.md is the page for whoever writes one; ``workbench core check NAME`` proves it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .llama import LlamaConfig
+    from .weights import PackedWeight
+
+CORES = "ternary_workbench.cores"
+"""Group of the entry points by which cores of other packages are found."""
 
 
 class NotFiniteError(ValueError):
@@ -41,8 +55,9 @@ class Core(Protocol):
 
     **Packing.** How weights come into a core is its constructor's business, since no two
     kernels want the same layout. Those of :mod:`ternary_kernels.llama` take a configuration and
-    a dict of packed matrices. Another layout is made from the same dict: a ternary matrix gives
-    ``codes()`` and ``scale``, an INT8 one ``values()`` and ``scale``, every one ``dequantize()``.
+    a dict of packed matrices, which :meth:`Blueprint.packed` gives. Another layout is made from the
+    same dict: a ternary matrix gives ``codes()`` and ``scale``, an INT8 or INT4 one ``values()``
+    and ``scale``, every one ``dequantize()``.
     A matrix that a core cannot hold in its stored precision is refused, or changed and said so
     in :attr:`notes`.
 
@@ -173,3 +188,34 @@ class Core(Protocol):
     def close(self) -> None:
         """Give the memory back; the core cannot be used afterwards. May be called twice."""
         ...
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a core is built from: one model, in either of two forms, and the room it shall have.
+
+    packed: gives the shape and all weights under the names of :mod:`ternary_kernels.llama`, each in
+    the precision that the model keeps; raises NotForKernels for an architecture that they do not
+    know. model: the same as a module of ``transformers``, for a core that takes such; raises
+    NotForKernels where there is none (random weights). Either is made when it is called.
+    slots, context: of :class:`Core`. threads: of the CPU, at least 1. kv_dtype: 'float16',
+    'bfloat16' or 'float32', of the cache. device: 'cpu' or 'cuda', what the pilot computes on.
+    cache_of: a core of the same shape whose cache this one may share: only one of both
+    holds conversations at a time; a core may leave it.
+
+    A builder that cannot make a core of it raises ValueError with what is allowed, and MemoryError
+    where it does not fit.
+    """
+
+    packed: Callable[[], tuple[LlamaConfig, dict[str, PackedWeight | Tensor]]]
+    model: Callable[[], Any]
+    slots: int
+    context: int
+    threads: int = 1
+    kv_dtype: str = "float16"
+    device: str = "cpu"
+    cache_of: Core | None = None
+
+
+BuildCore = Callable[[Blueprint], Core]
+"""What an entry point of :data:`CORES` names."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import native, reference
+from .core import NotFiniteError
 from .quantizers import rotate, rotation_block
 from .weights import PackedHalf, PackedInt4, PackedWeight, require_one_rotation
 
@@ -183,7 +184,4 @@ def _checked_norm(x_MK: Tensor, norm: Tensor | None, eps: float | None) -> Tenso
 
 def _raise_for(code: int) -> None:
     if code:
-        raise ValueError(
-            f"row {-code - 1} of the activations x holds NaN or Inf; allowed: finite values. "
-            "Look at what computed them: weights of the layer before, or an overflow in fp16."
-        )
+        raise NotFiniteError(f"a product, in row {-code - 1},")

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from workbench import __version__
-from workbench.cli import bench, meter, models, new, pilots, serving, sweeps
+from workbench.cli import bench, cores, meter, models, new, pilots, serving, sweeps
 from workbench.errors import WorkbenchError
 
 INTERRUPTED = 130
@@ -25,6 +25,7 @@ for group in (new, pilots, sweeps, serving, models):
     app.add_typer(group.commands)
 app.add_typer(meter.commands, name="meter")
 app.add_typer(bench.commands, name="bench")
+app.add_typer(cores.commands, name="core")
 
 
 def _say_version(wanted: bool) -> None:

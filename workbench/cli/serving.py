@@ -48,6 +48,9 @@ def serve(
     ] = 0.0,
     threads: Annotated[int, typer.Option(min=0, help="0: all usable cores")] = 0,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="what computes")] = "cpu",
+    core: Annotated[
+        str, typer.Option(help="of workbench core list; auto: the kernels of the device")
+    ] = "auto",
     route: Annotated[
         str | None,
         typer.Option(help="the arm that answers", show_default="as it was left, or the hybrid"),
@@ -257,6 +260,7 @@ def serve(
         batch_wait_s=batch_wait_ms / 1e3,
         threads=threads,
         device=device,
+        core=core,
         short_tokens=short_tokens,
         deadline_s=deadline,
         on_lost_stream=on_lost_stream,

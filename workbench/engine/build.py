@@ -2,27 +2,29 @@
 
 Each device has a :class:`~ternary_kernels.core.Core`: native code on a CPU, Triton kernels in CUDA
 graphs on a GPU. What their architecture does not know runs through transformers, and says so.
+A core that is asked for by its name (:mod:`.cores`) computes every model or refuses it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
 
 import torch
-from ternary_kernels import PackedWeight, llama, set_threads
+from ternary_kernels import PackedWeight, llama
+from ternary_kernels.core import Blueprint, BuildCore, Core
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from workbench.engine.architecture import NotForKernels, eos_tokens, kernel_config
+from workbench.engine.cores import AUTO, OF_DEVICE, core_builder, through_transformers
 from workbench.engine.engine import Engine
 from workbench.engine.modules import ModelSource
 from workbench.engine.random_weights import WeightKind, random_weights
-from workbench.engine.transformers_core import TransformersCore
 from workbench.engine.weights import EmbeddingKind, FolderSource, collect_weights
 from workbench.errors import StageError, reason_of
 from workbench.machine.cpu import measurement_threads
@@ -53,6 +55,7 @@ class Setup:
     kv_dtype: str = "float16"
     device: Literal["cpu", "cuda"] = "cpu"
     cache_of: Engine | None = None
+    core: str = AUTO
 
 
 class SetupFields(TypedDict, total=False):
@@ -65,6 +68,7 @@ class SetupFields(TypedDict, total=False):
     kv_dtype: str
     device: Literal["cpu", "cuda"]
     cache_of: Engine | None
+    core: str
 
 
 def from_folder(folder: Path, setup: Setup) -> Engine:
@@ -108,30 +112,58 @@ def from_model(model: nn.Module, setup: Setup) -> Engine:
 
 def random_model(config: PretrainedConfig, kind: WeightKind, setup: Setup) -> Engine:
     """See :meth:`Engine.random`."""
-    shape, setup = kernel_config(config), _with_context(config, setup)
-    tied = config.tie_word_embeddings
-    if setup.device == "cuda":
-        _require_gpu()
+    setup, tied = _with_context(config, setup), config.tie_word_embeddings
+
+    def weights(shape: llama.LlamaConfig) -> Weights:
+        if _packs_on(setup) is None:
+            return random_weights(shape, kind, tied=tied)
         from ternary_kernels.gpu.llama import random_llama
 
-        weights = random_llama(shape, kind, tied=tied, device="cuda")
-        return _on_gpu(shape, weights, setup, frozenset())
-    return _native(shape, random_weights(shape, kind, tied=tied), setup, frozenset())
+        return random_llama(shape, kind, tied=tied, device="cuda")
+
+    def model() -> nn.Module:
+        raise NotForKernels("random weights are packed matrices, no model of transformers")
+
+    return Engine(_core(core_builder(_core_name(setup)), config, weights, model, setup))
 
 
-def _native(
-    shape: llama.LlamaConfig,
-    weights: Weights,
+def _core_name(setup: Setup) -> str:
+    return OF_DEVICE[setup.device] if setup.core == AUTO else setup.core
+
+
+def _core(
+    build: BuildCore,
+    config: PretrainedConfig,
+    weights: Callable[[llama.LlamaConfig], Weights],
+    model: Callable[[], nn.Module],
     setup: Setup,
-    eos: frozenset[int],
-) -> Engine:
-    set_threads(measurement_threads(setup.threads))
-    core = llama.create(shape, weights, setup.slots, setup.context, setup.kv_dtype)
-    return Engine(core, eos_tokens=eos)
+) -> Core:
+    """The core over this model. Raises NotForKernels where it does not know the model."""
+
+    def packed() -> tuple[llama.LlamaConfig, Weights]:
+        shape = kernel_config(config)
+        return shape, weights(shape)
+
+    assert setup.context is not None
+    plan = Blueprint(
+        packed,
+        model,
+        setup.slots,
+        setup.context,
+        measurement_threads(setup.threads),
+        setup.kv_dtype,
+        setup.device,
+        setup.cache_of.core if setup.cache_of else None,
+    )
+    if setup.device == "cpu":
+        return build(plan)
+    _require_gpu()
+    with _fitting_the_gpu():
+        return build(plan)
 
 
 def _require_gpu() -> None:
-    """Raise StageError without a CUDA device, NotForKernels without Triton."""
+    """Raise StageError without a CUDA device."""
     name, reason = torch_gpu()
     if name is None:
         raise StageError(
@@ -139,8 +171,6 @@ def _require_gpu() -> None:
             allowed="cuda where torch can use a GPU; cpu",
             next_step="set readiness.device to auto or cpu (workbench serve: --device cpu)",
         )
-    if find_spec("triton") is None:
-        raise NotForKernels("Triton is not installed here")
 
 
 @contextmanager
@@ -159,25 +189,9 @@ def _fitting_the_gpu() -> Iterator[None]:
 
 
 def _packs_on(setup: Setup) -> str | None:
-    """Where ternary layers are packed: on the GPU that will multiply them; None: on the CPU."""
-    return "cuda" if setup.device == "cuda" else None
-
-
-def _on_gpu(
-    shape: llama.LlamaConfig,
-    weights: Weights,
-    setup: Setup,
-    eos: frozenset[int],
-) -> Engine:
-    from ternary_kernels.gpu.llama import LlamaGpu
-
-    other = setup.cache_of.core if setup.cache_of else None
-    with _fitting_the_gpu():
-        core = LlamaGpu(
-            shape, weights, setup.slots, setup.context, setup.kv_dtype,
-            cache_of=other if isinstance(other, LlamaGpu) else None,
-        )  # fmt: skip
-    return Engine(core, eos_tokens=eos)
+    """Where ternary layers are packed: on the GPU that will multiply them; None: on the CPU, as
+    cores of other packages take them."""
+    return "cuda" if setup.device == "cuda" and _core_name(setup) == "triton" else None
 
 
 def _build(
@@ -187,17 +201,21 @@ def _build(
     model: Callable[[], nn.Module],
     setup: Setup,
 ) -> Engine:
-    setup = _with_context(config, setup)
+    setup, name = _with_context(config, setup), _core_name(setup)
     try:
-        if setup.device == "cuda":
-            _require_gpu()
-        shape = kernel_config(config)
-        with _fitting_the_gpu() if setup.device == "cuda" else nullcontext():
-            packed = weights(shape)
-    except NotForKernels as reason:
-        return _through_transformers(model(), setup, eos, str(reason))
-    make = _on_gpu if setup.device == "cuda" else _native
-    return make(shape, packed, setup, eos)
+        core = _core(core_builder(name), config, weights, model, setup)
+    except ValueError as reason:
+        if setup.core != AUTO:
+            raise StageError(
+                f"core {name} does not run this model: {reason}",
+                allowed="a model that it knows; auto takes transformers where the kernels do not",
+                next_step="set readiness.core to auto, or to transformers",
+            ) from reason
+        if not isinstance(reason, NotForKernels):
+            raise
+        through = partial(through_transformers, reason=str(reason))
+        core = _core(through, config, weights, model, setup)
+    return Engine(core, eos_tokens=eos)
 
 
 def _has_own_head(model: nn.Module) -> bool:
@@ -205,14 +223,6 @@ def _has_own_head(model: nn.Module) -> bool:
     modules = model.get_input_embeddings(), model.get_output_embeddings()
     embedding, head = (getattr(module, "weight", None) for module in modules)
     return embedding is not None and head is not None and embedding is not head
-
-
-def _through_transformers(
-    model: nn.Module, setup: Setup, eos: frozenset[int], reason: str
-) -> Engine:
-    torch.set_num_threads(measurement_threads(setup.threads))
-    core = TransformersCore(model, setup.slots, setup.context, setup.device, reason)
-    return Engine(core, eos_tokens=eos)
 
 
 def _with_context(config: PretrainedConfig, setup: Setup) -> Setup:

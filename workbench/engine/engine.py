@@ -97,6 +97,8 @@ class Engine:
         device: ``cpu`` or ``cuda``, each with its own kernels; other architectures run through
         transformers. cache_of: on ``cuda``, an engine of the same shape whose cache of keys and
         values this one uses too; only one of them may hold conversations at a time.
+        core: what computes, by a name of :mod:`workbench.engine.cores`; ``auto``: the kernels of
+        the device, and transformers for what they do not know.
         Raises StageError for a folder that is missing, truncated or of another format, and for
         a context the model was not made for.
         """

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from ternary_kernels.core import Core
+from ternary_kernels.core import Core, NotFiniteError
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -52,8 +52,9 @@ class TransformersCore(Core):
     ) -> np.ndarray:
         """See :meth:`ternary_kernels.core.Core.forward`."""
         slots_n, tokens_n = np.asarray(slots), np.asarray(tokens)
+        positions_n = np.asarray(positions)
         want_n = np.broadcast_to(np.asarray(want_logits, dtype=bool), slots_n.shape)
-        self._check(slots_n, np.asarray(positions))
+        self._check(tokens_n, slots_n, positions_n)
         logits_nV = np.zeros((len(tokens_n), self.config.vocab_size), dtype=np.float32)
         for slot in np.unique(slots_n):
             rows = np.flatnonzero(slots_n == slot)
@@ -68,8 +69,10 @@ class TransformersCore(Core):
                 input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep
             )
             self._caches[slot] = output.past_key_values
-            self.filled[slot] = positions[rows[-1]] + 1
+            self.filled[slot] = positions_n[rows[-1]] + 1
             logits_nV[rows[-keep:]] = output.logits[0].float().cpu().numpy()
+        if not np.isfinite(logits_nV).all():
+            raise NotFiniteError("head")
         return logits_nV[want_n]
 
     @property
@@ -110,7 +113,17 @@ class TransformersCore(Core):
         """Let go of the model and the caches."""
         self.model, self._caches = None, []
 
-    def _check(self, slots_n: np.ndarray, positions_n: np.ndarray) -> None:
+    def _check(self, tokens_n: np.ndarray, slots_n: np.ndarray, positions_n: np.ndarray) -> None:
+        if not tokens_n.shape == slots_n.shape == positions_n.shape:
+            raise ValueError(
+                f"tokens {tokens_n.shape}, slots {slots_n.shape}, positions {positions_n.shape}; "
+                "allowed: three lists of the same length"
+            )
+        if len(tokens_n) and not 0 <= tokens_n.min() <= tokens_n.max() < self.vocab_size:
+            raise ValueError(
+                f"tokens {tokens_n.min()} to {tokens_n.max()}; allowed: 0 to "
+                f"{self.vocab_size - 1}. Use the tokenizer that belongs to the model."
+            )
         if len(slots_n) and not 0 <= slots_n.min() <= slots_n.max() < self.slots:
             raise ValueError(f"slots {set(slots_n.tolist())}; allowed: 0 to {self.slots - 1}")
         if len(positions_n) and positions_n.max() >= self.context:

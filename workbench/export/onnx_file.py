@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from workbench.engine.architecture import NotForKernels, eos_tokens, kernel_config
 from workbench.engine.modules import ModelSource
+from workbench.engine.onnx_graph import LlamaGraph
 from workbench.engine.weights import collect_weights
 from workbench.errors import ConfigError
-from workbench.export.onnx_graph import LlamaGraph
 from workbench.export.parts import refuse_rotation
 from workbench.files import replacing
 from workbench.ternary.nbits import DOMAIN, LUT_ROWS, Bits

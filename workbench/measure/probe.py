@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from ternary_kernels import backend
 
+from workbench.engine.cores import AUTO, OF_DEVICE
 from workbench.engine.engine import Engine
 from workbench.engine.random_weights import WeightKind
 from workbench.engine.units import backends, uneven_units
@@ -95,9 +96,10 @@ def run_probe(context: StageContext) -> None:
     """
     section, record, began = context.pilot.readiness.probe, context.record, time.monotonic()
     budget_s = section.budget_s
-    where = Where(context.device, context.pilot.readiness.threads)
-    if where.device.name == "cuda" and find_spec("triton") is None:
-        reason = "a probe on the GPU needs Triton, which is not installed here"
+    readiness = context.pilot.readiness
+    where = Where(context.device, readiness.threads, readiness.core)
+    reason = _cannot_probe(where)
+    if reason:
         context.note(f"speed probe: {reason}")
         leave_out(record, reason)
         return
@@ -146,10 +148,21 @@ def run_probe(context: StageContext) -> None:
 
 @dataclass(frozen=True)
 class Where:
-    """What computes. threads: of the CPU's kernels."""
+    """What computes. threads: of the CPU's kernels. core: by its name."""
 
     device: Device
     threads: int
+    core: str = AUTO
+
+
+def _cannot_probe(where: Where) -> str:
+    """Why random weights cannot be measured there; empty where they can."""
+    on_kernels = where.core in (AUTO, "triton")
+    if where.device.name == "cuda" and on_kernels and find_spec("triton") is None:
+        return "a probe on the GPU needs Triton, which is not installed here"
+    if where.core == "transformers":
+        return "random weights are packed matrices, which the core transformers does not take"
+    return ""
 
 
 def _own_shape(pilot: Pilot, where: Where) -> tuple[Subject | None, str]:
@@ -221,6 +234,10 @@ def _needed_bytes(
         sizes["int8"] += 9 * shape.vocabulary_parameters
         sizes["int4"] += shape.linear_parameters + 9 * shape.vocabulary_parameters
         sizes["ternary"] += shape.linear_parameters + 9 * shape.vocabulary_parameters
+    elif where.core not in (AUTO, *OF_DEVICE.values()):
+        # Another core packs for itself, and may hold float32 where it has no bf16.
+        sizes = {arm: 2 * size for arm, size in sizes.items()}
+        sizes["full_precision"] += 2 * shape.parameters
     positions = section.prompt_tokens + section.output_tokens
     caches = len(arms) * positions * shape.kv_bytes_per_token()
     return sum(sizes[arm] for arm in arms) + caches
@@ -287,6 +304,7 @@ def _side_by_side(
                     context=section.prompt_tokens + section.output_tokens,
                     threads=where.threads,
                     device=where.device.name,
+                    core=where.core,
                 )
                 _turn(engines[arm], list(range(8)), 2)
             resident[arm] = growth.size_bytes

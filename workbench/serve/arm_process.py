@@ -70,6 +70,7 @@ class ArmSpec:
     faults: bool = False
     drafted: bool = False
     draft: Path | None = None
+    core: str = "auto"
 
 
 def run_arm(channel: socket.socket, spec: ArmSpec) -> None:
@@ -193,6 +194,7 @@ def load_arm(spec: ArmSpec, answers: _Answers | None = None) -> LoadedModel:
             context=spec.context,
             threads=spec.threads,
             device=spec.device,
+            core=spec.core,
         )
     except MemoryError as error:
         raise StageError(

@@ -68,8 +68,9 @@ class ServeSpec:
     slots: requests that run together in each arm; short_slots: besides, for those of at most
     ``short_tokens`` output alone. queue: requests that may wait.
     context: tokens of prompt and output together; None takes what the models were made for.
-    threads: of each arm, 0 for all usable cores. hold_s, held_s, batch_wait_s,
-    deadline_s, on_lost_stream: see :class:`Router`. silence_s, step_s: see :mod:`.arm`.
+    threads: of each arm, 0 for all usable cores. core: what computes all of them. hold_s, held_s,
+    batch_wait_s, deadline_s, on_lost_stream: see :class:`Router`. silence_s, step_s: see
+    :mod:`.arm`.
     evidence: against the candidate, from before a restart (:meth:`.trial.Trial.kept`).
     drain_notice_s: before it stops to listen, ``/ready`` says so that long. faults: a drill may
     order arms to fail. canary: how the route's share grows from ``weight``. sticky_user: all
@@ -90,6 +91,7 @@ class ServeSpec:
     context: int | None = None
     threads: int = 0
     device: DeviceName = "cpu"
+    core: str = "auto"
     hold_s: float = 30.0
     held_s: float = 0.0
     evidence: dict[str, Any] | None = None

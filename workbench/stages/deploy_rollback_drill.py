@@ -48,6 +48,7 @@ def served_spec(
         context=wanted_context(profile, section.max_prompt_tokens, section.max_output_tokens),
         threads=pilot.readiness.threads,
         device=device,
+        core=pilot.readiness.core,
         hold_s=section.hold_s,
         batch_wait_s=section.batch_wait_ms / 1e3,
         rule=RollbackRule(**rule.model_dump()) if rule else None,

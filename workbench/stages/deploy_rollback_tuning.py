@@ -54,6 +54,7 @@ def tune(
         context=context + max(tuning.output_tokens, default=0),
         threads=pilot.readiness.threads,
         device=device,
+        core=pilot.readiness.core,
     )
     load = pilot.profile_load
     plan = TuningPlan(

@@ -222,6 +222,7 @@ def _loaded_arms(
                     threads=readiness.threads,
                     device=device,
                     cache_of=first,
+                    core=readiness.core,
                 )
             shared = first.kv_bytes if first and not engine.kv_bytes else 0
             arms[name] = MeasuredArm(engine, growth.size_bytes + shared)

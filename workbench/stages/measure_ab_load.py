@@ -195,6 +195,7 @@ def _spec(context: StageContext, trained: StageRecord, profile: LoadProfile) -> 
         context=wanted_context(profile, wanted.max_prompt_tokens, wanted.max_output_tokens),
         threads=context.pilot.readiness.threads,
         device=context.device.name,
+        core=context.pilot.readiness.core,
     )
 
 

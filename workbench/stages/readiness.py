@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import ternary_kernels
 
+from workbench.engine.cores import require_core
 from workbench.errors import ConfigError
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.describe import describe_computing, describe_machine
@@ -68,6 +69,7 @@ def check(pilot: Pilot) -> list[str]:
     ]
     for look in (
         lambda: choose_device(pilot.readiness.device),
+        lambda: require_core(pilot.readiness.core, pilot.readiness.device),
         lambda: measurement_threads(pilot.readiness.threads),
         lambda: CsvMeter(Path(log)) if log else None,
         lambda: require_libraries(pilot.measure_ab.meters),

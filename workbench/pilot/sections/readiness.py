@@ -72,5 +72,11 @@ class Readiness(Section):
         "auto",
         description="what computes, in every stage; auto: the GPU that torch can use, else the CPU",
     )
+    core: str = Field(
+        "auto",
+        description="what computes the models that are measured and served, all of them: a name of "
+        "workbench core list, from this package or another; auto: the kernels of the device, and "
+        "transformers for a model that they do not know",
+    )
     quiet: Quiet = Quiet()
     probe: Probe = Probe()

@@ -113,20 +113,26 @@ class LlamaGraph:
             for name in ("input_ids", "position_ids")
         )
         mask = self._input("attention_mask", TensorProto.INT64, ["batch", "past_and_new"])
-        x = self._embedding(ids)
-        turn, hidden = self._rotation(positions), self._hidden(ids, mask)
-        for i in range(c.num_layers):
+        x = self._layers(ids, positions, self._hidden(ids, mask))
+        shape = ["batch", "new", c.vocab_size]
+        self._output("logits", self._head(x), TensorProto.FLOAT, shape)
+        g.outputs.insert(0, g.outputs.pop())  # where tools expect it
+        return g
+
+    def _layers(self, ids: str, positions: str, hidden: str) -> str:
+        """What the head is given, before the last norm."""
+        g, x, turn = self.graph, self._embedding(ids), self._rotation(positions)
+        for i in range(self.config.num_layers):
             layer = f"layers.{i}."
             normed = self._norm(x, layer + "attn_norm")
             x = g.node("Add", x, self._attention(i, normed, turn, hidden))
             normed = self._norm(x, layer + "ffn_norm")
             x = g.node("Add", x, self._ffn(layer, normed))
-        x = self._norm(x, "norm")
+        return x
+
+    def _head(self, x: str) -> str:
         head = "head" if "head" in self.weights else "embed"
-        logits = self._linear(x, head, "lm_head")
-        self._output("logits", logits, TensorProto.FLOAT, ["batch", "new", c.vocab_size])
-        g.outputs.insert(0, g.outputs.pop())  # where tools expect it
-        return g
+        return self._linear(self._norm(x, "norm"), head, "lm_head")
 
     def _input(self, name: str, kind: int, shape: list[Any]) -> str:
         from onnx import helper
@@ -185,8 +191,6 @@ class LlamaGraph:
         return g.node("Where", g.node("And", seen, there), g.number(0.0), g.number(HIDDEN))
 
     def _attention(self, i: int, x: str, turn: tuple[str, str], hidden: str) -> str:
-        from onnx import TensorProto
-
         g, c, layer = self.graph, self.config, f"layers.{i}."
         heads = {}
         for name, count in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)):
@@ -196,27 +200,35 @@ class LlamaGraph:
                 y = self._norm(y, f"{layer}{name}_norm")
             y = g.node("Transpose", y, perm=[0, 2, 1, 3])
             heads[name] = self._rotate(y, turn) if name != "v" else y
-        cached = {}
-        for name, full in (("k", "key"), ("v", "value")):
-            shape = ["batch", c.num_kv_heads, "past", c.head_dim]
-            past = self._input(f"past_key_values.{i}.{full}", TensorProto.FLOAT16, shape)
-            half = g.node("Cast", heads[name], to=TensorProto.FLOAT16)
-            now = g.node("Concat", past, half, axis=2)
-            shape = ["batch", c.num_kv_heads, "past_and_new", c.head_dim]
-            self._output(f"present.{i}.{full}", now, TensorProto.FLOAT16, shape)
-            cached[name] = g.node("Unsqueeze", _float(g, now), g.whole(2))
+        keys, values = self._seen(i, heads["k"], heads["v"])
         share = c.num_heads // c.num_kv_heads
         query = g.node("Reshape", heads["q"], g.whole(0, c.num_kv_heads, share, -1, c.head_dim))
-        keys = g.node("Transpose", cached["k"], perm=[0, 1, 2, 4, 3])
-        scores = g.node("Mul", g.node("MatMul", query, keys), g.number(c.head_dim**-0.5))
+        scores = g.node("MatMul", query, g.node("Unsqueeze", keys, g.whole(2)))
+        scores = g.node("Mul", scores, g.number(c.head_dim**-0.5))
         weights = g.node("Softmax", g.node("Add", scores, hidden), axis=-1)
-        mixed = g.node("MatMul", weights, cached["v"])
+        mixed = g.node("MatMul", weights, g.node("Unsqueeze", values, g.whole(2)))
         mixed = g.node("Reshape", mixed, g.whole(0, c.num_heads, -1, c.head_dim))
         mixed = g.node("Transpose", mixed, perm=[0, 2, 1, 3])
         mixed = g.node("Reshape", mixed, g.whole(0, 0, c.num_heads * c.head_dim))
         if layer + "attn_sub_norm" in self.weights:
             mixed = self._norm(mixed, layer + "attn_sub_norm")
         return self._layer_linear(mixed, layer, "o")
+
+    def _seen(self, i: int, keys: str, values: str) -> tuple[str, str]:
+        """Past and new keys [B, G, D, T] and values [B, G, T, D], from the new [B, G, S, D]."""
+        from onnx import TensorProto
+
+        g, c = self.graph, self.config
+        seen = []
+        for new, full in ((keys, "key"), (values, "value")):
+            shape = ["batch", c.num_kv_heads, "past", c.head_dim]
+            past = self._input(f"past_key_values.{i}.{full}", TensorProto.FLOAT16, shape)
+            half = g.node("Cast", new, to=TensorProto.FLOAT16)
+            now = g.node("Concat", past, half, axis=2)
+            shape = ["batch", c.num_kv_heads, "past_and_new", c.head_dim]
+            self._output(f"present.{i}.{full}", now, TensorProto.FLOAT16, shape)
+            seen.append(_float(g, now))
+        return g.node("Transpose", seen[0], perm=[0, 1, 3, 2]), seen[1]
 
     def _rotate(self, x: str, turn: tuple[str, str]) -> str:
         g, (cos, sin) = self.graph, turn
@@ -260,8 +272,7 @@ class LlamaGraph:
         g, weight = self.graph, self.weights[key]
         assert isinstance(weight, PackedWeight)
         if isinstance(weight, PackedHalf) and self.rest_bits is None:
-            matrix = _float(g, self._half(key, weight))
-            return g.node("MatMul", x, g.node("Transpose", matrix, perm=[1, 0]), name=module)
+            return self._half_product(x, key, weight, module)
         if isinstance(weight, PackedHalf):
             return self._product(x, key, weight, module)
         values, factor = self._quantise(x)
@@ -271,6 +282,10 @@ class LlamaGraph:
             scale = g.constant(f"{key}.scale", behind)
             y = g.node("Mul", y, scale, name=f"{module}.scaled")
         return g.node("Mul", y, factor)
+
+    def _half_product(self, x: str, key: str, weight: PackedHalf, module: str) -> str:
+        g, matrix = self.graph, _float(self.graph, self._half(key, weight))
+        return g.node("MatMul", x, g.node("Transpose", matrix, perm=[1, 0]), name=module)
 
     def _product(self, x: str, key: str, weight: PackedWeight, module: str) -> str:
         g = self.graph
