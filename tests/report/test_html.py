@@ -18,6 +18,7 @@ from workbench.figures import (
 )
 from workbench.figures.page import stage_figures
 from workbench.measure.meters.window import Reason
+from workbench.paths import PROJECT
 from workbench.report import html, plotly_page
 from workbench.report.environment_view import command_of
 from workbench.report.html import write_html
@@ -25,6 +26,7 @@ from workbench.report.views import missing_rows, result_tables
 from workbench.wording.reasons import reason_words
 from workbench.wording.text import Texts
 
+TEMPLATES = PROJECT / "workbench" / "report" / "templates"
 STAGES = (readiness, profile_load, train_qat, measure_ab, hybrid_plan, deploy_rollback)
 DRAWN = sum(len(module.FIGURES) for module in STAGES) + 2
 OVERLAPPING = """[...document.querySelectorAll('.draw')]
@@ -88,6 +90,14 @@ def test_the_page_draws_offline(shared_run, browser, language: str, width: int) 
     assert paper == "rgb(255, 255, 255)", "a dark page is printed on white"
     assert complaints == []
     context.close()
+
+
+def test_no_style_is_matched_anew_at_every_change() -> None:
+    """A selector with ``:has`` on the page's whole tree is: printing drew for a minute, each
+    measured text after a look at every element."""
+    assert (
+        ":has(" not in (TEMPLATES / "page.css").read_text() + (TEMPLATES / "card.css").read_text()
+    )
 
 
 @pytest.mark.browser
