@@ -36,6 +36,7 @@ def test_only_unlike_units_are_unfair():
     assert not uneven_units({"full_precision": ["amx_bf16"], "ternary": ["amx_int8"]})
     assert not uneven_units({"full_precision": ["vectors"], "ternary": ["vectors"]})
     assert not uneven_units({"full_precision": [], "ternary": []})
+    assert not uneven_units({"full_precision": ["vectors"], "ternary_in_another_core": []})
     told = uneven_units({"full_precision": ["vectors"], "ternary": ["amx_int8"]})
     assert "full_precision: vectors; ternary: amx_int8" in told
     assert uneven_units({"full_precision": ["amx_bf16"], "hybrid": ["amx_bf16", "vectors"]})

@@ -18,8 +18,9 @@ VECTORS = "vectors"
 def uneven_units(units: Mapping[str, Iterable[str]]) -> str:
     """Why speed-ups of prompts and batches are not fair; '' where all arms use the same kind.
 
-    units: of each arm, as :attr:`Engine.units` has them.
+    units: of each arm, as :attr:`Engine.units` has them; an arm without any says nothing of them.
     """
+    units = {arm: used for arm, used in units.items() if used}
     kinds = {arm: frozenset(unit == VECTORS for unit in used) for arm, used in units.items()}
     if len(set(kinds.values())) <= 1:
         return ""

@@ -156,7 +156,7 @@ def _in_blocks(record: StageRecord, pilot: Pilot) -> Iterator[tuple[str, Carries
         return
     most_ms = pilot.measure_ab.load.max_dispatch_delay_ms
     late = delay is not None and delay.value is not None and delay.value > most_ms
-    for arm in pilot.measure_ab.arms:
+    for arm in pilot.measure_ab.all_arms:
         met = {
             m.labels["class"]: m
             for m in record.metrics

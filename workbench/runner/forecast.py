@@ -160,9 +160,11 @@ def _config(pilot: Pilot) -> PretrainedConfig:
 
 def _memory_bytes(pilot: Pilot, config: PretrainedConfig, parameters: int) -> tuple[str, float]:
     """When memory is fullest, and the bytes then: in training, or while all arms are measured."""
-    arms = pilot.measure_ab.own_arms
+    section = pilot.measure_ab
     served = 2 if pilot.measure_ab.load.blocks else 1  # the server has them once more
-    measuring = served * sum(arm_bytes(arm, parameters) for arm in arms)
+    measuring = served * sum(
+        arm_bytes(section.model_of(arm), parameters) for arm in section.own_arms
+    )
     if pilot.model.ternary is not None:
         training = float(TAKEN_IN_BYTES * parameters)
     else:

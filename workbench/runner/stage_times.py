@@ -243,7 +243,7 @@ def _measure_s(pilot: Pilot, parameters: int, speeds: Speeds, asked: OwnAsked) -
     reading = len(arms) * read * speeds.read_s
     writing = asked.answer_tokens * speeds.decode_s
     # With the kernels an arm writes as much faster as it is smaller; without, as fast as bf16.
-    quick = writing * sum(arm_bytes(arm, 1) for arm in arms) / BF16_BYTES
+    quick = writing * sum(arm_bytes(ab.model_of(arm), 1) for arm in arms) / BF16_BYTES
     loading = len(arms) * (LOAD_S + 2 * PACK_S * parameters)
     return (
         budget / 2 + reading / 4 + quick + loading / 2,  # the engine reads quicker than a training

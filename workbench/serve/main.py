@@ -224,7 +224,7 @@ def _process(name: str, spec: ServeSpec, context: int) -> ArmProcess:
         spec.faults,
         name in spec.drafts,
         spec.drafts.get(name),
-        spec.core,
+        spec.cores.get(name, spec.core),
     )
     return ArmProcess(name, arm, silence_s=spec.silence_s, step_s=spec.step_s)
 

@@ -68,9 +68,9 @@ class ServeSpec:
     slots: requests that run together in each arm; short_slots: besides, for those of at most
     ``short_tokens`` output alone. queue: requests that may wait.
     context: tokens of prompt and output together; None takes what the models were made for.
-    threads: of each arm, 0 for all usable cores. core: what computes all of them. hold_s, held_s,
-    batch_wait_s, deadline_s, on_lost_stream: see :class:`Router`. silence_s, step_s: see
-    :mod:`.arm`.
+    threads: of each arm, 0 for all usable cores. core: what computes them, but for those of
+    ``cores``. hold_s, held_s, batch_wait_s, deadline_s, on_lost_stream: see :class:`Router`.
+    silence_s, step_s: see :mod:`.arm`.
     evidence: against the candidate, from before a restart (:meth:`.trial.Trial.kept`).
     drain_notice_s: before it stops to listen, ``/ready`` says so that long. faults: a drill may
     order arms to fail. canary: how the route's share grows from ``weight``. sticky_user: all
@@ -113,6 +113,7 @@ class ServeSpec:
     sticky_user: bool = False
     probes: tuple[ProbePrompt, ...] = ()
     drafts: dict[str, Path | None] = field(default_factory=dict)
+    cores: dict[str, str] = field(default_factory=dict)
 
     @property
     def candidate(self) -> str:

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.engine.build import read_config
+from workbench.engine.cores import require_core
 from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
 from workbench.engine.speculative import SpeculativeEngine
@@ -87,6 +88,11 @@ def check(pilot: Pilot) -> list[str]:
     """Requests that the model could not hold, before it is trained, and addresses without a key."""
     addresses = pilot.measure_ab.addresses.items()
     problems = [text for name, of in addresses if (text := address_problem(name, of))]
+    for name, of in pilot.measure_ab.in_cores.items():
+        try:
+            require_core(of.core, pilot.readiness.device)
+        except ConfigError as error:
+            problems.append(f"measure_ab.in_cores.{name}: {error}")
     model = pilot.model
     if "checkpoint" in pilot.measure_ab.own_arms and (model.ternary or not model.checkpoint):
         why = "full_precision is that already" if model.ternary else "model.checkpoint is null"
@@ -183,6 +189,11 @@ def _about_kernels(context: StageContext, engines: dict[str, Engine]) -> str:
     recorded as such."""
     units = {arm: list(engine.units) for arm, engine in engines.items()}
     context.record.facts["units"] = units
+    for arm, of in context.pilot.measure_ab.in_cores.items():
+        context.note(
+            f"{arm} is the model of {of.arm} in {engines[arm].backend}, {BASELINE} in "
+            f"{engines[BASELINE].backend}: its ratios are those of both, the weights and the core"
+        )
     if uneven := uneven_units(units):
         context.record.facts["uneven_units"] = uneven
         context.note(uneven)
@@ -199,7 +210,9 @@ def _loaded_arms(
     """The arms in memory side by side, the baseline first; closed afterwards."""
     section, readiness = context.pilot.measure_ab, context.pilot.readiness
     device = context.device.name
-    folders = {n: trained.artefact(n) for n in section.own_arms if n != SPECULATIVE}
+    folders = {
+        n: trained.artefact(section.model_of(n)) for n in section.own_arms if n != SPECULATIVE
+    }
     if device == "cpu":
         _require_memory(folders)
     arms: dict[str, MeasuredArm] = {}
@@ -210,7 +223,8 @@ def _loaded_arms(
             # of a large batch is bigger than the weights, one cache serves them all.
             # A draft holds its conversations while full precision holds them too.
             drafts = name == "ternary" and SPECULATIVE in section.own_arms
-            shares = device == "cuda" and arms and not drafts
+            elsewhere = section.in_cores.get(name)
+            shares = device == "cuda" and arms and not drafts and not elsewhere
             first = arms[BASELINE].engine if shares else None
             with memory_growth(device) as growth:
                 engine = Engine.load(
@@ -222,7 +236,7 @@ def _loaded_arms(
                     threads=readiness.threads,
                     device=device,
                     cache_of=first,
-                    core=readiness.core,
+                    core=elsewhere.core if elsewhere else readiness.core,
                 )
             shared = first.kv_bytes if first and not engine.kv_bytes else 0
             arms[name] = MeasuredArm(engine, growth.size_bytes + shared)

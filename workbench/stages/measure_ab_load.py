@@ -186,7 +186,7 @@ def _spec(context: StageContext, trained: StageRecord, profile: LoadProfile) -> 
     own = section.own_arms
     drafts = {"speculative": trained.artefact("ternary")} if "speculative" in own else {}
     return ServeSpec(
-        arms={n: trained.artefact(BASELINE if n in drafts else n) for n in own},
+        arms={n: trained.artefact(BASELINE if n in drafts else section.model_of(n)) for n in own},
         drafts=drafts,
         fallback=BASELINE,
         route=BASELINE,
@@ -196,6 +196,7 @@ def _spec(context: StageContext, trained: StageRecord, profile: LoadProfile) -> 
         threads=context.pilot.readiness.threads,
         device=context.device.name,
         core=context.pilot.readiness.core,
+        cores={name: of.core for name, of in section.in_cores.items()},
     )
 
 

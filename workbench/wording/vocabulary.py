@@ -163,13 +163,13 @@ _WAY = {
     )
 }
 _SAME_LOAD = {
-    "arm": Values("one of `measure_ab.arms`", lambda pilot: list(pilot.measure_ab.arms)),
+    "arm": Values("one of `measure_ab.arms`", lambda pilot: pilot.measure_ab.all_arms),
     "source": words("load"),
 }
 _SAME_LOAD_OTHER = {
     "arm": Values(
         "one of `measure_ab.arms` but `full_precision`",
-        lambda pilot: [arm for arm in pilot.measure_ab.arms if arm != "full_precision"],
+        lambda pilot: [arm for arm in pilot.measure_ab.all_arms if arm != "full_precision"],
     ),
     "source": words("load"),
 }

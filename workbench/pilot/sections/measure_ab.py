@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from workbench.pilot.sections.base import MOST_SLOTS, Count, Positive, Section, is_base_url
 from workbench.pilot.sections.meters import Meters
@@ -70,6 +70,14 @@ class Address(Section):
         return endpoint
 
 
+class ArmInCore(Section):
+    """One of the pilot's own arms once more, computed by another core beside the others: what an
+    accelerator, or another runtime, makes of the same model."""
+
+    core: str = Field(description="a name of workbench core list")
+    arm: str = Field("ternary", description="whose model it is: another of measure_ab.arms")
+
+
 class UnderLoad(Replay):
     """The profile's requests, the same at the same times to every arm, in alternating blocks."""
 
@@ -106,6 +114,11 @@ class MeasureAb(Section):
         "session's time more, so not by default); or as a "
         "mapping that also has addresses by names of your choice, `{today: {endpoint: ..., model: "
         "...}}`; one without own arms takes these",
+    )
+    in_cores: dict[str, ArmInCore] = Field(
+        {},
+        description="arms in a core of their own, by names of your choice: `{ternary_ort: {core: "
+        "onnxruntime}}`; arms of the pilot like those of arms, which run in readiness.core",
     )
     load: UnderLoad = UnderLoad()
     prompt_tokens: Count | None = Field(
@@ -178,11 +191,37 @@ class MeasureAb(Section):
                 )
         return arms
 
+    @model_validator(mode="after")
+    def of_a_model_that_is_there(self) -> Self:
+        taken = list(dict.fromkeys((*RESERVED, *self.arms)))
+        for name, of in self.in_cores.items():
+            if name in taken or not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(
+                    f"in_cores: {name!r} cannot name an arm; give a word of letters, digits, '_', "
+                    f"'-' and '.' that is none of {', '.join(taken)}"
+                )
+            there = [arm for arm in self.own_arms if arm not in (*self.in_cores, "speculative")]
+            if of.arm not in there:
+                raise ValueError(
+                    f"in_cores.{name}.arm: {of.arm} is none of measure_ab.arms; give one of "
+                    f"{', '.join(there)}"
+                )
+        return self
+
     @property
     def own_arms(self) -> list[str]:
-        """Those of the pilot, the baseline first."""
+        """Those of the pilot, the baseline first and those in cores of their own last."""
         own = [name for name, address in self.arms.items() if address is None]
-        return sorted(own, key=lambda arm: arm != "full_precision")
+        return [*sorted(own, key=lambda arm: arm != "full_precision"), *self.in_cores]
+
+    @property
+    def all_arms(self) -> list[str]:
+        """Own arms and addresses."""
+        return [*self.arms, *self.in_cores]
+
+    def model_of(self, arm: str) -> str:
+        """The arm whose model this one computes: itself, but for those of ``in_cores``."""
+        return self.in_cores[arm].arm if arm in self.in_cores else arm
 
     @property
     def addresses(self) -> dict[str, Address]:
