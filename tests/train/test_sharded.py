@@ -91,6 +91,16 @@ def test_two_shards_train_as_one_model_does_through_a_kill_and_on_another_number
     ):
         here, there = shards.telemetry.frame(name), one.telemetry.frame(name)
         assert len(here) and here[exact].equals(there[exact]), name
+    traffic = shards.telemetry.frame("loss")
+    matrices = sum(4 * layer.weight.numel() for _, layer in bit_linears(model))
+    alone, shared = (
+        traffic.loc[traffic["step"] > kept[1]],
+        traffic.loc[traffic["step"] <= kept[1]],
+    )
+    assert (alone[["gathered_bytes", "reduced_bytes"]] == 0).all(axis=None), "of one process"
+    # Half of each matrix, for the forward pass and for the backward one; half of its gradient.
+    assert (shared["gathered_bytes"] > matrices).all() and shared["gathered_bytes"].nunique() == 1
+    assert (shared["reduced_bytes"] > matrices / 2).all()
     columns = ["loss", "objective", "teacher_kl", "relations", "grad_norm"]
     here, there = (each.telemetry.frame("loss")[columns].to_numpy() for each in (shards, one))
     assert abs(here - there).max() < 1e-5

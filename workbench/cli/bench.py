@@ -54,6 +54,32 @@ def bench_train(
     )
 
 
+@commands.command("sharded")
+def bench_sharded(
+    preset: Annotated[str, typer.Option(help=f"a shape: {', '.join(PRESETS)}")] = "tiny-2m",
+    processes: Annotated[str, typer.Option(help="how many share the model, with commas")] = "2,4",
+    steps: Annotated[int, typer.Option(min=5, help="of each training")] = 20,
+    batch: Annotated[int, typer.Option(help="sequences a step, of all processes")] = 8,
+    sequence: Annotated[int, typer.Option(help="tokens of a sequence")] = 128,
+    out: OutFile = None,
+) -> None:
+    """Shards of a ternary model in training beside the whole one: loss, codes, bytes, speed."""
+    from workbench.bench.sharded import bench_sharded
+    from workbench.errors import ConfigError
+
+    counts = processes.split(",")
+    if not all(each.isdecimal() and int(each) for each in counts):
+        raise ConfigError(f"--processes {processes}", allowed="whole numbers with commas: 2,4")
+    bench_sharded(
+        preset,
+        processes=[int(each) for each in counts],
+        steps=steps,
+        batch=batch,
+        sequence=sequence,
+        out=out,
+    )
+
+
 @commands.command("replica")
 def bench_replica(
     shape: Annotated[str, typer.Option(help="of the network: a preset")] = "small-25m",

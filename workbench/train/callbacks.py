@@ -70,7 +70,8 @@ class RecordCallback(TrainerCallback):
     clipping), seconds (of the step, evaluation and saving not counted), batch (CRC-32 of the
     token ids). A distilled arm has also objective (what was minimised; loss stays the next-token
     loss, as in the other arm), teacher_kl, relations (nats; 0 where they have no weight),
-    teacher_tokens and teacher_seconds (null on a GPU).
+    teacher_tokens and teacher_seconds (null on a GPU); a sharded one gathered_bytes and
+    reduced_bytes of the first process (:mod:`workbench.train.traffic`).
     """
 
     def __init__(
@@ -129,6 +130,8 @@ class RecordCallback(TrainerCallback):
             row |= {name: logs[name] for name in ("objective", "teacher_kl", "relations")}
             row["teacher_tokens"] = teacher.tokens * self.trainer.args.world_size
             row["teacher_seconds"] = teacher.seconds
+        if self.trainer.is_sharded:
+            row |= vars(self.trainer.traffic)
         self.evaluator.telemetry.add("loss", [row])
         if self.watched:
             self.guard.after_step(row)

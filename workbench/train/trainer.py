@@ -29,6 +29,7 @@ from workbench.train.gradients import GradientNorms
 from workbench.train.schedule import Schedule
 from workbench.train.sharded import bare, save_shards
 from workbench.train.trackers import require_trackers
+from workbench.train.traffic import Traffic
 
 KEPT_CHECKPOINTS = 2
 """The newest may be half written when the process is killed; the one before it is whole."""
@@ -110,6 +111,7 @@ class ArmTrainer(Trainer):
     tokens, batch_crc: tokens of the last optimizer step, and the CRC-32 of their ids, of all
     processes in the order of the data.
     gradients: norms of the last optimizer step, before clipping.
+    traffic: of the last optimizer step, where the model is sharded.
     lr: rate of the first group in the last optimizer step, the guard's factor in it.
     """
 
@@ -127,7 +129,9 @@ class ArmTrainer(Trainer):
         self.schedule = schedule
         self.is_sharded = self.is_distributed_loading_by_transformers
         self._quantised = {id(parameter) for parameter in quantised}
-        self.teacher = teacher
+        self.teacher, self.traffic = teacher, Traffic()
+        if self.is_sharded:
+            self.traffic.count(model)
         if teacher:
             teacher.model.to(arguments.device)
         self.gradients: GradientNorms | None = None
@@ -137,6 +141,7 @@ class ArmTrainer(Trainer):
         """Start to count anew."""
         self.tokens, self.batch_crc = 0, 0
         self.loss_sum: torch.Tensor | float = 0.0
+        self.traffic.reset()
         self.lr = self.optimizer.param_groups[0]["lr"] if self.optimizer is not None else 0.0
         if self.teacher:
             self.teacher.reset()
