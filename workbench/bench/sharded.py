@@ -4,7 +4,8 @@ One ternary network is trained by one process and then, from the same weights an
 batches, by two and by four that share it out (``train.launch.strategy: fsdp``), with the phases
 and the rate of a pilot from scratch. All have the same micro-batches: products of other shapes
 differ in their last bits, and INT8 activations round some of these apart, with shards or without.
-Rows: the largest difference of a step's loss; the ternary layers whose codes or scale differ in the
+Rows: the largest difference of a step's loss, beside that of as many processes without shards
+(``ddp``), whose sums have another order too; the ternary layers whose codes or scale differ in the
 first forward pass, by digests that every process takes there of the weights it was given; the bytes
 that a step gathers, of the float32 weights that the model has; and the scaling efficiency, time of
 one process over n times that of n, medians of the steps. Each process has one thread.
@@ -46,6 +47,11 @@ from workbench.wording.counts import number_of
 
 SEED = 7
 WARM_STEPS = 3
+SMALL, SMALL_SHAPE = "small", {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2,
+}  # fmt: skip
+"""A network of its own, beside the presets: in larger ones more weights lie near a threshold."""
 FAULT = "this is a fault of the program"
 TARGET = 1e-5
 """Largest difference of a loss, nats a token."""
@@ -71,7 +77,7 @@ class FirstCodes:
 
 
 def bench_sharded(
-    preset: str = "tiny-2m",
+    preset: str = SMALL,
     *,
     processes: Sequence[int] = (2, 4),
     steps: int = 20,
@@ -83,8 +89,8 @@ def bench_sharded(
 
     Raises ConfigError for an unknown preset or processes that cannot share a batch.
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"preset {preset!r}: unknown{did_you_mean(preset, PRESETS)}")
+    if preset not in (names := (SMALL, *PRESETS)):
+        raise ConfigError(f"preset {preset!r}: unknown{did_you_mean(preset, names)}")
     for count in processes:
         if batch % count:
             raise ConfigError(
@@ -101,9 +107,16 @@ def bench_sharded(
             rows = []
             for count in processes:
                 torch.set_num_threads(count)  # the launcher gives each process its share: one
-                launch = {"processes": count, "strategy": "fsdp"}
-                shared = _trained(preset, setup, folder / f"shards-{count}", launch)
-                rows += _rows(preset, count, whole, shared)
+                together = {
+                    strategy: _trained(
+                        preset,
+                        setup,
+                        folder / f"{strategy}-{count}",
+                        {"processes": count, "strategy": strategy},
+                    )
+                    for strategy in ("fsdp", "ddp")
+                }
+                rows += _rows(preset, count, whole, together["fsdp"], together["ddp"])
         finally:
             torch.set_num_threads(threads)
     about = {**provenance(), "date": time.strftime("%Y-%m-%d")}
@@ -153,7 +166,8 @@ class _Training:
 
 def _trained(preset: str, setup: TrainingSetup, folder: Path, launch: dict[str, Any]) -> _Training:
     folder.mkdir()
-    section = Model(preset=preset)
+    small = preset == SMALL
+    section = Model(preset="tiny-1m", overrides=SMALL_SHAPE) if small else Model(preset=preset)
     setup = replace(
         setup, train=Train.model_validate({**setup.train.model_dump(), "launch": launch})
     )
@@ -169,10 +183,15 @@ def _trained(preset: str, setup: TrainingSetup, folder: Path, launch: dict[str, 
     return _Training(telemetry.frame("loss"), codes, model_bytes)
 
 
-def _rows(preset: str, count: int, whole: _Training, shared: _Training) -> list[dict[str, Any]]:
+def _rows(
+    preset: str, count: int, whole: _Training, shared: _Training, copied: _Training
+) -> list[dict[str, Any]]:
+    """shared: in shards; copied: by as many processes that hold the whole model each."""
     if not (whole.loss["batch"] == shared.loss["batch"]).all():
         raise StageError("the trainings saw other batches", next_step=FAULT)
-    difference = float((whole.loss["loss"] - shared.loss["loss"]).abs().max())
+    difference, by_sums = (
+        float((whole.loss["loss"] - other.loss["loss"]).abs().max()) for other in (shared, copied)
+    )
     wanted = whole.codes.set_index("layer")["digest"]
     other = shared.codes.loc[shared.codes["digest"] != shared.codes["layer"].map(wanted), "layer"]
     if len(shared.codes) != count * len(wanted):
@@ -187,7 +206,7 @@ def _rows(preset: str, count: int, whole: _Training, shared: _Training) -> list[
     efficiency = whole.step_s / (count * shared.step_s)
     return [
         {"name": "largest difference of a loss", "of": of, "value": difference,
-         "unit": "nats a token", "target": TARGET},
+         "unit": "nats a token", "target": TARGET, "without_shards": by_sums},
         {"name": "layers whose codes or scale differ at step 1", "of": of,
          "value": int(other.nunique()), "unit": "layers", "target": 0,
          "layers": len(wanted), "processes": count},

@@ -149,14 +149,14 @@ def wait_for_nodes(store: TCPStore, meeting: Meeting, node: Node) -> None:
     _wait(lambda: store.add(f"left/{meeting.number}", 0) >= node.nodes - 1, LEAVE_S)
 
 
-def _serve(node: Node) -> TCPStore:
+def _serve(node: Node, timeout_s: float = 30.0) -> TCPStore:
     try:
         return TCPStore(
             node.address,
             node.port,
             is_master=True,
             wait_for_workers=False,
-            timeout=timedelta(seconds=30),
+            timeout=timedelta(seconds=timeout_s),
         )
     except (DistStoreError, RuntimeError, OSError) as error:
         raise ConfigError(
