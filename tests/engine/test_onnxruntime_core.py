@@ -56,22 +56,27 @@ def shape_of(draw: np.random.Generator) -> LlamaConfig:
     )
 
 
-def weights_of(config: LlamaConfig, draw: np.random.Generator, tied: bool) -> dict:
+def weights_of(
+    config: LlamaConfig, draw: np.random.Generator, tied: bool, kinds: tuple[str, ...]
+) -> dict:
     """Every linear layer in a precision of its own."""
     generator = torch.Generator().manual_seed(int(draw.integers(1000)))
-    weights = random_weights(config, str(draw.choice(["half", "int8"])), tied=tied)
+    tables = str(draw.choice([kind for kind in kinds if kind in ("half", "int8")]))
+    weights = random_weights(config, tables, tied=tied)
     for i in range(config.num_layers):
         for name in LINEARS:
-            kind, shape = str(draw.choice(KINDS)), config.linear_shape(name)
+            kind, shape = str(draw.choice(kinds)), config.linear_shape(name)
             weights[f"layers.{i}.{name}"] = random_weight(shape, kind, generator)
     return weights
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_random_shapes_steps_and_slots_are_the_references(seed: int) -> None:
+@pytest.mark.parametrize(("kinds", "near"), [(("half",), 1e-4), (KINDS, 0.1)])
+@pytest.mark.parametrize("seed", range(8))
+def test_random_shapes_steps_and_slots_are_the_references(seed: int, kinds, near: float) -> None:
+    """near: INT8 activations are rounded in blocks, the reference's for each token."""
     draw = np.random.default_rng(seed)
     config = shape_of(draw)
-    weights = weights_of(config, draw, tied=bool(seed % 2))
+    weights = weights_of(config, draw, bool(seed % 2), kinds)
     slots, context = 4, 40
     ours = core_of(config, dict(weights), slots, context, bits=(2, 4, 8)[seed % 3])
     plain = LlamaReference(config, weights, slots, context)
@@ -93,8 +98,7 @@ def test_random_shapes_steps_and_slots_are_the_references(seed: int) -> None:
         assert got.shape == wanted.shape and got.dtype == np.float32
         far += list(np.linalg.norm(got - wanted, axis=1) / np.linalg.norm(wanted, axis=1))
         assert np.array_equal(ours.filled, plain.filled)
-    # A sum in another order may tip an INT8 activation to its neighbour, in a row here and there.
-    assert np.median(far) < 1e-5 and max(far) < 0.03
+    assert np.median(far) < near / 3 and max(far) < near
     ours.close()
 
 
@@ -130,7 +134,7 @@ def test_the_cache_of_a_step_that_failed_is_as_it_was() -> None:
     core.forward([3, 1], [0, 0], [0, 1], False)
     before = {name: cache.copy() for name, cache in core._cache.items()}
     core._session = type("Broken", (), {"run": lambda self, names, given: [
-        np.full((len(given["wanted"]), config.vocab_size), np.nan, np.float32),
+        np.full((len(given["wanted"]), config.vocab_size), np.nan, np.float32), np.float32(1),
         *(np.zeros((1, 1, config.num_kv_heads, config.head_dim), np.float16) for _ in before),
     ]})()  # fmt: skip
     with pytest.raises(NotFiniteError):

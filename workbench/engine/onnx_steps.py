@@ -5,7 +5,12 @@ Of the exported graph (:mod:`.onnx_graph`) it takes every layer. What an engine 
 - the past comes as the core keeps it, one array a layer that all slots share, and only the new
   keys and values leave, so that no step copies a cache;
 - what a row sees is given (``hidden``), since rows of slots that are filled unevenly share a step;
-- the last norm and the head compute the ``wanted`` rows alone.
+- the last norm and the head compute the ``wanted`` rows alone;
+- activations are rounded to INT8 by onnxruntime's own kernels, in blocks of a matrix's inputs (128;
+  of INT4 32), each by its largest value. That is finer than a token's one scale. Rounded by the
+  graph first and multiplied in float32, which is exact, 2 and 8 bits ran 300 times slower in
+  onnxruntime 1.32: every run unpacked every matrix. Rounding makes numbers of NaN, so what enters
+  a product is summed, and ``entering`` is finite where all of it is.
 
 Matrices are handed over as arrays (:attr:`HeldGraph.held`), not written into a file, which protobuf
 would limit to 2 GiB. Half precision is held as float32: onnxruntime multiplies no bf16 on a CPU.
@@ -20,15 +25,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from ternary_kernels import PackedHalf
+from ternary_kernels import PackedHalf, PackedWeight
 from ternary_kernels.packing import untile16
 from torch import Tensor
 
 from workbench.engine.onnx_graph import Graph, LlamaGraph
+from workbench.ternary.nbits import OPERATOR
 
 if TYPE_CHECKING:
     from onnx import TensorProto
 
+INT8_ACCURACY = 4
+"""MatMulNBits' ``accuracy_level``: activations in INT8, which it has fast kernels for."""
 SMALL_TENSOR = 1024
 """Bytes; what is smaller stands in the graph itself."""
 
@@ -63,8 +71,8 @@ def _elsewhere(name: str, array: np.ndarray) -> TensorProto:
 class StepGraph(LlamaGraph):
     """Inputs: ``input_ids`` and ``position_ids`` int64 [B, S]; ``hidden`` float32 [B, 1, 1, S, T],
     added to the scores; ``wanted`` int64 [W], rows of the flattened [B * S]; ``past.<i>.k`` and
-    ``.v`` float16 [P, B, G, D]. Outputs: ``logits`` float32 [W, V]; ``new.<i>.k`` and ``.v``
-    float16 [S, B, G, D].
+    ``.v`` float16 [P, B, G, D]. Outputs: ``logits`` float32 [W, V]; ``entering`` float32 [];
+    ``new.<i>.k`` and ``.v`` float16 [S, B, G, D].
     """
 
     graph: HeldGraph
@@ -73,6 +81,7 @@ class StepGraph(LlamaGraph):
         from onnx import TensorProto
 
         self.graph = g = HeldGraph()
+        self._entering: dict[str, str] = {}
         ids = self._input("input_ids", TensorProto.INT64, ["slots", "new"])
         positions = self._input("position_ids", TensorProto.INT64, ["slots", "new"])
         seen = ["slots", 1, 1, "new", "seen"]
@@ -81,6 +90,9 @@ class StepGraph(LlamaGraph):
         x = self._layers(ids, positions, hidden)
         rows = g.node("Reshape", x, g.whole(-1, self.config.hidden_size))
         logits = self._head(g.node("Gather", rows, wanted, axis=0))
+        entering = g.node("Sum", *self._entering.values())
+        self._output("entering", entering, TensorProto.FLOAT, [])
+        g.outputs.insert(0, g.outputs.pop())
         self._output("logits", logits, TensorProto.FLOAT, ["wanted", self.config.vocab_size])
         g.outputs.insert(0, g.outputs.pop())
         return g
@@ -100,6 +112,23 @@ class StepGraph(LlamaGraph):
             both = g.node("Concat", past, now, axis=0)
             seen.append(g.node("Transpose", g.node("Cast", both, to=TensorProto.FLOAT), perm=perm))
         return seen[0], seen[1]
+
+    def _linear(self, x: str, key: str, module: str) -> str:
+        g, weight = self.graph, self.weights[key]
+        assert isinstance(weight, PackedWeight)
+        if x not in self._entering:
+            self._entering[x] = g.node("ReduceSum", x, keepdims=0)
+        if isinstance(weight, PackedHalf):
+            return self._half_product(x, key, weight, module)
+        codes, matrix = self._codes(key, weight)
+        self.matrices[module] = matrix
+        scales = matrix.scales if matrix.behind is None else matrix.scales * matrix.behind[:, None]
+        given = [x, codes, g.constant(f"{key}.scales", scales)]
+        if matrix.zero_points is not None:
+            given.append(g.constant(f"{key}.zero_points", matrix.zero_points))
+        N, K = matrix.shape
+        sizes = {"N": N, "K": K, "bits": matrix.bits, "block_size": matrix.block}
+        return g.node(OPERATOR, *given, name=module, accuracy_level=INT8_ACCURACY, **sizes)
 
     def _half(self, key: str, weight: PackedHalf) -> str:
         return self.graph.constant(key, untile16(weight.tiles, *weight.shape).to(torch.float32))

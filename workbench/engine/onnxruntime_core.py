@@ -3,8 +3,8 @@
 The first core that is not ours, and the pattern for an accelerator behind onnxruntime: the graph of
 :mod:`.onnx_steps` is compiled once, and a step of the engine becomes one run of it. Ternary codes
 are held in 2 bits (or in 4 or 8, for a provider without 2: the same codes), INT4 layers in 4, INT8
-in 8, none rounded; activations are rounded as our kernels round them, so answers are the same up
-to the order of sums. Half precision is held as float32.
+in 8, none rounded. Activations are rounded to INT8 in blocks, by onnxruntime itself: finer than our
+one scale a token, so answers are as near as two such roundings are. Half precision is float32.
 
 The execution providers are those that the installed onnxruntime has, in its order of preference
 (``onnxruntime-openvino`` brings OpenVINO's before the CPU's); :attr:`OnnxRuntimeCore.backend` names
@@ -58,14 +58,13 @@ class OnnxRuntimeCore(LlamaModel):
         turned = [n for n, w in self.weights.items() if getattr(w, "rotation", 1) > 1]
         if turned:
             raise NotForKernels(f"{turned[0]} is rotated, which the graph for onnxruntime is not")
-        self._threads, self._version = threads, onnxruntime.__version__
         self._halves = sum(isinstance(w, PackedHalf) for w in self.weights.values())
         graph = StepGraph(config, self.weights, bits)
         parts = graph.build()
-        self._bits = sorted({matrix.bits for matrix in graph.matrices.values()})
         small = sum(len(tensor.raw_data) for tensor in parts.constants.values())
         self._weight_bytes = small + sum(array.nbytes for array in parts.held.values())
         self._session = _session(parts, threads)
+        self._backend = _words(self._session, graph, threads)
         self._held = parts.held  # onnxruntime reads them where they lie
         self.weights = {n: w for n, w in self.weights.items() if not isinstance(w, PackedWeight)}
         shape = (context, slots, config.num_kv_heads, config.head_dim)
@@ -74,10 +73,7 @@ class OnnxRuntimeCore(LlamaModel):
 
     @property
     def backend(self) -> str:
-        taken = [name.removesuffix("ExecutionProvider") for name in self._session.get_providers()]
-        bits = f"MatMulNBits of {' and '.join(map(str, self._bits))} bits" if self._bits else ""
-        parts = (f"onnxruntime {self._version} on {' and '.join(taken)}", bits)
-        return ", ".join([*filter(None, parts), f"{self._threads} threads"])
+        return self._backend
 
     @property
     def notes(self) -> list[str]:
@@ -129,7 +125,9 @@ class OnnxRuntimeCore(LlamaModel):
         every = np.array_equal(slots_B, np.arange(self.slots))
         for name, cache in self._cache.items():
             given[f"past.{name}"] = cache[:past] if every else cache[:past, slots_B]
-        logits_WV, *new = self._session.run(None, given)
+        logits_WV, entering, *new = self._session.run(None, given)
+        if not np.isfinite(entering):
+            raise NotFiniteError("a product")
         found = dict(zip(self._cache, new, strict=True))
         for name, values in found.items():
             if not np.isfinite(values).all():
@@ -171,6 +169,14 @@ def _session(parts, threads: int):
     options.add_external_initializers(list(parts.held), values)
     providers = [name for name in onnxruntime.get_available_providers() if name != NOT_LOCAL]
     return onnxruntime.InferenceSession(made.SerializeToString(), options, providers)
+
+
+def _words(session, graph: StepGraph, threads: int) -> str:
+    taken = [name.removesuffix("ExecutionProvider") for name in session.get_providers()]
+    words = [f"onnxruntime {onnxruntime.__version__} on {' and '.join(taken)}"]
+    if bits := sorted({matrix.bits for matrix in graph.matrices.values()}):
+        words.append(f"MatMulNBits of {' and '.join(map(str, bits))} bits")
+    return ", ".join([*words, f"{threads} threads"])
 
 
 def _build(plan: Blueprint, bits: Bits) -> Core:

@@ -154,6 +154,7 @@ def _measure(context: StageContext, meters: StageMeters) -> None:
             measure_under_load(context, trained, answers, probes, blocks, meters)
         quality = probes.finish(partial(_judging, context))
         judge_in_own_terms(context, asked, engines, tokenizer)
+        computes = _about_kernels(context, engines)  # a closed core may not say it any more
         for name, engine in engines.items():
             for note in engine.notes:  # what could not be captured shows only when it runs
                 context.note(f"{name}: {note}")
@@ -168,7 +169,6 @@ def _measure(context: StageContext, meters: StageMeters) -> None:
     record.save_table("energies", energies)
     record.facts["energy_basis"] = energy_bases(energies)
 
-    computes = _about_kernels(context, engines)
     if isinstance(pair := engines.get(SPECULATIVE), SpeculativeEngine):
         for metric in speculation_figures(SPECULATIVE, pair.counts):
             record.add(metric)
