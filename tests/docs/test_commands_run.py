@@ -50,6 +50,7 @@ SHORTER: list[tuple[str, str, str]] = [
         "--only train_qat --no-notebooks",
         "the whole pilot once more",
     ),
+    (r"drill", "--way monitor --way-s 0.8", "seven ways of ten seconds"),
     (r"run PILOT.yaml --force$", "--only profile_load --no-notebooks", "the same"),
 ]
 """Pattern of a command -> options that make it short, and what it would take without them."""
@@ -65,7 +66,6 @@ BY_TESTS = {
     r"study": ("tests/study/test_study.py", "study_command("),
     r"run PILOT.yaml --set train.launch.*fsdp": ("tests/train/test_sharded.py", '"fsdp"'),
     r"run PILOT.yaml --set train.launch": ("tests/train/test_processes.py", "processes"),
-    r"drill": ("pilots/smoke.yaml", "drill: {ways: "),
     r"tune": ("tests/report/test_tune_command.py", "tune_run("),
     r"sweep .*--on ray": ("tests/sweep/test_on_ray.py", '"sweep"'),
     r"(sweep|compare sweep:)": ("tests/sweep/test_runs_of_a_sweep.py", '"sweep"'),
