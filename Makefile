@@ -63,7 +63,7 @@ $(SMOLLM2): | .venv/ready
 
 browser: .venv/ready-for-tests
 	@$(BIN)/workbench run pilots/smoke.yaml >/dev/null
-	@$(BIN)/python -m pytest -q -p no:cacheprovider --durations=5 -m lab tests/browser
+	@$(PYTEST) -p no:cacheprovider -m lab tests/browser
 
 lab: .venv/ready
 	@env -u JUPYTER_PATH $(BIN)/jupyter lab --notebook-dir=notebooks

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
+from workbench.figures.page import stage_figures
 from workbench.paths import PROJECT, runs_root
 from workbench.records.run import Run, runs_in
+from workbench.report.html import write_html
 from workbench.roadmap import STAGES
 
 PICTURES = PROJECT / "build" / "browser"
@@ -43,6 +46,19 @@ def finished_runs(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def smoke_run(finished_runs: Path) -> Run:
     return runs_in(finished_runs / "smoke")[0]
+
+
+@pytest.fixture(scope="session")
+def report_at(smoke_run: Run, tmp_path_factory) -> Callable[[str], str]:
+    """Language -> the address of the run's report in it, written once."""
+    folder = tmp_path_factory.mktemp("reports")
+
+    @cache
+    def written(language: str) -> str:
+        page = write_html(smoke_run.folder, stage_figures, language)
+        return shutil.copy(page, folder / f"report-{language}.html").as_uri()
+
+    return written
 
 
 @pytest.fixture(scope="session")

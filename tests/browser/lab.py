@@ -28,6 +28,13 @@ CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.map(cell => {
             state: cell.model.type === 'code' ? cell.model.executionState : 'idle',
             count: cell.model.type === 'code' ? cell.model.executionCount : 0};
 })"""
+DRAWN = """() => jupyterapp.shell.currentWidget.content.widgets.flatMap(
+    cell => cell.model.type === 'code' ? cell.model.outputs.toJSON() : []
+).map(output => output.data?.["application/vnd.plotly.v1+json"]).filter(Boolean).map(figure => {
+    let digest = 0;
+    for (const letter of JSON.stringify(figure)) digest = (31 * digest + letter.charCodeAt()) | 0;
+    return digest;
+})"""
 OPENED = """async () => {
     await jupyterapp.restored;
     const panel = jupyterapp.shell.currentWidget;
@@ -165,6 +172,10 @@ class Notebook:
             if "application/vnd.plotly.v1+json" in output.get("data", {})
         ]
 
+    def drawn(self) -> list[int]:
+        """A digest of each figure: whether it is another now, without megabytes on the way."""
+        return self.page.evaluate(DRAWN)
+
     def texts(self) -> str:
         """Everything that is shown as text: outputs and widgets."""
         return self.page.evaluate(
@@ -172,16 +183,18 @@ class Notebook:
         ) + json.dumps([cell["outputs"] for cell in self.cells()], ensure_ascii=False)
 
 
-def accessibility_faults(page: Any, within: str | None = None) -> list[str]:
+def accessibility_faults(
+    page: Any, within: str | None = None, *, contrast: bool = True
+) -> list[str]:
     """What axe-core calls serious or worse, with the first place of each.
 
-    within: a selector; of a notebook the outputs alone, since the Lab around them is Jupyter's. The
-        handles of sliders are ipywidgets', which gives them no name; the label and a number to
-        type into stand beside each.
+    within: a selector; of a notebook the outputs alone, since the Lab around them is Jupyter's.
+    contrast: of every text, which takes as long as a page is large.
     """
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    context = {"include": [[within]], "exclude": [[".noUi-handle"]]} if within else None
-    found = axe.run(page, context=context).response["violations"]
+    context = {"include": [[within]]} if within else None
+    rules = {} if contrast else {"rules": {"color-contrast": {"enabled": False}}}
+    found = axe.run(page, context=context, options=rules).response["violations"]
     return [
         f"{fault['id']}, {len(fault['nodes'])} times: {fault['nodes'][0]['html']}"
         for fault in found

@@ -11,7 +11,6 @@ import nbformat
 import pytest
 
 from workbench.roadmap import STAGES
-from workbench.widgets import live
 from workbench.widgets.place import PLOTLY
 
 _spec = importlib.util.spec_from_file_location("browser_lab", Path(__file__).with_name("lab.py"))
@@ -25,27 +24,6 @@ CONTROLS = (
     ".widget-text input",
 )  # fmt: skip
 STAGE_NOTEBOOKS = [stage.notebook for stage in STAGES.values()]
-
-
-@pytest.mark.parametrize("name", STAGE_NOTEBOOKS)
-def test_a_stage_s_notebook_runs_and_its_widgets_move_its_figures(
-    name, opened, notebooks, smoke_run, page, pictures
-) -> None:
-    lab.own_notebook(name, notebooks, run_folder=str(smoke_run.folder))
-    notebook = opened(name)
-    notebook.run_all()
-    assert notebook.errors() == []
-    drawn = figures_in(smoke_run.notebooks / name)
-    assert len(notebook.figures()) == drawn > 0
-    lab.until(lambda: page.locator(".js-plotly-plot").count() == drawn)
-    assert lab.accessibility_faults(page, lab.OUTPUTS) == []
-    page.screenshot(path=pictures / f"{Path(name).stem}.png")
-    moved = move_all(page, notebook)
-    assert notebook.errors() == []
-    assert moved["controls"] >= 2, "the picker of the run and that of the pilot, at least"
-    if name[:2] in ("01", "02", "03", "04"):
-        assert moved["figures"] > 0, moved
-    page.screenshot(path=pictures / f"{Path(name).stem}-moved.png")
 
 
 def figures_in(executed: Path) -> int:
@@ -62,14 +40,14 @@ def move_all(page, notebook) -> dict[str, int]:
     for selector in CONTROLS:
         for place in range(page.locator(selector).count()):
             control = page.locator(selector).nth(place)
-            before = kept_texts(page), notebook.figures()
+            before = kept_texts(page), notebook.drawn()
             if not move(control, selector):
                 continue
             moved["controls"] += 1
             lab.until(lambda before=before: kept_texts(page) != before[0], of=f"{selector} {place}")
             assert "Error: " not in "".join(kept_texts(page)), kept_texts(page)
             moved["texts"] += 1
-            moved["figures"] += notebook.figures() != before[1]
+            moved["figures"] += notebook.drawn() != before[1]
     return moved
 
 
@@ -104,12 +82,7 @@ def kept_texts(page) -> list[str]:
     return page.locator(".workbench-keep").all_inner_texts()
 
 
-def test_the_report_s_notebook_opens_with_the_card_of_the_record(
-    opened, notebooks, smoke_run, page, pictures
-) -> None:
-    lab.own_notebook("06_report.ipynb", notebooks, run_folder=str(smoke_run.folder))
-    notebook = opened("06_report.ipynb")
-    notebook.run_all()
+def the_card_is_the_record_s(notebook, smoke_run, page, pictures) -> None:
     card = page.locator(".wb-card").first
     card.scroll_into_view_if_needed()
     report = smoke_run.record("report")
@@ -120,13 +93,8 @@ def test_the_report_s_notebook_opens_with_the_card_of_the_record(
     page.screenshot(path=pictures / "card.png")
 
 
-def test_the_prompt_box_shows_every_arm_s_answer(
-    opened, notebooks, smoke_run, page, pictures
-) -> None:
-    lab.own_notebook("05_deploy_rollback.ipynb", notebooks, run_folder=str(smoke_run.folder))
-    notebook = opened("05_deploy_rollback.ipynb")
+def the_prompt_box_shows_every_arm_s_answer(notebook, smoke_run, page, pictures) -> None:
     with lab.served(smoke_run.folder) as address:
-        notebook.run_all()
         page.locator(".widget-text input").first.fill(address)
         page.get_by_role("button", name="Ask all arms").click()
         answers = page.locator("pre", has_text=re.compile(r"\S"))
@@ -135,6 +103,37 @@ def test_the_prompt_box_shows_every_arm_s_answer(
         page.screenshot(path=pictures / "05_prompt_box.png")
         page.get_by_role("button", name="Roll back").click()
         lab.until(lambda: "full_precision" in kept_texts(page)[-2], 30)
+
+
+OWN = {
+    "05_deploy_rollback.ipynb": the_prompt_box_shows_every_arm_s_answer,
+    "06_report.ipynb": the_card_is_the_record_s,
+}
+"""What else a notebook has to show, once it has run."""
+
+
+@pytest.mark.parametrize("name", STAGE_NOTEBOOKS)
+def test_a_stage_s_notebook_runs_and_its_widgets_move_its_figures(
+    name, opened, notebooks, smoke_run, page, pictures
+) -> None:
+    lab.own_notebook(name, notebooks, run_folder=str(smoke_run.folder))
+    notebook = opened(name)
+    notebook.run_all()
+    assert notebook.errors() == []
+    drawn = figures_in(smoke_run.notebooks / name)
+    assert len(notebook.drawn()) == drawn > 0
+    lab.until(lambda: page.locator(".js-plotly-plot").count() == drawn)
+    assert lab.accessibility_faults(page, lab.OUTPUTS) == []
+    assert page.locator(".noUi-handle:not([aria-label])").count() == 0, "a slider has a name"
+    page.screenshot(path=pictures / f"{Path(name).stem}.png")
+    if name in OWN:
+        OWN[name](notebook, smoke_run, page, pictures)
+    moved = move_all(page, notebook)
+    assert notebook.errors() == []
+    assert moved["controls"] >= 2, "the picker of the run and that of the pilot, at least"
+    if name[:2] in ("01", "02", "03", "04"):
+        assert moved["figures"] > 0, moved
+    page.screenshot(path=pictures / f"{Path(name).stem}-moved.png")
 
 
 def test_runs_are_compared_and_picked(opened, notebooks, page, pictures) -> None:
@@ -156,53 +155,3 @@ def test_runs_are_compared_and_picked(opened, notebooks, page, pictures) -> None
     runs.press("Enter")
     options = page.locator(".widget-select-multiple option")
     assert options.count() == 2, "those chosen stay in the list"
-
-
-def test_a_closed_tab_loses_nothing_of_a_training(browser, notebooks, tmp_path, pictures) -> None:
-    """Closed in the middle, opened again: the whole training is there, from its first step."""
-    folder, runs = tmp_path / "notebooks", tmp_path / "runs"
-    name = "02_train_qat.ipynb"
-    changes = ["train.steps=250", "train.seeds=1", "train.save_every=50"]
-    lab.own_notebook(name, folder, pilot="workbench:smoke", overrides=changes)
-    with lab.lab_server(folder, runs) as address:
-        context = browser.new_context()
-        first = lab.Notebook(context.new_page(), address, name)
-        first.start_all()
-        run = lab.until(lambda: live_run(runs), 90)
-        lab.until(lambda: any(live.so_far(run).losses.values()), 90)
-        context.close()
-        pid = live.so_far(run).pid
-        assert live.so_far(run).at_work(), "the training does not end with its tab"
-
-        context = browser.new_context(viewport={"width": 1300, "height": 1000})
-        page = context.new_page()
-        second = lab.Notebook(page, address, name)
-        second.interrupt()
-        lab.until(
-            lambda: (
-                page.evaluate(
-                    "() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.status"
-                )
-                == "idle"
-            ),
-            30,
-        )
-        assert live.so_far(run).at_work(), "nor with an interruption of the cell"
-        second.start_all()
-        lab.until(lambda: second.figures() and "full precision" in second.figures()[0], 30)
-        steps = json.loads(second.figures()[0])["data"][0]["x"]
-        assert (steps if isinstance(steps, list) else [1])[0] <= 3, "from the beginning"
-        lab.until(lambda: "left" in page.locator(".workbench-live").inner_text(), 30)
-        assert live.so_far(run).pid == pid
-        page.screenshot(path=pictures / "02_reopened.png")
-        page.get_by_role("button", name="Stop and keep").click()
-        lab.until(lambda: not live.so_far(run).at_work(), 30)
-        assert live.so_far(run).state == "failed" and "interrupted" in live.so_far(run).text
-        context.close()
-
-
-def live_run(runs: Path):
-    from workbench.records.run import runs_in
-
-    found = runs_in(runs / "smoke") if (runs / "smoke").is_dir() else []
-    return found[-1] if found and found[-1].events.exists() else None

@@ -116,14 +116,14 @@ def model_of(**fields) -> AutoModelForCausalLM:
 def test_it_says_what_computes_and_what_it_widens() -> None:
     model = model_of()
     with Engine.from_model(model, core="onnxruntime", threads=1) as engine:
-        assert engine.backend == f"onnxruntime {onnxruntime.__version__} on CPU, 1 threads"
+        assert engine.backend == f"onnxruntime {onnxruntime.__version__} on CPU, 1 thread"
         assert "15 matrices in half precision are held as float32" in engine.notes[0]
         parameters = sum(p.numel() for p in model.parameters())
         assert engine.weight_bytes == pytest.approx(4 * parameters, rel=0.01)
     to_ternary(model)
     with Engine.from_model(model, core="onnxruntime-4bit", threads=1) as engine:
         assert "MatMulNBits of 4 bits" in engine.backend
-        assert "1 matrices in half precision" in engine.notes[0]
+        assert "1 matrix in half precision is held" in engine.notes[0]
         assert engine.kv_bytes == 2 * 2 * 64 * 64 * 2
 
 

@@ -135,3 +135,11 @@ def test_training_that_is_longer_is_foreseen_longer(monkeypatch) -> None:
         for steps in (10, 1000)
     )
     assert long[0] > 10 * short[0]
+
+
+def test_the_memory_foreseen_is_that_of_command_kernel_and_server_together() -> None:
+    """1.68 GB were measured of ``workbench run workbench:smoke``: the proportional set sizes of all
+    its processes, at the fullest, 2026-11-29."""
+    foreseen = forecast(resolve("workbench:smoke", ["readiness.device=cpu"]).pilot)
+    assert foreseen.fullest == "measuring all arms"
+    assert foreseen.memory_bytes == pytest.approx(1.68e9, rel=0.15)

@@ -85,5 +85,5 @@ def test_what_no_node_has_is_refused(monkeypatch):
             return [{"Alive": True, "Resources": {"CPU": 2.0, "memory": 4e9}}]
 
     on_ray._refuse_what_never_fits(OneNode, Resources(cpus=2, memory_gb=3))
-    with pytest.raises(ConfigError, match="asks for 2 cores, 1 GPUs and 0 GB"):
+    with pytest.raises(ConfigError, match="asks for 2 cores, 1 GPU and 0 GB"):
         on_ray._refuse_what_never_fits(OneNode, Resources(cpus=2, gpus=1))

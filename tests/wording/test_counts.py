@@ -14,11 +14,12 @@ from workbench.wording.reasons import reason_words
 from workbench.wording.text import Texts
 
 VERBS = {
-    "answers", "asks", "begins", "belongs", "checks", "chooses", "comes", "counts", "covers",
-    "decides", "divides", "ends", "exists", "fits", "gives", "goes", "has", "holds", "is", "keeps",
-    "lacks", "leaves", "lies", "loses", "makes", "names", "needs", "overlaps", "plays", "prints",
-    "reaches", "reads", "refuses", "reports", "returns", "says", "shows", "stands", "starts",
-    "stretches", "swallows", "takes", "tells", "trains", "tries", "wants", "was",
+    "answers", "asks", "begins", "belongs", "brings", "checks", "chooses", "comes", "counts",
+    "covers", "decides", "divides", "ends", "exists", "fails", "fits", "gives", "goes", "has",
+    "holds", "is", "keeps", "lacks", "leaves", "lies", "loses", "makes", "names", "needs",
+    "overlaps", "plays", "prints", "raises", "reaches", "reads", "refuses", "reports", "returns",
+    "says", "shows", "stands", "starts", "stretches", "swallows", "takes", "tells", "trains",
+    "tries", "wants", "was",
 }  # fmt: skip
 NO_NOUNS = {
     "across", "always", "as", "bits", "does", "else", "its", "less", "minus", "ms", "nats",

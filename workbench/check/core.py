@@ -35,6 +35,7 @@ from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
 from workbench.engine.scheduler import Scheduler
 from workbench.errors import CheckError, StageError
+from workbench.wording.counts import number_of
 
 NEAR = 0.05
 CONTEXT, SLOTS = 32, 3
@@ -221,7 +222,7 @@ def requests(case: CheckedModel) -> str:
             raise Failed(f"a request failed: {failed[0]}")
         for request, each in zip(asked, submitted, strict=True):
             _require_likely(case, list(request.prompt_tokens), each.tokens)
-    return f"{len(asked)} requests in {SLOTS} slots"
+    return f"{number_of(len(asked), 'request')} in {SLOTS} slots"
 
 
 def _require_likely(case: CheckedModel, prompt: list[int], tokens: list[int]) -> None:
@@ -255,7 +256,7 @@ def errors(case: CheckedModel) -> str:
         case.distance(got, case.wanted(text)[9:], "what came after refused rows")
         engine.step([1] * (CONTEXT - 19), [0] * (CONTEXT - 19), False)
         _refuses(lambda: engine.step([1], [0], True), "a row after a full context")
-    return f"{len(bad) + 1} kinds refused"
+    return f"{number_of(len(bad) + 1, 'kind')} refused"
 
 
 def _refuses(call: Callable[[], object], what: str) -> None:
@@ -298,7 +299,8 @@ def memory(case: CheckedModel) -> str:
             raise Failed(f"backend, notes and units are no text: {words}")
         if list(core.units) != sorted(set(core.units)) or core.prefill_rows < 1:
             raise Failed(f"units {core.units}, prefill_rows {core.prefill_rows}")
-        return f"{core.weight_bytes} bytes of weights, {core.kv_bytes} of cache; {core.backend}"
+        weights = number_of(core.weight_bytes, "byte")
+        return f"{weights} of weights, {core.kv_bytes} of cache; {core.backend}"
 
 
 OF_EVERY_MODEL = {"logits": logits, "batches": batches}

@@ -31,6 +31,7 @@ from workbench.engine.architecture import NotForKernels
 from workbench.engine.onnx_graph import HIDDEN
 from workbench.engine.onnx_steps import StepGraph
 from workbench.ternary.nbits import DOMAIN, Bits
+from workbench.wording.counts import number_of
 
 OPSET, IR_VERSION = 21, 10
 NOT_LOCAL = "AzureExecutionProvider"
@@ -80,7 +81,8 @@ class OnnxRuntimeCore(LlamaModel):
         if not self._halves:
             return []
         return [
-            f"{self._halves} matrices in half precision are held as float32, twice their bytes: "
+            number_of(self._halves, "matrix in half precision is", "matrices in half precision are")
+            + " held as float32, twice the bytes: "
             "onnxruntime multiplies no bf16 on a CPU"
         ]
 
@@ -176,7 +178,7 @@ def _words(session, graph: StepGraph, threads: int) -> str:
     words = [f"onnxruntime {onnxruntime.__version__} on {' and '.join(taken)}"]
     if bits := sorted({matrix.bits for matrix in graph.matrices.values()}):
         words.append(f"MatMulNBits of {' and '.join(map(str, bits))} bits")
-    return ", ".join([*words, f"{threads} threads"])
+    return ", ".join([*words, number_of(threads, "thread")])
 
 
 def _build(plan: Blueprint, bits: Bits) -> Core:

@@ -40,6 +40,10 @@ from workbench.train.timed_step import step_time
 GB = 1e9
 PROCESS_BYTES = 0.6e9
 """Of main memory: Python with torch, before any model."""
+COMMAND_BYTES = 0.5e9
+"""Of the command that waits while a notebook's kernel works, less what it shares with that."""
+FREED_KEPT = 1.2
+"""A training on a CPU keeps what it frees (:mod:`workbench.machine.heap`), at most a fifth more."""
 MEASURING = "measuring all arms"
 FLOAT32 = 4
 HYBRID_BYTES = 1.1
@@ -172,8 +176,9 @@ def _memory_bytes(pilot: Pilot, config: PretrainedConfig, parameters: int) -> tu
         training = max(plan.total_bytes for plan in plans)
     if choose_device(pilot.readiness.device).name == "cpu":
         shared = pilot.train.launch.processes if pilot.model.ternary is None else 1
-        training = shared * (training + PROCESS_BYTES)
-        measuring += served * PROCESS_BYTES
+        training *= FREED_KEPT if pilot.model.ternary is None else 1.0
+        training = shared * (training + PROCESS_BYTES) + COMMAND_BYTES
+        measuring += served * PROCESS_BYTES + COMMAND_BYTES
     taken = "taking both models in" if pilot.model.ternary is not None else "training"
     return max((training, taken), (measuring, MEASURING))[::-1]
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.load.piece import LengthLimits, PlannedRequest
 from workbench.load.profile import MOST_ORDERED, LoadProfile
 from workbench.measure.dependence import share_over_time
@@ -33,6 +32,8 @@ class Load:
         cls, profile: LoadProfile, limits: LengthLimits, trained: StageRecord, seed: int
     ) -> Load:
         """Prompts of held-out text; trained: the record of ``train_qat``."""
+        from workbench.data.tokenizer import encode, load_tokenizer  # torch: seconds, once it sends
+
         tokenizer = load_tokenizer(str(trained.artefact("tokenizer")))
         texts, size = [], 0
         for text in trained.table("heldout")["text"]:

@@ -57,10 +57,10 @@ class Replicas:
                 missing.append(error)
         if len(missing) == len(self.replicas):
             raise missing[0]
-        for replica, error in zip(
+        for replica, why in zip(
             [each for each in self.replicas if each.failed], missing, strict=True
         ):
-            log.warning("%s; the arm's other replicas answer for it", error.got)
+            log.warning("%s; the arm's other replicas answer for it", why.got)
             replica.watch()
 
     def submit(

@@ -17,6 +17,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.report.card import MARKS
 from workbench.report.gates import GateResult, evaluate
 from workbench.report.verdict import decide
+from workbench.widgets.handles import name_handles
 from workbench.widgets.headless import interactive
 from workbench.widgets.view import shown_text
 from workbench.wording.text import Texts
@@ -103,7 +104,9 @@ class GateLimits:
             slider.observe(mover(place), names="value")
             sliders.append(slider)
         show()
-        display(ipywidgets.VBox([*sliders, out, kept]))
+        shown = ipywidgets.VBox([*sliders, out, kept])
+        display(shown)
+        name_handles(shown)
 
     def _ends(self, gate: Gate) -> dict[str, float]:
         """Of a slider: around the limit and the figure, whichever lies further out."""

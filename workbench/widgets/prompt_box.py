@@ -21,6 +21,7 @@ from workbench.errors import ConfigError, WorkbenchError
 from workbench.records.run import Run, open_folder
 from workbench.records.stage_record import StageRecord
 from workbench.serve.kept_route import change_route
+from workbench.widgets.handles import name_handles
 from workbench.widgets.headless import interactive
 from workbench.widgets.view import shown_text
 
@@ -153,7 +154,9 @@ class PromptBox:
 
         row = ipywidgets.HBox([self.send, self.route, self.back])
         parts = [self.address, self.prompt, self.tokens, row, self.said, self.answers, self.kept]
-        display(ipywidgets.VBox(parts))
+        shown = ipywidgets.VBox(parts)
+        display(shown)
+        name_handles(shown)
 
     def _ask(self, _: Any) -> None:
         try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from workbench.records.stage_record import StageRecord
 from workbench.widgets.choices import Choice, choices
+from workbench.widgets.handles import name_handles
 from workbench.widgets.headless import interactive
 from workbench.widgets.place import Place
 
@@ -73,7 +74,9 @@ class View:
 
         offered = choices(self.name, self.record)
         if offered:
-            display(self._controls(offered))
+            controls = self._controls(offered)
+            display(controls)
+            name_handles(controls)
         self._place = Place(self.drawn())
         VIEWS.append(self)
 
