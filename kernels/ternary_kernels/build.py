@@ -28,11 +28,13 @@ COMMON = ("dispatch", "team", "ops", "llama", "layout")
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
+_VBMI = (*_AVX512, "-mavx512vbmi")
 _AMX = ("-mamx-tile", "-mamx-int8", "-mamx-bf16")
 # Instruction set -> (its simd_*.h, flags). "plain" is there on every architecture.
 _ISAS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "x86_64": {
-        "amx": ("TK_SIMD_AVX512", (*_AVX512, *_AMX, "-DTK_TILES_AMX")),
+        "amx": ("TK_SIMD_AVX512", (*_VBMI, *_AMX, "-DTK_TILES_AMX")),
+        "avx512vbmi": ("TK_SIMD_AVX512", _VBMI),
         "avx512vnni": ("TK_SIMD_AVX512", _AVX512),
         "avxvnni": ("TK_SIMD_AVX2", (*_AVX2, "-mavxvnni")),
         "avx2": ("TK_SIMD_AVX2", _AVX2),

@@ -44,7 +44,7 @@ class Backend:
     @property
     def vectors(self) -> str:
         """The vectors' instruction set: what computes all but large batches of products."""
-        return {"amx": "avx512vnni", "tile_model": "plain"}.get(self.isa, self.isa)
+        return {"amx": "avx512vbmi", "tile_model": "plain"}.get(self.isa, self.isa)
 
     def unit(self, weight: PackedWeight) -> str:
         """What multiplies large batches with ``weight``: 'amx_int8', 'amx_bf16' or 'vectors'."""
@@ -259,7 +259,7 @@ def _load() -> _Loaded:
     if isa and lib.tk_force_isa(isa.encode()):
         raise ValueError(
             f"TERNARY_KERNELS_ISA={isa!r} is not available on this machine; unset it, or name one "
-            "of amx, avx512vnni, avxvnni, avx2, neon, plain that the processor has"
+            "of amx, avx512vbmi, avx512vnni, avxvnni, avx2, neon, plain that the processor has"
         )
     lib.tk_set_threads(torch.get_num_threads())
     return _Loaded(lib, "")

@@ -20,7 +20,8 @@
 
 extern const tk::Kernels tk_table_plain, tk_table_tile_model;
 #if defined(__x86_64__)
-extern const tk::Kernels tk_table_amx, tk_table_avx512vnni, tk_table_avxvnni, tk_table_avx2;
+extern const tk::Kernels tk_table_amx, tk_table_avx512vbmi, tk_table_avx512vnni, tk_table_avxvnni,
+    tk_table_avx2;
 #elif defined(__aarch64__)
 extern const tk::Kernels tk_table_neon;
 #endif
@@ -30,7 +31,7 @@ namespace {
 
 #if defined(__x86_64__)
 struct Features {
-  bool avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
+  bool avx2 = false, avxvnni = false, avx512vnni = false, avx512vbmi = false, amx = false;
 };
 
 bool bit(unsigned word, int index) { return (word >> index) & 1; }
@@ -50,8 +51,9 @@ Features features() {
   f.avxvnni = f.avx2 && bit(a71, 4);
   f.avx512vnni =
       f.avx2 && zmm && bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31) && bit(c7, 11);
+  f.avx512vbmi = f.avx512vnni && bit(c7, 1);
   // amx_bf16, amx_tile, amx_int8, and a system that keeps tiles (XCR0).
-  f.amx = f.avx512vnni && bit(d7, 22) && bit(d7, 24) && bit(d7, 25) && (state & 0x60000) == 0x60000;
+  f.amx = f.avx512vbmi && bit(d7, 22) && bit(d7, 24) && bit(d7, 25) && (state & 0x60000) == 0x60000;
   return f;
 }
 
@@ -79,7 +81,7 @@ bool has_dot_product() {
 #endif
 
 struct Available {
-  const Kernels* list[7] = {};
+  const Kernels* list[8] = {};
   const char* refused = "";
   Available() {
     int n = 0;
@@ -87,6 +89,7 @@ struct Available {
     const Features f = features();
     if (f.amx) refused = tiles_refused();
     if (f.amx && !*refused) list[n++] = &tk_table_amx;
+    if (f.avx512vbmi) list[n++] = &tk_table_avx512vbmi;
     if (f.avx512vnni) list[n++] = &tk_table_avx512vnni;
     if (f.avxvnni) list[n++] = &tk_table_avxvnni;
     if (f.avx2) list[n++] = &tk_table_avx2;

@@ -181,7 +181,13 @@ inline void unpack_panel(const Weight& w, int group, uint8_t* panel) {
       }
       out += 128;
     } else {
-      for (int p = 0; p < 5; ++p, out += 64) store_codes(out, next_trit(v));
+      if constexpr (kTritTables) {
+        store_planes2<0>(four_trits(v), out);
+        store_codes(out + 256, fifth_trit(v));
+        out += 320;
+      } else {
+        for (int p = 0; p < 5; ++p, out += 64) store_codes(out, next_trit(v));
+      }
     }
   }
   // The activations are zero past K; the bytes they meet must only be defined.

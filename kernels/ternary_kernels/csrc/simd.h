@@ -33,6 +33,11 @@
 
 namespace TK_NS {
 
+#if !defined(__AVX512VBMI__)
+C four_trits(C v);  // never called where kTritTables is not
+C fifth_trit(C v);
+#endif
+
 template <class T>
 inline T least(T a, T b) {
   return a < b ? a : b;

@@ -17,6 +17,7 @@ using A = __m256i;
 
 constexpr int kRowGroups = 1;
 constexpr int kMaxRows = 4;
+constexpr bool kTritTables = false;
 #ifdef __AVXVNNI__
 constexpr bool kInPlacePlanes = true;
 constexpr int kInt8Zero = 128;

@@ -1,4 +1,4 @@
-// Sixteen lanes in one 512-bit register, AVX-512 with VNNI.
+// Sixteen lanes in one 512-bit register, AVX-512 with VNNI; with VBMI base-3 codes by tables.
 //
 // The vocabulary that every simd_*.h defines (F: 16 floats, I: 16 int32, C: 64 codes of 16
 // rows x 4 k, A: 4 activations broadcast to all rows) is listed in simd.h.
@@ -108,6 +108,36 @@ inline C next_trit(C& rest) {
   rest = _mm512_add_epi8(rest, _mm512_add_epi8(rest, rest));
   return digit;
 }
+#if defined(__AVX512VBMI__)
+// A byte's first four digits as two-bit codes, the first one lowest, and its fifth.
+constexpr bool kTritTables = true;
+struct alignas(64) TritTables {
+  uint8_t four[256], fifth[256];
+  constexpr TritTables() : four(), fifth() {
+    for (int byte = 0; byte < 256; ++byte) {
+      int rest = byte, codes = 0;
+      for (int p = 0; p < 4; ++p) {
+        codes |= (rest * 3 / 256) << (2 * p);
+        rest = rest * 3 % 256;
+      }
+      four[byte] = static_cast<uint8_t>(codes);
+      fifth[byte] = static_cast<uint8_t>(rest * 3 / 256);
+    }
+  }
+};
+constexpr TritTables kTables;
+inline C look_up(const uint8_t (&table)[256], C index) {
+  const C low = _mm512_permutex2var_epi8(_mm512_load_si512(table), index,
+                                         _mm512_load_si512(table + 64));
+  const C high = _mm512_permutex2var_epi8(_mm512_load_si512(table + 128), index,
+                                          _mm512_load_si512(table + 192));
+  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high);
+}
+inline C four_trits(C v) { return look_up(kTables.four, v); }
+inline C fifth_trit(C v) { return look_up(kTables.fifth, v); }
+#else
+constexpr bool kTritTables = false;
+#endif
 template <int p>
 inline C nibble(C v) {
   return _mm512_and_si512(_mm512_srli_epi16(v, 4 * p), _mm512_set1_epi8(0x0f));

@@ -20,6 +20,7 @@ constexpr int kMaxRows = 4;
 // sdot is signed x signed: codes must be shifted down to 0..2, signed weights need no offset.
 constexpr bool kInPlacePlanes = false;
 constexpr int kInt8Zero = 0;
+constexpr bool kTritTables = false;
 
 #define TK_QUARTERS(type, expression)                \
   type r;                                            \

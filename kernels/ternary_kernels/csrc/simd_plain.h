@@ -20,6 +20,7 @@ constexpr int kRowGroups = 1;
 constexpr int kMaxRows = 4;
 constexpr bool kInPlacePlanes = false;
 constexpr int kInt8Zero = 128;
+constexpr bool kTritTables = false;
 
 #define TK_LANES(type, expression)                    \
   type r;                                             \

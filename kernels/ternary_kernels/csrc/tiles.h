@@ -3,7 +3,8 @@
 // One template serves every integer weight. A *loader* turns 64 bytes of weights into planes
 // of 64 codes (16 rows x 4 k); each plane meets one broadcast word of four activations a row:
 //
-//   Codes2  four planes by shift and mask        Codes5  five planes by base-3 carries
+//   Codes2  four planes by shift and mask        Codes5  five planes by base-3 carries, or four
+//   as Codes2 and the fifth from tables
 //   Bytes   a plane a vector: INT8 weights, and ternary panels unpacked for prefill
 //
 // With one row of activations the loop is short of independent sums, so each plane keeps its
@@ -52,8 +53,9 @@ template <class Loader, int R, int M, int U, bool kPacked>
 struct IntTile {
   static constexpr ptrdiff_t kWordBytes = kPacked ? 4 * M : 4;
   static constexpr int kAhead = Loader::kBlockBytes == 256 ? kPrefetchInt8Bytes : kPrefetchBytes;
-  static constexpr bool kInPlace =
-      kInPlacePlanes && U == 4 && Loader::kPlanes == 4 && Loader::kBlockBytes == 64;
+  static constexpr bool kTables = kTritTables && Loader::kPlanes == 5;
+  static constexpr bool kInPlace = kInPlacePlanes && U == 4 && Loader::kBlockBytes == 64 &&
+                                   (Loader::kPlanes == 4 || kTables);
 
   // Plane p of a block; `rest` is what the planes before left of it.
   template <int p>
@@ -62,7 +64,9 @@ struct IntTile {
       return load_codes(w + 64 * p);
     else if constexpr (p >= Loader::kPlanes)
       return rest;
-    else if constexpr (Loader::kPlanes == 5)
+    else if constexpr (kTables && p == 4)
+      return fifth_trit(load_codes(w));
+    else if constexpr (Loader::kPlanes == 5 && !kTables)
       return next_trit(rest);
     else if constexpr (kInPlace)
       return plane_in_place<p>(rest);
@@ -85,6 +89,7 @@ struct IntTile {
       C rest[R];
       TK_UNROLL for (int r = 0; r < R; ++r) {
         if constexpr (Loader::kBlockBytes == 64) rest[r] = load_codes(w[r]);
+        if constexpr (kTables) rest[r] = four_trits(rest[r]);
         if constexpr (!kPacked) prefetch<Loader::kBlockBytes, 2>(w[r] + ahead);
       }
 #define TK_PLANE(p)                                                              \
