@@ -60,6 +60,7 @@ BY_TESTS = {
     r"bench cpu": ("tests/bench/test_cpu.py", "bench_cpu("),
     r"bench gpu": ("tests/kernels_gpu/test_bench.py", "bench_gpu("),
     r"bench train": ("tests/bench/test_train.py", "bench_train("),
+    r"stage train_qat PILOT.yaml --set .*train.launch": ("tests/train/test_nodes.py", '"nodes": 2'),
     r"bench sharded": ("tests/bench/test_sharded.py", "bench_sharded("),
     r"bench trace": ("tests/bench/test_trace.py", "bench_trace("),
     r"bench client": ("tests/bench/test_client.py", "bench_client("),
