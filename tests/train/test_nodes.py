@@ -19,7 +19,8 @@ from workbench.errors import ConfigError
 from workbench.records.events import Progress
 from workbench.train.arm import FINAL, train_arm
 from workbench.train.checkpoints import last_whole
-from workbench.train.nodes import Node, _serve
+from workbench.train.nodes import Node, _serve, seen_in_time
+from workbench.train.processes import LOG, _failure
 from workbench.train.telemetry import Telemetry
 
 SCRIPT = Path(__file__).with_name("on_nodes.py")
@@ -88,6 +89,13 @@ def test_two_nodes_train_as_one_machine_does_through_a_kill_and_in_another_mesh(
     assert here[["step", "tokens", "batch"]].equals(there[["step", "tokens", "batch"]])
     assert abs(here["loss"] - there["loss"]).max() < 1e-5
     assert not (folder / "processes").exists()
+
+
+def test_a_folder_that_a_node_does_not_see_is_named(tmp_path: Path) -> None:
+    (tmp_path / LOG).write_text("closed")
+    told = _failure(2, tmp_path, "node 1 does not see /runs/x: the folder of the runs must be one")
+    assert "ended on another node: node 1 does not see /runs/x" in str(told)
+    assert not seen_in_time(tmp_path / "absent", 0.1) and seen_in_time(tmp_path / LOG, 0.1)
 
 
 def test_an_address_that_is_not_here_is_named() -> None:

@@ -33,6 +33,8 @@ CONNECT_S = 600.0
 """For nodes whose command begins later, and for the first one's to begin."""
 LEAVE_S = 20.0
 """For the other nodes to be done with a training that has ended on the first."""
+SEEN_S = 60.0
+"""For a shared file system to show what another machine has written."""
 POLL_S = 0.3
 
 
@@ -142,6 +144,12 @@ def failed(store: TCPStore, meeting: Meeting) -> str:
 
 def fail(store: TCPStore, meeting: Meeting, text: str) -> None:
     store.set(f"failed/{meeting.number}", text)
+
+
+def seen_in_time(file: Path, most_s: float = SEEN_S) -> bool:
+    """Whether a file of the first node is seen here, at once or a little later."""
+    _wait(file.exists, most_s)
+    return file.exists()
 
 
 def wait_for_nodes(store: TCPStore, meeting: Meeting, node: Node) -> None:

@@ -43,6 +43,7 @@ from workbench.train.nodes import (
     fail,
     failed,
     node_of,
+    seen_in_time,
     wait_for_nodes,
 )
 from workbench.wording.counts import number_of
@@ -142,16 +143,21 @@ def _launch(launch: TrainingLaunch, folder: Path, progress: Progress) -> None:
             fail(store, meeting, "node 0")
         wait_for_nodes(store, meeting, node)
     if launcher.returncode or elsewhere():
-        raise _failure(launch.together, folder)
+        raise _failure(launch.together, folder, elsewhere())
 
 
 def train_along(node: Node, store: TCPStore, meeting: Meeting) -> None:
     """This node's part in a training that the first one leads, until it ends anywhere."""
     handover = meeting.folder / HANDOVER
-    launch = TrainingLaunch.model_validate(read_json(meeting.folder / LAUNCH))
-    if not handover.exists():
-        fail(store, meeting, f"node {node.rank} does not see {shown(handover)}")
+    if not seen_in_time(handover):
+        fail(
+            store,
+            meeting,
+            f"node {node.rank} does not see {handover}: the folder of the runs (WORKBENCH_RUNS) "
+            "must be one that all nodes share",
+        )
         return
+    launch = TrainingLaunch.model_validate(read_json(meeting.folder / LAUNCH))
     with _launcher(launch, meeting.folder, node, meeting) as launcher:
         while launcher.poll() is None and not failed(store, meeting):
             time.sleep(POLL_S)
@@ -180,8 +186,9 @@ def _launcher(
     )
 
 
-def _failure(processes: int, folder: Path) -> WorkbenchError:
-    """Who was killed, or what the first process that failed said."""
+def _failure(processes: int, folder: Path, elsewhere: str = "") -> WorkbenchError:
+    """Who was killed, or what the first process that failed said. elsewhere: what another node
+    says."""
     goes_on = "the same command goes on from the last whole checkpoint"
     killed = read_json(folder / KILLED) if (folder / KILLED).exists() else {}
     for rank, number in killed.items():
@@ -193,6 +200,12 @@ def _failure(processes: int, folder: Path) -> WorkbenchError:
     failures = [pickle.loads(path.read_bytes()) for path in folder.glob("failure-*.pickle")]
     if failures:
         return min(failures, key=lambda pair: pair[0])[1]
+    if elsewhere:
+        return StageError(
+            f"training in {number_of(processes, 'process')} ended on another node: {elsewhere}",
+            next_step=f"that node's output says more, and its log beside {shown(folder / LOG)}; "
+            f"{goes_on}",
+        )
     tail = end_of_log(folder / LOG)
     return StageError(
         f"training in {number_of(processes, 'process')} ended; the end of its log:\n    {tail}",
