@@ -100,7 +100,8 @@ ELSEWHERE = {
     "held to the code by tests/serve",
     r"(RUN|OPTIONS|TEAM_KEY)=|END$": "text of a file",
     r"read -rs ": "asks a person",
-    r"python -m workbench\.bench\.tables": "a 3B shape for a minute; tests/bench/test_tables.py runs it small",
+    r"python -m workbench\.bench\.tables": "a 3B shape for a minute; "
+    "tests/bench/test_tables.py runs it small",
     r"python -m workbench\.bench\.speculative": "two models for minutes; its rows stand in "
     "docs/performance.md, tests/engine has what it runs",
     r"python -m pytest": "tests run by make test",
