@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ternary_kernels import backend
 
 from workbench import cli
 from workbench.records.run import Run, open_folder
@@ -30,6 +31,7 @@ SMALL = [
     "--set=train.steps=24",
     "--set=train.save_every=4",
     "--set=measure_ab.interactive_output_tokens=[2]",
+    "--set=measure_ab.in_cores={elsewhere: {core: transformers}}",
     "--set=deploy_rollback.duration_s=2.0",
 ]
 GATE = "--set=report.gates=[{metric: memory_ratio, at_least: 1000.0, on_fail: stop}]"
@@ -178,6 +180,16 @@ def test_every_figure_stands_in_the_list_with_its_labels(undisturbed) -> None:
     for stage, record in run.records().items():
         for m in record.metrics:
             assert m.name in FIGURES and fits(m.labels, m.name, pilot), (stage, m.name, m.labels)
+
+
+def test_an_arm_in_another_core_is_measured_and_named_like_any_other(undisturbed) -> None:
+    record = only_run(undisturbed).record("measure_ab")
+    for name in ("memory_ratio", "throughput_ratio", "quality_gap_bits_per_byte", "e2e_speedup"):
+        assert any(m.matches(name, {"arm": "elsewhere"}) and m.value for m in record.metrics), name
+    units = record.facts["units"]
+    assert units.pop("elsewhere") == [] and all(units.values()) == (backend().name == "native")
+    assert any("elsewhere: transformers on cpu" in (m.how or "") for m in record.metrics)
+    assert any(note.startswith("elsewhere is the model of ternary") for note in record.notes)
 
 
 def test_every_arm_ends_where_its_tokenizer_s_documents_end(undisturbed) -> None:
