@@ -53,7 +53,8 @@ template <class Loader, int R, int M, int U, bool kPacked>
 struct IntTile {
   static constexpr ptrdiff_t kWordBytes = kPacked ? 4 * M : 4;
   static constexpr int kAhead = Loader::kBlockBytes == 256 ? kPrefetchInt8Bytes : kPrefetchBytes;
-  static constexpr bool kTables = kTritTables && Loader::kPlanes == 5;
+  // Tables pay for few rows (docs/log.md): tall tiles need the registers that they take.
+  static constexpr bool kTables = kTritTables && Loader::kPlanes == 5 && M <= 4;
   static constexpr bool kInPlace = kInPlacePlanes && U == 4 && Loader::kBlockBytes == 64 &&
                                    (Loader::kPlanes == 4 || kTables);
 
