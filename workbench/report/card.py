@@ -31,6 +31,8 @@ from workbench.wording.text import Texts
 
 State = Literal["go", "no go", "inconclusive", "unfinished"]
 Colour = Literal["pass", "fail", "inconclusive", "not measured"]
+FIRST: tuple[Colour, ...] = ("fail", "inconclusive", "not measured", "pass")
+"""Of the lights those come first that the decision hangs on."""
 NOISES = (("readiness", "noise"), ("measure_ab", "noise"), ("measure_ab", "load_noise"))
 """Stage and fact where the blocks that other work disturbed are counted."""
 ON_THE_CARD = ("caveat.taught",)
@@ -98,7 +100,10 @@ def verdict_card(run: Run, texts: Texts, again: StageRecord | None = None) -> Ve
         state_name=texts.get(f"decision.{state}", state),
         question=said_in(words.get("question", pilot.question), texts.language),
         sentence=_sentence(state, records, results, pilot, texts),
-        lights=[_light(result, texts) for result in results],
+        lights=sorted(
+            (_light(result, texts) for result in results),
+            key=lambda light: FIRST.index(light.outcome),
+        ),
         steps=next_steps(run, state, records, results, texts),
         noise=_noise(records, texts),
         forecast=forecast_lines(report, texts) if report else [],
