@@ -56,7 +56,7 @@ def bench_train(
 
 @commands.command("sharded")
 def bench_sharded(
-    preset: Annotated[str, typer.Option(help=f"small, or a shape: {', '.join(PRESETS)}")] = "small",
+    preset: Annotated[str, typer.Option(help="small, or a preset, e.g. small-25m")] = "small",
     processes: Annotated[str, typer.Option(help="how many share the model, with commas")] = "2,4",
     steps: Annotated[int, typer.Option(min=5, help="of each training")] = 20,
     batch: Annotated[int, typer.Option(help="sequences a step, of all processes")] = 8,

@@ -45,7 +45,7 @@ def check_core(
         bool, typer.Option("--bench/--no-bench", help="time it beside ours afterwards")
     ] = True,
     shape: Annotated[
-        str, typer.Option(help=f"of what is timed: {', '.join(PRESETS)}", metavar="PRESET")
+        str, typer.Option(help="of what is timed, e.g. bitnet-3b", metavar="PRESET")
     ] = "small-25m",
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
 ) -> None:
