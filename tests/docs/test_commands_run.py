@@ -60,7 +60,10 @@ BY_TESTS = {
     r"bench cpu": ("tests/bench/test_cpu.py", "bench_cpu("),
     r"bench gpu": ("tests/kernels_gpu/test_bench.py", "bench_gpu("),
     r"bench train": ("tests/bench/test_train.py", "bench_train("),
-    r"stage train_qat PILOT.yaml --set .*train.launch": ("tests/train/test_nodes.py", '"nodes": 2'),
+    r"stage train_qat PILOT.yaml +--set .*train.launch": (
+        "tests/train/test_nodes.py",
+        '"nodes": 2',
+    ),
     r"bench sharded": ("tests/bench/test_sharded.py", "bench_sharded("),
     r"bench trace": ("tests/bench/test_trace.py", "bench_trace("),
     r"bench client": ("tests/bench/test_client.py", "bench_client("),
@@ -102,6 +105,7 @@ ELSEWHERE = {
     r"read -rs ": "asks a person",
     r"python -m workbench\.bench\.tables": "a 3B shape for a minute; "
     "tests/bench/test_tables.py runs it small",
+    r"python -m workbench\.bench\.base3": "a minute; tests/bench/test_base3.py runs it small",
     r"python -m workbench\.bench\.speculative": "two models for minutes; its rows stand in "
     "docs/performance.md, tests/engine has what it runs",
     r"python -m pytest": "tests run by make test",
@@ -137,6 +141,8 @@ class Reader:
         for word in shlex.split(command):
             word = word.replace("[...]", f"[{GATE}]").replace("=...", "=1000")
             word = re.sub(r"(?<==)(URL|http://\S+)$", f"{self.address}/v1", word)
+            if word in found:  # a further replica of an arm has an address of its own
+                word = word.replace("127.0.0.1", "localhost")
             found.append(next(names) if word == "RUN" else stands_for.get(word, word))
         if command.startswith("workbench serve --"):
             found.append(self.run.name)  # the page leaves it out
