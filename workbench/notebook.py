@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import ConfigError, StageError, WorkbenchError
-from workbench.machine.cpu import cpu
 from workbench.pilot.resolve import resolve
+from workbench.records.events import watched
 from workbench.records.run import open_folder, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import describe
@@ -94,8 +94,9 @@ def study(
             )
     else:
         resolved = resolve(pilot, overrides)
-        record = run_study(name, resolved, jobs=cpu().usable_cores, listener=block.show)
-        run = open_folder(record.folder.parents[1])
+        run = open_run(resolved)
+        with watched(run.events, block.follow):
+            record = run_study(name, resolved, jobs=0)
     block.text(f"study {name}: finished in {record.duration_s:.0f} s · run {run.name}")
     if interactive():
         from workbench.widgets.pickers import show_run_picker
@@ -128,6 +129,10 @@ class LiveBlock:
         urgent = event["kind"] != "step" or event["done"] == event["total"]
         if urgent or time.monotonic() - self._shown > REFRESH_S:
             self.text(describe(event))
+
+    def follow(self, events: Iterable[dict[str, Any]]) -> None:
+        for event in events:
+            self.show(event)
 
     def text(self, line: str) -> None:
         self._shown = time.monotonic()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -16,15 +19,19 @@ from workbench.errors import ConfigError, StageError
 from workbench.measure.paired_bootstrap import PairedBootstrap
 from workbench.paths import shipped_pilots
 from workbench.pilot.resolve import resolve
-from workbench.records.events import Progress
+from workbench.records.events import Progress, follow
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
-from workbench.study import parallel, recipe, size
+from workbench.study import arms as study_arms
+from workbench.study import one_arm, recipe, size, training
 from workbench.study.arm import make_arm
+from workbench.study.arms import KeptArms, load_arms, train_all
 from workbench.study.command import study_command
 from workbench.study.lines import json_lines, write_lines
 from workbench.study.run import STUDIES, run_study
 from workbench.study.setup import training_setup
+from workbench.sweep.attempts import JobEnd
+from workbench.sweep.here import Slot, run_here
 
 HEADLINES = {
     "recipe": "gap_over_lambda_warmup_gap",
@@ -140,58 +147,147 @@ def test_nothing_is_trained_twice(
     """A killed study goes on with the arms it lacks; another study takes the arms they share;
     a changed recipe trains only itself. An arm that another test has trained is copied."""
     trained = []
-    real = parallel.train_study_arm
+    real = training.train_study_arm
 
     def train(root: Path, arm: object, progress: object) -> StageRecord:
         if len(trained) == 3:
             raise StageError("killed")
         trained.append(arm.name)
-        known = parallel.arm_folder(finished / "studies", arm)
+        known = training.arm_folder(finished / "studies", arm)
         if known.exists():
-            shutil.copytree(known, parallel.arm_folder(root, arm))
+            shutil.copytree(known, training.arm_folder(root, arm), dirs_exist_ok=True)
         return real(root, arm, progress)
 
-    monkeypatch.setattr(parallel, "train_study_arm", train)
+    monkeypatch.setattr(training, "train_study_arm", train)
     one_seed = ["study.seeds=[1]"]
     with pytest.raises(StageError, match="killed"):
         run_study("recipe", resolve(pilot_file, one_seed))
     assert trained == ["full_precision", "straight_through", "lambda_warmup"]
     trained.clear()
     first = run_study("recipe", resolve(pilot_file, one_seed))
-    assert trained == ["distilled", "default"]
+    assert trained == ["default", "distilled"]
     trained.clear()
     again = run_study("recipe", resolve(pilot_file, one_seed))
     assert trained == [] and again.metrics == first.metrics
     changed = [*one_seed, "train.finetune.weight_decay=0.05"]
     with pytest.raises(StageError, match="killed"):
         run_study("recipe", resolve(pilot_file, changed))
-    assert trained == ["straight_through", "lambda_warmup", "distilled"]
+    assert trained == ["straight_through", "lambda_warmup", "default"]
     trained.clear()
     with pytest.raises(StageError, match="killed"):
         run_study("parity", resolve(pilot_file, ["study.seeds=[1, 5]"]))
     assert trained == ["ternary_48", "ternary_64", "full_precision_32"], "seed 1 shares two arms"
 
 
+@pytest.fixture
+def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each training in a process of its own, as a study begins them."""
+    monkeypatch.setattr(study_arms, "run_here", run_here)
+
+
 @pytest.mark.slow
-def test_arms_beside_each_other_end_as_they_do_one_by_one(
+def test_arms_beside_each_other_end_as_they_do_in_this_process(
     pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = ["study.seeds=[1]", "study.size.tokens_per_parameter=0.005"]
-    resolved = resolve(pilot_file, overrides)
+    arms = STUDIES["recipe"].arms(resolve(pilot_file))[:2]
     found = []
-    for jobs in (1, 2):
-        monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / str(jobs)))
-        found.append(run_study("size", resolved, jobs=jobs).table("arms")["bits_per_byte"])
-    assert found[0].equals(found[1])
+    for beside in (False, True):
+        root = tmp_path / str(beside)
+        if beside:
+            monkeypatch.setattr(study_arms, "run_here", run_here)
+        places = [Slot("a", "0"), Slot("b", "0")]
+        done = train_all(root, root, arms, Progress(root / "events.jsonl", "study"), places)
+        found.append(pd.concat([record.table("excerpts") for record in done]))
+    pd.testing.assert_frame_equal(*found)
 
 
-def test_an_error_of_one_of_several_processes_keeps_its_words(
-    pilot_file: Path, tmp_path: Path
+@pytest.mark.slow
+def test_a_training_that_fails_is_tried_once_more_and_its_error_keeps_its_words(
+    pilot_file: Path, tmp_path: Path, in_processes: None
 ) -> None:
     resolved = resolve(pilot_file, ["train.lr=1e30", "train.lr_warmup_share=0.0"])
     progress = Progress(tmp_path / "events.jsonl", "study_recipe")
-    with pytest.raises(StageError, match="broke at step"):
-        parallel.train_all(tmp_path, STUDIES["recipe"].arms(resolved)[:1], progress, jobs=2)
+    arms = STUDIES["recipe"].arms(resolved)[:1]
+    with pytest.raises(StageError, match=r"1 of 1 training did not finish:\nfull_prec.*broke at"):
+        train_all(tmp_path, tmp_path, arms, progress, [Slot("here", "0")])
+    said = [event.get("text", "") for event in follow(progress.path, None)]
+    assert sum("tried once more" in text for text in said) == 1
+    assert sorted(log.name for log in tmp_path.glob("logs/*")) == ["0001-2.log", "0001.log"]
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_from_its_checkpoint(
+    pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_processes: None
+) -> None:
+    """SIGKILL to the process of an arm in mid-training: tried once more, it ends as one that was
+    left alone."""
+    overrides = ["train.steps=400", "train.save_every=20"]
+    found = []
+    for kill in (False, True):
+        root = tmp_path / str(kill)
+        arms = STUDIES["recipe"].arms(resolve(pilot_file, overrides))[:1]
+        checkpoints = training.arm_folder(root, arms[0]) / "checkpoints"
+
+        def end_it(checkpoints: Path = checkpoints) -> None:
+            while not any(checkpoints.glob("checkpoint-*")):
+                time.sleep(0.02)
+            for process in psutil.Process().children():
+                if "workbench.study.one_arm" in process.cmdline():
+                    process.kill()
+
+        killer = threading.Thread(target=end_it, daemon=True)
+        if kill:
+            killer.start()
+        progress = Progress(root / "events.jsonl", "study_recipe")
+        (record,) = train_all(root, root, arms, progress, [Slot("here", "0")])
+        found.append(record.table("excerpts"))
+    said = "".join(event.get("text", "") for event in follow(progress.path, None))
+    assert "was killed by signal 9" in said and "tried once more" in said
+    pd.testing.assert_frame_equal(*found)
+
+
+def test_what_each_failed_training_said_is_said_when_all_have_ended(
+    pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = [JobEnd(1, 0, 1, 2.0), JobEnd(2, 3, 2, 4.0, "the disk is full\n  next:    free some")]
+    monkeypatch.setattr(study_arms, "run_here", lambda array, *_: ended)
+    arms = STUDIES["recipe"].arms(resolve(pilot_file, ["study.seeds=[1]"]))[:2]
+    expected = (
+        "1 of 2 trainings did not finish:\nstraight_through, seed 1: the disk is full\n  next"
+    )
+    with pytest.raises(StageError, match=expected) as caught:
+        train_all(tmp_path, tmp_path, arms, Progress(tmp_path / "events.jsonl", "study"), [])
+    assert "same command goes on" in caught.value.next_step
+
+
+def test_an_arm_that_another_process_trains_is_waited_for(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "events.jsonl", "study")
+    ended = threading.Event()
+
+    def second() -> None:
+        with one_arm.alone(tmp_path / "arm", "mine, seed 1", progress):
+            ended.set()
+
+    with one_arm.alone(tmp_path / "arm", "mine, seed 1", progress):
+        other = threading.Thread(target=second)
+        other.start()
+        assert not ended.wait(0.3)
+    other.join(5)
+    assert ended.is_set() and "another process trains it" in progress.path.read_text()
+
+
+def test_files_changed_under_a_study_are_not_trained_on_in_its_name(
+    pilot_file: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "own.jsonl"
+    shutil.copy(pilot_file.parent / "corpus.jsonl", corpus)
+    arm = STUDIES["recipe"].arms(resolve(pilot_file, [f"data.corpus={corpus}"]))[0]
+    plan = tmp_path / study_arms.FILE
+    KeptArms(tmp_path, tmp_path / "events.jsonl", "study", {arm.key: arm}).save(plan)
+    assert load_arms(plan).arms[arm.key] == arm
+    corpus.write_text(corpus.read_text() + corpus.read_text()[:100])
+    with pytest.raises(ConfigError, match="was changed since the study began"):
+        one_arm.do(plan, 1)
 
 
 def test_teachers_are_trained_before_their_students(
@@ -199,12 +295,12 @@ def test_teachers_are_trained_before_their_students(
 ) -> None:
     turns = []
     monkeypatch.setattr(
-        parallel, "_train_in_parallel", lambda root, arms, *_: turns.append([a.name for a in arms])
+        study_arms, "_train", lambda array, *_: turns.append(list(array.names.values()))
     )
     arms = STUDIES["recipe"].arms(resolve(pilot_file, ["study.seeds=[1]"]))
     (student,) = (arm for arm in arms if arm.name == "distilled")
-    parallel.train_all(tmp_path, [student], Progress(tmp_path / "events.jsonl", "study"), jobs=2)
-    assert turns == [["teacher"], ["distilled"]]
+    train_all(tmp_path, tmp_path, [student], Progress(tmp_path / "events.jsonl", "study"), [])
+    assert turns == [["teacher, seed 1"], ["distilled, seed 1"]]
 
 
 def test_the_kept_lines_say_where_they_come_from(

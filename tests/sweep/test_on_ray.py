@@ -25,10 +25,10 @@ def test_tasks_beside_each_other_have_cores_of_their_own():
 
 
 def test_a_pilot_for_gpus_asks_for_one_a_process():
-    pilot = resolve("workbench:smoke", ["readiness.device=cuda", "train.processes=4"])
+    pilot = resolve("workbench:smoke", ["readiness.device=cuda", "train.processes=4"]).pilot
     assert resources_of(Resources(), [pilot]).gpus == 4
     assert resources_of(Resources(gpus=8), [pilot]).gpus == 8
-    assert resources_of(Resources(), [resolve("workbench:smoke")]).gpus == 0
+    assert resources_of(Resources(), [resolve("workbench:smoke").pilot]).gpus == 0
 
 
 @pytest.mark.slow

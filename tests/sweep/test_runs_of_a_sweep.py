@@ -22,7 +22,8 @@ from workbench.records.stage_record import StageRecord
 from workbench.records.sweep import FILE, find_runs, load_sweep
 from workbench.report.compare import compare
 from workbench.sweep import command, here
-from workbench.sweep.attempts import RunEnd, attempt, why
+from workbench.sweep.attempts import JobEnd, attempt, why
+from workbench.sweep.command import jobs_of
 from workbench.sweep.here import Slot, run_here, slots_of
 from workbench.sweep.one_run import do
 from workbench.sweep.slurm import slurm_script, write_script
@@ -30,13 +31,14 @@ from workbench.sweep.slurm import slurm_script, write_script
 QUIET = [].append
 
 
-def ends(monkeypatch, codes):
+def ending(monkeypatch, codes):
     """Runs that end with these codes, one attempt after the other; what was begun."""
     begun = []
 
-    def fake(plan, number, log, **how):
+    def fake(array, number, tried, **how):
         begun.append((number, how.get("cores", "")))
-        log.parent.mkdir(parents=True, exist_ok=True)
+        array.logs.mkdir(parents=True, exist_ok=True)
+        log = array.log(number, tried)
         log.write_text("noise\nworkbench: the disk is full\n  next:    free some\n")
         return codes[number].pop(0)
 
@@ -46,24 +48,24 @@ def ends(monkeypatch, codes):
 
 def test_a_failed_run_is_tried_once_more_and_one_that_is_wrong_is_not(sweep_of, monkeypatch):
     kept, _ = sweep_of("grid: {seed: [1, 2, 3, 4, 5]}")
-    begun = ends(monkeypatch, {1: [0], 2: [3, 0], 3: [-9, 3], 4: [2], 5: [4]})
+    begun = ending(monkeypatch, {1: [0], 2: [3, 0], 3: [-9, 3], 4: [2], 5: [4]})
     said: list[str] = []
-    outcomes = run_here(kept.folder / FILE, kept.runs, [Slot("a"), Slot("b")], said.append)
-    assert [(o.number, o.code, o.attempts) for o in outcomes] == [
+    ends = run_here(jobs_of(kept, kept.runs, None), [Slot("a"), Slot("b")], said.append)
+    assert [(end.number, end.code, end.attempts) for end in ends] == [
         (1, 0, 1), (2, 0, 2), (3, 3, 2), (4, 2, 1), (5, 4, 1),
     ]  # fmt: skip
     assert sorted(number for number, _ in begun) == [1, 2, 2, 3, 3, 4, 5]
-    assert [o.number for o in outcomes if o.is_finished] == [1, 2, 5]
+    assert [end.number for end in ends if end.is_finished] == [1, 2, 5]
     assert any(re.match(r"run 2: the disk is full\n.*\n  tried once more", s, re.S) for s in said)
     with pytest.raises(StageError, match=r"2 of 5 runs did not finish: 3, 4"):
-        command.raise_failed(kept, outcomes, None)
+        command.raise_failed(kept, ends, None)
 
 
 def test_no_more_runs_at_a_time_than_there_are_places(sweep_of, monkeypatch):
     kept, _ = sweep_of("grid: {seed: [1, 2, 3, 4, 5, 6]}")
     at_work, most, lock = set(), [], threading.Lock()
 
-    def fake(plan, number, log, cores="", **how):
+    def fake(array, number, tried, cores="", **how):
         with lock:
             at_work.add(cores)
             most.append(len(at_work))
@@ -73,8 +75,9 @@ def test_no_more_runs_at_a_time_than_there_are_places(sweep_of, monkeypatch):
         return 0
 
     monkeypatch.setattr(here, "attempt", fake)
-    outcomes = run_here(kept.folder / FILE, kept.runs, [Slot("a", "0"), Slot("b", "1")], QUIET)
-    assert len(outcomes) == 6 and max(most) == 2, "each place has one run at a time"
+    places = [Slot("a", "0"), Slot("b", "1")]
+    assert len(run_here(jobs_of(kept, kept.runs, None), places, QUIET)) == 6
+    assert max(most) == 2, "each place has one run at a time"
 
 
 def test_places_share_the_cores_and_one_place_has_them_all(monkeypatch):
@@ -83,7 +86,9 @@ def test_places_share_the_cores_and_one_place_has_them_all(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
     assert [slot.cores for slot in slots_of(pilots, 1)] == [""]
     assert [slot.cores for slot in slots_of(pilots, 2)] == ["0,1", "2,3,4"]
-    for jobs in (0, 6):
+    monkeypatch.setattr(here, "cpu", lambda: SimpleNamespace(usable_cores=3))
+    assert [slot.cores for slot in slots_of(pilots, 0)] == ["0", "1,2", "3,4"], "one a core"
+    for jobs in (-1, 6):
         with pytest.raises(ConfigError, match=f"--jobs {jobs}"):
             slots_of(pilots, jobs)
 
@@ -101,6 +106,7 @@ def test_each_gpu_has_its_runs_and_a_training_on_two_has_two(monkeypatch):
     assert seen == ["GPU-0", "GPU-0", "GPU-1", "GPU-1", "GPU-2", "GPU-2", "GPU-3", "GPU-3"]
     seen = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots_of([pilot, two], 1)]
     assert seen == ["GPU-0,GPU-1", "GPU-2,GPU-3"]
+    assert len(slots_of([pilot], 0)) == 4, "one on each"
     on_cpu = resolve("workbench:smoke", ["readiness.device=cpu"]).pilot
     assert [slot.environment for slot in slots_of([on_cpu], 1)] == [{}]
 
@@ -118,7 +124,7 @@ def finish(kept, number):
 def test_a_finished_run_is_skipped_and_all_are_found_by_the_sweeps_name(sweep_of, monkeypatch):
     kept, path = sweep_of("grid: {seed: [1, 2, 3]}")
     done = [finish(kept, number) for number in (1, 2)]
-    begun = ends(monkeypatch, {3: [3, 3]})
+    begun = ending(monkeypatch, {3: [3, 3]})
     monkeypatch.setattr(command, "compare_page", lambda runs, language: f"{len(runs)} runs")
     with pytest.raises(StageError, match="did not finish: 3"):
         command.run_sweep(path)
@@ -169,14 +175,15 @@ def test_why_a_run_ended(tmp_path):
     assert why(3, log) == "no disk\n  next:    free some"
     log.write_text("Traceback\nKeyError: 3\n")
     assert "ended with code 1" in why(1, log) and "KeyError: 3" in why(1, log)
-    assert RunEnd(1, 4, 1, 2.0).is_finished and not RunEnd(1, 130, 1, 2.0).is_finished
+    assert JobEnd(1, 4, 1, 2.0).is_finished and not JobEnd(1, 130, 1, 2.0).is_finished
 
 
 def test_the_slurm_script_runs_one_run_an_element_and_tries_it_once_more(sweep_of, tmp_path):
     kept, _ = sweep_of("grid: {seed: [1, 2, 3, 4]}\nresources: {cpus: 2, gpus: 1, hours: 1.5}")
     waiting = [kept.runs[n] for n in (0, 1, 3)]
     asked = command.read_sweep(tmp_path / "tiny.yaml").resources
-    text = slurm_script(kept, kept.folder / FILE, waiting, asked, ["--partition=gpu"], False)
+    array = jobs_of(kept, waiting, notebooks=False)
+    text = slurm_script(array, kept.name, asked, ["--partition=gpu"])
     wanted = {"--array=1-2,4", "--cpus-per-task=2", "--gres=gpu:1", "--time=90", "--requeue",
               "--partition=gpu", "--signal=TERM@120"}  # fmt: skip
     assert wanted <= set(re.findall(r"^#SBATCH (\S+)$", text, re.M))
@@ -245,9 +252,9 @@ def test_a_killed_sweep_leaves_nothing_at_work_and_the_same_command_goes_on(swee
     assert not list(runs_root().rglob("*.partial")), "nothing half-written"
 
 
-def test_a_run_that_is_asked_to_stop_ends_in_order(sweep_of, tmp_path):
+def test_a_run_that_is_asked_to_stop_ends_in_order(sweep_of):
     """The child of a sweep that goes: its standard input ends, and it leaves as by Ctrl-C."""
     kept, _ = sweep_of("grid: {seed: [1]}")
     stop = threading.Event()
     stop.set()
-    assert attempt(kept.folder / FILE, 1, tmp_path / "1.log", stop=stop) == 130
+    assert attempt(jobs_of(kept, kept.runs, None), 1, 1, stop=stop) == 130

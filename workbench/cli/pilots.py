@@ -272,10 +272,15 @@ def study(
         ),
     ] = None,
     overrides: Overrides = None,
-    jobs: Annotated[int, typer.Option(help="trainings at a time; 0: one a core")] = 0,
+    jobs: Annotated[
+        int, typer.Option(help="trainings at a time on each device; 0: one a GPU, or one a core")
+    ] = 0,
     out: OutFile = None,
 ) -> None:
-    """Train the arms of a study that are not trained yet; print its figures as JSON lines."""
+    """Train the arms of a study that are not trained yet; print its figures as JSON lines.
+
+    Each is a process of its own; one that fails is tried once more.
+    """
     from workbench.study.command import study_command
 
     study_command(name, pilot, overrides or (), jobs=jobs, out=out)

@@ -17,7 +17,9 @@ def sweep(
     file: Annotated[
         Path, typer.Argument(metavar="SWEEP.yaml", help="a pilot and a grid or a list of values")
     ],
-    jobs: Annotated[int, typer.Option(help="runs at a time on each device, here")] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="runs at a time on each device, here; 0: one a GPU, or one a core")
+    ] = 1,
     on: Annotated[
         Literal["here", "ray", "slurm"],
         typer.Option(help="this machine, tasks of Ray, or a script for a Slurm array"),

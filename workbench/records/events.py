@@ -9,8 +9,10 @@ and a later reader all follow the same file. Each line is one JSON object with `
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,6 +110,22 @@ def attempts_s(path: Path, stage: str, key: str) -> list[float]:
         elif spans:
             spans[-1][1] = event["time"]
     return [last - first for first, last in spans]
+
+
+@contextmanager
+def watched(path: Path, show: Callable[[Iterator[dict[str, Any]]], None]) -> Iterator[None]:
+    """``show`` is given, in a thread, what any process appends to ``path`` within the block."""
+    stop = threading.Event()
+    seen = path.stat().st_size if path.exists() else 0
+    thread = threading.Thread(
+        target=lambda: show(follow(path, stop.is_set, start=seen)), daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
 
 
 def follow(path: Path, stop: Callable[[], bool] | None, start: int = 0) -> Iterator[dict[str, Any]]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from workbench.records.events import follow
+from workbench.records.events import watched
 from workbench.roadmap import place_of
 from workbench.wording.counts import number_of
 
@@ -45,26 +44,14 @@ def describe(event: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
-@contextmanager
-def watching(events: Path, whole: Whole = lambda _: "") -> Iterator[None]:
+def watching(events: Path, whole: Whole = lambda _: "") -> AbstractContextManager[None]:
     """Show what is appended to ``events`` while the block runs, on standard error."""
-    stop = threading.Event()
-    seen = events.stat().st_size if events.exists() else 0
-    shown = (events, stop.is_set, whole, seen)
-    thread = threading.Thread(target=show_events, args=shown, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=5)
+    return watched(events, lambda found: show_events(found, whole))
 
 
-def show_events(
-    events: Path, stop: Callable[[], bool], whole: Whole = lambda _: "", seen: int = 0
-) -> None:
-    """Show the events from byte ``seen`` of the file on, and new ones until ``stop`` is true."""
-    (_bars if sys.stderr.isatty() else _lines)(events, seen, stop, whole)
+def show_events(found: Iterable[dict[str, Any]], whole: Whole = lambda _: "") -> None:
+    """Show events as they come, on standard error."""
+    (_bars if sys.stderr.isatty() else _lines)(found, whole)
 
 
 def clock(seconds: float) -> str:
@@ -84,9 +71,9 @@ def _with_whole(event: dict[str, Any], whole: Whole) -> str:
     return f"{describe(event)} · {said}" if said else describe(event)
 
 
-def _lines(events: Path, seen: int, stop: Callable[[], bool], whole: Whole) -> None:
+def _lines(found: Iterable[dict[str, Any]], whole: Whole) -> None:
     last: dict[str, float] = {}
-    for event in follow(events, stop, start=seen):
+    for event in found:
         line = _with_whole(event, whole)
         if event["kind"] == "step":
             task, now = f"{event['stage']} {event['task']}", time.monotonic()
@@ -96,12 +83,12 @@ def _lines(events: Path, seen: int, stop: Callable[[], bool], whole: Whole) -> N
         print(line, file=sys.stderr, flush=True)
 
 
-def _bars(events: Path, seen: int, stop: Callable[[], bool], whole: Whole) -> None:
+def _bars(found: Iterable[dict[str, Any]], whole: Whole) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True) as bars:
         shown = TaskBar(bars)
-        for event in follow(events, stop, start=seen):
+        for event in found:
             line = _with_whole(event, whole)
             if event["kind"] == "step":
                 shown.step(event, line)

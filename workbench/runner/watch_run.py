@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workbench.errors import ConfigError, StageError
+from workbench.records.events import follow
 from workbench.records.run import Run
 from workbench.records.terminal import Whole, show_events
 from workbench.roadmap import STAGES
@@ -25,7 +26,7 @@ def watch_run(run: Run) -> None:
     Ends as the run did. Raises StageError for one whose stage failed, or that was left or killed
     before its report; GateError where a gate that must hold does not.
     """
-    show_events(run.events, lambda: not run.at_work(), _whole(run))
+    show_events(follow(run.events, lambda: not run.at_work()), _whole(run))
     finished = run.records()
     if "report" in finished:
         raise_failed_gates(run, next(iter(run.judgements()[::-1]), None))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from workbench.errors import ConfigError
-from workbench.machine.cpu import cpu
 from workbench.pilot.extends import SHIPPED
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.resolve import resolve
@@ -28,13 +27,13 @@ def study_command(
 ) -> None:
     """Run study ``name`` or go on with it, and say its lines.
 
-    pilot: None takes the shipped ``study_<name>``. jobs: 0 takes one training a core.
+    pilot: None takes the shipped ``study_<name>``. jobs: as of :func:`run_study`.
     """
     if name not in STUDIES:
         raise ConfigError(f"study {name}: unknown{did_you_mean(name, STUDIES)}")
     resolved = resolve(pilot or f"{SHIPPED}study_{name}", overrides)
     with terminable(), watching(open_run(resolved).events):
-        record = run_study(name, resolved, jobs=jobs or cpu().usable_cores)
+        record = run_study(name, resolved, jobs=jobs)
     for line in json_lines(record):
         say(line)
     if out:

@@ -10,7 +10,6 @@ teacher_seconds, teacher_tokens, rate, bits_per_byte), ``excerpts`` (arm, seed, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +26,8 @@ from workbench.records.run import open_run
 from workbench.records.stage_record import StageRecord
 from workbench.study import checkpoint, parity, recipe, size
 from workbench.study.arm import StudyArm
-from workbench.study.parallel import train_all
+from workbench.study.arms import train_all
+from workbench.sweep.here import slots_of
 from workbench.train.preflight import require_trainable
 from workbench.train.quality import bits_per_byte
 from workbench.wording.counts import number_of
@@ -47,20 +47,19 @@ def run_study(
     resolved: ResolvedPilot,
     *,
     jobs: int = 1,
-    listener: Callable[[dict[str, Any]], None] | None = None,
 ) -> StageRecord:
     """The record of study ``name`` of a pilot; what is finished is loaded.
 
-    jobs: trainings at a time. Raises ConfigError before anything starts, StageError when a
-    training fails; the arms that are finished stay.
+    jobs: trainings at a time on each device, each a process of its own; 0 takes one on each GPU, or
+    one a core. Raises ConfigError before anything starts, StageError when a training failed twice;
+    the arms that are finished stay.
     """
     if name not in STUDIES:
         raise ConfigError(f"study {name}: unknown{did_you_mean(name, STUDIES)}")
-    if jobs < 1:
-        raise ConfigError(f"--jobs {jobs}", allowed="1 or more trainings at a time")
     arms = STUDIES[name].arms(resolved)
     for arm in arms:
         require_trainable(arm.pilot)
+    slots = slots_of([arm.pilot for arm in arms], jobs)
     run = open_run(resolved)
     stage = f"study_{name}"
     folder, key = run.stage_folder(stage), _key(name, arms)
@@ -69,10 +68,10 @@ def run_study(
         return record
     began = time.monotonic()
     record = StageRecord(stage, folder, key, time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    progress = Progress(run.events, stage, listener)
+    progress = Progress(run.events, stage)
     with run.lock(stage):
         progress.event("started", text=f"{number_of(len(arms), 'training')}")
-        records = train_all(runs_root() / "studies", arms, progress, jobs)
+        records = train_all(runs_root() / "studies", folder, arms, progress, slots)
         _compare(STUDIES[name], record, arms, records)
         record.duration_s = round(time.monotonic() - began, 2)
         record.save()

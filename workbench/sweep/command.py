@@ -22,11 +22,11 @@ from workbench.runner.checks import check_pilot
 from workbench.runner.forecast import Forecast, forecast
 from workbench.runner.pilot_run import terminable
 from workbench.runner.stage_times import Speeds
-from workbench.sweep.attempts import RunEnd
+from workbench.sweep.attempts import JobArray, JobEnd
 from workbench.sweep.file import Sweep, read_sweep, refused
 from workbench.sweep.here import run_here, slots_of
+from workbench.sweep.job import GATE
 from workbench.sweep.on_ray import resources_of, run_on_ray
-from workbench.sweep.one_run import GATE
 from workbench.sweep.slurm import slurm_script, submission, write_script
 from workbench.wording.counts import number_of
 
@@ -60,25 +60,30 @@ def run_sweep(
         f"sweep {sweep.name}: {number_of(len(kept.runs), 'run')}, {len(kept.runs) - len(waiting)} "
         "finished"
     )
-    plan = kept.folder / FILE
+    array = jobs_of(kept, waiting, notebooks)
+    ends: list[JobEnd] = []
     if on == "slurm" and waiting:
-        text = slurm_script(kept, plan, waiting, sweep.resources, sweep.slurm, notebooks)
-        script = write_script(plan, text)
+        text = slurm_script(array, kept.name, sweep.resources, sweep.slurm)
+        script = write_script(array.plan, text)
         for line in submission(script, kept.sweep_file):
             say(line)
         return None
-    outcomes: list[RunEnd] = []
     if on == "ray" and waiting:
-        resources = resources_of(sweep.resources, [run.resolved for run in sweep.runs])
-        outcomes = run_on_ray(
-            plan, waiting, resources, say, address=ray_address, notebooks=notebooks
-        )
+        resources = resources_of(sweep.resources, [run.resolved.pilot for run in sweep.runs])
+        ends = run_on_ray(array, resources, say, address=ray_address)
     elif waiting:
         with terminable():
-            outcomes = run_here(plan, waiting, slots, say, notebooks)
+            ends = run_here(array, slots, say)
     page = compare_sweep(kept)
-    raise_failed(kept, outcomes, page)
+    raise_failed(kept, ends, page)
     return page
+
+
+def jobs_of(kept: KeptSweep, waiting: Sequence[KeptRun], notebooks: bool | None) -> JobArray:
+    """The runs of ``waiting``, each as a job; notebooks: as ``workbench run`` takes it."""
+    words = () if notebooks is None else ("--notebooks" if notebooks else "--no-notebooks",)
+    names = {one.number: f"run {one.number}" for one in waiting}
+    return JobArray("workbench.sweep.one_run", kept.folder / FILE, names, words)
 
 
 def checked(sweep: Sweep) -> Sweep:
@@ -198,19 +203,19 @@ def dry_run(path: Path, jobs: int = 1) -> list[str]:
     return lines
 
 
-def raise_failed(kept: KeptSweep, outcomes: Sequence[RunEnd], page: Path | None) -> None:
+def raise_failed(kept: KeptSweep, ends: Sequence[JobEnd], page: Path | None) -> None:
     """StageError for runs that failed twice, GateError where a gate that must hold failed."""
-    failed = [outcome for outcome in outcomes if not outcome.is_finished]
+    failed = [end for end in ends if not end.is_finished]
     shown_page = f"; the finished ones: {shown(page)}" if page else ""
     if failed:
-        numbers = ", ".join(str(outcome.number) for outcome in failed)
+        numbers = ", ".join(str(end.number) for end in failed)
         raise StageError(
             f"sweep {kept.name}: {len(failed)} of {number_of(len(kept.runs), 'run')} did not "
             f"finish: {numbers}",
             next_step=f"their logs lie in {shown(kept.folder / 'logs')}; the same command goes on"
             + shown_page,
         )
-    gates = [outcome.number for outcome in outcomes if outcome.code == GATE]
+    gates = [end.number for end in ends if end.code == GATE]
     if gates:
         raise GateError(
             f"sweep {kept.name}: a gate that must hold failed in runs {', '.join(map(str, gates))}",

@@ -1,6 +1,6 @@
-"""The runs of a sweep on this machine, so many at a time on each of its devices.
+"""The jobs of a sweep or a study on this machine, so many at a time on each of its devices.
 
-A device is a GPU, or the processor where no GPU computes. Runs beside each other each keep to
+A device is a GPU, or the processor where no GPU computes. Jobs beside each other each keep to
 their share of the cores, so that each counts those as its own and none starts more threads than it
 has; memory and its bandwidth they share all the same, which is why one at a time is the default.
 """
@@ -14,16 +14,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from workbench.errors import ConfigError
 from workbench.machine.cpu import cpu
 from workbench.machine.gpu import visible_gpus
 from workbench.pilot.spec import Pilot
-from workbench.records.sweep import KeptRun
-from workbench.sweep.attempts import RunEnd, attempt, log_of, tried_again, why
-from workbench.sweep.one_run import INTERRUPTED
+from workbench.sweep.attempts import JobArray, JobEnd, attempt, tried_again, why
+from workbench.sweep.job import INTERRUPTED
 from workbench.wording.counts import number_of
 
 SIBLINGS = Path("/sys/devices/system/cpu")
@@ -31,7 +30,7 @@ SIBLINGS = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one run at a time goes. cores: hardware threads, ``0,1``; empty: all there are."""
+    """Where one job at a time goes. cores: hardware threads, ``0,1``; empty: all there are."""
 
     name: str
     cores: str = ""
@@ -41,19 +40,23 @@ class Slot:
 def slots_of(pilots: Sequence[Pilot], jobs: int) -> list[Slot]:
     """``jobs`` slots on each device; a GPU for each of the processes that train together.
 
-    Raises ConfigError for no jobs, and for more than there are hardware threads.
+    jobs: 0 takes one on each GPU, or one a core. Raises ConfigError for more than there are
+    hardware threads.
     """
     computing = any(pilot.readiness.device != "cpu" for pilot in pilots)
     gpus = visible_gpus() if computing else ()
     together = max(pilot.train.launch.processes for pilot in pilots)
     groups = [gpus[n : n + together] for n in range(0, len(gpus) - together + 1, together)]
+    if not jobs:
+        jobs = 1 if groups or together > 1 else cpu().usable_cores
     count = jobs * max(1, len(groups))
     most = os.cpu_count() or 1
     if not 1 <= count <= most:
         raise ConfigError(
             f"--jobs {jobs}"
             + (f" on each of {number_of(len(groups), 'device')}" if len(groups) > 1 else ""),
-            allowed=f"1 or more at a time, and at most one a hardware thread, of which {most}",
+            allowed=f"1 or more at a time, at most one a hardware thread, of which {most}; 0: one "
+            "on each GPU, or one a core",
         )
     shares = _shares(_cores(count), count)
     if not groups:
@@ -69,26 +72,20 @@ def slots_of(pilots: Sequence[Pilot], jobs: int) -> list[Slot]:
     ]
 
 
-def run_here(
-    plan: Path,
-    waiting: Sequence[KeptRun],
-    slots: Sequence[Slot],
-    say: Callable[[str], None],
-    notebooks: bool | None = None,
-) -> list[RunEnd]:
-    """Every run of ``waiting``, each tried once more where it fails; how each ended.
+def run_here(array: JobArray, slots: Sequence[Slot], say: Callable[[str], None]) -> list[JobEnd]:
+    """Every job of ``array``, each tried once more where it fails; how each ended, in order.
 
-    plan: the kept sweep. Raises KeyboardInterrupt once all runs at work have ended in order.
+    Raises KeyboardInterrupt once all jobs at work have ended in order.
     """
-    left, outcomes, stop = deque(waiting), [], threading.Event()
+    left, ends, stop = deque(array.names), [], threading.Event()
 
     def work(slot: Slot) -> None:
         while left and not stop.is_set():
             try:
-                kept = left.popleft()
+                number = left.popleft()
             except IndexError:
                 return
-            outcomes.append(_done(plan, kept, slot, say, notebooks, stop))
+            ends.append(_done(array, number, slot, say, stop))
 
     with ThreadPoolExecutor(len(slots)) as pool:
         tasks = [pool.submit(work, slot) for slot in slots]
@@ -96,39 +93,33 @@ def run_here(
             for task in tasks:
                 task.result()
         except KeyboardInterrupt:
-            say("stopping the runs at work in order")
+            say("stopping the jobs at work in order")
             raise
         finally:
             stop.set()
-    return sorted(outcomes, key=lambda outcome: outcome.number)
+    return sorted(ends, key=lambda end: end.number)
 
 
 def _done(
-    plan: Path,
-    kept: KeptRun,
-    slot: Slot,
-    say: Callable[[str], None],
-    notebooks: bool | None,
-    stop: threading.Event,
-) -> RunEnd:
-    began, tried = time.monotonic(), 0
+    array: JobArray, number: int, slot: Slot, say: Callable[[str], None], stop: threading.Event
+) -> JobEnd:
+    began, tried, name = time.monotonic(), 0, array.names[number]
     while True:
         tried += 1
-        log = log_of(plan, kept.number, tried)
-        say(f"run {kept.number}: begun, {slot.name}")
+        say(f"{name}: begun, {slot.name}")
         code = attempt(
-            plan, kept.number, log, notebooks=notebooks, cores=slot.cores,
-            environment=slot.environment, stop=stop,
-        )  # fmt: skip
-        outcome = RunEnd(kept.number, code, tried, time.monotonic() - began, log)
+            array, number, tried, cores=slot.cores, environment=slot.environment, stop=stop
+        )
+        seconds = time.monotonic() - began
         if stop.is_set():
-            return RunEnd(kept.number, INTERRUPTED, tried, outcome.seconds, log)
-        if outcome.is_finished:
-            return outcome
-        again = tried_again(code, tried)
-        say(f"run {kept.number}: {why(code, log)}" + ("\n  tried once more" if again else ""))
+            return JobEnd(number, INTERRUPTED, tried, seconds)
+        end = JobEnd(number, code, tried, seconds)
+        if end.is_finished:
+            return end
+        said, again = why(code, array.log(number, tried)), tried_again(code, tried)
+        say(f"{name}: {said}" + ("\n  tried once more" if again else ""))
         if not again:
-            return outcome
+            return replace(end, said=said)
 
 
 def _cores(count: int) -> list[int]:

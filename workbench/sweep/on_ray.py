@@ -1,7 +1,7 @@
-"""The runs of a sweep as tasks of Ray, with the resources that the sweep file asks for.
+"""The jobs of a sweep or a study as tasks of Ray, each with the resources it asks for.
 
-A task starts its run as a process of its own and waits for it. A worker that is killed takes its
-run along in order, since the run's standard input ends with it, and the run is tried once more.
+A task starts its job as a process of its own and waits for it. A worker that is killed takes its
+job along in order, since the job's standard input ends with it, and the job is tried once more.
 Every node needs the same environment, the pilot's files and the runs' folder at the same paths.
 """
 
@@ -18,11 +18,10 @@ from typing import Any
 
 from workbench.errors import ConfigError, reason_of
 from workbench.paths import runs_root
-from workbench.pilot.resolve import ResolvedPilot
-from workbench.records.sweep import KeptRun
-from workbench.sweep.attempts import RunEnd, attempt, log_of, tried_again, why
+from workbench.pilot.spec import Pilot
+from workbench.sweep.attempts import JobArray, JobEnd, attempt, tried_again, why
 from workbench.sweep.file import Resources
-from workbench.sweep.one_run import INTERRUPTED
+from workbench.sweep.job import INTERRUPTED
 from workbench.wording.counts import number_of
 
 GB = 1e9
@@ -31,18 +30,16 @@ JOINED_AT_MOST = 2
 
 
 def run_on_ray(
-    plan: Path,
-    waiting: Sequence[KeptRun],
+    array: JobArray,
     resources: Resources,
     say: Callable[[str], None],
     *,
     address: str | None = None,
-    notebooks: bool | None = None,
-) -> list[RunEnd]:
-    """Every run of ``waiting``, each tried once more where it fails or its worker goes.
+) -> list[JobEnd]:
+    """Every job of ``array``, each tried once more where it fails or its worker goes.
 
-    address: of a cluster; None takes ``$RAY_ADDRESS``, or a local cluster for this sweep alone.
-    Raises ConfigError without Ray, and where no node could ever hold a run.
+    address: of a cluster; None takes ``$RAY_ADDRESS``, or a local cluster for these jobs alone.
+    Raises ConfigError without Ray, and where no node could ever hold a job.
     """
     ray = _ray()
     began_here = not ray.is_initialized()
@@ -50,53 +47,44 @@ def run_on_ray(
         _join(ray, address)
     try:
         _refuse_what_never_fits(ray, resources)
-        return sorted(_all(ray, plan, waiting, resources, say, notebooks), key=lambda o: o.number)
+        return sorted(_all(ray, array, resources, say), key=lambda end: end.number)
     finally:
         if began_here:
             ray.shutdown()
 
 
 def _all(
-    ray: Any,
-    plan: Path,
-    waiting: Sequence[KeptRun],
-    resources: Resources,
-    say: Callable[[str], None],
-    notebooks: bool | None,
-) -> Iterator[RunEnd]:
+    ray: Any, array: JobArray, resources: Resources, say: Callable[[str], None]
+) -> Iterator[JobEnd]:
     task = ray.remote(_task).options(**_options(resources))
     runs, began = str(runs_root()), time.monotonic()
 
     def begin(number: int, tried: int) -> Any:
-        log = log_of(plan, number, tried)
-        return task.remote(str(plan), number, str(log), notebooks, resources.cpus, runs)
+        return task.remote(array, number, tried, resources.cpus, runs)
 
-    at_work = {begin(kept.number, 1): (kept.number, 1) for kept in waiting}
+    at_work = {begin(number, 1): (number, 1) for number in array.names}
     while at_work:
         (ready,), _ = ray.wait(list(at_work), num_returns=1)
         number, tried = at_work.pop(ready)
-        log = log_of(plan, number, tried)
         try:
             code = int(ray.get(ready))
-            said = why(code, log)
+            said = why(code, array.log(number, tried))
         except ray.exceptions.RayError as error:
             code, said = INTERRUPTED, f"its worker is gone ({type(error).__name__})"
-        outcome = RunEnd(number, code, tried, time.monotonic() - began, log)
-        if outcome.is_finished or not tried_again(code, tried):
-            say(f"run {number}: " + ("finished" if outcome.is_finished else said))
-            yield outcome
+        end = JobEnd(number, code, tried, time.monotonic() - began, said)
+        name = array.names[number]
+        if end.is_finished or not tried_again(code, tried):
+            say(f"{name}: " + ("finished" if end.is_finished else said))
+            yield end
             continue
-        say(f"run {number}: {said}\n  tried once more")
+        say(f"{name}: {said}\n  tried once more")
         at_work[begin(number, tried + 1)] = (number, tried + 1)
 
 
-def _task(plan: str, number: int, log: str, notebooks: bool | None, cpus: int, runs: str) -> int:
-    """On a worker: the exit code of the run."""
+def _task(array: JobArray, number: int, tried: int, cpus: int, runs: str) -> int:
+    """On a worker: the exit code of the job."""
     with own_cores(cpus) as cores:
-        return attempt(
-            Path(plan), number, Path(log), notebooks=notebooks, cores=cores,
-            environment={"WORKBENCH_RUNS": runs},
-        )  # fmt: skip
+        return attempt(array, number, tried, cores=cores, environment={"WORKBENCH_RUNS": runs})
 
 
 @contextmanager
@@ -122,9 +110,9 @@ def own_cores(count: int) -> Iterator[str]:
         yield ",".join(map(str, taken)) if len(taken) == count else ""
 
 
-def resources_of(asked: Resources, runs: Sequence[ResolvedPilot]) -> Resources:
+def resources_of(asked: Resources, pilots: Sequence[Pilot]) -> Resources:
     """With a GPU for each of the processes that train together, where the pilots want GPUs."""
-    wanted = [run.pilot for run in runs if run.pilot.readiness.device == "cuda"]
+    wanted = [pilot for pilot in pilots if pilot.readiness.device == "cuda"]
     gpus = max((pilot.train.launch.processes for pilot in wanted), default=0)
     return asked.model_copy(update={"gpus": max(asked.gpus, gpus)})
 
@@ -147,7 +135,7 @@ def _refuse_what_never_fits(ray: Any, resources: Resources) -> None:
     if not any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
         largest = {k: max((node.get(k, 0) for node in nodes), default=0) for k in wanted}
         raise ConfigError(
-            f"resources: a run asks for {number_of(resources.cpus, 'core')}, "
+            f"resources: a job asks for {number_of(resources.cpus, 'core')}, "
             f"{number_of(resources.gpus, 'GPU')} and {resources.memory_gb or 0:g} GB, and no node "
             "of the Ray cluster has them",
             allowed=f"at most {number_of(largest['CPU'], 'core', form='g')}, "

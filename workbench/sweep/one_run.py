@@ -1,28 +1,19 @@
 """``python -m workbench.sweep.one_run SWEEP.json NUMBER``: one run of a sweep, as its own process.
 
-What a local slot, a Ray task and an element of a Slurm array start alike. It ends as ``workbench
-run`` does, with its exit code; a run that is finished ends at once. With ``--with-parent`` it stops
-in order when its standard input ends, which happens however the sweep ends.
+It ends as ``workbench run`` does, with its exit code; a run that is finished ends at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
-import threading
 import time
-from pathlib import Path
 
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import ConfigError
 from workbench.records.run import Run, open_run
 from workbench.records.sweep import KeptRun, KeptSweep, is_finished, load_sweep
+from workbench.sweep.job import as_job, job_parser
 
-DONE, WRONG, GATE, INTERRUPTED = 0, 2, 4, 130
-FINAL = (DONE, WRONG, GATE)
-"""Exit codes that a second try would not change: 2 is the pilot's fault, and with 4 everything ran
-and a gate failed."""
 WAIT_S = 120.0
 """For another process to leave the run: one that was killed takes its own children along."""
 
@@ -68,42 +59,14 @@ def wait_for_others(run: Run, wait_s: float = WAIT_S) -> None:
         time.sleep(0.2)
 
 
-def end_with_parent() -> None:
-    """SIGTERM to this process when its standard input ends: an orderly end, as by Ctrl-C."""
-
-    def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1):  # not buffered: no lock that Python waits for
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="parent-watchdog", daemon=True).start()
-
-
-def keep_to(cores: str) -> None:
-    """This process and its children on these hardware threads alone, where the system can."""
-    if cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-
-
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="workbench.sweep.one_run")
-    parser.add_argument("sweep", type=Path)
-    parser.add_argument("number", type=int)
+    parser = job_parser("workbench.sweep.one_run")
     parser.add_argument("--notebooks", action=argparse.BooleanOptionalAction)
-    parser.add_argument("--cores", default="")
-    parser.add_argument("--with-parent", action="store_true")
     asked = parser.parse_args(arguments)
-    keep_to(asked.cores)
-    if asked.with_parent:
-        end_with_parent()
-    try:
-        do(run_of(load_sweep(asked.sweep), asked.number), notebooks=asked.notebooks)
-    except WorkbenchError as error:
-        print(f"workbench: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return DONE
+    return as_job(
+        asked,
+        lambda: do(run_of(load_sweep(asked.plan), asked.number), notebooks=asked.notebooks),
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The runs of a sweep as a Slurm array: the script that sbatch takes.
+"""The jobs of a sweep as a Slurm array: the script that sbatch takes.
 
-Every element is one run, started with srun so that Slurm's TERM reaches it before the time limit:
+Every element is one job, started with srun so that Slurm's TERM reaches it before the time limit:
 it ends in order, and the same array submitted again goes on from there. An element that fails is
 tried once more within the same allocation, one whose node goes is requeued by Slurm.
 """
@@ -17,10 +17,9 @@ from pathlib import Path
 from workbench.errors import ConfigError
 from workbench.files import write_text
 from workbench.paths import runs_root, shown
-from workbench.records.sweep import KeptRun, KeptSweep
-from workbench.sweep.attempts import ATTEMPTS
+from workbench.sweep.attempts import ATTEMPTS, JobArray
 from workbench.sweep.file import Resources
-from workbench.sweep.one_run import FINAL
+from workbench.sweep.job import FINAL
 
 NAME = "sweep.sbatch"
 WARNED_S = 120
@@ -29,20 +28,15 @@ MINUTES = 60
 
 
 def slurm_script(
-    sweep: KeptSweep,
-    plan: Path,
-    waiting: Sequence[KeptRun],
-    resources: Resources,
-    options: Sequence[str] = (),
-    notebooks: bool | None = None,
+    array: JobArray, name: str, resources: Resources, options: Sequence[str] = ()
 ) -> str:
-    """The text of the script for the runs of ``waiting``. options: further ones of sbatch."""
+    """The text of the script for all jobs of ``array``. options: further ones of sbatch."""
     directives = [
-        f"--job-name={sweep.name}",
-        f"--array={_ranges([kept.number for kept in waiting])}",
+        f"--job-name={name}",
+        f"--array={_ranges(list(array.names))}",
         "--ntasks=1",
         f"--cpus-per-task={resources.cpus}",
-        f"--output={plan.parent / 'logs' / '%a-%A.log'}",
+        f"--output={array.logs / '%a-%A.log'}",
         f"--signal=TERM@{WARNED_S}",
         "--requeue",
     ]
@@ -52,14 +46,13 @@ def slurm_script(
         directives.append(f"--mem={round(resources.memory_gb * 1000)}M")
     if resources.hours is not None:
         directives.append(f"--time={max(1, round(resources.hours * MINUTES))}")
-    words = [sys.executable, "-m", "workbench.sweep.one_run", str(plan)]
-    end = "" if notebooks is None else " --notebooks" if notebooks else " --no-notebooks"
+    before = shlex.join([sys.executable, "-m", array.module, str(array.plan)])
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {directive}" for directive in (*directives, *options)),
         f"export WORKBENCH_RUNS={shlex.quote(str(runs_root()))}",
         f"for attempt in {' '.join(str(n + 1) for n in range(ATTEMPTS))}; do",
-        f'  srun {shlex.join(words)} "$SLURM_ARRAY_TASK_ID"{end}',
+        f'  srun {before} "$SLURM_ARRAY_TASK_ID" {shlex.join(array.words)}'.rstrip(),
         "  code=$?",
         f"  case $code in {'|'.join(map(str, FINAL))}) exit $code ;; esac",
         "done",
