@@ -43,6 +43,25 @@ def small_case(**changes) -> Case:
     return replace(case, **changes)
 
 
+def simulated_case(**changes) -> Case:
+    """The same with simulated fleets: a replica carries 0.25 requests a second in full precision
+    and 0.5 in the other arm, half of its time at work; one alone carries 0.6 of that."""
+    case = small_case()
+    numbers = {
+        name: number for name, number in case.numbers.items()
+        if name != "utilisation" and not name.startswith("request_s")
+    }  # fmt: skip
+    for arm, rate in (("full_precision", 0.25), ("ternary", 0.5)):
+        numbers[f"replica_rate.{arm}"] = Quantity(rate, "modelled", lo=0.97 * rate, hi=1.03 * rate)
+    arms = tuple(replace(arm, cells=(0.6, 0.8, 1.0), busy=0.5) for arm in case.arms)
+    return replace(case, **({"arms": arms, "numbers": numbers} | changes))
+
+
 @pytest.fixture
 def make_case():
     return small_case
+
+
+@pytest.fixture
+def make_simulated():
+    return simulated_case

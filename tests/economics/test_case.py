@@ -189,6 +189,38 @@ def test_today_s_accelerators_scale_by_what_a_request_takes(make_case) -> None:
     assert evaluate(case, {"utilisation": 0.4})["ternary"]["accelerators_fluid"] == 5
 
 
+def test_a_simulated_fleet_is_what_carries_the_peak(make_case, make_simulated) -> None:
+    """1 request a second at 0.25 a replica: 4; at 0.5 two carry 2 x 0.8 x 0.5 = 0.8 a second,
+    three carry 3 x 0.5 = 1.5: 2 + 0.2 / 0.7. A request takes 0.5 / 0.25 = 2 s and 1 s of a machine
+    as before, so full precision's energy is the same."""
+    full, ternary = evaluate(make_simulated()).values()
+    assert full["accelerators_fluid"] == pytest.approx(4)
+    assert ternary["accelerators_fluid"] == pytest.approx(2 + 0.2 / 0.7)
+    assert (full["accelerators"], ternary["accelerators"]) == (4, 3)
+    before = evaluate(make_case())["full_precision"]
+    assert full["energy_kwh"] == pytest.approx(before["energy_kwh"])
+    # Beyond a cell it is the rate alone; a tenth of the requests fit one replica of either arm.
+    many = evaluate(make_simulated(), {"requests_per_day": 864_000.0})
+    assert many["ternary"]["accelerators_fluid"] == pytest.approx(20)
+    few = evaluate(make_simulated(), {"requests_per_day": 8_640.0})
+    assert few["full_precision"]["accelerators_fluid"] == pytest.approx(0.1 / 0.15)
+
+
+def test_today_s_accelerators_carry_the_peak_and_an_arm_needs_what_carries_it(
+    make_simulated,
+) -> None:
+    """Eight carry 8 x 0.25 = 2 a second; ternary 2 / 0.5 = 4 of its own, with a quarter more 5."""
+    case = make_simulated(accelerators=8)
+    assert evaluate(case)["full_precision"]["accelerators_fluid"] == pytest.approx(8)
+    assert evaluate(case)["ternary"]["accelerators_fluid"] == pytest.approx(4)
+    more = evaluate(case, {"requests_per_day": 108_000.0})
+    assert more["ternary"]["accelerators_fluid"] == pytest.approx(5)
+    result = what_if(case, draws=300)
+    fluid = result.figure("ternary", "accelerators_fluid")
+    assert (fluid.lo, fluid.hi) == (pytest.approx(3.83, abs=0.05), pytest.approx(4.17, abs=0.05))
+    assert result.figure("full_precision", "accelerators_fluid").lo == pytest.approx(8)
+
+
 def test_a_day_has_idle_hours(make_case) -> None:
     """Half a machine's time used: of full precision's 4 x 0.4 + 2 x 0.6 = 2.8 kW only 1.2 kW are
     work; counting busy hours alone, 2 kW, misses 0.8 kW."""
@@ -210,9 +242,14 @@ def test_a_figure_is_as_weak_as_its_weakest_number(make_case) -> None:
     assert result.tornado == ()
 
 
-def test_every_number_that_moves_a_figure_is_among_those_it_is_made_of(make_case) -> None:
+@pytest.mark.parametrize("made_by", ["make_case", "make_simulated"])
+@pytest.mark.parametrize("accelerators", [None, 8])
+def test_every_number_that_moves_a_figure_is_among_those_it_is_made_of(
+    request, made_by, accelerators
+) -> None:
     """What the kind is made of is not asserted by hand: turn each number and see what moves."""
-    case = make_case(fleet=FleetRules(warm_fallback_servers=1), accelerators=None)
+    made = request.getfixturevalue(made_by)
+    case = made(fleet=FleetRules(warm_fallback_servers=1), accelerators=accelerators)
     numbers = case.numbers | {"growth": Quantity(0.3, "assumed")}
     case = replace(case, numbers=numbers | {"kwh.training": Quantity(500.0, "assumed")})
     before = evaluate(case)
@@ -280,8 +317,9 @@ def test_a_year_never_costs_less_when_something_costs_or_takes_more(
     assert years[1] >= years[0] - 1e-9
 
 
-def test_all_of_it_takes_well_under_100_ms(make_case) -> None:
-    case = make_case()
+@pytest.mark.parametrize("made_by", ["make_case", "make_simulated"])
+def test_all_of_it_takes_well_under_100_ms(request, made_by) -> None:
+    case = request.getfixturevalue(made_by)()
     what_if(case)
     best = min(_seconds(case) for _ in range(5))
     assert best < 0.1

@@ -8,11 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workbench.economics.replicas import rate_carried, replicas_needed
 from workbench.pilot.sections.profile_load import Slo
 from workbench.planner import costs as costs_module
 from workbench.planner import fleet as fleet_module
-from workbench.planner.costs import ReplicaCosts, agreement, fitted_costs, turn_costs
+from workbench.planner.costs import (
+    ReplicaCosts,
+    ServedReplay,
+    agreement,
+    fitted_costs,
+    turn_costs,
+)
 from workbench.planner.fleet import RequestMix, largest_rate, planned, seen_by_clients
+from workbench.planner.rates import replica_rate
 from workbench.planner.simulation import StepCosts
 
 LOAD = RequestMix(
@@ -36,25 +44,55 @@ def test_the_draw_has_the_load_s_rate_scatter_and_pairs():
 
 
 def test_replicas_are_the_fewest_that_keep_the_targets():
-    most = largest_rate(COSTS, LOAD, SLO)
+    rate = replica_rate(COSTS, LOAD, SLO)
+    most = rate.per_s
     assert seen_by_clients(COSTS, LOAD, 4 * most, 4).keeps(SLO)
     assert not seen_by_clients(COSTS, LOAD, 4 * 1.05 * most, 4).keeps(SLO)
-    for rate in (0.3 * most, 2.5 * most, 90 * most):
-        found = planned(COSTS, LOAD, SLO, rate, most)
-        assert found.replicas >= rate / most - 1e-9
-        if found.replicas < 4:
-            assert found.seen.keeps(SLO)
-    assert planned(COSTS, LOAD, SLO, 90 * most, most).replicas == 90
-    assert planned(COSTS, LOAD, SLO, 1e9 / 86_400, most).replicas == pytest.approx(
-        1e9 / 86_400 / most, abs=1
-    )
+
+    def replicas(at: float) -> int:
+        found = planned(COSTS, LOAD, at, most, rate.cells)
+        assert found.seen.keeps(SLO), at
+        return found.replicas
+
+    assert replicas(90 * most) == 90
+    large = planned(COSTS, LOAD, 1e9 / 86_400, most, rate.cells)
+    assert large.replicas == pytest.approx(1e9 / 86_400 / most, abs=1)
+    # One alone evens out less than one of four, so it carries less: a small fleet needs one more.
+    alone, pair = rate.cells[:2]
+    assert 0.3 < alone < pair < 1.0 and rate.cells[-1] == 1.0
+    assert not seen_by_clients(COSTS, LOAD, 1.02 * alone * most, 1).keeps(SLO)
+    assert replicas(0.99 * alone * most) == 1 and replicas(1.01 * alone * most) == 2
+    assert replicas(2 * 0.99 * pair * most) == 2 and replicas(2 * 1.01 * pair * most) == 3
+
+
+def test_a_fleet_and_what_it_carries_are_one_function_read_both_ways():
+    cells = (0.6, 0.8, 0.95, 1.0)
+    rates = np.linspace(0.1, 40.0, 200)
+    count = replicas_needed(rates, 3.0, cells)
+    assert rate_carried(count, 3.0, cells) == pytest.approx(rates)
+    assert (np.diff(count) > 0).all()
+    assert replicas_needed(1.8, 3.0, cells) == pytest.approx(1.0)
+    assert replicas_needed(30.0, 3.0, cells) == pytest.approx(10.0)
 
 
 def test_a_target_that_a_request_alone_misses_has_no_fleet():
     slo = Slo(tpot_ms=5.0)
-    assert largest_rate(COSTS, LOAD, slo) == 0.0
-    found = planned(COSTS, LOAD, slo, 100.0, 0.0)
+    assert replica_rate(COSTS, LOAD, slo).per_s == 0.0
+    found = planned(COSTS, LOAD, 100.0, 0.0, ())
     assert found.replicas is None and found.seen is None
+
+
+def test_a_rate_is_as_sure_as_the_replay_s_blocks_are_alike():
+    """Blocks that take 1.0 and 1.2 times as long in turn: the rate's interval is theirs."""
+    served = ServedReplay.of(replay_of(COSTS, 8), "ternary")
+    served.e2e[::2] = [1.2 * block for block in served.e2e[::2]]
+    slower = served.measured_over_simulated(COSTS)
+    assert slower.value == pytest.approx(1.2**0.5)
+    rate = replica_rate(COSTS, LOAD, SLO, replay=served)
+    assert rate.hi / rate.lo == pytest.approx(slower.hi / slower.lo)
+    assert rate.lo < rate.per_s < rate.hi < 1.2 * rate.per_s
+    few = replica_rate(COSTS, LOAD, SLO, replay=ServedReplay.of(replay_of(COSTS, 4), "ternary"))
+    assert few.lo is None and few.per_s == rate.per_s
 
 
 def test_a_cheaper_step_needs_fewer_replicas_and_an_intake_holds_all_up():

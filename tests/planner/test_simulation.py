@@ -55,7 +55,7 @@ def by_the_scheduler(arrivals, costs, slots, chunk, replicas, monkeypatch):
     engines = [TimedEngine(slots, costs) for _ in range(replicas)]
     schedulers = [SteppedScheduler(e, queue_limit=10**6, prefill_chunk=chunk) for e in engines]
     monkeypatch.setattr(scheduler_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    clock = [0.0]
+    clock, order = [0.0], list(range(replicas))
     submitted = []
 
     def run_until(place, until_s):
@@ -79,7 +79,9 @@ def by_the_scheduler(arrivals, costs, slots, chunk, replicas, monkeypatch):
     ):
         for place in range(replicas):
             run_until(place, start)
-        place = min(range(replicas), key=lambda p: schedulers[p].running + schedulers[p].waiting)
+        place = min(order, key=lambda p: schedulers[p].running + schedulers[p].waiting)
+        order.remove(place)
+        order.append(place)  # as serve.replicas.Replicas has it
         if not schedulers[place].running + schedulers[place].waiting:
             engines[place].now_s = max(engines[place].now_s, float(start))
         request = GenerationRequest((1,) * int(prompt), max_tokens=int(output), ignore_eos=True)

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from workbench.pilot.sections.profile_load import Slo
+from workbench.planner.costs import ReplicaCosts
+from workbench.planner.rates import ReplicaRate
+from workbench.planner.simulation import StepCosts
 from workbench.report.fleet import FLUID, WHOLE, fleet_metrics
 
 SLO = Slo(tpot_ms=100.0)
@@ -27,6 +30,53 @@ def test_prefill_and_decode_count_by_the_load_s_mix(tmp_path: Path, timed_load) 
     assert whole.kind == "derived"
     assert whole.labels == {"arm": "ternary", "batch": "8", "source": "trained"}
     assert "peak of 3 requests/s full_precision keeps 2.7 busy" in fluid.how
+
+
+def rates_of(full: float, ternary: float, **ternary_ends: float) -> dict[str, ReplicaRate]:
+    """What a replica of each carries, 1/s, each fitted to 300 requests."""
+    steps = StepCosts((1.0,), (0.01,), 0.001)
+    found = {
+        "full_precision": ReplicaRate(
+            ReplicaCosts("full_precision", steps, 4, 64, fitted=300), full, 0.98 * full,
+            1.02 * full, (0.5, 0.7, 0.9, 1.0), 0.8,
+        ),
+        "ternary": ReplicaRate(
+            ReplicaCosts("ternary", steps, 4, 64, fitted=300), ternary,
+            cells=(0.6, 0.8, 0.9, 1.0), busy=0.8, **ternary_ends,
+        ),
+    }  # fmt: skip
+    return found
+
+
+def test_the_fleet_is_the_simulation_s_where_every_arm_was_replayed(
+    tmp_path: Path, timed_load
+) -> None:
+    """Eight that carry 0.5 each carry 4; ternary carries 0.8: five of them. The rates' errors of
+    2 % and 3 % together are sqrt(13) = 3.6 %."""
+    records = timed_load(tmp_path, PREFILL, DECODE)
+    rates = rates_of(0.5, 0.8, lo=0.8 / 1.03, hi=0.8 * 1.03)
+    fluid, whole = fleet_metrics(records, 8, SLO, rates=rates)
+    assert fluid.value == pytest.approx(5.0) and whole.value == 5
+    assert (fluid.lo, fluid.hi) == (pytest.approx(4.82, abs=0.01), pytest.approx(5.18, abs=0.01))
+    assert (fluid.kind, fluid.labels) == ("modelled", {"arm": "ternary", "source": "trained"})
+    assert "a replica of ternary can carry 0.8 requests/s by simulation" in fluid.how
+    # Of two of today a cell is not whole: 2 x 0.7 x 0.5 = 0.7 a second, 0.48 of which one carries.
+    few, _ = fleet_metrics(records, 2, SLO, rates=rates_of(0.5, 0.8))
+    assert few.value == pytest.approx(1 + (0.7 - 0.48) / (1.28 - 0.48))
+    assert few.lo is None and "too few blocks" in few.reason
+
+
+def test_an_arm_that_no_rate_suits_leaves_all_to_the_machine_time(
+    tmp_path: Path, timed_load
+) -> None:
+    records = timed_load(tmp_path, PREFILL, DECODE)
+    fluid, _ = fleet_metrics(records, 8, SLO, rates=rates_of(0.5, 0.0))
+    assert fluid.value == pytest.approx(8 * 0.70 / 0.90)
+    assert "not by simulation: ternary keeps the targets at p99 at no rate" in fluid.how
+    rates = rates_of(0.5, 0.8)
+    del rates["ternary"]
+    fluid, _ = fleet_metrics(records, 8, SLO, rates=rates)
+    assert "not by simulation: ternary has no replay of the load" in fluid.how
 
 
 def test_each_arm_is_used_at_the_batch_that_its_slo_allows(tmp_path: Path, timed_load) -> None:

@@ -8,10 +8,13 @@ Energy: a machine draws its idle power all year, and each request adds its work.
 in the served load where that was (``idle_w``, ``work_j``), else the work is machine time x (power
 under load - idle power).
 
-Fleet: of a machine's time a request takes ``request_s``. Where the pilot names today's accelerators
-they are taken to carry the load at its peak in full precision, and an arm needs them in the ratio
-of what a request takes; else the need is the peak rate x request_s / utilisation. That is the fluid
-number; whole accelerators, then whole servers with their spares, are what is bought or freed.
+Fleet: a simulation gives the rate that one replica carries within its targets at p99,
+``replica_rate`` (:mod:`workbench.planner.rates`), and an arm needs as many as carry the peak. Where
+the pilot names today's accelerators they are taken to carry the peak in full precision. Without a
+simulation a request takes ``request_s`` of a machine, of whose time the peak may take
+``utilisation``; today's accelerators are then needed in the ratio of what a request takes. That is
+the fluid number; whole accelerators, then whole servers with their spares, are what is bought or
+freed.
 
 Cost of a year: annuities of what is held, what is paid each year, energy and demand at the meter
 of the building, the annuity of what the change costs once. A freed server is switched off; unless
@@ -29,6 +32,7 @@ import numpy as np
 
 from workbench.economics.money import annuity, npv, payback_years
 from workbench.economics.quantity import Quantity
+from workbench.economics.replicas import rate_carried, replicas_needed
 from workbench.economics.year import YearBill, YearSums, year_bill
 from workbench.pilot.sections.cost import FleetRules, Item, OneOff
 
@@ -46,19 +50,25 @@ ROUNDING = 1e-9
 class CaseArm:
     """name: of the arm. prefill_share: of a request's machine time that its prompt takes.
     prefill_energy: of its energy; None takes that of the time. trained: whether it took a training,
-    which is paid for once."""
+    which is paid for once.
+
+    Where its fleet is simulated: cells: what a replica of a cell of 1, 2, ... carries over
+    ``replica_rate``, the last 1; busy: of its time at that rate."""
 
     name: str
     prefill_share: float
     prefill_energy: float | None = None
     trained: bool = True
+    cells: tuple[float, ...] = ()
+    busy: float = 0.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """numbers: by name, for ``evaluate``; those of an arm end with its name: ``request_s.ternary``,
-    and either ``work_j`` and ``idle_w`` or ``power_w`` and ``idle_share``, which without an arm are
-    of all of them.
+    """numbers: by name, for ``evaluate``; those of an arm end with its name:
+    ``replica_rate.ternary`` where fleets are simulated, else ``request_s.ternary``; and either
+    ``work_j`` and ``idle_w`` or ``power_w`` and ``idle_share``, which without an arm are of all of
+    them.
 
     arms: full precision first. accelerators: of today, or None. prompt_tokens, output_tokens: of a
     request, means. has_power: whether the arms' power is known; without it there is no energy and
@@ -84,6 +94,14 @@ class Case:
     @property
     def baseline(self) -> str:
         return self.arms[0].name
+
+    @property
+    def simulated(self) -> bool:
+        """Whether fleets are those of the simulation, of all arms alike."""
+        return all(arm.cells for arm in self.arms)
+
+    def arm(self, name: str) -> CaseArm:
+        return next(arm for arm in self.arms if arm.name == name)
 
 
 @dataclass(frozen=True)
@@ -129,6 +147,9 @@ def evaluate(case: Case, changes: Numbers | None = None) -> dict[str, dict[str, 
 
 def fluid_need(case: Case, arm: str, values: Numbers, scale: Any) -> Any:
     """Accelerators that the load needs at its peak, as a fraction."""
+    if case.simulated:
+        peak = _peak_per_s(case, values) * scale
+        return replicas_needed(peak, values[f"replica_rate.{arm}"], case.arm(arm).cells)
     if case.accelerators is None:
         rate = values["requests_per_day"] * scale / DAY_S * values["peak_over_mean"]
         return rate * values[f"request_s.{arm}"] / values["utilisation"]
@@ -137,6 +158,22 @@ def fluid_need(case: Case, arm: str, values: Numbers, scale: Any) -> Any:
     room = today["utilisation"].value / values["utilisation"]
     ratio = values[f"request_s.{arm}"] / values[f"request_s.{case.baseline}"]
     return case.accelerators * ratio * load * room
+
+
+def _peak_per_s(case: Case, values: Numbers) -> Any:
+    """Of the load's busy times: what today's accelerators carry, or the declared requests."""
+    if case.accelerators is None:
+        return values["requests_per_day"] / DAY_S * values["peak_over_mean"]
+    more = values["requests_per_day"] / case.numbers["requests_per_day"].value
+    full = values[f"replica_rate.{case.baseline}"]
+    return more * rate_carried(case.accelerators, full, case.arm(case.baseline).cells)
+
+
+def machine_s(case: Case, arm: str, values: Numbers) -> Any:
+    """Of a machine for a request, s."""
+    if case.simulated:
+        return case.arm(arm).busy / values[f"replica_rate.{arm}"]
+    return values[f"request_s.{arm}"]
 
 
 def _fleets(case: Case, arm: str, values: Numbers, growth: list[Any]) -> list[Held]:
@@ -239,7 +276,7 @@ def _it_kw(case: Case, arm: str, values: Numbers, scale: Any, own: Held) -> tupl
     idle_kw = _idle_kw(arm, values)
     machines = own.servers * case.fleet.per_server
     rate = values["requests_per_day"] * scale / DAY_S
-    busy = rate * values[f"request_s.{arm}"]
+    busy = rate * machine_s(case, arm, values)
     # Machines cannot be busier than all the time.
     carried = np.minimum(busy, machines) / busy
     drawing = [item for item in case.items if item.watts]
@@ -247,7 +284,7 @@ def _it_kw(case: Case, arm: str, values: Numbers, scale: Any, own: Held) -> tupl
     if own.fallback:  # they hold the model in full precision
         more_kw = _idle_kw(case.baseline, values) - idle_kw
         always = always + own.fallback * case.fleet.per_server * more_kw
-    return machines * idle_kw + always, rate * carried * _work_kj(arm, values)
+    return machines * idle_kw + always, rate * carried * _work_kj(case, arm, values)
 
 
 def _idle_kw(arm: str, values: Numbers) -> Any:
@@ -256,12 +293,12 @@ def _idle_kw(arm: str, values: Numbers) -> Any:
     return _own(values, "idle_share", arm) * _own(values, "power_w", arm) / 1e3
 
 
-def _work_kj(arm: str, values: Numbers) -> Any:
+def _work_kj(case: Case, arm: str, values: Numbers) -> Any:
     """Of a request, above what the idle machine draws."""
     if (name := f"work_j.{arm}") in values:
         return values[name] / 1e3
     power_kw = _own(values, "power_w", arm) / 1e3
-    return values[f"request_s.{arm}"] * (power_kw - _idle_kw(arm, values))
+    return machine_s(case, arm, values) * (power_kw - _idle_kw(arm, values))
 
 
 def _own(values: Numbers, name: str, arm: str) -> Any:

@@ -179,16 +179,17 @@ def _turns(
 def numbers_of(case: Case, arm: str, figure: str) -> list[str]:
     """The numbers that a figure is made of, by name."""
     full = case.baseline
-    fleet = {f"request_s.{arm}", "requests_per_day", "utilisation"}
+    time = "replica_rate" if case.simulated else "request_s"
+    fleet = {f"{time}.{arm}", "requests_per_day", "utilisation"}
     if case.accelerators is None:
         fleet.add("peak_over_mean")
     else:
-        fleet |= {f"request_s.{full}", "accelerators"}
+        fleet |= {f"{time}.{full}", "accelerators"}
     if figure not in ("accelerators_fluid", "accelerators", "servers"):
-        fleet.add(f"request_s.{full}")  # today's fleet is that of full precision
+        fleet.add(f"{time}.{full}")  # today's fleet is that of full precision
     if figure in FLEET:
         return sorted(fleet & set(case.numbers))
-    of_energy = ("request_s", "work_j", "idle_w", "power_w", "idle_share")
+    of_energy = (time, "work_j", "idle_w", "power_w", "idle_share")
     energy = {f"{name}.{of}" for of in {arm, full} for name in of_energy}
     energy |= {
         "idle_w",
@@ -202,7 +203,7 @@ def numbers_of(case: Case, arm: str, figure: str) -> list[str]:
     if figure == "energy_j_per_request":
         of_arms = {arm, full} if case.fleet.warm_fallback_servers else {arm}
         own = {f"{name}.{of}" for of in of_arms for name in of_energy} | {*of_energy}
-        fleet.discard(f"request_s.{full}" if case.accelerators is None and arm != full else "")
+        fleet.discard(f"{time}.{full}" if case.accelerators is None and arm != full else "")
         return sorted((fleet | own) & set(case.numbers))
     if figure in ("energy_kwh", "energy_saving_kwh"):
         return sorted((fleet | energy) & set(case.numbers))

@@ -151,6 +151,7 @@ def _sliders(case: Case, say: FigureTexts) -> Any:
         "price_scale": (0.25, 4.0, 0.05), "pue": (max(1.0, slope), max(2.5, pue), 0.01),
         "growth": (-0.5, 1.0, 0.05), "utilisation": (0.2, 1.0, 0.05),
     }  # fmt: skip
+    ranges = {name: ends for name, ends in ranges.items() if name in numbers}
     controls = {
         name: widgets.FloatSlider(
             value=numbers[name].value, min=low, max=high, step=step,

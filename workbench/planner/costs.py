@@ -10,7 +10,6 @@ every other block of it, the blocks left out say how far a simulation can be tru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +17,7 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from workbench.errors import ConfigError
+from workbench.measure.statistics import Estimate, mean_ratio
 from workbench.planner.simulation import Answered, Arrivals, StepCosts, simulate
 
 QUANTILES = (0.5, 0.9, 0.99)
@@ -106,14 +106,67 @@ def turn_costs(blocks: pd.DataFrame, arm: str, slots: int, device: str = "cpu") 
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class ServedReplay:
+    """Requests of one arm in the blocks of a replay: as they were sent, and as long as they took.
+
+    loads: of each block, in the order of arrival. ttft, e2e: of each block, s.
+    """
+
+    loads: list[Arrivals]
+    ttft: list[np.ndarray]
+    e2e: list[np.ndarray]
+
+    @classmethod
+    def of(cls, replay: pd.DataFrame, arm: str) -> ServedReplay:
+        """Of the blocks whose requests were all answered whole. replay: table ``load_requests``."""
+        own, loads, ttft, e2e = replay[replay["arm"] == arm], [], [], []
+        for _, rows in own.groupby("block"):
+            if not ((rows["status"] == "ok").all() and (rows["output_tokens"] > 0).all()):
+                continue
+            rows = rows.sort_values("sent_s")
+            loads.append(_arrivals(rows))
+            ttft.append((rows["first_token_s"] - rows["sent_s"]).to_numpy(float))
+            e2e.append((rows["last_token_s"] - rows["sent_s"]).to_numpy(float))
+        return cls(loads, ttft, e2e)
+
+    def __len__(self) -> int:
+        """Requests."""
+        return sum(len(each) for each in self.e2e)
+
+    def every_other(self, first: int) -> ServedReplay:
+        """Its blocks from ``first`` on, each second one."""
+        return ServedReplay(self.loads[first::2], self.ttft[first::2], self.e2e[first::2])
+
+    def latencies(self) -> dict[str, np.ndarray]:
+        return {"ttft": np.concatenate(self.ttft), "e2e": np.concatenate(self.e2e)}
+
+    def simulated(self, costs: ReplicaCosts) -> dict[str, np.ndarray]:
+        """The same latencies of the same requests."""
+        answered = [costs.serve(load) for load in self.loads]
+        return {
+            "ttft": np.concatenate([one.ttft_s for one in answered]),
+            "e2e": np.concatenate([one.e2e_s for one in answered]),
+        }
+
+    def measured_over_simulated(self, costs: ReplicaCosts) -> Estimate:
+        """Of the mean time of a request, over the blocks."""
+        made = [costs.serve(load).e2e_s.mean() for load in self.loads]
+        return mean_ratio([each.mean() for each in self.e2e], made)
+
+    def quantile_ratio(self, costs: ReplicaCosts, quantile: float) -> float:
+        """Simulated over measured time of a request."""
+        made, real = self.simulated(costs)["e2e"], self.latencies()["e2e"]
+        return float(np.quantile(made, quantile) / np.quantile(real, quantile))
+
+
 def fitted_costs(
     blocks: pd.DataFrame, replay: pd.DataFrame, arm: str, slots: int, device: str = "cpu"
 ) -> ReplicaCosts:
-    """With ``factor`` and ``answer_s`` fitted to the arm's requests of ``replay``; the
-    turns' own costs where these are too few."""
-    costs = turn_costs(blocks, arm, slots, device)
-    served = _served(replay, arm)
-    return _fit(costs, served) if sum(len(one) for one in served) >= FEWEST else costs
+    """With ``factor``, ``intake_s`` and ``answer_s`` fitted to the arm's requests of ``replay``;
+    the turns' own costs where these are too few."""
+    costs, served = turn_costs(blocks, arm, slots, device), ServedReplay.of(replay, arm)
+    return fit_to(costs, served) if len(served) >= FEWEST else costs
 
 
 def agreement(
@@ -121,37 +174,19 @@ def agreement(
 ) -> list[Agreement]:
     """Fitted on every other block of the replay, held against the rest; empty where one is too
     small."""
-    costs = turn_costs(blocks, arm, slots, device)
-    served = _served(replay, arm)
-    fitted_to, held_out = served[::2], served[1::2]
-    if min(sum(len(b) for b in half) for half in (fitted_to, held_out)) < FEWEST:
+    costs, served = turn_costs(blocks, arm, slots, device), ServedReplay.of(replay, arm)
+    fitted_to, held_out = served.every_other(0), served.every_other(1)
+    if min(len(fitted_to), len(held_out)) < FEWEST:
         return []
-    costs = _fit(costs, fitted_to)
-    found = []
-    measured, simulated = _latencies(held_out), _simulated(costs, held_out)
-    for latency in measured:
-        for quantile in QUANTILES:
-            found.append(
-                Agreement(
-                    arm,
-                    latency,
-                    quantile,
-                    float(np.quantile(simulated[latency], quantile)),
-                    float(np.quantile(measured[latency], quantile)),
-                    len(measured[latency]),
-                )
-            )
-    return found
-
-
-def _served(replay: pd.DataFrame, arm: str) -> list[pd.DataFrame]:
-    """The arm's blocks whose requests were all answered whole, each in the order of arrival."""
-    own = replay[replay["arm"] == arm]
-    found = []
-    for _, rows in own.groupby("block"):
-        if (rows["status"] == "ok").all() and (rows["output_tokens"] > 0).all():
-            found.append(rows.sort_values("sent_s"))
-    return found
+    costs = fit_to(costs, fitted_to)
+    measured, simulated = held_out.latencies(), held_out.simulated(costs)
+    return [
+        Agreement(
+            arm, latency, quantile, float(np.quantile(simulated[latency], quantile)),
+            float(np.quantile(measured[latency], quantile)), len(measured[latency]),
+        )
+        for latency in measured for quantile in QUANTILES
+    ]  # fmt: skip
 
 
 def _arrivals(rows: pd.DataFrame) -> Arrivals:
@@ -161,32 +196,18 @@ def _arrivals(rows: pd.DataFrame) -> Arrivals:
     return Arrivals(*(column.to_numpy(float) for column in columns))
 
 
-def _latencies(served: Sequence[pd.DataFrame]) -> dict[str, np.ndarray]:
-    rows = pd.concat(served)
-    return {
-        "ttft": (rows["first_token_s"] - rows["sent_s"]).to_numpy(float),
-        "e2e": (rows["last_token_s"] - rows["sent_s"]).to_numpy(float),
-    }
-
-
-def _simulated(costs: ReplicaCosts, served: Sequence[pd.DataFrame]) -> dict[str, np.ndarray]:
-    answered = [costs.serve(_arrivals(rows)) for rows in served]
-    return {
-        "ttft": np.concatenate([one.ttft_s for one in answered]),
-        "e2e": np.concatenate([one.e2e_s for one in answered]),
-    }
-
-
-def _fit(costs: ReplicaCosts, served: Sequence[pd.DataFrame]) -> ReplicaCosts:
-    measured = {k: np.quantile(v, FITTED_TO) for k, v in _latencies(served).items()}
-    requests = sum(len(rows) for rows in served)
+def fit_to(costs: ReplicaCosts, served: ServedReplay) -> ReplicaCosts:
+    """``costs`` with what serving adds, such that the latencies of ``served`` come out nearest."""
+    measured = {k: np.quantile(v, FITTED_TO) for k, v in served.latencies().items()}
 
     def with_(logs: np.ndarray) -> ReplicaCosts:
         factor, intake_s, answer_s = (float(of) for of in np.exp(logs))
-        return replace(costs, factor=factor, intake_s=intake_s, answer_s=answer_s, fitted=requests)
+        return replace(
+            costs, factor=factor, intake_s=intake_s, answer_s=answer_s, fitted=len(served)
+        )
 
     def miss(logs: np.ndarray) -> float:
-        found = _simulated(with_(logs), served)
+        found = served.simulated(with_(logs))
         ratios = [np.log(np.quantile(found[k], FITTED_TO) / of) for k, of in measured.items()]
         return float(np.square(np.concatenate(ratios)).sum())
 

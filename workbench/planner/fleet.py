@@ -1,4 +1,4 @@
-"""How many replicas a rate needs, found by simulation, and what their clients then see.
+"""What rate a replica carries, found by simulation, and what the clients of a fleet then see.
 
 A fleet of thousands is not simulated whole: its router spreads the requests evenly, so a cell of
 ``CELL`` replicas with its share of them stands for all. A larger fleet evens out more than its
@@ -10,11 +10,14 @@ prompt and output of requests of the load, the pair together.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from workbench.economics.case import ROUNDING
+from workbench.economics.replicas import replicas_needed
 from workbench.pilot.sections.profile_load import Slo
 from workbench.planner.costs import ReplicaCosts
 from workbench.planner.simulation import Arrivals
@@ -93,37 +96,48 @@ def seen_by_clients(
     )
 
 
-def largest_rate(costs: ReplicaCosts, load: RequestMix, slo: Slo, seed: int = 0) -> float:
-    """Requests a second of one replica in a cell that keeps ``slo``; 0 where none does."""
+def largest_rate(
+    costs: ReplicaCosts, load: RequestMix, slo: Slo, seed: int = 0, cell: int = CELL,
+    most: float | None = None,
+) -> float:  # fmt: skip
+    """Requests a second of one replica in a cell that keeps ``slo``; 0 where none does.
+
+    most: a rate that is surely not passed, such as that of a larger cell.
+    """
+
+    def keeps(rate: float) -> bool:
+        return seen_by_clients(costs, load, cell * rate, cell, seed).keeps(slo)
+
     alone_s = _alone_s(costs, load)
     low, high = 0.0, costs.slots / alone_s  # as if its slots did not share its steps
-    if not seen_by_clients(costs, load, CELL * 1e-3 / alone_s, CELL, seed).keeps(slo):
+    if not keeps(1e-3 / alone_s):
         return 0.0
+    if most is not None:
+        if keeps(most):
+            return most
+        high = most
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        kept = seen_by_clients(costs, load, CELL * middle, CELL, seed).keeps(slo)
-        low, high = (middle, high) if kept else (low, middle)
+        low, high = (middle, high) if keeps(middle) else (low, middle)
     return low
 
 
 def planned(
-    costs: ReplicaCosts, load: RequestMix, slo: Slo, rate_per_s: float, per_replica: float,
-    seed: int = 0,
+    costs: ReplicaCosts, load: RequestMix, rate_per_s: float, per_replica: float,
+    cells: Sequence[float], seed: int = 0,
 ) -> Planned:  # fmt: skip
-    """The fewest replicas that keep ``slo`` at ``rate_per_s``, and what clients see of them.
+    """The fewest replicas that keep their targets at ``rate_per_s``, and what clients see of them.
 
-    per_replica: of :func:`largest_rate`. A fleet smaller than a cell is simulated as it is, and has
-    one more for as long as it does not keep the targets.
+    per_replica, cells: of a :class:`~.rates.ReplicaRate`; a fleet smaller than a cell is simulated
+    as it is.
     """
     if not per_replica:
         return Planned(costs.arm, rate_per_s, None, 0.0, None)
-    replicas = max(1, math.ceil(rate_per_s / per_replica - 1e-9))
-    while True:
-        cell = min(replicas, CELL)
-        seen = seen_by_clients(costs, load, rate_per_s * cell / replicas, cell, seed)
-        if replicas >= CELL or seen.keeps(slo):
-            return Planned(costs.arm, rate_per_s, replicas, per_replica, seen)
-        replicas += 1
+    fluid = float(replicas_needed(rate_per_s, per_replica, cells))
+    replicas = max(1, math.ceil(fluid - ROUNDING))
+    cell = min(replicas, CELL)
+    seen = seen_by_clients(costs, load, rate_per_s * cell / replicas, cell, seed)
+    return Planned(costs.arm, rate_per_s, replicas, per_replica, seen)
 
 
 def _alone_s(costs: ReplicaCosts, load: RequestMix) -> float:

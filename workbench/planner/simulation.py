@@ -3,8 +3,9 @@
 A replica has so many slots. Each of its steps decodes one token of every request that has its first
 one, and reads a bounded piece of the prompts that wait for theirs, the oldest first: ``chunk``
 tokens beside others that decode, four times as many where none does. Who waits gets a slot between
-two steps, in the order of arrival. Several replicas stand behind a router that gives each request
-to the one with the fewest at work or waiting.
+two steps, in the order of arrival. Several replicas stand behind the router, which gives each
+request to the one with the fewest under way, and among equals to the one that was asked longest ago
+(:class:`workbench.serve.replicas.Replicas`).
 
 Steps that are alike are taken together: while nobody reads a prompt, all steps until the next
 arrival or the next end cost the same. So the work is by the requests, not by their tokens. A
@@ -18,6 +19,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
@@ -50,6 +52,10 @@ class StepCosts:
             factor * self.prompt_s,
             factor * self.base_s,
         )
+
+    def table(self, slots: int) -> list[float]:
+        """``step_s`` of 0 to ``slots`` that decode, without prompt tokens."""
+        return [self.step_s(decoding, 0) for decoding in range(slots + 1)]
 
     def _decode_s(self, rows: int) -> float:
         if len(self.rows) == 1 or rows <= self.rows[-1]:
@@ -98,12 +104,14 @@ class Answered:
 
 @dataclass(eq=False)
 class _Replica:
-    """now_s: end of its last step. decoding: a heap of (step at which it ends, number), counted in
-    ``steps`` taken while anything decoded. reading: [number, prompt tokens left], oldest first."""
+    """step_s: of a step without prompt tokens, by how many decode. now_s: end of its last step.
+    decoding: a heap of (step at which it ends, number), counted in ``steps`` taken while anything
+    decoded. reading: [number, prompt tokens left], oldest first."""
 
     slots: int
     chunk: int
-    costs: StepCosts
+    step_s: list[float]
+    prompt_s: float
     now_s: float = 0.0
     steps: int = 0
     busy_s: float = 0.0
@@ -127,11 +135,14 @@ def simulate(
     first, last = np.full(count, np.nan), np.full(count, np.nan)
     prompts = [max(1, int(n)) for n in arrivals.prompt]
     outputs = [max(1, int(n)) for n in arrivals.output]
-    fleet = [_Replica(slots, chunk, costs) for _ in range(replicas)]
+    step_s = costs.table(slots)
+    fleet = [_Replica(slots, chunk, step_s, costs.prompt_s) for _ in range(replicas)]
     for number, start_s in enumerate(arrivals.start_s.tolist()):
         for replica in fleet:
             _run_until(replica, start_s, prompts, outputs, first, last)
-        chosen = min(fleet, key=lambda replica: replica.outstanding)
+        chosen = min(fleet, key=attrgetter("outstanding"))
+        fleet.remove(chosen)
+        fleet.append(chosen)
         if not chosen.outstanding:
             chosen.now_s = max(chosen.now_s, start_s)
         chosen.waiting.append(number)
@@ -174,7 +185,7 @@ def _reading_step(
         left -= piece
         if not left:
             break
-    took_s = replica.costs.step_s(decoding, budget - left)
+    took_s = replica.step_s[decoding] + replica.prompt_s * (budget - left)
     replica.now_s += took_s
     replica.busy_s += took_s
     replica.steps += 1
@@ -192,7 +203,7 @@ def _reading_step(
 
 def _decoding_steps(replica: _Replica, until_s: float, last: np.ndarray) -> None:
     """Equal steps until the next request ends or arrives."""
-    each_s = replica.costs.step_s(len(replica.decoding), 0)
+    each_s = replica.step_s[len(replica.decoding)]
     steps = replica.decoding[0][0] - replica.steps
     if until_s < math.inf and each_s > 0:
         steps = min(steps, max(1, math.ceil((until_s - replica.now_s) / each_s)))

@@ -1,9 +1,10 @@
 """This run's figures and the pilot's prices as one case: the fleet, a year's cost, what a change
 pays.
 
-What a request takes of a machine is measured in the turns at the batch that the SLO allows
-(:mod:`.demand`); its energy is that of the served load where every arm was metered there, else of
-the same turns, else of watts declared for all arms alike (:mod:`.power`). What training and
+How many machines an arm needs is simulated (:mod:`workbench.planner.rates`). Where that cannot be,
+what a request takes of a machine counts, measured in the turns at the batch that the SLO allows
+(:mod:`.demand`). A request's energy is that of the served load where every arm was metered there,
+else of the same turns, else of watts declared for all arms alike (:mod:`.power`). What training and
 rehearsal took is of this run unless the pilot declares it (:mod:`.one_off`); the rest is declared
 by the pilot, and says so. Nothing is computed here: :mod:`workbench.economics` does.
 """
@@ -35,6 +36,7 @@ from workbench.measure.statistics import Estimate, mean
 from workbench.pilot.sections.cost import Cost
 from workbench.pilot.sections.profile_load import Slo
 from workbench.pilot.spec import Pilot
+from workbench.planner.rates import ReplicaRate, why_not_simulated
 from workbench.records.metric import MetricKind
 from workbench.records.stage_record import StageRecord
 from workbench.report.demand import Demand, Use, demand_of, quickest, uses
@@ -120,9 +122,14 @@ def building(cost: Cost) -> Building:
 
 
 def case_of(
-    records: Mapping[str, StageRecord], cost: Cost, slo: Slo
-) -> tuple[Case, Building, YearPrices] | str:
-    """The case of this run, or why there is none."""
+    records: Mapping[str, StageRecord], cost: Cost, slo: Slo,
+    rates: Mapping[str, ReplicaRate] | str = "no simulation was asked for",
+) -> tuple[Case, Building, YearPrices] | str:  # fmt: skip
+    """The case of this run, or why there is none.
+
+    rates: what a replica of each arm carries (:func:`workbench.planner.rates.replica_rates`), or
+    why that is not known; fleets are then those of the machine time and say so.
+    """
     measured, demand = records.get("measure_ab"), demand_of(records, slo, cost.fleet.utilisation)
     if measured is None or "blocks" not in measured.tables:
         return "no arms were measured"
@@ -145,12 +152,17 @@ def case_of(
     powers = arm_powers(measured, chosen, demand, cost)
     once = one_offs(records, cost)
     numbers = _declared(cost, demand, sums, shape, house) | once.numbers
+    why_not = why_not_simulated(rates, list(chosen))
+    simulated = {} if why_not or isinstance(rates, str) else {arm: rates[arm] for arm in chosen}
     for arm, use in chosen.items():
-        numbers |= _of_arm(arm, use, measured, powers)
+        numbers |= _of_arm(arm, use, simulated.get(arm), measured, powers)
+    if simulated:
+        del numbers["utilisation"]  # a replica is as busy as its targets allow
     texts = [
         f"{demand.text}; a request takes "
         + ", ".join(f"{u.mean_s:.3g} s of a machine in {a} (batch {u.batch})"
                     for a, u in chosen.items()),
+        *fleet_texts(simulated, slo, why_not),
         f"tariff: {prices.text}; a mean kWh costs {prices.mean:.4g} {cost.currency}"
         + f" without VAT, {cost.tariff.vat:.0%} is added" * bool(cost.tariff.vat),
         f"hours: {shape.text}",
@@ -161,19 +173,29 @@ def case_of(
     no_power = powers if isinstance(powers, str) else ""
     texts += powers.texts if not isinstance(powers, str) else [f"no energy and no cost: {powers}"]
     return Case(
-        tuple(_case_arm(arm, use, powers) for arm, use in chosen.items()), numbers, sums,
+        tuple(_case_arm(arm, use, powers, simulated.get(arm)) for arm, use in chosen.items()),
+        numbers, sums,
         cost.fleet, tuple(cost.items), once.items, cost.currency, cost.horizon_y,
         demand.prompt_tokens, demand.output_tokens, cost.accelerators,
         house.fit.per_degree if house.fit else 0.0, no_power, cost.sample, tuple(texts),
     ), house, prices  # fmt: skip
 
 
-def _case_arm(arm: str, use: Use, powers: Powers | str) -> CaseArm:
+def _case_arm(arm: str, use: Use, powers: Powers | str, rate: ReplicaRate | None) -> CaseArm:
     return CaseArm(
         arm, float((use.prefill / use.seconds).mean()),
         None if isinstance(powers, str) else powers.arms[arm].prefill_share,
-        arm not in UNTRAINED,
+        arm not in UNTRAINED, rate.cells if rate else (), rate.busy if rate else 0.0,
     )  # fmt: skip
+
+
+def fleet_texts(simulated: Mapping[str, ReplicaRate], slo: Slo, why_not: str) -> list[str]:
+    """Where the number of machines is from, for the reader."""
+    if not simulated:
+        return [f"fleets by machine time and utilisation, not by simulation: {why_not}"]
+    targets = ", ".join(f"{k} {v:g}" for k, v in slo.model_dump().items() if v is not None)
+    held = f"p99 within {targets}" if targets else "no target is set"
+    return [f"fleets by simulation: {held}", *(rate.text for rate in simulated.values())]
 
 
 CASE = TypeAdapter(Case)
@@ -228,8 +250,18 @@ def _declared(
     return numbers
 
 
-def _of_arm(arm: str, use: Use, measured: StageRecord, powers: Powers | str) -> dict[str, Quantity]:
-    numbers = {f"request_s.{arm}": _quantity(mean(use.seconds), "s", f"turns at batch {use.batch}")}
+def _of_arm(
+    arm: str, use: Use, rate: ReplicaRate | None, measured: StageRecord, powers: Powers | str
+) -> dict[str, Quantity]:
+    if rate is None:
+        turns = f"turns at batch {use.batch}"
+        numbers = {f"request_s.{arm}": _quantity(mean(use.seconds), "s", turns)}
+    else:
+        numbers = {
+            f"replica_rate.{arm}": Quantity(
+                rate.per_s, "modelled", "requests/s", rate.text, rate.lo, rate.hi
+            )
+        }
     if not isinstance(powers, str):
         numbers |= powers.arms[arm].named(arm)
     shares = accepted_numbers(measured, arm)

@@ -2,36 +2,29 @@
 
 The replica is the run's own: its steps as ``measure_ab`` timed them, with what its replay shows
 that serving adds (:mod:`workbench.planner.costs`); the requests are those of its load. Money and
-energy are of the run's case, with the fleet that the simulation needs in the place of the assumed
-utilisation, and nothing owned before.
+energy are of the run's case, for that fleet alone and with nothing owned before. The report's own
+fleet is made of the same rates (:mod:`workbench.planner.rates`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.economics.case import Case, evaluate
 from workbench.errors import ConfigError
-from workbench.load.profile import LoadProfile
 from workbench.pilot.resolve import asked_again
-from workbench.planner.costs import (
-    Agreement,
-    ReplicaCosts,
-    agreement,
-    fitted_costs,
-    turn_costs,
-)
-from workbench.planner.fleet import Planned, RequestMix, largest_rate, planned
+from workbench.planner.costs import Agreement, ReplicaCosts, agreement
+from workbench.planner.fleet import Planned, planned
+from workbench.planner.rates import replica_rates, request_mix
 from workbench.records.run import Run
 from workbench.records.stage_record import StageRecord
 from workbench.report.demand import DAY_S, demand_of
-from workbench.report.economy import AGAIN, BASELINE, case_of
+from workbench.report.economy import case_of
 from workbench.wording.counts import number_of
 from workbench.wording.numbers import number
 
-SHAPES = 20_000
 MOST_A_DAY = 1e12
 WITHIN = 0.10
 """Of a measured quantile, for a simulation to agree with it."""
@@ -103,40 +96,37 @@ def plan_run(run: Run, per_day: Sequence[float], overrides: Sequence[str] = ()) 
             f"{run.name}: a plan needs the stages profile_load and measure_ab",
             next_step="workbench run PILOT.yaml",
         )
-    found = case_of(records, cost.model_copy(update={"accelerators": None}), slo)
+    slots = pilot.measure_ab.load.slots
+    rates = replica_rates(records, slo, slots, pilot.seed, unserved=True)
+    if isinstance(rates, str):
+        raise ConfigError(
+            f"{run.name}: {rates}",
+            next_step="give measure_ab.batch_sizes, and run measure_ab again",
+        )
+    found = case_of(records, cost.model_copy(update={"accelerators": None}), slo, rates)
     case = None if isinstance(found, str) else found[0]
-    profile = LoadProfile.from_record(records["profile_load"])
-    load = RequestMix(
-        profile.thinned(SHAPES)[["prompt_tokens", "output_tokens"]], profile.gap_cv
-    )  # fmt: skip
+    load = request_mix(records["profile_load"])
     over_mean = demand.peak_per_s / demand.rate_per_s
     if case:  # which knows the hours of a day as well
         over_mean = float(case.numbers["peak_over_mean"].value)
-    replicas, checks = _replicas(measured, pilot.measure_ab.load.slots)
     rows = []
-    for costs in replicas:
-        most = largest_rate(costs, load, slo, pilot.seed)
+    for rate in rates.values():
         for each in sorted(per_day):
-            fleet = planned(costs, load, slo, each / DAY_S * over_mean, most, pilot.seed)
+            peak = each / DAY_S * over_mean
+            fleet = planned(rate.costs, load, peak, rate.per_s, rate.cells, pilot.seed)
             rows.append(PlanRow(each, fleet, _money(case, fleet, each), cost.currency))
+    replicas, checks = [rate.costs for rate in rates.values()], _checks(measured, rates, slots)
     return FleetPlan(
         rows, replicas, checks, _texts(run, measured, replicas, case, found, over_mean, slo)
     )
 
 
-def _replicas(measured: StageRecord, slots: int) -> tuple[list[ReplicaCosts], list[Agreement]]:
+def _checks(measured: StageRecord, arms: Iterable[str], slots: int) -> list[Agreement]:
+    if "load_requests" not in measured.tables:
+        return []
     blocks, device = measured.table("blocks"), measured.facts.get("device", "cuda")
-    replay = measured.table("load_requests") if "load_requests" in measured.tables else None
-    found, checks = [], []
-    timed = blocks[blocks["class"].astype(str).str.startswith("batch_")]
-    arms = sorted(set(timed["arm"].astype(str)) - {AGAIN}, key=lambda arm: (arm != BASELINE, arm))
-    for arm in arms:
-        if replay is None:
-            found.append(turn_costs(blocks, arm, slots, device))
-            continue
-        found.append(fitted_costs(blocks, replay, arm, slots, device))
-        checks += agreement(blocks, replay, arm, slots, device)
-    return found, checks
+    replay = measured.table("load_requests")
+    return [check for arm in arms for check in agreement(blocks, replay, arm, slots, device)]
 
 
 def _money(case: Case | None, fleet: Planned, per_day: float) -> dict[str, float]:
@@ -144,12 +134,10 @@ def _money(case: Case | None, fleet: Planned, per_day: float) -> dict[str, float
     own = next((arm for arm in case.arms if arm.name == fleet.arm), None) if case else None
     if case is None or own is None or fleet.replicas is None or case.no_power:
         return {}
-    request_s = float(case.numbers[f"request_s.{fleet.arm}"].value)
-    alone = replace(case, arms=(own,), accelerators=None)
-    changes = {
-        "requests_per_day": per_day,
-        "utilisation": fleet.rate_per_s * request_s / fleet.replicas,
-    }
+    alone, changes = replace(case, arms=(own,), accelerators=None), {"requests_per_day": per_day}
+    if not case.simulated:  # another arm has no rate; this one's fleet is the simulated one
+        request_s = float(case.numbers[f"request_s.{fleet.arm}"].value)
+        changes["utilisation"] = fleet.rate_per_s * request_s / fleet.replicas
     figures = evaluate(alone, changes)[fleet.arm]
     wanted = ("accelerators", "servers", "energy_kwh", "year", "per_1k_requests")
     return {name: float(figures[name]) for name in wanted}

@@ -11,6 +11,7 @@ from workbench.economics.what_if import what_if
 from workbench.pilot.sections.cost import Cost
 from workbench.pilot.sections.profile_load import Slo
 from workbench.pilot.spec import Pilot
+from workbench.planner.rates import ReplicaRate, replica_rates
 from workbench.records.metric import Metric
 from workbench.report.claims import claim_rows, claims_frame
 from workbench.report.cost import cost_frame, cost_rows
@@ -53,8 +54,9 @@ def run(context: StageContext) -> None:
     records, record = context.upstream, context.record
     settings = context.pilot.report
     slo = context.pilot.profile_load.interactive_slo
+    rates = replica_rates(records, slo, context.pilot.measure_ab.load.slots, context.pilot.seed)
     for metric in fleet_metrics(
-        records, settings.cost.accelerators, slo, settings.cost.fleet.utilisation
+        records, settings.cost.accelerators, slo, settings.cost.fleet.utilisation, rates
     ):
         record.add(metric)
     for metric in operation_ratios(records):
@@ -62,7 +64,7 @@ def run(context: StageContext) -> None:
     if gain := training_gain(records, settings.gates):
         record.add(gain.memory)
         record.add(gain.latency)
-    _economy(context, settings.cost, slo)
+    _economy(context, settings.cost, slo, rates)
     _forecast(context)
     results = evaluate(settings.gates, {**records, "report": record})
     record.save_table("gates", gates_frame(results))
@@ -98,11 +100,13 @@ def _forecast(context: StageContext) -> None:
     record.facts["forecast"] = forecast_facts(found, figures, settings)
 
 
-def _economy(context: StageContext, cost: Cost, slo: Slo) -> None:
+def _economy(
+    context: StageContext, cost: Cost, slo: Slo, rates: dict[str, ReplicaRate] | str
+) -> None:
     """The case of this run: its figures, what they are made of, and the case itself, so that the
     sliders of notebook 06 can ask what if."""
     records, record = context.upstream, context.record
-    found = case_of(records, cost, slo)
+    found = case_of(records, cost, slo, rates)
     if isinstance(found, str):
         record.facts["economy"] = {"reason": found}
         for metric in missing(found):

@@ -126,6 +126,8 @@ _BATCH = {
         lambda pilot: [str(size) for size in pilot.measure_ab.batch_sizes],
     )
 }
+_NEEDED = (_TRAINED_GAIN, _TRAINED_GAIN | _BATCH)
+"""By simulation, and by the machine time at a batch."""
 _REPLAY_QUANTILE = {"quantile": words("p50", "p90", "p99")}
 _REPLAYED = (
     {"arm": words("hybrid"), "phase": words("before", "switch")} | _REPLAY_QUANTILE,
@@ -299,8 +301,8 @@ FIGURES: dict[str, Figure] = {
     "throughput_ratio": Figure("throughput", "higher", (_TRAINED_GAIN | _BATCH,)),
     "draft_acceptance": Figure("throughput", "higher", (_SPECULATIVE,)),
     "tokens_per_verification": Figure("throughput", "higher", (_SPECULATIVE,)),
-    "accelerators_needed_fluid": Figure("throughput", "lower", (_TRAINED_GAIN | _BATCH,)),
-    "accelerators_needed": Figure("throughput", "lower", (_TRAINED_GAIN | _BATCH,)),
+    "accelerators_needed_fluid": Figure("throughput", "lower", _NEEDED),
+    "accelerators_needed": Figure("throughput", "lower", _NEEDED),
     "model_memory_mb": Figure("memory", "lower", (_TRAINED, _ADDRESS, _PROBED)),
     "memory_ratio": Figure("memory", "higher", (_TRAINED_GAIN, _PROBED_GAIN)),
     "memory_ratio_over_int8": Figure("memory", "higher", (_PROBED_GAIN,)),

@@ -147,7 +147,8 @@ class FleetRules(Section):
     servers_per_rack: Count = Field(4, description="for items counted by rack")
     utilisation: float = Field(
         0.7, gt=0.0, le=1.0,
-        description="of an accelerator's time that the load's peak may take: the headroom",
+        description="of an accelerator's time that the load's peak may take, where the fleet is "
+        "not simulated: the headroom",
     )  # fmt: skip
     spare_servers: int = Field(0, ge=0, description="beyond the need, running: 1 is N+1")
     warm_fallback_servers: int = Field(
