@@ -67,6 +67,22 @@ def test_a_busy_machine_is_waited_for_warned_about_or_refused(
     assert ("became quiet" if action == "wait" else "measured all the same") in said[0]
 
 
+@pytest.mark.parametrize("action", ["wait", "warn", "refuse"])
+def test_in_company_nobody_waits_for_the_others_and_refuse_still_refuses(
+    action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(noise.IN_COMPANY, "1")
+    monkeypatch.setattr(noise, "LOOK_S", 0.001)
+    monkeypatch.setattr(Noise, "disturbances", lambda self, limits: ["others took 50%"])
+    limits, said = Quiet(action=action, wait_s=3600.0), []
+    if action == "refuse":
+        with pytest.raises(StageError, match="not quiet"):
+            require_quiet(limits, said.append)
+        return
+    found = require_quiet(limits, said.append)
+    assert "run beside this one" in said[0] and found.others_share is None
+
+
 def test_waiting_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(noise, "LOOK_S", 0.001)

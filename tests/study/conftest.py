@@ -14,7 +14,7 @@ from workbench.data.corpus import read_corpus
 from workbench.data.tokenizer import make_tokenizer
 from workbench.pilot.resolve import resolve
 from workbench.records.stage_record import StageRecord
-from workbench.study import arms, one_arm
+from workbench.study import one_arm, run
 from workbench.study.run import STUDIES, run_study
 from workbench.sweep.attempts import JobArray, JobEnd
 
@@ -59,18 +59,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def one_by_one(array: JobArray, *_: object) -> list[JobEnd]:
+    """The jobs of a study without processes."""
+    for number in array.names:
+        one_arm.do(array.plan, number)
+    return []
+
+
 @pytest.fixture(autouse=True, scope="session")
 def in_this_process() -> Iterator[None]:
-    """Trainings of a few steps: a process of its own takes longer to begin than any of them. Tests
-    of the processes undo it."""
-
-    def one_by_one(array: JobArray, slots: object, say: object) -> list[JobEnd]:
-        for number in array.names:
-            one_arm.do(array.plan, number)
-        return []
-
+    """Trainings of a few steps: a process of its own takes longer to begin than any of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arms, "run_here", one_by_one)
+        patch.setattr(run, "run_here", one_by_one)
         yield
 
 

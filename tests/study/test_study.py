@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -22,16 +23,18 @@ from workbench.pilot.resolve import resolve
 from workbench.records.events import Progress, follow
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
-from workbench.study import arms as study_arms
 from workbench.study import one_arm, recipe, size, training
+from workbench.study import run as study_run
 from workbench.study.arm import make_arm
-from workbench.study.arms import KeptArms, load_arms, train_all
+from workbench.study.arms import FILE, DoJobs, KeptArms, load_arms, train_all
 from workbench.study.command import study_command
 from workbench.study.lines import json_lines, write_lines
 from workbench.study.run import STUDIES, run_study
 from workbench.study.setup import training_setup
-from workbench.sweep.attempts import JobEnd
+from workbench.sweep.attempts import JobArray, JobEnd
+from workbench.sweep.file import Resources
 from workbench.sweep.here import Slot, run_here
+from workbench.sweep.on_ray import run_on_ray
 
 HEADLINES = {
     "recipe": "gap_over_lambda_warmup_gap",
@@ -179,46 +182,43 @@ def test_nothing_is_trained_twice(
     assert trained == ["ternary_48", "ternary_64", "full_precision_32"], "seed 1 shares two arms"
 
 
-@pytest.fixture
-def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each training in a process of its own, as a study begins them."""
-    monkeypatch.setattr(study_arms, "run_here", run_here)
+def in_this_process(array: JobArray, say: Callable[[str], None]) -> list[JobEnd]:
+    return study_run.run_here(array, (), say)  # the one of conftest.py
+
+
+def processes(*slots: Slot) -> DoJobs:
+    return lambda array, say: run_here(array, slots, say)
 
 
 @pytest.mark.slow
 def test_arms_beside_each_other_end_as_they_do_in_this_process(
-    pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pilot_file: Path, tmp_path: Path
 ) -> None:
     arms = STUDIES["recipe"].arms(resolve(pilot_file))[:2]
     found = []
-    for beside in (False, True):
-        root = tmp_path / str(beside)
-        if beside:
-            monkeypatch.setattr(study_arms, "run_here", run_here)
-        places = [Slot("a", "0"), Slot("b", "0")]
-        done = train_all(root, root, arms, Progress(root / "events.jsonl", "study"), places)
+    for do in (in_this_process, processes(Slot("a", "0"), Slot("b", "0"))):
+        root = tmp_path / str(len(found))
+        done = train_all(root, root, arms, Progress(root / "events.jsonl", "study"), do)
         found.append(pd.concat([record.table("excerpts") for record in done]))
     pd.testing.assert_frame_equal(*found)
 
 
 @pytest.mark.slow
 def test_a_training_that_fails_is_tried_once_more_and_its_error_keeps_its_words(
-    pilot_file: Path, tmp_path: Path, in_processes: None
+    pilot_file: Path, tmp_path: Path
 ) -> None:
     resolved = resolve(pilot_file, ["train.lr=1e30", "train.lr_warmup_share=0.0"])
     progress = Progress(tmp_path / "events.jsonl", "study_recipe")
     arms = STUDIES["recipe"].arms(resolved)[:1]
     with pytest.raises(StageError, match=r"1 of 1 training did not finish:\nfull_prec.*broke at"):
-        train_all(tmp_path, tmp_path, arms, progress, [Slot("here", "0")])
+        train_all(tmp_path, tmp_path, arms, progress, processes(Slot("here", "0")))
     said = [event.get("text", "") for event in follow(progress.path, None)]
     assert sum("tried once more" in text for text in said) == 1
     assert sorted(log.name for log in tmp_path.glob("logs/*")) == ["0001-2.log", "0001.log"]
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_from_its_checkpoint(
-    pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_processes: None
-) -> None:
+def test_a_killed_training_goes_on_from_its_checkpoint(pilot_file: Path, tmp_path: Path) -> None:
     """SIGKILL to the process of an arm in mid-training: tried once more, it ends as one that was
     left alone."""
     overrides = ["train.steps=400", "train.save_every=20"]
@@ -239,7 +239,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
         if kill:
             killer.start()
         progress = Progress(root / "events.jsonl", "study_recipe")
-        (record,) = train_all(root, root, arms, progress, [Slot("here", "0")])
+        (record,) = train_all(root, root, arms, progress, processes(Slot("here", "0")))
         found.append(record.table("excerpts"))
     said = "".join(event.get("text", "") for event in follow(progress.path, None))
     assert "was killed by signal 9" in said and "tried once more" in said
@@ -247,16 +247,16 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
 
 
 def test_what_each_failed_training_said_is_said_when_all_have_ended(
-    pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pilot_file: Path, tmp_path: Path
 ) -> None:
     ended = [JobEnd(1, 0, 1, 2.0), JobEnd(2, 3, 2, 4.0, "the disk is full\n  next:    free some")]
-    monkeypatch.setattr(study_arms, "run_here", lambda array, *_: ended)
     arms = STUDIES["recipe"].arms(resolve(pilot_file, ["study.seeds=[1]"]))[:2]
     expected = (
         "1 of 2 trainings did not finish:\nstraight_through, seed 1: the disk is full\n  next"
     )
+    progress = Progress(tmp_path / "events.jsonl", "study")
     with pytest.raises(StageError, match=expected) as caught:
-        train_all(tmp_path, tmp_path, arms, Progress(tmp_path / "events.jsonl", "study"), [])
+        train_all(tmp_path, tmp_path, arms, progress, lambda *_: ended)
     assert "same command goes on" in caught.value.next_step
 
 
@@ -282,7 +282,7 @@ def test_files_changed_under_a_study_are_not_trained_on_in_its_name(
     corpus = tmp_path / "own.jsonl"
     shutil.copy(pilot_file.parent / "corpus.jsonl", corpus)
     arm = STUDIES["recipe"].arms(resolve(pilot_file, [f"data.corpus={corpus}"]))[0]
-    plan = tmp_path / study_arms.FILE
+    plan = tmp_path / FILE
     KeptArms(tmp_path, tmp_path / "events.jsonl", "study", {arm.key: arm}).save(plan)
     assert load_arms(plan).arms[arm.key] == arm
     corpus.write_text(corpus.read_text() + corpus.read_text()[:100])
@@ -290,17 +290,32 @@ def test_files_changed_under_a_study_are_not_trained_on_in_its_name(
         one_arm.do(plan, 1)
 
 
-def test_teachers_are_trained_before_their_students(
-    pilot_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_teachers_are_trained_before_their_students(pilot_file: Path, tmp_path: Path) -> None:
     turns = []
-    monkeypatch.setattr(
-        study_arms, "_train", lambda array, *_: turns.append(list(array.names.values()))
-    )
+
+    def do(array: JobArray, say: object) -> list[JobEnd]:
+        turns.append(list(array.names.values()))
+        return []
+
     arms = STUDIES["recipe"].arms(resolve(pilot_file, ["study.seeds=[1]"]))
     (student,) = (arm for arm in arms if arm.name == "distilled")
-    train_all(tmp_path, tmp_path, [student], Progress(tmp_path / "events.jsonl", "study"), [])
+    train_all(tmp_path, tmp_path, [student], Progress(tmp_path / "events.jsonl", "study"), do)
     assert turns == [["teacher, seed 1"], ["distilled, seed 1"]]
+
+
+@pytest.mark.slow
+def test_trainings_on_ray_end_as_they_do_in_this_process(pilot_file: Path, tmp_path: Path) -> None:
+    """A teacher and its student, tasks of a local cluster."""
+    pytest.importorskip("ray")
+    arms = STUDIES["recipe"].arms(resolve(pilot_file, ["study.seeds=[1]"]))
+    (student,) = (arm for arm in arms if arm.name == "distilled")
+    found = []
+    for do in (in_this_process, lambda array, say: run_on_ray(array, Resources(), say)):
+        root = tmp_path / str(len(found))
+        progress = Progress(root / "events.jsonl", "study")
+        (record,) = train_all(root, root, [student], progress, do)
+        found.append(record.table("excerpts"))
+    pd.testing.assert_frame_equal(*found)
 
 
 def test_the_kept_lines_say_where_they_come_from(

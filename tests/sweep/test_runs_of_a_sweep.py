@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from workbench.errors import ConfigError, StageError
+from workbench.measure.noise import IN_COMPANY
 from workbench.paths import runs_root
 from workbench.pilot.resolve import resolve
 from workbench.records import sweep as kept_sweeps
@@ -85,7 +86,10 @@ def test_places_share_the_cores_and_one_place_has_them_all(monkeypatch):
     monkeypatch.setattr(here, "_cores", lambda count: [0, 1, 2, 3, 4])
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
     assert [slot.cores for slot in slots_of(pilots, 1)] == [""]
-    assert [slot.cores for slot in slots_of(pilots, 2)] == ["0,1", "2,3,4"]
+    two = slots_of(pilots, 2)
+    assert [slot.cores for slot in two] == ["0,1", "2,3,4"]
+    alone = slots_of(pilots, 1)[0].environment
+    assert IN_COMPANY in two[0].environment and IN_COMPANY not in alone
     monkeypatch.setattr(here, "cpu", lambda: SimpleNamespace(usable_cores=3))
     assert [slot.cores for slot in slots_of(pilots, 0)] == ["0", "1,2", "3,4"], "one a core"
     for jobs in (-1, 6):

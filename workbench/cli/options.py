@@ -44,3 +44,7 @@ Overrides = Annotated[
 OutFile = Annotated[
     Path | None, typer.Option(help="file that takes the lines as well", show_default="none")
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="of a Ray cluster", show_default="$RAY_ADDRESS, or a local cluster"),
+]

@@ -13,6 +13,7 @@ from workbench.cli.options import (
     OutFile,
     Overrides,
     PilotFile,
+    RayAddress,
     RunName,
     runs_named,
     stages_named,
@@ -275,6 +276,10 @@ def study(
     jobs: Annotated[
         int, typer.Option(help="trainings at a time on each device; 0: one a GPU, or one a core")
     ] = 0,
+    on: Annotated[
+        Literal["here", "ray"], typer.Option(help="this machine, or tasks of Ray")
+    ] = "here",
+    ray_address: RayAddress = None,
     out: OutFile = None,
 ) -> None:
     """Train the arms of a study that are not trained yet; print its figures as JSON lines.
@@ -283,4 +288,4 @@ def study(
     """
     from workbench.study.command import study_command
 
-    study_command(name, pilot, overrides or (), jobs=jobs, out=out)
+    study_command(name, pilot, overrides or (), jobs=jobs, on=on, ray_address=ray_address, out=out)

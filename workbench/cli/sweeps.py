@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from workbench.cli.options import OutFile, RunName
+from workbench.cli.options import OutFile, RayAddress, RunName
 
 commands = typer.Typer()
 
@@ -24,10 +24,7 @@ def sweep(
         Literal["here", "ray", "slurm"],
         typer.Option(help="this machine, tasks of Ray, or a script for a Slurm array"),
     ] = "here",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="of a Ray cluster", show_default="$RAY_ADDRESS, or a local cluster"),
-    ] = None,
+    ray_address: RayAddress = None,
     notebooks: Annotated[
         bool | None,
         typer.Option(help="execute the notebooks", show_default="if papermill is here"),

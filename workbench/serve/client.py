@@ -50,8 +50,9 @@ REQUESTS_PER_S, TOKENS_PER_S = 250, 10_000
 """What one client process is given at most, in the busiest second of a schedule."""
 STREAMS = 500
 """Requests due at one moment that one process is given at most."""
-START_S = 0.2
-"""From the order to start until the first connections are opened."""
+START_S = 0.05
+"""From the order to start, which finds every process ready, until the first connections are opened,
+themselves some time before their requests are due."""
 OPENING_S = 1e-3
 """For each connection of a burst to be opened."""
 TICK_S = 0.1

@@ -1,10 +1,11 @@
 """What a client process runs: orders on its standard input, answers on its standard output.
 
-``{"play": folder, "open_ahead_s": s}``: read the requests there, answer ``{"ready": true}``.
-``{"origin_s": t}``: play them from that ``time.monotonic()`` on, meanwhile say ``{"ended": n}``,
-write what became of them beside the requests, and answer ``{"done": true}``. When its input
-closes its parent is gone and it ends. Everything large goes through files, and the collector of
-garbage rests while a load runs, because its pauses would be read as the server's.
+``{"play": folder, "open_ahead_s": s}``: read the requests there, prepare all that playing them
+takes, answer ``{"ready": true}``. ``{"origin_s": t}``: play them from that ``time.monotonic()`` on,
+meanwhile say ``{"ended": n}``, write what became of them beside the requests, and answer
+``{"done": true}``. When its input closes its parent is gone and it ends. Everything large goes
+through files, and the collector of garbage rests while a load runs, because its pauses would be
+read as the server's.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ async def _play(
     silence_s: float,
     order: dict[str, Any],
     rows: list[list[Any]],
-    origin_s: float,
 ) -> list[Outcome]:
     """rows: a planned request, then begin and size of its body."""
+    schedule = [PlannedRequest(*row[:PLANNED]) for row in rows]
     bodies = {row[0]: slice(row[-2], row[-2] + row[-1]) for row in rows}
     loop, ended = asyncio.get_running_loop(), 0
 
@@ -59,13 +60,14 @@ async def _play(
         _say({"ended": ended})
         loop.call_later(SAID_EVERY_S, say)
 
-    loop.add_reader(sys.stdin.fileno(), _parent_is_gone)
-    say()
     with (Path(order["play"]) / REQUESTS).open("rb") as file, _mapped(file.fileno()) as requests:
         async with load_client(endpoint, silence_s) as client:
-            client.start(origin_s)
+            _say({"ready": True})
+            client.start(json.loads(sys.stdin.readline())["origin_s"])
+            loop.add_reader(sys.stdin.fileno(), _parent_is_gone)
+            say()
             return await client.play(
-                [PlannedRequest(*row[:PLANNED]) for row in rows],
+                schedule,
                 lambda planned: requests[bodies[planned.id]],
                 on_end,
                 order["open_ahead_s"],
@@ -103,10 +105,8 @@ def main(given: str) -> None:
         rows = json.loads((place / ROWS).read_text(encoding="utf-8"))
         gc.collect()
         gc.disable()
-        _say({"ready": True})
-        origin_s = json.loads(sys.stdin.readline())["origin_s"]
         with asyncio.Runner(loop_factory=fine_loop) as runner:
-            outcomes = runner.run(_play(endpoint, silence_s, order, rows, origin_s))
+            outcomes = runner.run(_play(endpoint, silence_s, order, rows))
         _write(place, outcomes)
         gc.enable()
         _say({"done": True, "ended": len(outcomes)})

@@ -6,7 +6,7 @@ it; the arms themselves go where all studies find them. So it may be written ane
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from workbench.records.stage_record import StageRecord
 from workbench.study.arm import StudyArm
 from workbench.study.setup import training_setup
 from workbench.study.training import arm_folder, data_folder, finished_arm
-from workbench.sweep.attempts import JobArray
-from workbench.sweep.here import Slot, run_here
+from workbench.sweep.attempts import JobArray, JobEnd
 from workbench.wording.counts import number_of
 
 FILE = "arms.json"
+DoJobs = Callable[[JobArray, Callable[[str], None]], Sequence[JobEnd]]
+"""(jobs, what is told how they go): how each ended."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,12 @@ def load_arms(path: Path) -> KeptArms:
 
 
 def train_all(
-    root: Path, folder: Path, arms: Sequence[StudyArm], progress: Progress, slots: Sequence[Slot]
+    root: Path, folder: Path, arms: Sequence[StudyArm], progress: Progress, do: DoJobs
 ) -> list[StageRecord]:
     """The records of ``arms``, in their order; those that are finished are loaded.
 
-    folder: of the study's record. Raises StageError once all are tried, where trainings failed.
+    folder: of the study's record. do: a function that does the jobs of an array, here or elsewhere.
+    Raises StageError once all are tried, where trainings failed.
     """
     waiting: dict[str, StudyArm] = {}
     for arm in arms:
@@ -73,12 +75,14 @@ def train_all(
             if (arm.teacher is not None) == distilled
         }
         if names:
-            _train(JobArray("workbench.study.one_arm", folder / FILE, names), progress, slots)
+            array = JobArray("workbench.study.one_arm", folder / FILE, names)
+            raise_failed(array, do(array, progress.note))
     return [StageRecord.load(arm_folder(root, arm)) for arm in arms]
 
 
-def _train(array: JobArray, progress: Progress, slots: Sequence[Slot]) -> None:
-    failed = [end for end in run_here(array, slots, progress.note) if not end.is_finished]
+def raise_failed(array: JobArray, ends: Sequence[JobEnd]) -> None:
+    """StageError with what each of the trainings said that failed twice."""
+    failed = [end for end in ends if not end.is_finished]
     if failed:
         raise StageError(
             f"{len(failed)} of {number_of(len(array.names), 'training')} did not finish:\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from workbench.errors import ConfigError
 from workbench.pilot.extends import SHIPPED
@@ -22,18 +23,20 @@ def study_command(
     overrides: Sequence[str],
     *,
     jobs: int = 0,
+    on: Literal["here", "ray"] = "here",
+    ray_address: str | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Run study ``name`` or go on with it, and say its lines.
 
-    pilot: None takes the shipped ``study_<name>``. jobs: as of :func:`run_study`.
+    pilot: None takes the shipped ``study_<name>``. jobs, on, ray_address: as of :func:`run_study`.
     """
     if name not in STUDIES:
         raise ConfigError(f"study {name}: unknown{did_you_mean(name, STUDIES)}")
     resolved = resolve(pilot or f"{SHIPPED}study_{name}", overrides)
     with terminable(), watching(open_run(resolved).events):
-        record = run_study(name, resolved, jobs=jobs)
+        record = run_study(name, resolved, jobs=jobs, on=on, ray_address=ray_address)
     for line in json_lines(record):
         say(line)
     if out:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import time
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from workbench.errors import ConfigError
 from workbench.files import digest_json
+from workbench.machine.cpu import cpu
 from workbench.machine.device import choose_device
 from workbench.paths import runs_root
 from workbench.pilot.problems import did_you_mean
@@ -26,8 +27,10 @@ from workbench.records.run import open_run
 from workbench.records.stage_record import StageRecord
 from workbench.study import checkpoint, parity, recipe, size
 from workbench.study.arm import StudyArm
-from workbench.study.arms import train_all
-from workbench.sweep.here import slots_of
+from workbench.study.arms import DoJobs, train_all
+from workbench.sweep.file import Resources
+from workbench.sweep.here import run_here, slots_of
+from workbench.sweep.on_ray import resources_of, run_on_ray
 from workbench.train.preflight import require_trainable
 from workbench.train.quality import bits_per_byte
 from workbench.wording.counts import number_of
@@ -47,19 +50,22 @@ def run_study(
     resolved: ResolvedPilot,
     *,
     jobs: int = 1,
+    on: Literal["here", "ray"] = "here",
+    ray_address: str | None = None,
 ) -> StageRecord:
     """The record of study ``name`` of a pilot; what is finished is loaded.
 
     jobs: trainings at a time on each device, each a process of its own; 0 takes one on each GPU, or
-    one a core. Raises ConfigError before anything starts, StageError when a training failed twice;
-    the arms that are finished stay.
+    one a core. on: ``ray`` makes them tasks of a cluster, each with a job's share of this machine's
+    cores. Raises ConfigError before anything starts, StageError when a training failed twice; the
+    arms that are finished stay.
     """
     if name not in STUDIES:
         raise ConfigError(f"study {name}: unknown{did_you_mean(name, STUDIES)}")
     arms = STUDIES[name].arms(resolved)
     for arm in arms:
         require_trainable(arm.pilot)
-    slots = slots_of([arm.pilot for arm in arms], jobs)
+    do = _on_ray(arms, jobs, ray_address) if on == "ray" else _here(arms, jobs)
     run = open_run(resolved)
     stage = f"study_{name}"
     folder, key = run.stage_folder(stage), _key(name, arms)
@@ -71,12 +77,23 @@ def run_study(
     progress = Progress(run.events, stage)
     with run.lock(stage):
         progress.event("started", text=f"{number_of(len(arms), 'training')}")
-        records = train_all(runs_root() / "studies", folder, arms, progress, slots)
+        records = train_all(runs_root() / "studies", folder, arms, progress, do)
         _compare(STUDIES[name], record, arms, records)
         record.duration_s = round(time.monotonic() - began, 2)
         record.save()
         progress.event("finished", duration_s=record.duration_s)
     return record
+
+
+def _here(arms: list[StudyArm], jobs: int) -> DoJobs:
+    slots = slots_of([arm.pilot for arm in arms], jobs)
+    return lambda array, say: run_here(array, slots, say)
+
+
+def _on_ray(arms: list[StudyArm], jobs: int, address: str | None) -> DoJobs:
+    share = Resources(cpus=max(1, cpu().usable_cores // jobs) if jobs else 1)
+    resources = resources_of(share, [arm.pilot for arm in arms])
+    return lambda array, say: run_on_ray(array, resources, say, address=address)
 
 
 def _compare(

@@ -2,7 +2,8 @@
 
 A device is a GPU, or the processor where no GPU computes. Jobs beside each other each keep to
 their share of the cores, so that each counts those as its own and none starts more threads than it
-has; memory and its bandwidth they share all the same, which is why one at a time is the default.
+has, and none waits for a quiet machine; memory and its bandwidth they share all the same, which is
+why one at a time is the default.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from workbench.errors import ConfigError
 from workbench.machine.cpu import cpu
 from workbench.machine.gpu import visible_gpus
+from workbench.measure.noise import IN_COMPANY
 from workbench.pilot.spec import Pilot
 from workbench.sweep.attempts import JobArray, JobEnd, attempt, tried_again, why
 from workbench.sweep.job import INTERRUPTED
@@ -59,13 +61,14 @@ def slots_of(pilots: Sequence[Pilot], jobs: int) -> list[Slot]:
             "on each GPU, or one a core",
         )
     shares = _shares(_cores(count), count)
+    company = {IN_COMPANY: "1"} if count > 1 else {}
     if not groups:
-        return [Slot(f"processor, place {n + 1}", shares[n]) for n in range(count)]
+        return [Slot(f"processor, place {n + 1}", shares[n], company) for n in range(count)]
     return [
         Slot(
             f"GPU {'+'.join(str(gpu.index) for gpu in group)}, place {job + 1}",
             shares[place * jobs + job],
-            {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in group)},
+            {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in group), **company},
         )
         for place, group in enumerate(groups)
         for job in range(jobs)

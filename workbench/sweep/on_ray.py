@@ -17,6 +17,7 @@ from tempfile import gettempdir
 from typing import Any
 
 from workbench.errors import ConfigError, reason_of
+from workbench.measure.noise import IN_COMPANY
 from workbench.paths import runs_root
 from workbench.pilot.spec import Pilot
 from workbench.sweep.attempts import JobArray, JobEnd, attempt, tried_again, why
@@ -83,8 +84,11 @@ def _all(
 
 def _task(array: JobArray, number: int, tried: int, cpus: int, runs: str) -> int:
     """On a worker: the exit code of the job."""
+    company = {IN_COMPANY: "1"} if cpus < (os.cpu_count() or 1) else {}
     with own_cores(cpus) as cores:
-        return attempt(array, number, tried, cores=cores, environment={"WORKBENCH_RUNS": runs})
+        return attempt(
+            array, number, tried, cores=cores, environment={"WORKBENCH_RUNS": runs, **company}
+        )
 
 
 @contextmanager
