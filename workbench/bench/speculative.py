@@ -24,6 +24,7 @@ from workbench.engine.draft_length import LONGEST
 from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
 from workbench.engine.speculative import SpeculativeEngine, require_same_tokenizer
+from workbench.machine.provenance import provenance
 from workbench.measure.statistics import mean_ratio
 
 ROWS = (1, 2, 3, 4, 5, 7, 9)
@@ -165,8 +166,9 @@ def main() -> None:
     what = given.pop("what")
     if what == "pair":
         given["texts"] = json.loads(given["texts"].read_text(encoding="utf-8"))
+    made_here = {**provenance("cpu"), "date": time.strftime("%Y-%m-%d")}
     for row in (pair if what == "pair" else shape)(**given):
-        print(json.dumps(row), flush=True)
+        print(json.dumps(row | made_here), flush=True)
 
 
 if __name__ == "__main__":
