@@ -16,6 +16,7 @@ from workbench.records.run import Run
 from workbench.report.card import FIRST, card_html, card_lines, verdict_card
 from workbench.report.gates import evaluate, gates_frame
 from workbench.report.next_steps import MOST
+from workbench.roadmap import STAGES
 from workbench.wording.numbers import number
 from workbench.wording.text import Texts
 
@@ -36,6 +37,20 @@ def test_the_card_says_what_the_record_says(shared_run) -> None:
     assert 1 <= len(card.steps) <= MOST
     noise = shared_run.record("measure_ab").facts.get("noise")
     assert noise is not None or card.noise.level == "unknown" or "blocks" in card.noise.text
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_no_two_lights_read_alike(make_run, language) -> None:
+    """The load's cut share is known from the measurement and from the deployment: each says which."""
+    run = make_run(gates="\n    - {metric: cut_share, at_most: 0.05}", stages=[*STAGES][:-1])
+    for stage, labels in (("measure_ab", {"source": "load"}), ("deploy_rollback", {})):
+        record = run.record(stage)
+        record.measured("cut_share", 0.0, "", "counted", n=100, **labels)
+        record.save()
+    lights = verdict_card(run, Texts(language)).lights
+    assert len(lights) == 2
+    assert len({(light.title, light.of) for light in lights}) == 2
+    assert all(light.of for light in lights)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def verdict_card(run: Run, texts: Texts, again: StageRecord | None = None) -> Ve
         question=said_in(words.get("question", pilot.question), texts.language),
         sentence=_sentence(state, records, results, pilot, texts),
         lights=sorted(
-            (_light(result, texts) for result in results),
+            (_light(result, texts, results) for result in results),
             key=lambda light: FIRST.index(light.outcome),
         ),
         steps=next_steps(run, state, records, results, texts),
@@ -241,7 +241,8 @@ def _figure(
     return found if found and found.value is not None else None
 
 
-def _light(result: GateResult, texts: Texts) -> Light:
+def _light(result: GateResult, texts: Texts, beside: Sequence[GateResult]) -> Light:
+    """beside: all results; where another one has the same name, what has no labels says its stage."""
     outcome: Colour = "not measured" if result.value is None else result.outcome
     rule = texts(f"page.{result.side}", limit=result.limit)
     if result.value is None:
@@ -256,10 +257,15 @@ def _light(result: GateResult, texts: Texts) -> Light:
         outcome=outcome,
         outcome_name=texts(f"light.{outcome}"),
         title=texts.metric(result.metric),
-        of=texts.labels(result.labels),
+        of=texts.labels(result.labels) or _stage_of_namesake(result, texts, beside),
         detail=detail,
         must=result.on_fail == "stop",
     )
+
+
+def _stage_of_namesake(result: GateResult, texts: Texts, beside: Sequence[GateResult]) -> str:
+    namesakes = sum(other.metric == result.metric for other in beside)
+    return texts(f"stage.{result.stage}") if namesakes > 1 and result.stage else ""
 
 
 def _noise(records: Mapping[str, StageRecord], texts: Texts) -> NoiseBadge:
