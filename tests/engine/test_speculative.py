@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from collections.abc import Iterator
 
@@ -13,9 +14,12 @@ from scipy.stats import chi2_contingency
 from ternary_kernels.core import Core, NotFiniteError
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
+from workbench.data.document import Document
+from workbench.data.tokenizer import train_tokenizer
 from workbench.engine.draft import DraftAsked, PromptLookup
 from workbench.engine.draft_length import Acceptance, DraftLength
 from workbench.engine.engine import Engine
+from workbench.engine.grammar import Grammars, json_grammar
 from workbench.engine.request import GenerationRequest
 from workbench.engine.sampling import Guess, Sampler
 from workbench.engine.scheduler import Scheduler
@@ -370,3 +374,44 @@ def test_another_tokenizer_is_refused(tmp_path) -> None:
     require_same_tokenizer(tmp_path / "one", tmp_path / "same")
     with pytest.raises(StageError, match="their tokenizers differ in 4 tokens"):
         require_same_tokenizer(tmp_path / "one", tmp_path / "other")
+
+
+def test_an_answer_that_keeps_to_a_grammar_is_the_models_own(tmp_path) -> None:
+    """Guesses that the grammar does not allow are wrong guesses, and it goes back with the caches."""
+    pytest.importorskip("llguidance")
+    text = '{"city": "Paris", "population": 2102650, "capital": true}\n' * 40
+    tokenizer = train_tokenizer([Document("one", "test", text)], 300)
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=CONTEXT,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20.0)
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Rome"]}, "capital": {"type": "boolean"}},
+        "required": ["city", "capital"],
+        "additionalProperties": False,
+    }
+    grammar = json_grammar(schema)
+    answers = []
+    for engine in (loaded(model), SpeculativeEngine(loaded(model), loaded(near(model)), fixed=3)):
+        with engine:
+            grammars = Grammars(lambda: tokenizer, engine.vocab_size, engine.eos_tokens)
+            with Scheduler(engine, grammars=grammars) as scheduler:
+                submitted = [
+                    scheduler.submit(GenerationRequest((9, 8 + seed), 80, grammar=grammar))
+                    for seed in range(5)
+                ]
+                assert all(one.wait(30) for one in submitted)
+                answers.append([tuple(one.tokens) for one in submitted])
+            if isinstance(engine, SpeculativeEngine):
+                assert 0 < engine.counts.accepted < engine.counts.guessed
+    plain, drafted = answers
+    assert drafted == plain
+    said = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in plain]
+    whole = [json.loads(answer) for answer in said if answer.endswith("}")]
+    assert whole and all(answer["city"] in ("Paris", "Rome") for answer in whole)

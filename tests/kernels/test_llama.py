@@ -16,6 +16,7 @@ MAKE = {
     "int8": tk.PackedInt8.from_float,
     "bf16": tk.PackedHalf.from_float,
     "fp16": lambda w: tk.PackedHalf.from_float(w, torch.float16),
+    "int4": tk.PackedInt4.from_float,
 }
 needs_native = pytest.mark.skipif(not tk.available_isas(), reason="no native library")
 
@@ -79,6 +80,7 @@ CASES = {
     "bitnet": dict(kinds="ternary", sub_norm=True, activation="relu2"),
     "mistral-like window": dict(kinds="row", sliding_window=7),
     "int8, one KV head, odd head": dict(kinds="int8", num_heads=6, num_kv_heads=1, head_dim=20),
+    "int4": dict(kinds="int4"),
     "many heads a KV head": dict(kinds="bf16", num_heads=28, head_dim=32, hidden_size=48),
 }
 
@@ -110,8 +112,33 @@ def test_a_long_prompt_in_one_call_equals_token_by_token():
     with LlamaNative(config, weights, 2, 600, "float32") as core:
         whole = core.forward(tokens, np.zeros(600), np.arange(600), True)
         single = [core.forward(tokens[j : j + 1], [1], [j], True) for j in range(600)]
-    # Chunks, tiles and threads change no product; attention's sums alone round differently.
-    assert relative_error(np.concatenate(single), whole) < 1e-2
+    np.testing.assert_array_equal(np.concatenate(single), whole)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", tk.available_isas())
+@pytest.mark.parametrize("case", CASES)
+def test_guessed_rows_are_to_the_bit_those_of_one_token_at_a_time(case, isa):
+    """Whatever tile of rows and queries holds them, beside the rows of another slot."""
+    config, weights = random_model(**CASES[case])
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, 40)
+    best = tk.backend().isa
+    tk.force_isa(isa)
+    with LlamaNative(config, weights, 3, 40, "float16") as core:
+        assert core.rows_apart
+        for slot in range(3):
+            core.forward(tokens[:9], [slot] * 9, range(9), False)
+        alone = np.concatenate(
+            [core.forward(tokens[j : j + 1], [2], [j], True) for j in range(9, 40)]
+        )
+        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 21, 31):
+            own, places = tokens[9 : 9 + rows], range(9, 9 + rows)
+            got = core.forward_apart([*own[:2], *own], [1] * len(own[:2]) + [0] * rows,
+                                     [*places[:2], *places])  # fmt: skip
+            np.testing.assert_array_equal(got[len(own[:2]) :], alone[:rows], f"{rows} rows")
+            for slot in (0, 1):
+                core.truncate(slot, 9)
+    tk.force_isa(best)
 
 
 def test_reference_equals_transformers():

@@ -9,11 +9,13 @@ from workbench.report.verdict import _drafted
 from workbench.wording.text import Texts
 
 
-def measured(*metrics: Metric) -> SimpleNamespace:
+def measured(*metrics: Metric, exact: bool = True) -> SimpleNamespace:
     def metric(name: str, **labels: str) -> Metric | None:
         return next((m for m in metrics if m.matches(name, labels)), None)
 
-    return SimpleNamespace(metrics=list(metrics), metric=metric)
+    return SimpleNamespace(
+        metrics=list(metrics), metric=metric, facts={"drafted_to_the_bit": exact}
+    )
 
 
 def test_it_says_equal_quality_the_speed_and_the_memory_of_both() -> None:
@@ -27,10 +29,12 @@ def test_it_says_equal_quality_the_speed_and_the_memory_of_both() -> None:
     (sentence,) = _drafted(measured(*figures))
     english, russian = (Texts(lang)(sentence.code, **sentence.values) for lang in ("en", "ru"))
     assert (
-        "quality equal by construction" in english
+        "quality equal by construction;" in english
         and "1.9 times" in english
         and "takes 1.17" in english
     )
     assert "81 % of its guesses" in english
     assert "качество равно по построению" in russian and "1,9" in russian and "1,17" in russian
     assert _drafted(measured(*figures[2:])) == []
+    (rounded,) = _drafted(measured(*figures, exact=False))
+    assert "but for the last bits" in Texts()(rounded.code, **rounded.values)

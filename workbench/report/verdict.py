@@ -219,7 +219,8 @@ def _drafted(measured: StageRecord) -> list[Sentence]:
     values = {
         "times": longest.value, "memory": 1 / ratio.value, "percent": round(100 * accepted),
     }  # fmt: skip
-    return [Sentence("caveat.speculative", values)]
+    exact = measured.facts.get("drafted_to_the_bit")
+    return [Sentence("caveat.speculative" if exact else "caveat.speculative_rounded", values)]
 
 
 def _hybrid_limit(records: Mapping[str, StageRecord]) -> list[Sentence]:

@@ -170,6 +170,7 @@ def _measure(context: StageContext, meters: StageMeters) -> None:
     record.facts["energy_basis"] = energy_bases(energies)
 
     if isinstance(pair := engines.get(SPECULATIVE), SpeculativeEngine):
+        record.facts["drafted_to_the_bit"] = pair.core.rows_apart
         for metric in speculation_figures(SPECULATIVE, pair.counts):
             record.add(metric)
     for metric in (

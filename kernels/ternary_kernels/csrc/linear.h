@@ -86,12 +86,12 @@ struct Rows {
 
 template <Source s, int R, int M, bool packed = false>
 inline void run_tile(const Stretch<R>& from, const Rows& rows, void* out) {
-  constexpr int U = M == 1 ? 4 : M <= 3 ? 2 : 1;
   if constexpr (s == Source::kBf16 || s == Source::kF16) {
-    HalfTile<s == Source::kBf16 ? tk::kBf16 : tk::kF16, R, M, U> tile;
+    HalfTile<s == Source::kBf16 ? tk::kBf16 : tk::kF16, R, M> tile;
     tile.run(from.w, from.blocks, from.skip, static_cast<const float*>(rows.x), rows.stride,
              static_cast<float*>(out));
   } else {
+    constexpr int U = M == 1 ? 4 : M <= 3 ? 2 : 1;
     using Loader = std::conditional_t<
         s == Source::kCodes2, Codes2,
         std::conditional_t<s == Source::kCodes5, Codes5, Bytes<s == Source::kSmallBytes>>>;

@@ -128,30 +128,30 @@ struct IntTile {
   }
 };
 
-// Half-precision weights times float activations, U sums side by side along K.
+// Half-precision weights times float activations. One sum along K for every output, whatever the
+// tile: a row's products are the same to the bit beside any other rows.
 template <tk::Kind type>
 inline F load_half(const uint16_t* p) {
   return type == tk::kBf16 ? load_bf16(p) : load_f16(p);
 }
 
-template <tk::Kind type, int R, int M, int U>
+template <tk::Kind type, int R, int M>
 struct HalfTile {
-  F acc[R][M][U];
+  F acc[R][M];
 
-  inline void step(int u, const uint16_t* const (&w)[R], const float* x, ptrdiff_t x_stride) {
+  inline void step(int k, const uint16_t* const (&w)[R], const float* x, ptrdiff_t x_stride) {
     F codes[R];
-    TK_UNROLL for (int r = 0; r < R; ++r) codes[r] = load_half<type>(w[r] + u * 16);
+    TK_UNROLL for (int r = 0; r < R; ++r) codes[r] = load_half<type>(w[r] + k * 16);
     TK_UNROLL for (int m = 0; m < M; ++m) {
-      const F a = set1(x[m * x_stride + u]);
-      TK_UNROLL for (int r = 0; r < R; ++r) acc[r][m][u % U] = fma(codes[r], a, acc[r][m][u % U]);
+      const F a = set1(x[m * x_stride + k]);
+      TK_UNROLL for (int r = 0; r < R; ++r) acc[r][m] = fma(codes[r], a, acc[r][m]);
     }
   }
 
   inline void run(const uint8_t* const (&weights)[R], int K, ptrdiff_t skip, const float* x,
                   ptrdiff_t x_stride, float* out) {
     for (int r = 0; r < R; ++r)
-      for (int m = 0; m < M; ++m)
-        for (int u = 0; u < U; ++u) acc[r][m][u] = set1(0.0f);
+      for (int m = 0; m < M; ++m) acc[r][m] = set1(0.0f);
     const uint16_t* w[R];
     TK_UNROLL for (int r = 0; r < R; ++r) w[r] = reinterpret_cast<const uint16_t*>(weights[r]);
     const int turn = (K - kPrefetchBytes / 32) / 4 * 4;
@@ -172,11 +172,7 @@ struct HalfTile {
       ++x;
     }
     for (int m = 0; m < M; ++m)
-      for (int r = 0; r < R; ++r) {
-        F sum = acc[r][m][0];
-        for (int u = 1; u < U; ++u) sum = add(sum, acc[r][m][u]);
-        store(out + (m * R + r) * 16, sum);
-      }
+      for (int r = 0; r < R; ++r) store(out + (m * R + r) * 16, acc[r][m]);
   }
 };
 
