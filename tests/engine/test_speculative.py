@@ -377,7 +377,7 @@ def test_another_tokenizer_is_refused(tmp_path) -> None:
 
 
 def test_an_answer_that_keeps_to_a_grammar_is_the_models_own(tmp_path) -> None:
-    """Guesses that the grammar does not allow are wrong guesses, and it goes back with the caches."""
+    """Guesses that the grammar does not allow are wrong ones, and it goes back with the caches."""
     pytest.importorskip("llguidance")
     text = '{"city": "Paris", "population": 2102650, "capital": true}\n' * 40
     tokenizer = train_tokenizer([Document("one", "test", text)], 300)

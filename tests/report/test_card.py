@@ -41,7 +41,7 @@ def test_the_card_says_what_the_record_says(shared_run) -> None:
 
 @pytest.mark.parametrize("language", ["en", "ru"])
 def test_no_two_lights_read_alike(make_run, language) -> None:
-    """The load's cut share is known from the measurement and from the deployment: each says which."""
+    """The load's cut share is known from measurement and deployment: each light says which."""
     run = make_run(gates="\n    - {metric: cut_share, at_most: 0.05}", stages=[*STAGES][:-1])
     for stage, labels in (("measure_ab", {"source": "load"}), ("deploy_rollback", {})):
         record = run.record(stage)

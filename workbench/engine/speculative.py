@@ -8,8 +8,8 @@ what was kept. Greedy answers are those of the model token for token, sampled on
 distribution (:mod:`.sampling`), and any draft will do: a bad one costs time alone, and how much is
 guessed follows from what is right and what it costs (:mod:`.draft_length`).
 
-The step that judges has several rows. Where a core's ``rows_apart`` holds, as the native one's does,
-each token's logits are those that it would have had alone, to the bit. Elsewhere (Triton,
+The step that judges has several rows. Where a core's ``rows_apart`` holds, as the native one's
+does, each token's logits are those that it would have had alone, to the bit. Elsewhere (Triton,
 transformers) sums are taken in another order with more rows, as in any batch: where two tokens are
 equally likely but for that, the other one may come. The prompt is read as without drafts.
 """

@@ -242,7 +242,7 @@ def _figure(
 
 
 def _light(result: GateResult, texts: Texts, beside: Sequence[GateResult]) -> Light:
-    """beside: all results; where another one has the same name, what has no labels says its stage."""
+    """beside: all results; where another has the same name, one without labels says its stage."""
     outcome: Colour = "not measured" if result.value is None else result.outcome
     rule = texts(f"page.{result.side}", limit=result.limit)
     if result.value is None:
