@@ -20,6 +20,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.records.terminal import describe
 from workbench.report import compare
 from workbench.report.compare import Comparison
+from workbench.runner.pilot_run import publish_finished
 from workbench.stages.execute import execute, finished, recorded_failure, require_upstream
 from workbench.stages.second_judgement import judge_again
 from workbench.widgets.headless import interactive
@@ -60,6 +61,8 @@ def stage(
             )
     block = LiveBlock()
     record = execute(name, resolved, run, listener=block.show)
+    if watched:  # executed by `workbench run`, that publishes
+        publish_finished(run, name)
     if name == "report":
         record = judge_again(resolved, run) or record
     block.text(f"{name}: finished in {record.duration_s:.0f} s · run {run.name}")

@@ -72,6 +72,7 @@ BY_TESTS = {
     r"run PILOT.yaml --set train.launch": ("tests/train/test_processes.py", "processes"),
     r"tune": ("tests/report/test_tune_command.py", "tune_run("),
     r"sweep .*--on ray": ("tests/sweep/test_on_ray.py", '"sweep"'),
+    r"fetch": ("tests/records/test_published.py", "fetch_run("),
     r"(sweep|compare sweep:)": ("tests/sweep/test_runs_of_a_sweep.py", '"sweep"'),
 }
 """Commands of minutes to hours -> the test that runs what stands behind them, small."""
@@ -102,6 +103,7 @@ ELSEWHERE = {
     r"docker|useradd|systemctl|install -m|git clone": "changes the machine; the files it names are "
     "held to the code by tests/serve",
     r"(RUN|OPTIONS|TEAM_KEY)=|END$": "text of a file",
+    r"export WORKBENCH_STORE=": "a bucket of the reader's own; tests/records has one played",
     r"read -rs ": "asks a person",
     r"python -m workbench\.bench\.tables": "a 3B shape for a minute; "
     "tests/bench/test_tables.py runs it small",

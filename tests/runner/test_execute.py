@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -195,6 +197,34 @@ def test_two_processes_never_work_on_one_stage(calls, tmp_path) -> None:
         release.set()
         holder.join(30)
     assert execute("train_qat", resolved, run).metric("figure").value == 1
+
+
+def test_locks_ask_only_for_what_nfs_grants(calls, tmp_path, monkeypatch) -> None:
+    """There a shared lock needs the file open for reading, and one for oneself for writing."""
+    lock, modes = fcntl.flock, set()
+
+    def flock(file, operation: int) -> None:
+        how = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        needed = os.O_RDONLY if operation & fcntl.LOCK_SH else os.O_WRONLY
+        assert how in (needed, os.O_RDWR)
+        modes.add(operation)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    run = open_run(pilot(tmp_path))
+    with run.lock("train_qat"):
+        assert run.at_work()
+    assert not run.at_work() and modes == {fcntl.LOCK_SH, fcntl.LOCK_EX | fcntl.LOCK_NB}
+
+
+def test_a_file_system_without_locks_is_said_to_be_one(calls, tmp_path, monkeypatch) -> None:
+    def flock(file, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    run = open_run(pilot(tmp_path))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StageError, match="keeps no locks: No locks available"), run.lock("report"):
+        pass
 
 
 def test_runs_are_found_by_name_part_and_pilot(calls, tmp_path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from workbench.paths import runs_root
+from workbench.paths import expanded, runs_root
 from workbench.roadmap import STAGES
 
 STAGE_NAMES = ", ".join(STAGES)
@@ -39,6 +40,24 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         help="override a field, e.g. train.lr=3e-4; may be given again",
         show_default="the pilot's own",
+    ),
+]
+
+
+def use_store(url: str | None) -> None:
+    """Name the store for this command and all that it starts."""
+    if url:
+        there = url if "://" in url else str(expanded(Path(url), "--store ").resolve())
+        os.environ["WORKBENCH_STORE"] = there
+
+
+StoreUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="runs shared with other machines: s3://bucket/prefix, or a folder",
+        show_default="$WORKBENCH_STORE, or none",
     ),
 ]
 OutFile = Annotated[

@@ -15,8 +15,10 @@ from workbench.cli.options import (
     PilotFile,
     RayAddress,
     RunName,
+    StoreUrl,
     runs_named,
     stages_named,
+    use_store,
 )
 
 if TYPE_CHECKING:
@@ -61,12 +63,14 @@ def run(
         bool | None,
         typer.Option(help="execute the notebooks", show_default="if papermill is here"),
     ] = None,
+    store: StoreUrl = None,
 ) -> None:
     """Run a pilot, or go on with it; the last line printed is the report's path."""
     from workbench.pilot.resolve import resolve
     from workbench.runner.pilot_run import page_of, raise_failed_gates, run_pilot, selected_stages
     from workbench.train.nodes import all_nodes
 
+    use_store(store)
     resolved = resolve(pilot, overrides or ())
     stages = selected_stages(only, first)
     with all_nodes(resolved.pilot.train.launch) as leads:
@@ -118,6 +122,7 @@ def stage(
     pilot: PilotFile,
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="compute again though finished")] = False,
+    store: StoreUrl = None,
 ) -> None:
     """Run one stage without any notebook (no Jupyter, papermill or Plotly needed)."""
     from workbench.pilot.resolve import resolve
@@ -125,6 +130,7 @@ def stage(
     from workbench.runner.pilot_run import run_stage
     from workbench.train.nodes import all_nodes
 
+    use_store(store)
     wanted, resolved = stage_named(name), resolve(pilot, overrides or ())
     with all_nodes(resolved.pilot.train.launch) as leads:
         if not leads:
@@ -162,7 +168,12 @@ def _in_its_colour(state: str) -> str:
 
 
 @commands.command()
-def runs(as_html: AsHtml = False, language: PageLanguage = "en", out: PageFile = None) -> None:
+def runs(
+    as_html: AsHtml = False,
+    language: PageLanguage = "en",
+    out: PageFile = None,
+    store: StoreUrl = None,
+) -> None:
     """List the runs, the oldest first: date, duration, stages finished or verdict, question.
 
     With --html they are a page that opens offline, the newest first, with a search field; its path
@@ -171,6 +182,7 @@ def runs(as_html: AsHtml = False, language: PageLanguage = "en", out: PageFile =
     from workbench.records.run import all_runs
     from workbench.records.run_list import run_lines
 
+    use_store(store)
     if as_html:
         from workbench.figures.list_page import runs_page
 
@@ -193,6 +205,7 @@ def compare(
     as_html: AsHtml = False,
     language: PageLanguage = "en",
     out: PageFile = None,
+    store: StoreUrl = None,
 ) -> None:
     """Print two or more runs side by side: what differs, and every shared figure.
 
@@ -203,6 +216,7 @@ def compare(
     from workbench.records.sweep import find_runs
     from workbench.report.compare import compare_text
 
+    use_store(store)
     found = find_runs(names)
     if len(found) < 2:
         raise ConfigError(f"compare: got {len(found)} run", allowed="two or more")
@@ -212,6 +226,18 @@ def compare(
         _write_page(compare_page(found, language), out, "compare.html")
         return
     print(compare_text(found))
+
+
+@commands.command()
+def fetch(name: RunName, store: StoreUrl = None) -> None:
+    """Bring a run of the store here with its models, and print its folder.
+
+    To be listed, compared and reported a run need not be fetched; to be served or exported it is.
+    """
+    from workbench.records.run import fetch_run
+
+    use_store(store)
+    print(fetch_run(name).folder)
 
 
 def _write_page(page: str, out: Path | None, name: str) -> None:

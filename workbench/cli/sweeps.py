@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from workbench.cli.options import OutFile, RayAddress, RunName
+from workbench.cli.options import OutFile, RayAddress, RunName, StoreUrl, use_store
 
 commands = typer.Typer()
 
@@ -35,6 +35,7 @@ def sweep(
     compare: Annotated[
         bool, typer.Option("--compare", help="compare what is finished, start nothing")
     ] = False,
+    store: StoreUrl = None,
 ) -> None:
     """Run many runs of one pilot, or go on with them; the last line printed is the page that
     compares them.
@@ -43,6 +44,7 @@ def sweep(
     """
     from workbench.sweep import command
 
+    use_store(store)
     if dry_run:
         print("\n".join(command.dry_run(file, jobs)))
         return

@@ -5,13 +5,15 @@ files it names, and the machine. The same pilot started again on the same machin
 folder and goes on there; a changed value, a changed file or another machine makes a new one.
 What only judges or shows is no such value: asked by other gates, the same run answers; nor is
 ``train.launch``, with which a training goes on.
-A run folder can be carried to another machine to be read there.
+A run folder can be carried to another machine to be read there. Where ``WORKBENCH_STORE`` names a
+store, the runs in it are found as well (:mod:`.published`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,13 +31,21 @@ from workbench.pilot.spec import Pilot
 from workbench.pilot.yaml_file import dump_yaml, read_yaml
 from workbench.records.attachment import with_attachment
 from workbench.records.plan import write_plan
+from workbench.records.published import (
+    ENVIRONMENT,
+    HEADER,
+    PAGE,
+    PILOT,
+    fetch,
+    mirror,
+    take_begun,
+    with_tables,
+)
 from workbench.records.stage_record import StageRecord
+from workbench.records.store import RunStore, store_here
 from workbench.roadmap import STAGES
 from workbench.wording.counts import number_of
 
-HEADER = "run.json"
-PILOT = "pilot.yaml"
-ENVIRONMENT = "environment.json"
 JUDGEMENTS = "judgements"
 WORKING = ".working.lock"
 FORMAT = 2
@@ -77,7 +87,7 @@ class Run:
 
     @property
     def report(self) -> Path:
-        return self.folder / "report.html"
+        return self.folder / PAGE
 
     @property
     def notebooks(self) -> Path:
@@ -127,7 +137,7 @@ class Run:
         with self.working(), (self.folder / f".{stage}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise StageError(
                     f"{stage} of {self.name} is being worked on by another process",
                     next_step="wait for it, or stop it, and run the same command again",
@@ -138,14 +148,23 @@ class Run:
     def working(self) -> Iterator[None]:
         """Tell other processes that somebody is at work here, however this one ends; a whole pilot
         holds it between its stages as well."""
-        with (self.folder / WORKING).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
+        with (self.folder / WORKING).open("w+") as file:  # NFS: a shared lock needs it readable
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH)
+            except OSError as error:
+                raise StageError(
+                    f"{self.folder}: its file system keeps no locks: {error.strerror}",
+                    allowed="a local disk, NFS with its lock manager, Lustre mounted with -o flock",
+                    next_step="set WORKBENCH_RUNS to one, and share finished runs by --store",
+                ) from error
             yield
 
     def at_work(self) -> bool:
         """Whether any process is at work on this run at this moment."""
         try:
-            with (self.folder / WORKING).open() as file:
+            # NFS: to be tried for alone, a file has to be open for writing.
+            mode = "r+" if os.access(self.folder / WORKING, os.W_OK) else "r"
+            with (self.folder / WORKING).open(mode) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -157,7 +176,8 @@ class Run:
 def open_run(resolved: ResolvedPilot, *, fresh: bool = False) -> Run:
     """The newest run of exactly this pilot on this machine, or a new one (with ``fresh``).
 
-    resolved: of ``resolve``. A new run is a folder below ``$WORKBENCH_RUNS``, or ``runs/``.
+    resolved: of ``resolve``. A new run is a folder below ``$WORKBENCH_RUNS``, or ``runs/``; one
+    that was begun elsewhere, on a machine like this one, is taken from the store.
     Raises ConfigError where that cannot be written, or a file of the pilot cannot be read.
 
     >>> from workbench.api import open_run, resolve
@@ -169,9 +189,12 @@ def open_run(resolved: ResolvedPilot, *, fresh: bool = False) -> Run:
     identity = identity_of(resolved)
     if not fresh:
         for run in reversed(runs_in(siblings)):
-            if all(_identifies(run, key) == value for key, value in identity.items()):
+            if _that_are([run], identity):
                 _take_launch(run, resolved)
                 return run
+        if begun := _begun_elsewhere(identity, siblings):
+            _take_launch(begun, resolved)
+            return begun
     with _folder_errors_named(siblings):
         return _create(resolved, identity, siblings)
 
@@ -203,21 +226,28 @@ def _damaged(folder: Path, what: str) -> ConfigError:
 def runs_that_ask(pilot: str, digest: str, files: Mapping[str, str]) -> list[Run]:
     """The runs of pilot ``pilot`` with this identity, made on whatever machine; oldest first."""
     asked = {"digest": digest, "files": dict(files)}
-    runs = runs_in(runs_root() / pilot)
-    return [r for r in runs if all(_identifies(r, key) == value for key, value in asked.items())]
+    here = runs_in(runs_root() / pilot)
+    found = _that_are(here, asked)
+    if store := store_here():
+        names = {run.name for run in here}
+        there = _that_are(runs_in(mirror(store, pilot) / pilot), asked)
+        for run in there:
+            with_tables(store, run.folder)
+        found += [run for run in there if run.name not in names]
+    return sorted(found, key=lambda run: run.folder.name)
 
 
 def all_runs() -> list[Run]:
-    """Every run below the runs folder, oldest first within its pilot."""
-    root = runs_root()
-    with _folder_errors_named(root):
-        pilots = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        return [run for pilot in pilots for run in runs_in(pilot)]
+    """Every run below the runs folder and in the store, oldest first within its pilot."""
+    here, store = _runs_below(runs_root()), store_here()
+    found = here + (_only_there(store, here) if store else [])
+    return sorted(found, key=lambda run: (run.folder.parent.name, run.folder.name))
 
 
 def find_run(name: str) -> Run:
     """A run by folder, by ``pilot/id``, by a unique part of that, or by pilot (its newest).
 
+    One that is not here is looked for in the store; its figures and tables are brought here.
     ``run.record(stage)`` has its figures, tables and artefacts, or is None for a stage that has
     not finished. Raises ConfigError, with the runs that there are, for a name of none or several.
 
@@ -229,12 +259,13 @@ def find_run(name: str) -> Run:
     """
     if (Path(name) / HEADER).exists():
         return open_folder(Path(name))
-    runs = all_runs()
-    of_pilot = [run for run in runs if run.folder.parent.name == name]
-    if of_pilot:
-        return of_pilot[-1]
-    # A whole name is that run's, though another's begins with it.
-    matches = [run for run in runs if run.name == name] or [r for r in runs if name in r.name]
+    runs = _runs_below(runs_root())
+    matches = _matching(name, runs)
+    if not matches and (store := store_here()):
+        there = _only_there(store, runs)
+        matches, runs = _matching(name, there), runs + there
+        if len(matches) == 1:
+            with_tables(store, matches[0].folder)
     if len(matches) == 1:
         return matches[0]
     known = ", ".join(run.name for run in runs) or "none yet"
@@ -244,6 +275,54 @@ def find_run(name: str) -> Run:
         allowed=f"a run's folder, name, or a unique part of it; runs: {known}",
         next_step="workbench runs lists them",
     )
+
+
+def fetch_run(name: str) -> Run:
+    """The run of the store with this name, whole, among the runs here; the one here if it is."""
+    run, store = find_run(name), store_here()
+    if run.folder.parents[1] == runs_root():
+        return run
+    if store is None:
+        raise ConfigError(f"{name}: no store is named", next_step="say --store URL")
+    return open_folder(fetch(store, run.folder))
+
+
+def _matching(name: str, runs: list[Run]) -> list[Run]:
+    of_pilot = [run for run in runs if run.folder.parent.name == name]
+    # A whole name is that run's, though another's begins with it.
+    whole = of_pilot[-1:] or [run for run in runs if run.name == name]
+    return whole or [run for run in runs if name in run.name]
+
+
+def _runs_below(root: Path) -> list[Run]:
+    with _folder_errors_named(root):
+        pilots = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        return [run for pilot in pilots for run in runs_in(pilot)]
+
+
+def _only_there(store: RunStore, here: list[Run]) -> list[Run]:
+    """The runs of the store that are not among ``here``; of their files only the records."""
+    names = {run.name for run in here}
+    return [run for run in _runs_below(mirror(store)) if run.name not in names]
+
+
+def _that_are(runs: list[Run], asked: Mapping[str, Any]) -> list[Run]:
+    return [r for r in runs if all(_identifies(r, key) == value for key, value in asked.items())]
+
+
+def _begun_elsewhere(identity: Mapping[str, Any], siblings: Path) -> Run | None:
+    """The newest run of the store with this identity, from now on a run here as well: its finished
+    stages are taken as they are come to."""
+    store = store_here()
+    if store is None:
+        return None
+    found = _that_are(runs_in(mirror(store, siblings.name) / siblings.name), identity)
+    if not found:
+        return None
+    with _folder_errors_named(siblings):
+        take_begun(found[-1].folder, siblings / found[-1].folder.name)
+    store.say(f"going on with {found[-1].name} of the store {store.url}")
+    return open_folder(siblings / found[-1].folder.name)
 
 
 def identity_of(resolved: ResolvedPilot) -> dict[str, Any]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "record.json"
+PUBLISHED = "published.json"
+"""Beside a record that was mirrored from a store: where its files are there."""
 
 
 @dataclass
@@ -119,6 +121,11 @@ class StageRecord:
     def _there(self, path: Path) -> Path:
         if path.exists():
             return path
+        if (self.folder / PUBLISHED).exists():
+            raise StageError(
+                f"{path} is not here: of this run of the store only figures and tables are",
+                next_step="workbench fetch RUN brings it whole, its models too",
+            )
         raise StageError(
             f"{path} is gone, a result of {self.stage}",
             next_step=f"run that stage again: workbench stage {self.stage} PILOT.yaml --force",

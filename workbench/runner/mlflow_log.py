@@ -21,7 +21,8 @@ from typing import Any
 
 from workbench.pilot.yaml_file import read_yaml
 from workbench.records.metric import Metric
-from workbench.records.run import ENVIRONMENT, PILOT, Run
+from workbench.records.published import ENVIRONMENT, PILOT
+from workbench.records.run import Run
 from workbench.records.stage_record import StageRecord
 from workbench.wording.labels import label_place
 

@@ -19,14 +19,23 @@ from workbench.files import write_json
 from workbench.machine.environment import describe_environment
 from workbench.paths import NOTEBOOKS, shown
 from workbench.pilot.resolve import ResolvedPilot
-from workbench.records.run import ENVIRONMENT, Run, open_run
+from workbench.records.events import Progress
+from workbench.records.published import ENVIRONMENT, publish, publish_page
+from workbench.records.run import Run, open_run
 from workbench.records.stage_record import StageRecord
+from workbench.records.store import store_here
 from workbench.records.terminal import watching
 from workbench.roadmap import STAGES, stage_named
 from workbench.runner.checks import check_pilot
 from workbench.runner.mlflow_log import log_to_mlflow
 from workbench.runner.time_left import time_left
-from workbench.stages.execute import execute, finished, recorded_failure, require_upstream
+from workbench.stages.execute import (
+    execute,
+    finished,
+    obtain,
+    recorded_failure,
+    require_upstream,
+)
 from workbench.stages.second_judgement import judge_again
 
 
@@ -55,6 +64,7 @@ def run_pilot(
             next_step="leave the option out, or say --no-notebooks: the stages are the same",
         )
     check_pilot(resolved)
+    check_store()
     whole = tuple(stages) == tuple(STAGES)
     run = open_run(resolved, fresh=force and whole)
     with terminable(), run.working(), watching(run.events, time_left(resolved, run, stages)):
@@ -66,12 +76,15 @@ def run_pilot(
                 _notebook(name, resolved, run)
             else:
                 execute(name, resolved, run)
+            publish_finished(run, name)
         again = None
         if "report" in stages:
             again = judge_again(resolved, run)
             write_report(run, resolved)
             if again:
                 write_report(run, resolved, again)
+            if store := store_here():
+                publish_page(store, run.folder)
     return run, again
 
 
@@ -81,11 +94,29 @@ def run_stage(name: str, resolved: ResolvedPilot, *, force: bool = False) -> Sta
     The report asked in other words than the run began with is its second judgement.
     """
     check_pilot(resolved, (name,))
+    check_store()
     run = open_run(resolved)
     with terminable(), watching(run.events):
         _keep_environment(run)
         record = execute(name, resolved, run, force=force)
+        publish_finished(run, name)
         return (judge_again(resolved, run) or record) if name == "report" else record
+
+
+def check_store() -> None:
+    """ConfigError or StageError, before anything is computed, for a store that cannot be used."""
+    if store := store_here():
+        store.check()
+
+
+def publish_finished(run: Run, stage: str) -> None:
+    """Put into the store what is finished of the run and not there yet; ``stage`` says so.
+
+    Raises StageError where the store does not answer, and what is finished is kept here.
+    """
+    progress = Progress(run.events, stage)
+    if store := store_here(progress.note):
+        publish(store, run.folder, progress)
 
 
 def raise_failed_gates(run: Run, again: StageRecord | None = None) -> None:
@@ -138,7 +169,7 @@ def _notebook(name: str, resolved: ResolvedPilot, run: Run) -> None:
     """Execute a stage's notebook unless it shows the finished record already."""
     from workbench.runner.papermill_run import execute_notebook
 
-    record = finished(name, resolved, run)
+    record = obtain(name, resolved, run)
     target = run.notebooks / STAGES[name].notebook
     if record and target.exists():
         return

@@ -21,8 +21,9 @@ from workbench.pilot.resolve import ResolvedPilot
 from workbench.records.events import Progress, attempts_s
 from workbench.records.run import Run
 from workbench.records.stage_record import RECORD, StageRecord
+from workbench.records.store import store_here
 from workbench.roadmap import STAGES
-from workbench.stages.adopt import adopt
+from workbench.stages.adopt import adopt, set_aside, take_from
 from workbench.stages.context import StageContext
 from workbench.stages.find import stage_run
 from workbench.stages.keys import stage_key
@@ -41,6 +42,28 @@ def finished(name: str, resolved: ResolvedPilot, run: Run) -> StageRecord | None
     return record if record and record.key == stage_key(name, resolved, run) else None
 
 
+def obtain(
+    name: str,
+    resolved: ResolvedPilot,
+    run: Run,
+    listener: Callable[[dict[str, Any]], None] | None = None,
+) -> StageRecord | None:
+    """The finished stage, taken from the store where it is finished there and not here."""
+    if record := finished(name, resolved, run):
+        return record
+    progress = Progress(run.events, name, listener)
+    store = store_here(progress.note)
+    if store is None or not run.is_from_here:
+        return None
+    key = stage_key(name, _as_begun(resolved, run), run)
+    with run.lock(name):
+        record = adopt(name, key, run) if STAGES[name].adoptable else None  # linked, not copied
+        record = record or take_from(store, name, key, run)
+    if record:
+        progress.note(record.notes[-1])
+    return record
+
+
 def execute(
     name: str,
     resolved: ResolvedPilot,
@@ -49,7 +72,8 @@ def execute(
     force: bool = False,
     listener: Callable[[dict[str, Any]], None] | None = None,
 ) -> StageRecord:
-    """The record of a stage, computed only if it is not there yet (or with ``force``).
+    """The record of a stage, computed only if it is not there yet (or with ``force``), neither in
+    the run's folder nor in the store.
 
     The report judges by what the run began with; :func:`judge_again` answers other words.
 
@@ -57,7 +81,7 @@ def execute(
     process is at work on it.
     """
     resolved = _as_begun(resolved, run)
-    if not force and (record := finished(name, resolved, run)):
+    if not force and (record := obtain(name, resolved, run, listener)):
         return record
     if not run.is_from_here:
         raise StageError(
@@ -114,7 +138,7 @@ def recorded_failure(run: Run, name: str) -> StageError | None:
 
 def require_upstream(name: str, resolved: ResolvedPilot, run: Run) -> dict[str, StageRecord]:
     """The finished stages that ``name`` needs; StageError if one is not."""
-    records = {before: finished(before, resolved, run) for before in STAGES[name].after}
+    records = {before: obtain(before, resolved, run) for before in STAGES[name].after}
     absent = [before for before, record in records.items() if record is None]
     if absent:
         raise StageError(
@@ -132,10 +156,8 @@ def _prepare(folder: Path, key: str, force: bool) -> bool:
     marker = folder / KEY
     kept = not force and not (folder / RECORD).exists() and marker.exists()
     kept = kept and marker.read_text() == key
-    if (folder / RECORD).exists():
-        folder.rename(folder.with_name(f"{folder.name}.until-{time.strftime('%Y%m%d-%H%M%S')}"))
-    elif folder.exists() and not kept:
-        folder.rename(folder.with_name(f"{folder.name}.dropped-{time.strftime('%Y%m%d-%H%M%S')}"))
+    if not kept:
+        set_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILURE).unlink(missing_ok=True)
     write_text(marker, key)

@@ -20,7 +20,7 @@ from workbench.records.sweep import FILE, SWEEP, KeptRun, KeptSweep, is_finished
 from workbench.records.terminal import clock
 from workbench.runner.checks import check_pilot
 from workbench.runner.forecast import Forecast, forecast
-from workbench.runner.pilot_run import terminable
+from workbench.runner.pilot_run import check_store, terminable
 from workbench.runner.stage_times import Speeds
 from workbench.sweep.attempts import JobArray, JobEnd
 from workbench.sweep.file import Sweep, read_sweep, refused
@@ -53,6 +53,7 @@ def run_sweep(
     when gates that must hold failed, in both cases with the page written.
     """
     sweep = checked(read_sweep(path))
+    check_store()
     slots = slots_of([run.resolved.pilot for run in sweep.runs], jobs) if on == "here" else []
     kept = keep(sweep)
     waiting = [one for one in kept.runs if not _done(one)]

@@ -18,8 +18,8 @@ from typing import Any
 
 from workbench.errors import ConfigError, reason_of
 from workbench.measure.noise import IN_COMPANY
-from workbench.paths import runs_root
 from workbench.pilot.spec import Pilot
+from workbench.records.store import places_of_runs
 from workbench.sweep.attempts import JobArray, JobEnd, attempt, tried_again, why
 from workbench.sweep.file import Resources
 from workbench.sweep.job import INTERRUPTED
@@ -58,10 +58,10 @@ def _all(
     ray: Any, array: JobArray, resources: Resources, say: Callable[[str], None]
 ) -> Iterator[JobEnd]:
     task = ray.remote(_task).options(**_options(resources))
-    runs, began = str(runs_root()), time.monotonic()
+    environment, began = places_of_runs(), time.monotonic()
 
     def begin(number: int, tried: int) -> Any:
-        return task.remote(array, number, tried, resources.cpus, runs)
+        return task.remote(array, number, tried, resources.cpus, environment)
 
     at_work = {begin(number, 1): (number, 1) for number in array.names}
     while at_work:
@@ -82,13 +82,11 @@ def _all(
         at_work[begin(number, tried + 1)] = (number, tried + 1)
 
 
-def _task(array: JobArray, number: int, tried: int, cpus: int, runs: str) -> int:
+def _task(array: JobArray, number: int, tried: int, cpus: int, environment: dict[str, str]) -> int:
     """On a worker: the exit code of the job."""
     company = {IN_COMPANY: "1"} if cpus < (os.cpu_count() or 1) else {}
     with own_cores(cpus) as cores:
-        return attempt(
-            array, number, tried, cores=cores, environment={"WORKBENCH_RUNS": runs, **company}
-        )
+        return attempt(array, number, tried, cores=cores, environment=environment | company)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from workbench.errors import ConfigError
 from workbench.files import write_text
-from workbench.paths import runs_root, shown
+from workbench.paths import shown
+from workbench.records.store import places_of_runs
 from workbench.sweep.attempts import ATTEMPTS, JobArray
 from workbench.sweep.file import Resources
 from workbench.sweep.job import FINAL
@@ -50,7 +51,7 @@ def slurm_script(
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {directive}" for directive in (*directives, *options)),
-        f"export WORKBENCH_RUNS={shlex.quote(str(runs_root()))}",
+        *(f"export {name}={shlex.quote(value)}" for name, value in places_of_runs().items()),
         f"for attempt in {' '.join(str(n + 1) for n in range(ATTEMPTS))}; do",
         f'  srun {before} "$SLURM_ARRAY_TASK_ID" {shlex.join(array.words)}'.rstrip(),
         "  code=$?",
