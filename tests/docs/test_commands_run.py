@@ -70,6 +70,7 @@ BY_TESTS = {
     r"study": ("tests/study/test_study.py", "study_command("),
     r"run PILOT.yaml --set train.launch.*fsdp": ("tests/train/test_sharded.py", '"fsdp"'),
     r"run PILOT.yaml --set train.launch": ("tests/train/test_processes.py", "processes"),
+    r"bench replica": ("tests/serve/test_replica_bench.py", "bench_replica("),
     r"tune": ("tests/report/test_tune_command.py", "tune_run("),
     r"sweep .*--on ray": ("tests/sweep/test_on_ray.py", '"sweep"'),
     r"fetch": ("tests/records/test_published.py", "fetch_run("),
@@ -78,7 +79,6 @@ BY_TESTS = {
 """Commands of minutes to hours -> the test that runs what stands behind them, small."""
 NOT_RUN = {
     r"--install-completion": "writes into the shell's own files",
-    r"bench replica": "a real replica under load, for minutes; docs/scale.md has its rows",
     r"bench sweep": "whole pilots, several at a time, for minutes; docs/scale.md has its rows",
 }
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")

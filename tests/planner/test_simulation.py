@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from workbench.bench.replica import TimedStep, TimedSteps, fitted_steps
 from workbench.engine import scheduler as scheduler_module
 from workbench.engine.request import GenerationRequest
 from workbench.engine.scheduler import Scheduler
@@ -148,35 +147,3 @@ def test_a_queue_is_the_one_that_theory_knows():
 def test_no_request_is_no_answer():
     none = np.array([])
     assert simulate(Arrivals(none, none, none), COSTS, slots=1, chunk=1).span_s == 0.0
-
-
-def test_the_bench_tells_rows_that_decode_from_tokens_that_are_read():
-    """As the engine itself knows it, with prompts cut into pieces of any size."""
-    engine = TimedEngine(4, COSTS)
-    told: list[tuple[int, int]] = []
-    priced = StepCosts.step_s
-
-    class Listening:
-        def step_s(self, decoding, prompt):
-            told.append((decoding, prompt))
-            return priced(COSTS, decoding, prompt)
-
-    engine.costs = Listening()
-    timed = TimedSteps(engine)
-    load = some_load(40, 1000.0)
-    with Scheduler(engine, prefill_chunk=13, queue_limit=100) as scheduler:
-        submitted = [
-            scheduler.submit(GenerationRequest((1,) * (16 + int(p)), max_tokens=int(o)))
-            for p, o in zip(load.prompt, load.output, strict=True)
-        ]
-        assert all(one.wait(30) for one in submitted)
-    found = [(step.decoding, step.prompt_tokens) for step in timed.steps]
-    assert len(found) > 100 and found == told[: len(found)]
-
-
-def test_a_line_through_steps_is_found_again():
-    pairs = [(d, p) for d in range(5) for p in (0, 3, 40) if d or p]
-    steps = [TimedStep(d, p, 0.002 + 0.001 * d + 0.0004 * p) for d, p in pairs]
-    costs = fitted_steps(steps, 4)
-    assert costs.base_s == pytest.approx(0.002) and costs.prompt_s == pytest.approx(0.0004)
-    assert [costs.step_s(n, 0) for n in (1, 4)] == pytest.approx([0.003, 0.006])

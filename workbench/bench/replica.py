@@ -1,20 +1,24 @@
-"""Whether a simulated replica answers as a real one: ``workbench bench replica``.
+"""Whether simulated replicas answer as real ones: ``workbench bench replica MODEL``.
 
-A network with random weights is served by the engine's own scheduler, one of them and then two with
-each request given to the one with the fewest outstanding. Blocks take turns: in one the steps are
-timed under the load, in the next the requests are; the costs of steps fitted to the former foretell
-the latter, whose arrivals the simulation is given and whose times it is not. What a client or a
-server in front adds is not in it.
+Each replica is a server of its own with one thread; with several the router stands before them, and
+the load client before that. Their steps are timed alone; what serving adds is fitted to every other
+block of a load, as :mod:`workbench.planner` does with a run's replay, and the blocks between are
+foretold: the simulation is given when their requests were sent and how long they are, and their
+times it is not.
 
-Rows ``replica p99`` and the like: simulated over measured, with both, p50, p90 and p99 of the time
-to the first token and to the last.
+Rows ``replica e2e p99`` and the like: simulated over measured, with both; p50, p90 and p99 of the
+time to the first token and to the last. ``other_half`` is the same quantile of the blocks that were
+fitted to over that of the foretold ones: what two halves of one measurement differ by, nearer than
+which no simulation can come. lo, hi: 95 % of the ratio over resampled blocks.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,177 +26,231 @@ from typing import Any
 import numpy as np
 
 from workbench.engine.engine import Engine
-from workbench.engine.request import GenerationRequest
-from workbench.engine.scheduler import Scheduler, SubmittedRequest
+from workbench.errors import ConfigError, StageError
+from workbench.load.planned import PlannedRequest
 from workbench.machine.provenance import provenance
-from workbench.model.build import preset_config
-from workbench.pilot.sections.model import Model
-from workbench.planner.costs import QUANTILES
-from workbench.planner.simulation import Answered, Arrivals, StepCosts, simulate
+from workbench.planner.costs import FEWEST, QUANTILES, ReplicaCosts, ServedReplay, fit_to
+from workbench.planner.simulation import Arrivals, StepCosts
+from workbench.serve.client import LoadProcesses, load_processes
+from workbench.serve.endpoint import Endpoint
+from workbench.serve.process import server_process
+from workbench.serve.replay import Outcome
+from workbench.serve.spec import ServeSpec, UpstreamSpec
 from workbench.wording.counts import number_of
 
-SLOTS, CONTEXT, VOCABULARY = 4, 512, 4096
+ARM = "replica"
+SLOTS, CONTEXT, THREADS = 4, 512, 1
 PROMPTS, OUTPUTS = (16, 240), (8, 96)
 """Tokens of a request, drawn evenly."""
-BUSY = 0.6
-TRIED_S = 3.0
-"""Of the first block, from which the rate is found."""
+TRIED = 40
+"""Requests of the first block, from which the rate is found."""
+STEPS = 24
+"""Timed at each number of rows that decode."""
+FEWEST_PLAYED = 4 * FEWEST
+RESAMPLES = 500
 SEED = 17
 
 
-@dataclass(frozen=True)
-class TimedStep:
-    """One step as it was: rows that decode, prompt tokens, seconds to the beginning of the next."""
-
-    decoding: int
-    prompt_tokens: int
-    seconds: float
-
-
-class TimedSteps:
-    """An engine's steps, timed from the beginning of one to that of the next where one follows at
-    once: what the scheduler does between them is a part of each."""
-
-    AT_ONCE_S = 2e-3
-
-    def __init__(self, engine: Engine) -> None:
-        self.steps: list[TimedStep] = []
-        self._step = engine.step
-        self._begun: tuple[float, float, int, int] | None = None
-        self._reading: set[int] = set()
-        """Slots that have read a part of their prompt."""
-        engine.step = self._timed  # type: ignore[method-assign]
-
-    def _timed(self, tokens: Any, slots: Any, want: Any) -> Any:
-        began = time.perf_counter()
-        self._close(began)
-        counts = np.bincount(slots)
-        first = {slot for slot, wanted in zip(slots, want, strict=True) if wanted}
-        decoding = sum(bool(counts[slot] == 1) for slot in first - self._reading)
-        self._reading = (self._reading | set(slots)) - first
-        logits = self._step(tokens, slots, want)
-        self._begun = (began, time.perf_counter(), decoding, len(tokens) - decoding)
-        return logits
-
-    def _close(self, now: float) -> None:
-        if self._begun:
-            began, ended, decoding, prompt = self._begun
-            end = now if now - ended < self.AT_ONCE_S else ended
-            self.steps.append(TimedStep(decoding, prompt, end - began))
-        self._begun = None
+def timed_costs(engine: Engine) -> ReplicaCosts:
+    """Of its steps alone, at each number of rows that decode and for a prompt token."""
+    draw, decode_s, prompts = np.random.default_rng(SEED), [], []
+    length = sum(PROMPTS) // 2
+    for rows in range(1, engine.slots + 1):
+        for slot in range(rows):
+            began = time.perf_counter()
+            engine.prefill(slot, draw.integers(6, engine.vocab_size, length).tolist())
+            prompts.append((time.perf_counter() - began) / length)
+        times = []
+        for _ in range(STEPS):
+            tokens = draw.integers(6, engine.vocab_size, rows).tolist()
+            began = time.perf_counter()
+            engine.decode(range(rows), tokens)
+            times.append(time.perf_counter() - began)
+        for slot in range(rows):
+            engine.release(slot)
+        decode_s.append(float(np.median(times)))
+    rising = tuple(map(float, np.maximum.accumulate(decode_s)))
+    points = tuple(float(rows) for rows in range(1, engine.slots + 1))
+    steps = StepCosts(points, rising, float(np.median(prompts)))
+    return ReplicaCosts(ARM, steps, engine.slots, engine.prefill_rows // 4)
 
 
-def fitted_steps(steps: list[TimedStep], slots: int) -> StepCosts:
-    """A line through the steps by least squares: of a step, a row that decodes, a prompt token."""
-    features = np.array([[1.0, step.decoding, step.prompt_tokens] for step in steps])
-    seconds = np.array([step.seconds for step in steps])
-    (base, row, prompt), *_ = np.linalg.lstsq(features, seconds, rcond=None)
-    row, prompt, base = max(row, 0.0), max(prompt, 0.0), max(base, 0.0)
-    return StepCosts((1.0, float(slots)), (base + row, base + slots * row), prompt, base)
+@contextmanager
+def served(model: Path, replicas: int) -> Iterator[LoadProcesses]:
+    """A client of so many servers of the model; of several through the router."""
+    spec = ServeSpec(
+        {ARM: model}, ARM, ARM, model=ARM, slots=SLOTS, context=CONTEXT, threads=THREADS
+    )
+    with ExitStack() as open_things:
+        folder = Path(open_things.enter_context(tempfile.TemporaryDirectory()))
+        addresses = []
+        for place in range(replicas):
+            (own := folder / str(place)).mkdir()
+            addresses.append(open_things.enter_context(server_process(spec, own)).address)
+        front = addresses[0]
+        if replicas > 1:
+            upstream = UpstreamSpec(
+                f"{front}/v1", ARM, others=tuple(f"{a}/v1" for a in addresses[1:])
+            )
+            router = ServeSpec(
+                {}, ARM, ARM, model=ARM, slots=replicas * SLOTS, upstreams={ARM: upstream}
+            )
+            front = open_things.enter_context(server_process(router, folder)).address
+        (own := folder / "client").mkdir()
+        yield open_things.enter_context(load_processes(Endpoint(front, ARM), own))
 
 
-def arrivals_at(rate_per_s: float, duration_s: float, seed: int) -> Arrivals:
+def block_of(rate_per_s: float, count: int, seed: int) -> list[PlannedRequest]:
+    """Requests that arrive at random."""
     draw = np.random.default_rng(seed)
-    count = max(8, round(rate_per_s * duration_s))
-    return Arrivals(
-        np.cumsum(draw.exponential(1.0 / rate_per_s, count)),
-        draw.integers(*PROMPTS, count),
-        draw.integers(*OUTPUTS, count),
+    due_s = np.cumsum(draw.exponential(1.0 / rate_per_s, count))
+    prompt, output = draw.integers(*PROMPTS, count), draw.integers(*OUTPUTS, count)
+    return [
+        PlannedRequest(k, float(due_s[k]), int(prompt[k]), int(output[k]), "interactive", False)
+        for k in range(count)
+    ]
+
+
+def play(client: LoadProcesses, block: Sequence[PlannedRequest], vocabulary: int) -> ServedReplay:
+    """What became of its requests. Raises StageError where one was not answered whole."""
+
+    def prompt_of(planned: PlannedRequest) -> list[int]:
+        draw = np.random.default_rng(planned.id)
+        return draw.integers(6, vocabulary, planned.prompt_tokens).tolist()
+
+    outcomes = client.replay(block, prompt_of)
+    if broken := [o for o in outcomes if o.status != "ok"]:
+        raise StageError(
+            f"{len(broken)} of {number_of(len(outcomes), 'request')} were not answered whole, "
+            f"the first: {broken[0].status}, {broken[0].error}"
+        )
+    return replay_of(sorted(outcomes, key=lambda outcome: outcome.sent_s))
+
+
+def replay_of(outcomes: Sequence[Outcome]) -> ServedReplay:
+    """Of one block, in the order of sending."""
+    sent, first, last = (
+        np.array([getattr(outcome, of) for outcome in outcomes], float)
+        for of in ("sent_s", "first_token_s", "last_token_s")
+    )
+    prompt = np.array([o.counted_prompt_tokens or o.prompt_tokens for o in outcomes])
+    output = np.array([outcome.output_tokens for outcome in outcomes])
+    return ServedReplay([Arrivals(sent, prompt, output)], [first - sent], [last - sent])
+
+
+def joined(blocks: Sequence[ServedReplay]) -> ServedReplay:
+    return ServedReplay(
+        [load for block in blocks for load in block.loads],
+        [each for block in blocks for each in block.ttft],
+        [each for block in blocks for each in block.e2e],
     )
 
 
-def serve(schedulers: list[Scheduler], load: Arrivals) -> Answered:
-    """The requests at their times, each to the scheduler with the fewest outstanding."""
-    began, submitted = time.monotonic(), []
-    for start_s, prompt, output in zip(load.start_s, load.prompt, load.output, strict=True):
-        if (left_s := began + start_s - time.monotonic()) > 0:
-            time.sleep(left_s)
-        chosen = min(schedulers, key=lambda one: one.running + one.waiting)
-        tokens = tuple(np.random.default_rng(len(submitted)).integers(6, VOCABULARY, int(prompt)))
-        request = GenerationRequest(
-            tuple(map(int, tokens)), max_tokens=int(output), ignore_eos=True
-        )
-        submitted.append(chosen.submit(request))
-    return _answered(submitted)
-
-
-def _answered(submitted: list[SubmittedRequest]) -> Answered:
-    for one in submitted:
-        one.wait()
-    times = ("submitted_s", "first_token_s", "last_token_s")
-    start, first, last = (np.array([getattr(one, of) for one in submitted]) for of in times)
-    output = np.array([len(one.tokens) for one in submitted])
-    return Answered(start, output, first, last, float("nan"), float(last.max() - start[0]))
-
-
-def rate_for(costs: StepCosts, replicas: int, busy: float) -> float:
-    """The rate at which the simulated replicas are so busy."""
-    low, high = 0.0, replicas * SLOTS / (OUTPUTS[0] * costs.step_s(1, 0))
+def rate_for(costs: ReplicaCosts, replicas: int, busy: float) -> float:
+    """The rate at which the simulated replicas are so busy, 1/s."""
+    low, high = 0.0, replicas * costs.slots / (costs.factor * OUTPUTS[0] * costs.steps.step_s(1, 0))
     for _ in range(20):
         middle = (low + high) / 2
-        load = arrivals_at(middle, 800 / middle, SEED)
-        found = simulate(load, costs, slots=SLOTS, chunk=64, replicas=replicas)
+        found = costs.serve(arrivals_of(block_of(middle, 800, SEED)), replicas)
         over = found.busy_s / (replicas * found.span_s) > busy
         low, high = (low, middle) if over else (middle, high)
     return low
 
 
-def bench_replica(
-    preset: str, replicas: int, *, blocks: int = 6, block_s: float = 12.0, out: Path | None = None
-) -> list[dict[str, Any]]:
-    """Rows for one number of replicas; printed as JSON lines."""
-    config = preset_config(Model(preset=preset), VOCABULARY, CONTEXT)
-    with ExitStack() as open_things:
-        engines = [
-            open_things.enter_context(
-                Engine.random(config, "ternary", slots=SLOTS, context=CONTEXT, threads=1)
-            )
-            for _ in range(replicas)
+def arrivals_of(block: Sequence[PlannedRequest]) -> Arrivals:
+    columns = ([getattr(one, of) for one in block] for of in (
+        "intended_s", "prompt_tokens", "output_tokens"))  # fmt: skip
+    return Arrivals(*(np.array(column, float) for column in columns))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """costs: of the steps alone. blocks: in the order of their time."""
+
+    costs: ReplicaCosts
+    replicas: int
+    rate_per_s: float
+    blocks: list[ServedReplay]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Simulated over measured, a row a latency and quantile."""
+        fitted_to, foretold = joined(self.blocks[::2]), joined(self.blocks[1::2])
+        costs = fit_to(self.costs, fitted_to, self.replicas)
+        made = [costs.serve(load, self.replicas) for load in foretold.loads]
+        rows = []
+        for latency in ("ttft", "e2e"):
+            real, other = getattr(foretold, latency), getattr(fitted_to, latency)
+            simulated = [getattr(one, f"{latency}_s") for one in made]
+            for quantile in QUANTILES:
+                want, got, half = (
+                    float(np.quantile(np.concatenate(of), quantile))
+                    for of in (real, simulated, other)
+                )
+                lo, hi = _resampled(simulated, real, quantile)
+                rows.append({
+                    "name": f"replica {latency} p{100 * quantile:g}",
+                    "value": round(got / want, 4), "unit": "x", "lo": lo, "hi": hi,
+                    "other_half": round(half / want, 4),
+                    "simulated_ms": round(1e3 * got, 3), "measured_ms": round(1e3 * want, 3),
+                    "requests": len(foretold), "blocks": len(foretold.loads),
+                    "factor": round(costs.factor, 4), "intake_ms": round(1e3 * costs.intake_s, 3),
+                    "answer_ms": round(1e3 * costs.answer_s, 3),
+                })  # fmt: skip
+        return rows
+
+
+def _resampled(
+    simulated: Sequence[np.ndarray], real: Sequence[np.ndarray], quantile: float
+) -> tuple[float, float]:
+    """95 % of the ratio of the quantiles, blocks drawn anew."""
+    draw, found = np.random.default_rng(SEED), []
+    for _ in range(RESAMPLES):
+        chosen = draw.integers(0, len(real), len(real))
+        made, had = (np.concatenate([of[k] for k in chosen]) for of in (simulated, real))
+        found.append(np.quantile(made, quantile) / np.quantile(had, quantile))
+    low, high = np.quantile(found, [0.025, 0.975])
+    return round(float(low), 4), round(float(high), 4)
+
+
+def measured(
+    model: Path, replicas: int, *, blocks: int, requests: int, busy: float
+) -> Measured:  # fmt: skip
+    """Steps alone, then the load: ``blocks`` of so many requests each."""
+    with Engine.load(model, slots=SLOTS, context=CONTEXT, threads=THREADS) as engine:
+        timed_costs(engine)  # warm
+        costs, vocabulary = timed_costs(engine), engine.vocab_size
+    with served(model, replicas) as client:
+        trial = block_of(rate_for(costs, replicas, busy / 2), TRIED, SEED)
+        play(client, trial[: SLOTS * replicas], vocabulary)
+        tried = fit_to(costs, play(client, trial, vocabulary), replicas)
+        rate = rate_for(tried, replicas, busy)
+        played = [
+            play(client, block_of(rate, requests, SEED + 1 + block), vocabulary)
+            for block in range(blocks)
         ]
-        timed = [TimedSteps(engine) for engine in engines]
-        schedulers = [open_things.enter_context(Scheduler(engine)) for engine in engines]
-        chunk = schedulers[0].prefill_chunk
-        serve(schedulers, arrivals_at(10.0, TRIED_S, SEED))
-        rate = rate_for(_all_steps(timed), replicas, BUSY)
-        for one in timed:
-            one.steps.clear()
-        measured, loads = [], []
-        for block in range(blocks):
-            load = arrivals_at(rate, block_s, SEED + 1 + block)
-            kept = [len(one.steps) for one in timed]
-            found = serve(schedulers, load)
-            if block % 2:  # its requests count, its steps do not
-                for one, length in zip(timed, kept, strict=True):
-                    del one.steps[length:]
-                measured.append(found)
-                loads.append(Arrivals(found.start_s - found.start_s[0], load.prompt, load.output))
-        costs = _all_steps(timed)
-    simulated = [
-        simulate(load, costs, slots=SLOTS, chunk=chunk, replicas=replicas) for load in loads
-    ]
-    rows = []
-    for latency in ("ttft_s", "e2e_s"):
-        real, made = (
-            np.concatenate([getattr(one, latency) for one in of]) for of in (measured, simulated)
+    return Measured(costs, replicas, rate, played)
+
+
+def bench_replica(
+    model: Path, replicas: int = 1, *, blocks: int = 10, requests: int = 50, busy: float = 0.5,
+    out: Path | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows for one number of replicas; printed as JSON lines, and added to ``out``."""
+    if blocks < 2 or blocks * requests < FEWEST_PLAYED or not 0 < busy < 1:
+        raise ConfigError(
+            f"{number_of(blocks, 'block')} of {number_of(requests, 'request')}, busy {busy:g}",
+            allowed=f"2 blocks or more, in all {FEWEST_PLAYED} requests; busy within 0 and 1",
         )
-        for quantile in QUANTILES:
-            want, got = float(np.quantile(real, quantile)), float(np.quantile(made, quantile))
-            rows.append({
-                "name": f"replica {latency.removesuffix('_s')} p{100 * quantile:g}",
-                "of": f"{preset}, {number_of(replicas, 'replica')}, {SLOTS} slots, "
-                f"{rate:.3g} requests/s",
-                "value": round(got / want, 4), "unit": "x",
-                "simulated_ms": round(1e3 * got, 3), "measured_ms": round(1e3 * want, 3),
-                "requests": len(real), "blocks": len(measured),
-                **provenance("cpu"), "date": time.strftime("%Y-%m-%d"),
-            })  # fmt: skip
+    found = measured(model, replicas, blocks=blocks, requests=requests, busy=busy)
+    shared = {
+        "of": f"{model.name}, {number_of(replicas, 'replica')}, {SLOTS} slots, "
+        f"{found.rate_per_s:.3g} requests/s",
+        **provenance("cpu"), "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    rows = [row | shared for row in found.rows()]
     for row in rows:
         print(json.dumps(row))
     if out:
         with out.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     return rows
-
-
-def _all_steps(timed: list[TimedSteps]) -> StepCosts:
-    return fitted_steps([step for one in timed for step in one.steps], SLOTS)

@@ -82,18 +82,21 @@ def bench_sharded(
 
 @commands.command("replica")
 def bench_replica(
-    shape: Annotated[str, typer.Option(help="of the network: a preset")] = "small-25m",
-    replicas: Annotated[int, typer.Option(min=1, help="beside each other, one thread each")] = 1,
-    blocks: Annotated[int, typer.Option(min=2, help="every other one is foretold")] = 6,
-    block_s: Annotated[float, typer.Option(min=1.0, help="length of a block")] = 60.0,
+    model: Annotated[Path, typer.Argument(help="a model folder with its tokenizer")],
+    replicas: Annotated[
+        int, typer.Option(min=1, help="servers of one thread each; several behind the router")
+    ] = 1,
+    blocks: Annotated[int, typer.Option(min=2, help="every other one is foretold")] = 10,
+    requests: Annotated[int, typer.Option(min=1, help="of a block")] = 50,
+    busy: Annotated[float, typer.Option(help="share of its time that a replica is at work")] = 0.5,
     out: Annotated[
         Path | None, typer.Option(help="file that the rows are added to", show_default="none")
     ] = None,
 ) -> None:
-    """Whether a simulated replica answers as a real one: p50, p90, p99, simulated over measured."""
+    """Whether simulated replicas answer as real ones: p50, p90, p99, simulated over measured."""
     from workbench.bench.replica import bench_replica
 
-    bench_replica(shape, replicas, blocks=blocks, block_s=block_s, out=out)
+    bench_replica(model, replicas, blocks=blocks, requests=requests, busy=busy, out=out)
 
 
 @commands.command("sweep")

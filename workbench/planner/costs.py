@@ -141,9 +141,9 @@ class ServedReplay:
     def latencies(self) -> dict[str, np.ndarray]:
         return {"ttft": np.concatenate(self.ttft), "e2e": np.concatenate(self.e2e)}
 
-    def simulated(self, costs: ReplicaCosts) -> dict[str, np.ndarray]:
+    def simulated(self, costs: ReplicaCosts, replicas: int = 1) -> dict[str, np.ndarray]:
         """The same latencies of the same requests."""
-        answered = [costs.serve(load) for load in self.loads]
+        answered = [costs.serve(load, replicas) for load in self.loads]
         return {
             "ttft": np.concatenate([one.ttft_s for one in answered]),
             "e2e": np.concatenate([one.e2e_s for one in answered]),
@@ -196,7 +196,7 @@ def _arrivals(rows: pd.DataFrame) -> Arrivals:
     return Arrivals(*(column.to_numpy(float) for column in columns))
 
 
-def fit_to(costs: ReplicaCosts, served: ServedReplay) -> ReplicaCosts:
+def fit_to(costs: ReplicaCosts, served: ServedReplay, replicas: int = 1) -> ReplicaCosts:
     """``costs`` with what serving adds, such that the latencies of ``served`` come out nearest."""
     measured = {k: np.quantile(v, FITTED_TO) for k, v in served.latencies().items()}
 
@@ -207,7 +207,7 @@ def fit_to(costs: ReplicaCosts, served: ServedReplay) -> ReplicaCosts:
         )
 
     def miss(logs: np.ndarray) -> float:
-        found = served.simulated(with_(logs))
+        found = served.simulated(with_(logs), replicas)
         ratios = [np.log(np.quantile(found[k], FITTED_TO) / of) for k, of in measured.items()]
         return float(np.square(np.concatenate(ratios)).sum())
 
