@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fsspec import get_filesystem_class
 
 from workbench.errors import ConfigError, StageError
 from workbench.records import store as stores
@@ -99,10 +100,12 @@ def test_what_no_waiting_cures_is_refused_at_once(s3, monkeypatch, tmp_path) -> 
     finally:
         s3.asked("POST", "moto-api/reset-auth", "inf")
     assert "credentials" in wrong.value.allowed
+    get_filesystem_class("s3").clear_instance_cache()
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ConfigError, match="Unable to locate credentials"):
         RunStore("s3://pilots/x").check()
+    get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def _file_system(url: str) -> tuple[Any, str]:
             allowed="s3://bucket/prefix, file:///folder, an absolute path",
             next_step=f"write it out: {path.resolve()}",
         )
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    options: dict[str, Any] = {"use_listings_cache": False}
     if url.startswith(("s3://", "s3a://")):  # the waiting is done here alone
         options["config_kwargs"] = {"retries": {"total_max_attempts": 1}}
     if path or url.startswith(("file://", "local://")):
