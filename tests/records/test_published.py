@@ -104,7 +104,7 @@ def test_runs_are_listed_and_compared_from_an_empty_folder(machine, made, tmp_pa
     mirrored = find_run(names[0])
     record = mirrored.record("train_qat")
     assert record.table("rows").n.tolist() == [1], "tables came with the name"
-    with pytest.raises(StageError, match="only figures and tables are") as error:
+    with pytest.raises(StageError, match="only what was asked for is") as error:
         record.artefact("model")
     assert "workbench fetch" in error.value.next_step
 

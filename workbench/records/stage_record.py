@@ -123,8 +123,8 @@ class StageRecord:
             return path
         if (self.folder / PUBLISHED).exists():
             raise StageError(
-                f"{path} is not here: of this run of the store only figures and tables are",
-                next_step="workbench fetch RUN brings it whole, its models too",
+                f"{path} is not here: of this run of the store only what was asked for is",
+                next_step="workbench fetch RUN brings it whole: tables and models",
             )
         raise StageError(
             f"{path} is gone, a result of {self.stage}",
