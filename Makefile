@@ -1,3 +1,4 @@
+# make setup   only that: the environment in .venv
 # make pilot   set up, run pilots/quickstart.yaml, print the path of the report
 # make test    set up, run the tests: every component once
 # make test-slow  the tests that are slow and rarely broken
@@ -33,8 +34,10 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 # Threads that wait must not starve those that work; see workbench/__init__.py.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: pilot test test-slow lab smoke smollm2 browser golden calibrate forecast energy soak fuzz sanitize lint \
+.PHONY: pilot setup test test-slow lab smoke smollm2 browser golden calibrate forecast energy soak fuzz sanitize lint \
   docs clean
+
+setup: .venv/ready
 
 pilot: .venv/ready
 	@$(BIN)/workbench run $(PILOT)

@@ -46,6 +46,13 @@ def test_default_corpus_is_text_of_three_kinds_in_a_fixed_order() -> None:
     assert not any("site-packages" in d.id or "/test/" in d.id for d in first)
 
 
+def test_a_corpus_that_is_cut_says_so(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_bytes(jsonl(ROWS))
+    whole, cut = (read(tmp_path / "c.jsonl", max_bytes=n).parts[0] for n in (10_000, 300))
+    assert whole.cut_bytes is None and "cut at" not in str(whole)
+    assert cut.cut_bytes == 300 and "cut at 0.0003 MB (data.max_bytes)" in str(cut)
+
+
 def test_max_bytes_bounds_the_corpus_and_samples_all_of_it() -> None:
     corpus = read("python", max_bytes=400_000)
     assert corpus.training_bytes + corpus.heldout_bytes <= 400_000

@@ -79,6 +79,9 @@ def test_documents_that_carry_no_interval_say_why():
     few = bits_per_byte_difference([1, 2, 3], [2, 3, 5], [1, 1, 1])
     assert (few.lo, few.hi) == (None, None)
     assert few.reason == "no interval: 3 documents, a bootstrap needs 64"
+    alone = bits_per_byte_difference([1, 2, 3], [2, 3, 5], [1, 1, 1], groups=["one"] * 3)
+    assert (alone.lo, alone.hi) == (None, None), "one document has one ratio, and no interval"
+    assert bits_per_byte_difference([1, 2], [2, 3], [1, 1]).hi is None, "nor have two alike"
     none = bits_per_byte([], [])
     assert none.value is None
     assert none.metric("bits_per_byte", "bits", "test").kind == "not measured"

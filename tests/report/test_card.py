@@ -88,6 +88,18 @@ def test_more_documents_are_enough_documents(make_run) -> None:
     assert any(f"measure_ab.quality_documents={FEWEST_DOCUMENTS}" in each for each in commands)
 
 
+def test_too_few_documents_held_out_are_no_matter_of_judging_more_of_them(make_run) -> None:
+    """With 3 of them judging 64 is not possible: the corpus has to give more."""
+    run = make_run(gates=GAP % "at_most: 0.1")
+    judge_without_interval(run, "measure_ab", "quality_gap_bits_per_byte")
+    trained = run.record("train_qat")
+    for held, field in ((30, "data.holdout_share="), (3, "data.max_bytes=")):
+        trained.facts["corpus"] = {"heldout_documents": held}
+        trained.save()
+        (step,) = (s for s in verdict_card(run, Texts()).steps if "quality_documents" in s.command)
+        assert f"this run holds out {held}" in step.text and f"--set {field}" in step.command
+
+
 def test_a_busy_machine_is_quieted_before_anything_is_measured_longer(make_run) -> None:
     run = make_run(gates=GAP % "at_most: 0.1")
     judge_without_interval(run, "measure_ab", "quality_gap_bits_per_byte")

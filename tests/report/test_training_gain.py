@@ -73,6 +73,8 @@ def test_where_none_keeps_it_the_figure_is_missing_and_said(tmp_path: Path) -> N
     assert gain is not None and gain.smallest is None
     assert gain.memory.value is None and "no arm without training keeps" in gain.memory.reason
     assert "caveat.no_untrained_keeps" in codes(found)
+    crossing = {arm: (*ARMS[arm][:1], 0.01, 1.1, 1.5) for arm in ("checkpoint", "int8")}
+    assert "caveat.untrained_undecided" in codes(records(tmp_path, **crossing))
 
 
 def codes(found: dict[str, StageRecord]) -> list[str]:

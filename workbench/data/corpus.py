@@ -31,11 +31,15 @@ from workbench.errors import ConfigError
 from workbench.pilot.sections.data import CorpusSource, Data
 from workbench.wording.counts import number_of
 
+LONGEST_CHARACTER = 4
+"""Bytes of UTF-8: a cut leaves at most fewer than these of its room."""
+
 
 @dataclass(frozen=True)
 class CorpusPart:
     """One of the corpora that were read. name: among several, else empty. share: of the training
-    tokens. training, training_bytes, heldout: documents and bytes. files: of a local one."""
+    tokens. training, training_bytes, heldout: documents and bytes. files: of a local one.
+    cut_bytes: its share of ``data.max_bytes``, where more text may follow; else None."""
 
     name: str
     corpus: str
@@ -44,6 +48,7 @@ class CorpusPart:
     training_bytes: int
     heldout: int
     files: Selection | None
+    cut_bytes: int | None = None
 
     def __str__(self) -> str:
         what = (
@@ -55,7 +60,13 @@ class CorpusPart:
             f"corpus {self.name}, {self.share:.0%} of the training tokens: " if self.name else ""
         )
         files = f"; {self.files}" if self.files and self.files.left_out else ""
-        return f"{weighed}{what}{files}"
+        return f"{weighed}{what}{files}{self.cut_text}"
+
+    @property
+    def cut_text(self) -> str:
+        if self.cut_bytes is None:
+            return ""
+        return f"; cut at {self.cut_bytes / 1e6:.3g} MB (data.max_bytes): what follows is not read"
 
 
 @dataclass(frozen=True)
@@ -134,9 +145,8 @@ def _split(data: Data, seed: int) -> _Split:
     parts: list[CorpusPart] = []
     for part, name, share in zip(data.parts, data.part_names, data.shares, strict=True):
         files = _files(part)
-        documents = list(
-            _distinct(data, part, name, int(data.max_bytes * share), copies, ids, files)
-        )
+        room = int(data.max_bytes * share)
+        documents = list(_distinct(data, part, name, room, copies, ids, files))
         _require_two(documents, part.corpus)
         of_part = _heldout_ids(documents, seed, data.holdout_share)
         everything += documents
@@ -144,7 +154,11 @@ def _split(data: Data, seed: int) -> _Split:
         training += own
         sides.append([d for d in documents if d.id in of_part])
         size = sum(document.size_bytes for document in own)
-        parts.append(CorpusPart(name, part.corpus, share, len(own), size, len(of_part), files))
+        full = sum(document.size_bytes for document in documents) > room - LONGEST_CHARACTER
+        cut_bytes = room if full else None
+        parts.append(
+            CorpusPart(name, part.corpus, share, len(own), size, len(of_part), files, cut_bytes)
+        )
     return _Split(everything, training, sides, copies.total() - len(copies), parts)
 
 

@@ -190,7 +190,9 @@ def _ratio_of_sums(
         above, below = np.bincount(index, above), np.bincount(index, below)
         unit = "groups"
     value, n = float(above.sum() / below.sum()), len(above)
-    if np.allclose(above, value * below, rtol=1e-12, atol=0.0):
+    # Of few units one ratio is chance, and of a single one it is no news; none at all is exact.
+    alike = np.allclose(above, value * below, rtol=1e-12, atol=0.0)
+    if alike and (n >= FEWEST_DOCUMENTS or not above.any()):
         return Estimate(value, value, value, n, f"the same ratio in all {n} {unit}", level)
     if n < FEWEST_DOCUMENTS:
         why = f"no interval: {n} {unit}, a bootstrap needs {FEWEST_DOCUMENTS}"

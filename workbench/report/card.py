@@ -211,22 +211,24 @@ def _why(
         return texts("card.why.held_for", all=len(results), model=model, tokens=trained.value)
     surely = [r for r in results if r.outcome == "fail" and (state != "no go" or not r.chance)]
     doubtful = [r for r in results if r.outcome == "inconclusive"]
-    first = min(surely or doubtful, key=lambda r: r.on_fail != "stop")
+    first, more = min(surely or doubtful, key=lambda r: r.on_fail != "stop"), len(doubtful) - 1
     figure = {"name": first.metric, "labels": _told(first)}
     values: dict[str, Any] = {"figure": figure, "value": first.value, "limit": first.limit}
     values["unit"] = texts.unit(first.unit)
     if first.outcome == "fail":
         chance = "by_chance." if first.chance else ""
         return texts(f"card.why.failed.{chance}{first.side}", **values)
-    if first.value is None:
-        return texts("card.why.unmeasured", **values)
-    if first.effect is not None:
-        return texts("card.why.noisy", **values)
-    if first.metric.startswith("quality_gap"):
-        return texts("card.why.quality", **values)
-    if first.decider is None:
-        return texts("card.why.no_interval", **values)
-    return texts("card.why.open", **values)
+    return texts(_why_open(first), **values) + (texts("card.why.more", more=more) if more else "")
+
+
+def _why_open(result: GateResult) -> str:
+    if result.value is None:
+        return "card.why.unmeasured"
+    if result.effect is not None:
+        return "card.why.noisy"
+    if result.metric.startswith("quality_gap"):
+        return "card.why.quality"
+    return "card.why.no_interval" if result.decider is None else "card.why.open"
 
 
 def _told(result: GateResult) -> dict[str, str]:

@@ -33,6 +33,10 @@ AT_LEAST = {"measure_ab.quality_documents": FEWEST_DOCUMENTS}
 """With fewer there is no interval, and the same step would be advised once more."""
 
 
+MOST_HELD_OUT = 0.4
+"""Share of a corpus: the rest is what is learned from."""
+
+
 @dataclass(frozen=True)
 class NextStep:
     """text: why, in words; command: what to type."""
@@ -73,7 +77,7 @@ def _candidates(
         yield "end_others", f"{begin} --force", {}
     for result in doubts:
         if not result.effect:
-            yield _after_doubt(result, run, begin)
+            yield _after_doubt(result, run, begin, records)
     if state == "go":
         yield "serve", f"workbench serve {name} --canary 0.05,0.25,1", {}
     if _load_is_assumed(records):
@@ -100,20 +104,46 @@ def _after_failure(
         return "other_recipe", _study(run), figure
     if result.metric.startswith("quality_gap"):
         return "train_longer", _with(begin, run, "train.steps", 4), figure
-    if result.stage == "readiness":
+    if result.stage == "readiness" and "memory" not in result.metric:
         return "see_kernels", "workbench bench cpu", figure
     if result.stage == "deploy_rollback":
         return "more_slots", _with(begin, run, "deploy_rollback.slots", 2), figure
     return "see_stage", f"workbench notebook {shlex.quote(run.name)}", figure
 
 
-def _after_doubt(result: GateResult, run: Run, begin: str) -> tuple[str, str, dict[str, Any]]:
+def _after_doubt(
+    result: GateResult, run: Run, begin: str, records: Mapping[str, StageRecord]
+) -> tuple[str, str, dict[str, Any]]:
     figure = {"figure": {"name": result.metric, "labels": result.labels}}
     if result.value is None and "energy" in result.metric:
         return "meter", f"{begin} --set measure_ab.meters.csv=POWER_LOG.csv", {}
     if result.value is None or _source(result) not in LONGER:
         return "see_reason", f"workbench report {shlex.quote(run.name)}", figure
-    return "longer", _with(begin, run, *LONGER[_source(result)]), figure
+    longer = _with(begin, run, *LONGER[_source(result)])
+    if _source(result) == "quality" and (held := _held_out(records)) < FEWEST_DOCUMENTS:
+        more = _more_held_out(run, held)
+        return (
+            "more_documents",
+            f"{longer} --set {more}",
+            {"held": held, "fewest": FEWEST_DOCUMENTS},
+        )
+    return "longer", longer, figure
+
+
+def _held_out(records: Mapping[str, StageRecord]) -> int:
+    """Documents that no arm learned from; of a run that does not say, enough."""
+    corpus = records["train_qat"].facts.get("corpus", {}) if "train_qat" in records else {}
+    return int(corpus.get("heldout_documents", FEWEST_DOCUMENTS))
+
+
+def _more_held_out(run: Run, held: int) -> str:
+    """A larger share of the corpus, or more of it where that would leave too little to learn from;
+    a fifth more than needed, since a draw decides which documents are held out."""
+    data = run.resolved().pilot.data
+    times = 1.2 * FEWEST_DOCUMENTS / max(held, 1)
+    if (share := times * data.holdout_share) <= MOST_HELD_OUT:
+        return f"data.holdout_share={share:.2g}"
+    return f"data.max_bytes={data.max_bytes * times:.0f}"
 
 
 def _source(result: GateResult) -> str:

@@ -89,7 +89,7 @@ def roadmap_page(run: Run, texts: Texts) -> RoadmapPage:
                 texts(f"risk.{level}"),
                 texts(f"risk.{name}"),
                 shown,
-                texts(f"risk.{name}.do"),
+                _advice(name, records, texts),
             )
             for name, (level, shown) in _risks(records, pilot, texts).items()
         ],
@@ -264,6 +264,14 @@ def _data(records: Mapping[str, StageRecord], pilot: Pilot, texts: Texts) -> tup
     if own and load is None:
         return "ahead", f"{text} {trace}"
     return ("held" if own and measured else "open"), f"{text} {trace}"
+
+
+def _advice(name: str, records: Mapping[str, StageRecord], texts: Texts) -> str:
+    """Longer training settles nothing where the quality gap has no interval."""
+    measured = records.get("measure_ab")
+    gap = measured.metric("quality_gap_bits_per_byte", arm="ternary") if measured else None
+    unsettled = name == "quality" and gap is not None and gap.value is not None and gap.hi is None
+    return texts("risk.quality.judge" if unsettled else f"risk.{name}.do")
 
 
 def _quality(records: Mapping[str, StageRecord], pilot: Pilot, texts: Texts) -> tuple[Level, str]:

@@ -23,11 +23,13 @@ GAP = "quality_gap_bits_per_byte"
 @dataclass(frozen=True)
 class TrainingGain:
     """smallest, quickest: arms without training that keep the gate; None where there is none.
-    kept: whether the ternary arm is shown to keep it. memory, latency: ratios, in favour of it."""
+    kept: whether the ternary arm is shown to keep it. undecided: whether an arm without training
+    may still keep it. memory, latency: ratios, in favour of it."""
 
     smallest: str | None
     quickest: str | None
     kept: bool
+    undecided: bool
     memory: Metric
     latency: Metric
 
@@ -50,6 +52,7 @@ def training_gain(records: Mapping[str, StageRecord], gates: Sequence[Gate]) -> 
         smallest,
         quickest,
         _keeps(measured, TERNARY, limit),
+        any(_may_keep(measured, arm, limit) for arm in UNTRAINED),
         _memory_gain(measured, smallest, limit),
         _latency_gain(measured, quickest, limit),
     )
@@ -72,6 +75,12 @@ def _keeps(measured: StageRecord, arm: str, limit: float) -> bool:
     where the checkpoint as it came is an arm."""
     gaps = [m for m in measured.metrics if m.matches(GAP, {"arm": arm, "source": "trained"})]
     return bool(gaps) and all(gap.hi is not None and gap.hi <= limit for gap in gaps)
+
+
+def _may_keep(measured: StageRecord, arm: str, limit: float) -> bool:
+    """Whether none of the arm's gaps is shown to be beyond the margin."""
+    gaps = [m for m in measured.metrics if m.matches(GAP, {"arm": arm, "source": "trained"})]
+    return bool(gaps) and not any(gap.lo is not None and gap.lo > limit for gap in gaps)
 
 
 def _memory(measured: StageRecord, arm: str) -> float | None:

@@ -63,7 +63,7 @@ def decide(
     surely = [r for r in failed if not r.chance]
     reasons = [
         *(_too_noisy(r) for r in open_ if r.effect),
-        *(_about("verdict.failed", r) for r in surely),
+        *(_about(_failed(r), r) for r in surely),
         *(_about("verdict.failed_by_chance", r, all=len(results)) for r in failed if r.chance),
         *(_why_open(r) for r in open_ if r.effect is None),
         Sentence("verdict.held", {"held": len(results) - len(failed + open_), "all": len(results)}),
@@ -246,7 +246,8 @@ def _against_probed(kind: str, records: Mapping[str, StageRecord]) -> list[Sente
     alone = decode.lo is not None and decode.lo > 1
     faster = alone and significant(records).get(at, True)
     ready = "train_qat" in records and "ready_ternary" in records["train_qat"].facts
-    code = "caveat.rounded_probe" + ("" if faster else "_no_faster") + ("_ready" if ready else "")
+    seen = "" if faster else "_unsure" if decode.lo is None else "_no_faster"
+    code = f"caveat.rounded_probe{seen}" + ("_ready" if ready else "")
     return [Sentence(code, {**values, "shape": decode.labels.get("shape", "")})]
 
 
@@ -255,7 +256,8 @@ def _what_training_buys(records: Mapping[str, StageRecord], pilot: Pilot) -> lis
     if gain is None:
         return []
     if gain.smallest is None or gain.memory.value is None:
-        return [Sentence("caveat.no_untrained_keeps")]
+        open_still = gain.undecided
+        return [Sentence(f"caveat.{'untrained_undecided' if open_still else 'no_untrained_keeps'}")]
     values: dict[str, Any] = {"arm": gain.smallest, "memory": gain.memory.value}
     if not gain.kept:
         return [Sentence("caveat.training_buys_nothing_yet", values)]
@@ -271,6 +273,12 @@ def _has(record: StageRecord, name: str) -> bool:
 
 def _figure(result: GateResult) -> dict[str, Any]:
     return {"name": result.metric, "labels": result.labels}
+
+
+def _failed(result: GateResult) -> str:
+    """An exact figure, or a count, has no interval to speak of."""
+    bound = result.lo if result.side == "at_most" else result.hi
+    return "verdict.failed_exact" if bound is None or bound == result.value else "verdict.failed"
 
 
 def _too_noisy(result: GateResult) -> Sentence:

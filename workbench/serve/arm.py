@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -321,4 +322,12 @@ class _Channel(asyncio.Protocol):
 def import_ahead() -> None:
     """Start the process that arms are forked from; it imports while this one does other things."""
     forkserver.set_forkserver_preload(list(PRELOADED))
-    forkserver.ensure_running()
+    if threading.current_thread() is not threading.main_thread():
+        return forkserver.ensure_running()
+    # Ctrl-C goes to the terminal's whole group, and this process alone answers it: what is ignored
+    # here is ignored in those begun meanwhile.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -79,8 +79,10 @@ def corpus_summary(corpus: Corpus, tokens: np.ndarray, judged: np.ndarray | None
         text = "; ".join(
             [*map(str, corpus.parts), f"in all {number_of(len(tokens), 'token', form=',')}"]
         )
-    elif files := corpus.parts[0].files:
-        text += f"; {files}" if files.left_out else ""
+    else:
+        files = corpus.parts[0].files
+        text += f"; {files}" if files and files.left_out else ""
+        text += corpus.parts[0].cut_text
     if judged is not None:
         answers = int(judged.sum())
         text += (
