@@ -12,6 +12,11 @@ NOTEBOOKS = PROJECT / "notebooks"
 HEADLESS = "WORKBENCH_HEADLESS"
 """Set in the kernels that ``workbench run`` executes notebooks in: nobody moves a widget there."""
 
+SHIPPED = "workbench:"
+"""Before the name of a pilot that the workbench ships, without its ending."""
+BASE = f"{SHIPPED}base"
+"""What the other pilots share."""
+
 
 def runs_root() -> Path:
     """``$WORKBENCH_RUNS`` if set, else ``runs/`` of the checkout (of the working folder when
@@ -27,6 +32,11 @@ def shipped_pilots() -> Path:
     folder of the package where it was installed without one."""
     packaged = Path(__file__).parent / "pilots"
     return packaged.resolve() if packaged.is_dir() else PROJECT / "pilots"
+
+
+def shipped_names() -> list[str]:
+    """Of those pilots, without ``workbench:`` and without their ending."""
+    return sorted(path.stem for path in shipped_pilots().glob("*.yaml"))
 
 
 def expanded(path: Path, of: str = "") -> Path:

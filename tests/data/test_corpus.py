@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import zstandard
 
-from workbench.data.corpus import Corpus, read_corpus, require_documents
+from workbench.data.corpus import Corpus, look_ahead, read_corpus, require_documents
 from workbench.data.python_corpus import python_documents
 from workbench.errors import ConfigError
 from workbench.pilot.sections.data import Data
@@ -286,6 +286,34 @@ def test_a_corpus_that_begins_well_is_read_no_further(tmp_path: Path) -> None:
     require_documents(Data(corpus="hf:never/asked"))
     with pytest.raises(ConfigError, match="'body'"):
         require_documents(Data(corpus=str(tmp_path / "c.jsonl"), text_field="body"))
+
+
+@pytest.mark.parametrize("check", [read_corpus, lambda data, seed: require_documents(data)])
+def test_too_little_text_is_told_what_would_help(tmp_path: Path, check) -> None:
+    def said(*files: str, **fields: int) -> str:
+        for place, text in enumerate(files):
+            (tmp_path / f"{place}.txt").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            check(Data(corpus=str(tmp_path), **fields), 7)
+        return caught.value.next_step
+
+    assert "empty or blank" in said("", "  \n")
+    assert "max_bytes" not in said("", "some text")
+    assert "fills data.max_bytes: raise it" in said("text " * 99, "more", max_bytes=100)
+
+
+def test_looking_ahead_counts_what_will_be_held_out(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_bytes(jsonl(ROWS))
+    data = Data(corpus=str(tmp_path / "c.jsonl"), holdout_share=0.3)
+    ahead, held = look_ahead(data, 7, 64), read_corpus(data, 7).parts[0].heldout
+    assert ahead.whole and not ahead.taken and len(ahead.points) == 40
+    assert sum(point < 0.3 for point in ahead.points) == held
+    assert not look_ahead(data, 7, 3).whole and len(look_ahead(data, 7, 3).points) < 40
+    size = (tmp_path / "c.jsonl").stat().st_size
+    text = sum(len(str(row["text"]).encode()) for row in ROWS)
+    for room, taken in ((text // 2, [(data.corpus, size, text // 2 / size)]), (text + 9, [])):
+        fewer = data.model_copy(update={"max_bytes": room})
+        assert look_ahead(fewer, 7, 64).taken == taken
 
 
 def test_an_empty_folder_and_an_absent_path_are_named(tmp_path: Path) -> None:

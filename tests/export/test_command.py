@@ -98,6 +98,19 @@ def test_nothing_that_exists_is_replaced(packed, tmp_path: Path) -> None:
             export_command(packed(), tmp_path / name)
 
 
+def test_an_ending_that_is_none_is_refused(packed, tmp_path: Path) -> None:
+    for name, hint in (("foo.bar", ""), ("foo.ggfu", "; did you mean .gguf?")):
+        with pytest.raises(
+            ConfigError, match=rf"no ending of a file that is written{hint}"
+        ) as said:
+            export_command(packed(), tmp_path / name, tokenizer=False)
+        assert "mkdir" in str(said.value) and not (tmp_path / name).exists()
+    (tmp_path / "foo.bar").mkdir()
+    for name in ("foo.bar", "model-1.5"):
+        export_command(packed(), tmp_path / name, tokenizer=False)
+        assert (tmp_path / name / "config.json").is_file()
+
+
 def test_what_would_be_ignored_is_refused(packed, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--arm ternary of .*one model and no run"):
         export_command(packed(), tmp_path / "a.gguf", arm="ternary")

@@ -292,5 +292,10 @@ def test_a_damaged_matrix_of_bitnet_cpp_is_told(packed) -> None:
 
 
 def test_rows_of_scales_do_not_go_into_one(packed) -> None:
-    _, done = written(packed("llama", "row"), "i2_s")
+    path, done = written(packed("llama", "row"), "i2_s")
     assert "I2_S" not in done.types and done.instead["Q4_0"] == 12
+    said = str(done)
+    assert "no ternary matrix could be I2_S" in said and "file is llama.cpp's" in said
+    assert "bitnet.cpp alone" not in said
+    fields = gguf.GGUFReader(path).fields
+    assert "general.file_type" not in fields

@@ -8,6 +8,8 @@ import pytest
 import zstandard
 
 from workbench.errors import ConfigError
+from workbench.load.formats import field_names
+from workbench.pilot.sections.profile_load import ProfileLoad
 
 HEADER = b"TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
 AZURE = HEADER + (
@@ -253,6 +255,24 @@ def test_a_format_that_is_not_the_file_s_names_the_column_it_misses(read):
 def test_a_declared_column_that_is_not_there_is_named(read):
     with pytest.raises(ConfigError, match="no field 'ContextToken' for prompt"):
         read(AZURE, columns={"time": "TIMESTAMP", "prompt": "ContextToken", "output": "a"})
+
+
+def test_a_column_that_is_taken_is_not_advised(read):
+    trace = b"ts,in_tok,out_tok\n1,2,3\n"
+    columns = {"time": "ts", "prompt": "in_tok", "output": "n_tok"}
+    with pytest.raises(ConfigError) as caught:
+        read(trace, columns=columns)
+    said = str(caught.value)
+    assert "no field 'n_tok' for output; did you mean out_tok?" in said
+    assert said.count("allowed: ") == said.count("next: ") == 1
+
+
+def test_the_fields_of_a_table_are_named(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"ts;in;out\n1;2;3\n")
+    (tmp_path / "a.jsonl").write_bytes(b'{"at": 1, "usage": {"in": 2}}\n')
+    assert field_names(tmp_path / "a.csv", ProfileLoad()) == ["ts", "in", "out"]
+    assert field_names(tmp_path / "a.jsonl", ProfileLoad()) == ["at", "usage", "usage.in"]
+    assert field_names(tmp_path, ProfileLoad()) == []
 
 
 def test_prefixes_and_the_cache_s_tokens_are_counted(read):

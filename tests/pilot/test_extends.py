@@ -13,7 +13,7 @@ import pytest
 
 from workbench import paths
 from workbench.errors import ConfigError
-from workbench.pilot.extends import SHIPPED
+from workbench.paths import SHIPPED
 from workbench.pilot.resolve import resolve
 from workbench.pilot.yaml_file import read_yaml
 
@@ -44,6 +44,17 @@ def test_a_shipped_pilot_is_extended_from_anywhere(tmp_path, monkeypatch) -> Non
 def test_a_shipped_pilot_is_named_on_the_command_line_too() -> None:
     assert resolve(f"{SHIPPED}smoke").path == ROOT / "pilots" / "smoke.yaml"
     assert "did you mean smoke?" in problem(f"{SHIPPED}smoky")
+
+
+def test_a_folder_and_other_files_are_no_pilot(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").mkdir()
+    assert "text: is a folder" in problem("text")
+    assert "workbench new PILOT.yaml --data text" in problem("text")
+    write(tmp_path / "text", "a.yaml", "name: a\n")
+    assert "name one of its files: text/a.yaml" in problem("text")
+    (tmp_path / "model.bin").write_bytes(b"\xff\xfe\x00")
+    assert "is no UTF-8 text" in problem("model.bin") and "next: " in problem("model.bin")
 
 
 def test_a_copy_of_a_shipped_pilot_still_resolves(tmp_path) -> None:

@@ -33,6 +33,8 @@ from workbench.wording.counts import number_of
 
 LONGEST_CHARACTER = 4
 """Bytes of UTF-8: a cut leaves at most fewer than these of its room."""
+LOOKED_AT_BYTES = 64_000_000
+"""Of text, at most, before a pilot starts."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _split(data: Data, seed: int) -> _Split:
         files = _files(part)
         room = int(data.max_bytes * share)
         documents = list(_distinct(data, part, name, room, copies, ids, files))
-        _require_two(documents, part.corpus)
+        _require_two(documents, part.corpus, room)
         of_part = _heldout_ids(documents, seed, data.holdout_share)
         everything += documents
         own = [d for d in documents if d.id not in of_part]
@@ -184,9 +186,57 @@ def require_documents(data: Data) -> list[Document]:
         if files is not None:
             met = _distinct(data, part, name, data.max_bytes, Counter(), Counter(), files)
             own = list(islice(met, 2))
-            _require_two(own, part.corpus)
+            _require_two(own, part.corpus, data.max_bytes)
             first += own
     return first
+
+
+class Ahead(NamedTuple):
+    """What is known of the text before it is read. points: of the documents that were looked at,
+    in [0, 1), ascending; one below ``data.holdout_share`` is held out. whole: there are no more.
+    taken: (corpus, bytes of its files, share of them that is taken) where ``data.max_bytes`` cuts
+    it."""
+
+    points: list[float]
+    whole: bool
+    taken: list[tuple[str, int, float]]
+
+
+def look_ahead(data: Data, seed: int, enough: int) -> Ahead:
+    """Looks at documents until ``enough`` of them will be held out, or ``LOOKED_AT_BYTES`` were
+    read; the hub is not asked.
+
+    Raises ConfigError for text that cannot be read.
+    """
+    points: list[float] = []
+    taken: list[tuple[str, int, float]] = []
+    whole, looked, held = True, 0, 0
+    copies: Counter[bytes] = Counter()
+    ids: Counter[str] = Counter()
+    for part, name, share in zip(data.parts, data.part_names, data.shares, strict=True):
+        room, files = int(data.max_bytes * share), _files(part)
+        if part.corpus.startswith(PREFIX):
+            whole = False
+            continue
+        left = room
+        for document in _distinct(data, part, name, room, copies, ids, files):
+            points.append(_point(seed, document.id))
+            looked += document.size_bytes
+            left -= document.size_bytes
+            held += points[-1] < data.holdout_share
+            if held >= enough or looked >= LOOKED_AT_BYTES:
+                whole, left = False, 0  # as if it were filled: files that hold more say whether
+                break
+        size = _files_bytes(Path(part.corpus), files) if files else 0
+        if size > room and left < LONGEST_CHARACTER:
+            taken.append((part.corpus, size, room / size))
+    return Ahead(sorted(points), whole, taken)
+
+
+def _files_bytes(path: Path, files: Selection) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum((path / name).stat().st_size for name in files.taken)
 
 
 def _files(part: CorpusSource) -> Selection | None:
@@ -254,13 +304,19 @@ def _cut(text: str, room: int) -> str:
     return encoded[:room].decode("utf-8", "ignore")
 
 
-def _require_two(documents: list[Document], corpus: str) -> None:
-    if len(documents) < 2:
-        raise ConfigError(
-            f"corpus {corpus}: {len(documents)} document(s) with text",
-            allowed="at least two: one to learn from and one held out",
-            next_step="give more text, split it into more files or lines, or raise data.max_bytes",
-        )
+def _require_two(documents: list[Document], corpus: str, room: int) -> None:
+    if len(documents) > 1:
+        return
+    cure = "it is one piece: give more text, or split it into more files or lines"
+    if not documents:
+        cure = "what was read is empty or blank: give files, or rows, with text in them"
+    elif documents[0].size_bytes > room - LONGEST_CHARACTER:
+        cure = "the first document alone fills data.max_bytes: raise it, or split the document"
+    raise ConfigError(
+        f"corpus {corpus}: {len(documents)} document(s) with text",
+        allowed="at least two: one to learn from and one held out",
+        next_step=cure,
+    )
 
 
 def _heldout_ids(documents: list[Document], seed: int, share: float) -> set[str]:

@@ -99,7 +99,8 @@ def read_telemetry(facility: Facility, where: str = "report.cost.facility") -> p
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: cannot be read: {error}", allowed="UTF-8 text") from None
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name}: cannot be read: {why}", allowed="UTF-8 text") from None
     names = {role: facility.columns.get(role, role) for role in ("time", *ROLES)}  # type: ignore[call-overload]
     table = _prometheus(text, names, name) if text.lstrip().startswith("{") else _csv(
         path, names, facility.time_zone, name)  # fmt: skip

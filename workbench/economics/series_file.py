@@ -22,7 +22,8 @@ def read_series(path: Path, name: str, cure: str) -> pd.DataFrame:
             path, sep=separator, encoding="utf-8-sig", dtype=str, keep_default_na=False
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}: cannot be read: {error}", allowed=cure) from None
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name}: cannot be read: {why}", allowed=cure) from None
     if separator == ";":
         table = table.map(lambda cell: cell.replace(",", "."))
     return table.rename(columns=str.strip)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from workbench.gguf_reader import require_gguf
 from workbench.model.checkpoint import load_checkpoint
 from workbench.model.ends import generation_config, join_ends
 from workbench.paths import shown
+from workbench.pilot.problems import closest
 from workbench.records.run import HEADER, find_run
 from workbench.ternary.manifest import NAME as MANIFEST
 from workbench.ternary.manifest import Manifest, read_json_object
@@ -75,6 +78,14 @@ def export_command(
                 next_step=f"leave {option} out, or give a name that ends in {suffix}",
             )
     to_folder = not (to_gguf or to_onnx)
+    if to_folder and re.fullmatch(r"\.[a-z]\w*", out.suffix.lower()) and not out.is_dir():
+        near = closest(out.suffix.lower(), [".gguf", ".onnx"])
+        raise ConfigError(
+            f"{shown(out)}: {out.suffix} is no ending of a file that is written{near}",
+            allowed="a name that ends in .gguf or .onnx, or a folder's name without an ending",
+            next_step=f"if a folder of that name is meant, make it first: mkdir "
+            f"{shlex.quote(shown(out))}",
+        )
     with _place(out):
         taken = out.exists() and not (out.is_dir() and to_folder and not any(out.iterdir()))
     if taken:

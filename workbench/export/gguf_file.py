@@ -69,6 +69,7 @@ ROUNDED_ACTIVATIONS = (
     "llama.cpp rounds activations to INT8, which this model leaves as they are "
     "(model.activations: none): judge its quality again there"
 )
+NOT_AS_ASKED = "the file is llama.cpp's, of the types above alone"
 Q8_0, BF16 = 8, 30
 """Numbers of types in a GGUF file."""
 
@@ -112,9 +113,13 @@ class Written:
                 f"{number_of(self.int8_instead, 'INT8 matrix is', 'INT8 matrices are')} BF16, "
                 f"rounded: Q8_0 needs rows that divide by {Q8_0_SIZE}"
             )
-        if self.wanted is I2_S:
+        if self.wanted is I2_S and self.types[I2_S.name]:
             lines.append("bitnet.cpp alone reads it, built for x86")
-        elif self.smaller and self.wanted.size > NEWEST.size:
+        elif self.instead and not self.types[self.wanted.name]:
+            lines.append(f"no ternary matrix could be {self.wanted.name}: {NOT_AS_ASKED}")
+        elif self.wanted is I2_S:
+            lines.append(f"no matrix is ternary, so none is I2_S: {NOT_AS_ASKED}")
+        if self.wanted is not I2_S and self.smaller and self.wanted.size > NEWEST.size:
             lines.append(
                 f"--type {NEWEST.name.lower()} ({NEWEST.bits} bits a weight, rows that divide by "
                 f"{NEWEST.size}) is smaller where llama.cpp is of 2026 or newer"
@@ -150,7 +155,7 @@ def write_gguf(
         writer.add_name(name)
         writer.add_description(description)
         _write_shape(writer, config)
-        if done.wanted is I2_S:
+        if done.wanted is I2_S and _holds_any(model, I2_S):
             writer.add_file_type(i2_s.FILE_TYPE)
         words.write(writer)
         if tokenizer:
@@ -171,6 +176,13 @@ def write_gguf(
             done.notes.append(_about_tokens(tokenizer, words, count))
         done.size_bytes = partial.stat().st_size
     return done
+
+
+def _holds_any(model: PreTrainedModel, kind: BlockType) -> bool:
+    return any(
+        isinstance(module, PackedTernaryLinear) and kind.holds(module.in_features, module.scale)
+        for module in matrices(model).values()
+    )
 
 
 def _about_tokens(tokenizer: PreTrainedTokenizerBase, words: Vocabulary, count: int) -> str:

@@ -33,12 +33,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from workbench.errors import ConfigError
 from workbench.load.blocks import TraceFile, reading
 from workbench.paths import shown
-from workbench.pilot.problems import did_you_mean
+from workbench.pilot.problems import closest
 from workbench.pilot.sections.profile_load import ProfileLoad
 
 NEEDED = ("time", "prompt", "output")
@@ -160,12 +160,32 @@ def layout_of(file: TraceFile, section: ProfileLoad) -> Layout:
             role: (role,) for role in roles if f"(?P<{role}>" in section.pattern
         }
         return Layout("pattern", "pattern", groups, header=(section.pattern,))
+    table = _table(file, section)
+    if table is None:
+        return Layout("vllm", "vllm", {role: (role,) for role in NEEDED})
+    layout = _named(file.path, section, table.kind, table.names, table.types)
+    if table.kind != "csv":
+        return layout
+    header = {"header": tuple(table.names), "delimiter": table.delimiter}
+    return Layout(**{**vars(layout), **header})
+
+
+class _Table(NamedTuple):
+    """names: of its fields. types: of JSON, as in :class:`Layout`. delimiter: of CSV."""
+
+    kind: Literal["csv", "json", "parquet"]
+    names: list[str]
+    types: dict[str, str]
+    delimiter: str = ","
+
+
+def _table(file: TraceFile, section: ProfileLoad) -> _Table | None:
+    """What kind of table the file is; None for vLLM's log."""
     if file.is_parquet:
         import pyarrow.parquet as pq
 
         with reading(file.path):
-            names = _flat_names(pq.read_schema(file.path))
-        return _named(file.path, section, "parquet", names, {})
+            return _Table("parquet", _flat_names(pq.read_schema(file.path)), {})
     text = file.head().decode().replace("\r\n", "\n").replace("\r", "\n")
     head = [line for line in text.split("\n") if line.strip()][:HEAD_ROWS]
     if not head:
@@ -174,7 +194,7 @@ def layout_of(file: TraceFile, section: ProfileLoad) -> Layout:
     if section.format == "vllm" or (
         section.format == "auto" and any("Received request" in line for line in head)
     ):
-        return Layout("vllm", "vllm", {role: (role,) for role in NEEDED})
+        return None
     if first.startswith("["):
         raise ConfigError(
             f"{shown(file.path)}:1: a JSON list",
@@ -183,11 +203,18 @@ def layout_of(file: TraceFile, section: ProfileLoad) -> Layout:
         )
     if first.startswith("{") or section.format in ("mooncake", "bailian"):
         types = _json_types(head)
-        return _named(file.path, section, "json", list(types), types)
+        return _Table("json", list(types), types)
     delimiter = section.delimiter or max(",;\t|", key=first.count)
-    header = _header(file.path, first, delimiter)
-    layout = _named(file.path, section, "csv", header, {})
-    return Layout(**{**vars(layout), "header": tuple(header), "delimiter": delimiter})
+    return _Table("csv", _header(file.path, first, delimiter), {}, delimiter)
+
+
+def field_names(path: Path, section: ProfileLoad) -> list[str]:
+    """What the fields of a trace are called, in their order; none where it is no table.
+
+    Raises ConfigError for a file that cannot be read.
+    """
+    table = None if path.is_dir() or section.pattern else _table(TraceFile(path), section)
+    return table.names if table else []
 
 
 def empty(path: Path, how: str) -> ConfigError:
@@ -207,8 +234,10 @@ def _named(
         name, base = "columns", Format({})
         for role, said in section.columns.items():
             if said not in names:
+                others = {name for other, name in section.columns.items() if other != role}
+                free = [name for name in names if name not in others]
                 raise ConfigError(
-                    f"{shown(path)}: no field {said!r} for {role}{did_you_mean(said, names)}",
+                    f"{shown(path)}: no field {said!r} for {role}{closest(said, free)}",
                     allowed=", ".join(names),
                     next_step=f"correct profile_load.columns.{role}",
                 )

@@ -9,12 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.errors import ConfigError
-from workbench.paths import expanded, located, shipped_pilots, shown
+from workbench.paths import SHIPPED, expanded, located, shipped_names, shipped_pilots, shown
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.yaml_file import YamlFile, read_yaml
-
-SHIPPED = "workbench:"
-"""Before the name of a pilot that the workbench ships, without its ending."""
 
 
 def pilot_path(name: Path | str) -> Path:
@@ -56,22 +53,20 @@ def _base_of(file: YamlFile) -> Path:
         raise ConfigError(
             f"{_place(file)}: extends: {absent}",
             allowed=f"a pilot file, relative to this one, or {SHIPPED}NAME for a shipped one",
-            next_step=f"write {SHIPPED}{path.stem}" if path.stem in _names() else "check the path",
+            next_step=f"write {SHIPPED}{path.stem}"
+            if path.stem in shipped_names()
+            else "check the path",
         )
     return path
 
 
 def _shipped(name: str, place: str = "") -> Path:
     bare = name.removeprefix(SHIPPED)
-    if bare not in _names():
+    if bare not in shipped_names():
         raise ConfigError(
-            f"{place}{name}: no shipped pilot has that name{did_you_mean(bare, _names())}"
+            f"{place}{name}: no shipped pilot has that name{did_you_mean(bare, shipped_names())}"
         )
     return shipped_pilots() / f"{bare}.yaml"
-
-
-def _names() -> list[str]:
-    return sorted(path.stem for path in shipped_pilots().glob("*.yaml"))
 
 
 def _place(file: YamlFile) -> str:

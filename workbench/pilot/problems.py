@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args
 
@@ -72,7 +72,7 @@ def sentence(error: ErrorDetails, model: type) -> tuple[Keys, str]:
     if kind == "literal_error":
         expected = error["ctx"]["expected"]
         words = [w.strip(" '") for w in expected.replace(" or ", ", ").split(",")]
-        return keys, f"{name}: got {got!r}, allowed: {expected}{_close(str(got), words)}"
+        return keys, f"{name}: got {got!r}, allowed: {expected}{closest(str(got), words)}"
     message = error["msg"].removeprefix("Value error, ")
     return keys, f"{name}: got {got!r}: {message[0].lower()}{message[1:]}"
 
@@ -80,10 +80,11 @@ def sentence(error: ErrorDetails, model: type) -> tuple[Keys, str]:
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     """``; did you mean lr? allowed: ...`` for a name that is not one of ``allowed``."""
     names = list(allowed)
-    return f"{_close(got, names)}; allowed: {', '.join(names)}"
+    return f"{closest(got, names)}; allowed: {', '.join(names)}"
 
 
-def _close(got: str, words: list[str]) -> str:
+def closest(got: str, words: Sequence[str]) -> str:
+    """``; did you mean lr?``; empty where none of ``words`` is near."""
     near = difflib.get_close_matches(got, words, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 

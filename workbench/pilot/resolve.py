@@ -90,7 +90,7 @@ class ResolvedPilot:
 
     def leaves(self) -> Iterator[tuple[str, Any, str]]:
         """(dotted name, value, source) of every field, in the order of the sections."""
-        for keys, value in _leaves(self.values, ()):
+        for keys, value in leaves_of(self.values, ()):
             within = (keys[:n] for n in range(len(keys), 0, -1))
             own = (k for k in within if k == keys or section_at(Pilot, k) is None)
             source = next((self.sources[k] for k in own if k in self.sources), "default")
@@ -200,7 +200,7 @@ class _Merge:
             own = with_todays_names(file.values)
         except ValueError as error:
             raise ConfigError(f"{shown(file.path)}: {error}") from None
-        given = dict(_leaves(own, ()))
+        given = dict(leaves_of(own, ()))
         if not file.path.samefile(shipped_pilots() / "base.yaml"):
             self.given |= {keys for keys, value in given.items() if value != {}}
         for written, line in file.lines.items():
@@ -213,7 +213,7 @@ class _Merge:
         values = {k: v for k, v in own.items() if k != "extends"}
         # The question stands in one or several languages: another pilot's is replaced in all.
         under = {k: v for k, v in self.values.items() if k != "question" or k not in values}
-        self.values = _merged(under, values)
+        self.values = merged(under, values)
 
     def _forget_below(self, keys: Keys) -> None:
         """A list or a scalar replaces all that stood there, so nothing in it has that place."""
@@ -242,8 +242,8 @@ class _Merge:
         nested: Any = value
         for key in reversed(keys):
             nested = {key: nested}
-        self.values = _merged(self.values, nested)
-        for leaf, _ in _leaves(value, keys):
+        self.values = merged(self.values, nested)
+        for leaf, _ in leaves_of(value, keys):
             self._forget_below(leaf)
             self.given.add(leaf)
             self.sources[leaf] = f"--set {text}"
@@ -255,7 +255,7 @@ class _Merge:
             nested: Any = value
             for key in reversed(keys):
                 nested = {key: nested}
-            self.values = _merged(self.values, nested)
+            self.values = merged(self.values, nested)
             self._forget_below(keys)
             self.sources[keys] = SOURCE
 
@@ -337,20 +337,22 @@ def _is_free_map(keys: Keys) -> bool:
     return False
 
 
-def _merged(under: Any, over: Any) -> Any:
+def merged(under: Any, over: Any) -> Any:
+    """``over`` laid over ``under``: mappings key by key, all else replaced whole."""
     if isinstance(under, dict) and isinstance(over, dict):
         keys = list(under) + [k for k in over if k not in under]
         return {
-            k: _merged(under[k], over[k]) if k in under and k in over else {**under, **over}[k]
+            k: merged(under[k], over[k]) if k in under and k in over else {**under, **over}[k]
             for k in keys
         }
     return over
 
 
-def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+def leaves_of(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+    """(keys, value) of all below ``value``, which lies at ``keys``, that is no filled mapping."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from _leaves(item, (*keys, key))
+            yield from leaves_of(item, (*keys, key))
     else:
         yield keys, value
 

@@ -6,6 +6,7 @@ must mean what it says, so this reads 1.2 (ruamel.yaml) and refuses a key given 
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -20,6 +21,8 @@ from workbench.errors import ConfigError
 from workbench.paths import shown
 
 Keys = tuple[str | int, ...]
+SHOWN = 6
+"""Files of a folder that an error names, at most."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,19 @@ def read_yaml(path: Path) -> YamlFile:
         raise ConfigError(
             f"{shown(path)}: no such file", next_step="check the path of the pilot file"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise _a_folder(path) from None
+    except OSError as error:
         raise ConfigError(
-            f"{shown(path)}: cannot be read: {error}", allowed="a readable UTF-8 file"
+            f"{shown(path)}: cannot be read: {error.strerror or error}",
+            allowed="a readable YAML file",
+            next_step="see to its permissions, or name another file",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{shown(path)}: is no UTF-8 text: {error.reason}",
+            allowed="a YAML file in UTF-8",
+            next_step="check the path: a pilot is a text file such as those of workbench new",
         ) from error
     try:
         tree = YAML(typ="rt").load(StringIO(text))
@@ -104,6 +117,19 @@ def _plain(node: Any, keys: Keys, lines: dict[Keys, int]) -> Any:
         if isinstance(node, kind):
             return kind(node)
     return node
+
+
+def _a_folder(path: Path) -> ConfigError:
+    inside = sorted(shown(p) for p in path.iterdir() if p.suffix in (".yaml", ".yml"))
+    many = ", ".join(inside[:SHOWN]) + (", ..." if len(inside) > SHOWN else "")
+    return ConfigError(
+        f"{shown(path)}: is a folder",
+        allowed="a YAML file, such as a pilot",
+        next_step=f"name one of its files: {many}"
+        if inside
+        else f"if it holds your text, workbench new PILOT.yaml --data {shlex.quote(shown(path))} "
+        "writes a pilot about it; workbench run PILOT.yaml runs that",
+    )
 
 
 def _syntax_error(path: Path, error: Exception) -> ConfigError:

@@ -22,12 +22,21 @@ def check_pilot(resolved: ResolvedPilot, stages: Iterable[str] = STAGES) -> None
     stage costs that needs neither is not seconds of imports.
     """
     problems: list[str] = []
+    errors: list[ConfigError] = []
     for name in stages:
         check = stage_check(name)
         try:
             problems += check(resolved.pilot) if check else []
         except ConfigError as error:
+            errors.append(error)
             problems.append(str(error))
+    if len(errors) == len(problems) == 1:  # it says itself what to do, once
+        only = errors[0]
+        raise ConfigError(
+            f"{resolved.where(only.got)}: {only.got}",
+            allowed=only.allowed,
+            next_step=f"{only.next_step or 'correct the above'}; nothing was started",
+        )
     if problems := list(dict.fromkeys(problems)):  # stages may share what is wrong
         raise ConfigError(
             "\n".join(f"{resolved.where(problem)}: {problem}" for problem in problems),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from workbench.errors import ConfigError
-from workbench.pilot.extends import SHIPPED
+from workbench.paths import SHIPPED
 from workbench.pilot.problems import did_you_mean
 from workbench.pilot.resolve import resolve
 from workbench.records.run import open_run

@@ -18,8 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from workbench.errors import ConfigError
-from workbench.paths import expanded, located, shown
-from workbench.pilot.extends import SHIPPED
+from workbench.paths import SHIPPED, expanded, located, shown
 from workbench.pilot.problems import sentence
 from workbench.pilot.resolve import ResolvedPilot, path_fields, resolve
 from workbench.pilot.sections.base import Count, Positive, Section
