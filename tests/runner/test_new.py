@@ -157,7 +157,7 @@ BESIDE: dict[str, tuple[Any, str, str]] = {
     "model": ("tiny-1m", "model.sub_norm=true", "model={sub_norm: true}"),
     "data": ("python", "data.vocab_size=512", "data={vocab_size: 512}"),
     "trace": ("log.csv", "profile_load.window_s=30", "profile_load={window_s: 30}"),
-    "columns": ((("time", "ts"),), "profile_load.window_s=30", "profile_load={window_s: 30}"),
+    "columns": ((("time", "ts"),), "profile_load.trace=log.csv", "profile_load={window_s: 30}"),
     "device": ("cpu", "readiness.threads=1", "readiness={threads: 1}"),
     "processes": (2, "train.steps=7", "train={launch: {strategy: fsdp}}"),
     "meters": (("none",), "measure_ab.blocks=6", "measure_ab={meters: {idle_s: 0.5}}"),
@@ -169,8 +169,7 @@ BESIDE: dict[str, tuple[Any, str, str]] = {
 @pytest.mark.parametrize("place", [1, 2])
 def test_an_option_and_a_set_of_its_section_both_stand(here: Path, name: str, place: int) -> None:
     case = BESIDE[name]
-    answers = {"trace": "log.csv"} if name == "columns" else {}
-    answers |= {name: case[0]}
+    answers = {name: case[0]}
     with_both, alone = (
         written(here, **answers, fields=fields, given=frozenset(answers))
         for fields in ((case[place],), ())

@@ -173,7 +173,7 @@ def _parts(
     yield "model", {"model": _model(path, answers.model, presets)}
     yield "data", {"data": {"corpus": _seen_from(path, answers.data, "python")}}
     yield "trace", {"profile_load": {"trace": trace}}
-    if trace is not None and answers.columns:
+    if answers.columns:
         yield "columns", {"profile_load": {"columns": dict(answers.columns)}}
     yield "device", {"readiness": {"device": answers.device}}
     yield "processes", {"train": processes}

@@ -127,8 +127,8 @@ def _a_folder(path: Path) -> ConfigError:
         allowed="a YAML file, such as a pilot",
         next_step=f"name one of its files: {many}"
         if inside
-        else f"if it holds your text, workbench new PILOT.yaml --data {shlex.quote(shown(path))} "
-        "writes a pilot about it; workbench run PILOT.yaml runs that",
+        else "if it holds your text, a pilot about it is made by workbench new PILOT.yaml --data "
+        f"{shlex.quote(shown(path))}, and run by workbench run PILOT.yaml",
     )
 
 
