@@ -123,9 +123,13 @@ class ArmProcess:
         context = multiprocessing.get_context("forkserver")
         process = context.Process(target=run_arm, args=(theirs, self.spec), daemon=True)
         self._why, self._ready = None, loop.create_future()
+
+        def begin() -> None:
+            with theirs:  # closed here: an interrupted start must not take it from under this one
+                process.start()  # waits for the imports, the first time
+
         try:
-            with theirs:
-                await asyncio.to_thread(process.start)  # waits for the imports, the first time
+            await asyncio.to_thread(begin)
             self._process = process
             await loop.create_connection(lambda: _Channel(self, process), sock=own)
             async with asyncio.timeout(START_S):
