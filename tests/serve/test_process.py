@@ -492,3 +492,17 @@ def test_a_spec_comes_back_from_its_file(arms, tmp_path) -> None:
     given.save(tmp_path / "spec.json")
     assert ServeSpec.load(tmp_path / "spec.json") == given
     assert read_json(tmp_path / "spec.json")["rule"]["max_error_share"] == 0.2
+
+
+@pytest.mark.parametrize("after_s", [1.0, 2.5])
+def test_ctrl_c_during_a_start_ends_in_a_sentence(arms, after_s: float) -> None:
+    """The terminal sends it to the whole group, helpers that still import among them."""
+    words = [sys.executable, "-m", "workbench.cli", "serve", str(arms["hybrid"]), "--port", "0"]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as begun:
+        time.sleep(after_s)
+        os.killpg(begun.pid, signal.SIGINT)
+        said, _ = begun.communicate(timeout=60)
+    assert "Traceback" not in said and begun.returncode == 130
+    assert "interrupted" in said
