@@ -1,7 +1,10 @@
 """Every test draws the same random numbers every time: what fails once, fails again."""
 
 import gc
+import importlib.util
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +28,16 @@ def _same_draws() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def english_of() -> Callable[..., list[str]]:
+    """Of a Russian page the texts with an English word that is no name (``english_words.py``)."""
+    path = Path(__file__).with_name("english_words.py")
+    spec = importlib.util.spec_from_file_location("english_words", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.english_of
 
 
 def pytest_sessionfinish() -> None:

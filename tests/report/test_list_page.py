@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -33,6 +34,14 @@ def test_it_speaks_its_language(make_run, language: str, said: str) -> None:
     page = BeautifulSoup(runs_page(all_runs(), language), "html.parser")
     assert page.html["lang"] == language
     assert page.h2.text == said
+
+
+def test_a_russian_comparison_has_no_english(make_run, english_of) -> None:
+    runs = [make_run(), make_run(seed=7)]
+    page = compare_page(runs, "ru")
+    assert "настройки" in page
+    names = ["sample", "linear", "block", *re.findall(r"\w+", runs[0].header["question"])]
+    assert not english_of(page, *names), "\n".join(english_of(page, *names))
 
 
 def test_tags_are_shown_and_make_no_other_run(make_run, tmp_path: Path) -> None:

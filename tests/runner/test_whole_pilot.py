@@ -18,8 +18,10 @@ import pytest
 from ternary_kernels import backend
 
 from workbench import cli
+from workbench.figures.page import stage_figures
 from workbench.records.run import Run, open_folder
 from workbench.report.gate_check import fits
+from workbench.report.html import write_html
 from workbench.roadmap import STAGES
 from workbench.wording.vocabulary import FIGURES
 
@@ -201,6 +203,13 @@ def test_every_arm_ends_where_its_tokenizer_s_documents_end(undisturbed) -> None
         for name in ("config.json", "generation_config.json"):
             file = folder / arm / name
             assert not file.exists() or json.loads(file.read_text())["eos_token_id"] in ends, file
+
+
+def test_its_russian_page_has_no_english(undisturbed, english_of) -> None:
+    """The sentences of a run that ran, not those that a test made up."""
+    page = write_html(only_run(undisturbed).folder, stage_figures, "ru").read_text("utf-8")
+    found = english_of(page, "elsewhere")
+    assert not found, "\n".join(found)
 
 
 def test_run_again_it_loads_everything(undisturbed) -> None:

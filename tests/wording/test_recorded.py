@@ -37,6 +37,14 @@ def test_a_sentence_and_its_parts_are_said_in_russian() -> None:
         assert recorded(english, Texts("ru")).text == russian
 
 
+def test_an_arm_may_have_a_name_of_the_pilots_own() -> None:
+    said = recorded("above 1 elsewhere is faster; full_precision over elsewhere", Texts("ru"))
+    assert not said.known, "the second is no recorded sentence"
+    said = recorded("above 1 elsewhere is faster", Texts("ru"))
+    assert said.known and said.text == "больше 1 — «elsewhere» быстрее"
+    assert not recorded("moon: the night was full", Texts("ru")).known, "no arm, no sentence"
+
+
 def test_english_has_its_plural_forms() -> None:
     assert recorded("no interval: 1 blocks, an interval needs 6", Texts()).text == (
         "no interval: 1 block, an interval needs 6"

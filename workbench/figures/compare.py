@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures.compare_tables import every_figure, settings, verdicts
+from workbench.figures.compare_tables import every_figure, reasons, settings, verdicts
 from workbench.figures.theme import (
     BLUE,
     GREEN,
@@ -66,7 +66,7 @@ def ratios(found: Comparison, language: str = "en") -> go.Figure:
             mode="markers",
             name=say(f"compare.{verdict}"),
             marker={"color": colour, "symbol": SYMBOLS[verdict], "size": 11},
-            customdata=shown["because"].iloc[chosen],
+            customdata=[reasons(shown["because"].iloc[place], say) for place in chosen],
             hovertemplate="%{x:.3g}× · %{customdata}<extra>%{fullData.name}</extra>",
         )
     drawn.add_vline(x=1, line={"color": "#3F4650", "dash": "dash", "width": 1.5})

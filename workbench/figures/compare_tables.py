@@ -62,6 +62,11 @@ def settings(found: Comparison, language: str = "en") -> HtmlView:
     return _table([say("compare.setting"), *found.runs], rows)
 
 
+def reasons(because: str, say: Texts) -> str:
+    """What a difference may be because of, of a comparison's column ``because``."""
+    return ", ".join(say(f"compare.because.{each}") for each in because.split(", ") if each)
+
+
 def every_figure(found: Comparison, language: str = "en", *, search: str = "") -> HtmlView:
     """Every figure of the runs, those that differ first. search: only rows with all these words."""
     say = FigureTexts(language)
@@ -72,7 +77,7 @@ def every_figure(found: Comparison, language: str = "en", *, search: str = "") -
         cells = [_cell(metric, say) for metric in found.metrics[place]]
         ratio = "" if row["ratio"] != row["ratio"] else number(row["ratio"], language)
         state = say(f"compare.state.{row['state']}")
-        rows.append((row["state"], [name, *cells, ratio, state, row["because"]]))
+        rows.append((row["state"], [name, *cells, ratio, state, reasons(row["because"], say)]))
     rows.sort(key=lambda row: ORDER.index(row[0]))
     words = search.lower().split()
     shown = [row for _, row in rows if all(word in " ".join(row).lower() for word in words)]

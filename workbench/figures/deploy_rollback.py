@@ -22,6 +22,7 @@ from workbench.figures.theme import (
     figure,
     reason_for,
     thinned,
+    told,
     valued,
     why_not,
     wrapped,
@@ -160,7 +161,7 @@ def _say_why_missing(drawn: go.Figure, record: StageRecord, rows: list, say: Tex
     for place, phase in enumerate(PHASES):
         if any(m.labels["phase"] == phase for m in rows):
             continue
-        why = reason_for(record, "ttft_ms", phase=phase) or say("fig.no_rows")
+        why = told(say, reason_for(record, "ttft_ms", phase=phase)) or say("fig.no_rows")
         drawn.add_annotation(
             text=wrapped(why, 24), x=place, y=0.5, yref="paper", showarrow=False,
             font={"size": 11, "color": "#6B7280"},

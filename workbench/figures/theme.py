@@ -132,13 +132,17 @@ def why_not(say: Texts, title: str, reason: str) -> go.Figure:
     drawn.update_layout(margin={"l": 20, "b": 20})
     drawn.update_xaxes(visible=False)
     drawn.update_yaxes(visible=False)
-    words = dict.fromkeys(reason_words(one, say) for one in reason.splitlines())
-    why = wrapped("; ".join(words), 60) or say("fig.no_rows")
+    why = wrapped(told(say, reason), 60) or say("fig.no_rows")
     drawn.add_annotation(
         text=f"<b>{say('kind.not measured')}</b><br>{why}", showarrow=False, x=0.5, y=0.5,
         xref="paper", yref="paper", align="center", font={"size": 13, "color": "#6B7280"},
     )  # fmt: skip
     return drawn
+
+
+def told(say: Texts, reason: str) -> str:
+    """Recorded reasons, one a line, in the language of ``say``."""
+    return "; ".join(dict.fromkeys(reason_words(one, say) for one in reason.splitlines()))
 
 
 def valued(record: StageRecord, name: str, **labels: str) -> list[Metric]:

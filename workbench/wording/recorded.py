@@ -8,7 +8,9 @@ recorded, which the page marks as English.
 
 In a pattern ``{#1}`` is a number, ``{#1:blocks}`` one with its noun in English, ``{@1}`` an arm and
 ``{1}`` a part that may be a recorded sentence itself; ``{f1}`` (without spaces), ``{file}`` and
-other words are names that have no translation.
+other words are names that have no translation. An arm may have a name of the pilot's own
+(``measure_ab.in_cores``, ``measure_ab.addresses``); as any word may be such a name, it counts as
+one only where all else of the sentence is known.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ from workbench.wording.text import Texts, plural_category
 RECORDED = Path(__file__).with_name("recorded.json")
 PLACE = re.compile(r"\{(#\d+|@\d+|[a-z0-9]+)(?::([a-z_]+))?\}")
 NUMBER = r"[-+−]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?"
+OWN_NAME = r"[a-z][\w-]*"
 ENGLISH = re.compile(r"^(?=.*[A-Za-z]{3})(?!.*[А-Яа-я])(?=.* )", re.DOTALL)
 """Words, none of them Russian: more than the name of a field."""
+SHIPPED_ARMS = (*ARMS, "full_precision_again")
 BETWEEN = "; "
 """Stands between the parts of a sentence."""
 
@@ -71,9 +75,20 @@ def _said(sentence: str, texts: Texts) -> str | None:
     for pattern in patterns():
         if not sentence.startswith(pattern.begins):
             continue
-        if found := pattern.compiled.fullmatch(sentence):
+        found = pattern.compiled.fullmatch(sentence)
+        if found and (_arms_are_shipped(pattern, found) or _parts_known(pattern, found, texts)):
             return _filled(pattern, found, texts)
     return None
+
+
+def _arms_are_shipped(pattern: SentencePattern, found: re.Match[str]) -> bool:
+    arms = (found[group] for name, group in pattern.places.items() if name[0] == "@")
+    return all(arm in SHIPPED_ARMS for arm in arms)
+
+
+def _parts_known(pattern: SentencePattern, found: re.Match[str], texts: Texts) -> bool:
+    parts = [found[group] for name, group in pattern.places.items() if name[0].isdecimal()]
+    return all(_said(part, texts) is not None or not ENGLISH.search(part) for part in parts)
 
 
 def number_name(name: str, texts: Texts) -> str:
@@ -154,7 +169,7 @@ def _form(name: str) -> str:
     if name[0] == "#":
         return NUMBER
     if name[0] == "@":
-        return "|".join(sorted((*ARMS, "full_precision_again"), key=len, reverse=True))
+        return "|".join([*sorted(SHIPPED_ARMS, key=len, reverse=True), OWN_NAME])
     if name[0].isdecimal():
         return ".+?"
     return r"\S+?" if name == "f1" else "(?:(?!; |: ).)+?"
