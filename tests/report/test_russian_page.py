@@ -3,15 +3,19 @@ translates is found here; of a pilot that ran, in ``tests/runner/test_whole_pilo
 
 from __future__ import annotations
 
+import pandas as pd
 from bs4 import BeautifulSoup
 
 from workbench.figures.page import stage_figures
+from workbench.figures.readiness import fits
 from workbench.pilot.resolve import resolve
 from workbench.pilot.sections.base import said_in
 from workbench.records.run import open_run
+from workbench.records.stage_record import StageRecord
 from workbench.report.card import verdict_card
 from workbench.report.gates import why_in
 from workbench.report.html import write_html
+from workbench.report.views import _sentence
 from workbench.wording.text import Texts
 
 
@@ -45,3 +49,17 @@ def test_the_pilots_own_texts_may_be_given_in_both_languages(monkeypatch, tmp_pa
     assert why_in('{"en": "none", "ru": "ни одного"}', "ru") == "ни одного"
     assert why_in("{not json", "ru") == "{not json"
     assert said_in({"en": "only this"}, "ru") == "only this"
+
+
+def test_a_ready_models_format_is_said_in_russian() -> None:
+    said = {"code": "caveat.ready", "values": {"format": "GGUF file (Q4_0, TQ2_0)"}, "text": ""}
+    assert "(файл GGUF (Q4_0, TQ2_0))" in _sentence(said, Texts("ru"))
+
+
+def test_a_checkpoints_own_shape_is_said_in_russian(tmp_path, english_of) -> None:
+    record = StageRecord("readiness", tmp_path)
+    sizes = ("serving_ternary_gb", "serving_full_gb", "training_gb")
+    row = {"preset": "checkpoint", "parameters": 1e8, **dict.fromkeys(sizes, 1.0)}
+    record.save_table("fits", pd.DataFrame([row]))
+    figure = f'<script type="application/json" id="f">{fits(record, "ru").to_json()}</script>'
+    assert "чекпойнт пилота" in fits(record, "ru").data[0].y and not english_of(figure)

@@ -127,7 +127,45 @@ def test_report_set_judges_again_from_the_records(judged, tmp_path, monkeypatch,
     assert 'lang="ru"' in text and "Повторное решение" in text
     assert "report.cost.tariff_per_kwh: 0.5" in text
     assert files_of(run.stage_folder("report")) == first
+    assert 'lang="ru"' in run.report.read_text(encoding="utf-8"), "a reader goes between the pages"
+
+
+def text_of(run, *overrides: str, **options) -> str:
+    return report_again(run.name, overrides, **options).read_text(encoding="utf-8")
+
+
+def test_what_was_set_stays_set(judged, capsys) -> None:
+    """Russian, then another tariff, then another PUE: each time with all that was said before."""
+    run, first = judged
+    assert 'lang="ru"' in text_of(run, "report.language=ru")
+    assert "asked" not in capsys.readouterr().err, "nothing was set before"
+    dearer = text_of(run, DEARER)
+    assert 'lang="ru"' in dearer and "report.cost.tariff_per_kwh: 0.5" in dearer
+    assert "as it was last asked: report.language: ru;" in capsys.readouterr().err
+    other = text_of(run, "report.cost.pue=1.2")
+    assert 'lang="ru"' in other and "report.cost.pue: 1.2" in other
+    assert "report.cost.tariff_per_kwh: 0.5" in other
+    said = capsys.readouterr().err
+    assert "as it was last asked: report.language: ru, report.cost.tariff_per_kwh: 0.5;" in said
+    assert len(run.judgements()) == 2
+    assert text_of(run) == other, "without --set it is the page of the last judgement"
+    english = text_of(run, "report.language=en", "report.cost.tariff_per_kwh=0.12")
+    assert 'lang="en"' in english and "tariff_per_kwh: 0.5" not in english
+    assert "as it was last asked: report.cost.pue: 1.2;" in capsys.readouterr().err.split("\n")[-3]
+    assert files_of(run.stage_folder("report")) == first
+
+
+def test_afresh_goes_by_the_pilot_alone(judged, capsys) -> None:
+    run, _ = judged
+    text_of(run, "report.language=ru", DEARER)
+    cheaper = text_of(run, "report.cost.pue=1.2", afresh=True)
+    assert 'lang="en"' in cheaper and "report.cost.tariff_per_kwh: 0.5" not in cheaper
+    text_of(run, DEARER)
+    assert report_again(run.name, [], afresh=True) == run.report
     assert 'lang="en"' in run.report.read_text(encoding="utf-8")
+    capsys.readouterr()
+    report_again(run.name, [])
+    assert "last asked" not in capsys.readouterr().err, "it was last asked by its pilot"
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def watch(name: RunName) -> None:
     finally:
         if run.record("report"):
             again = next(iter(run.judgements()[::-1]), None)
-            _say_card(run, run.resolved().pilot.report.language, again)
+            _say_card(run, run.asked().pilot.report.language, again)
             page = page_of(run, again)
             print(page if page.exists() else run.folder)
 
@@ -259,17 +259,21 @@ def report(
             "--set",
             metavar="KEY=VALUE",
             help="judge by this, e.g. report.language=ru",
-            show_default="none",
+            show_default="as it was last asked",
         ),
     ] = None,
+    afresh: Annotated[
+        bool, typer.Option("--afresh", help="by the pilot of the run, not as it was last asked")
+    ] = False,
 ) -> None:
     """Write report.html of a run again from its records, and print its path.
 
-    With --set report.* the run is judged again beside its first judgement, which stays.
+    With --set report.* the run is judged again beside its first judgement, which stays; what was
+    set before stays set.
     """
     from workbench.runner.report_again import report_again
 
-    print(report_again(name, overrides or ()))
+    print(report_again(name, overrides or (), afresh=afresh))
 
 
 @commands.command()

@@ -74,6 +74,7 @@ def fits(record: StageRecord, language: str = "en") -> go.Figure:
     if "fits" not in record.tables or (rows := record.table("fits")).empty:
         return why_not(say, title, say("fig.no_rows"))
     rows = rows.sort_values("parameters")
+    names = [say.get(f"preset.{name}", name) for name in rows["preset"]]
     needs = (
         ("serving_ternary_gb", "serve_ternary", VERMILION, "diamond"),
         ("serving_full_gb", "serve_full", BLUE, "circle"),
@@ -83,7 +84,7 @@ def fits(record: StageRecord, language: str = "en") -> go.Figure:
     for column, name, colour, symbol in needs:
         drawn.add_scatter(
             x=rows[column],
-            y=rows["preset"],
+            y=names,
             mode="markers",
             name=say(f"needs.{name}"),
             marker={"color": colour, "symbol": symbol, "size": 12},

@@ -47,6 +47,8 @@ from workbench.roadmap import STAGES
 from workbench.wording.counts import number_of
 
 JUDGEMENTS = "judgements"
+ASKED = "asked.json"
+"""What the run was last judged and shown by, where that is not what it began with."""
 WORKING = ".working.lock"
 FORMAT = 2
 """Of the header. 1, without the field: the digest holds what only judges or shows as well."""
@@ -80,6 +82,23 @@ class Run:
         """The pilot as this run resolved it, whatever became of the pilot file."""
         values = read_yaml(self.folder / PILOT).values
         return resolved_from(values, self.folder / PILOT)
+
+    def asked(self) -> ResolvedPilot:
+        """The pilot in the words that the run was last judged and shown in: language, prices,
+        gates, question. Those it began with, unless it was asked in others since."""
+        begun, later = self.resolved(), self.judgements()
+        if (path := self.folder / ASKED).exists():
+            words = read_json(path)
+        elif later:  # as versions before this file left it
+            words = later[-1].facts["second_judgement"]["words"]
+        else:
+            return begun
+        return resolved_from(begun.values | words, begun.path)
+
+    def keep_asked(self, asked: ResolvedPilot) -> None:
+        """For :meth:`asked`. Nothing is written where nothing changes."""
+        if self.asked().words != asked.words:
+            write_json(self.folder / ASKED, asked.words)
 
     @property
     def events(self) -> Path:

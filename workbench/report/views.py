@@ -412,6 +412,8 @@ def _sentence(sentence: Mapping[str, Any], texts: Texts) -> str:
         values["unit"] = texts.unit(values["unit"])
     if "arm" in values:
         values["arm"] = texts.label("arm", values["arm"])
+    if "format" in values:
+        values["format"] = recorded(values["format"], texts).text
     if values.get("reason_code"):
         values["reason"] = texts(f"reason.{values['reason_code']}", n=values.get("n"))
     elif "reason" in values:

@@ -3,7 +3,8 @@
 What only judges or shows (the pilot's ``report`` section and its question) identifies no run and
 no stage before the report. The first judgement is by the gates fixed before the run; it stays in
 ``stages/report``. Asked otherwise once the figures are known, the run is judged again from its
-records into ``judgements/<id>``, and says so: gates chosen after the figures prove less.
+records into ``judgements/<id>``, and says so: gates chosen after the figures prove less. What it
+was last asked in stays with the run (:meth:`Run.asked`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ def judge_again(asked: ResolvedPilot, run: Run) -> StageRecord | None:
     None where ``asked`` judges like the pilot the run began with (the language only shows).
     Raises StageError where the run has not been judged yet, or a record is missing.
     """
+    found = _judged(asked, run)
+    run.keep_asked(asked)
+    return found
+
+
+def _judged(asked: ResolvedPilot, run: Run) -> StageRecord | None:
     begun = run.resolved()
     if asked.judging == begun.judging:
         return None
