@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 from workbench.data.document import Document
 from workbench.data.tokenizer import train_tokenizer
 from workbench.engine.draft import DraftAsked, PromptLookup
-from workbench.engine.draft_length import Acceptance, DraftLength
+from workbench.engine.draft_length import DraftLength, Prospect, StepCost, choose_draft
 from workbench.engine.engine import Engine
 from workbench.engine.grammar import Grammars, json_grammar
 from workbench.engine.request import GenerationRequest
@@ -63,15 +63,26 @@ def plain() -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture(params=["a near model", "the text", "a foreign model"])
+@pytest.fixture(params=["a near model", "the text", "a near model and the text", "foreign models"])
 def speculative(request) -> Iterator[SpeculativeEngine]:
     model = tiny()
     drafts = {
-        "a near model": lambda: loaded(near(model)),
-        "the text": PromptLookup,
-        "a foreign model": lambda: loaded(tiny(7)),
+        "a near model": lambda: [loaded(near(model))],
+        "the text": lambda: [PromptLookup()],
+        "a near model and the text": lambda: [loaded(near(model)), PromptLookup()],
+        "foreign models": lambda: [loaded(tiny(7)), PromptLookup()],
     }
-    with SpeculativeEngine(loaded(model), drafts[request.param]()) as engine:
+    target, verified = loaded(model), []
+    forward_apart = target.core.forward_apart
+
+    def counted(*rows) -> np.ndarray:
+        verified.append(rows)
+        return forward_apart(*rows)
+
+    target.core.forward_apart = counted
+    # By this clock drafts take no time, so that they are asked often.
+    made = drafts[request.param]()
+    with SpeculativeEngine(target, *made, clock=lambda: float(len(verified))) as engine:
         yield engine
 
 
@@ -196,9 +207,9 @@ def test_both_caches_hold_the_text_and_nothing_else_after_every_round() -> None:
                     break
             engine.keep(0, rows, chosen)
             text, token = [*text, *chosen[:-1]], chosen[-1]
-            held = int(engine.draft.engine.core.filled[0])
+            held = int(engine.drafts[0].engine.core.filled[0])
             assert engine.core.filled[0] == len(text) and len(text) - 1 <= held <= len(text)
-        for one, length in ((engine.target, len(text)), (engine.draft.engine, held)):
+        for one, length in ((engine.target, len(text)), (engine.drafts[0].engine, held)):
             one.prefill(1, text[:length], chunk=1)
             after = [one.core.forward_apart([token], [slot], [length]) for slot in (0, 1)]
             same(engine, after[0], after[1])
@@ -211,13 +222,13 @@ class BigramCore(Core):
 
     def __init__(self, table: np.ndarray) -> None:
         self.table, self.slots, self.context = table.astype(np.float32), 1, 64
-        self.filled = np.zeros(1, dtype=np.int64)
+        self.filled, self.forwards = np.zeros(1, dtype=np.int64), 0
 
     vocab_size = property(lambda self: len(self.table))
     backend, weight_bytes, kv_bytes = "bigrams", 0, 0
 
     def forward(self, tokens, slots, positions, want_logits) -> np.ndarray:
-        self.filled[0] = positions[-1] + 1
+        self.filled[0], self.forwards = positions[-1] + 1, self.forwards + 1
         return self.table[np.asarray(tokens)][np.broadcast_to(want_logits, len(tokens))]
 
     def reset(self, slot: int) -> None:
@@ -253,11 +264,18 @@ def test_sampled_answers_have_the_models_distribution(fields) -> None:
         ]  # fmt: skip
 
     alone = answers(Engine(BigramCore(model)), range(1500))
-    by_text = fields == {"temperature": 1.0}
-    drafts = PromptLookup() if by_text else Engine(BigramCore(other))
-    engine = SpeculativeEngine(Engine(BigramCore(model)), drafts, fixed=2)
+    target = Engine(BigramCore(model))
+    if fields == {"temperature": 1.0}:
+        engine = SpeculativeEngine(target, PromptLookup(), fixed=2)
+    elif fields["temperature"] == 1.1:  # whichever promises more, tried now and then
+        engine = SpeculativeEngine(
+            target, Engine(BigramCore(other)), PromptLookup(),
+            clock=lambda: float(target.core.forwards),
+        )  # fmt: skip
+    else:
+        engine = SpeculativeEngine(target, Engine(BigramCore(other)), fixed=2)
     guessed = answers(engine, range(1500, 3000))
-    assert 0 < engine.counts.accepted < engine.counts.guessed
+    assert all(0 < of.accepted < of.guessed for of in engine.counts.drafts.values())
     wrong = answers(Engine(BigramCore(other)), range(3000, 3500))
     assert differ(alone, guessed) > 1e-3
     assert differ(alone, wrong) < 1e-9
@@ -290,26 +308,48 @@ def test_look_up_finds_the_latest_and_longest_repetition() -> None:
 
 
 def test_guesses_are_as_many_as_pay() -> None:
-    def chosen(rate: float, draft_s: float, row_s: float, texts: int = 1) -> int:
-        length = DraftLength()
+    def length_of(texts: int, **fields) -> DraftLength:
+        return DraftLength(StepCost(), StepCost(), texts, **fields)
+
+    def room(slot: int, most: int = 99, behind: int = 0) -> Prospect:
+        return Prospect(slot, most, behind, 99)
+
+    def chosen(rate: float, draft_s: float, row_s: float, texts: int = 1, behind: int = 0) -> int:
+        length = length_of(texts)
         for rows in (texts, 2 * texts, 4 * texts, 6 * texts):
             length.verifying.saw(rows, 1.0 + row_s * rows)
-            length.drafting.saw(texts, draft_s)
-        text = Acceptance()
-        for _ in range(400):
-            length.saw(text, 1, int(np.random.default_rng(_).random() < rate))
-        return length.choose([text] * texts, [99] * texts)[0]
+            length.drafting.saw(rows, draft_s * (1.0 + (rows - texts) / 10))
+        for guess in range(400):
+            right = int(np.random.default_rng(guess).random() < rate)
+            for slot in range(texts):
+                length.saw(slot, 1, right)
+        for slot in range(texts):
+            length.forget(slot)
+        return max(length.plan([room(slot, behind=behind) for slot in range(texts)]).lengths)
 
     assert chosen(0.95, 0.05, 0.0) == 8
     assert 2 <= chosen(0.8, 0.15, 0.02) <= 5
     assert chosen(0.2, 0.3, 0.02) == 0
     assert chosen(0.6, 0.2, 0.25, texts=8) == 0  # many at a time: rows cost what they bring
-    assert DraftLength(fixed=5).choose([Acceptance()] * 2, [9, 2]) == [5, 2]
-    seldom = DraftLength()
-    seldom.verifying.saw(1, 1.0)
-    seldom.drafting.saw(1, 2.0)
-    tried = [seldom.choose([Acceptance()], [9])[0] for _ in range(64)]
-    assert set(tried) == {0, 1} and sum(tried) == 4
+    assert chosen(0.8, 0.15, 0.02, behind=1000) >= 2 > chosen(0.8, 0.15, 0.02, behind=4000) == 0
+    fixed = length_of(2, fixed=5).plan([room(0, 9), room(1, 2)])
+    assert fixed.lengths == [5, 2]
+
+
+def test_of_the_texts_that_a_draft_could_try_it_takes_the_one_read_furthest() -> None:
+    length = DraftLength(StepCost(), StepCost(), 3)
+    length.verifying.saw(3, 1.0)
+    for rows in (1, 101):
+        length.drafting.saw(rows, 2.0 + rows / 100)
+    texts = [Prospect(0, 8, 300, 99), Prospect(1, 8, 20, 99), Prospect(2, 0, 0, 99)]
+    assert choose_draft([length], [texts])[1].lengths == [0, 0, 0]
+    length.passed(40 * 2.2)
+    assert choose_draft([length], [texts])[1].lengths == [0, 0, 0]
+    length.passed(40 * 0.2)
+    for _ in range(4):  # it goes on while its guesses are right, and waits again after them
+        assert choose_draft([length], [texts])[1].lengths == [0, 1, 0]
+        length.saw(1, 1, 1)
+    assert choose_draft([length], [texts])[1].lengths == [0, 0, 0]
 
 
 def test_a_draft_that_fails_ends_no_answer(plain) -> None:
@@ -324,11 +364,12 @@ def test_a_draft_that_fails_ends_no_answer(plain) -> None:
         return forward(*rows)
 
     draft.core.forward = fail
-    with SpeculativeEngine(loaded(model), draft) as engine, Scheduler(engine) as scheduler:
+    speculative = SpeculativeEngine(loaded(model), draft, fixed=2)
+    with speculative as engine, Scheduler(engine) as scheduler:
         submitted = [scheduler.submit(asked(seed)) for seed in (3, 5)]
         assert all(each.wait(30) for each in submitted)
     assert [each.tokens for each in submitted] == [plain.generate(asked(s)).tokens for s in (3, 5)]
-    assert "nothing is drafted any more: NotFiniteError" in engine.notes[-1]
+    assert f"any more by {draft.backend}: NotFiniteError" in engine.notes[-1]
 
 
 def test_damaged_weights_of_the_model_itself_end_it_as_without_a_draft() -> None:

@@ -33,8 +33,17 @@ def test_it_says_equal_quality_the_speed_and_the_memory_of_both() -> None:
         and "1.9 times" in english
         and "takes 1.17" in english
     )
-    assert "81 % of its guesses" in english
+    assert "81 % of the guesses were right" in english
     assert "качество равно по построению" in russian and "1,9" in russian and "1,17" in russian
+    by = [
+        Metric("draft_share", share, "share", "", labels=labels | {"draft": draft})
+        for draft, share in (("model", 0.7), ("prompt_lookup", 0.3))
+    ]
+    _, shares = _drafted(measured(*figures, *by))
+    assert "70 % of the guesses were the ternary model's, 30 % were looked up" in Texts()(
+        shares.code, **shares.values
+    )
+    assert "70 %" in Texts("ru")(shares.code, **shares.values)
     assert _drafted(measured(*figures[2:])) == []
     (rounded,) = _drafted(measured(*figures, exact=False))
     assert "but for the last bits" in Texts()(rounded.code, **rounded.values)

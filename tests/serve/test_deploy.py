@@ -21,6 +21,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from workbench.cli.serving import commands
+from workbench.engine.speculation_counts import DraftCounts, SpeculationCounts
 from workbench.measure.meters.sample import Channel, Sample
 from workbench.serve.energy_count import EnergyCount
 from workbench.serve.main import listen
@@ -39,7 +40,14 @@ BY_PROMETHEUS = {"instance", "job"}
 @pytest.fixture(scope="module")
 def scraped(plain) -> dict[str, set[str]]:
     """Each sample's name of a server that has answered and refused -> its labels."""
-    plain.service.processes = {"hybrid": SimpleNamespace(pid=None, restarts=1, gpu_bytes=None)}
+    plain.service.processes = {
+        "hybrid": SimpleNamespace(
+            pid=None,
+            restarts=1,
+            gpu_bytes=None,
+            speculation=SpeculationCounts(9, 21, {"model": DraftCounts(5, 15, 12)}),
+        )
+    }
     channel = Channel("rapl", "package-0", "cpu", "energy")
     meter = SimpleNamespace(reader="rapl", read=lambda: [Sample(channel, 0.0, 0.0, 1.0)])
     count = EnergyCount([meter], 3.0)

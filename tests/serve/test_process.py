@@ -30,7 +30,8 @@ from workbench.machine.memory import Memory
 from workbench.pilot.resolve import resolve
 from workbench.records.run import FIELDS, HEADER, Run, open_run
 from workbench.records.stage_record import StageRecord
-from workbench.serve.arm_process import ArmSpec, load_arm
+from workbench.serve.arm import ArmProcess
+from workbench.serve.arm_process import ArmSpec, load_arm, sign_of_life
 from workbench.serve.canary import CanaryPlan
 from workbench.serve.front_options import FrontOptions
 from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute, change_route, route_file
@@ -385,6 +386,14 @@ def test_an_arm_that_another_drafts_answers_as_alone_and_holds_both(arms, by) ->
         assert all(each.wait(20) for each in submitted)
         answers += [each.tokens for each in submitted]
         sizes.append(arm.ready.weight_bytes)
+        seen = ArmProcess("arm", spec)  # as the server hears of it
+        seen.heard(json.loads(json.dumps(sign_of_life(arm.scheduler))))
+        if spec.drafted:
+            counts = arm.scheduler.engine.counts
+            assert seen.speculation == counts and counts.verifications and counts.guessed
+            assert list(counts.drafts) == (["model", "prompt_lookup"] if by else ["prompt_lookup"])
+        else:
+            assert seen.speculation is None
         arm.close()
     assert answers == [answers[0]] * 4
     assert (sizes[1] > sizes[0]) == (by is not None)

@@ -2,9 +2,10 @@
 
 ``pair``: two trained models of one tokenizer answer the same prompts, the model alone and drafted
 in turns, so that what else the machine does falls on both; the speed-up is the ratio within those
-pairs. ``shape``: weights drawn at random cannot be guessed, so a draft step and a verification of
-1 to 9 rows are timed in turns, and the speed-up over acceptance is computed from them (modelled).
-Prints JSON lines.
+pairs, of all tokens after the first (decode) and of the whole answer. Drafts are the model, the
+text itself, and both, as the arm ``speculative`` has them. ``shape``: weights drawn at random
+cannot be guessed, so a draft step and a verification of 1 to 9 rows are timed in turns, and the
+speed-up over acceptance is computed from them (modelled). Prints JSON lines.
 """
 
 from __future__ import annotations
@@ -34,24 +35,31 @@ ACCEPTANCES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 def pair(
     full: Path, draft: Path, texts: list[str], prompt_tokens: int, output_tokens: int, threads: int
 ) -> Iterator[dict[str, Any]]:
-    """A row for each draft: the model, and the text itself."""
+    """A row for each draft: the model, the text itself, and both."""
     require_same_tokenizer(full, draft)
     tokenizer = load_tokenizer(str(full))
     prompts = [tuple(ids[:prompt_tokens]) for ids in encode(tokenizer, texts) if len(ids) > 8]
     setup: Any = {"context": prompt_tokens + output_tokens, "threads": threads}
     with Engine.load(full, **setup) as plain:
-        for name in ("model", "text"):
-            made = Engine.load(draft, **setup) if name == "model" else PromptLookup()
-            with SpeculativeEngine(Engine.load(full, **setup), made) as drafted:
-                yield {"draft": name, "output_tokens": output_tokens} | _in_turns(
-                    plain, drafted, prompts, output_tokens
-                )
+        for name in ("model", "text", "both"):
+            drafts: list[Engine | PromptLookup] = []
+            if name != "text":
+                drafts.append(Engine.load(draft, **setup))
+            if name != "model":
+                drafts.append(PromptLookup())
+            with SpeculativeEngine(Engine.load(full, **setup), *drafts) as drafted:
+                yield {
+                    "kind": "measured",
+                    "draft": name,
+                    "output_tokens": output_tokens,
+                } | _in_turns(plain, drafted, prompts, output_tokens)
 
 
 def _in_turns(
     plain: Engine, drafted: SpeculativeEngine, prompts: list[tuple[int, ...]], output_tokens: int
 ) -> dict[str, Any]:
-    seconds: dict[str, list[float]] = {"plain": [], "drafted": []}
+    decode_s: dict[str, list[float]] = {"plain": [], "drafted": []}
+    answer_s: dict[str, list[float]] = {"plain": [], "drafted": []}
     equal = 0
     for number, prompt in enumerate([prompts[0], *prompts]):
         request = GenerationRequest(prompt, output_tokens, ignore_eos=True)
@@ -61,19 +69,26 @@ def _in_turns(
         if not number:  # the first pays for caches, and teaches the costs
             continue
         for name, each in done.items():
-            seconds[name].append(each.end_s - (each.first_token_s or 0.0))
+            decode_s[name].append(each.end_s - (each.first_token_s or 0.0))
+            answer_s[name].append(each.end_s)
         equal += done["plain"].tokens == done["drafted"].tokens
-    speedup = mean_ratio(seconds["plain"], seconds["drafted"])
+    decode = mean_ratio(decode_s["plain"], decode_s["drafted"])
+    answer = mean_ratio(answer_s["plain"], answer_s["drafted"])
     counts = drafted.counts
     return {
         "prompts": len(prompts),
         "answers_equal": equal,
         "acceptance": round(counts.accepted / max(1, counts.guessed), 4),
         "tokens_per_verification": round(counts.written / counts.verifications, 3),
-        "decode_speedup": speedup.value,
-        "lo": speedup.lo,
-        "hi": speedup.hi,
-        "plain_ms_per_token": 1e3 * float(np.median(seconds["plain"])) / (output_tokens - 1),
+        "guessed_by": {name: of.guessed for name, of in counts.drafts.items()},
+        "accepted_by": {name: of.accepted for name, of in counts.drafts.items()},
+        "decode_speedup": decode.value,
+        "lo": decode.lo,
+        "hi": decode.hi,
+        "answer_speedup": answer.value,
+        "answer_lo": answer.lo,
+        "answer_hi": answer.hi,
+        "plain_ms_per_token": 1e3 * float(np.median(decode_s["plain"])) / (output_tokens - 1),
         "memory_over_plain": drafted.weight_bytes / plain.weight_bytes,
         "computes": drafted.backend,
     }

@@ -109,8 +109,8 @@ def serve(
     draft: Annotated[
         str | None,
         typer.Option(
-            help="an arm speculative more: the first arm's answers, guessed by this model folder, "
-            "or by the text itself: prompt",
+            help="an arm speculative more: the first arm's answers, guessed by this model folder "
+            "or, where that promises more, by the text itself; prompt: by the text alone",
             show_default="none",
         ),
     ] = None,

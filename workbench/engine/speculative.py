@@ -3,10 +3,11 @@
 Speculative decoding (Leviathan et al. 2023, arXiv:2211.17192). Each round a :mod:`.draft` guesses
 the next k tokens of every text, and the model takes them all in one step, which reads its weights
 once: that step costs little more than one token's. Guesses are kept up to the first wrong one, in
-whose place the model's own token stands, or follows where all were right; both caches go back to
+whose place the model's own token stands, or follows where all were right; all caches go back to
 what was kept. Greedy answers are those of the model token for token, sampled ones have its
-distribution (:mod:`.sampling`), and any draft will do: a bad one costs time alone, and how much is
-guessed follows from what is right and what it costs (:mod:`.draft_length`).
+distribution (:mod:`.sampling`), and any draft will do: a bad one costs time alone. Of several the
+one that saves most guesses in a step, and how much is guessed follows from what is right and what
+it costs (:mod:`.draft_length`).
 
 The step that judges has several rows. Where a core's ``rows_apart`` holds, as the native one's
 does, each token's logits are those that it would have had alone, to the bit. Elsewhere (Triton,
@@ -17,6 +18,7 @@ equally likely but for that, the other one may come. The prompt is read as witho
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +28,11 @@ import numpy as np
 from ternary_kernels.core import NotFiniteError
 
 from workbench.engine.draft import Draft, DraftAsked, ModelDraft, PromptLookup
-from workbench.engine.draft_length import LONGEST, Acceptance, DraftLength
+from workbench.engine.draft_length import LONGEST, DraftLength, Prospect, StepCost, choose_draft
 from workbench.engine.engine import ChoosableRow, Engine, Speculated
 from workbench.engine.request import GenerationRequest
 from workbench.engine.sampling import Guess, Sampler
+from workbench.engine.speculation_counts import DraftCounts, SpeculationCounts
 from workbench.errors import StageError
 from workbench.wording.counts import number_of
 
@@ -43,40 +46,39 @@ Proposed = TypeVar("Proposed")
 
 
 @dataclass
-class SpeculationCounts:
-    """Since the engine was made. verifications: of texts, one for each text in a step; guessed,
-    accepted: tokens of the draft; written: tokens that came out, the model's own included."""
+class _Drafter:
+    """A draft, how much it is to guess, how that went, and why it guesses no more."""
 
-    verifications: int = 0
-    guessed: int = 0
-    accepted: int = 0
-    written: int = 0
+    draft: Draft
+    length: DraftLength
+    counts: DraftCounts
+    failed: str | None = None
 
 
 @dataclass
 class _Text:
-    """What the model's cache holds of a slot, and how its guesses fared."""
+    """What the model's cache holds of a slot, and whose guesses are judged now."""
 
-    tokens: list[int] = field(default_factory=list)
-    acceptance: Acceptance = field(default_factory=Acceptance)
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    drafter: _Drafter | None = None
     judging: bool = False
     """Rows are out, and what was chosen from them is not known yet."""
 
 
 class SpeculativeEngine(Engine):
-    """An :class:`Engine` whose tokens are ``target``'s and mostly ``draft``'s guess.
+    """An :class:`Engine` whose tokens are ``target``'s, and mostly guessed by one of ``drafts``.
 
-    draft: an engine of the same tokenizer with as many slots and as long a context, or any
-    :class:`.draft.Draft`. longest: guesses in a row, at most. fixed: always so many, for a
-    measurement; with a fixed number a seed gives the same answer again, otherwise the odds alone
-    are the same, since it then depends on time how much is guessed.
-    Both engines are this one's while it lives; ``close`` closes them.
-    Raises ValueError for two that do not fit together.
+    drafts: engines of the same tokenizer with as many slots and as long a context, or any
+    :class:`.draft.Draft`, each of another name. longest: guesses in a row, at most. fixed: always
+    so many, of a single draft, for a measurement; with a fixed number a seed gives the same answer
+    again, otherwise the odds alone are the same, since it then depends on time how much is guessed.
+    clock: seconds, for the costs. All engines are this one's while it lives; ``close`` closes them.
+    Raises ValueError for what does not fit together.
     """
 
     def __init__(
-        self, target: Engine, draft: Engine | Draft, *, longest: int = LONGEST,
-        fixed: int | None = None,
+        self, target: Engine, *drafts: Engine | Draft, longest: int = LONGEST,
+        fixed: int | None = None, clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         if not target.core.truncates:
             raise ValueError(
@@ -84,19 +86,41 @@ class SpeculativeEngine(Engine):
                 "positions can be taken back, which one of a sliding window or a state is not"
             )
         super().__init__(target.core, eos_tokens=target.eos_tokens)
-        if isinstance(draft, Engine):
-            _require_room(target, draft)
-            draft = ModelDraft(draft, target.vocab_size)
-        self.target, self.draft = target, draft
-        self.length, self.counts = DraftLength(longest, fixed), SpeculationCounts()
+        self.target, self._clock, self._verifying = target, clock, StepCost()
+        self.drafts: list[Draft] = []
+        for draft in drafts:
+            if isinstance(draft, Engine):
+                _require_room(target, draft)
+                draft = ModelDraft(draft, target.vocab_size, clock)
+            self.drafts.append(draft)
+        names = [draft.name for draft in self.drafts]
+        if not names or len(set(names)) < len(names) or (fixed is not None and len(names) > 1):
+            raise ValueError(
+                f"drafts {names} with fixed={fixed}; allowed: at least one, each of another name, "
+                "and a single one with a fixed number of guesses"
+            )
+        self._drafters = [
+            _Drafter(
+                draft,
+                DraftLength(
+                    self._verifying, draft.cost, self.slots, longest=longest, fixed=fixed
+                ),
+                DraftCounts(),
+            )
+            for draft in self.drafts
+        ]  # fmt: skip
+        self.counts = SpeculationCounts(
+            drafts={drafter.draft.name: drafter.counts for drafter in self._drafters}
+        )
         self._texts = [_Text() for _ in range(self.slots)]
-        self._failed: str | None = None
+        self._longest = longest if fixed is None else fixed
 
     @classmethod
     def load_pair(
         cls, folder: Path, draft: Path | None, **setup: Unpack[SetupFields]
     ) -> SpeculativeEngine:
-        """From two model folders; ``draft`` None guesses from the text itself.
+        """From two model folders, with look-up in the text itself beside the model that drafts;
+        ``draft`` None: by look-up alone.
 
         setup: see :meth:`Engine.load`. Raises StageError for folders that cannot be loaded and for
         a draft of another tokenizer.
@@ -106,14 +130,14 @@ class SpeculativeEngine(Engine):
         require_same_tokenizer(folder, draft)
         target = Engine.load(folder, **setup)
         try:
-            return cls(target, Engine.load(draft, **setup))
+            return cls(target, Engine.load(draft, **setup), PromptLookup())
         except BaseException:
             target.close()
             raise
 
     @property
     def backend(self) -> str:
-        return f"{self.core.backend}; drafts by {self.draft.backend}"
+        return f"{self.core.backend}; drafts by {' or '.join(d.backend for d in self.drafts)}"
 
     @property
     def notes(self) -> list[str]:
@@ -123,33 +147,36 @@ class SpeculativeEngine(Engine):
                 "several tokens in a step may differ in their last bits from one at a time here: "
                 "an answer may differ where two tokens are equally likely but for those"
             )
-        if self._failed is not None:
-            own.append(f"nothing is drafted any more: {self._failed}")
-        return [*self.core.notes, *self.draft.notes, *own]
+        for drafter in self._drafters:
+            if drafter.failed is not None:
+                own.append(
+                    f"nothing is guessed any more by {drafter.draft.backend}: {drafter.failed}"
+                )
+        return [*self.core.notes, *(note for draft in self.drafts for note in draft.notes), *own]
 
     @property
     def weight_bytes(self) -> int:
-        """Of both models."""
-        return self.core.weight_bytes + self.draft.weight_bytes
+        """Of all models."""
+        return self.core.weight_bytes + sum(draft.weight_bytes for draft in self.drafts)
 
     @property
     def kv_bytes(self) -> int:
-        """Of both models."""
-        return self.core.kv_bytes + self.draft.kv_bytes
+        """Of all models."""
+        return self.core.kv_bytes + sum(draft.kv_bytes for draft in self.drafts)
 
     def warm(self) -> None:
         self.core.warm()
-        if isinstance(self.draft, ModelDraft):
-            self.draft.engine.warm()
+        for draft in self.drafts:
+            if isinstance(draft, ModelDraft):
+                draft.engine.warm()
 
     def step(
         self, tokens: Sequence[int], slots: Sequence[int], want_logits: Sequence[bool] | bool
     ) -> np.ndarray:
-        """As of an engine without a draft, which reads along."""
+        """As of an engine without a draft."""
         logits_nV = super().step(tokens, slots, want_logits)
         for token, slot in zip(tokens, slots, strict=True):
             self._texts[slot].tokens.append(int(token))
-        self._ask_draft(lambda: self.draft.read(tokens, slots))
         return logits_nV
 
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
@@ -164,21 +191,25 @@ class SpeculativeEngine(Engine):
         Choose from the rows in their order, until a guess is not what was chosen or the text ends,
         and say what was chosen by :meth:`keep`. Raises NotFiniteError.
         """
-        texts = [self._texts[one.slot] for one in asked]
-        guesses = self._guesses(asked, texts)
+        began = self._clock()
+        for one in asked:
+            self._texts[one.slot].tokens.append(one.token)
+        guesses = self._guesses(asked)
         tokens: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
-        for one, text, own in zip(asked, texts, guesses, strict=True):
-            text.tokens.append(one.token)
-            text.judging = True
+        for one, own in zip(asked, guesses, strict=True):
+            self._texts[one.slot].judging = True
             tokens += [one.token, *(guess.token for guess in own)]
             slots += [one.slot] * (1 + len(own))
             begin = int(self.core.filled[one.slot])
             positions += range(begin, begin + 1 + len(own))
-        began = time.perf_counter()
+        drafted = self._clock()
         logits_nV = self.core.forward_apart(tokens, slots, positions)
-        self.length.verifying.saw(len(tokens), time.perf_counter() - began)
+        ended = self._clock()
+        self._verifying.saw(len(tokens), ended - drafted)
+        for drafter in self._drafters:
+            drafter.length.passed(ended - began)
         if not np.isfinite(logits_nV.sum(axis=-1)).all():
             raise NotFiniteError("the choice of a token")
         rows, at = [], 0
@@ -189,7 +220,7 @@ class SpeculativeEngine(Engine):
         return rows
 
     def keep(self, slot: int, rows: Sequence[ChoosableRow], chosen: Sequence[int]) -> None:
-        """Both caches go back to what was right; the latest token is in neither."""
+        """All caches go back to what was right; the latest token is in none."""
         text = self._texts[slot]
         if not text.judging:
             return
@@ -198,15 +229,19 @@ class SpeculativeEngine(Engine):
         right = 0
         while right < min(len(guesses), len(chosen)) and guesses[right] == chosen[right]:
             right += 1
-        text.tokens += guesses[:right]
+        text.tokens.extend(guesses[:right])
         self.core.truncate(slot, len(text.tokens))
-        self._ask_draft(lambda: self.draft.keep(slot, len(text.tokens)))
+        self.counts.verifications += 1
+        self.counts.written += len(chosen)
+        if (drafter := text.drafter) is None:
+            return
+        text.drafter = None
+        self._ask(drafter, lambda: drafter.draft.keep(slot, len(text.tokens)))
         judged = min(len(guesses), len(chosen))
-        self.length.saw(text.acceptance, judged, right)
-        counts = self.counts
-        counts.verifications += 1
-        counts.guessed, counts.accepted = counts.guessed + judged, counts.accepted + right
-        counts.written += len(chosen)
+        drafter.length.saw(slot, judged, right)
+        drafter.counts.proposals += judged > 0
+        drafter.counts.guessed += judged
+        drafter.counts.accepted += right
 
     def decode_greedy(self, slots: Sequence[int], tokens: Sequence[int], steps: int) -> np.ndarray:
         likeliest = Sampler(GenerationRequest((0,), max_tokens=1, ignore_eos=True), frozenset())
@@ -231,41 +266,70 @@ class SpeculativeEngine(Engine):
     def release(self, slot: int) -> None:
         super().release(slot)
         self._texts[slot] = _Text()
-        self.draft.reset(slot)
+        for drafter in self._drafters:
+            drafter.length.forget(slot)
+            drafter.draft.reset(slot)
 
     def close(self) -> None:
         self.target.close()
-        self.draft.close()
+        for draft in self.drafts:
+            draft.close()
 
-    def _guesses(self, asked: Sequence[Speculated], texts: Sequence[_Text]) -> list[list[Guess]]:
-        lengths = self.length.choose([t.acceptance for t in texts], [one.room for one in asked])
-        wanted = [i for i, length in enumerate(lengths) if length > 0]
-        guesses: list[list[Guess]] = [[] for _ in asked]
-        if not wanted or self._failed is not None:
-            return guesses
-        began = time.perf_counter()
-        proposed = self._ask_draft(
-            lambda: self.draft.propose([
-                DraftAsked(
-                    asked[i].slot, [*texts[i].tokens, asked[i].token], lengths[i], asked[i].sampler
-                )
-                for i in wanted
-            ])
-        )  # fmt: skip
-        for i, own in zip(wanted, proposed or [], strict=bool(proposed)):
-            guesses[i] = own
-        steps = max(map(len, guesses))
-        self.length.drafting.saw(len(wanted), (time.perf_counter() - began) / max(1, steps))
+    def _guesses(self, asked: Sequence[Speculated]) -> list[list[Guess]]:
+        """Of the draft that promises most in this step, for each text."""
+        drafters = [drafter for drafter in self._drafters if drafter.failed is None]
+        if not drafters:
+            return [[] for _ in asked]
+        mosts = [min(self._longest, one.room) for one in asked]
+        found = [self._proposed(d, asked, mosts) if d.draft.free else None for d in drafters]
+        prospects = [
+            self._prospects(drafter, asked, mosts if own is None else [len(g) for g in own])
+            for drafter, own in zip(drafters, found, strict=True)
+        ]
+        place, plan = choose_draft([drafter.length for drafter in drafters], prospects)
+        guesses = found[place]
+        if guesses is None:
+            guesses = self._proposed(drafters[place], asked, plan.lengths)
+        for i, (one, most) in enumerate(zip(asked, plan.lengths, strict=True)):
+            guesses[i] = guesses[i][:most]
+            self._texts[one.slot].drafter = drafters[place] if most else None
         return guesses
 
-    def _ask_draft(self, ask: Callable[[], Proposed]) -> Proposed | None:
+    def _proposed(
+        self, drafter: _Drafter, asked: Sequence[Speculated], mosts: Sequence[int]
+    ) -> list[list[Guess]]:
+        """For each text at most so many guesses."""
+        guesses: list[list[Guess]] = [[] for _ in asked]
+        wanted = [i for i, most in enumerate(mosts) if most > 0]
+        questions = [
+            DraftAsked(asked[i].slot, self._texts[asked[i].slot].tokens, mosts[i], asked[i].sampler)
+            for i in wanted
+        ]
+        answers = self._ask(drafter, lambda: drafter.draft.propose(questions)) if wanted else None
+        if answers is not None:
+            for i, own in zip(wanted, answers, strict=True):
+                guesses[i] = own
+        return guesses
+
+    def _prospects(
+        self, drafter: _Drafter, asked: Sequence[Speculated], mosts: Sequence[int]
+    ) -> list[Prospect]:
+        prospects = []
+        for one, most in zip(asked, mosts, strict=True):
+            behind = drafter.draft.behind(one.slot, len(self._texts[one.slot].tokens))
+            prospects.append(
+                Prospect(one.slot, 0 if behind is None else most, behind or 0, one.room)
+            )
+        return prospects
+
+    def _ask(self, drafter: _Drafter, ask: Callable[[], Proposed]) -> Proposed | None:
         """A draft that fails ends no answer: without it everything is as before, and slower."""
-        if self._failed is not None:
+        if drafter.failed is not None:
             return None
         try:
             return ask()
         except (ValueError, RuntimeError, MemoryError) as error:
-            self._failed = f"{type(error).__name__}: {error}"
+            drafter.failed = f"{type(error).__name__}: {error}"
             return None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.engine.speculative import SpeculationCounts
+from workbench.engine.speculation_counts import SpeculationCounts
 from workbench.measure.latency import LoadClass
 from workbench.measure.meters.basis import NODE, PARTS
 from workbench.measure.quality import independent_units
@@ -142,8 +142,8 @@ def memory_figures(sizes: Mapping[str, tuple[int, int]], baseline: str) -> Itera
 
 
 def speculation_figures(arm: str, counts: SpeculationCounts) -> Iterator[Metric]:
-    """How often a draft was right, and what a verification gave. counts: of all that the arm wrote
-    in this session's process."""
+    """How often drafts were right, what a verification gave, and which draft guessed how much.
+    counts: of all that the arm wrote in this session's process."""
     labels = {"arm": arm, **SOURCE}
     if not counts.verifications:
         for name, unit in (("draft_acceptance", "share"), ("tokens_per_verification", "tokens")):
@@ -161,6 +161,17 @@ def speculation_figures(arm: str, counts: SpeculationCounts) -> Iterator[Metric]
         yield Metric.missing("draft_acceptance", "share", "guessing never paid", **labels)
     written = counts.written / counts.verifications
     yield Metric("tokens_per_verification", written, "tokens", how, labels=labels)
+    for name, draft in counts.drafts.items():
+        how = (
+            f"{draft.guessed} of {number_of(counts.guessed, 'guess')}, of which "
+            f"{draft.accepted} were kept"
+        )
+        of_draft = labels | {"draft": name}
+        if counts.guessed:
+            share = draft.guessed / counts.guessed
+            yield Metric("draft_share", share, "share", how, labels=of_draft)
+        else:
+            yield Metric.missing("draft_share", "share", "guessing never paid", **of_draft)
 
 
 def energy_figures(energies: pd.DataFrame, baseline: str, classes: Classes) -> Iterator[Metric]:

@@ -220,7 +220,15 @@ def _drafted(measured: StageRecord) -> list[Sentence]:
         "times": longest.value, "memory": 1 / ratio.value, "percent": round(100 * accepted),
     }  # fmt: skip
     exact = measured.facts.get("drafted_to_the_bit")
-    return [Sentence("caveat.speculative" if exact else "caveat.speculative_rounded", values)]
+    found = [Sentence("caveat.speculative" if exact else "caveat.speculative_rounded", values)]
+    model, lookup = (
+        measured.metric("draft_share", arm="speculative", draft=draft)
+        for draft in ("model", "prompt_lookup")
+    )
+    if model and model.value is not None and lookup and lookup.value is not None:
+        shares = {"model": round(100 * model.value), "lookup": round(100 * lookup.value)}
+        found.append(Sentence("caveat.speculative_drafts", shares))
+    return found
 
 
 def _hybrid_limit(records: Mapping[str, StageRecord]) -> list[Sentence]:

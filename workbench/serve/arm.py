@@ -36,6 +36,7 @@ from typing import Any
 from workbench.child import how_it_ended
 from workbench.engine.request import FinishReason, GenerationRequest
 from workbench.engine.scores import ScoredToken, TokenScore
+from workbench.engine.speculation_counts import SpeculationCounts
 from workbench.errors import ConfigError, StageError, WorkbenchError
 from workbench.serve.arm_process import PRELOADED, ArmSpec, run_arm
 from workbench.serve.spec import ArmReady
@@ -95,6 +96,8 @@ class ArmProcess:
         self.failed: str | None = "it has not been started"
         self.restarts = 0
         self.gpu_bytes: int | None = None
+        self.speculation: SpeculationCounts | None = None
+        """Of an arm that is drafted, since its process started."""
         self._process: BaseProcess | None = None
         self._transport: asyncio.Transport | None = None
         self._asked: dict[int, AskedRequest] = {}
@@ -204,6 +207,8 @@ class ArmProcess:
                 if not busy or rounds != self._rounds[0]:
                     self._moved_s = self._heard_s
                 self._rounds, self.gpu_bytes = (rounds, busy), gpu_bytes
+                if counts := message.get("speculation"):
+                    self.speculation = SpeculationCounts.of_plain(counts)
             case {"ready": fields} if self._ready and not self._ready.done():
                 self._ready.set_result(ArmReady(**fields))
             case {"unusable": fields} if self._ready and not self._ready.done():

@@ -8,7 +8,8 @@ The channel is a pair of sockets; both ways go lines of JSON.
   round of the scheduler, ``{"tokens": [[id, token], ...], "ended": [[id, reason, error], ...]}``,
   and where log probabilities were asked for ``"scores": [[id, "prompt", [score, ...]],
   [id, "token", score], [id, "end", score]]``, each ``[token, logprob, [[token, logprob], ...]]``;
-  between them ``{"alive": [rounds, busy], "gpu_bytes": n}`` as a sign of life; and
+  between them ``{"alive": [rounds, busy], "gpu_bytes": n}`` as a sign of life, of an arm that is
+  drafted with its counts, ``"speculation": {...}``; and
   ``{"failed": why}`` and the end once the engine answers nothing more.
 
 It ends when the channel does, so it outlives no server, however that ended; where it is stopped and
@@ -59,8 +60,8 @@ PRELOADED = (
 @dataclass(frozen=True)
 class ArmSpec:
     """What an arm's process loads; fields as of :meth:`Engine.load`. faults: it takes orders to
-    fail, for a drill. drafted: its tokens are guessed by the model in ``draft``, or where that is
-    None by what was said already."""
+    fail, for a drill. drafted: its tokens are guessed by the model in ``draft``, where there is
+    one, and by the text so far."""
 
     folder: Path
     slots: int
@@ -263,11 +264,21 @@ def _follow(order: dict[str, Any], arm: LoadedModel, answers: _Answers) -> None:
 
 
 def _beat(answers: _Answers, scheduler: Scheduler) -> None:
+    while True:
+        answers.say(sign_of_life(scheduler))
+        time.sleep(BEAT_S)
+
+
+def sign_of_life(scheduler: Scheduler) -> dict[str, Any]:
+    """See the module's text."""
     import torch
 
-    while True:
-        busy = bool(scheduler.running or scheduler.waiting)
-        on_gpu = torch.cuda.is_initialized()
-        gpu_bytes = torch.cuda.max_memory_reserved() if on_gpu else None
-        answers.say({"alive": [scheduler.rounds, busy], "gpu_bytes": gpu_bytes})
-        time.sleep(BEAT_S)
+    from workbench.engine.speculative import SpeculativeEngine
+
+    message: dict[str, Any] = {
+        "alive": [scheduler.rounds, bool(scheduler.running or scheduler.waiting)],
+        "gpu_bytes": torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else None,
+    }
+    if isinstance(scheduler.engine, SpeculativeEngine):
+        message["speculation"] = asdict(scheduler.engine.counts)
+    return message

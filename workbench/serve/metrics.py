@@ -18,6 +18,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from workbench.engine.request import FinishReason
+from workbench.engine.speculation_counts import SpeculationCounts
 from workbench.serve.routed import Cause, RoutedRequest, Switch
 from workbench.serve.router import Router
 
@@ -54,7 +55,8 @@ class Metrics:
     """The collectors of one server, in a registry of their own.
 
     context: tokens that a slot holds; 0 where they are not known. restarts: arm -> how often its
-    process was started again. resident_bytes: of each process of this server.
+    process was started again. resident_bytes: of each process of this server. speculation: counts
+    of each arm that is drafted.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Metrics:
         context: int = 0,
         restarts: Callable[[], dict[str, int]] = dict,
         resident_bytes: Callable[[], Mapping[str, float]] = dict,
+        speculation: Callable[[], Mapping[str, SpeculationCounts]] = dict,
     ) -> None:
         self.registry = registry = CollectorRegistry()
         self._router, self._model = router, model
@@ -122,7 +125,7 @@ class Metrics:
             ("workbench_resident_bytes", "memory of a process", "process", resident_bytes),
         ):  # fmt: skip
             registry.register(_Gauges(name, text, label, model, values))
-        self._restarts = restarts
+        self._restarts, self._speculation = restarts, speculation
         self.energy: Callable[[], Iterator[Metric]] = lambda: iter(())
         """Families of what meters have counted so far."""
         self.replicas: Callable[[], Iterator[Metric]] = lambda: iter(())
@@ -216,8 +219,33 @@ class Metrics:
         for arm, count in self._restarts().items():
             restarts.add_metric([arm], count)
         yield restarts
+        yield from self._drafted()
         yield from self.replicas()
         yield from self.energy()
+
+    def _drafted(self) -> Iterator[Metric]:
+        """Of arms that are drafted, since their processes started."""
+        speculation = self._speculation()
+        for name, text, own in (
+            ("vllm:spec_decode_num_drafts", "texts in steps that a draft guessed for", "proposals"),
+            ("vllm:spec_decode_num_draft_tokens", "tokens that a draft guessed", "guessed"),
+            ("vllm:spec_decode_num_accepted_tokens", "of those, the ones that were right",
+             "accepted"),
+        ):  # fmt: skip
+            family = CounterMetricFamily(name, text, labels=["model_name", "arm", "draft"])
+            for arm, counts in speculation.items():
+                for draft, of in counts.drafts.items():
+                    family.add_metric([self._model, arm, draft], getattr(of, own))
+            yield family
+        for name, text, own in (
+            ("workbench_verifications", "texts in steps that verify guesses, or none",
+             "verifications"),
+            ("workbench_verified_tokens", "tokens that came out of them", "written"),
+        ):  # fmt: skip
+            family = CounterMetricFamily(name, text, labels=["arm"])
+            for arm, counts in speculation.items():
+                family.add_metric([arm], getattr(counts, own))
+            yield family
 
 
 class _Scraped(Collector):

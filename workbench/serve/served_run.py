@@ -85,7 +85,7 @@ def serve_run(
         arms, whose server then starts anew each time.
     on_lost_stream, deadline_s: None takes the pilot's.
     draft: a model folder with the fallback's tokenizer, or ``prompt``: an arm ``speculative`` more,
-        the fallback's answers drafted by it.
+        the fallback's answers drafted by it, or by the text itself where that promises more.
     of_spec: further fields of :class:`ServeSpec`, as they are.
     Raises ConfigError or StageError with what is wrong; nothing is served then.
     """

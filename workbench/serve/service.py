@@ -66,6 +66,11 @@ class Service:
             context=0 if self.tokenizer is None else self.context,
             restarts=lambda: {name: each.restarts for name, each in self.processes.items()},
             resident_bytes=self.resident_bytes,
+            speculation=lambda: {
+                name: each.speculation
+                for name, each in self.processes.items()
+                if each.speculation is not None
+            },
         )
         if self.tokenizer is not None:
             from workbench.engine.grammar import Grammars

@@ -77,7 +77,7 @@ class ServeSpec:
     requests of a ``user`` go to one arm while the weight stays. probes: prompts that both arms of
     a canary are asked at intervals. front: how it meets its clients. meters: the pilot's section,
     whose energy it counts; None counts none. drafts: arm -> the model folder that guesses its
-    tokens, None: its prompts do (:mod:`workbench.engine.speculative`).
+    tokens beside the text itself, None: the text alone (:mod:`workbench.engine.speculative`).
     """
 
     arms: dict[str, Path]

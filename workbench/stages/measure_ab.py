@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.engine.build import read_config
 from workbench.engine.cores import require_core
+from workbench.engine.draft import PromptLookup
 from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
 from workbench.engine.speculative import SpeculativeEngine
@@ -71,7 +72,8 @@ from workbench.train.quality import by_corpus, what_is_judged
 from workbench.wording.counts import number_of
 
 SPECULATIVE = "speculative"
-"""Full precision, drafted by ternary: of the two engines that are loaded anyway."""
+"""Full precision, drafted by ternary or by the text itself: of the two engines that are loaded
+anyway."""
 PROMPTS = 16
 """Different prompts of the timed requests, or as many as the largest batch."""
 
@@ -245,7 +247,7 @@ def _loaded_arms(
                 context.note(f"{name}: {note}")
         if SPECULATIVE in section.own_arms:
             full, draft = arms[BASELINE], arms["ternary"]
-            pair = SpeculativeEngine(full.engine, draft.engine)
+            pair = SpeculativeEngine(full.engine, draft.engine, PromptLookup())
             arms[SPECULATIVE] = MeasuredArm(pair, full.resident_bytes + draft.resident_bytes)
         yield arms
     finally:

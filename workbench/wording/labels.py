@@ -13,6 +13,7 @@ PHASES = ("before", "switch", "after")
 """Of a rollback under load."""
 LABELS = (
     "arm",
+    "draft",
     "over",
     "source",
     "corpus",

@@ -96,6 +96,7 @@ _TRAINED_GAIN = {
     "source": words("trained"),
 }
 _SPECULATIVE = {"arm": words("speculative"), "source": words("trained")}
+_DRAFT = {"draft": words("model", "prompt_lookup")}
 _AGAINST_REFERENCE = {
     "arm": Values(
         "one of the pilot's own `measure_ab.arms` but the one that is compared with: `checkpoint`, "
@@ -301,6 +302,7 @@ FIGURES: dict[str, Figure] = {
     "throughput_ratio": Figure("throughput", "higher", (_TRAINED_GAIN | _BATCH,)),
     "draft_acceptance": Figure("throughput", "higher", (_SPECULATIVE,)),
     "tokens_per_verification": Figure("throughput", "higher", (_SPECULATIVE,)),
+    "draft_share": Figure("throughput", labels=(_SPECULATIVE | _DRAFT,)),
     "accelerators_needed_fluid": Figure("throughput", "lower", _NEEDED),
     "accelerators_needed": Figure("throughput", "lower", _NEEDED),
     "model_memory_mb": Figure("memory", "lower", (_TRAINED, _ADDRESS, _PROBED)),

@@ -14,7 +14,7 @@ from workbench.pilot.sections.replay import Replay
 USUAL_ARMS = ("full_precision", "ternary", "post_training", "int8", "int4")
 OWN_ARMS = (*USUAL_ARMS, "checkpoint", "speculative")
 """``checkpoint``: ``model.checkpoint`` as it came, before the pilot trained anything.
-``speculative``: full precision, whose tokens the ternary model guesses."""
+``speculative``: full precision, whose tokens the ternary model or the text itself guesses."""
 RESERVED = (*OWN_ARMS, "hybrid", "full_precision_again")
 
 
@@ -110,8 +110,9 @@ class MeasureAb(Section):
         description="what is compared, as a list of the pilot's own arms full_precision (which the "
         "ratios refer to, always), ternary, post_training, int8, int4 and, where a "
         "model.checkpoint is trained, checkpoint (it as it came; there by default), and "
-        "speculative (full precision's own answers, drafted by ternary; takes a seventh of the "
-        "session's time more, so not by default); or as a "
+        "speculative (full precision's own answers, drafted by ternary, or by the text itself "
+        "where that promises more; takes a seventh of the session's time more, so not by "
+        "default); or as a "
         "mapping that also has addresses by names of your choice, `{today: {endpoint: ..., model: "
         "...}}`; one without own arms takes these",
     )
