@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from workbench.economics.case import evaluate
 from workbench.economics.what_if import what_if
 from workbench.errors import ConfigError, StageError
 from workbench.pilot.sections.cost import Cost
@@ -17,7 +18,7 @@ from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
 from workbench.report.cost import cost_rows
 from workbench.report.economy import building, case_from_json, case_of, case_to_json
-from workbench.report.economy_views import economy_view
+from workbench.report.economy_views import _turn_cell, economy_view
 from workbench.report.goals import decode_speedup_needed, goal_rows
 from workbench.report.operations import count_token, operation_ratios
 from workbench.stages import report
@@ -140,6 +141,37 @@ def test_a_known_tariff_and_a_measured_pue_make_a_cost_derived(tmp_path, timed_l
         assert ("interim" in house.texts[0]) == (days == 31)
         assert "category 3" in house.texts[0] and "base and slope" in house.texts[2]
     assert kinds == {31: "modelled", 365: "derived"}
+
+
+def test_bill_and_year_split_a_request_between_its_tokens_alike(tmp_path, timed_load) -> None:
+    """At half a request a second the bill has batch 1, whose decoding is slower than that of batch
+    8, where the year has it: a million tokens of either kind have the same part in both."""
+    slower = {(arm, 1): 10.0 for arm in PREFILL}
+    records = timed_load(tmp_path, PREFILL, DECODE | slower)
+    for arm in PREFILL:
+        of = {"arm": arm, "source": "trained", "class": "batch_8"}
+        records["measure_ab"].missing("energy_j_per_request", "J", "not metered", **of)
+    cost = {"assumed_power_w": 500.0, "requests_per_day": 43_200.0}
+    rows = {
+        row.per: row
+        for row in cost_rows(records, Cost.model_validate(cost), SLO)
+        if row.labels == "arm=full_precision"
+    }
+    assert "; batch 1, " in rows["day"].how
+    year = evaluate(made(records, **cost))["full_precision"]
+    for tokens in ("1m_input_tokens", "1m_output_tokens"):
+        part = rows[f"load_{tokens}"].value / rows["load_1k_requests"].value
+        assert part == pytest.approx(year[f"per_{tokens}"] / year["per_1k_requests"]), tokens
+        assert "by machine time at batch 8" in rows[f"load_{tokens}"].how
+
+
+def test_a_turned_saving_has_the_digits_of_the_tables_beside_it() -> None:
+    """An interval of this width is shown to two decimals; in whole euros both ends were alike."""
+    saved = {"saving_low": -905.673, "saving_high": -905.528}
+    cell = _turn_cell(saved, (-905.673, -905.528), "EUR", Texts())
+    assert (cell["low"], cell["high"]) == ("\N{MINUS SIGN}905.67", "\N{MINUS SIGN}905.53 EUR")
+    cell = _turn_cell({"saving_low": 1203.4, "saving_high": 8765.4}, (0, 1), "EUR", Texts())
+    assert (cell["low"], cell["high"]) == ("1,203", "8,765 EUR")
 
 
 def test_a_slope_above_the_pue_cannot_be(tmp_path) -> None:

@@ -31,7 +31,7 @@ from workbench.paths import HEADLESS
 from workbench.records.stage_record import StageRecord
 from workbench.report.economy import case_from_json
 from workbench.report.economy_views import number_name
-from workbench.wording.numbers import number
+from workbench.wording.numbers import number, with_interval
 
 PARTS = {"capital": BLUE, "running": PURPLE, "energy": AMBER, "demand": GREY, "one_off": GREEN}
 DRAWS = 200
@@ -55,11 +55,12 @@ def year_figure(case: Case, result: CaseResult, language: str = "en") -> go.Figu
     drawn.update_layout(barmode="stack")
     for arm, name in zip(arms, names, strict=True):
         year, servers = values[arm, "year"], values[arm, "servers"]
-        ends = ""
-        if year.lo is not None and year.hi is not None and year.lo != year.hi:
-            ends = f"[{number(year.lo, language)}, {number(year.hi, language)}]<br>"
+        known = year.lo is not None and year.hi is not None and year.lo != year.hi
+        lo, hi = (year.lo, year.hi) if known else (None, None)
+        value, ends = with_interval(year.value or 0.0, lo, hi, language)
+        ends = f"{ends}<br>" if ends else ""
         text = (
-            f"<b>{number(round(year.value or 0.0, 2), language)} {case.currency}</b><br>{ends}"
+            f"<b>{value} {case.currency}</b><br>{ends}"
             f"{say('kind.' + year.kind)}<br>{say('economy.servers_short')}: "
             f"{number(servers.value or 0.0, language)}"
         )

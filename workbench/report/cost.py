@@ -9,8 +9,9 @@ A day is the load's own requests, on as many machines as carry their rate, and i
 request, a token and an accepted answer are their part of it. A cost is as weak as its weakest part:
 a sample tariff or a declared PUE makes it assumed, however well the energy was metered.
 
-These rows are a bill: PUE is the average, the price the mean over the load's hours. That overstates
-a saving, because fixed losses do not shrink: savings stand in :mod:`.economy`.
+These rows are a bill for energy alone: PUE is the average, the price the mean over the load's hours.
+That overstates a saving, because fixed losses do not shrink: savings stand in :mod:`.economy`, and
+so does what a request or a token costs with all that is paid in a year.
 """
 
 from __future__ import annotations
@@ -31,7 +32,16 @@ from workbench.pilot.sections.cost import Cost
 from workbench.pilot.sections.profile_load import Slo
 from workbench.records.metric import Metric, MetricKind
 from workbench.records.stage_record import StageRecord
-from workbench.report.demand import DAY_S, Demand, Use, demand_of, for_rate, machines, uses
+from workbench.report.demand import (
+    DAY_S,
+    Demand,
+    Use,
+    demand_of,
+    for_rate,
+    machines,
+    quickest,
+    uses,
+)
 from workbench.report.economy import building
 from workbench.report.power import Powers, arm_powers, turn_powers
 from workbench.report.served import accepted_numbers
@@ -192,7 +202,8 @@ def _load_rows(
     if demand is None or "blocks" not in measured.tables:
         return all_none("needs a load profile and timed batches of the arms")
     blocks, rate_per_s = measured.table("blocks"), cost.requests_per_day / DAY_S
-    carried = {arm: for_rate(uses(blocks, arm, demand), rate_per_s) for arm in arms}
+    within = {arm: uses(blocks, arm, demand) for arm in arms}
+    carried = {arm: for_rate(found, rate_per_s) for arm, found in within.items()}
     chosen = {arm: use for arm, use in carried.items() if use is not None}
     powers = arm_powers(measured, chosen, demand, cost) if chosen else "no arm keeps the SLO"
     rows = []
@@ -203,19 +214,23 @@ def _load_rows(
             rows += none(arm, powers)
         else:
             energy = _energy_at_mix(arm, chosen[arm], powers, measured, demand, rate_per_s)
-            rows += _rows_of_arm(arm, chosen[arm], energy, powers, measured, demand, cost, price)
+            used = quickest(within[arm])
+            rows += _rows_of_arm(arm, used, energy, powers, measured, demand, cost, price)
     return rows
 
 
 def _rows_of_arm(
-    arm: str, use: Use, energy: Metric, powers: Powers, measured: StageRecord, demand: Demand,
-    cost: Cost, price: Price,
+    arm: str, use: Use | None, energy: Metric, powers: Powers, measured: StageRecord,
+    demand: Demand, cost: Cost, price: Price,
 ) -> list[CostRow]:  # fmt: skip
-    """energy: of a request of the load."""
+    """energy: of a request of the load. use: by whose times it is split between prompt and answer
+    where the served load does not tell, as the case splits the cost of a year."""
     power = powers.arms[arm]
-    by_time = float((use.prefill / use.seconds).mean())
-    prefill = by_time if power.prefill_share is None else power.prefill_share
-    split = "machine time" if power.prefill_share is None else "the served load's split"
+    if power.prefill_share is None:
+        assert use is not None, "the arm is among those that keep the SLO"
+        prefill, split = use.prefill_share, f"machine time at batch {use.batch}"
+    else:
+        prefill, split = power.prefill_share, "the served load's split"
     accepted = accepted_numbers(measured, arm)
     parts: list[tuple[str, float, float, str]] = [
         ("day", cost.requests_per_day, 1.0, ""),

@@ -69,6 +69,11 @@ class Use:
         return self.prefill + self.decode
 
     @property
+    def prefill_share(self) -> float:
+        """Of a request's machine time that its prompt takes."""
+        return float((self.prefill / self.seconds).mean())
+
+    @property
     def load_class(self) -> str:
         return f"batch_{self.batch}"
 

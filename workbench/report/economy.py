@@ -183,7 +183,7 @@ def case_of(
 
 def _case_arm(arm: str, use: Use, powers: Powers | str, rate: ReplicaRate | None) -> CaseArm:
     return CaseArm(
-        arm, float((use.prefill / use.seconds).mean()),
+        arm, use.prefill_share,
         None if isinstance(powers, str) else powers.arms[arm].prefill_share,
         arm not in UNTRAINED, rate.cells if rate else (), rate.busy if rate else 0.0,
     )  # fmt: skip

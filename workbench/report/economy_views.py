@@ -120,10 +120,14 @@ def _turn_cell(
 ) -> dict[str, Any]:  # fmt: skip
     low, high = sorted((row["saving_low"], row["saving_high"]))
     length = (span[1] - span[0]) or 1.0
+    ends = (  # to the digits that an interval of this width has in the tables above
+        with_interval(row[name], low, high, texts.language)[0]
+        for name in ("saving_low", "saving_high")
+    )
     return {
         "csv": raw(low, high),
-        "low": number(round(row["saving_low"]), texts.language),
-        "high": f"{number(round(row['saving_high']), texts.language)} {currency}",
+        "low": next(ends),
+        "high": f"{next(ends)} {currency}",
         "left": round(100 * (low - span[0]) / length, 1),
         "width": round(max(1.0, 100 * (high - low) / length), 1),
     }
