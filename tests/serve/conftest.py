@@ -16,7 +16,6 @@ from types import ModuleType
 
 import httpx
 import pytest
-import uvicorn
 
 from workbench.data.document import Document
 from workbench.data.tokenizer import encode, train_tokenizer
@@ -26,7 +25,7 @@ from workbench.engine.request import GenerationRequest
 from workbench.engine.scheduler import Scheduler
 from workbench.engine.scores import ScoredToken, TokenScore
 from workbench.serve.app import make_app
-from workbench.serve.connections import server_config
+from workbench.serve.connections import DrainingServer, server_config
 from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
 from workbench.serve.main import listen
 from workbench.serve.routed import Route, ServedArm
@@ -256,17 +255,13 @@ def _start(
 class _listening:
     def __init__(self, service: Service, front: FrontOptions = DEFAULT_FRONT) -> None:
         self._socket = listen("127.0.0.1", 0)
-        self._server = uvicorn.Server(server_config(make_app(service), drain_s=1, front=front))
+        self._server = DrainingServer(server_config(make_app(service), drain_s=1, front=front))
         self.address = f"{front.scheme}://127.0.0.1:{self._socket.getsockname()[1]}"
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
         self.loop.run_until_complete(self._server.serve(sockets=[self._socket]))
-        # What a client has left unread would keep its socket open beyond the loop.
-        for connection in list(self._server.server_state.connections):
-            connection.transport.abort()
-        self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
 
     def __enter__(self) -> _listening:

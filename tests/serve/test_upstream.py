@@ -19,7 +19,6 @@ from functools import partial
 
 import httpx
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -31,7 +30,7 @@ from workbench.errors import ConfigError, StageError
 from workbench.serve import served_run
 from workbench.serve.app import make_app
 from workbench.serve.canary import CanaryPlan
-from workbench.serve.connections import server_config
+from workbench.serve.connections import DrainingServer, server_config
 from workbench.serve.kept_route import TOKEN_HEADER, KeptRoute
 from workbench.serve.main import listen, serve
 from workbench.serve.process import ServerProcess, server_process
@@ -99,7 +98,7 @@ class Foreign:
 
 def running(stack: ExitStack, app: Starlette, upstreams=()) -> tuple[str, Callable[[], None]]:
     """A server in a thread; its address, and what ends it at once."""
-    sock, server = listen("127.0.0.1", 0), uvicorn.Server(server_config(app, drain_s=0))
+    sock, server = listen("127.0.0.1", 0), DrainingServer(server_config(app, drain_s=0))
 
     async def serve() -> None:
         for upstream in upstreams:

@@ -2,11 +2,14 @@
 
 Connections that send nothing, or a byte now and then, would otherwise stay for ever and take the
 places of others; so would those that read nothing of their answers, with what is kept for them.
+When the server stops, none is left open: also not one that came at that very moment, which uvicorn
+does not know yet when it asks all others to end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import h11
@@ -73,6 +76,27 @@ class TimedConnection(H11Protocol):
         if self._unread:
             self._unread.cancel()
             self._unread = None
+
+
+class DrainingServer(uvicorn.Server):
+    """Stops to accept, lets answers under way end for as long as it may, then cuts what is left."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        for server in self.servers:
+            for listener in server.sockets:
+                loop.remove_reader(listener.fileno())
+        await _some_turns()  # of the loop, until what was accepted is among the connections
+        await super().shutdown(sockets)
+        await _some_turns()  # what was cancelled says so to its client
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await _some_turns()  # in which their sockets are closed
+
+
+async def _some_turns() -> None:
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 def server_config(

@@ -240,12 +240,10 @@ async def _listening(
     once ``at_end`` was called; after SIGTERM ``/ready`` says for ``drain_notice_s`` that this
     server goes, so that whoever shares out the requests sends no more, and only then it stops to
     take them."""
-    import uvicorn
-
     from workbench.serve.app import make_app
-    from workbench.serve.connections import server_config
+    from workbench.serve.connections import DrainingServer, server_config
 
-    class Server(uvicorn.Server):
+    class Server(DrainingServer):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:

@@ -157,10 +157,12 @@ class Upstream:
         return passed
 
     async def close(self) -> None:
-        if self._watching:
-            self._watching.cancel()
-        for passed in list(self._passed):
-            passed.cancel()
+        """Ends what is under way first: it would open a connection that nobody closes."""
+        tasks = [self._watching, *(passed.task for passed in self._passed)]
+        under_way = [task for task in tasks if task]
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
         await self._client.aclose()
 
     async def _pass(self, passed: PassedOn) -> None:
