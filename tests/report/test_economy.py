@@ -18,6 +18,7 @@ from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
 from workbench.report.cost import cost_rows
 from workbench.report.economy import building, case_from_json, case_of, case_to_json
+from workbench.report.economy_rows import how_of
 from workbench.report.economy_views import _turn_cell, economy_view
 from workbench.report.goals import decode_speedup_needed, goal_rows
 from workbench.report.operations import count_token, operation_ratios
@@ -283,3 +284,39 @@ def test_the_count_of_the_paper_s_own_shape_is_near_its_41_times() -> None:
     counted = count_token(config, layers, 512)
     assert 35 < counted.full_pj / counted.ternary_pj < 45
     assert 7 < counted.full_bytes / counted.ternary_bytes < 8
+
+
+def test_a_number_that_nobody_declared_is_called_the_default(tmp_path, timed_load) -> None:
+    records = timed_load(tmp_path, PREFILL, DECODE)
+    sources = {n: q.source for n, q in made(records, pue=1.2).numbers.items()}
+    assert sources["pue"] == "declared in report.cost"
+    for name in ("requests_per_day", "growth", "discount_rate"):
+        assert sources[name] == f"the default of report.cost.{name}"
+    assert sources["utilisation"] == "the default of report.cost.fleet.utilisation"
+    assert sources["price_scale"] == "the default of report.cost.tariff_per_kwh"
+    own = {n: q.source for n, q in made(records, tariff_per_kwh=0.2, growth=0.1).numbers.items()}
+    assert own["price_scale"] == "the tariff as it is declared"
+    assert own["growth"] == "declared in report.cost"
+
+
+BANDS = {"bands": [{"price_per_kwh": 0.2}]}
+
+
+@pytest.mark.parametrize(
+    ("given", "sample"),
+    [
+        ({}, True),
+        ({"pue": 1.2}, True),
+        ({"tariff_per_kwh": 0.2}, False),
+        ({"tariff": BANDS}, False),
+        ({"sample": False}, False),
+        ({"tariff_per_kwh": 0.2, "sample": True}, True),
+    ],
+)
+def test_an_own_tariff_is_no_sample(tmp_path, timed_load, given: dict, sample: bool) -> None:
+    records = timed_load(tmp_path, PREFILL, DECODE)
+    case = made(records, **given, assumed_power_w=500.0)
+    assert case.sample is sample
+    assert how_of(what_if(case, draws=5).figure("ternary", "year"), case).startswith(
+        "sample prices; "
+    ) is sample  # fmt: skip

@@ -1,6 +1,7 @@
 """What the command line says when it ends early."""
 
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +12,11 @@ import workbench
 from workbench import cli
 from workbench.bench import cpu, gpu
 from workbench.model.presets import PRESETS
+from workbench.pilot.resolve import resolve
+from workbench.records import terminal
+from workbench.records.run import open_run
 from workbench.roadmap import STAGES
-from workbench.runner import pilot_run
+from workbench.runner import checks, pilot_run
 from workbench.study.run import STUDIES
 
 
@@ -90,6 +94,37 @@ def test_help_names_the_choices_of_free_words(monkeypatch, capsys):
     for name, words in choices.items():
         shown = said(monkeypatch, capsys, *name.split(), "--help")
         assert not [word for word in words if word not in shown], name
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("show", "{pilot}"), "checking the pilot"),
+        (("runs",), "reading the runs"),
+        (("compare", "{run}", "{other}"), "reading the runs and holding"),
+        (("report", "{run}"), "judging and drawing short"),
+    ],
+)
+def test_a_command_that_takes_long_says_what_it_does(
+    monkeypatch, capsys, tmp_path, words: tuple[str, ...], says: str
+) -> None:
+    """As on a crowded machine, where its imports alone take many seconds."""
+    pilot = tmp_path / "pilot.yaml"
+    pilot.write_text("name: short\nquestion: Is it said?\n")
+    monkeypatch.setenv("WORKBENCH_RUNS", str(tmp_path / "runs"))
+    names = {"pilot": pilot, "run": open_run(resolve(pilot)).name}
+    names["other"] = open_run(resolve(pilot, ["seed=7"])).name
+    monkeypatch.setattr(terminal, "SLOW_S", 0.0)
+    monkeypatch.setattr(checks, "stage_check", lambda name: time.sleep(0.01))
+    monkeypatch.setattr(sys, "argv", ["workbench", *(word.format(**names) for word in words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert says in capsys.readouterr().err
+    monkeypatch.setattr(terminal, "SLOW_S", 600.0)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert says not in capsys.readouterr().err, "where it is quick it only does it"
 
 
 def test_version(monkeypatch, capsys):

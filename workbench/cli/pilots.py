@@ -179,16 +179,20 @@ def runs(
     With --html they are a page that opens offline, the newest first, with a search field; its path
     is printed.
     """
-    from workbench.records.run import all_runs
-    from workbench.records.run_list import run_lines
+    from workbench.records.terminal import said_when_slow
 
     use_store(store)
-    if as_html:
-        from workbench.figures.list_page import runs_page
+    with said_when_slow("reading the runs"):
+        from workbench.records.run import all_runs
+        from workbench.records.run_list import run_lines
 
-        _write_page(runs_page(all_runs(), language), out, "runs.html")
-        return
-    for line in run_lines(all_runs(), _in_its_colour):
+        if as_html:
+            from workbench.figures.list_page import runs_page
+
+            _write_page(runs_page(all_runs(), language), out, "runs.html")
+            return
+        lines = list(run_lines(all_runs(), _in_its_colour))
+    for line in lines:
         typer.echo(line)
 
 
@@ -213,19 +217,23 @@ def compare(
     figures, those that differ on top, with a search field; its path is printed.
     """
     from workbench.errors import ConfigError
-    from workbench.records.sweep import find_runs
-    from workbench.report.compare import compare_text
+    from workbench.records.terminal import said_when_slow
 
     use_store(store)
-    found = find_runs(names)
-    if len(found) < 2:
-        raise ConfigError(f"compare: got {len(found)} run", allowed="two or more")
-    if as_html:
-        from workbench.figures.list_page import compare_page
+    with said_when_slow("reading the runs and holding them against each other"):
+        from workbench.records.sweep import find_runs
+        from workbench.report.compare import compare_text
 
-        _write_page(compare_page(found, language), out, "compare.html")
-        return
-    print(compare_text(found))
+        found = find_runs(names)
+        if len(found) < 2:
+            raise ConfigError(f"compare: got {len(found)} run", allowed="two or more")
+        if as_html:
+            from workbench.figures.list_page import compare_page
+
+            _write_page(compare_page(found, language), out, "compare.html")
+            return
+        text = compare_text(found)
+    print(text)
 
 
 @commands.command()
@@ -271,9 +279,13 @@ def report(
     With --set report.* the run is judged again beside its first judgement, which stays; what was
     set before stays set.
     """
-    from workbench.runner.report_again import report_again
+    from workbench.records.terminal import said_when_slow
 
-    print(report_again(name, overrides or (), afresh=afresh))
+    with said_when_slow(f"judging and drawing {name} from its records"):
+        from workbench.runner.report_again import report_again
+
+        page = report_again(name, overrides or (), afresh=afresh)
+    print(page)
 
 
 @commands.command()

@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 
 MetricKind = Literal["measured", "derived", "modelled", "assumed", "theoretical", "not measured"]
 """measured: read in this run. derived: arithmetic on measured values of this run.
-modelled: a model of something measured elsewhere. assumed: declared by the user.
+modelled: a model of something measured elsewhere. assumed: declared by the user,
+or a default.
 theoretical: from a paper or a count of operations. not measured: value is None."""
 Basis = Literal["sample", "count", "exact"]
 """Where a figure's uncertainty comes from. sample: an estimate from observations, which decides

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from workbench.wording.counts import number_of
 
 LINE_EVERY_S = 15.0
 """Between two progress lines of one task where the output is a log, not a terminal."""
+SLOW_S = 1.0
+"""A command that has said nothing for so long says what it does."""
 
 
 Whole = Callable[[dict[str, Any]], str]
@@ -121,3 +124,16 @@ class TaskBar:
         if self._task is not None:
             self._bars.remove_task(self._task)
         self._name, self._task = "", None
+
+
+@contextmanager
+def said_when_slow(text: str) -> Iterator[None]:
+    """Says ``text`` once on standard error where what is done takes longer than ``SLOW_S``, as on a
+    crowded machine the imports alone do."""
+    timer = threading.Timer(SLOW_S, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

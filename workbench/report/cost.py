@@ -9,9 +9,9 @@ A day is the load's own requests, on as many machines as carry their rate, and i
 request, a token and an accepted answer are their part of it. A cost is as weak as its weakest part:
 a sample tariff or a declared PUE makes it assumed, however well the energy was metered.
 
-These rows are a bill for energy alone: PUE is the average, the price the mean over the load's hours.
-That overstates a saving, because fixed losses do not shrink: savings stand in :mod:`.economy`, and
-so does what a request or a token costs with all that is paid in a year.
+These rows are a bill for energy alone: PUE is the average, the price the mean over the load's
+hours. That overstates a saving, because fixed losses do not shrink: savings stand in
+:mod:`.economy`, and so does what a request or a token costs with all that is paid in a year.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def price_of(records: Mapping[str, StageRecord], cost: Cost) -> Price:
     prices = year_prices(cost.tariff, cost.tariff_per_kwh)
     sums = year_sums(prices, load_shape(cost.hours, profile), vat=cost.tariff.vat)
     house, per_kwh = building(cost), energy_price(sums)
-    kind = weakest(["assumed" if cost.sample else "measured", house.pue.kind])
+    kind = weakest(["assumed" if cost.is_sample else "measured", house.pue.kind])
     text = f"PUE {house.pue.value:.4g} ({house.pue.kind}) x {per_kwh:.4g} {cost.currency}/kWh"
     return Price(per_kwh * house.pue.value, house.pue.value, kind, f"{text} ({prices.text})")
 
@@ -353,7 +353,7 @@ def _row(
         per=per,
         labels=label_text(energy.labels),
         currency=cost.currency,
-        sample=cost.sample,
+        sample=cost.is_sample,
         value=priced(energy.value),
         lo=priced(energy.lo),
         hi=priced(energy.hi),

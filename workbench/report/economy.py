@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from workbench.economics.year import LoadShape, YearSums, load_shape, year_sums
 from workbench.errors import ConfigError, StageError
 from workbench.files import read_json
 from workbench.measure.statistics import Estimate, mean
-from workbench.pilot.sections.cost import Cost
+from workbench.pilot.sections.cost import DECLARED, Cost
 from workbench.pilot.sections.profile_load import Slo
 from workbench.pilot.spec import Pilot
 from workbench.planner.rates import ReplicaRate, why_not_simulated
@@ -47,7 +48,6 @@ from workbench.wording.counts import number_of
 
 BASELINE = "full_precision"
 AGAIN = "full_precision_again"
-DECLARED = "declared in report.cost"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def building(cost: Cost) -> Building:
                 f"report.cost.facility.slope: {slope.value:g} is above the PUE of {cost.pue:g}",
                 allowed="a slope up to the PUE: a part of the building's power does not move",
             )
-        return Building(Quantity(cost.pue, "assumed", "", DECLARED), slope)
+        return Building(Quantity(cost.pue, "assumed", "", cost.source_of("pue")), slope)
     table = read_telemetry(cost.facility)
     found, fit = measured_pue(table, cost.facility.category), fit_facility(table)
     span = f"{number_of(found.span_days, 'day', form='.0f')} of telemetry"
@@ -177,7 +177,7 @@ def case_of(
         numbers, sums,
         cost.fleet, tuple(cost.items), once.items, cost.currency, cost.horizon_y,
         demand.prompt_tokens, demand.output_tokens, cost.accelerators,
-        house.fit.per_degree if house.fit else 0.0, no_power, cost.sample, tuple(texts),
+        house.fit.per_degree if house.fit else 0.0, no_power, cost.is_sample, tuple(texts),
     ), house, prices  # fmt: skip
 
 
@@ -223,22 +223,25 @@ def _declared(
 ) -> dict[str, Quantity]:
     """The numbers that belong to no arm."""
 
-    def said(value: float, unit: str = "", source: str = DECLARED) -> Quantity:
-        return Quantity(value, "assumed", unit, source)
+    def said(name: str, unit: str = "") -> Quantity:
+        return Quantity(attrgetter(name)(cost), "assumed", unit, cost.source_of(name))
 
     peak = demand.peak_per_s / demand.rate_per_s
     if shape.kind == "assumed":
         peak *= sums.most_s  # a short load has no busy hour of the day in it
     known: MetricKind = "measured" if demand.kind == shape.kind == "measured" else "assumed"
+    default = not (cost.tariff.bands or cost.tariff.series)
+    tariff = cost.source_of("tariff_per_kwh") if default else DECLARED
+    tariff = "the tariff as it is declared" if tariff == DECLARED else tariff
     numbers = {
-        "requests_per_day": said(cost.requests_per_day, "requests"),
-        "growth": said(cost.growth),
-        "price_scale": said(1.0, "", cost.tariff.source or "the tariff as it is declared"),
+        "requests_per_day": said("requests_per_day", "requests"),
+        "growth": said("growth"),
+        "price_scale": Quantity(1.0, "assumed", "", cost.tariff.source or tariff),
         "pue": house.pue,
         "pue_slope": house.slope,
-        "utilisation": said(cost.fleet.utilisation),
-        "discount_rate": said(cost.discount_rate),
-        "resale_share": said(cost.fleet.resale_share),
+        "utilisation": said("fleet.utilisation"),
+        "discount_rate": said("discount_rate"),
+        "resale_share": said("fleet.resale_share"),
         "load_hours": Quantity(1.0, shape.kind, "", shape.text, 1.0, 1.0),
         "peak_over_mean": Quantity(peak, known, "", "busy windows of the load over its mean"),
     }

@@ -97,7 +97,7 @@ def write_html(
             tables=views.result_tables(records, texts),
             own=own_view(records.get("measure_ab"), texts),
             missing=views.missing_rows(records, texts),
-            cost=settings["cost"],
+            sample_prices=views.sample_prices(report),
             economy=economy_view(report, texts),
             bill=(
                 load_bill(report, settings["cost"]["requests_per_day"], texts) if report else None

@@ -74,6 +74,8 @@ def one_offs(records: Mapping[str, StageRecord], cost: Cost) -> OneOffs:
 
 def _numbers(item: OneOff, took: _Took | None, currency: str) -> dict[str, Quantity]:
     declared = "declared in report.cost.one_off"
+    if item == OneOff(name=item.name):  # of this run, nothing of it in the pilot
+        declared = "nothing is declared in report.cost.one_off"
     hours = Quantity(item.hours or 0.0, item.kind, "h", declared)
     kwh = Quantity(item.kwh or 0.0, item.kind, "kWh", declared)
     if took is not None and item.hours is None:

@@ -155,7 +155,8 @@ def _metered(rows: pd.DataFrame, basis: str, cost: Cost) -> ArmPower:
         own_share = Quantity(share, "measured", "", "metered rests")
         return ArmPower({"power_w": load, "idle_share": own_share}, how)
     return ArmPower(
-        {"power_w": load, "idle_share": _declared_idle(cost)}, f"{how}; idle power declared",
+        {"power_w": load, "idle_share": _declared_idle(cost)},
+        f"{how}; idle power by report.cost.fleet.idle_share",
         common=frozenset({"idle_share"}),
     )  # fmt: skip
 
@@ -171,4 +172,5 @@ def _assumed(cost: Cost) -> ArmPower:
 
 
 def _declared_idle(cost: Cost) -> Quantity:
-    return Quantity(cost.fleet.idle_share, "assumed", "", "report.cost.fleet.idle_share")
+    source = cost.source_of("fleet.idle_share")
+    return Quantity(cost.fleet.idle_share, "assumed", "", source)

@@ -200,7 +200,7 @@ CHECKS: dict[str, dict[str, Check]] = {
     "report": {
         "gates": lambda record, pilot: bool(pilot.report.gates),
         "decided": lambda record, pilot: record.facts["verdict"]["decision"] in DECIDED,
-        "own_tariff": lambda record, pilot: not pilot.report.cost.sample,
+        "own_tariff": lambda record, pilot: not pilot.report.cost.is_sample,
     },
 }
 """Stage -> what must be so -> whether its record, or the pilot, shows it."""

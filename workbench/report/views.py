@@ -274,6 +274,11 @@ def cost_rows(record: StageRecord, requests_per_day: float, texts: Texts) -> lis
     return rows
 
 
+def sample_prices(record: StageRecord | None) -> bool:
+    """Whether what the run was judged by is priced by samples."""
+    return record is not None and bool(record.table("cost")["sample"].any())
+
+
 def missing_rows(records: Records, texts: Texts) -> list[dict[str, Any]]:
     """What has no value: a row for each reason in words and stage, with the figures it is of.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from workbench.errors import ConfigError
 from workbench.pilot.resolve import ResolvedPilot
+from workbench.records.terminal import said_when_slow
 from workbench.roadmap import STAGES
 from workbench.stages.find import stage_check
 
@@ -23,13 +24,14 @@ def check_pilot(resolved: ResolvedPilot, stages: Iterable[str] = STAGES) -> None
     """
     problems: list[str] = []
     errors: list[ConfigError] = []
-    for name in stages:
-        check = stage_check(name)
-        try:
-            problems += check(resolved.pilot) if check else []
-        except ConfigError as error:
-            errors.append(error)
-            problems.append(str(error))
+    with said_when_slow("checking the pilot: what its stages say of it, before anything starts"):
+        for name in stages:
+            check = stage_check(name)
+            try:
+                problems += check(resolved.pilot) if check else []
+            except ConfigError as error:
+                errors.append(error)
+                problems.append(str(error))
     if len(errors) == len(problems) == 1:  # it says itself what to do, once
         only = errors[0]
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zoneinfo
 from datetime import date
+from operator import attrgetter
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -15,6 +16,8 @@ Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun", "holiday"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun", "holiday")
 ItemKind = Literal["measured", "modelled", "assumed"]
 HOURS = re.compile(r"([01]\d|2[0-4]):(00|15|30|45)-([01]\d|2[0-4]):(00|15|30|45)")
+DECLARED = "declared in report.cost"
+"""Where a number is from that the pilot gives."""
 SEASON = re.compile(r"(\d\d)-(\d\d)\.\.(\d\d)-(\d\d)")
 
 
@@ -221,9 +224,14 @@ class Goal(Section):
 
 
 class Cost(Section):
-    """Money. Sample values are marked as such in the report until you set ``sample: false``."""
+    """Money. A sample tariff is marked as such in the report until you give your own."""
 
-    sample: bool = Field(True, description="whether tariff, PUE and prices are samples, not yours")
+    sample: bool | None = Field(
+        None,
+        description="whether tariff and prices are samples, not yours; null: the tariff is one "
+        "until tariff_per_kwh, or bands or series of tariff, say another; false where yours is the "
+        "default",
+    )
     currency: str = Field(
         "EUR", pattern="^[A-Z]{3}$", description="of all prices: its code of three letters"
     )
@@ -270,6 +278,19 @@ class Cost(Section):
     )
     draws: Count = Field(1000, le=10_000, description="of the Monte Carlo over measured intervals")
     goal: Goal = Goal()
+
+    def source_of(self, name: str) -> str:
+        """Where one of these numbers is from, in words. name: dotted, ``fleet.utilisation``."""
+        of = attrgetter(name)
+        return f"the default of report.cost.{name}" if of(self) == of(Cost()) else DECLARED
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether what is priced is a sample: as ``sample`` says, else by the tariff."""
+        if self.sample is not None:
+            return self.sample
+        default = type(self).model_fields["tariff_per_kwh"].default
+        return self.tariff_per_kwh == default and not (self.tariff.bands or self.tariff.series)
 
     @field_validator("hours")
     @classmethod
