@@ -12,6 +12,15 @@ LOAD = (
     "(profile_load.synthetic, assumed)"
 )
 SAID = {
+    "by the gates fixed before the run: no go. Both are in the report": (
+        "по условиям, заданным до прогона: не внедрять. В отчёте есть оба"
+    ),
+    "the hours of training and rehearsal have no price, and cost nothing here": (
+        "у часов нет цены, и здесь они ничего не стоят (обучение, репетиция)"
+    ),
+    "energy of training is left out: it was not metered": (
+        "энергия не учтена (обучение): счётчиком не измерено"
+    ),
     "assumed because of power_w.ternary, requests_per_day": (
         "допущение из-за: мощность под нагрузкой, троичная, запросов в день"
     ),

@@ -8,9 +8,10 @@ recorded, which the page marks as English.
 
 In a pattern ``{#1}`` is a number, ``{#1:blocks}`` one with its noun in English, ``{@1}`` an arm and
 ``{1}`` a part that may be a recorded sentence itself; ``{f1}`` (without spaces), ``{file}`` and
-other words are names that have no translation. An arm may have a name of the pilot's own
-(``measure_ab.in_cores``, ``measure_ab.addresses``); as any word may be such a name, it counts as
-one only where all else of the sentence is known.
+other words are names that have no translation, but for ``{numbers}`` and ``{items}`` of a case and
+a ``{decision}``. An arm may have a name of the pilot's own (``measure_ab.in_cores``,
+``measure_ab.addresses``); as any word may be such a name, it counts as one only where all else of
+the sentence is known.
 """
 
 from __future__ import annotations
@@ -114,6 +115,10 @@ def _value(name: str, got: str, texts: Texts) -> str:
         return _number(got, texts.language)
     if name[0] == "@":
         return texts.label("arm", got)
+    if name == "decision":
+        return texts.get(f"decision.{got}", got).lower()
+    if name == "items":
+        return ", ".join(texts.get(f"item.{one}", one) for one in re.split(", | and ", got))
     if name == "numbers":
         return ", ".join(number_name(number, texts) for number in got.split(", "))
     return (_said(got, texts) or got) if name[0].isdecimal() else got
