@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,14 @@ def test_the_shipped_files_are_read_whole() -> None:
     # Whoever always takes the same place must not be right more often than by chance.
     places = [row.right for row in rows if row.choices]
     assert max(places.count(place) for place in range(4)) < len(places) / 2
+
+
+def test_what_holds_answers_against_a_schema_is_imported_where_a_prompt_has_one() -> None:
+    """It takes seconds, and every command that checks a pilot would wait for them."""
+    code = (
+        "import sys; import workbench.data.own_prompts as own;"
+        "assert 'jsonschema' not in sys.modules;"
+        "own.OwnPrompt(prompt='x', json_schema={'type': 'object'}); import jsonschema"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

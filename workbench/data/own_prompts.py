@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from jsonschema import SchemaError
-from jsonschema.validators import validator_for
 from pydantic import Field, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
@@ -61,8 +59,10 @@ class OwnPrompt(AskedRow):
     def that_is_one(cls, schema: dict[str, Any] | None) -> dict[str, Any] | None:
         if schema is None:
             return None
+        from jsonschema import SchemaError
+
         try:
-            validator_for(schema).check_schema(schema)
+            _validator(schema).check_schema(schema)
         except SchemaError as error:
             raise ValueError(f"no JSON schema: {error.message}") from None
         return schema
@@ -106,9 +106,17 @@ class OwnPrompt(AskedRow):
             return "json", str(error)
         if self.json_schema is None:
             return None
-        validator = validator_for(self.json_schema)(self.json_schema)
+        validator = _validator(self.json_schema)(self.json_schema)
         wrong = next(iter(validator.iter_errors(value)), None)
         return None if wrong is None else ("schema", wrong.message)
+
+
+def _validator(schema: dict[str, Any]) -> Any:
+    """jsonschema's class for it, imported where a prompt asks for one: that takes longer than all
+    else a command does before it answers."""
+    from jsonschema.validators import validator_for
+
+    return validator_for(schema)
 
 
 def _no_constant(name: str) -> Any:
