@@ -2,10 +2,11 @@
 
 ``pair``: two trained models of one tokenizer answer the same prompts, the model alone and drafted
 in turns, so that what else the machine does falls on both; the speed-up is the ratio within those
-pairs, of all tokens after the first (decode) and of the whole answer. Drafts are the model, the
-text itself, and both, as the arm ``speculative`` has them. ``shape``: weights drawn at random
-cannot be guessed, so a draft step and a verification of 1 to 9 rows are timed in turns, and the
-speed-up over acceptance is computed from them (modelled). Prints JSON lines.
+pairs: of all tokens after the first (decode), of the whole answer, and of its processor time, which
+other work disturbs least. Drafts are the model, the text itself, and both, as the arm
+``speculative`` has them. ``shape``: weights drawn at random cannot be guessed, so a draft step and
+a verification of 1 to 9 rows are timed in turns, and the speed-up over acceptance is computed from
+them (modelled). Prints JSON lines.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,22 @@ from workbench.engine.speculative import SpeculativeEngine, require_same_tokeniz
 from workbench.machine.provenance import provenance
 from workbench.measure.statistics import mean_ratio
 
+DRAFTS = ("model", "text", "both")
 ROWS = (1, 2, 3, 4, 5, 7, 9)
 ACCEPTANCES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
 
 def pair(
-    full: Path, draft: Path, texts: list[str], prompt_tokens: int, output_tokens: int, threads: int
-) -> Iterator[dict[str, Any]]:
-    """A row for each draft: the model, the text itself, and both."""
+    full: Path, draft: Path, texts: list[str], prompt_tokens: int, output_tokens: int, threads: int,
+    drafted_by: Sequence[str] = DRAFTS,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """A row for each of ``drafted_by``."""
     require_same_tokenizer(full, draft)
     tokenizer = load_tokenizer(str(full))
     prompts = [tuple(ids[:prompt_tokens]) for ids in encode(tokenizer, texts) if len(ids) > 8]
     setup: Any = {"context": prompt_tokens + output_tokens, "threads": threads}
     with Engine.load(full, **setup) as plain:
-        for name in ("model", "text", "both"):
+        for name in drafted_by:
             drafts: list[Engine | PromptLookup] = []
             if name != "text":
                 drafts.append(Engine.load(draft, **setup))
@@ -60,20 +63,27 @@ def _in_turns(
 ) -> dict[str, Any]:
     decode_s: dict[str, list[float]] = {"plain": [], "drafted": []}
     answer_s: dict[str, list[float]] = {"plain": [], "drafted": []}
+    cpu_s: dict[str, list[float]] = {"plain": [], "drafted": []}
     equal = 0
     for number, prompt in enumerate([prompts[0], *prompts]):
         request = GenerationRequest(prompt, output_tokens, ignore_eos=True)
         engines = {"plain": plain, "drafted": drafted}
         order = ["plain", "drafted"] if number % 2 else ["drafted", "plain"]
-        done = {name: engines[name].generate(request) for name in order}
+        done, cpu = {}, {}
+        for name in order:
+            began = time.process_time()
+            done[name] = engines[name].generate(request)
+            cpu[name] = time.process_time() - began
         if not number:  # the first pays for caches, and teaches the costs
             continue
         for name, each in done.items():
             decode_s[name].append(each.end_s - (each.first_token_s or 0.0))
             answer_s[name].append(each.end_s)
+            cpu_s[name].append(cpu[name])
         equal += done["plain"].tokens == done["drafted"].tokens
     decode = mean_ratio(decode_s["plain"], decode_s["drafted"])
     answer = mean_ratio(answer_s["plain"], answer_s["drafted"])
+    processor = mean_ratio(cpu_s["plain"], cpu_s["drafted"])
     counts = drafted.counts
     return {
         "prompts": len(prompts),
@@ -88,6 +98,9 @@ def _in_turns(
         "answer_speedup": answer.value,
         "answer_lo": answer.lo,
         "answer_hi": answer.hi,
+        "processor_speedup": processor.value,
+        "processor_lo": processor.lo,
+        "processor_hi": processor.hi,
         "plain_ms_per_token": 1e3 * float(np.median(decode_s["plain"])) / (output_tokens - 1),
         "memory_over_plain": drafted.weight_bytes / plain.weight_bytes,
         "computes": drafted.backend,
@@ -171,6 +184,7 @@ def main() -> None:
     of_pair.add_argument("--texts", type=Path, required=True, help="JSON: a list of texts")
     of_pair.add_argument("--prompt-tokens", type=int, default=64)
     of_pair.add_argument("--output-tokens", type=int, default=64)
+    of_pair.add_argument("--drafts", dest="drafted_by", nargs="+", choices=DRAFTS, default=DRAFTS)
     of_shape = commands.add_parser("shape")
     of_shape.add_argument("preset")
     of_shape.add_argument("--rounds", type=int, default=5)
