@@ -12,6 +12,7 @@ there is no compiler the same operations run in PyTorch, announced once.
 
 from __future__ import annotations
 
+from .mixed import PackedMixed
 from .native import Backend, available_isas, backend, force_isa, set_threads
 from .ops import gated, linear, linear_int, linears, quantize
 from .weights import PackedHalf, PackedInt4, PackedInt8, PackedTernary, PackedTernary5, PackedWeight
@@ -21,6 +22,7 @@ __all__ = [
     "PackedHalf",
     "PackedInt4",
     "PackedInt8",
+    "PackedMixed",
     "PackedTernary",
     "PackedTernary5",
     "PackedWeight",

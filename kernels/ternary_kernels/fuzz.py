@@ -119,10 +119,25 @@ def _weight(case: random.Random, N: int, K: int):
     return weights.PackedTernary.from_codes(codes, torch.rand(shape))
 
 
+def _table(case: random.Random, V: int, H: int):
+    """An embedding, or a head."""
+    import torch
+
+    from .mixed import PackedMixed
+
+    if V > 1 and case.random() < 0.4:
+        frequent = torch.randperm(V)[: case.randint(1, V - 1)]
+        return PackedMixed.from_float(torch.randn(V, H), frequent, case.choice((0, 128, 512)))
+    while (table := _weight(case, V, H)).kind not in ("int4", "int8", "half"):
+        pass
+    _rotate_alike(case, table)
+    return table
+
+
 def _rotate_alike(case: random.Random, *together) -> None:
-    """Those that read one input: all of them, or none. Only ternary weights can be."""
+    """Those that read one input: all of them, or none. Half-precision ones cannot be."""
     rotation = case.choice((0, 0, 128, 512))
-    if all(hasattr(weight, "rotated") for weight in together):
+    if all(weight.kind != "half" for weight in together):
         for weight in together:
             weight.rotated(rotation)
 
@@ -191,13 +206,14 @@ def _check_model(case: random.Random) -> bool:
     from . import native
     from .llama import LINEARS, LlamaConfig, LlamaNative
     from .llama.config import TOGETHER
+    from .weights import PackedWeight
 
     kv_heads, group, D = case.randint(1, 3), case.choice((1, 3, 5, 13)), 2 * case.randint(1, 24)
     H, inter, V, context = _size(case), _size(case), _size(case), case.randint(1, 70)
     config = LlamaConfig(H, inter, 2, kv_heads * group, kv_heads, D, V, (0.1,) * (D // 2))
-    weights = {"embed": _weight(random.Random(case.choice((3, 5))), V, H), "norm": torch.ones(H)}
-    while weights["embed"].kind not in ("int8", "half"):
-        weights["embed"] = _weight(case, V, H)
+    weights = {"embed": _table(case, V, H), "norm": torch.ones(H)}
+    if case.random() < 0.3:
+        weights["head"] = _table(case, V, H)
     for i in range(2):
         for name in LINEARS:
             weights[f"layers.{i}.{name}"] = _weight(case, *config.linear_shape(name))
@@ -207,7 +223,7 @@ def _check_model(case: random.Random) -> bool:
     kv = case.choice(("float32", "float16", "bfloat16"))
     # On tiles half weights round activations to bf16, and nothing bounds what a random network
     # makes of it: such a model is compared with as many rows as go through the tiles too.
-    packed = [w for w in weights.values() if not isinstance(w, torch.Tensor)]
+    packed = [w for w in weights.values() if isinstance(w, PackedWeight)]
     rounds = any(w.kind == "half" and _on_tiles(w, context) for w in packed)
     few = native.backend().tile_rows if rounds else 1
     with LlamaNative(config, weights, 2, context, kv) as core:

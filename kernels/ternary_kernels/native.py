@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .mixed import PackedMixed
 from .weights import PackedWeight
 
 log = logging.getLogger("ternary_kernels")
@@ -77,6 +78,12 @@ class Weight(ctypes.Structure):
     )
 
 
+class PackedTable(ctypes.Structure):
+    """tk::Table."""
+
+    _fields_ = (("first", Weight), ("second", Weight), ("places", c_void_p))
+
+
 class Layer(ctypes.Structure):
     """TkLayer."""
 
@@ -102,14 +109,14 @@ class Llama(ctypes.Structure):
         ("eps", c_float),
         ("rope_scaling", c_float),
         ("inv_freq", c_void_p),
-        ("embed", Weight),
-        ("head", Weight),
+        ("embed", PackedTable),
+        ("head", PackedTable),
         ("norm", c_void_p),
         ("layer", POINTER(Layer)),
     )
 
 
-_MIRRORS = {"Weight": Weight, "TkLayer": Layer, "TkLlama": Llama}
+_MIRRORS = {"Weight": Weight, "Table": PackedTable, "TkLayer": Layer, "TkLlama": Llama}
 """The library's name of a struct -> its mirror here."""
 
 _KINDS = {"ternary": 0, "ternary5": 1, "int8": 2, "int4": 5}
@@ -206,6 +213,14 @@ def weight_struct(weight: PackedWeight) -> Weight:
     scaling = _SCALINGS[weight.granularity]
     tiles = weight.tiles.data_ptr()
     return Weight(kind, *weight.shape, scaling, tiles, scales, weight.rotation)
+
+
+def table_struct(table: PackedWeight | PackedMixed) -> PackedTable:
+    """A view of an embedding or a head for C; the table must outlive it."""
+    if isinstance(table, PackedWeight):
+        return PackedTable(weight_struct(table), Weight(), None)
+    first, second = weight_struct(table.first), weight_struct(table.second)
+    return PackedTable(first, second, table.places.data_ptr())
 
 
 def pointer(tensor: Tensor | None) -> int | None:

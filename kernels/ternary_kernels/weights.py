@@ -65,6 +65,12 @@ class PackedWeight:
             return "group128"
         return "tensor" if self.scale.numel() == 1 else "row"
 
+    def rotated(self, rotation: int) -> Self:
+        """This weight, whose codes were made of a rotated matrix: what it multiplies is rotated
+        alike, in blocks of at most ``rotation`` inputs (:func:`.quantizers.rotate`); 0: not."""
+        self.rotation = rotation_block(self.shape[1], rotation)
+        return self
+
     def dequantize(self) -> Tensor:
         """The float32 matrix [N, K] that this weight stands for."""
         raise NotImplementedError
@@ -109,12 +115,6 @@ class PackedWeight:
 
 class _Ternary(PackedWeight):
     """What the 2-bit and the base-3 packing share."""
-
-    def rotated(self, rotation: int) -> Self:
-        """This weight, whose codes were made of a rotated matrix: what it multiplies is rotated
-        alike, in blocks of at most ``rotation`` inputs (:func:`.quantizers.rotate`); 0: not."""
-        self.rotation = rotation_block(self.shape[1], rotation)
-        return self
 
     @classmethod
     def from_float(cls, weight: Tensor, granularity: str = "tensor") -> Self:
@@ -233,7 +233,8 @@ class PackedInt8(PackedWeight):
         return packing.untile8(self.tiles, *self.shape)
 
     def dequantize(self) -> Tensor:
-        return self.values().float() * spread(self.scale, self.shape[1])
+        dense = self.values().float() * spread(self.scale, self.shape[1])
+        return rotate(dense, self.rotation)
 
     @staticmethod
     def _tile_shape(N: int, K: int) -> tuple[int, ...]:
@@ -274,7 +275,8 @@ class PackedInt4(PackedWeight):
         return packing.untile4(self.tiles, *self.shape)
 
     def dequantize(self) -> Tensor:
-        return self.values().float() * spread(self.scale.float(), self.shape[1], INT4_GROUP)
+        dense = self.values().float() * spread(self.scale.float(), self.shape[1], INT4_GROUP)
+        return rotate(dense, self.rotation)
 
     @classmethod
     def _build(cls, shape: tuple[int, int], tiles: Tensor, scale: Tensor | None) -> Self:
@@ -325,6 +327,9 @@ class PackedHalf(PackedWeight):
             )
         N, K = values.shape
         return cls._build((N, K), in_huge_pages(packing.tile16(values)), None)
+
+    def rotated(self, rotation: int) -> Self:
+        raise ValueError("half-precision weights are not rounded; allowed: a matrix as it is")
 
     def dequantize(self) -> Tensor:
         return packing.untile16(self.tiles, *self.shape).float()

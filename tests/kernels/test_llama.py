@@ -7,6 +7,7 @@ import pytest
 import ternary_kernels as tk
 import torch
 from ternary_kernels.llama import LINEARS, LlamaConfig, LlamaNative, LlamaReference, create
+from ternary_kernels.mixed import int4_of
 
 MAKE = {
     "ternary": tk.PackedTernary.from_float,
@@ -17,11 +18,21 @@ MAKE = {
     "bf16": tk.PackedHalf.from_float,
     "fp16": lambda w: tk.PackedHalf.from_float(w, torch.float16),
     "int4": tk.PackedInt4.from_float,
+    "mixed": lambda w: tk.PackedMixed.from_float(w, torch.randperm(w.shape[0])[: w.shape[0] // 3]),
+    "mixed, rotated": lambda w: tk.PackedMixed.from_float(w, torch.arange(1, w.shape[0], 3), 512),
+    "int4, rotated": lambda w: int4_of(w, rotation=512),
 }
+"""What a matrix of each kind is made by."""
+TABLES = ("mixed", "mixed, rotated", "int4, rotated")
+"""Kinds of an embedding or a head alone."""
+LINEAR_KINDS = tuple(kind for kind in MAKE if kind not in TABLES)
 needs_native = pytest.mark.skipif(not tk.available_isas(), reason="no native library")
 
 
-def random_model(kinds, *, bias=False, qk_norm=False, sub_norm=False, head=False, **shape):
+def random_model(
+    kinds, *, bias=False, qk_norm=False, sub_norm=False, head=None, table=None, **shape
+):
+    """head: kind of a head of its own. table: kind of the embedding."""
     sizes = dict(hidden_size=64, intermediate_size=100, num_layers=2, num_heads=4)
     sizes |= dict(num_kv_heads=2, head_dim=16, vocab_size=101) | shape
     D = sizes["head_dim"]
@@ -36,11 +47,12 @@ def random_model(kinds, *, bias=False, qk_norm=False, sub_norm=False, head=False
     def norm(n):
         return 1 + 0.1 * torch.randn(n, generator=g)
 
-    embed = "bf16" if kinds[0] in ("bf16", "fp16") else "int8"
-    table = torch.randn(config.vocab_size, config.hidden_size, generator=g)
-    weights = {"embed": MAKE[embed](table), "norm": norm(config.hidden_size)}
+    table = table or ("bf16" if kinds[0] in ("bf16", "fp16") else "int8")
+    rows = torch.randn(config.vocab_size, config.hidden_size, generator=g)
+    weights = {"embed": MAKE[table](rows), "norm": norm(config.hidden_size)}
     if head:
-        weights["head"] = linear(config.vocab_size, config.hidden_size, 0)
+        rows = torch.randn(config.vocab_size, config.hidden_size, generator=g)
+        weights["head"] = MAKE[head](rows * config.hidden_size**-0.5)
     for i in range(config.num_layers):
         layer = f"layers.{i}."
         for j, name in enumerate(LINEARS):
@@ -75,12 +87,16 @@ def relative_error(a, b):
 
 CASES = {
     "bf16": dict(kinds="bf16"),
-    "qwen3-like fp16": dict(kinds="fp16", qk_norm=True, head=True),
-    "qwen2-like mixed": dict(kinds=tuple(MAKE), bias=True),
+    "qwen3-like fp16": dict(kinds="fp16", qk_norm=True, head="fp16"),
+    "qwen2-like mixed": dict(kinds=LINEAR_KINDS, bias=True),
     "bitnet": dict(kinds="ternary", sub_norm=True, activation="relu2"),
     "mistral-like window": dict(kinds="row", sliding_window=7),
     "int8, one KV head, odd head": dict(kinds="int8", num_heads=6, num_kv_heads=1, head_dim=20),
     "int4": dict(kinds="int4"),
+    "int4 table": dict(kinds="row", table="int4", hidden_size=52),
+    "mixed table": dict(kinds="row", table="mixed", vocab_size=16411),
+    "rotated table": dict(kinds="row", table="int4, rotated", head="mixed, rotated"),
+    "mixed tables, two": dict(kinds="base3", table="mixed", head="mixed", hidden_size=36),
     "many heads a KV head": dict(kinds="bf16", num_heads=28, head_dim=32, hidden_size=48),
 }
 

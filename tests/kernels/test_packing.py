@@ -121,3 +121,27 @@ def test_truncated_and_wrong_data_are_refused():
         tk.PackedTernary5.from_float(torch.randn(4, 300), "group128")
     with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
         tk.PackedHalf.from_float(torch.tensor([[1e6]]), torch.float16)
+
+
+def test_a_mixed_table_keeps_frequent_rows_in_int8_and_the_others_in_int4():
+    table = torch.randn(70, 36)
+    frequent = torch.tensor([69, 3, 17])
+    mixed = tk.PackedMixed.from_float(table, frequent)
+    exact, coarse = (cls.from_float(table).dequantize() for cls in (tk.PackedInt8, tk.PackedInt4))
+    rare = torch.tensor([token for token in range(70) if token not in frequent.tolist()])
+    assert torch.equal(mixed.dequantize()[frequent], exact[frequent])
+    assert torch.equal(mixed.dequantize()[rare], coarse[rare])
+    assert mixed.shape == (70, 36)
+    assert mixed.nbytes == mixed.first.nbytes + mixed.second.nbytes + 4 * 70
+    of_int8 = tk.PackedMixed.from_int8(tk.PackedInt8.from_float(table), frequent)
+    assert torch.equal(of_int8.first.tiles, mixed.first.tiles)
+    assert torch.equal(
+        of_int8.dequantize()[rare], tk.PackedInt4.from_float(exact[rare]).dequantize()
+    )
+    turned = tk.PackedMixed.from_float(table, frequent, 512)
+    assert turned.rotation == 4, "the largest power of two that divides 36"
+    assert float((turned.dequantize() - table).abs().max()) < 0.5
+    assert not torch.equal(turned.dequantize(), mixed.dequantize())
+    for wrong in (torch.arange(70), torch.tensor([], dtype=torch.long), torch.tensor([2, 2])):
+        with pytest.raises(ValueError, match="frequent tokens of 70; allowed: 1 to 69"):
+            tk.PackedMixed.from_float(table, wrong)

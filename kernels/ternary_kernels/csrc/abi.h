@@ -18,12 +18,12 @@ struct TkLlama {
   int32_t slots, context, kv_type, gate_mode, window;
   float eps, rope_scaling;
   const float* inv_freq;
-  tk::Weight embed, head;
+  tk::Table embed, head;
   const float* norm;
   const TkLayer* layer;
 };
 
-// Every field of Weight, TkLayer and TkLlama with its offset and size, and their own sizes: what
+// Every field of Weight, Table, TkLayer and TkLlama with its offset and size, and their own sizes: what
 // native.py holds its mirrors against when it loads this library (layout.cpp).
 TK_API const char* tk_layout();
 

@@ -47,6 +47,14 @@ struct Weight {
   bool is_float() const { return kind == kBf16 || kind == kF16; }
 };
 
+// An embedding or a head: one weight, or two that share the rows among them.
+struct Table {
+  Weight first, second;   // second.N = 0: there is none
+  const int32_t* places;  // a token's row, counted through both; null: the token itself
+
+  int place(int token) const { return places ? places[token] : token; }
+};
+
 // The forms of an activation that the weights reading it need.
 struct Forms {
   bool int8 = false, starts = false, floats = false;
@@ -125,7 +133,7 @@ struct Kernels {
   void (*tile_bf16_row)(const float* x, int m, int K, uint8_t* tiles);
   // Rotary embedding in place; cos and sin are [D/2].
   void (*rotate_head)(float* x, const float* cos, const float* sin, int D);
-  // A row of an embedding as floats, times its scale for INT8.
+  // A row of an embedding as floats, times its scales.
   void (*embed_row)(const Weight& w, int row, float* out);
 
   void (*store_key)(void* keys, FloatType type, int position, int D, const float* key);

@@ -26,6 +26,13 @@ std::string layout() {
     text += line(TK_STRUCT, sizeof(Type));
   }
 #undef TK_STRUCT
+#define TK_STRUCT "Table"
+  {
+    using Type = tk::Table;
+    TK_FIELD(first) TK_FIELD(second) TK_FIELD(places)
+    text += line(TK_STRUCT, sizeof(Type));
+  }
+#undef TK_STRUCT
 #define TK_STRUCT "TkLayer"
   {
     using Type = TkLayer;

@@ -91,6 +91,9 @@ class Model {
       for (int m = 0; m < rows_; ++m)
         if (want[from + m]) wanted_.push_back(m);
       make_room(rows_);
+      if (spec_.head.places)
+        by_place_.resize(
+            std::max(by_place_.size(), wanted_.size() * static_cast<size_t>(spec_.vocab)));
       find_runs();
       Team::instance().run([&](Worker& worker) { run_chunk(worker, logits); });
       logits += static_cast<size_t>(spec_.vocab) * wanted_.size();
@@ -136,7 +139,7 @@ class Model {
   void run_chunk(Worker& worker, float* logits) {
     const Kernels& k = kernels();
     worker.for_each(rows_, 1, [&](int m) {
-      k.embed_row(spec_.embed, tokens_[m], row(x_, m, spec_.hidden));
+      embed(k, tokens_[m], row(x_, m, spec_.hidden));
       fill_rotation(m);
     });
     for (int i = 0; i < spec_.layers; ++i) {
@@ -156,7 +159,7 @@ class Model {
       const Weight& w = layer.linears[kQ + j];
       linears[j] = {&w, nullptr, layer.biases[kQ + j], nullptr, kStore, outs[j], w.N};
     }
-    multiply(worker, k, linears, 3, spec_.hidden);
+    multiply(worker, k, linears, 3, rows_, spec_.hidden);
 
     worker.for_each(rows_ * spec_.kv_heads, 1, [&](int item) {
       place_head(k, layer, i, item / spec_.kv_heads, item % spec_.kv_heads);
@@ -174,7 +177,7 @@ class Model {
     prepare(worker, k, mixed_, heads_width(), layer.attn_sub_norm,
             layer.attn_sub_norm ? spec_.eps : -1.0f, {&o}, 2 + 4 * i);
     const Linear out = {&o, nullptr, layer.biases[kO], nullptr, kAdd, x_.data(), spec_.hidden};
-    multiply(worker, k, &out, 1, heads_width());
+    multiply(worker, k, &out, 1, rows_, heads_width());
   }
 
   void feed_forward(Worker& worker, const Kernels& k, int i) {
@@ -189,27 +192,49 @@ class Model {
                           static_cast<Mode>(spec_.gate_mode),
                           inner_.data(),
                           spec_.inter};
-    multiply(worker, k, &inner, 1, spec_.hidden);
+    multiply(worker, k, &inner, 1, rows_, spec_.hidden);
     prepare(worker, k, inner_, spec_.inter, layer.ffn_sub_norm,
             layer.ffn_sub_norm ? spec_.eps : -1.0f, {&down}, 4 + 4 * i);
     const Linear out = {&down, nullptr,   layer.biases[kDown], nullptr,
                         kAdd,  x_.data(), spec_.hidden};
-    multiply(worker, k, &out, 1, spec_.inter);
+    multiply(worker, k, &out, 1, rows_, spec_.inter);
   }
 
   void head(Worker& worker, const Kernels& k, float* logits) {
-    const int wanted = static_cast<int>(wanted_.size());
-    const Forms forms = Forms().add(spec_.head);
+    const Table& table = spec_.head;
+    const int wanted = static_cast<int>(wanted_.size()), parts = table.second.N ? 2 : 1;
+    Forms forms = Forms().add(table.first);
+    if (parts == 2) forms.add(table.second);
     worker.for_each(wanted, 1, [&](int j) {
       const float* x = row(x_, wanted_[static_cast<size_t>(j)], spec_.hidden);
       if (!acts_->prepare(k, j, wanted, x, spec_.hidden, spec_.norm, spec_.eps, forms))
         fail(-1);
     });
-    const Linear out = {&spec_.head, nullptr, nullptr, nullptr, kStore, logits, spec_.vocab};
-    const int items = k.linear_items(out, wanted);
-    void* scratch = worker.scratch(k.linear_scratch(spec_.head));
-    worker.for_each(items, portion_of(items, worker.threads()), [&](int item) {
-      k.linear_item(out, acts_->view(k, wanted, spec_.hidden), item, scratch);
+    float* out = table.places ? by_place_.data() : logits;
+    const Linear linears[] = {
+        {&table.first, nullptr, nullptr, nullptr, kStore, out, spec_.vocab},
+        {&table.second, nullptr, nullptr, nullptr, kStore, out + table.first.N, spec_.vocab}};
+    multiply(worker, k, linears, parts, wanted, spec_.hidden);
+    if (table.places) order_by_token(worker, table.places, wanted, logits);
+  }
+
+  void embed(const Kernels& k, int token, float* out) const {
+    const Table& table = spec_.embed;
+    const int place = table.place(token);
+    const bool early = place < table.first.N;
+    const Weight& w = early ? table.first : table.second;
+    k.embed_row(w, early ? place : place - table.first.N, out);
+    if (w.hadamard > 1) k.hadamard_row(out, w.K, w.hadamard);
+  }
+
+  void order_by_token(Worker& worker, const int32_t* places, int wanted, float* logits) {
+    constexpr int kTokens = 8192;  // an item's
+    const int items = (spec_.vocab + kTokens - 1) / kTokens;
+    worker.for_each(wanted * items, 1, [&](int item) {
+      const size_t row = static_cast<size_t>(item / items) * static_cast<size_t>(spec_.vocab);
+      const int end = std::min(spec_.vocab, (item % items + 1) * kTokens);
+      for (int t = item % items * kTokens; t < end; ++t)
+        logits[row + static_cast<size_t>(t)] = by_place_[row + static_cast<size_t>(places[t])];
     });
   }
 
@@ -226,16 +251,17 @@ class Model {
   }
 
   // Several linear layers over the prepared activations as one list of items.
-  void multiply(Worker& worker, const Kernels& k, const Linear* linears, int count, int K) {
+  void multiply(Worker& worker, const Kernels& k, const Linear* linears, int count, int rows,
+                int K) {
     size_t scratch = 0;
     int ends[3] = {}, items = 0;
     for (int j = 0; j < count; ++j) {
-      ends[j] = items += k.linear_items(linears[j], rows_);
+      ends[j] = items += k.linear_items(linears[j], rows);
       for (const Weight* w : {linears[j].first, linears[j].second})
         if (w) scratch = std::max(scratch, k.linear_scratch(*w));
     }
     void* memory = worker.scratch(scratch);
-    const Acts acts = acts_->view(k, rows_, K);
+    const Acts acts = acts_->view(k, rows, K);
     worker.for_each(items, portion_of(items, worker.threads()), [&](int item) {
       int j = 0;
       while (item >= ends[j]) ++j;
@@ -310,6 +336,7 @@ class Model {
   int room_ = 0;
   std::unique_ptr<Activations> acts_;
   std::vector<float> x_, q_, k_, v_, mixed_, inner_, cos_, sin_;
+  std::vector<float> by_place_;  // logits in the order of a table's rows
 
   int rows_ = 0;
   const int32_t *tokens_ = nullptr, *slots_ = nullptr, *positions_ = nullptr;

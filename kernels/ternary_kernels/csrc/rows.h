@@ -123,6 +123,22 @@ void embed_row(const Weight& w, int row, float* out) {
     }
     return;
   }
+  if (w.kind == tk::kInt4) {
+    alignas(64) uint16_t scales[16];
+    float of_group[16];
+    for (int k = 0; k < w.K; ++k) {
+      if (k % tk::kSmallGroupK == 0) {
+        const uint16_t* own = small_group_scales(w, row / 16) + k / tk::kSmallGroupK * 16;
+        __builtin_memcpy(scales, own, sizeof(scales));
+        store(of_group, load_f16(scales));
+      }
+      const int byte =
+          tiles[static_cast<size_t>(k / 8) * 64 + static_cast<size_t>(lane * 4 + k % 4)];
+      const int code = k % 8 < 4 ? byte & 15 : byte >> 4;
+      out[k] = static_cast<float>(code - 8) * of_group[lane];
+    }
+    return;
+  }
   const auto* halves = reinterpret_cast<const uint16_t*>(tiles);
   alignas(64) uint16_t gathered[16] = {};
   for (int k = 0; k < w.K; k += 16) {

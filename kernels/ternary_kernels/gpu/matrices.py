@@ -74,6 +74,8 @@ def place(weight: PackedWeight, device: torch.device | str, dtype: torch.dtype) 
     if isinstance(weight, PackedTernary):
         return to_device(weight, device)
     if isinstance(weight, PackedInt8):
+        if weight.rotation > 1:
+            raise ValueError("INT8 weights are rotated; allowed on a GPU: as they are")
         return Int8Matrix.from_values(weight.values().to(device), weight.scale)
     if isinstance(weight, PackedInt4):  # no kernel of its own: the model notes it
         return HalfMatrix(weight.shape, weight.dequantize().to(device, dtype), None, None)

@@ -13,8 +13,10 @@ and prefilling, may share a step (continuous batching).
 Weights (a dict; ``i`` is the layer, N x K of each in brackets, H heads of D, G KV heads):
 
 ==============================  =====================================================
-``embed``                       PackedInt8 | PackedHalf [vocab, hidden]
-``head``                        any packed weight [vocab, hidden]; absent: ``embed`` is tied
+``embed``                       PackedMixed | PackedInt4 | PackedInt8 | PackedHalf
+                                [vocab, hidden]
+``head``                        PackedMixed or any packed weight [vocab, hidden]; absent:
+                                ``embed`` is tied
 ``norm``                        float32 [hidden], the final norm
 ``layers.i.attn_norm``          float32 [hidden]
 ``layers.i.ffn_norm``           float32 [hidden]

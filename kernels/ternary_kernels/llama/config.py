@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..weights import PackedWeight, require_one_rotation
+from ..weights import require_one_rotation
 
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 TOGETHER = (("q", "k", "v"), ("gate", "up"))
 """Those that read one input."""
+LINEAR_KINDS = ("ternary", "ternary5", "int4", "int8", "half")
+KINDS_OF = {"embed": ("mixed", "int4", "int8", "half"), "head": ("mixed", *LINEAR_KINDS)}
+"""The packings that embedding and head can have; any other matrix has one of LINEAR_KINDS."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,12 @@ def checked_weights(config: LlamaConfig, weights: dict) -> dict:
     for name, value in weights.items():
         if name in packed:
             # By kind and not by class: the GPU's matrices have kinds of the same names.
-            kinds = ("int8", "half") if name == "embed" else None
-            known = isinstance(value, PackedWeight) and (kinds is None or value.kind in kinds)
-            if not known or value.shape != packed[name]:
-                allowed = "PackedInt8 or PackedHalf" if kinds else "PackedWeight"
-                raise ValueError(f"{name} is {_describe(value)}; allowed: {allowed} {packed[name]}")
+            kinds = KINDS_OF.get(name, LINEAR_KINDS)
+            if getattr(value, "kind", None) not in kinds or value.shape != packed[name]:
+                raise ValueError(
+                    f"{name} is {_describe(value)}; allowed: a packed weight {packed[name]} of "
+                    f"kind {', '.join(kinds)}"
+                )
             checked[name] = value
         else:
             if not isinstance(value, Tensor) or tuple(value.shape) != (vectors[name],):

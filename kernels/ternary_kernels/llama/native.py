@@ -38,7 +38,12 @@ class LlamaNative(LlamaModel):
         computes = native.backend()
         kernels = (computes.vectors, *(unit for unit in self.units if unit != "vectors"))
         threads = f"{computes.threads} thread" + "s" * (computes.threads != 1)
-        return f"ternary_kernels native {' + '.join(kernels)}, {threads}"
+        dense = [f"{kind} tables" for kind in ("mixed", "int4") if kind == self._kind("embed")]
+        dense += ["base 3"] * any(self._kind(name) == "ternary5" for name in self.weights)
+        return ", ".join([f"ternary_kernels native {' + '.join(kernels)}", threads, *dense])
+
+    def _kind(self, name: str) -> str:
+        return getattr(self.weights.get(name), "kind", "")
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -102,7 +107,7 @@ class LlamaNative(LlamaModel):
             c.head_dim, c.vocab_size, self.slots, self.context,
             list(KV_DTYPES).index(self.kv_dtype), native.MODES[c.activation], c.sliding_window,
             c.rms_norm_eps, c.rope_scaling, inv_freq.ctypes.data,
-            native.weight_struct(w["embed"]), native.weight_struct(w.get("head", w["embed"])),
+            native.table_struct(w["embed"]), native.table_struct(w.get("head", w["embed"])),
             w["norm"].data_ptr(), layers,
         )  # fmt: skip
 

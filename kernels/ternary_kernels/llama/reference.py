@@ -8,7 +8,9 @@ from torch import Tensor
 
 from .. import native, reference
 from ..core import NotFiniteError
-from ..weights import PackedHalf, PackedWeight
+from ..mixed import PackedMixed
+from ..quantizers import INT4_GROUP, rotate, spread
+from ..weights import PackedHalf, PackedInt4, PackedWeight
 from .model import KV_DTYPES, LlamaModel
 
 
@@ -38,7 +40,7 @@ class LlamaReference(LlamaModel):
         if not want.any():
             return empty
         x_MK = reference.rms_norm(x_MK[torch.from_numpy(want)], w["norm"], c.rms_norm_eps)
-        return _linear(x_MK, w.get("head", w["embed"]), None, "head").numpy()
+        return _head(x_MK, w.get("head", w["embed"])).numpy()
 
     @property
     def backend(self) -> str:
@@ -101,10 +103,31 @@ def _linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, name: str) -> 
     return reference.linear(x, weight, bias)
 
 
-def _embedding_rows(embed: PackedWeight, tokens: Tensor) -> Tensor:
+def _head(x: Tensor, head: PackedWeight | PackedMixed) -> Tensor:
+    if isinstance(head, PackedWeight):
+        return _linear(x, head, None, "head")
+    parts = [_linear(x, part, None, "head") for part in (head.first, head.second)]
+    return torch.cat(parts, dim=1)[:, head.places]
+
+
+def _embedding_rows(embed: PackedWeight | PackedMixed, tokens: Tensor) -> Tensor:
     """float32 [M, hidden] of the rows ``tokens``, without unpacking the others."""
+    if isinstance(embed, PackedMixed):
+        places = embed.places[tokens].long()
+        border = embed.first.shape[0]
+        rows = torch.empty(len(tokens), embed.shape[1])
+        early = places < border
+        rows[early] = _embedding_rows(embed.first, places[early])
+        rows[~early] = _embedding_rows(embed.second, places[~early] - border)
+        return rows
     groups, lanes = tokens // 16, tokens % 16
     if isinstance(embed, PackedHalf):
         return embed.tiles[groups, :, lanes].float()
+    if isinstance(embed, PackedInt4):
+        pairs = embed.tiles[groups, :, lanes]
+        codes = torch.stack([pairs & 15, pairs >> 4], dim=2).flatten(1)[:, : embed.shape[1]]
+        scale = spread(embed.scale[tokens].float(), embed.shape[1], INT4_GROUP)
+        return rotate((codes.float() - 8) * scale, embed.rotation)
     rows = (embed.tiles[groups, :, lanes] ^ 0x80).view(torch.int8).flatten(1)
-    return rows[:, : embed.shape[1]].float() * embed.row_scales[tokens][:, None]
+    rows = rows[:, : embed.shape[1]].float() * embed.row_scales[tokens][:, None]
+    return rotate(rows, embed.rotation)
