@@ -68,6 +68,7 @@ STAGES: dict[str, Stage] = {
                 "readiness.device",
                 "readiness.threads",
                 "readiness.core",
+                "readiness.packing",
                 "measure_ab",
                 "prompts",
                 "tasks",
@@ -86,7 +87,13 @@ STAGES: dict[str, Stage] = {
             5,
             "deploy_rollback",
             "can it run, and be taken back",
-            ("readiness.device", "readiness.threads", "readiness.core", "deploy_rollback"),
+            (
+                "readiness.device",
+                "readiness.threads",
+                "readiness.core",
+                "readiness.packing",
+                "deploy_rollback",
+            ),
             ("profile_load", "train_qat", "hybrid_plan"),
         ),
         Stage(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ternary_kernels import PackedInt8, PackedTernary
+from ternary_kernels import PackedTernary
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +19,7 @@ from transformers import (
 from workbench.engine.architecture import NotForKernels, kernel_config
 from workbench.engine.engine import Engine
 from workbench.pilot.sections.model import Policy
+from workbench.pilot.sections.readiness import Packing
 from workbench.ternary import ThresholdVersion, to_ternary
 
 SHAPE = {
@@ -137,13 +138,21 @@ def test_slots_do_not_see_each_other() -> None:
     np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-4, atol=bound)
 
 
-def test_embeddings_become_int8_when_asked() -> None:
+@pytest.mark.parametrize(("tables", "bound"), [("int8", 0.03), ("mixed", 0.2), ("int4", 0.2)])
+def test_tables_are_packed_as_asked_beside_layers_that_are_ternary(tables, bound) -> None:
     model = make_model("qwen2")
-    with Engine.from_model(model, embeddings="int8") as small, Engine.from_model(model) as large:
-        assert isinstance(small.core.weights["embed"], PackedInt8)
-        assert isinstance(small.core.weights["head"], PackedInt8)
-        assert small.weight_bytes < large.weight_bytes
-        assert error(small.logits(TOKENS), logits_of(model)) < 0.03
+    with Engine.from_model(model, packing=Packing(tables="int4", ternary="base3")) as engine:
+        assert {engine.core.weights[name].kind for name in ("embed", "head")} == {"half"}
+
+
+def test_base_3_gives_the_same_integers_in_fewer_bytes() -> None:
+    model = make_model("llama")
+    to_ternary(model)
+    with (
+        Engine.from_model(model, packing=Packing(ternary="base3")) as dense,
+        Engine.from_model(model) as plain,
+    ):
+        np.testing.assert_array_equal(dense.logits(TOKENS), plain.logits(TOKENS))
 
 
 def test_other_architectures_run_through_transformers() -> None:

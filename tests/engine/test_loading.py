@@ -12,13 +12,16 @@ from safetensors.torch import load_file, save_file
 from ternary_kernels import PackedTernary
 from transformers import AutoModelForCausalLM, BitNetConfig, LlamaConfig, PreTrainedModel
 
+from workbench.engine.cores import require_packing
 from workbench.engine.engine import Engine
 from workbench.engine.request import GenerationRequest
-from workbench.errors import StageError, WorkbenchError
+from workbench.errors import ConfigError, StageError, WorkbenchError
 from workbench.pilot.sections.model import Policy
+from workbench.pilot.sections.readiness import Packing
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.master import save_master
 from workbench.ternary.packed import load_packed, save_packed
+from workbench.ternary.token_counts import save_token_counts
 
 SHAPE = {
     "vocab_size": 101, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -253,3 +256,31 @@ def test_a_slot_in_use_is_not_overwritten(packed: Path) -> None:
             engine.prefill(2, TOKENS)
         with pytest.raises(ValueError, match="positions"):
             engine.prefill(0, list(range(50)))
+
+
+def test_a_mixed_table_keeps_what_the_folder_knows_to_be_frequent(packed: Path) -> None:
+    mixed = Packing(tables="mixed")
+
+    def frequent() -> set[int]:
+        with Engine.load(packed, packing=mixed) as engine:
+            table = engine.core.weights["embed"]
+            assert "head" not in engine.core.weights and table.kind == "mixed"
+            assert engine.backend.endswith("mixed tables")
+            return set((table.places < table.first.shape[0]).nonzero()[:, 0].tolist())
+
+    with Engine.load(packed) as engine:
+        vocabulary = engine.vocab_size
+    some = frequent()
+    assert some == set(range(len(some))), "nothing is known: the lowest numbers"
+    counts = np.arange(vocabulary)
+    save_token_counts(packed, counts)
+    assert frequent() == set(range(vocabulary - len(some), vocabulary))
+
+
+def test_cores_of_other_kinds_take_tables_as_they_are_stored(packed: Path) -> None:
+    asked = Packing(tables="mixed", ternary="base3")
+    with Engine.load(packed, packing=asked, core="transformers") as engine:
+        assert error(engine.logits(TOKENS), logits_of(load_packed(packed))) < 1e-5
+    with pytest.raises(ConfigError, match="packing mixed, base3 with core transformers\n"):
+        require_packing(asked, "transformers", "cpu")
+    require_packing(asked, "auto", "cpu")

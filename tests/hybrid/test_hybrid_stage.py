@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,6 +24,7 @@ from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 from workbench.ternary.manifest import Manifest
 from workbench.ternary.packed import load_packed
+from workbench.ternary.token_counts import save_token_counts, token_counts
 from workbench.train.quality import bits_per_byte, document_losses
 
 LAYERS = 14
@@ -58,7 +60,10 @@ def by_layer(trained, tmp_path_factory) -> StageRecord:
 def test_the_plan_is_packed_as_recorded_and_counts_its_bytes(
     trained, by_layer, tmp_path, granularity
 ) -> None:
+    save_token_counts(trained.artefact("post_training"), np.arange(7))
     record = by_layer if granularity == "linear" else run(trained, tmp_path / "s")
+    if granularity == "block":
+        assert token_counts(record.artefact("hybrid"), 7).tolist() == list(range(7))
     plan, manifest = record.table("plan"), Manifest.read(record.artefact("hybrid"))
     units = LAYERS if granularity == "linear" else 2
     assert len(plan) == units

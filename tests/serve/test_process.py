@@ -495,9 +495,11 @@ def test_a_run_is_served_by_its_name(arms, tmp_path, monkeypatch) -> None:
 
 
 def test_a_spec_comes_back_from_its_file(arms, tmp_path) -> None:
+    from workbench.pilot.sections.readiness import Packing
     from workbench.serve.rollback_rule import RollbackRule
 
-    given = spec(arms, rule=RollbackRule(max_error_share=0.2, ttft_s=0.5))
+    packing = Packing(tables="mixed", ternary="base3")
+    given = spec(arms, rule=RollbackRule(max_error_share=0.2, ttft_s=0.5), packing=packing)
     given.save(tmp_path / "spec.json")
     assert ServeSpec.load(tmp_path / "spec.json") == given
     assert read_json(tmp_path / "spec.json")["rule"]["max_error_share"] == 0.2

@@ -38,6 +38,7 @@ from workbench.stages.context import StageContext
 from workbench.ternary.manifest import Manifest
 from workbench.ternary.master import NAME
 from workbench.ternary.packed import load_packed
+from workbench.ternary.token_counts import token_counts
 from workbench.train import setup
 from workbench.train.quality import bits_per_byte, document_losses, excerpts
 from workbench.train.quiet import quiet_transformers
@@ -149,6 +150,10 @@ def test_the_artefacts_are_the_models_that_were_judged(
         record.metric("final_bits_per_byte", arm="full_precision").value, rel=0.02
     )
     assert check_ternary(record.artefact("ternary")).ok
+    counted = np.bincount(np.load(record.folder / "tokens.npy"))
+    for arm in ("ternary", "int8", "post_training"):
+        known = token_counts(record.artefact(arm), len(counted))
+        np.testing.assert_array_equal(known, counted, arm)
     assert check_ternary(record.artefact("post_training")).ok
     master = load_dense(record.artefact("ternary_master"))
     assert master.num_parameters() == models["full_precision"].num_parameters()

@@ -51,6 +51,17 @@ def serve(
     core: Annotated[
         str, typer.Option(help="of workbench core list; auto: the kernels of the device")
     ] = "auto",
+    tables: Annotated[
+        Literal["auto", "half", "int8", "mixed", "int4"] | None,
+        typer.Option(
+            help="embedding and head in memory beside ternary, INT4 or INT8 layers",
+            show_default="the pilot's, or auto",
+        ),
+    ] = None,
+    ternary: Annotated[
+        Literal["two_bits", "base3"] | None,
+        typer.Option(help="ternary layers in memory", show_default="the pilot's, or two_bits"),
+    ] = None,
     route: Annotated[
         str | None,
         typer.Option(help="the arm that answers", show_default="as it was left, or the hybrid"),
@@ -240,6 +251,7 @@ def serve(
         upstream_health_s or (),
     )
 
+    packing = {"tables": tables, "ternary": ternary}
     compared = {"compared_share": compared_share}
     plan = CanaryPlan.parsed(canary, step_s, step_requests, **compared) if canary else None
     serve_run(
@@ -261,6 +273,7 @@ def serve(
         threads=threads,
         device=device,
         core=core,
+        packing={name: kind for name, kind in packing.items() if kind},
         short_tokens=short_tokens,
         deadline_s=deadline,
         on_lost_stream=on_lost_stream,

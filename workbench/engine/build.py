@@ -15,29 +15,28 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 import torch
-from ternary_kernels import PackedWeight, llama
+from ternary_kernels import llama
 from ternary_kernels.core import Blueprint, BuildCore, Core
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from workbench.engine.architecture import NotForKernels, eos_tokens, kernel_config
-from workbench.engine.cores import AUTO, OF_DEVICE, core_builder, through_transformers
+from workbench.engine.cores import AUTO, OF_DEVICE, OF_PACKINGS, core_builder, through_transformers
 from workbench.engine.engine import Engine
 from workbench.engine.modules import ModelSource
+from workbench.engine.packing import AS_STORED, Weights
 from workbench.engine.random_weights import WeightKind, random_weights
-from workbench.engine.weights import EmbeddingKind, FolderSource, collect_weights
+from workbench.engine.weights import FolderSource, collect_weights
 from workbench.errors import StageError, reason_of
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.gpu import torch_gpu, torch_gpu_memory
 from workbench.model.ends import generation_config, join_ends
+from workbench.pilot.sections.readiness import Packing
 from workbench.ternary.manifest import NAME as MANIFEST
 from workbench.ternary.manifest import Manifest, read_json_object
 from workbench.ternary.master import load_master
 from workbench.ternary.packed import load_packed
 from workbench.wording.counts import number_of
-
-Weights = dict[str, PackedWeight | Tensor]
-"""By the names of :mod:`ternary_kernels.llama`."""
 
 LONGEST_CONTEXT = 4096
 """Taken when no context is asked for: some models were made for 131,072 tokens, whose cache
@@ -51,7 +50,7 @@ class Setup:
     slots: int = 1
     context: int | None = None
     threads: int = 0
-    embeddings: EmbeddingKind = "auto"
+    packing: Packing = AS_STORED
     kv_dtype: str = "float16"
     device: Literal["cpu", "cuda"] = "cpu"
     cache_of: Engine | None = None
@@ -64,7 +63,7 @@ class SetupFields(TypedDict, total=False):
     slots: int
     context: int | None
     threads: int
-    embeddings: EmbeddingKind
+    packing: Packing
     kv_dtype: str
     device: Literal["cpu", "cuda"]
     cache_of: Engine | None
@@ -92,7 +91,7 @@ def from_folder(folder: Path, setup: Setup) -> Engine:
     def weights(shape: llama.LlamaConfig) -> Weights:
         source = FolderSource(folder, config, manifest, _packs_on(setup))
         tied = config.tie_word_embeddings and not source.has_own_head()
-        return collect_weights(shape, config.model_type, tied, source, setup.embeddings)
+        return collect_weights(shape, config.model_type, tied, source, _packing(setup))
 
     return _build(config, eos_tokens(config), weights, model, setup)
 
@@ -104,7 +103,7 @@ def from_model(model: nn.Module, setup: Setup) -> Engine:
         config = model.config
         tied = config.tie_word_embeddings and not _has_own_head(model)
         source = ModelSource(model, _packs_on(setup))
-        return collect_weights(shape, config.model_type, tied, source, setup.embeddings)
+        return collect_weights(shape, config.model_type, tied, source, _packing(setup))
 
     ends = eos_tokens(model.config, getattr(model, "generation_config", None))
     return _build(model.config, ends, weights, lambda: model, setup)
@@ -116,7 +115,7 @@ def random_model(config: PretrainedConfig, kind: WeightKind, setup: Setup) -> En
 
     def weights(shape: llama.LlamaConfig) -> Weights:
         if _packs_on(setup) is None:
-            return random_weights(shape, kind, tied=tied)
+            return random_weights(shape, kind, tied=tied, packing=_packing(setup))
         from ternary_kernels.gpu.llama import random_llama
 
         return random_llama(shape, kind, tied=tied, device="cuda")
@@ -192,6 +191,11 @@ def _packs_on(setup: Setup) -> str | None:
     """Where ternary layers are packed: on the GPU that will multiply them; None: on the CPU, as
     cores of other packages take them."""
     return "cuda" if setup.device == "cuda" and _core_name(setup) == "triton" else None
+
+
+def _packing(setup: Setup) -> Packing:
+    """As asked where the CPU's kernels compute; other cores take weights as they are stored."""
+    return setup.packing if _core_name(setup) in OF_PACKINGS else AS_STORED
 
 
 def _build(

@@ -21,10 +21,13 @@ from workbench.engine.transformers_core import TransformersCore
 from workbench.errors import ConfigError
 from workbench.machine.device import Asked, choose_device
 from workbench.pilot.problems import did_you_mean
+from workbench.pilot.sections.readiness import Packing
 
 AUTO = "auto"
 OF_DEVICE = {"cpu": "native", "cuda": "triton"}
 """What ``auto`` takes."""
+OF_PACKINGS = ("native", "reference")
+"""Those that compute with every packing of ``readiness.packing``."""
 HOUSE = tuple(
     EntryPoint(name, value, CORES)
     for name, value in (
@@ -90,6 +93,18 @@ def require_core(name: str, asked: Asked) -> None:
     for needed, own in OF_DEVICE.items():
         if name == own and device != needed:
             raise _other_device(name, device, needed)
+
+
+def require_packing(packing: Packing, name: str, asked: Asked) -> None:
+    """Raise ConfigError for a packing that the core ``name`` does not compute with."""
+    core = OF_DEVICE[choose_device(asked).name] if name == AUTO else name
+    if packing != Packing() and core not in OF_PACKINGS:
+        raise ConfigError(
+            f"readiness.packing {packing.tables}, {packing.ternary} with core {core}",
+            allowed="tables: auto, ternary: two_bits; all of them with core "
+            f"{' and '.join(OF_PACKINGS)}",
+            next_step="leave readiness.packing out, or set readiness.core to native on a CPU",
+        )
 
 
 def native(plan: Blueprint) -> Core:

@@ -92,8 +92,9 @@ class Engine:
 
         slots: conversations side by side (1). context: tokens a slot can hold; None: what the
         model was made for, 4096 at most. threads: 0: one per physical core.
-        embeddings: precision of embedding and head; ``auto``: INT8 beside ternary layers when they
-        are big, as they are stored otherwise. kv_dtype: ``float16``, ``bfloat16``, ``float32``.
+        packing: how embedding, head and ternary layers lie in memory, of the CPU's kernels alone;
+        by default embedding and head are INT8 beside ternary layers when they are big, as they are
+        stored otherwise. kv_dtype: ``float16``, ``bfloat16``, ``float32``.
         device: ``cpu`` or ``cuda``, each with its own kernels; other architectures run through
         transformers. cache_of: on ``cuda``, an engine of the same shape whose cache of keys and
         values this one uses too; only one of them may hold conversations at a time.

@@ -59,6 +59,9 @@ class ModelSource:
         kind = PackedInt8 if as_int8 else PackedHalf
         return kind.from_float(layer.weight.detach().cpu())
 
+    def token_counts(self, vocabulary: int) -> None:
+        return None
+
     def vector(self, name: str) -> Tensor | None:
         module, _, attribute = name.rpartition(".")
         try:

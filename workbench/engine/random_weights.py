@@ -12,10 +12,20 @@ import math
 from typing import Literal
 
 import torch
-from ternary_kernels import PackedHalf, PackedInt4, PackedInt8, PackedTernary, PackedWeight
+from ternary_kernels import (
+    PackedHalf,
+    PackedInt4,
+    PackedInt8,
+    PackedMixed,
+    PackedTernary,
+    PackedTernary5,
+    PackedWeight,
+)
 from ternary_kernels.llama import LINEARS, LlamaConfig
 from ternary_kernels.memory import in_huge_pages
-from torch import Tensor
+
+from workbench.engine.packing import AS_STORED, TABLE_ROTATION, Weights, frequent_tokens
+from workbench.pilot.sections.readiness import Packing
 
 WeightKind = Literal["half", "int8", "int4", "ternary"]
 """How a matrix is packed; see ``kind`` of :class:`ternary_kernels.PackedWeight`."""
@@ -25,26 +35,65 @@ DRAWN_ROWS = 16
 
 
 def random_weights(
-    config: LlamaConfig, kind: WeightKind, *, tied: bool, seed: int = 0
-) -> dict[str, PackedWeight | Tensor]:
+    config: LlamaConfig,
+    kind: WeightKind,
+    *,
+    tied: bool,
+    seed: int = 0,
+    packing: Packing = AS_STORED,
+) -> Weights:
     """All weights of a model of this shape, linear layers of ``kind``.
 
     tied: the head is the embedding. Embedding and head are bf16 beside half-precision layers,
-    INT8 beside the others.
+    beside the others as ``packing`` says and else INT8.
     """
     generator = torch.Generator().manual_seed(seed)
-    weights: dict[str, PackedWeight | Tensor] = {"norm": torch.ones(config.hidden_size)}
-    embedding: WeightKind = "half" if kind == "half" else "int8"
+    weights: Weights = {"norm": torch.ones(config.hidden_size)}
+    tables = "int8" if packing.tables == "auto" else packing.tables
     for name in ("embed",) if tied else ("embed", "head"):
         shape = (config.vocab_size, config.hidden_size)
-        weights[name] = random_weight(shape, embedding, generator)
+        weights[name] = random_table(shape, "half" if kind == "half" else tables, generator)
     for i in range(config.num_layers):
         for name in LINEARS:
             shape = config.linear_shape(name)
             weights[f"layers.{i}.{name}"] = random_weight(shape, kind, generator)
         for name in ("attn_norm", "ffn_norm"):
             weights[f"layers.{i}.{name}"] = torch.ones(config.hidden_size)
-    return weights
+    return in_base_3(weights) if packing.ternary == "base3" else weights
+
+
+def random_table(
+    shape: tuple[int, int], kind: str, generator: torch.Generator
+) -> PackedWeight | PackedMixed:
+    """An embedding [V, K] in a packing of ``readiness.packing.tables``."""
+    if kind != "mixed":
+        return random_weight(shape, kind, generator)
+    V, K = shape
+    frequent = frequent_tokens(V)
+    first = random_weight((len(frequent), K), "int8", generator).rotated(TABLE_ROTATION)
+    second = random_weight((V - len(frequent), K), "int4", generator).rotated(TABLE_ROTATION)
+    return PackedMixed(first, second, torch.arange(V, dtype=torch.int32))
+
+
+def in_base_3(weights: Weights) -> Weights:
+    """The same shapes with ternary layers in base 3: the first 16 rows of each packed again and
+    repeated, as :func:`random_weight` repeats them."""
+    packed = dict(weights)
+    for name, weight in weights.items():
+        if isinstance(weight, PackedTernary):
+            N, K = weight.shape
+            drawn = PackedTernary.from_state(
+                {
+                    "tiles": weight.tiles[:1],
+                    "shape": torch.tensor((DRAWN_ROWS, K)),
+                    "scale": weight.scale,
+                }
+            )
+            tiles = PackedTernary5.from_codes(drawn.codes(), weight.scale).tiles
+            tiles = in_huge_pages(tiles.expand(-(-N // DRAWN_ROWS), *tiles.shape[1:]))
+            state = {"tiles": tiles, "shape": torch.tensor((N, K)), "scale": weight.scale}
+            packed[name] = PackedTernary5.from_state(state)
+    return packed
 
 
 def random_weight(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from ternary_kernels import PackedHalf, PackedInt4, PackedInt8, PackedTernary, PackedWeight
@@ -28,14 +29,13 @@ from workbench.engine.architecture import (
 )
 from workbench.engine.bitnet_checkpoint import BitnetCheckpoint
 from workbench.engine.device import from_portable
+from workbench.engine.packing import AS_STORED, Weights, pack
 from workbench.errors import StageError
+from workbench.pilot.sections.readiness import Packing
 from workbench.ternary.manifest import Manifest, read_json_object
+from workbench.ternary.token_counts import token_counts
 
-EmbeddingKind = Literal["auto", "half", "int8"]
-"""Precision of embedding and head. ``auto``: INT8 beside ternary layers when they are big,
-because they would outweigh all the rest; as they are stored otherwise."""
-
-BIG_EMBEDDING = 1 << 24
+BIG_TABLE = 1 << 24
 """Weights from which on ``auto`` makes an embedding or a head INT8: 32 MiB in bf16."""
 
 
@@ -53,15 +53,19 @@ class Source(Protocol):
         """A bias or the weight of a norm; None where the model has none."""
         ...
 
+    def token_counts(self, vocabulary: int) -> np.ndarray | None:
+        """How often each token stands in the model's training text; None where nobody knows."""
+        ...
+
 
 def collect_weights(
-    config: LlamaConfig, family: str, tied: bool, source: Source, embeddings: EmbeddingKind = "auto"
-) -> dict[str, PackedWeight | Tensor]:
+    config: LlamaConfig, family: str, tied: bool, source: Source, packing: Packing = AS_STORED
+) -> Weights:
     """All weights of the model under the names of :mod:`ternary_kernels.llama`.
 
     family: the model type of the Hugging Face configuration. tied: the head is the embedding.
     """
-    weights: dict[str, PackedWeight | Tensor] = {}
+    weights: Weights = {}
     norms = NORMS | FAMILY_NORMS.get(family, {})
     for i in range(config.num_layers):
         ours, theirs = f"layers.{i}.", f"model.layers.{i}."
@@ -78,11 +82,13 @@ def collect_weights(
     vocabulary = (config.vocab_size, config.hidden_size)
     for name, module in (("embed", "model.embed_tokens"), ("head", "lm_head")):
         if not (name == "head" and tied):
-            weights[name] = _embedding(source, module, vocabulary, embeddings, ternary)
-    return weights
+            big = config.vocab_size * config.hidden_size >= BIG_TABLE
+            as_int8 = packing.tables == "auto" and ternary and big
+            weights[name] = source.linear(module, vocabulary, as_int8=as_int8)
+    return pack(weights, packing, source.token_counts(config.vocab_size))
 
 
-def _require_one_rotation(weights: dict[str, PackedWeight | Tensor], layer: str) -> None:
+def _require_one_rotation(weights: Weights, layer: str) -> None:
     """Raise NotForKernels where a hybrid mixes rotated layers and others behind one input."""
     for group in TOGETHER:
         found = {getattr(weights[layer + name], "rotation", 1) for name in group}
@@ -140,6 +146,9 @@ class FolderSource:
     def vector(self, name: str) -> Tensor | None:
         tensor = self._tensor_or_none(name)
         return None if tensor is None else tensor.float()
+
+    def token_counts(self, vocabulary: int) -> np.ndarray | None:
+        return token_counts(self._folder, vocabulary)
 
     def has_own_head(self) -> bool:
         """Whether the files hold a head that is not the embedding, as if it were not tied.
@@ -227,14 +236,3 @@ def _required(source: Source, name: str) -> Tensor:
             next_step="make the model folder again, or copy all of its files",
         )
     return vector
-
-
-def _embedding(
-    source: Source, module: str, shape: tuple[int, int], embeddings: EmbeddingKind, ternary: bool
-) -> PackedWeight:
-    big = shape[0] * shape[1] >= BIG_EMBEDDING
-    as_int8 = embeddings == "int8" or (embeddings == "auto" and ternary and big)
-    embedding = source.linear(module, shape, as_int8=as_int8)
-    if embeddings == "half" and isinstance(embedding, PackedInt8):
-        return PackedHalf.from_float(embedding.dequantize(), torch.bfloat16)
-    return embedding

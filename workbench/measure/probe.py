@@ -27,6 +27,7 @@ from ternary_kernels import backend
 
 from workbench.engine.cores import AUTO, OF_DEVICE
 from workbench.engine.engine import Engine
+from workbench.engine.packing import AS_STORED
 from workbench.engine.random_weights import WeightKind
 from workbench.engine.units import backends, uneven_units
 from workbench.errors import StageError
@@ -46,7 +47,7 @@ from workbench.measure.probe_shape import OWN, Subject, own_config
 from workbench.measure.session import FEWEST_TO_STOP, noise_facts
 from workbench.measure.statistics import mean_ratio
 from workbench.model.presets import PRESETS, Shape
-from workbench.pilot.sections.readiness import Probe
+from workbench.pilot.sections.readiness import Packing, Probe
 from workbench.pilot.spec import Pilot
 from workbench.records.metric import Metric
 from workbench.records.stage_record import StageRecord
@@ -97,7 +98,7 @@ def run_probe(context: StageContext) -> None:
     section, record, began = context.pilot.readiness.probe, context.record, time.monotonic()
     budget_s = section.budget_s
     readiness = context.pilot.readiness
-    where = Where(context.device, readiness.threads, readiness.core)
+    where = Where(context.device, readiness.threads, readiness.core, readiness.packing)
     reason = _cannot_probe(where)
     if reason:
         context.note(f"speed probe: {reason}")
@@ -148,11 +149,12 @@ def run_probe(context: StageContext) -> None:
 
 @dataclass(frozen=True)
 class Where:
-    """What computes. threads: of the CPU's kernels. core: by its name."""
+    """What computes. threads: of the CPU's kernels. core: by its name. packing: of weights."""
 
     device: Device
     threads: int
     core: str = AUTO
+    packing: Packing = AS_STORED
 
 
 def _cannot_probe(where: Where) -> str:
@@ -305,6 +307,7 @@ def _side_by_side(
                     threads=where.threads,
                     device=where.device.name,
                     core=where.core,
+                    packing=where.packing,
                 )
                 _turn(engines[arm], list(range(8)), 2)
             resident[arm] = growth.size_bytes

@@ -28,7 +28,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import StageError, WorkbenchError
 from workbench.machine.device import DeviceName
 from workbench.paths import shown
+from workbench.pilot.sections.readiness import Packing
 from workbench.serve.spec import ArmReady
 from workbench.wording.counts import number_of
 
@@ -72,6 +73,7 @@ class ArmSpec:
     drafted: bool = False
     draft: Path | None = None
     core: str = "auto"
+    packing: Packing = field(default_factory=Packing)
 
 
 def run_arm(channel: socket.socket, spec: ArmSpec) -> None:
@@ -196,6 +198,7 @@ def load_arm(spec: ArmSpec, answers: _Answers | None = None) -> LoadedModel:
             threads=spec.threads,
             device=spec.device,
             core=spec.core,
+            packing=spec.packing,
         )
     except MemoryError as error:
         raise StageError(

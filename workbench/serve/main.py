@@ -225,6 +225,7 @@ def _process(name: str, spec: ServeSpec, context: int) -> ArmProcess:
         name in spec.drafts,
         spec.drafts.get(name),
         spec.cores.get(name, spec.core),
+        spec.packing,
     )
     return ArmProcess(name, arm, silence_s=spec.silence_s, step_s=spec.step_s)
 

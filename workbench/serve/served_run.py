@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from workbench.errors import ConfigError, StageError, reason_of
 from workbench.machine.cpu import measurement_threads
 from workbench.paths import shown
+from workbench.pilot.sections.readiness import Packing
 from workbench.serve.canary import CanaryPlan
 from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
 from workbench.serve.kept_route import (
@@ -60,6 +61,7 @@ def serve_run(
     on_lost_stream: Literal["end", "continue"] | None = None,
     deadline_s: float | None = None,
     draft: str | None = None,
+    packing: Mapping[str, str] | None = None,
     **of_spec: Any,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
@@ -86,6 +88,7 @@ def serve_run(
     on_lost_stream, deadline_s: None takes the pilot's.
     draft: a model folder with the fallback's tokenizer, or ``prompt``: an arm ``speculative`` more,
         the fallback's answers drafted by it, or by the text itself where that promises more.
+    packing: fields of :class:`Packing` instead of the pilot's.
     of_spec: further fields of :class:`ServeSpec`, as they are.
     Raises ConfigError or StageError with what is wrong; nothing is served then.
     """
@@ -126,6 +129,8 @@ def serve_run(
         judged["on_lost_stream"] = on_lost_stream
     if deadline_s is not None:
         judged["deadline_s"] = deadline_s
+    if packing:
+        judged["packing"] = judged.get("packing", Packing()).model_copy(update=dict(packing))
     plan = canary or planned
     if plan:
         judged["rule"] = judged.get("rule") or RollbackRule()
@@ -259,15 +264,18 @@ def _kept_in(state: Path | None, run: Run | None) -> Path | None:
 
 def _of_pilot(run: Run | None) -> dict[str, Any]:
     """When the run's pilot would go back, how long a share stays lowered, how large it is and how
-    it grows, and what becomes of a request that is late or loses its arm."""
+    it grows, what becomes of a request that is late or loses its arm, and how weights lie in
+    memory."""
     if run is None:
         return {}
-    section = run.resolved().pilot.deploy_rollback
+    pilot = run.resolved().pilot
+    section = pilot.deploy_rollback
     rule = RollbackRule(**section.rollback_rule.model_dump()) if section.rollback_rule else None
     steps = section.canary
     plan = steps and CanaryPlan(**(steps.model_dump() | {"steps": tuple(steps.steps)}))
     same = ("hold_s", "weight", "deadline_s", "on_lost_stream")
-    return {"rule": rule, "canary": plan, **{name: getattr(section, name) for name in same}}
+    kept = {"rule": rule, "canary": plan, "packing": pilot.readiness.packing}
+    return kept | {name: getattr(section, name) for name in same}
 
 
 def _meters(run: Run | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from workbench.files import read_json, write_json
 from workbench.machine.device import DeviceName
+from workbench.pilot.sections.readiness import Packing
 from workbench.serve.canary import CanaryPlan
 from workbench.serve.endpoint import Endpoint
 from workbench.serve.front_options import DEFAULT_FRONT, FrontOptions
@@ -69,7 +70,8 @@ class ServeSpec:
     ``short_tokens`` output alone. queue: requests that may wait.
     context: tokens of prompt and output together; None takes what the models were made for.
     threads: of each arm, 0 for all usable cores. core: what computes them, but for those of
-    ``cores``. hold_s, held_s, batch_wait_s, deadline_s, on_lost_stream: see :class:`Router`.
+    ``cores``. packing: how their weights lie in memory.
+    hold_s, held_s, batch_wait_s, deadline_s, on_lost_stream: see :class:`Router`.
     silence_s, step_s: see :mod:`.arm`.
     evidence: against the candidate, from before a restart (:meth:`.trial.Trial.kept`).
     drain_notice_s: before it stops to listen, ``/ready`` says so that long. faults: a drill may
@@ -92,6 +94,7 @@ class ServeSpec:
     threads: int = 0
     device: DeviceName = "cpu"
     core: str = "auto"
+    packing: Packing = field(default_factory=Packing)
     hold_s: float = 30.0
     held_s: float = 0.0
     evidence: dict[str, Any] | None = None
@@ -128,7 +131,7 @@ class ServeSpec:
         return self.slots + self.short_slots
 
     def save(self, path: Path) -> None:
-        write_json(path, asdict(self))
+        write_json(path, asdict(self) | {"packing": self.packing.model_dump()})
 
     @classmethod
     def load(cls, path: Path) -> ServeSpec:
@@ -144,6 +147,7 @@ class ServeSpec:
             probes=tuple(fields.pop("probes")),
             rule=RollbackRule(**rule) if rule else None,
             canary=canary,
+            packing=Packing(**fields.pop("packing")),
             front=FrontOptions(**fields.pop("front")),
             upstreams={
                 name: UpstreamSpec(**(each | {"others": tuple(each["others"])}))

@@ -49,6 +49,7 @@ def served_spec(
         threads=pilot.readiness.threads,
         device=device,
         core=pilot.readiness.core,
+        packing=pilot.readiness.packing,
         hold_s=section.hold_s,
         batch_wait_s=section.batch_wait_ms / 1e3,
         rule=RollbackRule(**rule.model_dump()) if rule else None,

@@ -55,6 +55,7 @@ def tune(
         threads=pilot.readiness.threads,
         device=device,
         core=pilot.readiness.core,
+        packing=pilot.readiness.packing,
     )
     load = pilot.profile_load
     plan = TuningPlan(

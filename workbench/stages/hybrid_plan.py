@@ -42,6 +42,7 @@ from workbench.ternary.master import load_master
 from workbench.ternary.packed import load_packed, save_packed
 from workbench.ternary.packed_layers import pack_layer
 from workbench.ternary.policy import PLANNED, Precision
+from workbench.ternary.token_counts import copy_token_counts
 from workbench.train.quality import bits_per_byte, document_losses, excerpts, what_is_judged
 from workbench.train.quiet import quiet_transformers
 from workbench.wording.counts import number_of
@@ -83,6 +84,7 @@ def run(context: StageContext) -> None:
         candidates = _exchanged(context, trained, evaluator)
         chosen = min(candidates, key=_preference)
         _pack(context, trained, chosen, tokenizer)
+    copy_token_counts(trained.artefact("post_training"), context.record.artefact(HYBRID))
     documents = choosing["id"].str.rpartition("@")[0].nunique()
     _record_tables(context, candidates, chosen, documents)
     _record_figures(context, trained, chosen, tokenizer, judging)

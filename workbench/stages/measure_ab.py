@@ -240,6 +240,7 @@ def _loaded_arms(
                     device=device,
                     cache_of=first,
                     core=elsewhere.core if elsewhere else readiness.core,
+                    packing=readiness.packing,
                 )
             shared = first.kv_bytes if first and not engine.kv_bytes else 0
             arms[name] = MeasuredArm(engine, growth.size_bytes + shared)

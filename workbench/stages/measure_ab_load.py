@@ -196,6 +196,7 @@ def _spec(context: StageContext, trained: StageRecord, profile: LoadProfile) -> 
         threads=context.pilot.readiness.threads,
         device=context.device.name,
         core=context.pilot.readiness.core,
+        packing=context.pilot.readiness.packing,
         cores={name: of.core for name, of in section.in_cores.items()},
     )
 

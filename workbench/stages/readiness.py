@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import ternary_kernels
 
-from workbench.engine.cores import require_core
+from workbench.engine.cores import require_core, require_packing
 from workbench.errors import ConfigError
 from workbench.machine.cpu import measurement_threads
 from workbench.machine.describe import describe_computing, describe_machine
@@ -70,6 +70,9 @@ def check(pilot: Pilot) -> list[str]:
     for look in (
         lambda: choose_device(pilot.readiness.device),
         lambda: require_core(pilot.readiness.core, pilot.readiness.device),
+        lambda: require_packing(
+            pilot.readiness.packing, pilot.readiness.core, pilot.readiness.device
+        ),
         lambda: measurement_threads(pilot.readiness.threads),
         lambda: CsvMeter(Path(log)) if log else None,
         lambda: require_libraries(pilot.measure_ab.meters),

@@ -34,6 +34,7 @@ from workbench.data.tokenizer import (
 from workbench.measure.meters.metering import Metering, metering_of
 from workbench.model.checkpoint import load_checkpoint
 from workbench.pilot.spec import Pilot
+from workbench.records.stage_record import StageRecord
 from workbench.stages.context import StageContext
 from workbench.stages.metered import stage_meters, step_load, trusted
 from workbench.stages.train_qat_leaks import record_leaks
@@ -55,8 +56,10 @@ from workbench.stages.train_qat_untrained import (
 from workbench.ternary import ThresholdVersion, to_ternary
 from workbench.ternary.folder import replacing_folder
 from workbench.ternary.fused import why_plain
+from workbench.ternary.manifest import NAME as MANIFEST
 from workbench.ternary.master import save_master
 from workbench.ternary.packed import save_packed
+from workbench.ternary.token_counts import count_tokens, save_token_counts
 from workbench.train.arm import train_arm
 from workbench.train.distill import as_teacher, attention_projections
 from workbench.train.evaluator import Evaluator
@@ -114,7 +117,20 @@ def run(context: StageContext) -> None:
     )
     if pilot.model.ternary is not None:
         take_in_ready(context, setup)
-        return
+    else:
+        _train(context, setup)
+    _keep_token_counts(record, tokens, vocabulary_size(tokenizer))
+
+
+def _keep_token_counts(record: StageRecord, tokens: np.ndarray, vocabulary: int) -> None:
+    """In each packed model of the record: what it may keep more precisely in memory."""
+    counts = count_tokens(tokens, vocabulary)
+    for name in record.artefacts:
+        if (folder := record.artefact(name)).joinpath(MANIFEST).exists():
+            save_token_counts(folder, counts)
+
+
+def _train(context: StageContext, setup: TrainingSetup) -> None:
     losses: dict[str, pd.DataFrame] = {}
     with _metered(context) as metering:
         baseline = _train_baseline(context, setup, losses, metering)

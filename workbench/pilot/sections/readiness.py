@@ -56,6 +56,23 @@ class Quiet(Section):
     )
 
 
+class Packing(Section):
+    """How weights lie in memory where the CPU's kernels compute; folders stay as they are, and so
+    does full precision."""
+
+    tables: Literal["auto", "half", "int8", "mixed", "int4"] = Field(
+        "auto",
+        description="embedding and head beside ternary, INT4 or INT8 layers: mixed keeps frequent "
+        "tokens in INT8 and the others in INT4; auto: INT8 beside ternary layers where they are "
+        "big, else as they are stored",
+    )
+    ternary: Literal["two_bits", "base3"] = Field(
+        "two_bits",
+        description="ternary layers: base3 is five codes a byte, a fifth fewer bytes, fast on "
+        "processors with AVX-512 VBMI",
+    )
+
+
 class Readiness(Section):
     """What the machine can do."""
 
@@ -78,5 +95,6 @@ class Readiness(Section):
         "workbench core list, from this package or another; auto: the kernels of the device, and "
         "transformers for a model that they do not know",
     )
+    packing: Packing = Packing()
     quiet: Quiet = Quiet()
     probe: Probe = Probe()
