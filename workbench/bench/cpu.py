@@ -23,14 +23,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ternary_kernels import PackedTernary, PackedTernary5, backend, set_threads
+from ternary_kernels import backend, set_threads
 from ternary_kernels.llama import LINEARS, LlamaConfig, LlamaModel, create
 
 from workbench.bench import cpu_peers
 from workbench.bench.cpu_prompts import prompt_rows
 from workbench.bench.cpu_rows import HEADER, CpuRow, row
 from workbench.bench.cpu_turns import REPEATS, Contender, Limits, Turns
-from workbench.engine.random_weights import random_weights
+from workbench.engine.packing import Weights
+from workbench.engine.random_weights import in_base_3, random_weights
 from workbench.errors import ConfigError
 from workbench.machine.cpu import cpu
 
@@ -284,28 +285,10 @@ class ModelBench:
         return found
 
 
-def _weights(config: LlamaConfig, precision: str) -> dict:
-    if precision != "ternary5":
-        return random_weights(config, "half" if precision == "bf16" else precision, tied=True)
-    weights = random_weights(config, "ternary", tied=True)
-    for name, weight in weights.items():
-        if isinstance(weight, PackedTernary):
-            weights[name] = _base_3(weight)
-    return weights
-
-
-def _base_3(weight: PackedTernary) -> PackedTernary5:
-    """The first 16 rows packed again and repeated: a benchmark needs the bytes, not the rows."""
-    from ternary_kernels.memory import in_huge_pages
-
-    N, K = weight.shape
-    drawn = PackedTernary.from_state(
-        {"tiles": weight.tiles[:1], "shape": np.array((16, K)), "scale": weight.scale}
-    )
-    tiles = PackedTernary5.from_codes(drawn.codes(), weight.scale).tiles
-    tiles = in_huge_pages(tiles.expand(-(-N // 16), *tiles.shape[1:]))
-    state = {"tiles": tiles, "shape": np.array((N, K)), "scale": weight.scale}
-    return PackedTernary5.from_state(state)
+def _weights(config: LlamaConfig, precision: str) -> Weights:
+    if precision == "ternary5":
+        return in_base_3(random_weights(config, "ternary", tied=True))
+    return random_weights(config, "half" if precision == "bf16" else precision, tied=True)
 
 
 @contextmanager

@@ -1,133 +1,152 @@
-"""What an INT4 embedding and head would cost in quality, and bring in speed.
+"""What each packing of embedding and head costs in quality, and brings in speed.
 
-``python -m workbench.bench.tables loss MODEL`` judges held-out text with a checkpoint's tables as
-they came, in INT8 and in INT4 (groups of 32, scales by least squares), all else alike; ``python
--m workbench.bench.tables speed`` decodes a ternary model of the 3B shape with its head in INT8 and
-in INT4, in turns. One JSON object a row.
-
-The kernels look up no INT4 rows yet: the embedding is looked up in what its INT4 codes stand for,
-rounded to bf16, and only the head is multiplied in INT4. Neither figure depends on that: a token's
-look-up reads one row of 128,256.
+``python -m workbench.bench.tables loss MODEL`` judges held-out text with a model's tables as they
+came, in INT8, mixed and in INT4, all else alike; ``python -m workbench.bench.tables speed`` decodes
+models of the 3B shape with each of them, ternary layers in two bits and in base 3, and INT4
+layers, in turns. One JSON object a row.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ternary_kernels import PackedHalf, PackedInt4, PackedInt8, set_threads
-from ternary_kernels.llama import create
-from torch import Tensor
+from ternary_kernels import set_threads
+from ternary_kernels.llama import LlamaConfig, LlamaModel, create
 
 from workbench.bench.cpu import SHAPES
 from workbench.bench.cpu_turns import Contender, Limits, Turns
 from workbench.data.corpus import read_corpus
 from workbench.data.document import documents_frame
-from workbench.data.tokenizer import load_tokenizer
+from workbench.data.tokenizer import encode, load_tokenizer
 from workbench.engine.architecture import kernel_config
-from workbench.engine.build import Weights
+from workbench.engine.build import read_config
 from workbench.engine.engine import Engine
 from workbench.engine.modules import ModelSource
-from workbench.engine.random_weights import random_weight, random_weights
-from workbench.engine.weights import collect_weights
+from workbench.engine.packing import Weights, pack_table
+from workbench.engine.random_weights import in_base_3, random_table, random_weights
+from workbench.engine.weights import FolderSource, Source, collect_weights
 from workbench.machine.cpu import measurement_threads
 from workbench.measure.quality import engine_losses, independent_units, judged_excerpts
 from workbench.measure.statistics import bits_per_byte, bits_per_byte_difference
 from workbench.model.checkpoint import load_checkpoint
 from workbench.pilot.sections.data import Data
+from workbench.ternary.manifest import NAME as MANIFEST
+from workbench.ternary.manifest import Manifest
+from workbench.ternary.token_counts import count_tokens
 
 RESAMPLES, SEED = 2000, 1234
 PROMPT, OUTPUT = 32, 16
 
 
-def loss(checkpoint: str, corpus: str, documents: int, length: int) -> Iterator[dict[str, Any]]:
-    """A row for each precision of the tables: bits a byte, and the difference from INT8 and from
-    the tables as they came, on the same excerpts, with intervals."""
-    tokenizer = load_tokenizer(checkpoint)
-    model = load_checkpoint(checkpoint)
-    config = kernel_config(model.config)
-    tied = model.config.tie_word_embeddings
-    body = collect_weights(config, model.config.model_type, tied, ModelSource(model), "half")
-    held_out = documents_frame(
-        read_corpus(Data(corpus=corpus, holdout_share=0.12, max_bytes=2_000_000), SEED).heldout
-    )
-    judged = judged_excerpts(held_out, tokenizer, length, documents)
+def loss(model: str, corpus: str, documents: int, length: int) -> Iterator[dict[str, Any]]:
+    """A row for each packing of the tables: bits a byte, and the difference from INT8 and from
+    the tables as they came, on the same excerpts, with intervals. Frequent tokens are those of the
+    rest of the corpus.
+
+    model: a packed folder, or a checkpoint as ``model.checkpoint`` takes it.
+    """
+    tokenizer = load_tokenizer(model)
+    config, body = _body(model)
+    text = read_corpus(Data(corpus=corpus, holdout_share=0.12, max_bytes=4_000_000), SEED)
+    judged = judged_excerpts(documents_frame(text.heldout), tokenizer, length, documents)
+    learned = encode(tokenizer, [document.text for document in text.training])
+    counts = count_tokens(np.concatenate(learned), config.vocab_size)
     found = {}
-    for precision, tables in _tables(body).items():
+    for packing, tables in _tables(body, ("auto", "int8", "mixed", "int4"), counts).items():
         with Engine(create(config, body | tables, 1, 4 * length)) as engine:
-            found[precision] = engine_losses(engine, tokenizer, judged, length, lambda done: None)
-    for precision, rows in found.items():
+            found[packing] = engine_losses(engine, tokenizer, judged, length, lambda done: None)
+    for packing, rows in found.items():
         labels, how = independent_units(rows)
         by: Any = {"groups": labels, "resamples": RESAMPLES, "seed": SEED}
-        row = {"kind": "loss", "model": checkpoint.rpartition("/")[2], "tables": precision}
+        row = {"kind": "loss", "model": Path(model).name, "corpus": corpus}
+        row["tables"] = f"{body['embed'].kind}, as they came" if packing == "auto" else packing
         size = int(rows["bytes"].sum())
         own = bits_per_byte(rows["nats"], rows["bytes"], **by)
         row |= {"excerpts": len(rows), "bytes": size, "bits_per_byte": own.value, "how": how}
-        for other in ("half", "int8"):
-            if other != precision:
+        for other, name in (("auto", "as_they_came"), ("int8", "int8")):
+            if other != packing:
                 gap = bits_per_byte_difference(
                     found[other]["nats"], rows["nats"], rows["bytes"], **by
                 )
-                row |= {f"over_{other}": gap.value, f"over_{other}_lo": gap.lo}
-                row |= {f"over_{other}_hi": gap.hi}
+                row |= {f"over_{name}": gap.value, f"over_{name}_lo": gap.lo}
+                row |= {f"over_{name}_hi": gap.hi}
         yield row
 
 
-def _tables(body: Weights) -> dict[str, dict[str, Any]]:
-    """Precision -> embedding and head, of a model in half precision."""
+def _body(model: str) -> tuple[LlamaConfig, Weights]:
+    if (Path(model) / MANIFEST).exists():
+        config = read_config(Path(model))
+        source: Source = FolderSource(Path(model), config, Manifest.read(Path(model)))
+    else:
+        loaded = load_checkpoint(model)
+        config, source = loaded.config, ModelSource(loaded)
+    shape = kernel_config(config)
+    return shape, collect_weights(shape, config.model_type, config.tie_word_embeddings, source)
+
+
+def _tables(body: Weights, packings: Sequence[str], counts: np.ndarray) -> dict[str, Weights]:
+    """Packing of the tables -> embedding and head, of a model in half precision."""
     came = {name: body[name] for name in ("embed", "head") if name in body}
-    assert all(isinstance(table, PackedHalf) for table in came.values())
-    floats: dict[str, Tensor] = {name: table.dequantize() for name, table in came.items()}
-    int4 = {name: PackedInt4.from_float(table) for name, table in floats.items()}
-    looked_up = PackedHalf.from_float(int4["embed"].dequantize(), torch.bfloat16)
     return {
-        "half": came,
-        "int8": {name: PackedInt8.from_float(table) for name, table in floats.items()},
-        "int4": {"embed": looked_up, "head": int4.get("head", int4["embed"])},
+        kind: {name: pack_table(table, kind, counts) for name, table in came.items()}
+        for kind in packings
     }
 
 
 def speed(shape: str, threads: int) -> Iterator[dict[str, Any]]:
-    """Decode with both heads, and their ratio; each run beside the bandwidth around it."""
+    """Decode with each packing, and how much faster than two bits and INT8 tables; each run beside
+    the bandwidth around it."""
     set_threads(threads)
     config, limits = SHAPES[shape], Limits(threads)
-    weights = random_weights(config, "ternary", tied=True)
-    table = (config.vocab_size, config.hidden_size)
-    head = random_weight(table, "int4", torch.Generator().manual_seed(SEED))
-    room = 1, PROMPT + OUTPUT
-    with (
-        create(config, weights, *room) as int8,
-        create(config, weights | {"head": head}, *room) as int4,
-    ):
-        looked_up = weights["embed"].nbytes
-        read = {"int8": int8.weight_bytes, "int4": int4.weight_bytes - looked_up}
-        cores = {"int8": int8, "int4": int4}
+    layers = {
+        "ternary": {"two_bits": random_weights(config, "ternary", tied=True)},
+        "int4": {"int4": random_weights(config, "int4", tied=True)},
+    }
+    layers["ternary"]["base3"] = in_base_3(layers["ternary"]["two_bits"])
+    for kinds in layers.values():
+        yield from _decoded(config, kinds, limits, shape)
 
-        def decode(name: str) -> int:
-            for position in range(PROMPT, PROMPT + OUTPUT):
-                cores[name].forward([7], [0], [position], True)
-            return OUTPUT
 
-        contenders = []
-        for name, core in cores.items():
-            core.forward(np.arange(PROMPT), np.zeros(PROMPT), np.arange(PROMPT), False)
-            core.forward([7], [0], [PROMPT], True)
-            run = lambda name=name: decode(name)  # noqa: E731
-            contenders.append(Contender("decode", ("ours", name, threads), run, read[name]))
-        turns = Turns(limits, *contenders)
-        ratio = turns.ratio("decode, INT4 tables over INT8", contenders[1], contenders[0])
-        for row in (*turns.rows(), ratio):
-            made = json.loads(row.as_json())
-            yield {
-                "kind": "speed",
-                "shape": shape,
-                "resident_gb": read[row.precision] / 1e9,
-                **made,
-            }
+def _decoded(
+    config: LlamaConfig, layers: dict[str, Weights], limits: Limits, shape: str
+) -> Iterator[dict[str, Any]]:
+    vocabulary = (config.vocab_size, config.hidden_size)
+    draw = torch.Generator().manual_seed(SEED)
+    tables = {kind: random_table(vocabulary, kind, draw) for kind in ("int8", "mixed", "int4")}
+    with ExitStack() as open_cores:
+        contenders = {}
+        for name, weights in layers.items():
+            for kind, table in tables.items():
+                core = create(config, weights | {"embed": table}, 1, PROMPT + OUTPUT)
+                open_cores.enter_context(core)
+                contenders[name, kind] = _decode(core, f"{name}, tables in {kind}", limits.threads)
+        turns = Turns(limits, *contenders.values())
+        usual = next(iter(contenders.values()))
+        for it in contenders.values():
+            ratio = turns.ratio(f"decode over {usual.what[1]}", it, usual)
+            for row in (turns.row(it), ratio) if it is not usual else (turns.row(it),):
+                resident = {"resident_gb": it.bytes_per_token / 1e9}
+                yield {"kind": "speed", "shape": shape, **resident, **json.loads(row.as_json())}
+
+
+def _decode(core: LlamaModel, precision: str, threads: int) -> Contender:
+    """The bytes are every weight once; the cache of a short text is left out."""
+    core.forward(np.arange(PROMPT), np.zeros(PROMPT), np.arange(PROMPT), False)
+    core.forward([7], [0], [PROMPT], True)
+
+    def run() -> int:
+        for position in range(PROMPT, PROMPT + OUTPUT):
+            core.forward([7], [0], [position], True)
+        return OUTPUT
+
+    return Contender("decode", ("ours", precision, threads), run, core.weight_bytes)
 
 
 def main() -> None:
@@ -135,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
     of_loss = commands.add_parser("loss")
-    of_loss.add_argument("checkpoint")
+    of_loss.add_argument("model")
     of_loss.add_argument("--corpus", default="python")
     of_loss.add_argument("--documents", type=int, default=32)
     of_loss.add_argument("--length", type=int, default=128)
