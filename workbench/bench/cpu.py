@@ -34,6 +34,7 @@ from workbench.engine.packing import Weights
 from workbench.engine.random_weights import in_base_3, random_weights
 from workbench.errors import ConfigError
 from workbench.machine.cpu import cpu
+from workbench.pilot.sections.readiness import Packing
 
 PROMPT, OUTPUT, BATCH = 512, 64, 8
 BATCHED = f"decode, batch {BATCH}"
@@ -42,14 +43,16 @@ TIME_LIMIT_S = 600.0
 NEEDS_S = {
     "prompts": 120,
     "int4": 45,
+    "int4_tables": 45,
     "int8": 55,
     "TQ1_0": 65,
     "Q4_0": 50,
     "Q8_0": 72,
     "ternary5": 50,
 }
-"""What is measured after the comparisons, and what it takes on two cores of a server. Q4_0
-and INT4 take turns where both are asked for."""
+"""What is measured after the comparisons, and what it takes on two cores of a server.
+int4_tables: INT4 with embedding and head in INT4 too, as llama.cpp's Q4_0 has them; Q4_0 takes
+turns with it, or with INT4, where both are asked for."""
 
 
 def _shape(hidden: int, inter: int, layers: int, heads: int, kv: int, vocab: int) -> LlamaConfig:
@@ -122,9 +125,10 @@ def _all_rows(
     if compare:
         yield from _compared_rows(config, limits, peers)
     slower, patience_s = 1.7 if threads == 1 else 1, 0 if compare else 4 * PATIENCE_S
-    against = "Q4_0" if {"int4", "Q4_0"} <= set(rest) else None
+    beside_q4 = next((kind for kind in ("int4_tables", "int4") if kind in rest), None)
+    against = "Q4_0" if beside_q4 and "Q4_0" in rest else None
     for kind in [kind for kind in rest if kind != against]:
-        asked = [kind, against] if kind == "int4" and against else [kind]
+        asked = [kind, against] if kind == beside_q4 and against else [kind]
         is_peer = kind in cpu_peers.PEERS
         needs_s = (sum(NEEDS_S[each] for each in asked) + is_peer * patience_s) * slower
         left_s = TIME_LIMIT_S - (time.monotonic() - began)
@@ -288,6 +292,8 @@ class ModelBench:
 def _weights(config: LlamaConfig, precision: str) -> Weights:
     if precision == "ternary5":
         return in_base_3(random_weights(config, "ternary", tied=True))
+    if precision == "int4_tables":
+        return random_weights(config, "int4", tied=True, packing=Packing(tables="int4"))
     return random_weights(config, "half" if precision == "bf16" else precision, tied=True)
 
 

@@ -23,7 +23,8 @@ def bench_cpu(
     only: Annotated[
         str | None,
         typer.Option(
-            help="these alone, with commas: prompts (tiles beside vectors and torch), int4, int8, "
+            help="these alone, with commas: prompts (tiles beside vectors and torch), int4, "
+            "int4_tables (embedding and head in INT4 too), int8, "
             "TQ1_0, Q4_0, Q8_0, ternary5",
             show_default="all",
         ),
