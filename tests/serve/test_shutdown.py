@@ -13,6 +13,8 @@ from starlette.routing import Route
 
 from workbench.serve.connections import DrainingServer, server_config
 from workbench.serve.main import listen
+from workbench.serve.spec import UpstreamSpec
+from workbench.serve.upstream import Upstream
 
 ENDLESS = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -69,5 +71,21 @@ def test_an_answer_that_nobody_reads_does_not_outlive_the_server() -> None:
             await server.shutdown([listener])
             assert not server.server_state.connections
             assert connection.transport.get_extra_info("socket").fileno() == -1
+
+    asyncio.run(play())
+
+
+def test_an_upstream_is_closed_also_where_its_closing_is_interrupted() -> None:
+    """As by Ctrl-C, which cancels what runs: its connections are closed all the same."""
+
+    async def play() -> None:
+        upstream = Upstream("today", UpstreamSpec("http://127.0.0.1:1/v1"))
+        upstream.watch()
+        closing = asyncio.create_task(upstream.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with suppress(asyncio.CancelledError):
+            await closing
+        assert upstream._client.is_closed
 
     asyncio.run(play())

@@ -162,8 +162,10 @@ class Upstream:
         under_way = [task for task in tasks if task]
         for task in under_way:
             task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
-        await self._client.aclose()
+        try:
+            await asyncio.gather(*under_way, return_exceptions=True)
+        finally:  # whoever closes may be cancelled itself, as by Ctrl-C
+            await self._client.aclose()
 
     async def _pass(self, passed: PassedOn) -> None:
         try:
