@@ -54,6 +54,12 @@ def test_an_arm_may_have_a_name_of_the_pilots_own() -> None:
     assert not recorded("moon: the night was full", Texts("ru")).known, "no arm, no sentence"
 
 
+def test_english_stays_as_it_was_recorded() -> None:
+    for begins in ("the hours of", "energy of training", "by the gates"):
+        (english,) = [said for said in SAID if said.startswith(begins)]
+        assert recorded(english, Texts()).text == english
+
+
 def test_english_has_its_plural_forms() -> None:
     assert recorded("no interval: 1 blocks, an interval needs 6", Texts()).text == (
         "no interval: 1 block, an interval needs 6"

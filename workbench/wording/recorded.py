@@ -117,7 +117,7 @@ def _value(name: str, got: str, texts: Texts) -> str:
         return texts.label("arm", got)
     if name == "decision":
         return texts.get(f"decision.{got}", got).lower()
-    if name == "items":
+    if name == "items" and texts.language != "en":
         return ", ".join(texts.get(f"item.{one}", one) for one in re.split(", | and ", got))
     if name == "numbers":
         return ", ".join(number_name(number, texts) for number in got.split(", "))
