@@ -106,7 +106,7 @@ def test_a_draft_that_is_never_right_costs_a_few_steps_and_reads_no_prompts(prom
     read = sum(answers.draft.steps)
     later = [answers.answer(prompt, 64)[0] for _ in range(40)]
     assert first < 1.25 and answers.engine.counts.accepted == 0
-    assert 1.0 <= np.mean(later) < 1.025
+    assert 1.0 <= np.mean(later) < 1.02
     assert max(later) < 1.15
     # Trials go on, though, and each reads its text.
     assert 0 < sum(answers.draft.steps) - read < 40 * (prompt + 64) / 2
@@ -119,9 +119,9 @@ def test_trials_that_bring_nothing_come_more_and_more_seldom() -> None:
     answers.answer(8, 4400)
     places = np.cumsum(answers.target.steps)
     trials = [int(places[i]) for i, rows in enumerate(answers.target.steps[1:], 1) if rows > 1]
-    gaps = np.diff(trials[-40:])
-    assert 40 < len(trials) < 80
-    assert trials[2] - trials[1] < 25 < 60 < gaps.min()
+    gaps = np.diff(trials[1:])
+    assert 10 < len(trials) < 20
+    assert (gaps[1:4] > 1.8 * gaps[:3]).all() and np.ptp(gaps[4:]) < 2
 
 
 def test_look_up_is_chosen_beside_a_bad_model() -> None:
@@ -137,7 +137,7 @@ def test_a_good_model_is_chosen_where_look_up_finds_nothing() -> None:
     script = new_words(900)
     answers = Answers(script, script)
     times, tokens = answers.answer(100, 700)
-    assert tokens > 5.5 and times < 0.6
+    assert tokens > 5 and times < 0.6
     assert answers.guessed("prompt_lookup") == 0 < answers.engine.counts.accepted
 
 

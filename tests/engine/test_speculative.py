@@ -343,9 +343,9 @@ def test_of_the_texts_that_a_draft_could_try_it_takes_the_one_read_furthest() ->
         length.drafting.saw(rows, 2.0 + rows / 100)
     texts = [Prospect(0, 8, 300, 99), Prospect(1, 8, 20, 99), Prospect(2, 0, 0, 99)]
     assert choose_draft([length], [texts])[1].lengths == [0, 0, 0]
-    length.passed(40 * 2.2)
+    length.passed(64 * 2.2)
     assert choose_draft([length], [texts])[1].lengths == [0, 0, 0]
-    length.passed(40 * 0.2)
+    length.passed(64 * 0.2)
     for _ in range(4):  # it goes on while its guesses are right, and waits again after them
         assert choose_draft([length], [texts])[1].lengths == [0, 1, 0]
         length.saw(1, 1, 1)

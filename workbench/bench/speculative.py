@@ -43,19 +43,17 @@ def pair(
     tokenizer = load_tokenizer(str(full))
     prompts = [tuple(ids[:prompt_tokens]) for ids in encode(tokenizer, texts) if len(ids) > 8]
     setup: Any = {"context": prompt_tokens + output_tokens, "threads": threads}
-    with Engine.load(full, **setup) as plain:
-        for name in drafted_by:
-            drafts: list[Engine | PromptLookup] = []
-            if name != "text":
-                drafts.append(Engine.load(draft, **setup))
-            if name != "model":
-                drafts.append(PromptLookup())
-            with SpeculativeEngine(Engine.load(full, **setup), *drafts) as drafted:
-                yield {
-                    "kind": "measured",
-                    "draft": name,
-                    "output_tokens": output_tokens,
-                } | _in_turns(plain, drafted, prompts, output_tokens)
+    for name in drafted_by:
+        drafts: list[Engine | PromptLookup] = []
+        if name != "text":
+            drafts.append(Engine.load(draft, **setup))
+        if name != "model":
+            drafts.append(PromptLookup())
+        plain = Engine.load(full, **setup)
+        # One copy of the weights for both: where another lies in memory is worth per cents.
+        with SpeculativeEngine(plain, *drafts) as drafted:
+            head = {"kind": "measured", "draft": name, "output_tokens": output_tokens}
+            yield head | _in_turns(plain, drafted, prompts, output_tokens)
 
 
 def _in_turns(

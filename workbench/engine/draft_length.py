@@ -9,9 +9,9 @@ token is taken, 0 included: where guessing does not pay, nothing is guessed.
 
 A draft that is left out is tried now and then, one guess in one text, since texts change. A trial
 has to wait until the time since the last one is :data:`PATIENCE` times what it costs, its reading
-included, so trials take 2.5 % at most, whatever they cost; one that brings nothing doubles the
-wait, a draft that pays and a text that ends take it back. No longer than that: a draft falls behind
-meanwhile, and one that reads a row in more than an eightieth of a step would never be tried again.
+included, so trials take 1.6 % at most, whatever they cost. One that brings nothing doubles the wait
+for the guess, a draft that pays and a text that ends take that back. The wait for the reading
+stays: a draft falls behind meanwhile, and would never be tried again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LONGEST = 8
 """Guesses, at most."""
 FIRST = 3
 """Guesses while nothing is known."""
-PATIENCE, MOST_PATIENCE = 40.0, 80.0
+PATIENCE, MOST_PATIENCE = 64.0, 512.0
 """Times what a trial costs, for which it waits: at first, and after trials that brought nothing."""
 TRIES = 4
 """Guesses of a trial, one a step, while all are right."""
@@ -174,9 +174,9 @@ class DraftLength:
         one = under_way[0] if under_way else min(could, key=lambda i: texts[i].behind)
         if not under_way:
             n = len(texts)
-            cost_s = self.drafting.of(1) + self.drafting.per_row * texts[one].behind
-            cost_s += self.verifying.of(n + 1) - n * best.seconds
-            if self._since_s < self._patience * cost_s:
+            reading_s = self.drafting.per_row * texts[one].behind
+            guess_s = self.drafting.of(1) + self.verifying.of(n + 1) - n * best.seconds
+            if self._since_s < PATIENCE * reading_s + self._patience * guess_s:
                 return None
             self._tried, self._tries = texts[one].slot, 0
         return DraftPlan([int(i == one) for i in range(len(texts))], best.seconds)
