@@ -145,13 +145,16 @@ def test_tables_are_packed_as_asked_beside_layers_that_are_ternary(tables, bound
         assert {engine.core.weights[name].kind for name in ("embed", "head")} == {"half"}
 
 
-def test_base_3_gives_the_same_integers_in_fewer_bytes() -> None:
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group128"])
+def test_base_3_gives_the_same_integers_where_scales_allow_it(granularity) -> None:
     model = make_model("llama")
-    to_ternary(model)
+    to_ternary(model, threshold=ThresholdVersion(granularity=granularity))
     with (
         Engine.from_model(model, packing=Packing(ternary="base3")) as dense,
         Engine.from_model(model) as plain,
     ):
+        kind = "ternary" if granularity == "group128" else "ternary5"
+        assert dense.core.weights["layers.1.down"].kind == kind
         np.testing.assert_array_equal(dense.logits(TOKENS), plain.logits(TOKENS))
 
 

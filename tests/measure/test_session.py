@@ -38,7 +38,15 @@ from workbench.measure.quality import (
     independent_units,
     judged_excerpts,
 )
-from workbench.measure.session import AGAIN, COLUMNS, Ending, Session, block_seconds
+from workbench.measure.session import (
+    AGAIN,
+    COLUMNS,
+    Ending,
+    Session,
+    block_seconds,
+    blocks_in_time,
+    out_of_time,
+)
 from workbench.pilot.sections.model import Policy
 from workbench.pilot.sections.prompts import Prompts
 from workbench.pilot.sections.readiness import Quiet
@@ -186,6 +194,16 @@ def test_a_session_ends_when_its_ratios_are_precise_or_its_time_is_up(
     assert ran("precise", blocks_of(30, precision=10.0)) == 8
     assert ran("late", blocks_of(30, budget_s=1e-6)) == 2, "twice its time is gone"
     assert ran("most", blocks_of(3)) == 3
+
+
+@pytest.mark.parametrize("block_s", [0.3, 1.0, 1.7, 2.0, 3.0, 9.0, 11.0, 40.0])
+def test_the_blocks_that_progress_counts_to_are_those_that_time_allows(block_s: float) -> None:
+    ending, blocks = Ending(24, 0.05, 20.0), 0
+    while blocks < ending.blocks and not out_of_time(
+        [{"seconds": block_s}] * blocks, blocks, ending.budget_s
+    ):
+        blocks += 1
+    assert blocks_in_time(block_s, ending) == blocks
 
 
 def test_a_disturbed_block_is_measured_again_while_time_is_left_and_then_marked(

@@ -1,7 +1,7 @@
 """How a model's weights lie in memory where it computes, whatever its folder keeps.
 
-Tables are the embedding and the head. Beside ternary or INT4 layers they are a third of the bytes
-that every token reads, and what their rounding costs hangs on the model: see docs/performance.md.
+Tables are the embedding and the head. Beside ternary layers they are a third of the bytes that
+every token reads, and what their rounding costs hangs on the model: see docs/performance.md.
 A model in full precision keeps its own, whatever is asked.
 """
 
@@ -20,7 +20,6 @@ from ternary_kernels import (
 from ternary_kernels.mixed import int4_of
 from torch import Tensor
 
-from workbench.engine.architecture import NotForKernels
 from workbench.pilot.sections.readiness import Packing
 
 Weights = dict[str, PackedWeight | PackedMixed | Tensor]
@@ -31,8 +30,6 @@ FREQUENT_SHARE = 1 / 4
 TABLE_ROTATION = 1024
 """Inputs of mixed and INT4 tables that are rotated together, at most. What the last layer gives has
 a few inputs that are much larger than the others, and rounds badly without."""
-
-
 AS_STORED = Packing()
 
 
@@ -48,8 +45,9 @@ def pack(weights: Weights, packing: Packing, counts: np.ndarray | None = None) -
     for name, weight in weights.items():
         if name in ("embed", "head"):
             packed[name] = pack_table(weight, packing.tables, counts)
-        elif packing.ternary == "base3" and isinstance(weight, PackedTernary):
-            packed[name] = _base_3(name, weight)
+        elif packing.ternary == "base3" and _fits_base_3(weight):
+            base_3 = PackedTernary5.from_codes(weight.codes(), weight.scale)
+            packed[name] = base_3.rotated(weight.rotation)
     return packed
 
 
@@ -89,10 +87,6 @@ def pack_table(
     return PackedMixed.from_float(table.dequantize(), frequent, TABLE_ROTATION)
 
 
-def _base_3(name: str, weight: PackedTernary) -> PackedTernary5:
-    if weight.granularity == "group128":
-        raise NotForKernels(
-            f"{name} has a scale for each 128 inputs, which base 3 has no kernel for; allowed: one "
-            "a tensor or a row, or readiness.packing.ternary: two_bits"
-        )
-    return PackedTernary5.from_codes(weight.codes(), weight.scale).rotated(weight.rotation)
+def _fits_base_3(weight: PackedWeight | PackedMixed | Tensor) -> bool:
+    """A scale for each 128 inputs has no kernel there."""
+    return isinstance(weight, PackedTernary) and weight.granularity != "group128"

@@ -18,6 +18,7 @@ goes on with the block it was in; ratios are made within blocks and do not mind 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -166,8 +167,10 @@ class Session:
     ) -> dict[str, Any]:
         """One block, as often as it was disturbed while time is left: its rows and its noise."""
         turns = len(self._engines) * len(self._classes)
+        spent_s = sum(attempt["seconds"] for attempt in _attempts(kept))
 
         def once() -> list[dict[str, Any]]:
+            began = time.perf_counter()
             for at in [key for key in self._windows if key[0] == block]:
                 del self._windows[at]  # of a disturbed attempt
             rows: list[dict[str, Any]] = []
@@ -175,7 +178,9 @@ class Session:
                 for place, arm in enumerate(order):
                     rows += self._turn(block, place, arm, wanted, repeats[wanted.name], len(rows))
                     done = len(self._windows_of(block))
-                    report(block * turns + done, ending.blocks * turns)
+                    so_far_s = spent_s + time.perf_counter() - began
+                    most = blocks_in_time(so_far_s / (block + max(1, done) / turns), ending)
+                    report(block * turns + done, max(block + 1, most) * turns)
             return rows
 
         left_s = repeating_left_s(ending.budget_s, _attempts(kept))
@@ -337,6 +342,14 @@ def out_of_time(attempts: Sequence[Attempt], blocks: int, budget_s: float) -> bo
     return (blocks >= FEWEST_BLOCKS and then_s > budget_s) or (
         blocks >= 2 and then_s > 2 * budget_s
     )
+
+
+def blocks_in_time(block_s: float, ending: Ending) -> int:
+    """Blocks of so many seconds after which a session ends at the latest: :func:`out_of_time`."""
+    fitting = int(ending.budget_s / block_s)
+    if fitting < FEWEST_BLOCKS:
+        fitting = min(FEWEST_BLOCKS, max(2, int(2 * ending.budget_s / block_s)))
+    return min(ending.blocks, fitting)
 
 
 def _attempts(kept: list[dict[str, Any]]) -> list[Attempt]:
