@@ -8,6 +8,7 @@ import pytest
 from ternary_kernels.core import Core
 
 from workbench.engine.draft import PromptLookup
+from workbench.engine.draft_length import DraftLength, Prospect, StepCost
 from workbench.engine.engine import Engine, Speculated
 from workbench.engine.request import GenerationRequest
 from workbench.engine.sampling import Sampler
@@ -111,6 +112,53 @@ def test_a_draft_that_is_never_right_costs_a_few_steps_and_reads_no_prompts(prom
     # Trials go on, though, and each reads its text.
     assert 0 < sum(answers.draft.steps) - read < 40 * (prompt + 64) / 2
     assert answers.guessed("model") < 60  # of 2,600 tokens
+
+
+def test_a_batch_is_not_promised_what_its_rows_cost_alone() -> None:
+    """Four rows cost little more than one, each further one an eighth of a step. Answers of 32
+    tokens, alone and four together in turns; look-up finds something in six of ten steps."""
+
+    def cost(rows: int) -> float:
+        return 9.6 + 0.3 * min(rows, 4) + 1.28 * max(0, rows - 4)
+
+    def over_no_guesses(batch: int, acceptance: float) -> float:
+        left, spent = [32] * batch, 0.0
+        while active := [slot for slot in range(batch) if left[slot] > 0]:
+            found = 8 if draw.random() < 0.6 else 0
+            lengths = length.plan([Prospect(slot, found, 0, left[slot]) for slot in active]).lengths
+            rows = len(active) + sum(lengths)
+            seconds = cost(rows) * draw.normal(1.0, 0.05)
+            verifying.saw(rows, seconds)
+            drafting.saw(1, 0.001)
+            spent += seconds
+            for slot, guessed in zip(active, lengths, strict=True):
+                right = 0
+                while right < guessed and draw.random() < acceptance:
+                    right += 1
+                if guessed:
+                    length.saw(slot, guessed, right)
+                left[slot] -= right + 1
+        for slot in range(batch):
+            length.forget(slot)
+        return spent / (32 * cost(batch))
+
+    verifying, drafting, draw = StepCost(), StepCost(), np.random.default_rng(0)
+    length = DraftLength(verifying, drafting, 4)
+    turns = [(over_no_guesses(1, 0.56), over_no_guesses(4, 0.3)) for _ in range(40)]
+    alone, together = np.mean(turns[5:], axis=0)
+    assert alone < 0.72 and together < 1.045  # with a line alone 1.05
+
+
+def test_what_was_dear_once_is_tried_again() -> None:
+    """A step that something else held up is no lasting verdict on its number of rows."""
+    steps = StepCost()
+    for rows in (1, 2, 3, 4) * 3:
+        steps.saw(rows, 10.0)
+    steps.saw(5, 30.0)
+    assert steps.of(5) > 20.0
+    for rows in (1, 2, 3, 4) * 100:
+        steps.saw(rows, 10.0)
+    assert steps.of(5) < 11.0
 
 
 def test_trials_that_bring_nothing_come_more_and_more_seldom() -> None:

@@ -127,6 +127,17 @@ def test_more_of_a_training_that_does_not_get_there_is_not_advised(make_run) -> 
     assert "train.steps=" in verdict_card(run, Texts()).steps[0].command
 
 
+def test_no_training_is_advised_to_a_model_that_came_ready(make_run) -> None:
+    run = make_run(gates=GAP % "at_most: -5.0")
+    trained = run.record("train_qat")
+    trained.facts["ready_ternary"] = {"path": "student.gguf", "format": "GGUF"}
+    trained.save()
+    steps = verdict_card(run, Texts()).steps
+    assert steps[0].command.endswith("--set model.ternary=null")
+    assert "a ready one learns nothing here" in steps[0].text
+    assert not any("train." in step.command for step in steps)
+
+
 def judge_without_interval(run: Run, stage: str, figure: str) -> None:
     """As if a figure of a stage had been seen once."""
     record, report = run.record(stage), run.record("report")

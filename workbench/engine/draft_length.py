@@ -30,24 +30,34 @@ TRIES = 4
 AHEAD = 256
 """Tokens that a text is taken to go on for at most. Half of what may come is counted: texts end
 before their limit, and other drafts take their part."""
-WORTH = 0.97
+WORTH = 0.92
 """Of the time without guesses, which guesses must stay below: costs are known no better."""
 FORGET = 0.97
 """Weight of what was seen one step earlier."""
+FADE, FAINT, LEAN = 0.99, 0.05, 0.25
+"""Of what steps of one number of rows took: its weight a step later, the least that is kept, and
+that of the line beside it. It fades, so that what was dear once is tried again."""
 FIRST_RATE, PRIOR_GUESSES = 0.6, 4.0
 """A text's acceptance before anything is known of any, and how many guesses that of all texts is
 worth beside its own."""
 
 
 class StepCost:
-    """Seconds of a step by its rows: a line through what was seen lately."""
+    """Seconds of a step by its rows: what steps of just as many took lately, and straight lines
+    between these; a line through all of them leans in where few were seen, and goes on beyond.
+
+    Kernels take rows in tiles, so a line alone would promise large steps what small ones cost: each
+    time that a batch grows, guesses would be made that do not pay.
+    """
 
     def __init__(self) -> None:
         self._n = self._x = self._y = self._xx = self._xy = self._most = 0.0
+        self._own: dict[int, tuple[float, float]] = {}
+        """Rows -> how many steps had just so many, and their seconds; both fade."""
         self.per_row = 0.0
-        """Seconds that one more row takes. More rows never count as cheaper."""
+        """Seconds that one more row takes, by the line. More rows never count as cheaper."""
 
-    def saw(self, rows: float, seconds: float) -> None:
+    def saw(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long. One that took five times as long as expected was
         interrupted and says nothing, unless none was as large before."""
         if self._n > 3 and rows <= self._most and seconds > 5.0 * self.of(rows):
@@ -60,15 +70,32 @@ class StepCost:
         x, y = self._x / self._n, self._y / self._n
         spread = self._xx / self._n - x * x
         self.per_row = max(0.0, (self._xy / self._n - x * y) / spread) if spread > 1e-9 else 0.0
+        kept = {each: (FADE * n, FADE * s) for each, (n, s) in self._own.items() if n > FAINT}
+        n, own_s = kept.get(rows, (0.0, 0.0))
+        self._own = kept | {rows: (n + 1.0, own_s + seconds)}
 
     @property
     def known(self) -> bool:
         return self._n > 0
 
-    def of(self, rows: float) -> float:
+    def of(self, rows: int) -> float:
         """Seconds that a step of so many rows takes."""
-        mean = self._y / self._n
-        return max(0.2 * mean, mean + self.per_row * (rows - self._x / self._n))
+        fewer = max((each for each in self._own if each <= rows), default=None)
+        more = min((each for each in self._own if each >= rows), default=None)
+        if fewer is None or more is None:
+            nearest = more if fewer is None else fewer
+            assert nearest is not None
+            beyond = self._seen(nearest) + self.per_row * (rows - nearest)
+            return max(0.2 * self._y / self._n, beyond)
+        if fewer == more:
+            return self._seen(rows)
+        share = (rows - fewer) / (more - fewer)
+        return (1.0 - share) * self._seen(fewer) + share * self._seen(more)
+
+    def _seen(self, rows: int) -> float:
+        line = self._y / self._n + self.per_row * (rows - self._x / self._n)
+        n, seconds = self._own[rows]
+        return (LEAN * line + seconds) / (LEAN + n)
 
 
 @dataclass

@@ -71,7 +71,7 @@ def _candidates(
         return
     for result in results:
         if result.outcome == "fail":
-            yield _after_failure(result, run, begin, _never_gets_there(records))
+            yield _after_failure(result, run, begin, records)
     doubts = [result for result in results if result.outcome == "inconclusive"]
     if any(result.effect for result in doubts) or (doubts and _is_busy(records)):
         yield "end_others", f"{begin} --force", {}
@@ -88,19 +88,22 @@ def _candidates(
         yield "meter", f"{begin} --set measure_ab.meters.csv=POWER_LOG.csv", {}
     if _probe_is_larger(records):
         yield "real_size", "workbench run pilots/ab_3b.yaml", {}
-    if not _measured(records, "train_qat", "gap_over_seeds_bits_per_byte"):
+    over_seeds = _measured(records, "train_qat", "gap_over_seeds_bits_per_byte")
+    if not over_seeds and not _is_ready(records):
         yield "seeds", f"{begin} --set train.seeds=3", {}
     yield "serve", f"workbench serve {name}", {}
     yield "tune", f"workbench tune {name}", {}
 
 
 def _after_failure(
-    result: GateResult, run: Run, begin: str, never: bool
+    result: GateResult, run: Run, begin: str, records: Mapping[str, StageRecord]
 ) -> tuple[str, str, dict[str, Any]]:
     figure = {"figure": {"name": result.metric, "labels": result.labels}}
     if result.chance:
         return ("longer", _with(begin, run, *LONGER[_source(result)]), figure)
-    if result.metric.startswith("quality_gap") and never:
+    if result.metric.startswith("quality_gap") and _is_ready(records):
+        return "train_own", f"{begin} --set model.ternary=null", figure
+    if result.metric.startswith("quality_gap") and _never_gets_there(records):
         return "other_recipe", _study(run), figure
     if result.metric.startswith("quality_gap"):
         return "train_longer", _with(begin, run, "train.steps", 4), figure
@@ -109,6 +112,11 @@ def _after_failure(
     if result.stage == "deploy_rollback":
         return "more_slots", _with(begin, run, "deploy_rollback.slots", 2), figure
     return "see_stage", f"workbench notebook {shlex.quote(run.name)}", figure
+
+
+def _is_ready(records: Mapping[str, StageRecord]) -> bool:
+    """Whether the ternary arm came as it is, so that no training changes it."""
+    return "train_qat" in records and "ready_ternary" in records["train_qat"].facts
 
 
 def _after_doubt(
