@@ -57,6 +57,7 @@ SHORTER: list[tuple[str, str, str]] = [
 BY_TESTS = {
     r"core check": ("tests/check/test_core.py", '"core", "check"'),
     r"run PILOT.yaml --set readiness.core": ("tests/engine/test_onnxruntime_core.py", "run_probe("),
+    r"run pilots/ready_ternary.yaml": ("tests/runner/test_gguf_pilot.py", "ready_ternary"),
     r"bench cpu": ("tests/bench/test_cpu.py", "bench_cpu("),
     r"bench gpu": ("tests/kernels_gpu/test_bench.py", "bench_gpu("),
     r"bench train": ("tests/bench/test_train.py", "bench_train("),
