@@ -1,8 +1,9 @@
-"""Every test draws the same random numbers every time: what fails once, fails again."""
+"""Every test draws the same random numbers and heeds Ctrl-C: what fails once, fails again."""
 
 import gc
 import importlib.util
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from hypothesis import settings
 
 settings.register_profile("same_draws", derandomize=True)
 settings.load_profile("same_draws")
+# Jobs that a shell starts in the background ignore Ctrl-C, and so would all that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -147,7 +147,9 @@ def test_tables_are_packed_as_asked_beside_layers_that_are_ternary(tables, bound
 
 @pytest.mark.parametrize("granularity", ["tensor", "row", "group128"])
 def test_base_3_gives_the_same_integers_where_scales_allow_it(granularity) -> None:
-    model = make_model("llama")
+    config = make_config("llama")
+    config.intermediate_size = 256  # two groups of 128
+    model = AutoModelForCausalLM.from_config(config).eval()
     to_ternary(model, threshold=ThresholdVersion(granularity=granularity))
     with (
         Engine.from_model(model, packing=Packing(ternary="base3")) as dense,

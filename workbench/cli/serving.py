@@ -121,7 +121,7 @@ def serve(
         str | None,
         typer.Option(
             help="an arm speculative more: the first arm's answers, guessed by this model folder "
-            "or, where that promises more, by the text itself; prompt: by the text alone",
+            "or the text; prompt: by the text alone",
             show_default="none",
         ),
     ] = None,

@@ -97,8 +97,10 @@ def require_core(name: str, asked: Asked) -> None:
 
 def require_packing(packing: Packing, name: str, asked: Asked) -> None:
     """Raise ConfigError for a packing that the core ``name`` does not compute with."""
+    if packing == Packing():
+        return
     core = OF_DEVICE[choose_device(asked).name] if name == AUTO else name
-    if packing != Packing() and core not in OF_PACKINGS:
+    if core not in OF_PACKINGS:
         raise ConfigError(
             f"readiness.packing {packing.tables}, {packing.ternary} with core {core}",
             allowed="tables: auto, ternary: two_bits; all of them with core "
