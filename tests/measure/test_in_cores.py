@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
+from ternary_kernels import available_isas
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from workbench.measure.latency import LoadClass
 from workbench.pilot.sections.measure_ab import MeasureAb
+from workbench.pilot.sections.readiness import Readiness
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
@@ -111,3 +113,19 @@ def test_under_load_each_is_served_in_its_own_core(tmp_path: Path, monkeypatch) 
     assert spec.cores == {"plain": "reference"} and spec.core == "auto"
     spec.save(tmp_path / "spec.json")
     assert type(spec).load(tmp_path / "spec.json") == spec
+
+
+@pytest.mark.skipif(not available_isas(), reason="no native library")
+def test_all_compute_with_the_pilot_s_packing_measured_and_served(
+    tmp_path: Path, monkeypatch
+) -> None:
+    packing = {"tables": "mixed", "ternary": "base3"}
+    pilot = pilot_of().model_copy(update={"readiness": Readiness(threads=1, packing=packing)})
+    context, trained = context_of(pilot, tmp_path), trained_in(tmp_path)
+    asked = SimpleNamespace(context=0)
+    with measure_ab._loaded_arms(context, trained, [LoadClass.batched(4, 4, 2)], asked) as arms:
+        said = {name: arm.engine.backend for name, arm in arms.items()}
+    assert said["ternary"].endswith("1 thread, mixed tables, base 3")
+    assert said["full_precision"].endswith("1 thread")
+    monkeypatch.setattr(measure_ab_load, "wanted_context", lambda *_: 64)
+    assert measure_ab_load._spec(context, trained, None).packing == pilot.readiness.packing

@@ -16,6 +16,7 @@ from workbench.measure.orders import williams
 from workbench.measure.probe import run_probe
 from workbench.measure.statistics import mean_ratio
 from workbench.model.presets import PRESETS, Shape
+from workbench.pilot.sections.readiness import Packing
 from workbench.pilot.spec import Pilot
 from workbench.records.events import Progress
 from workbench.records.stage_record import StageRecord
@@ -185,13 +186,17 @@ def test_a_checkpoint_that_no_kernel_computes_is_probed_by_a_preset(tmp_path: Pa
     assert context.record.metric("decode_speedup", shape="tiny-1m").value > 0
 
 
+@pytest.mark.parametrize("packing", [{}, {"tables": "mixed", "ternary": "base3"}])
 @pytest.mark.parametrize("precision", ["half", "int8", "int4", "ternary"])
-def test_random_models_of_ragged_shapes_run(precision: str) -> None:
+def test_random_models_of_ragged_shapes_run(precision: str, packing: dict[str, str]) -> None:
     config = LlamaConfig(
         vocab_size=1003, hidden_size=72, intermediate_size=101, num_hidden_layers=2,
         num_attention_heads=6, num_key_value_heads=3, max_position_embeddings=32,
     )  # fmt: skip
-    with Engine.random(config, precision, threads=1) as engine:
+    with Engine.random(config, precision, threads=1, packing=Packing(**packing)) as engine:
+        usual = "half" if precision == "half" else "int8"
+        kind = "mixed" if packing and precision != "half" else usual
+        assert engine.core.weights["embed"].kind == kind
         logits = engine.logits(list(range(30)))
         assert logits.shape == (30, 1003)
         assert 0.01 < logits.std() < 100

@@ -12,6 +12,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from ternary_kernels import available_isas
 
 from workbench.cli import main
 from workbench.engine.engine import Engine
@@ -28,6 +30,7 @@ from workbench.files import read_json, write_json
 from workbench.load.piece import PlannedRequest
 from workbench.machine.memory import Memory
 from workbench.pilot.resolve import resolve
+from workbench.pilot.sections.readiness import Packing
 from workbench.records.run import FIELDS, HEADER, Run, open_run
 from workbench.records.stage_record import StageRecord
 from workbench.serve.arm import ArmProcess
@@ -224,6 +227,7 @@ def served_run(arms, tmp_path, monkeypatch) -> Run:
     path = tmp_path / "trial.yaml"
     path.write_text(
         "name: trial\nquestion: is it kept?\n"
+        "readiness: {packing: {tables: mixed}}\n"
         "deploy_rollback: {hold_s: 7.0, weight: 0.2, on_lost_stream: continue, "
         "rollback_rule: {max_error_share: 0.2}}\n"
         "prompts: {file: asked.jsonl}\n"
@@ -253,13 +257,17 @@ def test_a_served_run_goes_on_with_the_route_that_it_had(served_run, monkeypatch
         change_route(served_run, None, 1.0)
     serve_run(folder)
     serve_run(folder)
-    serve_run(folder, route="hybrid", weight=0.05, on_lost_stream="end")
+    packing = {"ternary": "base3"}
+    serve_run(folder, route="hybrid", weight=0.05, on_lost_stream="end", packing=packing)
     assert [(given.route, given.weight) for given in started] == [
         ("hybrid", 0.2), ("full_precision", 1.0), ("hybrid", 0.05),
     ]  # fmt: skip
     assert [given.on_lost_stream for given in started] == ["continue", "continue", "end"]
     assert {given.hold_s for given in started} == {7.0}
     assert {given.rule.max_error_share for given in started} == {0.2}
+    packings = [given.packing.model_dump() for given in started]
+    assert packings[0] == packings[1] == {"tables": "mixed", "ternary": "two_bits"}
+    assert packings[2] == {"tables": "mixed", "ternary": "base3"}
     assert {(given.slots, given.short_slots) for given in started} == {(4, 1)}, "a fair share"
     said = capsys.readouterr().out
     assert said.count("full_precision answers 100% of the requests (rule: 5 of 9 failed)") == 2
@@ -399,6 +407,16 @@ def test_an_arm_that_another_drafts_answers_as_alone_and_holds_both(arms, by) ->
     assert (sizes[1] > sizes[0]) == (by is not None)
 
 
+@pytest.mark.skipif(not available_isas(), reason="no native library")
+def test_an_arm_s_weights_lie_in_its_process_as_asked(arms) -> None:
+    spec = ArmSpec(arms["hybrid"], 1, 64, 1, "cpu")
+    packing = Packing(tables="int4", ternary="base3")
+    for each, dense in ((spec, ""), (replace(spec, packing=packing), "int4 tables, base 3")):
+        arm = load_arm(each)
+        assert arm.ready.backend.endswith(dense or "1 thread")
+        arm.close()
+
+
 def test_a_port_in_use_is_said_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -495,7 +513,6 @@ def test_a_run_is_served_by_its_name(arms, tmp_path, monkeypatch) -> None:
 
 
 def test_a_spec_comes_back_from_its_file(arms, tmp_path) -> None:
-    from workbench.pilot.sections.readiness import Packing
     from workbench.serve.rollback_rule import RollbackRule
 
     packing = Packing(tables="mixed", ternary="base3")
