@@ -141,6 +141,19 @@ def test_slots_do_not_see_each_other() -> None:
 @pytest.mark.parametrize(("tables", "bound"), [("int8", 0.03), ("mixed", 0.2), ("int4", 0.2)])
 def test_tables_are_packed_as_asked_beside_layers_that_are_ternary(tables, bound) -> None:
     model = make_model("qwen2")
+    to_ternary(model)
+    with (
+        Engine.from_model(model, packing=Packing(tables=tables)) as small,
+        Engine.from_model(model, packing=Packing(tables="half")) as large,
+    ):
+        assert {small.core.weights[name].kind for name in ("embed", "head")} == {tables}
+        assert small.weight_bytes < large.weight_bytes
+        wanted = torch.from_numpy(large.logits(TOKENS))
+        assert error(small.logits(TOKENS), wanted) < bound
+
+
+def test_full_precision_keeps_its_tables_whatever_is_asked() -> None:
+    model = make_model("qwen2")
     with Engine.from_model(model, packing=Packing(tables="int4", ternary="base3")) as engine:
         assert {engine.core.weights[name].kind for name in ("embed", "head")} == {"half"}
 
