@@ -153,3 +153,10 @@ def test_a_replay_tells_what_serving_adds_and_foretells_the_blocks_left_out():
     assert all(abs(check.off) < 0.05 for check in checks)
     assert agreement(blocks, replay[replay["block"] < 1], "ternary", 8) == []
     assert fitted_costs(blocks, replay.head(5), "ternary", 8).fitted == 0
+
+
+def test_a_fit_never_takes_the_steps_for_nothing() -> None:
+    """Requests whose latency is all on the way would promise a replica without limit."""
+    true = dataclasses.replace(COSTS, factor=0.01, intake_s=0.05, answer_s=0.05)
+    found = fitted_costs(blocks_of(COSTS.steps), replay_of(true), "ternary", 8)
+    assert 0.5 <= found.factor < 1.0 and found.fitted > 0

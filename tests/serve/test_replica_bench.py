@@ -21,4 +21,4 @@ def test_two_servers_behind_the_router_are_held_against_the_simulation(arms, tmp
     ]
     assert len(rows) == 6 and {row["requests"] for row in rows} == {40}
     assert all(row["simulated_ms"] > 0 and row["measured_ms"] > 0 for row in rows)
-    assert "2 replicas" in rows[0]["of"] and rows[0]["factor"] > 0.5
+    assert "2 replicas" in rows[0]["of"] and rows[0]["factor"] >= 0.5

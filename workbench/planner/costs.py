@@ -23,6 +23,10 @@ from workbench.planner.simulation import Answered, Arrivals, StepCosts, simulate
 QUANTILES = (0.5, 0.9, 0.99)
 FITTED_TO = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Quantiles whose sum of squared log ratios is least; the tail is left to be foretold."""
+LEAST_FACTOR = 0.5
+"""Of steps that are served over those timed alone. Served ones are not faster; where few requests
+do not tell steps from what is beside them, the fit would else take all for the latter, and promise
+a replica without limit."""
 FEWEST = 20
 """Requests of an arm that a fit needs."""
 PREFILL_ROWS = {"cpu": 256, "cuda": 2048}
@@ -213,5 +217,8 @@ def fit_to(costs: ReplicaCosts, served: ServedReplay, replicas: int = 1) -> Repl
 
     early = max(1e-4, 0.3 * float(measured["ttft"][0]))
     begin = np.log([1.2, early, early])
-    best = minimize(miss, begin, method="Nelder-Mead", options={"maxfev": 250, "xatol": 1e-3})
+    best = minimize(
+        miss, begin, method="Nelder-Mead", options={"maxfev": 250, "xatol": 1e-3},
+        bounds=[(np.log(LEAST_FACTOR), None), (None, None), (None, None)],
+    )  # fmt: skip
     return with_(best.x)
