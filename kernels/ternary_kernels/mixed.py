@@ -20,7 +20,7 @@ from .quantizers import quantize_int4, quantize_int8, rotate
 from .weights import PackedInt4, PackedInt8, PackedWeight
 
 BLOCK = 4096
-"""Rows that are rounded at a time: no float copy of a table is made."""
+"""Rows that are rounded at a time: codes need no float copy of them all."""
 
 
 @dataclass(eq=False, slots=True)
