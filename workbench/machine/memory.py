@@ -1,14 +1,21 @@
-"""Main memory: what the machine has, and what this process may still take.
+"""Main memory: what the machine has, what this process may still take, what processes hold.
 
 In a container the kernel reports the host's memory, while the control group kills the
 process at its own limit; the smaller of the two is what counts.
+
+What processes hold never depends on their neighbours. The system's own figures that count shared
+pages once do: the proportional set size (PSS) of a process grows by half of a library when another
+program that has mapped it ends, and its unique set size (USS) by all of it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -39,7 +46,7 @@ def memory() -> Memory:
 class TreeMemory:
     """What a process and all below it hold, looked at often.
 
-    To count shared pages once the system walks through all of them, some 20 ms for each half a
+    To count shared pages once the system walks through all of them, some 10 ms for each half a
     gigabyte; that is done when this is made, and afterwards only growth is added, which is not
     shared. Raises psutil.Error when the process is gone.
     """
@@ -62,23 +69,45 @@ class TreeMemory:
 
 def process_tree_bytes(pid: int | None = None) -> int:
     """Memory that a process and all below it hold; None: this one. Pages that several of them
-    share count once where the system can tell (Linux), once in each elsewhere.
+    share count once where the system can tell (Linux), once in each elsewhere: of a file that
+    several have mapped, what the one holds that holds most of it.
 
     Raises psutil.Error when the process itself is gone.
     """
     top = psutil.Process(pid)
-    total = _held_bytes(top)
+    own, files = _held(top)
     for process in top.children(recursive=True):
         with suppress(psutil.Error):  # it ended meanwhile
-            total += _held_bytes(process)
-    return total
+            more, of_files = _held(process)
+            own, files = own + more, files | of_files
+    return own + files.total()
 
 
-def _held_bytes(process: psutil.Process) -> int:
+def process_bytes() -> int:
+    """Memory that this process holds, with what it has mapped of files and shares."""
+    own = psutil.Process()
+    return sum(part.rss for part in _maps(own)) or int(own.memory_info().rss)
+
+
+def _held(process: psutil.Process) -> tuple[int, Counter[str]]:
+    """Bytes that no file stands behind, and those of each file."""
+    own, files = 0, Counter[str]()
+    for part in _maps(process):
+        if part.path.startswith("["):
+            own += part.pss  # after a fork parent and child share it, and nobody else
+        else:
+            own += min(part.anonymous, part.pss)  # written since it was mapped
+            files[part.path] += part.rss - part.anonymous
+    return own or int(process.memory_info().rss), files
+
+
+def _maps(process: psutil.Process) -> Sequence[Any]:
+    """What is where in its memory; empty where the system does not tell."""
     try:
-        return int(process.memory_full_info().pss)
+        maps = process.memory_maps(grouped=False)
     except (AttributeError, psutil.AccessDenied):
-        return int(process.memory_info().rss)
+        return []
+    return maps if maps and hasattr(maps[0], "pss") else []
 
 
 def cgroup_limits(own: Path = OWN_CGROUP, root: Path = CGROUPS) -> list[tuple[int, int]]:

@@ -1,9 +1,9 @@
 """How much memory a piece of work keeps, as the operating system counts it.
 
-The figure is the growth of the unique set size: pages that belong to this process alone, so
-that a file mapped by others and libraries loaded before do not count. Freed memory is given
-back to the system first (glibc keeps it otherwise), on both sides of the difference. On a
-GPU it is what torch's allocator hands out.
+The figure is the growth of what this process holds, so that libraries loaded before do not count,
+whoever else has mapped them, comes or goes. Freed memory is given back to the system first (glibc
+keeps it otherwise), on both sides of the difference. On a GPU it is what torch's allocator hands
+out.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import psutil
 import torch
+
+from workbench.machine.memory import process_bytes
 
 
 @dataclass
@@ -44,4 +45,4 @@ def _held(device: str) -> int:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim:
             trim(0)
-    return psutil.Process().memory_full_info().uss
+    return process_bytes()

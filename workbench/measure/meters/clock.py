@@ -58,8 +58,9 @@ class SystemClock:
             due_s = self.monotonic_s() + interval_s
             while not waiting.poll(math.ceil(1e3 * max(0.0, due_s - self.monotonic_s()))):
                 call()
-                # A late call is not caught up with a burst of calls.
-                due_s = max(due_s + interval_s, self.monotonic_s())
+                # A late call is not caught up with others at its heels: two samples at one moment
+                # look like two devices under one name.
+                due_s = max(due_s + interval_s, self.monotonic_s() + interval_s / 2)
 
         thread = threading.Thread(target=run, name="energy", daemon=True)
         thread.start()
