@@ -15,7 +15,15 @@ from __future__ import annotations
 from .mixed import PackedMixed
 from .native import Backend, available_isas, backend, force_isa, set_threads
 from .ops import gated, linear, linear_int, linears, quantize
-from .weights import PackedHalf, PackedInt4, PackedInt8, PackedTernary, PackedTernary5, PackedWeight
+from .weights import (
+    PackedHalf,
+    PackedInt4,
+    PackedInt8,
+    PackedTernary,
+    PackedTernary3,
+    PackedTernary5,
+    PackedWeight,
+)
 
 __all__ = [
     "Backend",
@@ -24,6 +32,7 @@ __all__ = [
     "PackedInt8",
     "PackedMixed",
     "PackedTernary",
+    "PackedTernary3",
     "PackedTernary5",
     "PackedWeight",
     "available_isas",

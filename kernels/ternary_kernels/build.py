@@ -28,7 +28,7 @@ COMMON = ("dispatch", "team", "ops", "llama", "layout")
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
-_VBMI = (*_AVX512, "-mavx512vbmi")
+_VBMI = (*_AVX512, "-mavx512vbmi", "-mavx512vbmi2")
 _AMX = ("-mamx-tile", "-mamx-int8", "-mamx-bf16")
 # Instruction set -> (its simd_*.h, flags). "plain" is there on every architecture.
 _ISAS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {

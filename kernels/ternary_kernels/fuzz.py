@@ -103,7 +103,8 @@ def _weight(case: random.Random, N: int, K: int):
 
     from . import weights
 
-    kind = case.choice(("tensor", "row", "group128", "base3", "int8", "int4", "bf16", "fp16"))
+    kinds = ("tensor", "row", "group128", "base3", "triples", "int8", "int4", "bf16", "fp16")
+    kind = case.choice(kinds)
     if kind in ("bf16", "fp16"):
         dtype = torch.bfloat16 if kind == "bf16" else torch.float16
         return weights.PackedHalf.from_float(torch.randn(N, K), dtype)
@@ -113,8 +114,9 @@ def _weight(case: random.Random, N: int, K: int):
         values = torch.randint(-8, 8, (N, K)).to(torch.int8)
         return weights.PackedInt4.from_codes(values, torch.randn(N, -(-K // 32)))
     codes = torch.randint(0, 3, (N, K))
-    if kind == "base3":
-        return weights.PackedTernary5.from_codes(codes, torch.rand(N))
+    if kind in ("base3", "triples"):
+        cls = weights.PackedTernary5 if kind == "base3" else weights.PackedTernary3
+        return cls.from_codes(codes, torch.rand(N))
     shape = {"tensor": (1,), "row": (N,), "group128": (N, -(-K // 128))}[kind]
     return weights.PackedTernary.from_codes(codes, torch.rand(shape))
 

@@ -119,7 +119,7 @@ class Llama(ctypes.Structure):
 _MIRRORS = {"Weight": Weight, "Table": PackedTable, "TkLayer": Layer, "TkLlama": Llama}
 """The library's name of a struct -> its mirror here."""
 
-_KINDS = {"ternary": 0, "ternary5": 1, "int8": 2, "int4": 5}
+_KINDS = {"ternary": 0, "ternary5": 1, "int8": 2, "int4": 5, "ternary3": 6}
 _SCALINGS = {"none": 0, "row": 0, "group128": 1, "tensor": 2, "group32": 3}
 MODES = {"silu": 2, "relu2": 3}
 

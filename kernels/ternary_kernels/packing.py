@@ -11,6 +11,10 @@ their natural order, four at a time, broadcast to all lanes.
 - ``tiles5``  [N/16, K/20, 16, 4] uint8: five base-3 digits a byte, k = 20*kb + 4*p + b.
   The stored byte is ceil(sum(digit_p * 3^(4-p)) * 256 / 243), so digit p is the carry of
   multiplying by 3 for the (p+1)-th time: no division and no table.
+- ``tiles3``  [N/32, K/48, 5, 64] uint8: codes of three weights in five bits, for look-ups of
+  sums and not for dot products. A vector of 64 bytes is 32 rows x one little-endian word. Code j
+  of a block is the sum of digit_i * 3^i of k = 48*kb + 3*j + i; codes 3*v to 3*v + 2 lie at bits
+  0, 5 and 10 of vector v, and code 15 in the top bits, the first vector's the highest.
 - ``tiles4``  [N/16, K/8, 16, 4] uint8: byte (r, b) of block kb holds the codes w + 8 of
   k = 8*kb + 4*p + b at bits 4*p (p = 0, 1), in whole groups of 32 k (four blocks).
 - ``tiles8``  [N/16, K/4, 16, 4] uint8: w + 128.
@@ -121,6 +125,31 @@ def untile5(tiles: Tensor, N: int, K: int) -> Tensor:
         rest = rest & 0xFF
     c = torch.stack(digits, dim=3)  # [G, kb, r, p, b]
     return c.permute(0, 2, 1, 3, 4).flatten(2).flatten(0, 1)[:N, :K].contiguous()
+
+
+def tile3(codes: Tensor) -> Tensor:
+    """uint8 codes [N, K] -> tiles3 [N/32, K/48, 5, 64]."""
+    check_codes(codes)
+    c = _pad(_pad(codes.to(torch.uint8), 0, 2 * ROW_GROUP, value=1), 1, 48, value=1)
+    c = c.unflatten(1, (-1, 16, 3)).unflatten(0, (-1, 2 * ROW_GROUP))  # [V, r, kb, j, i]
+    first, second, third = c.int().unbind(4)
+    code = (first + 3 * second + 9 * third).permute(0, 2, 3, 1)  # [V, kb, j, r]
+    fields = code[:, :, :15].unflatten(2, (5, 3))
+    top = torch.stack([code[:, :, 15] >> (4 - v) & 1 for v in range(5)], dim=2)
+    word = fields[:, :, :, 0] | fields[:, :, :, 1] << 5 | fields[:, :, :, 2] << 10 | top << 15
+    return torch.stack([word & 0xFF, word >> 8], dim=-1).to(torch.uint8).flatten(3)
+
+
+def untile3(tiles: Tensor, N: int, K: int) -> Tensor:
+    """Inverse of :func:`tile3`."""
+    low, high = tiles.int().unflatten(3, (-1, 2)).unbind(4)
+    word = low | high << 8  # [V, kb, v, r]
+    fields = torch.stack([word >> shift & 31 for shift in (0, 5, 10)], dim=3).flatten(2, 3)
+    top = sum((word[:, :, v] >> 15) << (4 - v) for v in range(5))
+    code = torch.cat([fields, top[:, :, None]], dim=2)  # [V, kb, j, r]
+    c = torch.stack([code // power % 3 for power in (1, 3, 9)], dim=-1)
+    c = c.permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)[:N, :K]
+    return c.to(torch.uint8).contiguous()
 
 
 def pack_portable4(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .quantizers import GROUP, INT4_GROUP, activation_codes
 from .quantizers import rotate as turn_blocks
-from .weights import PackedHalf, PackedInt8, PackedTernary, PackedTernary5, PackedWeight
+from .weights import PackedHalf, PackedInt8, PackedWeight, Ternary
 
 MAX_K = 131072
 
@@ -97,7 +97,7 @@ def attention(q_MHD: Tensor, k_CGD: Tensor, v_CGD: Tensor, mask_MC: Tensor) -> T
 def _dense_int8(weight: PackedWeight) -> Tensor:
     """Unpacked int8 [N, K], kept after the first use: unpacking on every call costs more."""
     if weight._dense is None:
-        if isinstance(weight, PackedTernary | PackedTernary5):
+        if isinstance(weight, Ternary):
             weight._dense = weight.codes().to(torch.int8) - 1
         else:
             weight._dense = weight.values()

@@ -1,13 +1,13 @@
 """Packed weights: what a linear layer keeps in memory instead of a float matrix.
 
-Five classes, one shape of interface: ``from_float`` / ``from_codes`` build, ``dequantize()``
+Six classes, one shape of interface: ``from_float`` / ``from_codes`` build, ``dequantize()``
 gives the float32 matrix back, ``shape`` is (N, K) = (outputs, inputs), ``nbytes`` counts what
 stays resident, ``state()`` / ``from_state()`` save and restore without repacking (the layout
 is the same on every machine, so a memory-mapped file can be used as it is).
 
-Bits a weight: :class:`PackedTernary` 2, :class:`PackedTernary5` 1.6, :class:`PackedInt4` 4,
-:class:`PackedInt8` 8, :class:`PackedHalf` 16; scales come on top (fp32: one a tensor, one a row,
-or one for each group of 128 along K; INT4: fp16, one for each 32).
+Bits a weight: :class:`PackedTernary` 2, :class:`PackedTernary3` 1.67, :class:`PackedTernary5` 1.6,
+:class:`PackedInt4` 4, :class:`PackedInt8` 8, :class:`PackedHalf` 16; scales come on top (fp32: one
+a tensor, one a row, or one for each group of 128 along K; INT4: fp16, one for each 32).
 Layouts: see :mod:`ternary_kernels.packing`.
 """
 
@@ -113,8 +113,8 @@ class PackedWeight:
         raise NotImplementedError
 
 
-class _Ternary(PackedWeight):
-    """What the 2-bit and the base-3 packing share."""
+class Ternary(PackedWeight):
+    """What the packings of ternary codes share."""
 
     @classmethod
     def from_float(cls, weight: Tensor, granularity: str = "tensor") -> Self:
@@ -153,7 +153,7 @@ class _Ternary(PackedWeight):
         return rotate(dense, self.rotation)
 
 
-class PackedTernary(_Ternary):
+class PackedTernary(Ternary):
     """Weights -1, 0, 1 in two bits each, scale a tensor, a row, or a group of 128."""
 
     __slots__ = ()
@@ -166,25 +166,48 @@ class PackedTernary(_Ternary):
         return (-(-N // 16), -(-K // 16), 16, 4)
 
 
-class PackedTernary5(_Ternary):
+class _Denser(Ternary):
+    """Codes across the borders of 128 columns: scale a tensor or a row."""
+
+    __slots__ = ()
+
+    @classmethod
+    def _build(cls, shape: tuple[int, int], tiles: Tensor, scale: Tensor | None) -> Self:
+        if scale is not None and scale.ndim == 2:
+            raise ValueError(
+                f"{cls.__name__} got one scale a group of 128; allowed: one a tensor or a row. "
+                "Use PackedTernary for group scales."
+            )
+        return super()._build(shape, tiles, scale)
+
+
+class PackedTernary3(_Denser):
+    """Weights -1, 0, 1, three of them in five bits: a sixth fewer bytes than two bits each.
+
+    With AVX-512 few rows of activations look their sums up, faster than they multiply two-bit
+    codes; elsewhere the codes are unpacked each time, which is slow.
+    """
+
+    __slots__ = ()
+    kind = "ternary3"
+    _tile = staticmethod(packing.tile3)
+    _untile = staticmethod(packing.untile3)
+
+    @staticmethod
+    def _tile_shape(N: int, K: int) -> tuple[int, ...]:
+        return (-(-N // 32), -(-K // 48), 5, 64)
+
+
+class PackedTernary5(_Denser):
     """Weights -1, 0, 1 in base 3, five a byte: 20 % fewer bytes, more arithmetic.
 
-    For machines where memory is the limit. Scale a tensor or a row.
+    For machines where memory is the limit.
     """
 
     __slots__ = ()
     kind = "ternary5"
     _tile = staticmethod(packing.tile5)
     _untile = staticmethod(packing.untile5)
-
-    @classmethod
-    def _build(cls, shape: tuple[int, int], tiles: Tensor, scale: Tensor | None) -> Self:
-        if scale is not None and scale.ndim == 2:
-            raise ValueError(
-                "PackedTernary5 got one scale a group of 128; allowed: one a tensor or a row. "
-                "Use PackedTernary for group scales."
-            )
-        return super()._build(shape, tiles, scale)
 
     @staticmethod
     def _tile_shape(N: int, K: int) -> tuple[int, ...]:

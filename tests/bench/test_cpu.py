@@ -31,7 +31,7 @@ def test_every_row_of_every_precision_as_json() -> None:
     assert {"name", "engine", "precision", "threads", "value", "lo", "hi", "unit", "n",
             "roofline_pct"} <= parsed[0].keys()  # fmt: skip
     found = {(row["name"], row["precision"]): row for row in parsed}
-    for precision in ("ternary", "ternary5", "int4", "int8", "bf16"):
+    for precision in ("ternary", "ternary3", "ternary5", "int4", "int8", "bf16"):
         decode = found["decode", precision]
         assert decode["n"] == 5 and decode["lo"] <= decode["value"] <= decode["hi"]
         assert decode["roofline_pct"] > 0 and decode["limit"].endswith("GB/s")
@@ -44,9 +44,15 @@ def test_every_row_of_every_precision_as_json() -> None:
         assert ratio["roofline_pct"] > 0 and ratio["limit"].endswith("GB/s")
     resident = {
         p: found["weights resident", p]["value"]
-        for p in ("ternary5", "ternary", "int4", "int8", "bf16")
+        for p in ("ternary5", "ternary3", "ternary", "int4", "int8", "bf16")
     }
-    assert resident["ternary5"] < resident["ternary"] < resident["int4"] < resident["int8"]
+    assert (
+        resident["ternary5"]
+        < resident["ternary3"]
+        < resident["ternary"]
+        < resident["int4"]
+        < resident["int8"]
+    )
     assert resident["ternary"] < resident["bf16"] / 2
     for ratio in ("prefill 512 over bf16", "prefill 512 over torch's products"):
         assert any(row["name"] == ratio and row["value"] > 0 for row in parsed)

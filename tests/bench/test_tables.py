@@ -59,7 +59,7 @@ def test_every_packing_decodes_in_turns() -> None:
     rates = {row["precision"]: row for row in rows if row["unit"] == "tokens/s"}
     assert list(rates) == [
         f"{layers}, tables in {kind}"
-        for layers in ("two_bits", "base3", "int4")
+        for layers in ("two_bits", "triples", "base3", "int4")
         for kind in ("int8", "mixed", "int4")
     ]
     ratios = [row for row in rows if row["unit"] == "x"]
@@ -72,4 +72,5 @@ def test_every_packing_decodes_in_turns() -> None:
     assert saved == pytest.approx(table + scales - table * 4.5 / 8, rel=0.02)
     assert size["two_bits, tables in int4"] < size["two_bits, tables in mixed"]
     assert size["two_bits, tables in mixed"] < size["two_bits, tables in int8"]
-    assert size["base3, tables in int8"] < size["two_bits, tables in int8"]
+    assert size["base3, tables in int8"] < size["triples, tables in int8"]
+    assert size["triples, tables in int8"] < size["two_bits, tables in int8"]

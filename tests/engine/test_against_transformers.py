@@ -158,17 +158,22 @@ def test_full_precision_keeps_its_tables_whatever_is_asked() -> None:
         assert {engine.core.weights[name].kind for name in ("embed", "head")} == {"half"}
 
 
+@pytest.mark.parametrize(
+    ("packing", "dense_kind"), [("base3", "ternary5"), ("triples", "ternary3")]
+)
 @pytest.mark.parametrize("granularity", ["tensor", "row", "group128"])
-def test_base_3_gives_the_same_integers_where_scales_allow_it(granularity) -> None:
+def test_denser_packings_give_the_same_integers_where_scales_allow_them(
+    granularity, packing, dense_kind
+) -> None:
     config = make_config("llama")
     config.intermediate_size = 256  # two groups of 128
     model = AutoModelForCausalLM.from_config(config).eval()
     to_ternary(model, threshold=ThresholdVersion(granularity=granularity))
     with (
-        Engine.from_model(model, packing=Packing(ternary="base3")) as dense,
+        Engine.from_model(model, packing=Packing(ternary=packing)) as dense,
         Engine.from_model(model) as plain,
     ):
-        kind = "ternary" if granularity == "group128" else "ternary5"
+        kind = "ternary" if granularity == "group128" else dense_kind
         assert dense.core.weights["layers.1.down"].kind == kind
         np.testing.assert_array_equal(dense.logits(TOKENS), plain.logits(TOKENS))
 

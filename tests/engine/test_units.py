@@ -24,7 +24,7 @@ def test_each_precision_has_its_unit(forced, isa):
     forced(isa)
     w = torch.randn(32, 32)
     unit = tk.backend().unit
-    for cls in (tk.PackedTernary, tk.PackedTernary5, tk.PackedInt8):
+    for cls in (tk.PackedTernary, tk.PackedTernary3, tk.PackedTernary5, tk.PackedInt8):
         assert unit(cls.from_float(w)) == f"{isa}_int8"
     assert unit(tk.PackedHalf.from_float(w, torch.bfloat16)) == f"{isa}_bf16"
     assert unit(tk.PackedHalf.from_float(w, torch.float16)) == "vectors"

@@ -27,7 +27,8 @@ UGLY = [
     (48, 33, 700),
 ]
 TILED = [isa for isa in tk.available_isas() if isa in ("amx", "tile_model")]
-KINDS = ("tensor", "row", "group128", "base3", "int8", "int4")
+KINDS = ("tensor", "row", "group128", "base3", "triples", "int8", "int4")
+DENSER = {"base3": tk.PackedTernary5, "triples": tk.PackedTernary3}
 
 
 @pytest.fixture(params=tk.available_isas())
@@ -47,8 +48,8 @@ def exact_weight(kind: str, N: int, K: int, seed: int) -> tk.PackedWeight:
         values = torch.randint(-8, 8, (N, K), generator=g).to(torch.int8)
         return tk.PackedInt4.from_codes(values, torch.randn(N, -(-K // 32), generator=g))
     codes = torch.randint(0, 3, (N, K), generator=g)
-    shape = {"tensor": (1,), "row": (N,), "group128": (N, -(-K // 128)), "base3": (N,)}[kind]
-    cls = tk.PackedTernary5 if kind == "base3" else tk.PackedTernary
+    shape = {"tensor": (1,), "group128": (N, -(-K // 128))}.get(kind, (N,))
+    cls = DENSER.get(kind, tk.PackedTernary)
     return cls.from_codes(codes, torch.rand(shape, generator=g) + 0.1)
 
 
@@ -93,7 +94,7 @@ def test_no_overflow_at_the_extremes(isa, code, value):
     K = 100_001
     q = torch.full((max(1, tk.backend().tile_rows), K), value, dtype=torch.int8)
     codes = torch.full((17, K), code)
-    for cls in (tk.PackedTernary, tk.PackedTernary5):
+    for cls in (tk.PackedTernary, tk.PackedTernary3, tk.PackedTernary5):
         out = tk.linear_int(q, cls.from_codes(codes, 1.0))
         assert bool((out == (code - 1) * value * K).all())
     int8 = tk.PackedInt8.from_codes(((codes - 1) * 127).to(torch.int8), 1.0)
@@ -204,6 +205,8 @@ def test_norm_is_fused_with_quantisation(isa):
         ("row", "int8"),
         ("group128", "tensor"),
         ("int8", "base3"),
+        ("triples", "triples"),
+        ("triples", "row"),
         ("int4", "int4"),
         ("int4", "int8"),
     ],

@@ -14,6 +14,7 @@ MAKE = {
     "row": lambda w: tk.PackedTernary.from_float(w, "row"),
     "group128": lambda w: tk.PackedTernary.from_float(w, "group128"),
     "base3": tk.PackedTernary5.from_float,
+    "triples": tk.PackedTernary3.from_float,
     "int8": tk.PackedInt8.from_float,
     "bf16": tk.PackedHalf.from_float,
     "fp16": lambda w: tk.PackedHalf.from_float(w, torch.float16),
@@ -93,6 +94,7 @@ CASES = {
     "mistral-like window": dict(kinds="row", sliding_window=7),
     "int8, one KV head, odd head": dict(kinds="int8", num_heads=6, num_kv_heads=1, head_dim=20),
     "int4": dict(kinds="int4"),
+    "triples": dict(kinds="triples", num_layers=3, intermediate_size=300),
     "int4 table": dict(kinds="row", table="int4", hidden_size=52),
     "mixed table": dict(kinds="row", table="mixed", vocab_size=16411),
     "rotated table": dict(kinds="row", table="int4, rotated", head="mixed, rotated"),
@@ -118,6 +120,18 @@ def test_native_equals_reference(case, isa, kv_dtype):
         for tokens, slots, positions, want in steps(config.vocab_size):
             rows = (tokens, slots, list(positions), want)
             assert relative_error(core.forward(*rows), expected.forward(*rows)) < bound
+    tk.force_isa(best)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", tk.available_isas())
+def test_triples_say_where_they_are_slow(isa):
+    best = tk.backend().isa
+    tk.force_isa(isa)
+    with LlamaNative(*random_model(("ternary", "triples")), 1, 8) as core:
+        slow = not tk.backend().vectors.startswith("avx512")
+        assert any("triples are unpacked for every product" in note for note in core.notes) == slow
+        assert core.backend.endswith(", triples")
     tk.force_isa(best)
 
 

@@ -11,7 +11,7 @@ SHAPES = [(1, 1), (17, 33), (16, 16), (5, 300), (130, 21)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("cls", [tk.PackedTernary, tk.PackedTernary5])
+@pytest.mark.parametrize("cls", [tk.PackedTernary, tk.PackedTernary3, tk.PackedTernary5])
 def test_ternary_round_trip(cls, shape):
     codes = torch.randint(0, 3, shape, dtype=torch.uint8)
     weight = cls.from_codes(codes, torch.rand(shape[0]))
@@ -33,6 +33,24 @@ def test_every_base_3_byte_unpacks():
     for isa in tk.available_isas():
         tk.force_isa(isa)
         assert torch.equal(tk.linear_int(q, weight).T, (rows - 1).int()), isa
+    if tk.available_isas():
+        tk.force_isa(tk.available_isas()[0])
+
+
+def test_every_triple_is_looked_up_and_unpacked():
+    codes = torch.cartesian_prod(*[torch.arange(3)] * 3)  # all 27 codes
+    for place in range(16):  # of a block of 48: each field of its words, and the top bits
+        rows = torch.randint(0, 3, (27, 48))
+        rows[:, 3 * place : 3 * place + 3] = codes
+        weight = tk.PackedTernary3.from_codes(rows, 1.0)
+        assert torch.equal(weight.codes(), rows)
+        for isa in tk.available_isas():
+            tk.force_isa(isa)
+            for count in (1, 13):  # few rows look sums up, more meet unpacked codes
+                q = torch.zeros(count, 48, dtype=torch.int8)
+                q[:, 3 * place : 3 * place + 3] = torch.tensor([1, 10, 100])
+                expected = ((rows - 1) @ q[0].long()).int()
+                assert torch.equal(tk.linear_int(q, weight), expected.expand(count, -1)), isa
     if tk.available_isas():
         tk.force_isa(tk.available_isas()[0])
 
@@ -78,6 +96,8 @@ def test_bits_a_weight():
     two, three = tk.PackedTernary.from_float(w), tk.PackedTernary5.from_float(w)
     assert two.tiles.nbytes * 8 == 2 * w.numel()
     assert three.tiles.nbytes * 8 == 1.6 * w.numel()
+    w = torch.randn(1600, 1632)  # whole blocks of 48
+    assert tk.PackedTernary3.from_float(w).tiles.nbytes * 8 * 3 == 5 * w.numel()
     assert tk.PackedInt4.from_float(w).nbytes * 8 == 4.5 * w.numel()
     assert tk.PackedInt8.from_float(w).tiles.nbytes == w.numel()
     assert tk.PackedHalf.from_float(w).tiles.nbytes == 2 * w.numel()
@@ -117,8 +137,9 @@ def test_truncated_and_wrong_data_are_refused():
         tk.PackedInt4.from_codes(torch.zeros(4, 9, dtype=torch.int8), torch.full((4, 1), 1e6))
     with pytest.raises(ValueError, match="symmetric"):
         tk.PackedInt8.from_codes(torch.tensor([[-128]], dtype=torch.int8), 1.0)
-    with pytest.raises(ValueError, match="one a tensor or a row"):
-        tk.PackedTernary5.from_float(torch.randn(4, 300), "group128")
+    for cls in (tk.PackedTernary3, tk.PackedTernary5):
+        with pytest.raises(ValueError, match=f"{cls.__name__} .* one a tensor or a row"):
+            cls.from_float(torch.randn(4, 300), "group128")
     with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
         tk.PackedHalf.from_float(torch.tensor([[1e6]]), torch.float16)
 

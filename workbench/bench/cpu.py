@@ -31,7 +31,7 @@ from workbench.bench.cpu_prompts import prompt_rows
 from workbench.bench.cpu_rows import HEADER, CpuRow, row
 from workbench.bench.cpu_turns import REPEATS, Contender, Limits, Turns
 from workbench.engine.packing import Weights
-from workbench.engine.random_weights import in_base_3, random_weights
+from workbench.engine.random_weights import denser, random_weights
 from workbench.errors import ConfigError
 from workbench.machine.cpu import cpu
 from workbench.pilot.sections.readiness import Packing
@@ -49,6 +49,7 @@ NEEDS_S = {
     "Q4_0": 50,
     "Q8_0": 72,
     "ternary5": 50,
+    "ternary3": 50,
 }
 """What is measured after the comparisons, and what it takes on two cores of a server.
 int4_tables: INT4 with embedding and head in INT4 too, as llama.cpp's Q4_0 has them; Q4_0 takes
@@ -291,7 +292,9 @@ class ModelBench:
 
 def _weights(config: LlamaConfig, precision: str) -> Weights:
     if precision == "ternary5":
-        return in_base_3(random_weights(config, "ternary", tied=True))
+        return denser(random_weights(config, "ternary", tied=True), "base3")
+    if precision == "ternary3":
+        return denser(random_weights(config, "ternary", tied=True), "triples")
     if precision == "int4_tables":
         return random_weights(config, "int4", tied=True, packing=Packing(tables="int4"))
     return random_weights(config, "half" if precision == "bf16" else precision, tied=True)

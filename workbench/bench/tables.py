@@ -2,8 +2,8 @@
 
 ``python -m workbench.bench.tables loss MODEL`` judges held-out text with a model's tables as they
 came, in INT8, mixed and in INT4, all else alike; ``python -m workbench.bench.tables speed`` decodes
-models of the 3B shape with each of them, ternary layers in two bits and in base 3, and INT4
-layers, in turns. One JSON object a row.
+models of the 3B shape with each of them, ternary layers in two bits, in triples and in base 3,
+and INT4 layers, in turns. One JSON object a row.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from workbench.engine.build import read_config
 from workbench.engine.engine import Engine
 from workbench.engine.modules import ModelSource
 from workbench.engine.packing import Weights, pack_table
-from workbench.engine.random_weights import in_base_3, random_table, random_weights
+from workbench.engine.random_weights import denser, random_table, random_weights
 from workbench.engine.weights import FolderSource, Source, collect_weights
 from workbench.machine.cpu import measurement_threads
 from workbench.measure.quality import engine_losses, independent_units, judged_excerpts
@@ -109,7 +109,8 @@ def speed(shape: str, threads: int) -> Iterator[dict[str, Any]]:
         "ternary": {"two_bits": random_weights(config, "ternary", tied=True)},
         "int4": {"int4": random_weights(config, "int4", tied=True)},
     }
-    layers["ternary"]["base3"] = in_base_3(layers["ternary"]["two_bits"])
+    for packing in ("triples", "base3"):
+        layers["ternary"][packing] = denser(layers["ternary"]["two_bits"], packing)
     for kinds in layers.values():
         yield from _decoded(config, kinds, limits, shape)
 

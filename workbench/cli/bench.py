@@ -25,7 +25,7 @@ def bench_cpu(
         typer.Option(
             help="these alone, with commas: prompts (tiles beside vectors and torch), int4, "
             "int4_tables (embedding and head in INT4 too), int8, "
-            "TQ1_0, Q4_0, Q8_0, ternary5",
+            "TQ1_0, Q4_0, Q8_0, ternary3, ternary5",
             show_default="all",
         ),
     ] = None,

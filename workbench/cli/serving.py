@@ -59,7 +59,7 @@ def serve(
         ),
     ] = None,
     ternary: Annotated[
-        Literal["two_bits", "base3"] | None,
+        Literal["two_bits", "triples", "base3"] | None,
         typer.Option(help="ternary layers in memory", show_default="the pilot's, or two_bits"),
     ] = None,
     route: Annotated[

@@ -14,6 +14,7 @@ from ternary_kernels import (
     PackedInt8,
     PackedMixed,
     PackedTernary,
+    PackedTernary3,
     PackedTernary5,
     PackedWeight,
 )
@@ -31,6 +32,8 @@ TABLE_ROTATION = 1024
 """Inputs of mixed and INT4 tables that are rotated together, at most. What the last layer gives has
 a few inputs that are much larger than the others, and rounds badly without."""
 AS_STORED = Packing()
+DENSER = {"triples": PackedTernary3, "base3": PackedTernary5}
+"""Value of ``readiness.packing.ternary`` -> ternary weights with fewer than two bits each."""
 
 
 def pack(weights: Weights, packing: Packing, counts: np.ndarray | None = None) -> Weights:
@@ -45,9 +48,9 @@ def pack(weights: Weights, packing: Packing, counts: np.ndarray | None = None) -
     for name, weight in weights.items():
         if name in ("embed", "head"):
             packed[name] = pack_table(weight, packing.tables, counts)
-        elif packing.ternary == "base3" and _fits_base_3(weight):
-            base_3 = PackedTernary5.from_codes(weight.codes(), weight.scale)
-            packed[name] = base_3.rotated(weight.rotation)
+        elif (denser := DENSER.get(packing.ternary)) and _has_no_groups(weight):
+            dense = denser.from_codes(weight.codes(), weight.scale)
+            packed[name] = dense.rotated(weight.rotation)
     return packed
 
 
@@ -87,6 +90,6 @@ def pack_table(
     return PackedMixed.from_float(table.dequantize(), frequent, TABLE_ROTATION)
 
 
-def _fits_base_3(weight: PackedWeight | PackedMixed | Tensor) -> bool:
+def _has_no_groups(weight: PackedWeight | PackedMixed | Tensor) -> bool:
     """A scale for each 128 inputs has no kernel there."""
     return isinstance(weight, PackedTernary) and weight.granularity != "group128"

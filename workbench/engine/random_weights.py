@@ -18,13 +18,18 @@ from ternary_kernels import (
     PackedInt8,
     PackedMixed,
     PackedTernary,
-    PackedTernary5,
     PackedWeight,
 )
 from ternary_kernels.llama import LINEARS, LlamaConfig
 from ternary_kernels.memory import in_huge_pages
 
-from workbench.engine.packing import AS_STORED, TABLE_ROTATION, Weights, frequent_tokens
+from workbench.engine.packing import (
+    AS_STORED,
+    DENSER,
+    TABLE_ROTATION,
+    Weights,
+    frequent_tokens,
+)
 from workbench.pilot.sections.readiness import Packing
 
 WeightKind = Literal["half", "int8", "int4", "ternary"]
@@ -59,7 +64,7 @@ def random_weights(
             weights[f"layers.{i}.{name}"] = random_weight(shape, kind, generator)
         for name in ("attn_norm", "ffn_norm"):
             weights[f"layers.{i}.{name}"] = torch.ones(config.hidden_size)
-    return in_base_3(weights) if packing.ternary == "base3" else weights
+    return weights if packing.ternary == "two_bits" else denser(weights, packing.ternary)
 
 
 def random_table(
@@ -75,9 +80,10 @@ def random_table(
     return PackedMixed(first, second, torch.arange(V, dtype=torch.int32))
 
 
-def in_base_3(weights: Weights) -> Weights:
-    """The same shapes with ternary layers in base 3: the first 16 rows of each packed again and
-    repeated, as :func:`random_weight` repeats them."""
+def denser(weights: Weights, ternary: str) -> Weights:
+    """The same shapes with ternary layers in another packing of ``readiness.packing.ternary``: the
+    first 16 rows of each packed again and repeated, as :func:`random_weight` repeats them."""
+    cls = DENSER[ternary]
     packed = dict(weights)
     for name, weight in weights.items():
         if isinstance(weight, PackedTernary):
@@ -89,10 +95,12 @@ def in_base_3(weights: Weights) -> Weights:
                     "scale": weight.scale,
                 }
             )
-            tiles = PackedTernary5.from_codes(drawn.codes(), weight.scale).tiles
-            tiles = in_huge_pages(tiles.expand(-(-N // DRAWN_ROWS), *tiles.shape[1:]))
+            # 32 rows, as some layouts group them.
+            group = cls.from_codes(drawn.codes().repeat(2, 1), weight.scale).tiles
+            groups = -(-N * len(group) // (2 * DRAWN_ROWS))
+            tiles = in_huge_pages(group[torch.arange(groups) % len(group)])
             state = {"tiles": tiles, "shape": torch.tensor((N, K)), "scale": weight.scale}
-            packed[name] = PackedTernary5.from_state(state)
+            packed[name] = cls.from_state(state)
     return packed
 
 

@@ -61,7 +61,7 @@ class Activations {
     const int8_t* packed = !tiles && M > k.tile_rows ? packed_.data() : nullptr;
     const auto* q_tiles = reinterpret_cast<const uint8_t*>(packed_.data());
     return {M,       normed_.data(), K,           q_.data(),      packed,
-            q_tiles, bf16_.data(),   x_scale_.data(), sums_.data(), starts_.data()};
+            q_tiles, bf16_.data(),   x_scale_.data(), sums_.data(), starts_.data(), nullptr};
   }
   int8_t* q() { return q_.data(); }
   float* x_scale() { return x_scale_.data(); }
@@ -84,6 +84,34 @@ class Activations {
   std::vector<uint8_t> bf16_;
   std::vector<float> x_scale_;
   std::vector<int32_t> sums_, starts_;
+};
+
+// Tables of looked-up sums for weights of kTernary3 among those that read one activation: each
+// thread's own, in its scratch behind `scratch` bytes for its items.
+class Lookups {
+ public:
+  Lookups(const Kernels& k, const Linear* linears, int count, int rows, size_t scratch)
+      : begin_((scratch + 63) / 64 * 64) {
+    bool wanted = false;
+    for (int j = 0; j < count; ++j)
+      for (const Weight* w : {linears[j].first, linears[j].second})
+        wanted |= w && w->kind == kTernary3;
+    if (wanted && rows <= k.lookup_rows) stride_ = lookup_stride(linears[0].first->K);
+    bytes_ = static_cast<size_t>(rows) * static_cast<size_t>(stride_) * sizeof(int16_t);
+  }
+  size_t scratch_bytes() const { return begin_ + bytes_; }
+  void make(const Kernels& k, Acts& acts, void* scratch) const {
+    if (!bytes_) return;
+    auto* tables = reinterpret_cast<int16_t*>(static_cast<char*>(scratch) + begin_);
+    const int K = static_cast<int>(acts.x_stride);
+    for (int m = 0; m < acts.M; ++m)
+      k.lookup_row(acts.q + m * q_stride(K), K, tables + m * stride_);
+    acts.lookups = tables;
+  }
+
+ private:
+  size_t begin_, bytes_ = 0;
+  ptrdiff_t stride_ = 0;
 };
 
 // Portions that keep the threads even to the end without a fetch for every item.

@@ -51,7 +51,7 @@ Features features() {
   f.avxvnni = f.avx2 && bit(a71, 4);
   f.avx512vnni =
       f.avx2 && zmm && bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31) && bit(c7, 11);
-  f.avx512vbmi = f.avx512vnni && bit(c7, 1);
+  f.avx512vbmi = f.avx512vnni && bit(c7, 1) && bit(c7, 6);  // and VBMI2, which came with it
   // amx_bf16, amx_tile, amx_int8, and a system that keeps tiles (XCR0).
   f.amx = f.avx512vbmi && bit(d7, 22) && bit(d7, 24) && bit(d7, 25) && (state & 0x60000) == 0x60000;
   return f;

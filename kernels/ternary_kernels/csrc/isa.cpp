@@ -54,12 +54,14 @@ const tk::Kernels TK_TABLE = {
     TK_NS::kMaxRows,
 #if defined(TK_TILES)
     TK_NS::kUnitRows,
+    TK_NS::kLookupRows,
     TK_NS::unit_linear_scratch,
     TK_NS::unit_linear_items,
     TK_NS::unit_linear_item,
     TK_NS::unit_linear_int_item,
 #else
     0,
+    TK_NS::kLookupRows,
     TK_NS::linear_scratch,
     TK_NS::linear_items,
     TK_NS::linear_item,
@@ -69,6 +71,11 @@ const tk::Kernels TK_TABLE = {
     TK_NS::hadamard_row,
     TK_NS::quantize_row,
     TK_NS::start_row,
+#if defined(TK_LOOKUPS)
+    TK_NS::lookup_row,
+#else
+    nullptr,
+#endif
     TK_NS::finite_row,
 #if defined(TK_TILES)
     TK_NS::tile_q_row,

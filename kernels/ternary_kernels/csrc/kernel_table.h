@@ -9,7 +9,15 @@
 
 namespace tk {
 
-enum Kind : int32_t { kTernary = 0, kTernary5 = 1, kInt8 = 2, kBf16 = 3, kF16 = 4, kInt4 = 5 };
+enum Kind : int32_t {
+  kTernary = 0,
+  kTernary5 = 1,  // five codes a byte
+  kInt8 = 2,
+  kBf16 = 3,
+  kF16 = 4,
+  kInt4 = 5,
+  kTernary3 = 6,  // three codes in five bits
+};
 // How many scales: [N padded to 16], [N/16, groups of 128, 16], one sixteen times, or (INT4, in
 // fp16) [N/16, groups of 32, 16].
 enum Scaling : int32_t { kByRow = 0, kByGroup = 1, kByTensor = 2, kBySmallGroup = 3 };
@@ -32,6 +40,8 @@ inline int small_k_groups(int K) { return (K + kSmallGroupK - 1) / kSmallGroupK;
 inline ptrdiff_t q_stride(int K) { return (K + 63) / 64 * 64 + 64; }
 // int32 between rows of sums: the whole row's first, then one for each 128 columns.
 inline ptrdiff_t sums_stride(int K) { return 1 + k_groups(K); }
+// Words of a row's tables of looked-up sums: 32 for each three k, which come in sixteens.
+inline ptrdiff_t lookup_stride(int K) { return static_cast<ptrdiff_t>((K + 47) / 48) * 16 * 32; }
 // Bytes of sixteen rows in tiles of 64 bytes each: INT8, and bf16.
 inline ptrdiff_t q_tile_bytes(int K) { return static_cast<ptrdiff_t>((K + 63) / 64) * 1024; }
 inline ptrdiff_t bf16_tile_bytes(int K) { return static_cast<ptrdiff_t>((K + 31) / 32) * 1024; }
@@ -80,6 +90,7 @@ struct Acts {
   const float* x_scale;  // [M]: absmax / 127; x is about q * x_scale
   const int32_t* sums;   // stride sums_stride(K)
   const int32_t* starts;  // -8 times the sum of each 32 columns, for INT4; stride small_k_groups(K)
+  const int16_t* lookups;  // tables of sums for kTernary3, stride lookup_stride(K)
 };
 
 // One linear layer, or gate and up together when `second` is set (same N and K then).
@@ -91,6 +102,7 @@ struct Linear {
   Mode mode;
   float* out;
   ptrdiff_t out_stride;
+  int threads = 1;  // that share its items: how large they may be
 };
 
 // One query tile of attention over a slot's cache in one layer and KV head.
@@ -110,6 +122,7 @@ struct Kernels {
   const char* name;
   int tile_rows;  // rows of activations in the largest register tile
   int unit_rows;  // batches of so many rows or more go to the tile unit; 0: there is none
+  int lookup_rows;  // so many rows at most meet kTernary3 by looked-up sums
 
   // Bytes of scratch that linear_item needs for a weight.
   size_t (*linear_scratch)(const Weight& w);
@@ -117,7 +130,8 @@ struct Kernels {
   int (*linear_items)(const Linear& linear, int M);
   void (*linear_item)(const Linear& linear, const Acts& acts, int item, void* scratch);
   // The exact integer products of one item, [M, N] at `out`.
-  void (*linear_int_item)(const Weight& w, const Acts& acts, int item, int32_t* out, void* scratch);
+  void (*linear_int_item)(const Linear& linear, const Acts& acts, int item, int32_t* out,
+                          void* scratch);
 
   // RMSNorm of a row (weight may be null) or a copy where eps < 0. y may be x.
   void (*norm_row)(const float* x, const float* weight, float eps, int K, float* y);
@@ -127,6 +141,8 @@ struct Kernels {
   bool (*quantize_row)(const float* x, int K, int8_t* q, float* x_scale, int32_t* sums);
   // A row's Acts::starts.
   void (*start_row)(const int8_t* q, int K, int32_t* starts);
+  // A row's Acts::lookups from its q, aligned to 64 bytes; null where lookup_rows is 0.
+  void (*lookup_row)(const int8_t* q, int K, int16_t* tables);
   bool (*finite_row)(const float* x, int K);
   // Row m to its place in Acts::q_tiles and bf16_tiles; null without a tile unit.
   void (*tile_q_row)(const int8_t* q, int m, int K, uint8_t* tiles);

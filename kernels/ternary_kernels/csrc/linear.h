@@ -3,12 +3,14 @@
 // An item is R row groups of one weight (or one of gate and one of up, so that the activation
 // function needs no second pass). Its rows of activations are walked in the largest register
 // tiles that fit: 12, 8, 6, 4, 3, 2, 1. Up to kMaxRows rows the weights are unpacked in
-// registers on the way; beyond, two-bit and base-3 weights are unpacked once into a panel of
-// bytes that stays in the second-level cache while all rows pass over it.
+// registers on the way; beyond, packed weights are unpacked once into a panel of bytes that stays
+// in the second-level cache while all rows pass over it. Codes of three weights in five bits are
+// looked up where rows are few (lookup.h), and else always unpacked.
 #pragma once
 #include <type_traits>
 
 #include "int4_tile.h"
+#include "lookup.h"
 
 namespace TK_NS {
 
@@ -22,6 +24,8 @@ inline int blocks_of(const Weight& w) {
   switch (w.kind) {
     case tk::kTernary5:
       return (w.K + 19) / 20;
+    case tk::kTernary3:
+      return triple_blocks(w);
     case tk::kInt4:  // of 8 k, in whole groups
       return tk::small_k_groups(w.K) * 4;
     default:
@@ -54,15 +58,20 @@ inline const uint16_t* small_group_scales(const Weight& w, int group) {
          static_cast<ptrdiff_t>(group) * tk::small_k_groups(w.K) * 16;
 }
 // Codes that lie packed and are unpacked into a panel where many rows meet them.
-inline bool unpacks(const Weight& w) { return w.kind <= tk::kTernary5 || w.kind == tk::kInt4; }
+inline bool unpacks(const Weight& w) {
+  return w.kind <= tk::kTernary5 || w.kind == tk::kInt4 || w.kind == tk::kTernary3;
+}
 // Columns with sums of their own: all of them (0), or as many as share a scale.
 inline int columns_a_sum(const Weight& w) {
   return w.kind == tk::kInt4 ? tk::kSmallGroupK : w.scaling == tk::kByGroup ? tk::kGroupK : 0;
 }
 // Bytes of one row group unpacked to a byte a code, in whole blocks of 16 k.
 inline size_t panel_bytes(const Weight& w) {
-  const int words =
-      blocks_of(w) * (w.kind == tk::kTernary5 ? 5 : w.kind == tk::kInt4 ? 2 : 4);
+  const int words_a_block = w.kind == tk::kTernary5   ? 5
+                            : w.kind == tk::kTernary3 ? 12
+                            : w.kind == tk::kInt4     ? 2
+                                                      : 4;
+  const int words = blocks_of(w) * words_a_block;
   return static_cast<size_t>((words + 3) / 4) * 256;
 }
 
@@ -162,9 +171,13 @@ inline void store_planes2(C v, uint8_t* out) {
 // kSigned: codes of INT4 as the signed weights they stand for, for a tile unit.
 template <bool kSigned = false>
 inline void unpack_panel(const Weight& w, int group, uint8_t* panel) {
-  const uint8_t* tiles = group_tiles(w, group);
   const int blocks = blocks_of(w);
   uint8_t* out = panel;
+  if (w.kind == tk::kTernary3) {
+    unpack_triples(w, group, panel);
+    return;  // its blocks are whole: nothing is left of the panel
+  }
+  const uint8_t* tiles = group_tiles(w, group);
   for (int b = 0; b < blocks; ++b) {
     C v = load_codes(tiles + 64 * static_cast<size_t>(b));
     if (w.kind == tk::kTernary) {
@@ -210,12 +223,14 @@ struct Operand {
     const Weight& first = *weights[0];
     K = first.K;
     // Row groups of one weight stand one after the other, and so do the items' pairs of them.
-    skip = R == 2 && weights[0] == weights[1] ? static_cast<ptrdiff_t>(group_bytes(first)) : 0;
+    panel = unpacks(first) && (M > kMaxRows || first.kind == tk::kTernary3);
+    skip = R == 2 && weights[0] == weights[1] && !panel
+               ? static_cast<ptrdiff_t>(group_bytes(first))
+               : 0;
     grouped = first.scaling == tk::kByGroup;
     blocks = first.is_float() ? K : blocks_of(first);
     zero = first.kind == tk::kInt8 ? kInt8Zero : 1;
     int4 = first.kind == tk::kInt4;
-    panel = M > kMaxRows && unpacks(first);
     if (panel) {
       source = Source::kSmallBytes;
       blocks = static_cast<int>(panel_bytes(first) / 256);
@@ -226,11 +241,12 @@ struct Operand {
     }
     for (int r = 0; r < R; ++r) {
       const Weight& weight = *weights[r];
-      w[r] = group_tiles(weight, groups[r]);
       if (panel) {
         uint8_t* own = scratch + static_cast<size_t>(r) * panel_bytes(weight);
         unpack_panel(weight, groups[r], own);
         w[r] = own;
+      } else {
+        w[r] = group_tiles(weight, groups[r]);
       }
       scales[r] = group_scales(weight, groups[r]);
       small_scales[r] = small_group_scales(weight, groups[r]);
@@ -401,12 +417,55 @@ inline void gated_group(const Linear& linear, const Acts& acts, int group, uint8
   }
 }
 
-int linear_items(const Linear& linear, int) {
+#if defined(TK_LOOKUPS)
+// All rows with the item's vectors of outputs, 32 each.
+void lookup_item(const Linear& linear, const Acts& acts, int item) {
+  const int each = lookup_vectors(linear), first = item * each;
+  const int count = least(each, row_vectors(*linear.first) - first);
+  const int M = acts.M, groups = tk::row_groups(linear.first->N);
+  alignas(64) int32_t sums[kLookupRows * kVectorsAnItem * 32];
+  int32_t* sums2 = sums + count * M * 32;
+  look_up_sums(*linear.first, first, count, acts, sums);
+  if (linear.second) look_up_sums(*linear.second, first, count, acts, sums2);
+  const auto product = [&](const Weight& w, const int32_t* of, int group, int m) {
+    return mul(mul(to_float(iload(of)), load(group_scales(w, group))), set1(acts.x_scale[m]));
+  };
+  for (int v = 0; v < count; ++v)
+    for (int m = 0; m < M; ++m)
+      for (int half = 0; half < 2; ++half) {
+        const int group = 2 * (first + v) + half, at = (v * M + m) * 32 + 16 * half;
+        if (group >= groups) continue;
+        const F y2 = linear.second ? product(*linear.second, sums2 + at, group, m) : set1(0.0f);
+        finish(linear, m, group, product(*linear.first, sums + at, group, m), y2);
+      }
+}
+
+void lookup_int_item(const Linear& linear, const Acts& acts, int item, int32_t* out) {
+  const int each = lookup_vectors(linear), first = item * each, N = linear.first->N;
+  const int count = least(each, row_vectors(*linear.first) - first);
+  alignas(64) int32_t sums[kLookupRows * kVectorsAnItem * 32];
+  look_up_sums(*linear.first, first, count, acts, sums);
+  for (int v = 0; v < count; ++v)
+    for (int m = 0; m < acts.M; ++m) {
+      const int column = (first + v) * 32, lanes = least(32, N - column);
+      __builtin_memcpy(out + static_cast<size_t>(m) * static_cast<size_t>(N) + column,
+                       sums + (v * acts.M + m) * 32, static_cast<size_t>(lanes) * sizeof(int32_t));
+    }
+}
+#endif
+
+int linear_items(const Linear& linear, [[maybe_unused]] int M) {
+#if defined(TK_LOOKUPS)
+  if (looks_up(linear, M)) return lookup_items(linear);
+#endif
   const int groups = tk::row_groups(linear.first->N);
   return linear.second ? groups : (groups + kRowGroups - 1) / kRowGroups;
 }
 
 void linear_item(const Linear& linear, const Acts& acts, int item, void* scratch) {
+#if defined(TK_LOOKUPS)
+  if (looks_up(linear, acts.M)) return lookup_item(linear, acts, item);
+#endif
   auto* bytes = static_cast<uint8_t*>(scratch);
   if (linear.second) return gated_group(linear, acts, item, bytes);
   const int group = item * kRowGroups;
@@ -434,7 +493,12 @@ void int_groups(const Weight& w, const Acts& acts, int group, int32_t* out, uint
   }
 }
 
-void linear_int_item(const Weight& w, const Acts& acts, int item, int32_t* out, void* scratch) {
+void linear_int_item(const Linear& linear, const Acts& acts, int item, int32_t* out,
+                     void* scratch) {
+#if defined(TK_LOOKUPS)
+  if (looks_up(linear, acts.M)) return lookup_int_item(linear, acts, item, out);
+#endif
+  const Weight& w = *linear.first;
   auto* bytes = static_cast<uint8_t*>(scratch);
   const int group = item * kRowGroups;
   if (kRowGroups > 1 && group + kRowGroups <= tk::row_groups(w.N))

@@ -176,7 +176,7 @@ class Model {
     const Weight& o = layer.linears[kO];
     prepare(worker, k, mixed_, heads_width(), layer.attn_sub_norm,
             layer.attn_sub_norm ? spec_.eps : -1.0f, {&o}, 2 + 4 * i);
-    const Linear out = {&o, nullptr, layer.biases[kO], nullptr, kAdd, x_.data(), spec_.hidden};
+    Linear out = {&o, nullptr, layer.biases[kO], nullptr, kAdd, x_.data(), spec_.hidden};
     multiply(worker, k, &out, 1, rows_, heads_width());
   }
 
@@ -185,7 +185,7 @@ class Model {
     const Weight &gate = layer.linears[kGate], &up = layer.linears[kUp],
                  &down = layer.linears[kDown];
     prepare(worker, k, x_, spec_.hidden, layer.ffn_norm, spec_.eps, {&gate, &up}, 3 + 4 * i);
-    const Linear inner = {&gate,
+    Linear inner = {&gate,
                           &up,
                           layer.biases[kGate],
                           layer.biases[kUp],
@@ -195,7 +195,7 @@ class Model {
     multiply(worker, k, &inner, 1, rows_, spec_.hidden);
     prepare(worker, k, inner_, spec_.inter, layer.ffn_sub_norm,
             layer.ffn_sub_norm ? spec_.eps : -1.0f, {&down}, 4 + 4 * i);
-    const Linear out = {&down, nullptr,   layer.biases[kDown], nullptr,
+    Linear out = {&down, nullptr,   layer.biases[kDown], nullptr,
                         kAdd,  x_.data(), spec_.hidden};
     multiply(worker, k, &out, 1, rows_, spec_.inter);
   }
@@ -211,7 +211,7 @@ class Model {
         fail(-1);
     });
     float* out = table.places ? by_place_.data() : logits;
-    const Linear linears[] = {
+    Linear linears[] = {
         {&table.first, nullptr, nullptr, nullptr, kStore, out, spec_.vocab},
         {&table.second, nullptr, nullptr, nullptr, kStore, out + table.first.N, spec_.vocab}};
     multiply(worker, k, linears, parts, wanted, spec_.hidden);
@@ -251,17 +251,19 @@ class Model {
   }
 
   // Several linear layers over the prepared activations as one list of items.
-  void multiply(Worker& worker, const Kernels& k, const Linear* linears, int count, int rows,
-                int K) {
+  void multiply(Worker& worker, const Kernels& k, Linear* linears, int count, int rows, int K) {
     size_t scratch = 0;
     int ends[3] = {}, items = 0;
     for (int j = 0; j < count; ++j) {
+      linears[j].threads = worker.threads();
       ends[j] = items += k.linear_items(linears[j], rows);
       for (const Weight* w : {linears[j].first, linears[j].second})
         if (w) scratch = std::max(scratch, k.linear_scratch(*w));
     }
-    void* memory = worker.scratch(scratch);
-    const Acts acts = acts_->view(k, rows, K);
+    const Lookups lookups(k, linears, count, rows, scratch);
+    void* memory = worker.scratch(lookups.scratch_bytes());
+    Acts acts = acts_->view(k, rows, K);
+    lookups.make(k, acts, memory);
     worker.for_each(items, portion_of(items, worker.threads()), [&](int item) {
       int j = 0;
       while (item >= ends[j]) ++j;

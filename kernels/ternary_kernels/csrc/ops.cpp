@@ -25,13 +25,16 @@ int prepare_rows(Worker& worker, const Kernels& k, Activations& acts, const floa
   return bad_row.load();
 }
 
-void run_linear(Worker& worker, const Kernels& k, const Linear& linear, const Acts& acts) {
+void run_linear(Worker& worker, const Kernels& k, Linear linear, Acts acts) {
+  linear.threads = worker.threads();
   size_t scratch = k.linear_scratch(*linear.first);
   if (linear.second) {
     const size_t other = k.linear_scratch(*linear.second);
     scratch = scratch > other ? scratch : other;
   }
-  void* memory = worker.scratch(scratch);
+  const Lookups lookups(k, &linear, 1, acts.M, scratch);
+  void* memory = worker.scratch(lookups.scratch_bytes());
+  lookups.make(k, acts, memory);
   const int items = k.linear_items(linear, acts.M);
   worker.for_each(items, portion_of(items, worker.threads()),
                   [&](int item) { k.linear_item(linear, acts, item, memory); });
@@ -87,10 +90,14 @@ TK_API void tk_linear_int(const Weight* w, const int8_t* q, int M, int32_t* out)
   view.packed = nullptr;
   Linear shape{};
   shape.first = w;
+  shape.threads = Team::instance().size();
   Team::instance().run([&](Worker& worker) {
-    void* memory = worker.scratch(k.linear_scratch(*w));
+    const Lookups lookups(k, &shape, 1, M, k.linear_scratch(*w));
+    void* memory = worker.scratch(lookups.scratch_bytes());
+    Acts own = view;
+    lookups.make(k, own, memory);
     worker.for_each(k.linear_items(shape, M), 1,
-                    [&](int item) { k.linear_int_item(*w, view, item, out, memory); });
+                    [&](int item) { k.linear_int_item(shape, own, item, out, memory); });
   });
 }
 

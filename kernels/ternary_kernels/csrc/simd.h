@@ -15,6 +15,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__clang__)
+#define TK_UNROLL _Pragma("unroll")
+#else
+#define TK_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #if defined(TK_SIMD_AVX512)
 #include "simd_avx512.h"
 #elif defined(TK_SIMD_AVX2)
@@ -25,17 +31,32 @@
 #include "simd_plain.h"
 #endif
 
-#if defined(__clang__)
-#define TK_UNROLL _Pragma("unroll")
-#else
-#define TK_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 namespace TK_NS {
 
 #if !defined(__AVX512VBMI__)
 C four_trits(C v);  // never called where kTritTables is not
 C fifth_trit(C v);
+#endif
+
+#if !defined(TK_LOOKUPS)
+constexpr int kLookupRows = 0;
+// Five times sixteen words of codes of three weights, 64 bytes apart, to 48 k of a panel.
+inline void unpack_triple_block(const uint8_t* words, uint8_t* out) {
+  for (int row = 0; row < 16; ++row) {
+    int code[16] = {};
+    for (int i = 0; i < 5; ++i) {
+      uint16_t word;
+      __builtin_memcpy(&word, words + 64 * i + 2 * row, 2);
+      for (int j = 0; j < 3; ++j) code[3 * i + j] = word >> (5 * j) & 31;
+      code[15] = code[15] << 1 | word >> 15;
+    }
+    for (int k = 0; k < 48; ++k) {
+      constexpr int kPowers[] = {1, 3, 9};
+      out[k / 4 * 64 + row * 4 + k % 4] =
+          static_cast<uint8_t>(code[k / 3] / kPowers[k % 3] % 3);
+    }
+  }
+}
 #endif
 
 template <class T>

@@ -138,6 +138,7 @@ inline C fifth_trit(C v) { return look_up(kTables.fifth, v); }
 #else
 constexpr bool kTritTables = false;
 #endif
+
 template <int p>
 inline C nibble(C v) {
   return _mm512_and_si512(_mm512_srli_epi16(v, 4 * p), _mm512_set1_epi8(0x0f));
@@ -157,5 +158,99 @@ inline I dot_int8(I acc, C w, A x) { return _mm512_dpbusd_epi32(acc, w, x); }
 inline I part_start(int32_t start) { return iset1(start); }
 inline I part_dot(I acc, C w, A x) { return _mm512_dpbusd_epi32(acc, w, x); }
 inline I part_end(I acc, int32_t) { return acc; }
+
+// Codes of three weights in five bits (lookup.h). W: 32 words.
+#define TK_LOOKUPS
+using W = __m512i;
+constexpr int kLookupRows = 12;
+inline W no_words() { return _mm512_setzero_si512(); }
+inline W add_words(W a, W b) { return _mm512_add_epi16(a, b); }
+inline W less_word(W a, int16_t b) { return _mm512_sub_epi16(a, _mm512_set1_epi16(b)); }
+inline void prefetch_words(const uint8_t* p) {
+  for (int line = 0; line < 5 * 64; line += 64) __builtin_prefetch(p + line, 0, 2);
+}
+// The three digits in base 3 of the numbers 0 to 26 as bytes, the first half of each 128 bits of
+// the table in `of[0]`: as they come together when two registers of sums are packed into one.
+struct alignas(64) TripleDigits {
+  uint8_t of[2][64];
+  constexpr TripleDigits() : of() {
+    for (int code = 0; code < 27; ++code) {
+      uint8_t* digits = of[code / 4 % 2] + 4 * (code / 8 * 4 + code % 4);
+      digits[0] = static_cast<uint8_t>(code % 3);
+      digits[1] = static_cast<uint8_t>(code / 3 % 3);
+      digits[2] = static_cast<uint8_t>(code / 9);
+    }
+  }
+};
+constexpr TripleDigits kDigits;
+// Sums of digits times three activations from x on; a fourth is read.
+inline void store_sums(int16_t* table, const int8_t* x) {
+  const A three = broadcast4(x);
+  const I low = dot_codes(izero(), _mm512_load_si512(kDigits.of[0]), three);
+  const I high = dot_codes(izero(), _mm512_load_si512(kDigits.of[1]), three);
+  _mm512_store_si512(table, _mm512_packs_epi32(low, high));
+}
+// Kept in its register: GCC would read the words again for every code in them.
+inline W load_words(const uint8_t* p) {
+  W words = _mm512_loadu_si512(p);
+  asm("" : "+v"(words));
+  return words;
+}
+inline W load_table(const int16_t* p) { return _mm512_load_si512(p); }
+// The code at bit 5 * n of each word, which ends in the lowest five bits. Multiplied and not shifted:
+// shifts take the units that permute.
+template <int n>
+inline W code_at(W words) {
+  return n ? _mm512_mulhi_epu16(words, _mm512_set1_epi16(1 << (16 - 5 * n))) : words;
+}
+// What was there, and each word's top bit behind it.
+inline W with_top_bit(W before, W words) {
+#if defined(__AVX512VBMI2__)
+  return _mm512_shldi_epi16(before, words, 1);
+#else
+  return _mm512_or_si512(add_words(before, before), _mm512_srli_epi16(words, 15));
+#endif
+}
+// Added up in this order: GCC would put all additions last, and keep what it found on the stack.
+inline W add_looked_up(W sum, W table, W codes) {
+  sum = _mm512_add_epi16(sum, _mm512_permutexvar_epi16(codes, table));
+  asm("" : "+v"(sum));
+  return sum;
+}
+inline void add_widened(int32_t* out, W sums) {
+  const I low = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(sums));
+  const I high = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(sums, 1));
+  istore(out, iadd(iload(out), low));
+  istore(out + 16, iadd(iload(out + 16), high));
+}
+// Three codes a number, each in a byte of its own, for the numbers 0 to 31.
+struct alignas(64) TripleBytes {
+  uint32_t of[32];
+  constexpr TripleBytes() : of() {
+    for (uint32_t code = 0; code < 27; ++code)
+      of[code] = code % 3 | code / 3 % 3 << 8 | code / 9 << 16;
+  }
+};
+constexpr TripleBytes kTripleBytes;
+inline void unpack_triple_block(const uint8_t* words, uint8_t* out) {
+  const I low = _mm512_load_si512(kTripleBytes.of), high = _mm512_load_si512(kTripleBytes.of + 16);
+  I triple[16], top = izero();
+  for (int i = 0; i < 5; ++i) {
+    const I v = _mm512_cvtepu16_epi32(
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words + 64 * i)));
+    for (int j = 0; j < 3; ++j)
+      triple[3 * i + j] = _mm512_permutex2var_epi32(low, _mm512_srli_epi32(v, 5 * j), high);
+    top = _mm512_or_si512(_mm512_slli_epi32(top, 1), _mm512_srli_epi32(v, 15));
+  }
+  triple[15] = _mm512_permutex2var_epi32(low, top, high);
+  for (int i = 0; i < 16; i += 4, out += 3 * 64) {
+    const I* t = triple + i;
+    store_codes(out, _mm512_or_si512(t[0], _mm512_slli_epi32(t[1], 24)));
+    store_codes(out + 64,
+                _mm512_or_si512(_mm512_srli_epi32(t[1], 8), _mm512_slli_epi32(t[2], 16)));
+    store_codes(out + 128,
+                _mm512_or_si512(_mm512_srli_epi32(t[2], 16), _mm512_slli_epi32(t[3], 8)));
+  }
+}
 
 }  // namespace TK_NS

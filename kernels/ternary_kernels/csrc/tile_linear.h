@@ -2,7 +2,7 @@
 //
 // An item is four row groups of one weight, or two of gate and two of up. Its weights become
 // panels, once for all rows: [K/64][16][64] bytes of codes, or [K/32][16][64] bytes of pairs of
-// bf16. Two-bit and base-3 codes are unpacked, INT8 weights lie in memory as the unit wants them,
+// bf16. Ternary codes are unpacked, INT8 weights lie in memory as the unit wants them,
 // bf16 rows are paired, INT4 codes become signed bytes. Rows of activations come in tiles too (Kernels::tile_q_row). A block of
 // two tiles of rows meets two panels at a time, four products for four loads, and both pairs of
 // panels within kStretch steps, so that half of the activations come from the first-level cache:
@@ -40,7 +40,8 @@ inline bool on_unit(const Linear& linear, int M) {
 inline int unit_steps(const Weight& w) { return w.is_float() ? (w.K + 31) / 32 : (w.K + 63) / 64; }
 inline size_t unit_panel_bytes(const Weight& w) {
   const size_t steps = kTileBytes * static_cast<size_t>(unit_steps(w));
-  return w.kind == tk::kTernary5 ? largest(steps, panel_bytes(w)) : steps;
+  const bool longer = w.kind == tk::kTernary5 || w.kind == tk::kTernary3;  // blocks of 20, 48 k
+  return longer ? largest(steps, panel_bytes(w)) : steps;
 }
 
 // One row group of a weight, tile after tile: `whole` of them at `tiles`, then perhaps one more.
@@ -57,7 +58,7 @@ struct UnitPanel {
 inline UnitPanel unit_panel(const Weight& w, int group, uint8_t* scratch) {
   const int steps = unit_steps(w);
   const size_t bytes = kTileBytes * static_cast<size_t>(steps);
-  const uint8_t* from = group_tiles(w, group);
+  const uint8_t* from = w.kind == tk::kTernary3 ? nullptr : group_tiles(w, group);
   if (w.kind == tk::kInt8) {
     const size_t tail = group_bytes(w) % kTileBytes;
     if (tail) {
@@ -420,9 +421,10 @@ void unit_int_groups(const Weight& w, const Acts& acts, int group, int count, in
   }
 }
 
-void unit_linear_int_item(const Weight& w, const Acts& acts, int item, int32_t* out,
+void unit_linear_int_item(const Linear& linear, const Acts& acts, int item, int32_t* out,
                           void* scratch) {
-  if (acts.M < kUnitRows) return linear_int_item(w, acts, item, out, scratch);
+  if (acts.M < kUnitRows) return linear_int_item(linear, acts, item, out, scratch);
+  const Weight& w = *linear.first;
   auto* bytes = static_cast<uint8_t*>(scratch);
   const int all = tk::row_groups(w.N), group = 2 * kPairs * item;
   const int pairs = least(2 * kPairs, all - group) / 2, rest = group + 2 * pairs;

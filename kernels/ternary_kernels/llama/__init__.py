@@ -30,7 +30,7 @@ Weights (a dict; ``i`` is the layer, N x K of each in brackets, H heads of D, G 
 ``layers.i.ffn_sub_norm``       optional float32 [inter] before ``down``
 ==============================  =====================================================
 
-Every linear may have its own precision: PackedTernary, PackedTernary5, PackedInt4,
+Every linear may have its own precision: PackedTernary, PackedTernary3 or 5, PackedInt4,
 PackedInt8, PackedHalf.
 """
 

@@ -12,7 +12,7 @@ from ..weights import require_one_rotation
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 TOGETHER = (("q", "k", "v"), ("gate", "up"))
 """Those that read one input."""
-LINEAR_KINDS = ("ternary", "ternary5", "int4", "int8", "half")
+LINEAR_KINDS = ("ternary", "ternary3", "ternary5", "int4", "int8", "half")
 KINDS_OF = {"embed": ("mixed", "int4", "int8", "half"), "head": ("mixed", *LINEAR_KINDS)}
 """The packings that embedding and head can have; any other matrix has one of LINEAR_KINDS."""
 

@@ -13,6 +13,9 @@ from .config import LINEARS
 from .model import KV_DTYPES, LlamaModel
 from .reference import LlamaReference
 
+DENSE = {"ternary3": "triples", "ternary5": "base 3"}
+"""Kind of ternary weights with fewer than two bits each -> its name."""
+
 
 class LlamaNative(LlamaModel):
     """The model in native code: one call a step, threads and kernels of csrc/llama.cpp."""
@@ -39,7 +42,8 @@ class LlamaNative(LlamaModel):
         kernels = (computes.vectors, *(unit for unit in self.units if unit != "vectors"))
         threads = f"{computes.threads} thread" + "s" * (computes.threads != 1)
         dense = [f"{kind} tables" for kind in ("mixed", "int4") if kind == self._kind("embed")]
-        dense += ["base 3"] * any(self._kind(name) == "ternary5" for name in self.weights)
+        kinds = {self._kind(name) for name in self.weights}
+        dense += [text for kind, text in DENSE.items() if kind in kinds]
         return ", ".join([f"ternary_kernels native {' + '.join(kernels)}", threads, *dense])
 
     def _kind(self, name: str) -> str:
@@ -53,8 +57,16 @@ class LlamaNative(LlamaModel):
 
     @property
     def notes(self) -> list[str]:
-        refused = native.backend().no_tiles
-        return [f"the processor's tile unit (AMX) is not used: {refused}"] if refused else []
+        computes, notes = native.backend(), []
+        if computes.no_tiles:
+            notes.append(f"the processor's tile unit (AMX) is not used: {computes.no_tiles}")
+        triples = any(self._kind(name) == "ternary3" for name in self.weights)
+        if triples and not computes.vectors.startswith("avx512"):
+            notes.append(
+                f"triples are unpacked for every product with {computes.vectors}, which is slow; "
+                "two bits or base 3 are quicker there"
+            )
+        return notes
 
     @property
     def kv_bytes(self) -> int:

@@ -66,10 +66,12 @@ class Packing(Section):
         "tokens in INT8 and the others in INT4; auto: INT8 beside ternary layers where they are "
         "big, else as they are stored",
     )
-    ternary: Literal["two_bits", "base3"] = Field(
+    ternary: Literal["two_bits", "triples", "base3"] = Field(
         "two_bits",
-        description="ternary layers: base3 is five codes a byte, a fifth fewer bytes, fast on "
-        "processors with AVX-512 VBMI; a layer with a scale for each 128 inputs keeps two bits",
+        description="ternary layers: triples are three codes in five bits, a sixth fewer bytes, "
+        "the fastest decode on processors with AVX-512 and slow on others; base3 is five codes a "
+        "byte, a fifth fewer bytes, fast with AVX-512 VBMI; a layer with a scale for each 128 "
+        "inputs keeps two bits",
     )
 
 
