@@ -1,4 +1,6 @@
-"""Base-3 products by tables beside carries and two bits: ``python -m workbench.bench.base3``.
+"""Products of dense ternary codes beside two bits: ``python -m workbench.bench.base3``.
+
+Base 3 by tables and by carries, and triples by looked-up sums.
 
 Matrices that together outgrow every cache are multiplied one after the other, each kernel in
 turn, so that what else the machine does falls on all. A ratio is the median of those within a
@@ -37,7 +39,11 @@ def compare(threads: int, rows: int, rounds: int) -> dict[str, Any]:
     scale, x = torch.rand(N, generator=draw), torch.randn(rows, K, generator=draw)
     two = [tk.PackedTernary.from_codes(codes.roll(i, 0), scale) for i in range(MATRICES)]
     five = [tk.PackedTernary5.from_codes(codes.roll(i, 0), scale) for i in range(MATRICES)]
-    kernels = {"two bits": (TABLES, two), "carries": (CARRIES, five), "tables": (TABLES, five)}
+    three = [tk.PackedTernary3.from_codes(codes.roll(i, 0), scale) for i in range(MATRICES)]
+    kernels = {
+        "two bits": (TABLES, two), "carries": (CARRIES, five), "tables": (TABLES, five),
+        "triples": (TABLES, three),
+    }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
     before = tk.backend()
     tk.set_threads(threads)
@@ -64,8 +70,10 @@ def compare(threads: int, rows: int, rounds: int) -> dict[str, Any]:
         "kind": "measured", "threads": threads, "rows": rows, "rounds": rounds,
         "tables_over_carries": ratio("carries", "tables"),
         "base3_over_two_bits": ratio("two bits", "tables"),
+        "triples_over_two_bits": ratio("two bits", "triples"),
         "gb_per_s": {name: round(value, 1) for name, value in speed.items()},
         "bytes_over_two_bits": round(size["tables"] / size["two bits"], 3),
+        "triples_bytes_over_two_bits": round(size["triples"] / size["two bits"], 3),
     }  # fmt: skip
 
 
