@@ -26,7 +26,7 @@ from workbench.pilot.sections.readiness import Packing
 Weights = dict[str, PackedWeight | PackedMixed | Tensor]
 """By the names of :mod:`ternary_kernels.llama`."""
 
-FREQUENT_SHARE = 1 / 4
+FREQUENT_SHARE = 1 / 5
 """Rows of a mixed table that stay INT8."""
 TABLE_ROTATION = 1024
 """Inputs of mixed and INT4 tables that are rotated together, at most. What the last layer gives has

@@ -99,6 +99,7 @@ class Lookups {
     if (wanted && rows <= k.lookup_rows) stride_ = lookup_stride(linears[0].first->K);
     bytes_ = static_cast<size_t>(rows) * static_cast<size_t>(stride_) * sizeof(int16_t);
   }
+  bool any() const { return bytes_ > 0; }
   size_t scratch_bytes() const { return begin_ + bytes_; }
   void make(const Kernels& k, Acts& acts, void* scratch) const {
     if (!bytes_) return;
@@ -114,9 +115,10 @@ class Lookups {
   ptrdiff_t stride_ = 0;
 };
 
-// Portions that keep the threads even to the end without a fetch for every item.
-inline int portion_of(int items, int threads) {
-  const int portion = items / (threads * 16);
+// Portions that keep the threads even to the end without a fetch for every item; of a quarter of
+// what a thread does where an item asks ahead for much of the next one.
+inline int portion_of(int items, int threads, const Lookups& lookups) {
+  const int portion = items / (threads * (lookups.any() ? 4 : 16));
   return portion < 1 ? 1 : portion;
 }
 

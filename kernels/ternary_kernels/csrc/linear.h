@@ -424,7 +424,7 @@ void lookup_item(const Linear& linear, const Acts& acts, int item) {
   const int count = least(each, row_vectors(*linear.first) - first);
   const int M = acts.M, groups = tk::row_groups(linear.first->N);
   alignas(64) int32_t sums[kLookupRows * kVectorsAnItem * 32];
-  int32_t* sums2 = sums + count * M * 32;
+  alignas(64) int32_t sums2[kLookupRows * kVectorsAnItem * 32];
   look_up_sums(*linear.first, first, count, acts, sums);
   if (linear.second) look_up_sums(*linear.second, first, count, acts, sums2);
   const auto product = [&](const Weight& w, const int32_t* of, int group, int m) {

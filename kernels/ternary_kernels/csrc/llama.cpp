@@ -264,7 +264,7 @@ class Model {
     void* memory = worker.scratch(lookups.scratch_bytes());
     Acts acts = acts_->view(k, rows, K);
     lookups.make(k, acts, memory);
-    worker.for_each(items, portion_of(items, worker.threads()), [&](int item) {
+    worker.for_each(items, portion_of(items, worker.threads(), lookups), [&](int item) {
       int j = 0;
       while (item >= ends[j]) ++j;
       k.linear_item(linears[j], acts, item - (j ? ends[j - 1] : 0), memory);

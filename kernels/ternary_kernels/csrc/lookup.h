@@ -22,7 +22,7 @@ constexpr int kCodesABlock = 16;         // of three k each
 constexpr int kBlockWords = 5;           // vectors of 32 words
 constexpr int kVectorBytes = 64;
 constexpr int kTripleBlockBytes = kBlockWords * kVectorBytes;
-constexpr int kVectorsAnItem = 8;        // of 32 outputs
+constexpr int kVectorsAnItem = 4;        // of 32 outputs, of each weight
 // How far ahead a streaming read asks (see tiles.h); near its end for the next item's vectors.
 constexpr int kAheadBlocks = 20;
 // Sums are kept modulo 2^16 over a stretch: with weights -1, 0, 1 they are 80 times 3 * 128 at most,
@@ -72,7 +72,7 @@ inline bool looks_up(const Linear& linear, int M) {
 // of the tables.
 inline int lookup_vectors(const Linear& linear) {
   const int all = row_vectors(*linear.first);
-  int vectors = linear.second ? kVectorsAnItem / 2 : kVectorsAnItem;
+  int vectors = kVectorsAnItem;
   while (vectors > 1 && (all + vectors - 1) / vectors < 2 * linear.threads) vectors /= 2;
   return vectors;
 }
@@ -96,10 +96,7 @@ inline void look_up_stretch(const uint8_t* const (&vectors)[V], int blocks, ptrd
   TK_UNROLL for (int v = 0; v < V; ++v) words[v] = vectors[v];
   for (int b = 0; b < blocks; ++b) {
     W part[V], top[V];
-    TK_UNROLL for (int v = 0; v < V; ++v) {
-      top[v] = no_words();
-      prefetch_words(words[v] + ahead);
-    }
+    TK_UNROLL for (int v = 0; v < V; ++v) top[v] = no_words();
 #define TK_CODE(code)                                                                \
   TK_UNROLL for (int m = 0; m < M; ++m) {                                            \
     const W table = load_table(tables + m * stride + (code) * kTableWords);          \
@@ -115,6 +112,7 @@ inline void look_up_stretch(const uint8_t* const (&vectors)[V], int blocks, ptrd
 #define TK_WORDS(i)                                                                  \
   TK_UNROLL for (int v = 0; v < V; ++v) {                                            \
     part[v] = load_words(words[v] + (i) * kVectorBytes);                             \
+    __builtin_prefetch(words[v] + ahead + (i) * kVectorBytes, 0, 2);                 \
     top[v] = with_top_bit(top[v], part[v]);                                          \
   }                                                                                  \
   TK_FIELD(i, 0) TK_FIELD(i, 1) TK_FIELD(i, 2)

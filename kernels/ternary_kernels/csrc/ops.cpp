@@ -36,7 +36,7 @@ void run_linear(Worker& worker, const Kernels& k, Linear linear, Acts acts) {
   void* memory = worker.scratch(lookups.scratch_bytes());
   lookups.make(k, acts, memory);
   const int items = k.linear_items(linear, acts.M);
-  worker.for_each(items, portion_of(items, worker.threads()),
+  worker.for_each(items, portion_of(items, worker.threads(), lookups),
                   [&](int item) { k.linear_item(linear, acts, item, memory); });
 }
 
