@@ -2,7 +2,8 @@
 //
 // Names: M rows of activations, N outputs, K inputs; a row group is 16 rows of a weight.
 // Layouts: see packing.py. Functions work on one row or one item; the thread team hands out
-// the items (team.h), so a kernel never knows how many threads there are.
+// the items (team.h), so a kernel never knows more of the threads than how large items may be
+// (Linear::threads).
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

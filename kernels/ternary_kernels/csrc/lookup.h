@@ -1,10 +1,11 @@
 // Ternary weights of three codes in five bits: sums of activations are looked up, not multiplied.
 //
-// For three neighbouring k a register holds what each of their 27 combinations of codes 0..2 makes of
-// a row's activations (Acts::lookups, built once for all outputs, by each thread for itself: that is
-// sooner done than fetched from another core). A code of five bits is then an index: one permutation adds three products of 32 outputs. Sixteen codes fill five words of 16
-// bits: three in each, at bits 0, 5 and 10, which the permutation reads where they lie, and the
-// last one in the five top bits.
+// For three neighbouring k a register holds what each of their 27 combinations of codes 0..2 makes
+// of a row's activations (Acts::lookups, built once for all outputs, by each thread for itself:
+// that is sooner done than fetched from another core). A code of five bits is then an index: one
+// permutation adds three products of 32 outputs. Sixteen codes fill five words of 16 bits: three
+// in each, at bits 0, 5 and 10, which the permutation reads where they lie, and the last one in
+// the five top bits.
 //
 // Few rows only (kLookupRows): more of them meet the codes unpacked to bytes, as two-bit ones do.
 // The tables of a stretch of k stay in the first-level cache while all outputs of an item pass.
@@ -29,7 +30,9 @@ constexpr int kAheadBlocks = 20;
 // which fits, and what codes 0..2 add to that is taken off at its end.
 constexpr int kBlocksAStretch = 5;
 
-inline int triple_blocks(const Weight& w) { return (w.K + 3 * kCodesABlock - 1) / (3 * kCodesABlock); }
+inline int triple_blocks(const Weight& w) {
+  return (w.K + 3 * kCodesABlock - 1) / (3 * kCodesABlock);
+}
 inline int row_vectors(const Weight& w) { return (tk::row_groups(w.N) + 1) / 2; }
 inline const uint8_t* vector_tiles(const Weight& w, int vector) {
   return static_cast<const uint8_t*>(w.tiles) +
@@ -48,7 +51,6 @@ inline void unpack_triples(const Weight& w, int group, uint8_t* out) {
 // Sixteen tables of a block, each of 32 words.
 constexpr int kTableWords = 32;
 constexpr ptrdiff_t kBlockTableWords = kCodesABlock * kTableWords;
-
 constexpr int kExcess = 31;  // place of a stretch's sum of activations in its first table
 
 void lookup_row(const int8_t* q, int K, int16_t* tables) {

@@ -8,6 +8,8 @@
 // where kInPlacePlanes, those shifted by 4 bits) between part_start and part_end, which add their
 // argument between them, once.
 //
+// Where sums can be looked up (TK_LOOKUPS) there is also W: 32 words of 16 bits (lookup.h).
+//
 // Everything sits in a namespace of its own for each instruction set, and nothing here calls an
 // inline function of the standard library: the linker keeps one copy of each of those, and it
 // must not be the one compiled for a processor that the machine does not have.

@@ -166,8 +166,8 @@ constexpr int kLookupRows = 12;
 inline W no_words() { return _mm512_setzero_si512(); }
 inline W add_words(W a, W b) { return _mm512_add_epi16(a, b); }
 inline W less_word(W a, int16_t b) { return _mm512_sub_epi16(a, _mm512_set1_epi16(b)); }
-// The three digits in base 3 of the numbers 0 to 26 as bytes, the first half of each 128 bits of
-// the table in `of[0]`: as they come together when two registers of sums are packed into one.
+// The three digits in base 3 of the numbers 0 to 26 as bytes; four numbers in of[0], the next four
+// in of[1] and so on, as two registers of sums come together when they are packed into one.
 struct alignas(64) TripleDigits {
   uint8_t of[2][64];
   constexpr TripleDigits() : of() {
