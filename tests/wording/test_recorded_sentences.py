@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import ternary_kernels
+
 import workbench
 from workbench.wording.labels import ARMS
 from workbench.wording.reasons import PATTERNS
@@ -135,6 +137,24 @@ def test_what_the_code_may_record_is_said_in_russian() -> None:
         if name.startswith(PARTS) and not name.startswith(NOT_READ):
             found += [f"{name}: {it}" for it in untranslated(path.read_text(encoding="utf-8"))]
     assert not found, "no pattern of workbench/wording/recorded.json has\n" + "\n".join(found)
+
+
+CORES = ("llama/native.py", "llama/reference.py", "gpu/llama.py", "gpu/graphs.py")
+"""Modules of the kernels whose notes come into a record."""
+LAYERS_OF_ERRORS = ("q, k and v", "gate and up")
+
+
+def test_what_the_kernels_note_is_said_in_russian() -> None:
+    root = Path(ternary_kernels.__file__).parent
+    texts = [text for name in CORES for text in untranslated((root / name).read_text("utf-8"))]
+    assert [text for text in texts if text not in LAYERS_OF_ERRORS] == []
+    begin, end = "tiles_refused() {", "#elif defined(__aarch64__)"
+    dispatch = (root / "csrc" / "dispatch.cpp").read_text("utf-8")
+    reasons = [*filter(None, re.findall(r'"([^"]*)"', dispatch.split(begin)[1].split(end)[0]))]
+    assert len(reasons) == 3
+    for reason in reasons:
+        said = recorded(f"the processor's tile unit (AMX) is not used: {reason}", Texts("ru"))
+        assert said.known and reason.split(" (")[0] not in said.text
 
 
 def test_a_new_sentence_is_found() -> None:
